@@ -1,0 +1,182 @@
+// The pointer contract that the CPU and the CUDA kernels share: plain structs, passed by value,
+// no torch type in sight.
+//
+// Letters:  B copies of one template graph, S nodes in the template, N = B * S nodes in all
+//           (node n = copy * S + node), T time steps, F input channels, H hidden channels,
+//           E entries of the CSR after the convolution's self-loop rule, K closed node blocks.
+//
+// Rules for every pointer: it outlives the call; outputs are written completely and never alias an
+// input; nullptr means "not given" for an optional input and "not wanted" for an optional output.
+// Dense tensors are contiguous, last index fastest, unless a stride is named. Strides count elements.
+//
+// `S` (Storage) is the element type in memory: float, double, bfloat16 or half. Arithmetic runs in
+// Compute<S>: double for double, float for everything else. Gradients of parameters are Compute<S>.
+#pragma once
+
+#include <cstdint>
+
+namespace hiermt {
+
+enum class Activation : int { kNone = 0, kLeakyRelu = 1, kSigmoid = 2 };
+
+// Slope of the activation between (or after) the convolutions, and of the one inside a GATv2 score.
+constexpr double kActivationSlope = 0.01;
+constexpr double kAttentionSlope = 0.2;
+// What PyG adds to a softmax denominator.
+constexpr double kSoftmaxEpsilon = 1e-16;
+
+// A template graph with its edges sorted by target, and the same edges sorted by source.
+// Entry e of row i is the edge col[e] -> i. Entry p of transposed row j is the edge j -> t_row[p],
+// which stands at position t_perm[p] of the forward CSR.
+// blocks cuts [0, S) into ranges that no edge leaves.
+struct CsrGraph {
+  int64_t num_nodes;            // S
+  int64_t num_entries;          // E
+  int64_t copies;               // B
+  int64_t num_blocks;           // K
+  const int32_t* rowptr;        // [S + 1]
+  const int32_t* col;           // [E]
+  const int32_t* t_rowptr;      // [S + 1]
+  const int32_t* t_row;         // [E]
+  const int32_t* t_perm;        // [E]
+  const int32_t* blocks;        // [K + 1], host memory for CPU kernels
+};
+
+// x[copy, node, t, c] = data[copy * stride_copy + node * stride_node + t * stride_time + c * stride_channel].
+// Any strides: a transposed layout, an unfolded window and a slice are all read in place.
+template <class S>
+struct SequenceView {
+  const S* data;
+  int64_t channels;
+  int64_t stride_copy;
+  int64_t stride_node;
+  int64_t stride_time;
+  int64_t stride_channel;
+};
+
+// Parameters of one GATv2Conv(heads=1), PyG's layout: weight [out, in].
+template <class S>
+struct GatV2Weights {
+  const S* lin_l_weight;        // [H, F]   source side, also the message
+  const S* lin_l_bias;          // [H]
+  const S* lin_r_weight;        // [H, F]   target side
+  const S* lin_r_bias;          // [H]
+  const S* att;                 // [H]
+  const S* lin_edge_weight;     // [H] or nullptr: no edge term
+  const S* bias;                // [H]
+};
+
+template <class C>
+struct GatV2Grads {             // same shapes, each may be nullptr
+  C* lin_l_weight;
+  C* lin_l_bias;
+  C* lin_r_weight;
+  C* lin_r_bias;
+  C* att;
+  C* lin_edge_weight;
+  C* bias;
+};
+
+template <class S>
+struct GatV2ConvForward {
+  CsrGraph graph;
+  SequenceView<S> x;            // F channels
+  int64_t steps;                // T
+  int64_t hidden;               // H
+  const S* edge_weight;         // [E] in CSR order, or nullptr
+  GatV2Weights<S> weights;
+  Activation activation;
+  S* out;                       // [N, T, H] after the activation
+};
+
+template <class S, class C>
+struct GatV2ConvBackward {
+  GatV2ConvForward<S> forward;  // forward.out holds the saved output, read only
+  const S* grad_out;            // [N, T, H] cotangent of out
+  S* grad_x;                    // [N, T, F] contiguous, or nullptr
+  GatV2Grads<C> grads;
+  C* grad_edge_weight;          // [E] in CSR order, or nullptr
+};
+
+template <class S>
+struct GcnWeights {
+  const S* lin_weight;          // [H, F]
+  const S* bias;                // [H]
+};
+
+template <class C>
+struct GcnGrads {
+  C* lin_weight;
+  C* bias;
+};
+
+template <class S>
+struct GcnConvForward {
+  CsrGraph graph;
+  SequenceView<S> x;
+  int64_t steps;
+  int64_t hidden;
+  const S* norm;                // [E] d_j^-1/2 w_ij d_i^-1/2 in CSR order
+  GcnWeights<S> weights;
+  Activation activation;
+  S* out;                       // [N, T, H]
+};
+
+template <class S, class C>
+struct GcnConvBackward {
+  GcnConvForward<S> forward;
+  const S* grad_out;            // [N, T, H]
+  S* grad_x;                    // [N, T, F] or nullptr
+  GcnGrads<C> grads;
+  C* grad_norm;                 // [E] or nullptr
+};
+
+// The three gates read [x, g, h] (the candidate: [x, g, r * h]); weight [H, F + 2H], columns in that order.
+template <class S>
+struct GateWeights {
+  const S* u_weight;
+  const S* u_bias;
+  const S* r_weight;
+  const S* r_bias;
+  const S* c_weight;
+  const S* c_bias;
+};
+
+template <class C>
+struct GateGrads {
+  C* u_weight;
+  C* u_bias;
+  C* r_weight;
+  C* r_bias;
+  C* c_weight;
+  C* c_bias;
+};
+
+template <class S>
+struct GatedScanForward {
+  int64_t copies;               // B
+  int64_t num_nodes;            // S, so that x may be strided
+  int64_t steps;                // T
+  int64_t hidden;               // H
+  SequenceView<S> x;            // F channels
+  const S* g;                   // [N, T, H]
+  const S* h0;                  // [N, H] or nullptr: zeros
+  GateWeights<S> weights;
+  S* h;                         // [N, T, H], or nullptr when only the last state is wanted
+  S* h_last;                    // [N, H], or nullptr
+  S* gates;                     // [N, T, 3, H] u, r, c after their nonlinearity, or nullptr when not training
+};
+
+template <class S, class C>
+struct GatedScanBackward {
+  GatedScanForward<S> forward;  // h and gates hold the saved values, read only
+  const S* grad_h;              // [N, T, H] cotangent of h, or nullptr
+  const S* grad_h_last;         // [N, H] cotangent of h_last, or nullptr
+  S* grad_x;                    // [N, T, F] or nullptr; accumulate: added to what is there
+  bool accumulate_grad_x;
+  S* grad_g;                    // [N, T, H] or nullptr
+  S* grad_h0;                   // [N, H] or nullptr
+  GateGrads<C> grads;
+};
+
+}  // namespace hiermt

@@ -1,0 +1,50 @@
+"""Who computes: the native operators or their pure-PyTorch twins."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from hiermt import _extension, reference
+
+BACKENDS = ("auto", "native", "reference")
+
+
+def check(backend: str) -> str:
+    """Returns `backend` if it is one of :data:`BACKENDS`, raises ``ValueError`` otherwise."""
+    if backend not in BACKENDS:
+        raise ValueError(f"backend: expected one of {', '.join(BACKENDS)}, got {backend!r}")
+    return backend
+
+
+def native(backend: str, device: torch.device) -> bool:
+    """Whether the native operators run for a request of `backend` on `device`.
+
+    ``HIERMT_BACKEND`` decides where a caller asked for ``"auto"``.
+
+    Raises:
+        RuntimeError: native was asked for and is not there; the message says why.
+    """
+    if backend == "auto":
+        backend = check(os.environ.get("HIERMT_BACKEND", "auto") or "auto")
+    if backend == "reference":
+        return False
+    reason = _extension.why_not_native(device.type)
+    if reason and backend == "native":
+        raise RuntimeError(
+            f"backend 'native' was asked for but cannot run on {device.type}: {reason}; "
+            "use backend='auto' to fall back to the PyTorch twin"
+        )
+    return not reason
+
+
+def implementation(name: str, backend: str, device: torch.device) -> Callable[..., Any]:
+    """The operator `name`, native or twin."""
+    if native(backend, device):
+        from hiermt import ops
+
+        return getattr(ops, name)  # type: ignore[no-any-return]
+    return getattr(reference, name)  # type: ignore[no-any-return]

@@ -1,0 +1,289 @@
+"""A graph, checked once and sorted once, in the form the operators read."""
+
+from __future__ import annotations
+
+import weakref
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.utils.weak import WeakIdKeyDictionary
+
+from hiermt import _backend, reference
+
+_INT32_LIMIT = 2**31 - 1
+
+
+class Entries(NamedTuple):
+    """The CSR of one self-loop rule, cut down to the template when the graph is made of equal copies.
+
+    Shapes:
+        - **rowptr**, **t_rowptr:** ``[S+1]`` int32; **col**, **t_row**, **t_perm:** ``[E]`` int32
+        - **blocks:** ``[K+1]`` int32 on the CPU, node ranges that no edge leaves
+        - **edge:** ``[E]`` int64, column of ``edge_index`` behind an entry, -1 for an added loop
+        - **weight:** ``[E]`` weight (GATv2) or norm (GCN) of an entry, ``None`` for a GATv2 without weights
+    """
+
+    rowptr: Tensor
+    col: Tensor
+    t_rowptr: Tensor
+    t_row: Tensor
+    t_perm: Tensor
+    blocks: Tensor
+    edge: Tensor
+    weight: Tensor | None
+
+    @property
+    def csr(self) -> list[Tensor]:
+        """The six tensors every convolution operator takes."""
+        return [self.rowptr, self.col, self.t_rowptr, self.t_row, self.t_perm, self.blocks]
+
+
+class Graph:
+    r"""Edges and weights of a graph, validated and prepared once.
+
+    Pass it to a model in place of ``edge_index`` to pay for the preparation once; a raw ``edge_index`` works too
+    and is remembered as long as the tensor lives and is not changed. A graph that consists of equal copies of a
+    smaller one, as a PyG ``Batch`` of one static graph does, is recognised and stored once.
+
+    Args:
+        edge_index (Tensor): sources in row 0, targets in row 1.
+        edge_weight (Tensor, optional): one weight per edge; may require grad. (default: ``None``)
+        num_nodes (int): number of nodes. (default: one more than the largest index)
+        backend (str): ``"auto"``, ``"native"`` or ``"reference"``: who sorts. (default: ``"auto"``)
+
+    Shapes:
+        - **edge_index:** ``[2, E]``, int32 or int64
+        - **edge_weight:** ``[E]`` or ``[E, 1]``, floating point
+
+    Raises:
+        TypeError: `edge_index` is not an integer tensor or `edge_weight` not a floating point one.
+        ValueError: a shape does not fit, or the two tensors live on different devices.
+        IndexError: an index lies outside ``[0, num_nodes)``.
+    """
+
+    def __init__(
+        self,
+        edge_index: Tensor,
+        edge_weight: Tensor | None = None,
+        num_nodes: int | None = None,
+        *,
+        backend: str = "auto",
+    ) -> None:
+        _check_edges(edge_index, edge_weight)
+        traced = torch.compiler.is_compiling()
+        if num_nodes is None:
+            num_nodes = int(edge_index.max()) + 1 if edge_index.numel() else 0
+        if not traced:
+            _check_range(edge_index, num_nodes)
+        if num_nodes + edge_index.size(1) > _INT32_LIMIT:
+            raise ValueError(
+                f"edge_index: {edge_index.size(1)} edges and {num_nodes} nodes together pass {_INT32_LIMIT}, the "
+                "most that 32-bit offsets can address; split the graph"
+            )
+        # An alias, so that a cached graph does not keep the caller's tensor object alive.
+        self.edge_index = edge_index.detach()
+        self.edge_weight = None if edge_weight is None else edge_weight.reshape(-1)
+        self.num_nodes = num_nodes
+        self._backend = backend
+        self._traced = traced
+        self._entries: dict[tuple[int, bool, torch.dtype], Entries] = {}
+
+    @property
+    def num_edges(self) -> int:
+        """Number of edges as given, before any self-loop rule."""
+        return self.edge_index.size(1)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the edges live."""
+        return self.edge_index.device
+
+    def to(self, device: torch.device | str) -> Graph:
+        """The same graph on another device; itself if it is already there."""
+        if self.edge_index.device == torch.device(device):
+            return self
+        weight = None if self.edge_weight is None else self.edge_weight.to(device)
+        return Graph(self.edge_index.to(device), weight, self.num_nodes, backend=self._backend)
+
+    def entries(self, rule: int, weighted: bool, dtype: torch.dtype) -> Entries:
+        """CSR and weights under the self-loop rule of a convolution, computed once per combination.
+
+        Args:
+            rule (int): ``reference.GATV2_RULE`` or ``reference.GCN_RULE``.
+            weighted (bool): whether a GATv2 reads the weights; a GCN without weights takes all of them as 1.
+            dtype (torch.dtype): dtype of the weights returned.
+        """
+        key = (rule, weighted, dtype)
+        if key in self._entries:
+            return self._entries[key]
+        entries = self._prepare(rule, weighted, dtype)
+        # A weight that requires grad belongs to one autograd graph only.
+        if not self._traced and (entries.weight is None or not entries.weight.requires_grad):
+            self._entries[key] = entries
+        return entries
+
+    def __repr__(self) -> str:
+        weights = "no weights" if self.edge_weight is None else "weights"
+        return f"Graph(num_nodes={self.num_nodes}, num_edges={self.num_edges}, {weights}, device='{self.device}')"
+
+    def _prepare(self, rule: int, weighted: bool, dtype: torch.dtype) -> Entries:
+        prepare = _backend.implementation("graph_prepare", self._backend, self.device)
+        rowptr, col, edge, t_rowptr, t_row, t_perm, blocks = prepare(self.edge_index, self.num_nodes, rule)
+        if not self._traced:
+            used = int(rowptr[-1])
+            col, edge, t_row, t_perm = col[:used], edge[:used], t_row[:used], t_perm[:used]
+        edge_weight = self.edge_weight if weighted else None
+        row = reference.entry_rows(rowptr, col.numel())
+        if rule == reference.GCN_RULE:
+            weight: Tensor | None = _gcn_norm(row, col, edge, edge_weight, self.num_nodes, dtype)
+        elif edge_weight is not None:
+            weight = _gatv2_weight(row, edge, edge_weight, self.num_nodes).to(dtype)
+        else:
+            weight = None
+        entries = Entries(rowptr, col, t_rowptr, t_row, t_perm, blocks, edge, weight)
+        if self._traced or (weight is not None and weight.requires_grad):
+            return entries
+        return _template(entries)
+
+
+_cache: WeakIdKeyDictionary = WeakIdKeyDictionary()
+
+
+def as_graph(edge_index: Tensor | Graph, edge_weight: Tensor | None, num_nodes: int, backend: str = "auto") -> Graph:
+    """The graph behind what a model was called with; a raw ``edge_index`` is looked up before it is prepared.
+
+    The look-up goes by the identity of the living tensor objects and their version counters, so an edge set that
+    was changed in place, or freed and its memory reused, is prepared anew.
+
+    Raises:
+        ValueError: a :class:`Graph` came with separate weights, or has another number of nodes than `x`.
+    """
+    if isinstance(edge_index, Graph):
+        if edge_weight is not None:
+            raise ValueError(
+                "edge_weight: a Graph holds its own weights; pass them to Graph(edge_index, edge_weight, num_nodes)"
+            )
+        if num_nodes != edge_index.num_nodes:
+            raise ValueError(
+                f"x has {num_nodes} nodes, the Graph has {edge_index.num_nodes}; to run many windows on one Graph "
+                "pass x as [B, N, T, F]"
+            )
+        return edge_index
+    if torch.compiler.is_compiling() or not isinstance(edge_index, Tensor) or edge_index.is_inference():
+        return Graph(edge_index, edge_weight, num_nodes, backend=backend)
+    if edge_weight is not None and (edge_weight.requires_grad or edge_weight.is_inference()):
+        return Graph(edge_index, edge_weight, num_nodes, backend=backend)
+    stamp = (
+        edge_index._version,
+        None if edge_weight is None else edge_weight._version,
+        num_nodes,
+        backend,
+    )
+    hit = _cache.get(edge_index)
+    if hit is not None:
+        seen_stamp, seen_weight, graph = hit
+        if seen_stamp == stamp and (edge_weight is None or seen_weight() is edge_weight):
+            return graph
+    graph = Graph(edge_index, None if edge_weight is None else edge_weight.detach(), num_nodes, backend=backend)
+    _cache[edge_index] = (stamp, None if edge_weight is None else weakref.ref(edge_weight), graph)
+    return graph
+
+
+def _check_edges(edge_index: Tensor, edge_weight: Tensor | None) -> None:
+    if not isinstance(edge_index, Tensor):
+        raise TypeError(f"edge_index: expected a Tensor or a hiermt.Graph, got {type(edge_index).__name__}")
+    if edge_index.dtype not in (torch.int64, torch.int32):
+        raise TypeError(f"edge_index: expected int64 or int32, got {edge_index.dtype}; use edge_index.long()")
+    if edge_index.dim() != 2 or edge_index.size(0) != 2:
+        raise ValueError(f"edge_index: expected shape [2, E], got {list(edge_index.shape)}")
+    if edge_weight is None:
+        return
+    if not isinstance(edge_weight, Tensor):
+        raise TypeError(f"edge_weight: expected a Tensor or None, got {type(edge_weight).__name__}")
+    if not edge_weight.is_floating_point():
+        raise TypeError(f"edge_weight: expected floating point, got {edge_weight.dtype}; use edge_weight.float()")
+    edges = edge_index.size(1)
+    if edge_weight.shape not in ((edges,), (edges, 1)):
+        raise ValueError(f"edge_weight: expected {edges} weights, one per edge, got {list(edge_weight.shape)}")
+    if edge_weight.device != edge_index.device:
+        raise ValueError(f"edge_weight is on {edge_weight.device}, edge_index on {edge_index.device}; move one")
+
+
+def _check_range(edge_index: Tensor, num_nodes: int) -> None:
+    if not edge_index.numel():
+        return
+    low, high = torch.stack(edge_index.aminmax()).tolist()
+    if low < 0 or high >= num_nodes:
+        raise IndexError(
+            f"edge_index: {low if low < 0 else high} is outside [0, {num_nodes}), the nodes that there are"
+        )
+
+
+def _gatv2_weight(row: Tensor, edge: Tensor, edge_weight: Tensor, num_nodes: int) -> Tensor:
+    """Weight of each entry; an added loop has the mean of the node's incoming weights, 0 if there are none."""
+    weight = torch.cat([edge_weight, edge_weight.new_zeros(1)])
+    weight = weight.index_select(0, torch.where(edge < 0, edge_weight.numel(), edge))
+    total = weight.new_zeros(num_nodes + 1).index_add(0, row, weight)
+    count = weight.new_zeros(num_nodes + 1).index_add(0, row, (edge >= 0).to(weight.dtype))
+    return torch.where(edge < 0, (total / count.clamp(min=1)).index_select(0, row), weight)
+
+
+def _gcn_norm(
+    row: Tensor, col: Tensor, edge: Tensor, edge_weight: Tensor | None, num_nodes: int, dtype: torch.dtype
+) -> Tensor:
+    """``d_j^-1/2 w_ij d_i^-1/2`` of each entry; an added loop weighs 1."""
+    accumulate = torch.float64 if dtype == torch.float64 else torch.float32
+    if edge_weight is None:
+        weight = torch.ones(edge.shape, dtype=accumulate, device=edge.device)
+    else:
+        weight = edge_weight.to(accumulate)
+        weight = torch.cat([weight, weight.new_ones(1)])
+        weight = weight.index_select(0, torch.where(edge < 0, edge_weight.numel(), edge))
+    degree = weight.new_zeros(num_nodes + 1).index_add(0, row, weight)
+    scale = degree.pow(-0.5)
+    scale = scale.masked_fill(scale == torch.inf, 0.0)
+    return (scale.index_select(0, col) * weight * scale.index_select(0, row)).to(dtype)
+
+
+def _template(entries: Entries) -> Entries:
+    """Cuts the CSR down to the smallest graph of which it is a row of equal copies."""
+    nodes, used = entries.rowptr.numel() - 1, entries.col.numel()
+    if nodes < 2:
+        return entries
+    rowptr = entries.rowptr.cpu()
+    closed = torch.tensor([size for size in range(1, nodes // 2 + 1) if nodes % size == 0])
+    closed = closed[rowptr[closed].long() * (nodes // closed) == used]
+    for size in closed.tolist():
+        copies, per_copy = nodes // size, int(rowptr[size])
+        if _is_periodic(entries, rowptr, size, copies, per_copy):
+            return Entries(
+                rowptr=entries.rowptr[: size + 1].contiguous(),
+                col=entries.col[:per_copy].contiguous(),
+                t_rowptr=entries.t_rowptr[: size + 1].contiguous(),
+                t_row=entries.t_row[:per_copy].contiguous(),
+                t_perm=entries.t_perm[:per_copy].contiguous(),
+                blocks=_cut_blocks(entries.blocks, size),
+                edge=entries.edge[:per_copy].contiguous(),
+                weight=None if entries.weight is None else entries.weight[:per_copy].contiguous(),
+            )
+    return entries
+
+
+def _is_periodic(entries: Entries, rowptr: Tensor, size: int, copies: int, per_copy: int) -> bool:
+    degree = rowptr.diff().view(copies, size)
+    if not torch.equal(degree, degree[:1].expand_as(degree)):
+        return False
+    shift = torch.arange(copies, device=entries.col.device, dtype=torch.int32).unsqueeze(1) * size
+    col = entries.col.view(copies, per_copy) - shift
+    if not torch.equal(col, col[:1].expand_as(col)) or bool((col[0] >= size).any()):
+        return False
+    if entries.weight is None:
+        return True
+    weight = entries.weight.view(copies, per_copy)
+    return torch.equal(weight, weight[:1].expand_as(weight))
+
+
+def _cut_blocks(blocks: Tensor, size: int) -> Tensor:
+    inside = blocks[blocks < size]
+    return torch.cat([inside, torch.tensor([size], dtype=blocks.dtype)])

@@ -1,0 +1,344 @@
+"""The pure-PyTorch twin of every native operator: the oracle of the tests and the fallback at run time.
+
+Every function takes the arguments of the operator of the same name in the namespace ``torch.ops.hiermt``,
+uses stock PyTorch only, and differentiates through autograd. It is written a layer at a time: a graph
+convolution reads the input sequence and never the hidden state, so all ``T`` steps go through it in one batch,
+and only the recurrence of the gates, which touches no edge, walks through time.
+
+Letters: ``N`` nodes, ``S`` nodes of the template graph, ``B = N / S`` copies of it, ``T`` time steps, ``F`` input
+channels, ``H`` hidden channels, ``E`` entries of the compressed sparse rows (CSR), ``M = B * T`` instances.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+ATTENTION_SLOPE = 0.2
+ACTIVATION_SLOPE = 0.01
+SOFTMAX_EPSILON = 1e-16
+
+NONE, LEAKY_RELU, SIGMOID = 0, 1, 2
+GATV2_RULE, GCN_RULE = 0, 1
+
+
+def graph_prepare(edge_index: Tensor, num_nodes: int, rule: int) -> tuple[Tensor, ...]:
+    r"""Sorts edges by target and by source, after the self-loop rule of a convolution.
+
+    Both rules drop the loops that are there and append one loop as the last entry of each row. They differ in
+    what that loop stands for: under ``GATV2_RULE`` it is always new; under ``GCN_RULE`` it stands for the last
+    loop the node already had, if any (PyG's ``add_remaining_self_loops``).
+
+    Every output has a shape that follows from the shapes of the inputs. Entries past ``rowptr[-1]``, one for each
+    dropped loop, are padding.
+
+    Args:
+        edge_index (Tensor): sources in row 0, targets in row 1, each in ``[0, num_nodes)``.
+        num_nodes (int): number of nodes ``S``.
+        rule (int): ``GATV2_RULE`` or ``GCN_RULE``.
+
+    Shapes:
+        - **edge_index:** ``[2, E0]``, int32 or int64
+        - **returns:** ``rowptr [S+1]``, ``col [E]``, ``entry_edge [E]`` (int64; the column of `edge_index` behind
+          an entry, or -1), ``t_rowptr [S+1]``, ``t_row [E]``, ``t_perm [E]``, ``blocks [2]``, with
+          ``E = E0 + S``; int32 where not said otherwise
+    """
+    source, target = edge_index.long().unbind(0)
+    node = torch.arange(num_nodes, device=edge_index.device)
+    edge = torch.arange(source.numel(), device=edge_index.device)
+    is_loop = source == target
+    loop_edge = torch.full_like(node, -1)
+    if rule == GCN_RULE:
+        loop_edge = loop_edge.scatter_reduce(0, target, torch.where(is_loop, edge, -1), "amax")
+
+    # Dropped loops sort behind every row.
+    row = torch.cat([target.masked_fill(is_loop, num_nodes), node])
+    col = torch.cat([source, node])
+    entry_edge = torch.cat([edge, loop_edge])
+    row, order = row.sort(stable=True)
+    col, entry_edge = col[order], entry_edge[order]
+    padding = row == num_nodes
+    entry_edge = entry_edge.masked_fill(padding, -1)
+    bounds = torch.arange(num_nodes + 1, device=row.device)
+    rowptr = torch.searchsorted(row, bounds)
+
+    t_source, t_perm = col.masked_fill(padding, num_nodes).sort(stable=True)
+    t_rowptr = torch.searchsorted(t_source, bounds)
+    t_row = row[t_perm]
+    unused = t_source == num_nodes
+    blocks = torch.tensor([0, num_nodes], dtype=torch.int32)
+    return (
+        rowptr.int(),
+        col.masked_fill(padding, 0).int(),
+        entry_edge,
+        t_rowptr.int(),
+        t_row.masked_fill(unused, 0).int(),
+        t_perm.masked_fill(unused, 0).int(),
+        blocks,
+    )
+
+
+def entry_rows(rowptr: Tensor, num_entries: int) -> Tensor:
+    """Row (target node) of each CSR entry; padding entries get row ``S``. ``[S+1] -> [E]``, int64."""
+    entry = torch.arange(num_entries, device=rowptr.device, dtype=rowptr.dtype)
+    return torch.searchsorted(rowptr[1:], entry, right=True)
+
+
+def gatv2_conv(
+    x: Tensor,
+    csr: Sequence[Tensor],
+    edge_weight: Tensor | None,
+    params: Sequence[Tensor],
+    lin_edge: Tensor | None,
+    activation: int,
+) -> Tensor:
+    r"""GATv2 convolution with one head over every time step (Brody et al., arXiv 2105.14491; PyG ``GATv2Conv``).
+
+    .. math::
+        e_{ij} = a^\top \mathrm{leaky}_{0.2}(W_l x_j + W_r x_i + w_{ij} W_e), \quad
+        \alpha_{ij} = \mathrm{softmax}_j(e_{ij}), \quad y_i = b + \sum_j \alpha_{ij} W_l x_j
+
+    Args:
+        x (Tensor): node features.
+        csr (sequence of Tensor): ``rowptr, col, t_rowptr, t_row, t_perm, blocks`` of the template graph.
+        edge_weight (Tensor, optional): scalar weight of each CSR entry.
+        params (sequence of Tensor): ``lin_l.weight, lin_l.bias, lin_r.weight, lin_r.bias, att, bias``.
+        lin_edge (Tensor, optional): weight of the edge term; without it `edge_weight` must be ``None``.
+        activation (int): ``NONE``, ``LEAKY_RELU`` (slope 0.01) or ``SIGMOID``, applied to the result.
+
+    Shapes:
+        - **x:** ``[N, T, F]`` with ``N`` a multiple of ``S``
+        - **edge_weight:** ``[E]``
+        - **returns:** ``[N, T, H]``
+    """
+    lin_l_weight, lin_l_bias, lin_r_weight, lin_r_bias, att, bias = params
+    rowptr, col = csr[0], csr[1].long()
+    num_nodes, steps = rowptr.numel() - 1, x.size(1)
+    row = entry_rows(rowptr, col.numel())
+
+    instances = _nodes_first(x, num_nodes)  # [S, F, M]
+    x_l = torch.matmul(lin_l_weight, instances) + lin_l_bias.unsqueeze(-1)  # [S, H, M]
+    x_r = torch.matmul(lin_r_weight, instances) + lin_r_bias.unsqueeze(-1)
+    x_j = x_l.index_select(0, col)  # [E, H, M]
+    z = x_j + x_r.index_select(0, row.clamp(max=max(num_nodes - 1, 0)))
+    if edge_weight is not None and lin_edge is not None:
+        z = z + (edge_weight.unsqueeze(-1) * lin_edge.reshape(1, -1)).unsqueeze(-1)
+    score = torch.matmul(att.reshape(1, 1, -1), F.leaky_relu(z, ATTENTION_SLOPE)).squeeze(1)  # [E, M]
+    alpha = _row_softmax(score, row, num_nodes)
+    y = _row_sum(alpha.unsqueeze(1) * x_j, row, num_nodes) + bias.unsqueeze(-1)
+    return _activate(_nodes_last(y, steps), activation)
+
+
+def gcn_conv(x: Tensor, csr: Sequence[Tensor], norm: Tensor, params: Sequence[Tensor], activation: int) -> Tensor:
+    r"""GCN convolution over every time step (Kipf and Welling, arXiv 1609.02907; PyG ``GCNConv``).
+
+    .. math:: y_i = b + \sum_j d_j^{-1/2} w_{ij} d_i^{-1/2} \, W x_j
+
+    Args:
+        x (Tensor): node features.
+        csr (sequence of Tensor): ``rowptr, col, t_rowptr, t_row, t_perm, blocks`` of the template graph.
+        norm (Tensor): normalised weight of each CSR entry.
+        params (sequence of Tensor): ``lin.weight, bias``.
+        activation (int): ``NONE``, ``LEAKY_RELU`` (slope 0.01) or ``SIGMOID``, applied to the result.
+
+    Shapes:
+        - **x:** ``[N, T, F]`` with ``N`` a multiple of ``S``
+        - **norm:** ``[E]``
+        - **returns:** ``[N, T, H]``
+    """
+    weight, bias = params
+    rowptr, col = csr[0], csr[1].long()
+    num_nodes, steps = rowptr.numel() - 1, x.size(1)
+    row = entry_rows(rowptr, col.numel())
+    projected = torch.matmul(weight, _nodes_first(x, num_nodes))  # [S, H, M]
+    message = norm.view(-1, 1, 1) * projected.index_select(0, col)
+    y = _row_sum(message, row, num_nodes) + bias.unsqueeze(-1)
+    return _activate(_nodes_last(y, steps), activation)
+
+
+def gated_scan(
+    x: Tensor, g: Tensor, h0: Tensor | None, gates: Sequence[Tensor], sequence: bool
+) -> Tensor:
+    r"""The recurrence of the T-GCN cell (Zhao et al., arXiv 1811.05320, eqs. 3 to 6).
+
+    .. math::
+        u_t = \sigma(W_u [x_t, g_t, h_{t-1}] + b_u), \quad r_t = \sigma(W_r [x_t, g_t, h_{t-1}] + b_r)
+
+        c_t = \tanh(W_c [x_t, g_t, r_t \odot h_{t-1}] + b_c), \quad h_t = u_t \odot h_{t-1} + (1 - u_t) \odot c_t
+
+    Args:
+        x (Tensor): input of the layer.
+        g (Tensor): its graph convolution after the sigmoid (eq. 2).
+        h0 (Tensor, optional): state before the first step, zeros by default.
+        gates (sequence of Tensor): ``u.weight, u.bias, r.weight, r.bias, c.weight, c.bias``.
+        sequence (bool): return every state, or only the last.
+
+    Shapes:
+        - **x:** ``[N, T, F]``, **g:** ``[N, T, H]``, **h0:** ``[N, H]``, weights ``[H, F + 2H]``
+        - **returns:** ``[N, T, H]``, or ``[N, H]`` if not `sequence`
+    """
+    u_weight, u_bias, r_weight, r_bias, c_weight, c_bias = gates
+    hidden, inputs = u_weight.size(0), u_weight.size(1) - u_weight.size(0)
+    weight = torch.cat([u_weight, r_weight, c_weight])
+    from_input = F.linear(
+        torch.cat([x, g], dim=-1).transpose(0, 1), weight[:, :inputs], torch.cat([u_bias, r_bias, c_bias])
+    )  # [T, N, 3H]: what does not depend on the state, for all steps at once
+    from_state_ur = weight[: 2 * hidden, inputs:].t()
+    from_state_c = weight[2 * hidden :, inputs:].t()
+
+    h = x.new_zeros(x.size(0), hidden) if h0 is None else h0
+    states = []
+    for step in from_input.unbind(0):
+        step_ur, step_c = step.split([2 * hidden, hidden], dim=-1)
+        u, r = torch.sigmoid(torch.addmm(step_ur, h, from_state_ur)).chunk(2, dim=-1)
+        c = torch.tanh(torch.addmm(step_c, r * h, from_state_c))
+        h = u * h + (1 - u) * c
+        if sequence:
+            states.append(h)
+    if not sequence:
+        return h
+    return torch.stack(states, dim=1) if states else x.new_zeros(x.size(0), 0, hidden)
+
+
+def tgcn_layer(
+    x: Tensor,
+    csr: Sequence[Tensor],
+    edge_weight: Tensor | None,
+    conv_params: Sequence[Tensor],
+    gate_params: Sequence[Tensor],
+    conv_layers: int,
+    gat: bool,
+    edge: bool,
+    between: bool,
+    sequence: bool,
+) -> Tensor:
+    r"""One T-GCN layer: convolution stack, sigmoid, gated scan (arXiv 1811.05320, eqs. 2 to 6).
+
+    Args:
+        x (Tensor): input of the layer.
+        csr (sequence of Tensor): ``rowptr, col, t_rowptr, t_row, t_perm, blocks`` of the template graph.
+        edge_weight (Tensor, optional): weight (GATv2) or norm (GCN) of each CSR entry.
+        conv_params (sequence of Tensor): the parameters of :func:`gatv2_conv` (followed by ``lin_edge.weight`` if
+            `edge`) or of :func:`gcn_conv`, convolution after convolution.
+        gate_params (sequence of Tensor): the parameters of :func:`gated_scan`.
+        conv_layers (int): number of convolutions.
+        gat (bool): GATv2 or GCN.
+        edge (bool): whether each GATv2 has an edge term.
+        between (bool): leaky_relu between the convolutions only, or after the last one too.
+        sequence (bool): return every state, or only the last.
+
+    Shapes:
+        - **x:** ``[N, T, F]``
+        - **returns:** ``[N, T, H]``, or ``[N, H]`` if not `sequence`
+    """
+    per_conv = len(conv_params) // conv_layers
+    g = x
+    for i in range(conv_layers):
+        params = conv_params[i * per_conv : (i + 1) * per_conv]
+        last = i == conv_layers - 1
+        activation = LEAKY_RELU if not last else SIGMOID if between else NONE
+        if gat:
+            lin_edge = params[6] if edge else None
+            g = gatv2_conv(g, csr, edge_weight if edge else None, params[:6], lin_edge, activation)
+        else:
+            assert edge_weight is not None
+            g = gcn_conv(g, csr, edge_weight, params, activation)
+    if not between:
+        g = torch.sigmoid(F.leaky_relu(g, ACTIVATION_SLOPE))
+    return gated_scan(x, g, None, gate_params, sequence)
+
+
+def decision(
+    h: Tensor,
+    out_weight: Tensor,
+    out_bias: Tensor,
+    signal_weight: Tensor,
+    signal_bias: Tensor,
+    direction_weight: Tensor,
+    direction_bias: Tensor,
+    threshold: float,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    r"""From the last hidden state to the hierarchical decision: output linear, two heads, softmax, gate.
+
+    Args:
+        h (Tensor): last hidden state.
+        out_weight, out_bias (Tensor): output linear of the backbone.
+        signal_weight, signal_bias (Tensor): head that tells Noise (0) from Signal (1).
+        direction_weight, direction_bias (Tensor): head that tells Down (0) from Up (1).
+        threshold (float): a row is a signal iff ``P(signal) > threshold``.
+
+    Shapes:
+        - **h:** ``[N, H]``, out ``[K, H]``, heads ``[2, K]``
+        - **returns:** signal logits ``[N, 2]``, direction logits ``[N, 2]``, and what
+          :func:`decision_from_logits` returns
+    """
+    features = F.linear(h, out_weight, out_bias)
+    signal_logits = F.linear(features, signal_weight, signal_bias)
+    direction_logits = F.linear(features, direction_weight, direction_bias)
+    return signal_logits, direction_logits, *decision_from_logits(signal_logits, direction_logits, threshold)
+
+
+def decision_from_logits(
+    signal_logits: Tensor, direction_logits: Tensor, threshold: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    r"""The hierarchical decision: Neutral unless there is a signal, else Down or Up.
+
+    A tie between Down and Up is Down and a tie between Noise and Signal is Noise, as ``argmax`` has it. A row
+    with NaN among its signal logits is Neutral. The result carries no gradient.
+
+    Args:
+        signal_logits, direction_logits (Tensor): logits of the two heads.
+        threshold (float): a row is a signal iff ``P(signal) > threshold``.
+
+    Shapes:
+        - **signal_logits**, **direction_logits:** ``[N, 2]``
+        - **returns:** probabilities ``[N, 4]`` (noise, signal, down, up), predictions ``[N]`` (int64: 0 Down,
+          1 Neutral, 2 Up), confidences ``[N]`` (of the direction where there is a signal, else of the signal head)
+    """
+    signal = torch.softmax(signal_logits.detach(), dim=-1)
+    direction = torch.softmax(direction_logits.detach(), dim=-1)
+    is_signal = signal[..., 1] > threshold
+    up = direction[..., 1] > direction[..., 0]
+    predictions = torch.where(is_signal, 2 * up.long(), 1)
+    confidences = torch.where(is_signal, direction.amax(-1), signal.amax(-1))
+    return torch.cat([signal, direction], dim=-1), predictions, confidences
+
+
+def _nodes_first(x: Tensor, num_nodes: int) -> Tensor:
+    """``[B*S, T, F] -> [S, F, M]``: instances (copy, step) contiguous, so that an edge moves whole rows."""
+    nodes, steps, channels = x.shape
+    copies = nodes // num_nodes if num_nodes else 1
+    return x.reshape(copies, num_nodes, steps, channels).permute(1, 3, 0, 2).reshape(num_nodes, channels, copies * steps)
+
+
+def _nodes_last(y: Tensor, steps: int) -> Tensor:
+    """``[S, H, M] -> [B*S, T, H]``, the way back from :func:`_nodes_first`."""
+    num_nodes, channels, instances = y.shape
+    copies = instances // steps if steps else 1
+    y = y.reshape(num_nodes, channels, copies, steps).permute(2, 0, 3, 1)
+    return y.reshape(copies * num_nodes, steps, channels)
+
+
+def _row_sum(values: Tensor, row: Tensor, num_rows: int) -> Tensor:
+    """Sums the entries of each row; row `num_rows` holds the padding and is dropped."""
+    out = values.new_zeros(num_rows + 1, *values.shape[1:])
+    return out.index_add(0, row, values)[:num_rows]
+
+
+def _row_softmax(score: Tensor, row: Tensor, num_rows: int) -> Tensor:
+    """Softmax over the entries of each row, as PyG has it: maximum subtracted, epsilon in the denominator."""
+    index = row.unsqueeze(-1).expand_as(score)
+    top = score.new_full((num_rows + 1, score.size(1)), -torch.inf)
+    top = top.scatter_reduce(0, index, score.detach(), "amax")
+    exp = torch.exp(score - top.index_select(0, row))
+    total = score.new_zeros(num_rows + 1, score.size(1)).index_add(0, row, exp)
+    return exp / (total.index_select(0, row) + SOFTMAX_EPSILON)
+
+
+def _activate(y: Tensor, activation: int) -> Tensor:
+    if activation == SIGMOID:
+        return torch.sigmoid(y)
+    return F.leaky_relu(y, ACTIVATION_SLOPE) if activation == LEAKY_RELU else y
