@@ -1,0 +1,9 @@
+// The little of the CUDA runtime that host entries need, without a CUDA header. Errors are cudaError_t values.
+#pragma once
+
+namespace hiermt::cuda {
+
+int set_device(int device);
+const char* error_string(int error);
+
+}  // namespace hiermt::cuda

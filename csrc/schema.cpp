@@ -1,0 +1,48 @@
+// Every operator of the namespace `hiermt`, each under its contract. Host entries register implementations for
+// CPU and CUDA in csrc/<op>.cpp; fake, autograd and autocast rules live in hiermt/ops*.py; the twin of an
+// operator has the same name in hiermt/reference.py.
+//
+// Letters:  B copies of one template graph, S nodes in the template, N = B * S nodes in all
+//           (node n = copy * S + node), T time steps, F input channels, H hidden channels, E entries of the
+//           CSR after the convolution's self-loop rule, E0 edges as given, K channels between two linears
+// csr:      rowptr [S+1], col [E], t_rowptr [S+1], t_row [E], t_perm [E], blocks [any], all int32; blocks on the CPU
+// dtypes:   float is any of float32, float64, bfloat16 and, on CUDA, float16; one op call sees one of them.
+//           Gradients of parameters have the dtype that the kernel computes in: float64 for float64, else float32.
+// Outputs are contiguous. An output that was not asked for is an empty tensor.
+#include <torch/csrc/stable/library.h>
+
+STABLE_TORCH_LIBRARY(hiermt, m) {
+  // Sorts edges by target (rowptr, col) and by source (t_rowptr, t_row, t_perm) under a self-loop rule.
+  //   edge_index [2, E0] int32 or int64, sources in row 0; rule 0: GATv2, 1: GCN
+  //   -> rowptr [S+1], col [E], entry_edge [E] int64 (column of edge_index, -1 for an added loop), t_rowptr [S+1],
+  //      t_row [E], t_perm [E], blocks [any]: cuts of [0, S) that no edge crosses.  E = E0 + S; the entries past
+  //      rowptr[S], one for each dropped loop, are padding.
+  m.def(
+      "graph_prepare(Tensor edge_index, int num_nodes, int rule) -> "
+      "(Tensor rowptr, Tensor col, Tensor entry_edge, Tensor t_rowptr, Tensor t_row, Tensor t_perm, Tensor blocks)");
+
+  // Output linear [K, H], signal and direction heads [2, K], softmax, decision, in one pass over h [N, H] (any
+  // strides). A row is a signal iff P(signal) > threshold.
+  //   outputs: bits 1 logits, 2 probabilities, 4 predictions, 8 confidences
+  //   -> signal_logits [N, 2], direction_logits [N, 2], probabilities [N, 4] (noise, signal, down, up),
+  //      predictions [N] int64 (0 Down, 1 Neutral, 2 Up), confidences [N]
+  m.def(
+      "decision(Tensor h, Tensor out_weight, Tensor out_bias, Tensor signal_weight, Tensor signal_bias, "
+      "Tensor direction_weight, Tensor direction_bias, float threshold, int outputs) -> "
+      "(Tensor signal_logits, Tensor direction_logits, Tensor probabilities, Tensor predictions, "
+      "Tensor confidences)");
+
+  // Cotangents of the logits, [N, 2] each, to those of everything they depend on.
+  //   -> grad_h [N, H], grad_out_weight [K, H], grad_out_bias [K], grad_signal_weight [2, K], grad_signal_bias [2],
+  //      grad_direction_weight [2, K], grad_direction_bias [2]
+  m.def(
+      "decision_backward(Tensor grad_signal_logits, Tensor grad_direction_logits, Tensor h, Tensor out_weight, "
+      "Tensor out_bias, Tensor signal_weight, Tensor direction_weight, bool need_h, bool need_params) -> "
+      "(Tensor grad_h, Tensor grad_out_weight, Tensor grad_out_bias, Tensor grad_signal_weight, "
+      "Tensor grad_signal_bias, Tensor grad_direction_weight, Tensor grad_direction_bias)");
+
+  // The decision alone, from logits [N, 2] (any strides); outputs as in `decision`, bits 2 to 8.
+  m.def(
+      "decision_from_logits(Tensor signal_logits, Tensor direction_logits, float threshold, int outputs) -> "
+      "(Tensor probabilities, Tensor predictions, Tensor confidences)");
+}
