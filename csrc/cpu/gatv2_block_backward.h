@@ -1,0 +1,235 @@
+// The adjoint of gatv2_block.h. Nothing but x and the cotangent of the pre-activation output is read; scores
+// and attention are computed again. With d_i the cotangent of out_i before the activation:
+//
+//   da_e = d_i . x_l[j]                        ds_e = a_e (da_e - sum_k a_k da_k)
+//   q_e  = ds_e leaky'(z_e)                    datt = sum_e leaky(z_e) ds_e = sum_e q_e z_e
+//   dx_l[j] += a_e d_i + att q_e               dx_r[i] = att sum_e q_e
+//   dW_e = att sum_e w_e q_e                   dw_e = sum_c W_e att q_e
+#pragma once
+
+#include "gatv2_block.h"
+
+namespace hiermt {
+namespace cpu {
+namespace HIERMT_ISA {
+
+// Sums over nodes and instances, one vector of lanes each, that the tasks of one group share.
+template <class C>
+struct GatV2Sums {
+  C* left_weight;   // [padded, inputs]
+  C* right_weight;  // [padded, inputs]
+  C* left_bias;     // [padded]
+  C* right_bias;    // [padded]
+  C* att;           // [padded]
+  C* edge;          // [padded], still to be multiplied with att
+  C* bias;          // [padded]
+
+  // Vectors in all, and the sums laid out in `data` in the order above.
+  static int64_t vectors(int64_t padded, int64_t inputs) { return padded * (2 * inputs + 5); }
+  static GatV2Sums over(C* data, int64_t padded, int64_t inputs) {
+    constexpr int L = kLanes<C>;
+    const int64_t weight = padded * inputs * L, vector = padded * L;
+    C* vectors = data + 2 * weight;
+    return {data,
+            data + weight,
+            vectors,
+            vectors + vector,
+            vectors + 2 * vector,
+            vectors + 3 * vector,
+            vectors + 4 * vector};
+  }
+};
+
+// Writable room for the entries of one target.
+template <class C>
+struct EntryScratch {
+  C* score;     // [degree][lane] scores, then attention
+  C* dscore;    // [degree][lane] their cotangents
+  C* edge_dot;  // [degree][lane], read with an edge weight gradient only
+};
+
+namespace detail {
+
+// score[e] = a_e, dscore[e] = ds_e
+template <bool kEdge, class C>
+HIERMT_INLINE void score_cotangents(const GatV2Packed<C>& p, const Neighbourhood<C>& g, int64_t begin,
+                                    int64_t end, const C* right, const C* dout,
+                                    const EntryScratch<C>& scratch) {
+  constexpr int L = kLanes<C>;
+  const int64_t degree = end - begin;
+  const Vec<C> top = scores<kEdge>(p, g, begin, end, right, scratch.score);
+  const Vec<C> scale = exponentials(scratch.score, degree, top);
+  for (int64_t c = 0; c < p.padded; c += kOutTile) {
+    Vec<C> d[kOutTile];
+    for (int k = 0; k < kOutTile; ++k) d[k] = load(dout + (c + k) * L);
+    for (int64_t e = begin; e < end; ++e) {
+      const C* source = g.left.node(g.source(e)) + c * L;
+      C* slot = scratch.dscore + (e - begin) * L;
+      Vec<C> even = c > 0 ? load(slot) : zero<C>(), odd = zero<C>();
+      for (int k = 0; k < kOutTile; k += 2) {
+        even = fma(d[k], load(source + k * L), even);
+        odd = fma(d[k + 1], load(source + (k + 1) * L), odd);
+      }
+      store(slot, even + odd);
+    }
+  }
+  Vec<C> mean = zero<C>();
+  for (int64_t e = 0; e < degree; ++e) {
+    const Vec<C> a = load(scratch.score + e * L) * scale;
+    store(scratch.score + e * L, a);
+    mean = fma(a, load(scratch.dscore + e * L), mean);
+  }
+  for (int64_t e = 0; e < degree; ++e) {
+    store(scratch.dscore + e * L, load(scratch.score + e * L) * (load(scratch.dscore + e * L) - mean));
+  }
+}
+
+}  // namespace detail
+
+// One target: reads x_r[i] from `right` and leaves dx_r[i] there, adds to dx_l of the sources and to the
+// sums. edge_gradient[e] receives the sum over the lanes of dw_e, or is nullptr.
+template <bool kEdge, bool kEdgeGradient, class C>
+HIERMT_INLINE void attend_backward(const GatV2Packed<C>& p, const Neighbourhood<C>& g, int64_t i,
+                                   const C* dout, C* right, const TileSpan<C>& dleft,
+                                   const GatV2Sums<C>& sums, const EntryScratch<C>& scratch,
+                                   C* edge_gradient) {
+  constexpr int L = kLanes<C>;
+  constexpr int kBlock = kOutTile / 2;
+  const int64_t begin = g.rowptr[g.first + i], end = g.rowptr[g.first + i + 1];
+  detail::score_cotangents<kEdge>(p, g, begin, end, right, dout, scratch);
+  const Vec<C> slope = broadcast(C(kAttentionSlope));
+  for (int64_t c = 0; c < p.padded; c += kBlock) {
+    Vec<C> target[kBlock], d[kBlock], att[kBlock], edge[kBlock], sum_q[kBlock], sum_qz[kBlock],
+        sum_wq[kBlock];
+    for (int k = 0; k < kBlock; ++k) {
+      target[k] = load(right + (c + k) * L);
+      d[k] = load(dout + (c + k) * L);
+      att[k] = broadcast(p.att[c + k]);
+      edge[k] = broadcast(p.edge[c + k]);
+      sum_q[k] = zero<C>();
+      sum_qz[k] = load(sums.att + (c + k) * L);
+      sum_wq[k] = kEdge ? load(sums.edge + (c + k) * L) : zero<C>();
+    }
+    for (int64_t e = begin; e < end; ++e) {
+      const int64_t j = g.source(e);
+      const C* source = g.left.node(j) + c * L;
+      C* dsource = dleft.node(j) + c * L;
+      const Vec<C> weight = broadcast(kEdge ? g.edge_weight[e] : C(0));
+      const Vec<C> a = load(scratch.score + (e - begin) * L);
+      const Vec<C> ds = load(scratch.dscore + (e - begin) * L);
+      const Vec<C> ds_below = ds * slope;
+      Vec<C> dot = zero<C>();
+      if (kEdgeGradient && c > 0) dot = load(scratch.edge_dot + (e - begin) * L);
+      for (int k = 0; k < kBlock; ++k) {
+        const Vec<C> z = (kEdge ? fma(edge[k], weight, target[k]) : target[k]) + load(source + k * L);
+        const Vec<C> q = z > zero<C>() ? ds : ds_below;
+        sum_q[k] += q;
+        sum_qz[k] = fma(q, z, sum_qz[k]);
+        if (kEdge) sum_wq[k] = fma(q, weight, sum_wq[k]);
+        if (kEdgeGradient) dot = fma(q, att[k] * edge[k], dot);
+        store(dsource + k * L, fma(att[k], q, fma(a, d[k], load(dsource + k * L))));
+      }
+      if (kEdgeGradient) store(scratch.edge_dot + (e - begin) * L, dot);
+    }
+    for (int k = 0; k < kBlock; ++k) {
+      store(right + (c + k) * L, att[k] * sum_q[k]);
+      store(sums.att + (c + k) * L, sum_qz[k]);
+      if (kEdge) store(sums.edge + (c + k) * L, sum_wq[k]);
+    }
+  }
+  if (kEdgeGradient) {
+    for (int64_t e = begin; e < end; ++e)
+      edge_gradient[e] += reduce_add(load(scratch.edge_dot + (e - begin) * L));
+  }
+}
+
+// The tiles of one convolution's backward over a closed range of `nodes` nodes.
+template <class C>
+struct GatV2BackwardTiles {
+  int64_t nodes;
+  TileSpan<const C> x;      // [inputs]
+  TileSpan<const C> dout;   // [padded]
+  TileSpan<C> left, right;  // [padded] x_l and x_r in; `right` holds dx_r afterwards
+  TileSpan<C> dleft;        // [padded] dx_l, zero before
+};
+
+// From x_l and x_r to dx_l and dx_r of all nodes of the tile, and everything that is added to the sums.
+template <bool kEdge, bool kEdgeGradient, class C>
+HIERMT_INLINE void conv_backward(const GatV2Packed<C>& p, const Neighbourhood<C>& g,
+                                 const GatV2BackwardTiles<C>& t, const GatV2Sums<C>& sums,
+                                 const EntryScratch<C>& scratch, C* edge_gradient) {
+  for (int64_t i = 0; i < t.nodes; ++i) {
+    attend_backward<kEdge, kEdgeGradient>(p, g, i, t.dout.node(i), t.right.node(i), t.dleft, sums, scratch,
+                                          edge_gradient);
+  }
+}
+
+// The gradients of both projections and of the bias.
+template <class C>
+HIERMT_INLINE void projection_sums(const GatV2Packed<C>& p, const GatV2BackwardTiles<C>& t,
+                                   const GatV2Sums<C>& sums) {
+  const TileSpan<const C> dleft{t.dleft.data, t.dleft.node_stride}, dright{t.right.data, t.right.node_stride};
+  weight_gradient(dleft, p.padded, t.x, p.inputs, 0, t.nodes, sums.left_weight);
+  weight_gradient(dright, p.padded, t.x, p.inputs, 0, t.nodes, sums.right_weight);
+  bias_gradient(dleft, p.padded, 0, t.nodes, sums.left_bias);
+  bias_gradient(dright, p.padded, 0, t.nodes, sums.right_bias);
+  bias_gradient(t.dout, p.padded, 0, t.nodes, sums.bias);
+}
+
+// W_l and W_r transposed, for dx = W_l^T dx_l + W_r^T dx_r.
+template <class C>
+struct GatV2Transposed {
+  PackedMatrix<C> left, right;
+  int64_t padded_inputs() const { return left.outputs; }
+};
+template <class S, class C = Compute<S>>
+GatV2Transposed<C> pack_transposed(ScratchFrame& frame, const GatV2Weights<S>& w, int64_t inputs,
+                                   int64_t hidden) {
+  C* none = frame.take<C>(padded_channels(inputs));
+  for (int64_t i = 0; i < padded_channels(inputs); ++i) none[i] = C(0);
+  return {
+      {padded_channels(inputs), hidden, pack_matrix(frame, w.lin_l_weight, inputs, hidden, 1, inputs), none},
+      {padded_channels(inputs), hidden, pack_matrix(frame, w.lin_r_weight, inputs, hidden, 1, inputs),
+       nullptr}};
+}
+
+// dx of the nodes [begin, end), into the rows from 0 on of `dx`.
+template <class C>
+HIERMT_INLINE void input_cotangent(const GatV2Transposed<C>& w, const GatV2BackwardTiles<C>& t, int64_t begin,
+                                   int64_t end, const TileSpan<C>& dx) {
+  product(w.left, {t.dleft.node(begin), t.dleft.node_stride}, dx, 0, end - begin);
+  product(w.right, {t.right.node(begin), t.right.node_stride}, dx, 0, end - begin);
+}
+
+// Adds up the lanes: totals[k] for each vector of the sums, in their order.
+template <class C>
+void reduce_lanes(const C* sums, int64_t vectors, C* totals) {
+  for (int64_t k = 0; k < vectors; ++k) totals[k] = reduce_add(load(sums + k * kLanes<C>));
+}
+
+// Writes the gradients that are wanted from totals[groups][vectors], added up in the order of the groups.
+template <class C>
+void write_gradients(const GatV2Packed<C>& p, const C* totals, int64_t groups, const GatV2Grads<C>& grads) {
+  const int64_t stride = GatV2Sums<C>::vectors(p.padded, p.inputs);
+  const auto total = [&](int64_t k) {
+    C sum = C(0);
+    for (int64_t g = 0; g < groups; ++g) sum += totals[g * stride + k];
+    return sum;
+  };
+  const int64_t weight = p.padded * p.inputs, vectors = 2 * weight;
+  for (int64_t k = 0; k < p.hidden * p.inputs; ++k) {
+    if (grads.lin_l_weight) grads.lin_l_weight[k] = total(k);
+    if (grads.lin_r_weight) grads.lin_r_weight[k] = total(weight + k);
+  }
+  for (int64_t c = 0; c < p.hidden; ++c) {
+    if (grads.lin_l_bias) grads.lin_l_bias[c] = total(vectors + c);
+    if (grads.lin_r_bias) grads.lin_r_bias[c] = total(vectors + p.padded + c);
+    if (grads.att) grads.att[c] = total(vectors + 2 * p.padded + c);
+    if (grads.lin_edge_weight) grads.lin_edge_weight[c] = p.att[c] * total(vectors + 3 * p.padded + c);
+    if (grads.bias) grads.bias[c] = total(vectors + 4 * p.padded + c);
+  }
+}
+
+}  // namespace HIERMT_ISA
+}  // namespace cpu
+}  // namespace hiermt
