@@ -1,0 +1,260 @@
+// Forward of the gated scan. Lanes are hidden channels; a tile of nodes goes through all steps together, and
+// all products of a step (input and state alike) stay in registers until they are summed up.
+#include "gated_scan.h"
+
+#include "kernels.h"
+#include "parallel.h"
+#include "vmath.h"
+
+namespace hiermt {
+namespace cpu {
+namespace HIERMT_ISA {
+
+namespace {
+
+// Nodes of one task: few enough to balance the load, many enough to repay the call.
+constexpr int64_t kTaskNodes = 4 * kTileRows;
+
+// weight[j, column] for the lanes j of vector v.
+template <class S>
+void pack_column(Compute<S>* to, const S* weight, int64_t row_stride, int64_t column, int64_t hidden,
+                 int64_t v) {
+  using C = Compute<S>;
+  for (int l = 0; l < kLanes<C>; ++l) {
+    const int64_t j = v * kLanes<C> + l;
+    to[l] = j < hidden ? to_compute(weight[j * row_stride + column]) : C(0);
+  }
+}
+
+template <class S>
+class ForwardTile {
+ public:
+  using C = Compute<S>;
+  using V = Vec<C>;
+  static constexpr int kL = kLanes<C>;
+
+  ForwardTile(const GatedScanForward<S>& p, const PackedGates<C>& packed, ScratchFrame& frame)
+      : p_(p), packed_(packed), padded_(packed.vectors * kL) {
+    h_ = frame.take<C>(kTileRows * padded_);
+    rh_ = frame.take<C>(kTileRows * padded_);
+    z_ = frame.take<C>(3 * kTileRows * padded_);
+    x_ = frame.take<C>(kTileRows * p.x.channels);
+    g_ = frame.take<C>(kTileRows * p.hidden);
+    x_in_place_ = sizeof(S) == sizeof(C) && p.x.stride_channel == 1;
+  }
+
+  // Nodes [first, first + count), count <= kTileRows; g is the row of the first.
+  void run(int64_t first, int count, const S* g) {
+    start(first, count, g);
+    for (int64_t t = 0; t < p_.steps; ++t) {
+      set_inputs(t);
+      for (int64_t v = 0; v < packed_.vectors; ++v) {
+        for (int i = 0; i < kTileRows; i += kBlockRows) project(v, i);
+      }
+      for (int64_t v = 0; v < packed_.vectors; ++v) gate(v, t);
+      for (int64_t v = 0; v < packed_.vectors; ++v) update(v, t);
+    }
+    if (p_.h_last != nullptr) finish();
+  }
+
+ private:
+  void start(int64_t first, int count, const S* g) {
+    first_ = first;
+    count_ = count;
+    for (int i = 0; i < kTileRows; ++i) {
+      // Rows past the count repeat the first node and are never stored.
+      const int64_t node = first + (i < count ? i : 0);
+      x_base_[i] =
+          p_.x.data + node / p_.num_nodes * p_.x.stride_copy + node % p_.num_nodes * p_.x.stride_node;
+      g_base_[i] = g + (node - first) * p_.steps * p_.hidden;
+      h_rows_[i] = h_ + i * padded_;
+      rh_rows_[i] = rh_ + i * padded_;
+      for (int64_t v = 0; v < packed_.vectors; ++v) {
+        const V h0 = p_.h0 == nullptr ? V{} : load_channels(p_.h0 + node * p_.hidden, v);
+        store(h_ + i * padded_ + v * kL, h0);
+      }
+    }
+  }
+
+  // Where the step's rows of x and g are: in place, or copied when their storage is not one to broadcast
+  // from.
+  void set_inputs(int64_t t) {
+    for (int i = 0; i < kTileRows; ++i) {
+      const S* x = x_base_[i] + t * p_.x.stride_time;
+      const S* g = g_base_[i] + t * p_.hidden;
+      if constexpr (sizeof(S) == sizeof(C)) {
+        g_rows_[i] = g;
+        if (x_in_place_) {
+          x_rows_[i] = x;
+          continue;
+        }
+      } else {
+        C* copy = g_ + i * p_.hidden;
+        for (int64_t k = 0; k < p_.hidden; ++k) copy[k] = to_compute(g[k]);
+        g_rows_[i] = copy;
+      }
+      C* copy = x_ + i * p_.x.channels;
+      for (int64_t k = 0; k < p_.x.channels; ++k) copy[k] = to_compute(x[k * p_.x.stride_channel]);
+      x_rows_[i] = copy;
+    }
+  }
+
+  // z_u, z_r = W [x, g, h] + b and the part of z_c that does not wait for r, for rows [i, i + kBlockRows).
+  HIERMT_INLINE void project(int64_t v, int i) {
+    const C* bias = packed_.bias + v * 3 * kL;
+    const C* input = packed_.input + v * (p_.x.channels + p_.hidden) * 3 * kL;
+    V z[3][kBlockRows];
+    for (int gate = 0; gate < 3; ++gate) {
+      for (int row = 0; row < kBlockRows; ++row) z[gate][row] = load(bias + gate * kL);
+    }
+    add_product<3>(z, x_rows_ + i, p_.x.channels, input);
+    add_product<3>(z, g_rows_ + i, p_.hidden, input + p_.x.channels * 3 * kL);
+    add_product<2>(z, h_rows_ + i, p_.hidden, packed_.state_ur + v * p_.hidden * 2 * kL);
+    for (int gate = 0; gate < 3; ++gate) {
+      for (int row = 0; row < kBlockRows; ++row) store(z_at(gate, v, i + row), z[gate][row]);
+    }
+  }
+
+  HIERMT_INLINE void gate(int64_t v, int64_t t) {
+    for (int i = 0; i < kTileRows; ++i) {
+      const V u = sigmoid(load(z_at(0, v, i)));
+      const V r = sigmoid(load(z_at(1, v, i)));
+      store(z_at(0, v, i), u);
+      store(rh_ + i * padded_ + v * kL, r * load(h_ + i * padded_ + v * kL));
+      if (p_.gates != nullptr && i < count_) {
+        store_channels(gates_at(i, t, 0), v, u);
+        store_channels(gates_at(i, t, 1), v, r);
+      }
+    }
+  }
+
+  HIERMT_INLINE void update(int64_t v, int64_t t) {
+    V z[1][kTileRows];
+    for (int i = 0; i < kTileRows; ++i) z[0][i] = load(z_at(2, v, i));
+    add_product<1>(z, rh_rows_, p_.hidden, packed_.state_c + v * p_.hidden * kL);
+    for (int i = 0; i < kTileRows; ++i) store(z_at(2, v, i), z[0][i]);
+    for (int i = 0; i < kTileRows; ++i) {
+      const V u = load(z_at(0, v, i));
+      const V c = tanh(load(z_at(2, v, i)));
+      C* state = h_ + i * padded_ + v * kL;
+      const V h = fma(u, load(state) - c, c);  // u h + (1 - u) c
+      store(state, h);
+      if (i < count_) {
+        if (p_.gates != nullptr) store_channels(gates_at(i, t, 2), v, c);
+        if (p_.h != nullptr) store_channels(p_.h + ((first_ + i) * p_.steps + t) * p_.hidden, v, h);
+      }
+    }
+  }
+
+  void finish() {
+    for (int i = 0; i < count_; ++i) {
+      for (int64_t v = 0; v < packed_.vectors; ++v) {
+        store_channels(p_.h_last + (first_ + i) * p_.hidden, v, load(h_ + i * padded_ + v * kL));
+      }
+    }
+  }
+
+  HIERMT_INLINE C* z_at(int gate, int64_t v, int i) const {
+    return z_ + ((gate * packed_.vectors + v) * kTileRows + i) * kL;
+  }
+  HIERMT_INLINE S* gates_at(int i, int64_t t, int gate) const {
+    return p_.gates + (((first_ + i) * p_.steps + t) * 3 + gate) * p_.hidden;
+  }
+  HIERMT_INLINE V load_channels(const S* row, int64_t v) const {
+    const int lanes = lanes_of<C>(p_.hidden, v);
+    return lanes == kL ? load(row + v * kL) : load_n(row + v * kL, lanes);
+  }
+  HIERMT_INLINE void store_channels(S* row, int64_t v, V value) const {
+    const int lanes = lanes_of<C>(p_.hidden, v);
+    if (lanes == kL) {
+      store(row + v * kL, value);
+    } else {
+      store_n(row + v * kL, value, lanes);
+    }
+  }
+
+  const GatedScanForward<S> p_;
+  const PackedGates<C> packed_;
+  const int64_t padded_;
+  bool x_in_place_;
+  int64_t first_ = 0;
+  int count_ = 0;
+  C* h_;   // [kTileRows, V L]     state of each node
+  C* rh_;  // [kTileRows, V L]     r * h
+  C* z_;   // [3, V, kTileRows, L] before the nonlinearity; u after it
+  C* x_;   // [kTileRows, F]       copies, where needed
+  C* g_;   // [kTileRows, H]
+  const S* x_base_[kTileRows];
+  const S* g_base_[kTileRows];
+  const C* x_rows_[kTileRows];
+  const C* g_rows_[kTileRows];
+  const C* h_rows_[kTileRows];
+  const C* rh_rows_[kTileRows];
+};
+
+}  // namespace
+
+template <class S>
+PackedGates<Compute<S>> pack_gates(const GateWeights<S>& weights, int64_t channels, int64_t hidden,
+                                   ScratchFrame& frame) {
+  using C = Compute<S>;
+  constexpr int kL = kLanes<C>;
+  const int64_t vectors = vectors_for<C>(hidden), inputs = channels + hidden, stride = inputs + hidden;
+  C* bias = frame.take<C>(vectors * 3 * kL);
+  C* input = frame.take<C>(vectors * inputs * 3 * kL);
+  C* state_ur = frame.take<C>(vectors * hidden * 2 * kL);
+  C* state_c = frame.take<C>(vectors * hidden * kL);
+  const S* weight[3] = {weights.u_weight, weights.r_weight, weights.c_weight};
+  const S* gate_bias[3] = {weights.u_bias, weights.r_bias, weights.c_bias};
+  for (int64_t v = 0; v < vectors; ++v) {
+    for (int gate = 0; gate < 3; ++gate) {
+      pack_column(bias + (v * 3 + gate) * kL, gate_bias[gate], 1, 0, hidden, v);
+      for (int64_t k = 0; k < inputs; ++k) {
+        pack_column(input + ((v * inputs + k) * 3 + gate) * kL, weight[gate], stride, k, hidden, v);
+      }
+      for (int64_t k = 0; k < hidden; ++k) {
+        C* to = gate < 2 ? state_ur + ((v * hidden + k) * 2 + gate) * kL : state_c + (v * hidden + k) * kL;
+        pack_column(to, weight[gate], stride, inputs + k, hidden, v);
+      }
+    }
+  }
+  return {vectors, bias, input, state_ur, state_c};
+}
+
+template <class S>
+void gated_scan_forward_range(const GatedScanForward<S>& p, const PackedGates<Compute<S>>& packed,
+                              int64_t begin, int64_t end, const S* g) {
+  ScratchFrame frame;
+  ForwardTile<S> tile(p, packed, frame);
+  for (int64_t first = begin; first < end; first += kTileRows) {
+    const int count = static_cast<int>(end - first < kTileRows ? end - first : kTileRows);
+    tile.run(first, count, g + (first - begin) * p.steps * p.hidden);
+  }
+}
+
+template <class S>
+void gated_scan_forward(const GatedScanForward<S>& p) {
+  const int64_t nodes = p.copies * p.num_nodes;
+  if (nodes == 0 || p.hidden == 0) return;
+  ScratchFrame frame;
+  const PackedGates<Compute<S>> packed = pack_gates(p.weights, p.x.channels, p.hidden, frame);
+  parallel_for((nodes + kTaskNodes - 1) / kTaskNodes, [&](int64_t task) {
+    const int64_t begin = task * kTaskNodes, rest = nodes - begin;
+    gated_scan_forward_range(p, packed, begin, begin + (rest < kTaskNodes ? rest : kTaskNodes),
+                             p.g + begin * p.steps * p.hidden);
+  });
+}
+
+HIERMT_INSTANTIATE(gated_scan_forward)
+
+#define HIERMT_INSTANTIATE_RANGE(S)                                                                       \
+  template PackedGates<Compute<S>> pack_gates<S>(const GateWeights<S>&, int64_t, int64_t, ScratchFrame&); \
+  template void gated_scan_forward_range<S>(const GatedScanForward<S>&, const PackedGates<Compute<S>>&,   \
+                                            int64_t, int64_t, const S*);
+HIERMT_INSTANTIATE_RANGE(float)
+HIERMT_INSTANTIATE_RANGE(double)
+HIERMT_INSTANTIATE_RANGE(BFloat16)
+
+}  // namespace HIERMT_ISA
+}  // namespace cpu
+}  // namespace hiermt
