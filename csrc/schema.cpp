@@ -21,6 +21,21 @@ STABLE_TORCH_LIBRARY(hiermt, m) {
       "graph_prepare(Tensor edge_index, int num_nodes, int rule) -> "
       "(Tensor rowptr, Tensor col, Tensor entry_edge, Tensor t_rowptr, Tensor t_row, Tensor t_perm, Tensor blocks)");
 
+  // GATv2 convolution with one head over all time steps, then the activation (0 none, 1 leaky_relu 0.01, 2 sigmoid).
+  //   x [N, T, F], any strides; edge_weight [E] in CSR order, needs lin_edge [H]
+  //   params: lin_l.weight [H, F], lin_l.bias [H], lin_r.weight [H, F], lin_r.bias [H], att [H], bias [H]
+  //   -> [N, T, H]
+  m.def(
+      "gatv2_conv(Tensor x, Tensor[] csr, Tensor? edge_weight, Tensor[] params, Tensor? lin_edge, int activation) "
+      "-> Tensor");
+
+  // out: what gatv2_conv returned; grad_out: its cotangent, contiguous
+  //   -> grad_x [N, T, F], the gradients of the 6 params, of lin_edge and of edge_weight
+  m.def(
+      "gatv2_conv_backward(Tensor grad_out, Tensor x, Tensor out, Tensor[] csr, Tensor? edge_weight, "
+      "Tensor[] params, Tensor? lin_edge, int activation, bool need_x, bool need_params, bool need_edge_weight) "
+      "-> Tensor[]");
+
   // Output linear [K, H], signal and direction heads [2, K], softmax, decision, in one pass over h [N, H] (any
   // strides). A row is a signal iff P(signal) > threshold.
   //   outputs: bits 1 logits, 2 probabilities, 4 predictions, 8 confidences
