@@ -26,13 +26,13 @@ constexpr size_t kDefaultSharedBytes = 48 * 1024;
 constexpr size_t kMaxSharedBytes = 160 * 1024;
 
 template <class I>
-constexpr I ceil_div(I a, I b) {
+__host__ __device__ constexpr I ceil_div(I a, I b) {
   return (a + b - 1) / b;
 }
 
 // Bytes that `count` values take in a SharedMemory or in a workspace.
 template <class T>
-constexpr size_t padded_bytes(size_t count, size_t alignment = 16) {
+__host__ __device__ constexpr size_t padded_bytes(size_t count, size_t alignment = 16) {
   return (count * sizeof(T) + alignment - 1) / alignment * alignment;
 }
 

@@ -1,0 +1,90 @@
+// Runs one launcher of csrc/cuda on the host: runner OP DTYPE, arguments on stdin, results on stdout.
+#include <string>
+
+#include "arguments.h"
+#include "cuda/gatv2_conv.h"
+#include "faults.h"
+
+namespace {
+
+using namespace hiermt;  // NOLINT: a test program
+using simt::Arguments;
+using simt::ScratchMemory;
+
+CsrGraph read_graph(Arguments& a) {
+  CsrGraph graph{};
+  graph.num_nodes = a.integer();
+  graph.num_entries = a.integer();
+  graph.copies = a.integer();
+  graph.rowptr = a.in<int32_t>();
+  graph.col = a.in<int32_t>();
+  graph.t_rowptr = a.in<int32_t>();
+  graph.t_row = a.in<int32_t>();
+  graph.t_perm = a.in<int32_t>();
+  return graph;
+}
+
+template <class S>
+SequenceView<S> read_sequence(Arguments& a) {
+  SequenceView<S> x{};
+  x.channels = a.integer();
+  x.stride_copy = a.integer();
+  x.stride_node = a.integer();
+  x.stride_time = a.integer();
+  x.stride_channel = a.integer();
+  x.data = a.in<S>();
+  return x;
+}
+
+template <class S>
+GatV2ConvForward<S> read_gatv2_conv(Arguments& a) {
+  GatV2ConvForward<S> p{};
+  p.graph = read_graph(a);
+  p.x = read_sequence<S>(a);
+  p.steps = a.integer();
+  p.hidden = a.integer();
+  p.activation = static_cast<Activation>(a.integer());
+  p.edge_weight = a.in<S>();
+  p.weights.lin_l_weight = a.in<S>();
+  p.weights.lin_l_bias = a.in<S>();
+  p.weights.lin_r_weight = a.in<S>();
+  p.weights.lin_r_bias = a.in<S>();
+  p.weights.att = a.in<S>();
+  p.weights.bias = a.in<S>();
+  p.weights.lin_edge_weight = a.in<S>();
+  return p;
+}
+
+template <class S>
+int run(const std::string& op, Arguments& a) {
+  if (op == "gatv2_conv") {
+    GatV2ConvForward<S> p = read_gatv2_conv<S>(a);
+    p.out = a.out<S>();
+    const ScratchMemory memory(cuda::gatv2_conv_forward_workspace(p));
+    return cuda::gatv2_conv_forward(p, memory.data(), nullptr);
+  }
+  return -1;
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  if (argc != 3) return 64;
+  const std::string op = argv[1], dtype = argv[2];
+  Arguments arguments;
+  int status = -1;
+  if (op == "fault") {
+    const int fault = static_cast<int>(arguments.integer()), n = static_cast<int>(arguments.integer());
+    status = hiermt::cuda::run_fault(fault, arguments.in<float>(), arguments.out<float>(), n, nullptr);
+  } else if (dtype == "float32") {
+    status = run<float>(op, arguments);
+  } else if (dtype == "float64") {
+    status = run<double>(op, arguments);
+  } else if (dtype == "bfloat16") {
+    status = run<hiermt::BFloat16>(op, arguments);
+  } else if (dtype == "float16") {
+    status = run<hiermt::Half>(op, arguments);
+  }
+  arguments.reply(status);
+  return 0;
+}

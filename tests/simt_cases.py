@@ -1,0 +1,127 @@
+"""Problems for the SIMT harness, and how the operators of ``tests/simt/runner.cpp`` are called on them."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from simt_harness import run
+from torch import Tensor
+
+from hiermt import reference
+from hiermt.graph import Graph
+
+DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
+
+
+class Case(NamedTuple):
+    """A convolution problem; `nodes` is the size of the template graph, its last node is isolated."""
+
+    hidden: int
+    nodes: int = 9
+    edges: int = 30
+    copies: int = 1
+    steps: int = 4
+    channels: int = 13
+    activation: int = 1
+    weighted: bool = True
+    layout: str = "dense"
+
+    def __str__(self) -> str:
+        return "-".join(f"{name[:2]}{value}" for name, value in self._asdict().items())
+
+
+class Problem(NamedTuple):
+    """Tensors of a case in one dtype; `x` may be strided."""
+
+    csr: list[Tensor]
+    x: Tensor
+    edge_weight: Tensor | None
+    params: list[Tensor]
+    lin_edge: Tensor | None
+
+
+def make(case: Case, dtype: torch.dtype, gat: bool, seed: int = 0) -> Problem:
+    """Random problem of a case: duplicates and self loops among the edges, weights of both signs."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def random(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=generator).to(dtype)
+
+    connected = max(case.nodes - 1, 1)
+    edge_index = torch.randint(connected, (2, case.edges), generator=generator)
+    weight = torch.rand(case.edges, generator=generator) + 0.1
+    rule = reference.GATV2_RULE if gat else reference.GCN_RULE
+    entries = Graph(edge_index, weight, case.nodes, backend="reference").entries(rule, True, torch.float64)
+    csr = [*entries.csr[:5], torch.tensor([0, case.nodes], dtype=torch.int32)]
+    hidden, channels = case.hidden, case.channels
+    scale = channels**-0.5
+    if gat:
+        params = [
+            random(hidden, channels) * scale,
+            random(hidden),
+            random(hidden, channels) * scale,
+            random(hidden),
+            random(hidden) * hidden**-0.5,
+            random(hidden),
+        ]
+    else:
+        params = [random(hidden, channels) * scale, random(hidden)]
+    edge_weight = entries.weight.to(dtype) if entries.weight is not None and (case.weighted or not gat) else None
+    lin_edge = random(hidden) if gat and case.weighted else None
+    total = case.copies * case.nodes
+    x = random(total, case.steps, channels)
+    if case.layout == "strided":  # [N, F, T] and twice as long
+        x = random(total, channels, 2 * case.steps)[:, :, ::2].transpose(1, 2)
+    elif case.layout == "shared":  # overlapping windows of one series: copy c starts c steps later
+        series = random(case.nodes, case.steps + case.copies - 1, channels)
+        x = series.unfold(1, case.steps, 1).permute(1, 0, 3, 2)
+    return Problem(csr, x, edge_weight, params, lin_edge)
+
+
+def graph_arguments(case: Case, csr: list[Tensor]) -> tuple[list[int], list[Tensor]]:
+    return [case.nodes, csr[1].numel(), case.copies], csr[:5]
+
+
+def sequence_integers(x: Tensor, case: Case) -> list[int]:
+    """Channels and strides (copy, node, time, channel) of `x`, [N, T, F] or [B, S, T, F]."""
+    if x.dim() == 4:
+        return [x.size(3), *x.stride()]
+    return [x.size(2), x.stride(0) * case.nodes, *x.stride()]
+
+
+def conv_arguments(case: Case, problem: Problem, gat: bool) -> tuple[list[int], list[Tensor | None]]:
+    """What every call of a convolution starts with."""
+    integers, csr = graph_arguments(case, problem.csr)
+    integers += sequence_integers(problem.x, case) + [case.steps, case.hidden, case.activation]
+    inputs: list[Tensor | None] = [*csr, problem.x, problem.edge_weight, *problem.params]
+    return integers, [*inputs, problem.lin_edge] if gat else inputs
+
+
+def twin(problem: Problem, case: Case, gat: bool) -> tuple[Tensor, list[Tensor], list[Tensor | None]]:
+    """Float64 result of the twin, with the leaves it came from: x [N, T, F], parameters, then weights."""
+
+    def leaf(tensor: Tensor | None) -> Tensor | None:
+        return None if tensor is None else tensor.double().detach().clone().requires_grad_()
+
+    x = leaf(problem.x.reshape(case.copies * case.nodes, case.steps, case.channels))
+    params = [leaf(p) for p in problem.params]
+    edge_weight, lin_edge = leaf(problem.edge_weight), leaf(problem.lin_edge)
+    if gat:
+        out = reference.gatv2_conv(x, problem.csr, edge_weight, params, lin_edge, case.activation)
+    else:
+        out = reference.gcn_conv(x, problem.csr, edge_weight, params, case.activation)
+    return out, [x, *params], [lin_edge, edge_weight]
+
+
+def conv_forward(
+    case: Case, dtype: torch.dtype, gat: bool, environment: dict[str, str] | None = None
+) -> tuple[Tensor, Tensor]:
+    """Output of the kernel and of the float64 twin."""
+    problem = make(case, dtype, gat)
+    shape = (case.copies * case.nodes, case.steps, case.hidden)
+    (out,) = run(
+        "gatv2_conv" if gat else "gcn_conv", dtype, *conv_arguments(case, problem, gat), [(shape, dtype)], environment
+    )
+    expected, _, _ = twin(problem, case, gat)
+    return out, expected.detach()

@@ -1,0 +1,76 @@
+"""The CUDA kernels, compiled for the host and held against the twins: values, gradients, and what a GPU would punish."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from simt_cases import DTYPES, Case, conv_forward
+from simt_harness import SimtFault, compiler, run
+
+from hiermt.testing import tolerance
+
+pytestmark = pytest.mark.skipif(compiler() is None, reason="needs g++ on x86-64")
+
+FAULTS = {
+    1: "simt: divergence",
+    2: "simt: divergence",
+    3: "simt: divergence",
+    4: "simt: divergence",
+    5: "heap-buffer-overflow",
+    6: "heap-buffer-overflow",
+    9: "signed integer overflow",
+    10: "simt: shared memory",
+}
+
+
+def run_fault(fault: int, order: int = 0) -> torch.Tensor:
+    source = torch.arange(64, dtype=torch.float32)
+    (out,) = run("fault", torch.float32, [fault, 64], [source], [((64,), torch.float32)], {"HIERMT_SIMT_ORDER": str(order)})
+    assert out is not None
+    return out
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_detector_fires(fault: int) -> None:
+    with pytest.raises(SimtFault, match=FAULTS[fault]):
+        run_fault(fault)
+
+
+def test_a_kernel_without_fault_passes_in_every_order() -> None:
+    source = torch.arange(64, dtype=torch.float32)
+    expected = source.roll(-1)
+    expected = expected + expected.reshape(-1, 2).flip(1).reshape(-1)
+    for order in (0, 1, 2):
+        assert torch.equal(run_fault(0, order), expected)
+
+
+def test_uninitialised_shared_memory_shows() -> None:
+    assert run_fault(7).isnan().any()
+
+
+def test_a_race_depends_on_the_order() -> None:
+    assert not torch.equal(run_fault(8, 1).nan_to_num(), run_fault(8, 2).nan_to_num())
+
+
+GATV2_CASES = [
+    Case(hidden=16),
+    Case(hidden=8, copies=2),
+    Case(hidden=32, steps=3),
+    Case(hidden=64, steps=2, channels=5),
+    Case(hidden=5, activation=2),
+    Case(hidden=100, steps=2, channels=40, activation=0),
+    Case(hidden=256, steps=1, nodes=6, edges=10),
+    Case(hidden=1, channels=1),
+    Case(hidden=16, weighted=False, layout="strided"),
+    Case(hidden=16, layout="shared", copies=3),
+    Case(hidden=16, nodes=1, edges=0),
+    Case(hidden=16, nodes=50, edges=600, steps=1),
+]
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("case", GATV2_CASES, ids=str)
+def test_gatv2_conv(case: Case, dtype: torch.dtype) -> None:
+    out, expected = conv_forward(case, dtype, gat=True)
+    found = tolerance(dtype)
+    torch.testing.assert_close(out.double(), expected, rtol=found.rtol, atol=found.atol)
