@@ -160,17 +160,9 @@ class ForwardTile {
   HIERMT_INLINE S* gates_at(int i, int64_t t, int gate) const {
     return p_.gates + (((first_ + i) * p_.steps + t) * 3 + gate) * p_.hidden;
   }
-  HIERMT_INLINE V load_channels(const S* row, int64_t v) const {
-    const int lanes = lanes_of<C>(p_.hidden, v);
-    return lanes == kL ? load(row + v * kL) : load_n(row + v * kL, lanes);
-  }
+  HIERMT_INLINE V load_channels(const S* row, int64_t v) const { return load_lanes(row, p_.hidden, v); }
   HIERMT_INLINE void store_channels(S* row, int64_t v, V value) const {
-    const int lanes = lanes_of<C>(p_.hidden, v);
-    if (lanes == kL) {
-      store(row + v * kL, value);
-    } else {
-      store_n(row + v * kL, value, lanes);
-    }
+    store_lanes(row, p_.hidden, v, value);
   }
 
   const GatedScanForward<S> p_;

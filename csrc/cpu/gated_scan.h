@@ -32,6 +32,39 @@ template <class S>
 void gated_scan_forward_range(const GatedScanForward<S>& p, const PackedGates<Compute<S>>& packed,
                               int64_t begin, int64_t end, const S* g);
 
+// The gates' parameters for the products of the backward: lanes are input channels. `outputs` vectors of L
+// lanes cover the channels of g and, if grad_x is wanted, of x; they are packed in pairs, the last one alone
+// if odd.
+template <class C>
+struct PackedGatesTransposed {
+  int64_t vectors;    // V, covering H channels of h
+  int64_t outputs;    // V, or V + vectors covering F channels of x
+  const C* state_c;   // [V, H, L]                     W_c of r * h
+  const C* state_ur;  // [V, 2, H, L]                  W_u, W_r of h
+  const C* input;     // [outputs / 2, 3, H, 2, L]     W_u, W_r, W_c of g and x
+};
+
+template <class S>
+PackedGatesTransposed<Compute<S>> pack_gates_transposed(const GateWeights<S>& weights, int64_t channels,
+                                                        int64_t hidden, bool need_x, ScratchFrame& frame);
+
+// Sums of parameter gradients as the backward collects them: [1 + F + 2H, 3, V L], rows for the bias and the
+// columns of x, g and h (or r * h), gates u, r, c in each.
+template <class C>
+int64_t gate_sums_size(int64_t channels, int64_t hidden);
+
+// Nodes [begin, end) of p, on this thread. `g` and `grad_g` (or nullptr) are rows of node `begin`,
+// [end - begin, T, H]; p.forward.g and p.grad_g are not read. Adds to `sums`, or skips them when nullptr.
+template <class S>
+void gated_scan_backward_range(const GatedScanBackward<S, Compute<S>>& p,
+                               const PackedGatesTransposed<Compute<S>>& packed, int64_t begin, int64_t end,
+                               const S* g, S* grad_g, Compute<S>* sums);
+
+// grads = the sums of all groups, [groups, gate_sums_size], added in order.
+template <class C>
+void finish_gate_grads(const C* sums, int64_t groups, int64_t channels, int64_t hidden,
+                       const GateGrads<C>& grads);
+
 }  // namespace HIERMT_ISA
 }  // namespace cpu
 }  // namespace hiermt

@@ -7,9 +7,13 @@
 #include "storage.h"
 
 // HIERMT_KERNEL(name, parameters as a type that depends on S)
-#define HIERMT_KERNELS(HIERMT_KERNEL)                    \
-  HIERMT_KERNEL(gated_scan_forward, GatedScanForward<S>) \
-  HIERMT_KERNEL(gatv2_conv_forward, GatV2ConvForward<S>) \
+#define HIERMT_KERNELS(HIERMT_KERNEL)                                  \
+  HIERMT_KERNEL(decision_forward, DecisionForward<S>)                  \
+  HIERMT_KERNEL(decision_backward, DecisionBackward<S, Compute<S>>)    \
+  HIERMT_KERNEL(decision_from_logits, DecisionFromLogits<S>)           \
+  HIERMT_KERNEL(gated_scan_forward, GatedScanForward<S>)               \
+  HIERMT_KERNEL(gated_scan_backward, GatedScanBackward<S, Compute<S>>) \
+  HIERMT_KERNEL(gatv2_conv_forward, GatV2ConvForward<S>)               \
   HIERMT_KERNEL(gatv2_conv_backward, GatV2ConvBackward<S, Compute<S>>)
 
 namespace hiermt {

@@ -117,6 +117,36 @@ HIERMT_INLINE void from_compute(double& to, double value) {
   to = value;
 }
 
+// A row of `channels` elements as vectors: how many, and vector v of it. The last one may be partial.
+template <class C>
+HIERMT_INLINE int64_t vectors_for(int64_t channels) {
+  return (channels + kLanes<C> - 1) / kLanes<C>;
+}
+
+// Lanes of vector v that hold one of `channels` channels.
+template <class C>
+HIERMT_INLINE int lanes_of(int64_t channels, int64_t v) {
+  const int64_t rest = channels - v * kLanes<C>;
+  return rest < kLanes<C> ? static_cast<int>(rest) : kLanes<C>;
+}
+
+template <class S>
+HIERMT_INLINE Vec<Compute<S>> load_lanes(const S* row, int64_t channels, int64_t v) {
+  constexpr int kL = kLanes<Compute<S>>;
+  const int lanes = lanes_of<Compute<S>>(channels, v);
+  return lanes == kL ? load(row + v * kL) : load_n(row + v * kL, lanes);
+}
+template <class S>
+HIERMT_INLINE void store_lanes(S* row, int64_t channels, int64_t v, Vec<Compute<S>> value) {
+  constexpr int kL = kLanes<Compute<S>>;
+  const int lanes = lanes_of<Compute<S>>(channels, v);
+  if (lanes == kL) {
+    store(row + v * kL, value);
+  } else {
+    store_n(row + v * kL, value, lanes);
+  }
+}
+
 }  // namespace HIERMT_ISA
 }  // namespace cpu
 }  // namespace hiermt

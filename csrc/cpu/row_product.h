@@ -13,18 +13,6 @@ constexpr int kTileRows = 8;
 constexpr int kBlockRows = kRegisters >= 32 ? 8 : 4;
 static_assert(kTileRows % kBlockRows == 0, "a tile is a whole number of register blocks");
 
-template <class C>
-HIERMT_INLINE int64_t vectors_for(int64_t channels) {
-  return (channels + kLanes<C> - 1) / kLanes<C>;
-}
-
-// Lanes of vector v that hold one of `channels` channels.
-template <class C>
-HIERMT_INLINE int lanes_of(int64_t channels, int64_t v) {
-  const int64_t rest = channels - v * kLanes<C>;
-  return rest < kLanes<C> ? static_cast<int>(rest) : kLanes<C>;
-}
-
 // acc[v][i] += sum over k of rows[i][k] * weights[k][v], for v < kVectors.
 template <int kVectors, class V, int kAll, int kRows>
 HIERMT_INLINE void add_product(V (&acc)[kAll][kRows], const Lane<V>* const* rows, int64_t count,
@@ -42,6 +30,80 @@ HIERMT_INLINE void add_product(V (&acc)[kAll][kRows], const Lane<V>* const* rows
       for (int v = 0; v < kVectors; ++v) acc[v][i] = fma(input, w[v], acc[v][i]);
     }
     weights += kVectors * kLanes<C>;
+  }
+}
+
+// The most inputs whose products with kVectors vectors fit into the registers.
+template <int kVectors>
+constexpr int kBlockInputs = kVectors == 1 ? 8 : kBlockRows;
+
+namespace detail {
+
+template <int kVectors, int kInputs, class C>
+HIERMT_INLINE void add_outer_product_block(C* sums, int64_t sums_stride, const C* inputs,
+                                           int64_t inputs_stride, const C* lanes, int64_t lanes_stride,
+                                           int64_t vector_stride, int64_t rows) {
+  Vec<C> acc[kVectors][kInputs];
+#pragma GCC unroll 8
+  for (int k = 0; k < kInputs; ++k) {
+#pragma GCC unroll 8
+    for (int v = 0; v < kVectors; ++v) acc[v][k] = load(sums + k * sums_stride + v * vector_stride);
+  }
+  for (int64_t row = 0; row < rows; ++row) {
+    Vec<C> w[kVectors];
+#pragma GCC unroll 8
+    for (int v = 0; v < kVectors; ++v) w[v] = load(lanes + v * vector_stride);
+#pragma GCC unroll 8
+    for (int k = 0; k < kInputs; ++k) {
+      const Vec<C> input = broadcast(inputs[k]);
+#pragma GCC unroll 8
+      for (int v = 0; v < kVectors; ++v) acc[v][k] = fma(input, w[v], acc[v][k]);
+    }
+    inputs += inputs_stride;
+    lanes += lanes_stride;
+  }
+#pragma GCC unroll 8
+  for (int k = 0; k < kInputs; ++k) {
+#pragma GCC unroll 8
+    for (int v = 0; v < kVectors; ++v) store(sums + k * sums_stride + v * vector_stride, acc[v][k]);
+  }
+}
+
+}  // namespace detail
+
+// sums[k][v] += sum over the rows, in their order, of inputs[row][k] * lanes[row][v], for k < count and one
+// vector each at v * vector_stride, v < kVectors. Strides count elements.
+template <int kVectors, class C>
+HIERMT_NOINLINE void add_outer_product(C* sums, int64_t sums_stride, const C* inputs, int64_t inputs_stride,
+                                       int64_t count, const C* lanes, int64_t lanes_stride,
+                                       int64_t vector_stride, int64_t rows) {
+  constexpr int kMost = kBlockInputs<kVectors>;
+  // Blocks of nearly equal size: a last block of one input would wait for its few sums in turn.
+  const int64_t blocks = (count + kMost - 1) / kMost;
+  int64_t k = 0;
+  for (int64_t block = 0; block < blocks; ++block) {
+    const int64_t size = (count - k + blocks - block - 1) / (blocks - block);
+    C* to = sums + k * sums_stride;
+    const C* from = inputs + k;
+#define HIERMT_CASE(kInputs)                                                                          \
+  case kInputs:                                                                                       \
+    if constexpr (kInputs <= kMost) {                                                                 \
+      detail::add_outer_product_block<kVectors, kInputs>(to, sums_stride, from, inputs_stride, lanes, \
+                                                         lanes_stride, vector_stride, rows);          \
+    }                                                                                                 \
+    break;
+    switch (size) {
+      HIERMT_CASE(1)
+      HIERMT_CASE(2)
+      HIERMT_CASE(3)
+      HIERMT_CASE(4)
+      HIERMT_CASE(5)
+      HIERMT_CASE(6)
+      HIERMT_CASE(7)
+      HIERMT_CASE(8)
+    }
+#undef HIERMT_CASE
+    k += size;
   }
 }
 
