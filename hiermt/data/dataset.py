@@ -1,0 +1,164 @@
+"""A series, its labels and its graph, cut into windows on demand."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hiermt.data._errors import DataError
+from hiermt.data.features import FeatureTable, Scale
+from hiermt.data.labels import THRESHOLD, hierarchical_labels, next_returns
+from hiermt.data.windows import num_windows, windows
+from hiermt.graph import Graph, as_graph
+
+
+@dataclass(frozen=True)
+class WindowDataset:
+    """Everything a loader reads. Window ``w`` holds days ``w`` to ``w + T - 1``, its label sits at the last.
+
+    Attributes:
+        series (Tensor): features, scaled as the model expects them.
+        edge_index, edge_weight (Tensor): one graph, shared by all windows; the weights may be ``None``.
+        window (int): ``T``.
+        signal_labels, direction_labels (Tensor, optional): labels of each day; the last days may have none.
+
+    Shapes:
+        - **series:** ``[S, D, F]``
+        - **edge_index:** ``[2, E]``, **edge_weight:** ``[E]``
+        - **signal_labels**, **direction_labels:** ``[S, L]`` int64 with ``L <= D``
+
+    Raises:
+        DataError: a shape does not fit, labels are not 0 or 1, or the series holds NaN or infinity.
+        IndexError: an edge names a stock that is not there.
+    """
+
+    series: Tensor
+    edge_index: Tensor
+    edge_weight: Tensor | None
+    window: int
+    signal_labels: Tensor | None = None
+    direction_labels: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        windows(self.series, self.window)
+        if not bool(torch.isfinite(self.series).all()):
+            stock, day, feature = (~torch.isfinite(self.series)).nonzero()[0].tolist()
+            raise DataError(
+                f"series: stock {stock}, day {day}, feature {feature} is NaN or infinite; repair the series"
+            )
+        if (self.signal_labels is None) != (self.direction_labels is None):
+            raise DataError("signal_labels, direction_labels: give both or neither")
+        for name in ("signal_labels", "direction_labels"):
+            labels = getattr(self, name)
+            if labels is None:
+                continue
+            if labels.dim() != 2 or labels.size(0) != self.num_stocks or labels.size(1) > self.num_days:
+                raise DataError(
+                    f"{name}: expected [{self.num_stocks}, days] with at most {self.num_days} days, got "
+                    f"{list(labels.shape)}"
+                )
+            if bool(((labels != 0) & (labels != 1)).any()):
+                raise DataError(f"{name}: expected 0 and 1 only, got {sorted(set(labels.flatten().tolist()))[:5]}")
+        shapes = {tuple(t.shape) for t in (self.signal_labels, self.direction_labels) if t is not None}
+        if len(shapes) > 1:
+            raise DataError("signal_labels, direction_labels: expected the same shape")
+        # Checks the edges now, and prepares them once for everybody.
+        _ = self.graph
+
+    @classmethod
+    def from_table(
+        cls,
+        table: FeatureTable,
+        edge_index: Tensor,
+        edge_weight: Tensor | None,
+        window: int = 25,
+        *,
+        scale: Scale | None = None,
+        threshold: float = THRESHOLD,
+        horizon: int = 1,
+    ) -> WindowDataset:
+        """Makes labels from the closes of a table and scales its features.
+
+        Args:
+            table (FeatureTable): features and closes.
+            edge_index, edge_weight (Tensor): graph of its stocks.
+            window (int): ``T``. (default: ``25``)
+            scale (Scale, optional): fitted on the training days. (default: ``None``, features as they are)
+            threshold (float): of the labels. (default: ``0.0055``)
+            horizon (int): trading days ahead. (default: ``1``)
+        """
+        signal, direction = hierarchical_labels(next_returns(table.close, horizon), threshold)
+        series = table.values if scale is None else scale.apply(table.values)
+        return cls(series, edge_index, edge_weight, window, signal, direction)
+
+    @property
+    def num_stocks(self) -> int:
+        """``S``."""
+        return self.series.size(0)
+
+    @property
+    def num_days(self) -> int:
+        """``D``."""
+        return self.series.size(1)
+
+    @property
+    def num_windows(self) -> int:
+        """Windows, with a label or without."""
+        return num_windows(self.num_days, self.window)
+
+    @property
+    def num_labelled(self) -> int:
+        """Windows whose last day has a label; they come first."""
+        return 0 if self.signal_labels is None else num_windows(self.signal_labels.size(1), self.window)
+
+    @cached_property
+    def windows(self) -> Tensor:
+        """All windows ``[W, S, T, F]``, a view of the series."""
+        return windows(self.series, self.window)
+
+    @cached_property
+    def labels_by_day(self) -> tuple[Tensor, Tensor] | None:
+        """Labels with the day first, ``[L, S]``, as a batch gathers them."""
+        if self.signal_labels is None or self.direction_labels is None:
+            return None
+        return self.signal_labels.t().contiguous(), self.direction_labels.t().contiguous()
+
+    @cached_property
+    def graph(self) -> Graph:
+        """The graph, validated and prepared once."""
+        return as_graph(self.edge_index, self.edge_weight, self.num_stocks)
+
+    def to(self, device: torch.device | str) -> WindowDataset:
+        """The same dataset on another device; itself if it is already there."""
+        device = torch.device(device)
+        if same_device(self.series.device, device):
+            return self
+        return dataclasses.replace(self, **moved(self, device))
+
+    def check_starts(self, starts: Tensor, labelled: bool) -> None:
+        """Refuses start days that have no window, or no label where one is needed."""
+        limit = self.num_labelled if labelled else self.num_windows
+        if starts.numel() and not 0 <= int(starts.min()) <= int(starts.max()) < limit:
+            kind = "labelled windows" if labelled else "windows"
+            raise DataError(
+                f"starts: expected days in [0, {limit}), the {kind} there are, got {int(starts.min())} to "
+                f"{int(starts.max())}"
+            )
+
+
+def moved(holder: Any, device: torch.device) -> dict[str, Any]:
+    """The tensors and graphs among the fields of a dataclass, on another device."""
+    fields = {field.name: getattr(holder, field.name) for field in dataclasses.fields(holder)}
+    return {name: value.to(device) for name, value in fields.items() if isinstance(value, (Tensor, Graph))}
+
+
+def same_device(here: torch.device, there: torch.device) -> bool:
+    """Whether a tensor on `here` need not move; ``cuda`` without a number is the current one."""
+    if str(there) == "cuda":
+        there = torch.device("cuda", torch.cuda.current_device())
+    return here == there

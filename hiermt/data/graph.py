@@ -1,0 +1,151 @@
+"""Which stocks are neighbours: edges from the correlation of their returns, or from an adjacency matrix."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from hiermt.data._errors import DataError, DataWarning
+
+
+def correlation_graph(
+    returns: Tensor,
+    threshold: float = 0.5,
+    *,
+    sectors: Sequence[str] | None = None,
+    sector_bonus: float = 0.1,
+) -> tuple[Tensor, Tensor]:
+    """Joins stocks whose returns correlate by more than a threshold.
+
+    The weight of a pair is its Pearson correlation, plus `sector_bonus` if both are of one sector, at most 1; the
+    pair becomes an edge if that exceeds `threshold`. A negative threshold lets negative weights in.
+
+    Args:
+        returns (Tensor): returns on the training days; days of the test span would let the graph look ahead.
+        threshold (float): in ``[-1, 1)``. (default: ``0.5``)
+        sectors (sequence of str, optional): sector of each stock; without it no bonus is given. (default: ``None``)
+        sector_bonus (float): 0 or more. (default: ``0.1``)
+
+    Shapes:
+        - **returns:** ``[S, D]`` with ``D >= 2``
+        - **edge_index:** ``[2, E]`` int64, symmetric, no self loops, sorted by source
+        - **edge_weight:** ``[E]`` float32
+
+    Raises:
+        ValueError: `threshold` or `sector_bonus` is out of range, or `sectors` has another length.
+        DataError: fewer than two days, or a return that is not finite.
+    """
+    if not -1 <= threshold < 1:
+        raise ValueError(f"threshold: expected a correlation in [-1, 1), got {threshold}")
+    if sector_bonus < 0:
+        raise ValueError(f"sector_bonus: expected 0 or more, got {sector_bonus}")
+    if returns.dim() != 2 or returns.size(1) < 2:
+        raise DataError(f"returns: expected [stocks, days] with two days or more, got {list(returns.shape)}")
+    if not bool(torch.isfinite(returns).all()):
+        raise DataError("returns: NaN or infinity among them; a correlation needs a price on every day")
+    stocks = returns.size(0)
+    if sectors is not None and len(sectors) != stocks:
+        raise ValueError(f"sectors: expected one for each of {stocks} stocks, got {len(sectors)}")
+    centred = returns.double() - returns.double().mean(dim=1, keepdim=True)
+    norm = centred.norm(dim=1, keepdim=True)
+    # Rounding leaves a constant return with a tiny norm, whose correlation would be noise.
+    still = (norm <= 1e-12 * returns.double().norm(dim=1, keepdim=True)).squeeze(1)
+    weight = (centred / norm.clamp(min=torch.finfo(torch.float64).tiny)).clone()
+    weight[still] = 0
+    weight = weight @ weight.t()
+    weight = (weight + weight.t()) / 2
+    if sectors is not None:
+        codes = {sector: i for i, sector in enumerate(sectors)}
+        code = torch.tensor([codes[sector] for sector in sectors])
+        weight = weight + sector_bonus * (code.unsqueeze(0) == code.unsqueeze(1))
+    chosen = weight > threshold
+    chosen.fill_diagonal_(False)
+    chosen[still] = False
+    chosen[:, still] = False
+    edge_index = chosen.nonzero().t().contiguous()
+    if not edge_index.size(1):
+        warnings.warn(
+            f"no pair of stocks correlates by more than {threshold:g}, so the graph has no edges; lower the threshold",
+            DataWarning,
+            stacklevel=2,
+        )
+    return edge_index, weight[edge_index[0], edge_index[1]].clamp(max=1).float()
+
+
+def sectors_of(symbols: Sequence[str], sectors: Mapping[str, str]) -> list[str]:
+    """Sector of each stock, in the order of `symbols`; a stock without one gets a sector of its own."""
+    return [sectors.get(symbol, f"(none: {symbol})") for symbol in symbols]
+
+
+def graph_from_adjacency(adjacency: np.ndarray | Tensor) -> tuple[Tensor, Tensor]:
+    """Edges of a weighted adjacency matrix; 0 means no edge, the diagonal is dropped.
+
+    Shapes:
+        - **adjacency:** ``[S, S]``, symmetric
+        - **edge_index:** ``[2, E]`` int64, sorted by source; **edge_weight:** ``[E]`` float32
+
+    Raises:
+        DataError: the matrix is not square, not finite or not symmetric.
+    """
+    matrix = torch.as_tensor(adjacency)
+    if matrix.dim() != 2 or matrix.size(0) != matrix.size(1):
+        raise DataError(f"adjacency: expected a square matrix [stocks, stocks], got {list(matrix.shape)}")
+    if matrix.is_complex():
+        raise DataError("adjacency: expected real weights, got complex ones")
+    matrix = matrix.double()
+    if not bool(torch.isfinite(matrix).all()):
+        row, column = (~torch.isfinite(matrix)).nonzero()[0].tolist()
+        raise DataError(
+            f"adjacency: row {row}, column {column} is {float(matrix[row, column])}; expected finite weights"
+        )
+    if not torch.allclose(matrix, matrix.t(), rtol=1e-6, atol=1e-9):
+        row, column = ((matrix - matrix.t()).abs() > 1e-9).nonzero()[0].tolist()
+        raise DataError(
+            f"adjacency: not symmetric, row {row}, column {column} is {float(matrix[row, column]):g} and the other way "
+            f"{float(matrix[column, row]):g}; use (A + A.T) / 2"
+        )
+    edge_index = matrix.clone().fill_diagonal_(0).nonzero().t().contiguous()
+    return edge_index, matrix[edge_index[0], edge_index[1]].float()
+
+
+def to_adjacency(edge_index: Tensor, edge_weight: Tensor, num_nodes: int) -> np.ndarray:
+    """The dense matrix ``[S, S]`` float32 of a graph, as adjacency files hold it."""
+    matrix = np.zeros((num_nodes, num_nodes), dtype=np.float32)
+    matrix[edge_index[0].numpy(), edge_index[1].numpy()] = edge_weight.numpy()
+    return matrix
+
+
+def read_adjacency(path: str | Path, num_nodes: int | None = None) -> tuple[Tensor, Tensor]:
+    """Reads a weighted adjacency matrix from a ``.npy`` file; nothing in the file is executed.
+
+    Args:
+        path (str or Path): the file; row and column ``i`` are the ``i``-th stock of the table.
+        num_nodes (int, optional): how many stocks there must be. (default: any number)
+
+    Shapes:
+        - **edge_index:** ``[2, E]`` int64; **edge_weight:** ``[E]`` float32
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        DataError: it is damaged, or not a square symmetric matrix of that size.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: there is no such file; give a .npy file with an adjacency matrix")
+    try:
+        matrix = np.load(path, allow_pickle=False)
+    except (ValueError, EOFError, OSError) as error:
+        raise DataError(f"{path.name} is no readable .npy file of numbers: {error}") from error
+    if not isinstance(matrix, np.ndarray) or matrix.dtype.kind not in "biuf":
+        raise DataError(f"{path.name}: expected one array of real numbers")
+    if num_nodes is not None and matrix.shape != (num_nodes, num_nodes):
+        raise DataError(
+            f"{path.name}: expected [{num_nodes}, {num_nodes}], one row per stock of the table, got "
+            f"{list(matrix.shape)}"
+        )
+    return graph_from_adjacency(matrix.astype(np.float64))

@@ -1,0 +1,66 @@
+"""Real prices for a first run: 20 large US stocks, packaged with skfolio."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+
+from hiermt.data.prices import Prices, read_prices
+
+LIMITS = (
+    "Prices: 20 S&P 500 stocks from the skfolio package, 1990 to 2022, closing prices only. They were picked among "
+    "companies that still exist, so they look better than the market of their time did (survivorship bias). Nothing "
+    "here promises a profit."
+)
+"""What a reader of any figure computed from these prices has to know."""
+
+SP500_SECTORS = {
+    "AAPL": "Information Technology",
+    "AMD": "Information Technology",
+    "BAC": "Financials",
+    "BBY": "Consumer Discretionary",
+    "CVX": "Energy",
+    "GE": "Industrials",
+    "HD": "Consumer Discretionary",
+    "JNJ": "Health Care",
+    "JPM": "Financials",
+    "KO": "Consumer Staples",
+    "LLY": "Health Care",
+    "MRK": "Health Care",
+    "MSFT": "Information Technology",
+    "PEP": "Consumer Staples",
+    "PFE": "Health Care",
+    "PG": "Consumer Staples",
+    "RRC": "Energy",
+    "UNH": "Health Care",
+    "WMT": "Consumer Staples",
+    "XOM": "Energy",
+}
+"""GICS sector of each of the stocks of :func:`load_sp500`."""
+
+
+def load_sp500() -> Prices:
+    """Closing prices of 20 S&P 500 stocks on 8,313 days, 1990-01-02 to 2022-12-28, adjusted for splits and dividends.
+
+    Only the data file inside the skfolio package is read; skfolio itself is not imported, so none of its own
+    dependencies are needed. Nothing is downloaded. See :data:`LIMITS`.
+
+    Raises:
+        ImportError: skfolio is not installed; the message gives the command.
+        FileNotFoundError: this version of skfolio does not contain the file.
+    """
+    return read_prices(sp500_path())
+
+
+def sp500_path() -> Path:
+    """The file behind :func:`load_sp500`, a gzipped wide CSV."""
+    found = importlib.util.find_spec("skfolio")
+    if found is None or not found.submodule_search_locations:
+        raise ImportError(
+            "the S&P 500 prices are inside the package skfolio, which is not installed; run: "
+            "pip install --no-deps skfolio"
+        )
+    path = Path(found.submodule_search_locations[0]) / "datasets" / "data" / "sp500_dataset.csv.gz"
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} is not in this version of skfolio; run: pip install --no-deps 'skfolio>=0.4'")
+    return path

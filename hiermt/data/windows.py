@@ -1,0 +1,38 @@
+"""Sliding windows over a series of days, as views: nothing is copied."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from hiermt.data._errors import DataError
+
+
+def windows(series: Tensor, length: int) -> Tensor:
+    """All windows of `length` consecutive days, sharing the storage of `series`.
+
+    Window ``w`` holds days ``w`` to ``w + length - 1``, oldest first.
+
+    Args:
+        series (Tensor): values of each stock and day.
+        length (int): ``T``, days in a window.
+
+    Shapes:
+        - **series:** ``[S, D, F]``
+        - **returns:** ``[W, S, T, F]`` with ``W = D - T + 1``, a view
+
+    Raises:
+        ValueError: `length` is below 1.
+        DataError: there are fewer days than `length`.
+    """
+    if length < 1:
+        raise ValueError(f"window: expected 1 day or more, got {length}")
+    if series.dim() != 3:
+        raise DataError(f"series: expected [stocks, days, features], got {list(series.shape)}")
+    if series.size(1) < length:
+        raise DataError(f"{series.size(1)} days, but a window has {length}; give a longer history or a shorter window")
+    return series.unfold(1, length, 1).permute(1, 0, 3, 2)
+
+
+def num_windows(num_days: int, length: int) -> int:
+    """How many windows of `length` days fit into `num_days`."""
+    return max(num_days - length + 1, 0)
