@@ -20,8 +20,8 @@ def check(backend: str) -> str:
     return backend
 
 
-def native(backend: str, device: torch.device) -> bool:
-    """Whether the native operators run for a request of `backend` on `device`.
+def native(backend: str, device: torch.device, dtype: torch.dtype = torch.float32) -> bool:
+    """Whether the native operators run for a request of `backend` on `device` in `dtype`.
 
     ``HIERMT_BACKEND`` decides where a caller asked for ``"auto"``.
 
@@ -33,17 +33,19 @@ def native(backend: str, device: torch.device) -> bool:
     if backend == "reference":
         return False
     reason = _extension.why_not_native(device.type)
-    if reason and backend == "native":
+    if reason is None and device.type == "cpu" and dtype == torch.float16:
+        reason = "the CPU kernels take float32, float64 and bfloat16, not float16"
+    if reason is not None and backend == "native":
         raise RuntimeError(
             f"backend 'native' was asked for but cannot run on {device.type}: {reason}; "
             "use backend='auto' to fall back to the PyTorch twin"
         )
-    return not reason
+    return reason is None
 
 
-def implementation(name: str, backend: str, device: torch.device) -> Callable[..., Any]:
+def operator(name: str, use_native: bool) -> Callable[..., Any]:
     """The operator `name`, native or twin."""
-    if native(backend, device):
+    if use_native:
         from hiermt import ops
 
         return getattr(ops, name)  # type: ignore[no-any-return]

@@ -128,7 +128,7 @@ class Graph:
         return f"Graph(num_nodes={self.num_nodes}, num_edges={self.num_edges}, {weights}, device='{self.device}')"
 
     def _prepare(self, rule: int, weighted: bool, dtype: torch.dtype) -> Entries:
-        prepare = _backend.implementation("graph_prepare", self._backend, self.device)
+        prepare = _backend.operator("graph_prepare", _backend.native(self._backend, self.device))
         rowptr, col, edge, t_rowptr, t_row, t_perm, blocks = prepare(self.edge_index, self.num_nodes, rule)
         if not self._traced:
             used = int(rowptr[-1])
@@ -145,6 +145,14 @@ class Graph:
         if self._traced or (weight is not None and weight.requires_grad):
             return entries
         return _template(entries)
+
+
+class _Cached(NamedTuple):
+    """A graph, with what it was made of."""
+
+    stamp: tuple[object, ...]
+    weight: weakref.ref[Tensor]
+    graph: Graph
 
 
 _cache: WeakIdKeyDictionary = WeakIdKeyDictionary()
@@ -180,13 +188,11 @@ def as_graph(edge_index: Tensor | Graph, edge_weight: Tensor | None, num_nodes: 
         num_nodes,
         backend,
     )
-    hit = _cache.get(edge_index)
-    if hit is not None:
-        seen_stamp, seen_weight, graph = hit
-        if seen_stamp == stamp and (edge_weight is None or seen_weight() is edge_weight):
-            return graph
+    hit: _Cached | None = _cache.get(edge_index)  # type: ignore[no-untyped-call]
+    if hit is not None and hit.stamp == stamp and (edge_weight is None or hit.weight() is edge_weight):
+        return hit.graph
     graph = Graph(edge_index, None if edge_weight is None else edge_weight.detach(), num_nodes, backend=backend)
-    _cache[edge_index] = (stamp, None if edge_weight is None else weakref.ref(edge_weight), graph)
+    _cache[edge_index] = _Cached(stamp, weakref.ref(edge_index if edge_weight is None else edge_weight), graph)
     return graph
 
 

@@ -11,7 +11,7 @@ channels, ``H`` hidden channels, ``E`` entries of the compressed sparse rows (CS
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -20,6 +20,9 @@ from torch import Tensor
 ATTENTION_SLOPE = 0.2
 ACTIVATION_SLOPE = 0.01
 SOFTMAX_EPSILON = 1e-16
+
+# Elements of an intermediate above which the CPU twin works in pieces: 1 MB of float32.
+CACHE_ELEMENTS = 1 << 18
 
 NONE, LEAKY_RELU, SIGMOID = 0, 1, 2
 GATV2_RULE, GCN_RULE = 0, 1
@@ -114,22 +117,13 @@ def gatv2_conv(
         - **edge_weight:** ``[E]``
         - **returns:** ``[N, T, H]``
     """
-    lin_l_weight, lin_l_bias, lin_r_weight, lin_r_bias, att, bias = params
-    rowptr, col = csr[0], csr[1].long()
-    num_nodes, steps = rowptr.numel() - 1, x.size(1)
-    row = entry_rows(rowptr, col.numel())
-
-    instances = _nodes_first(x, num_nodes)  # [S, F, M]
-    x_l = torch.matmul(lin_l_weight, instances) + lin_l_bias.unsqueeze(-1)  # [S, H, M]
-    x_r = torch.matmul(lin_r_weight, instances) + lin_r_bias.unsqueeze(-1)
-    x_j = x_l.index_select(0, col)  # [E, H, M]
-    z = x_j + x_r.index_select(0, row.clamp(max=max(num_nodes - 1, 0)))
-    if edge_weight is not None and lin_edge is not None:
-        z = z + (edge_weight.unsqueeze(-1) * lin_edge.reshape(1, -1)).unsqueeze(-1)
-    score = torch.matmul(att.reshape(1, 1, -1), F.leaky_relu(z, ATTENTION_SLOPE)).squeeze(1)  # [E, M]
-    alpha = _row_softmax(score, row, num_nodes)
-    y = _row_sum(alpha.unsqueeze(1) * x_j, row, num_nodes) + bias.unsqueeze(-1)
-    return _activate(_nodes_last(y, steps), activation)
+    edges = _Edges(csr)
+    return _by_pieces(
+        x,
+        edges,
+        params[5].numel(),
+        lambda part: _gatv2(part, edges, edge_weight, params, lin_edge, activation),
+    )
 
 
 def gcn_conv(x: Tensor, csr: Sequence[Tensor], norm: Tensor, params: Sequence[Tensor], activation: int) -> Tensor:
@@ -149,19 +143,11 @@ def gcn_conv(x: Tensor, csr: Sequence[Tensor], norm: Tensor, params: Sequence[Te
         - **norm:** ``[E]``
         - **returns:** ``[N, T, H]``
     """
-    weight, bias = params
-    rowptr, col = csr[0], csr[1].long()
-    num_nodes, steps = rowptr.numel() - 1, x.size(1)
-    row = entry_rows(rowptr, col.numel())
-    projected = torch.matmul(weight, _nodes_first(x, num_nodes))  # [S, H, M]
-    message = norm.view(-1, 1, 1) * projected.index_select(0, col)
-    y = _row_sum(message, row, num_nodes) + bias.unsqueeze(-1)
-    return _activate(_nodes_last(y, steps), activation)
+    edges = _Edges(csr)
+    return _by_pieces(x, edges, params[1].numel(), lambda part: _gcn(part, edges, norm, params, activation))
 
 
-def gated_scan(
-    x: Tensor, g: Tensor, h0: Tensor | None, gates: Sequence[Tensor], sequence: bool
-) -> Tensor:
+def gated_scan(x: Tensor, g: Tensor, h0: Tensor | None, gates: Sequence[Tensor], sequence: bool) -> Tensor:
     r"""The recurrence of the T-GCN cell (Zhao et al., arXiv 1811.05320, eqs. 3 to 6).
 
     .. math::
@@ -182,19 +168,18 @@ def gated_scan(
     """
     u_weight, u_bias, r_weight, r_bias, c_weight, c_bias = gates
     hidden, inputs = u_weight.size(0), u_weight.size(1) - u_weight.size(0)
-    weight = torch.cat([u_weight, r_weight, c_weight])
-    from_input = F.linear(
-        torch.cat([x, g], dim=-1).transpose(0, 1), weight[:, :inputs], torch.cat([u_bias, r_bias, c_bias])
-    )  # [T, N, 3H]: what does not depend on the state, for all steps at once
-    from_state_ur = weight[: 2 * hidden, inputs:].t()
-    from_state_c = weight[2 * hidden :, inputs:].t()
+    ur_weight, ur_bias = torch.cat([u_weight, r_weight]), torch.cat([u_bias, r_bias])
+    # What does not depend on the state, for all steps at once.
+    xg = torch.cat([x.transpose(0, 1), g.transpose(0, 1)], dim=-1)  # [T, N, F + H]
+    ur_from_xg = F.linear(xg, ur_weight[:, :inputs], ur_bias)
+    c_from_xg = F.linear(xg, c_weight[:, :inputs], c_bias)
+    ur_state_weight, c_state_weight = ur_weight[:, inputs:].t(), c_weight[:, inputs:].t()
 
     h = x.new_zeros(x.size(0), hidden) if h0 is None else h0
     states = []
-    for step in from_input.unbind(0):
-        step_ur, step_c = step.split([2 * hidden, hidden], dim=-1)
-        u, r = torch.sigmoid(torch.addmm(step_ur, h, from_state_ur)).chunk(2, dim=-1)
-        c = torch.tanh(torch.addmm(step_c, r * h, from_state_c))
+    for ur_step, c_step in zip(ur_from_xg.unbind(0), c_from_xg.unbind(0), strict=True):
+        u, r = torch.sigmoid(torch.addmm(ur_step, h, ur_state_weight)).chunk(2, dim=-1)
+        c = torch.tanh(torch.addmm(c_step, r * h, c_state_weight))
         h = u * h + (1 - u) * c
         if sequence:
             states.append(h)
@@ -234,20 +219,20 @@ def tgcn_layer(
         - **x:** ``[N, T, F]``
         - **returns:** ``[N, T, H]``, or ``[N, H]`` if not `sequence`
     """
+    edges = _Edges(csr)
     per_conv = len(conv_params) // conv_layers
-    g = x
-    for i in range(conv_layers):
-        params = conv_params[i * per_conv : (i + 1) * per_conv]
-        last = i == conv_layers - 1
-        activation = LEAKY_RELU if not last else SIGMOID if between else NONE
-        if gat:
-            lin_edge = params[6] if edge else None
-            g = gatv2_conv(g, csr, edge_weight if edge else None, params[:6], lin_edge, activation)
-        else:
-            assert edge_weight is not None
-            g = gcn_conv(g, csr, edge_weight, params, activation)
-    if not between:
-        g = torch.sigmoid(F.leaky_relu(g, ACTIVATION_SLOPE))
+
+    def conv_stack(part: Tensor) -> Tensor:
+        for i in range(conv_layers):
+            params = conv_params[i * per_conv : (i + 1) * per_conv]
+            activation = NONE if between and i == conv_layers - 1 else LEAKY_RELU
+            if gat:
+                part = _gatv2(part, edges, edge_weight, params[:6], params[6] if edge else None, activation)
+            else:
+                part = _gcn(part, edges, edge_weight, params, activation)
+        return torch.sigmoid(part)
+
+    g = _by_pieces(x, edges, gate_params[0].size(0), conv_stack)
     return gated_scan(x, g, None, gate_params, sequence)
 
 
@@ -307,35 +292,125 @@ def decision_from_logits(
     return torch.cat([signal, direction], dim=-1), predictions, confidences
 
 
-def _nodes_first(x: Tensor, num_nodes: int) -> Tensor:
-    """``[B*S, T, F] -> [S, F, M]``: instances (copy, step) contiguous, so that an edge moves whole rows."""
-    nodes, steps, channels = x.shape
-    copies = nodes // num_nodes if num_nodes else 1
-    return x.reshape(copies, num_nodes, steps, channels).permute(1, 3, 0, 2).reshape(num_nodes, channels, copies * steps)
+def multitask_loss(
+    signal_logits: Tensor,
+    direction_logits: Tensor,
+    signal_targets: Tensor,
+    direction_targets: Tensor,
+    mask: Tensor | None,
+    lambda_direction: float,
+) -> tuple[Tensor, Tensor, Tensor]:
+    r"""Cross entropy of the signal head plus that of the direction head over the rows of `mask`.
+
+    A row outside `mask` counts for nothing, whatever its logits and its direction target hold. No row in `mask`
+    gives a direction loss of zero with zero gradients.
+
+    Args:
+        signal_logits, direction_logits (Tensor): logits of the two heads.
+        signal_targets, direction_targets (Tensor): 0 or 1.
+        mask (Tensor, optional): rows that count for the direction; all of them by default.
+        lambda_direction (float): weight of the direction loss.
+
+    Shapes:
+        - **logits:** ``[N, 2]``; **targets:** ``[N]`` int64; **mask:** ``[N]`` bool
+        - **returns:** total, signal and direction loss, scalars
+    """
+    signal = F.cross_entropy(signal_logits, signal_targets)
+    if mask is None:
+        direction = F.cross_entropy(direction_logits, direction_targets)
+    else:
+        logits = direction_logits.masked_fill(~mask.unsqueeze(-1), 0.0)
+        per_row = F.cross_entropy(logits, direction_targets.masked_fill(~mask, 0), reduction="none")
+        direction = per_row.masked_fill(~mask, 0.0).sum() / mask.sum().clamp(min=1)
+    return signal + lambda_direction * direction, signal, direction
 
 
-def _nodes_last(y: Tensor, steps: int) -> Tensor:
-    """``[S, H, M] -> [B*S, T, H]``, the way back from :func:`_nodes_first`."""
-    num_nodes, channels, instances = y.shape
-    copies = instances // steps if steps else 1
-    y = y.reshape(num_nodes, channels, copies, steps).permute(2, 0, 3, 1)
-    return y.reshape(copies * num_nodes, steps, channels)
+class _Edges:
+    """The two ends of each entry, as indices."""
+
+    def __init__(self, csr: Sequence[Tensor]) -> None:
+        self.num_nodes = csr[0].numel() - 1
+        self.source = csr[1].long()
+        self.row = entry_rows(csr[0], self.source.numel())
+        # Padding reads some node, and is dropped in the sums.
+        self.target = self.row.clamp(max=max(self.num_nodes - 1, 0))
+
+
+def _gatv2(
+    x: Tensor,
+    edges: _Edges,
+    edge_weight: Tensor | None,
+    params: Sequence[Tensor],
+    lin_edge: Tensor | None,
+    activation: int,
+) -> Tensor:
+    """:func:`gatv2_conv` on ``[S, F, M]``."""
+    lin_l_weight, lin_l_bias, lin_r_weight, lin_r_bias, att, bias = params
+    x_l = _project(x, lin_l_weight, lin_l_bias)  # [S, H, M]
+    x_r = _project(x, lin_r_weight, lin_r_bias)
+    x_j = x_l.index_select(0, edges.source)  # [E, H, M]
+    z = x_j + x_r.index_select(0, edges.target)
+    if edge_weight is not None and lin_edge is not None:
+        z += (edge_weight.unsqueeze(-1) * lin_edge.reshape(1, -1)).unsqueeze(-1)
+    z = F.leaky_relu(z, ATTENTION_SLOPE, inplace=True)
+    score = torch.bmm(att.reshape(1, 1, -1).expand(z.size(0), -1, -1), z).squeeze(1)  # [E, M]
+    alpha = _row_softmax(score, edges.row, edges.num_nodes)
+    y = _row_sum(alpha.unsqueeze(1) * x_j, edges.row, edges.num_nodes) + bias.unsqueeze(-1)
+    return _activate(y, activation)
+
+
+def _gcn(x: Tensor, edges: _Edges, norm: Tensor | None, params: Sequence[Tensor], activation: int) -> Tensor:
+    """:func:`gcn_conv` on ``[S, F, M]``."""
+    assert norm is not None
+    weight, bias = params
+    message = norm.view(-1, 1, 1) * _project(x, weight, None).index_select(0, edges.source)  # [E, H, M]
+    return _activate(_row_sum(message, edges.row, edges.num_nodes) + bias.unsqueeze(-1), activation)
+
+
+def _project(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """A linear on the middle dimension, ``[S, F, M] -> [S, H, M]``."""
+    weight = weight.expand(x.size(0), -1, -1)
+    return torch.bmm(weight, x) if bias is None else torch.baddbmm(bias.view(1, -1, 1), weight, x)
+
+
+def _by_pieces(x: Tensor, edges: _Edges, hidden: int, run: Callable[[Tensor], Tensor]) -> Tensor:
+    """Runs ``[S, F, M] -> [S, H, M]`` on ``[N, T, F]``, whose instances ``M`` are copies times steps.
+
+    Instances are contiguous, so that an edge moves whole rows. On a CPU they come in pieces small enough that a
+    tensor with one row per edge stays near the cache; a compiler fuses those tensors and gets the whole.
+    """
+    steps, channels = x.shape[1:]
+    copies = x.size(0) // edges.num_nodes if edges.num_nodes else 1
+    x = x.reshape(copies, edges.num_nodes, steps, channels).permute(1, 3, 0, 2)  # [S, F, B, T]
+    dim, size = 2, max(copies, 1)
+    if not (torch.compiler.is_compiling() or x.is_cuda):
+        per_instance = max(edges.source.numel() * hidden, 1)
+        dim, size = 2, CACHE_ELEMENTS // (per_instance * max(steps, 1))
+        if size == 0:
+            dim, size = 3, max(CACHE_ELEMENTS // (per_instance * copies), 1)
+    parts = []
+    for part in torch.split(x, size, dim):
+        some_copies, some_steps = part.shape[2:]
+        y = run(part.reshape(edges.num_nodes, channels, some_copies * some_steps))
+        parts.append(y.reshape(edges.num_nodes, hidden, some_copies, some_steps))
+    y = parts[0] if len(parts) == 1 else torch.cat(parts, dim)
+    return y.permute(2, 0, 3, 1).reshape(copies * edges.num_nodes, steps, hidden)  # [B, S, T, H]
 
 
 def _row_sum(values: Tensor, row: Tensor, num_rows: int) -> Tensor:
     """Sums the entries of each row; row `num_rows` holds the padding and is dropped."""
     out = values.new_zeros(num_rows + 1, *values.shape[1:])
-    return out.index_add(0, row, values)[:num_rows]
+    return out.index_add_(0, row, values)[:num_rows]
 
 
 def _row_softmax(score: Tensor, row: Tensor, num_rows: int) -> Tensor:
     """Softmax over the entries of each row, as PyG has it: maximum subtracted, epsilon in the denominator."""
     index = row.unsqueeze(-1).expand_as(score)
     top = score.new_full((num_rows + 1, score.size(1)), -torch.inf)
-    top = top.scatter_reduce(0, index, score.detach(), "amax")
+    top.scatter_reduce_(0, index, score.detach(), "amax")
     exp = torch.exp(score - top.index_select(0, row))
-    total = score.new_zeros(num_rows + 1, score.size(1)).index_add(0, row, exp)
-    return exp / (total.index_select(0, row) + SOFTMAX_EPSILON)
+    total = score.new_zeros(num_rows + 1, score.size(1)).index_add_(0, row, exp) + SOFTMAX_EPSILON
+    return exp / total.index_select(0, row)
 
 
 def _activate(y: Tensor, activation: int) -> Tensor:
