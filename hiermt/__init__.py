@@ -1,0 +1,32 @@
+"""T-GCN with graph attention and hierarchical decisions, fast on CPUs and GPUs.
+
+``import hiermt`` never fails for want of the compiled extension: without it the pure-PyTorch twin computes the same.
+"""
+
+from hiermt import data, functional, reference
+from hiermt._version import __version__
+from hiermt.conv import GAT, GCN
+from hiermt.graph import Graph
+from hiermt.inference import hierarchical_inference, inference_hierarchical
+from hiermt.interop import from_reference
+from hiermt.loss import MultiTaskLoss
+from hiermt.nn import TGCN, TGCN_HierarchicalMT, TGCNCell
+from hiermt.training import train_hierarchical
+
+__all__ = [
+    "GAT",
+    "GCN",
+    "TGCN",
+    "Graph",
+    "MultiTaskLoss",
+    "TGCNCell",
+    "TGCN_HierarchicalMT",
+    "__version__",
+    "data",
+    "from_reference",
+    "functional",
+    "hierarchical_inference",
+    "inference_hierarchical",
+    "reference",
+    "train_hierarchical",
+]

@@ -1,0 +1,143 @@
+"""Loads the compiled module ``hiermt._C`` and, where that fails, remembers why.
+
+The import of this module never raises and never builds. A binary that is missing, corrupt, built for another Python
+or machine, or older than the package gives one warning with cause and fix; the pure-PyTorch twins then compute.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import sysconfig
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from hiermt._version import __version__
+
+OLDEST_TORCH = (2, 11)
+OPERATORS = ("graph_prepare", "decision", "decision_backward", "decision_from_logits")
+_REBUILD = "pip install --no-build-isolation . in hiermt's source tree (python -m hiermt info tells more)"
+
+
+class NativeUnavailableWarning(RuntimeWarning):
+    """The compiled extension cannot be used; results are the same, but slower."""
+
+
+@dataclass(frozen=True)
+class NativeStatus:
+    """What is known about the compiled extension.
+
+    Attributes:
+        available: whether the native operators can be called.
+        reason: why they cannot, ``None`` if they can.
+        fix: what to do about it, ``None`` if nothing.
+        path: file of the binary that was loaded or tried.
+        build: what the binary says about itself, empty if it was not loaded.
+        left_out: what the build left out and why, by part (``extension``, ``cuda``).
+    """
+
+    available: bool
+    reason: str | None
+    fix: str | None
+    path: str | None
+    build: dict[str, Any]
+    left_out: dict[str, str]
+
+
+def native_status() -> NativeStatus:
+    """The outcome of loading the extension, which happened when hiermt was imported."""
+    return _status
+
+
+def why_not_native(device_type: str) -> str | None:
+    """Why the native operators cannot run on devices of this type; ``None`` if they can."""
+    if not _status.available:
+        return _status.reason
+    if device_type == "cpu":
+        return None
+    if device_type != "cuda":
+        return f"there are no native operators for {device_type} devices"
+    if _status.build["cuda"] is None:
+        why = _status.left_out.get("cuda")
+        return "the extension was built without CUDA kernels" + (f": {why}" if why else "")
+    return None
+
+
+def _load(package: Path) -> NativeStatus:
+    left_out = _left_out(package)
+    path, reason, fix = _candidate(package, left_out)
+    build: dict[str, Any] = {}
+    if reason is None:
+        try:
+            build = importlib.import_module("hiermt._C").build_info()
+        except Exception as error:  # an import of anybody's binary may raise anything
+            reason = f"{path} cannot be loaded ({_first_line(error)})"
+            fix = (
+                f"it is damaged or was built for another machine or torch than {torch.__version__}; rebuild: {_REBUILD}"
+            )
+        else:
+            reason = _unfit(build)
+            fix = f"rebuild: {_REBUILD}" if reason else None
+    return NativeStatus(reason is None, reason, fix, path, build, left_out)
+
+
+def _candidate(package: Path, left_out: dict[str, str]) -> tuple[str | None, str | None, str | None]:
+    """The binary to load, or why there is none and what to do."""
+    expected = package / f"_C{sysconfig.get_config_var('EXT_SUFFIX')}"
+    found = tuple(int(part) for part in torch.__version__.split("+")[0].split(".")[:2])
+    if found < OLDEST_TORCH:
+        oldest = ".".join(map(str, OLDEST_TORCH))
+        return None, f"torch {torch.__version__} is older than {oldest}", f"upgrade torch to {oldest} or newer"
+    if expected.is_file():
+        return str(expected), None, None
+    others = sorted(path.name for path in package.glob("_C.*.so"))
+    if others:
+        reason = f"the extension was built for another Python or machine: {', '.join(others)}, not {expected.name}"
+        return None, reason, f"rebuild with this Python: {_REBUILD}"
+    if "extension" in left_out:
+        return None, f"the extension was left out of the build: {left_out['extension']}", f"then {_REBUILD}"
+    return None, f"the extension is not built ({expected} does not exist)", f"build it: {_REBUILD}"
+
+
+def _unfit(build: dict[str, Any]) -> str | None:
+    """What keeps a binary that could be loaded from being used."""
+    if build.get("version") != __version__:
+        return f"the binary belongs to hiermt {build.get('version')}, this is hiermt {__version__}"
+    missing = [name for name in OPERATORS if not hasattr(torch.ops.hiermt, name)]
+    return f"the binary is older than the sources: it lacks {', '.join(missing)}" if missing else None
+
+
+def _left_out(package: Path) -> dict[str, str]:
+    """The report that setup.py leaves beside the binary."""
+    try:
+        report = json.loads((package / "_build.json").read_text())
+        return {part: why for part, why in report.items() if isinstance(why, str)}
+    except (OSError, ValueError, AttributeError):
+        return {}
+
+
+def _first_line(error: BaseException) -> str:
+    return next(iter(str(error).splitlines()), type(error).__name__)
+
+
+def _start() -> NativeStatus:
+    if os.environ.get("HIERMT_BACKEND") == "reference":
+        return NativeStatus(False, "HIERMT_BACKEND=reference", "unset HIERMT_BACKEND", None, {}, {})
+    status = _load(Path(__file__).resolve().parent)
+    if not status.available:
+        _warn(f"hiermt runs on pure PyTorch, much slower: {status.reason}. To fix: {status.fix}.")
+    elif status.build["cpu_isa_error"]:
+        _warn(status.build["cpu_isa_error"])
+    return status
+
+
+def _warn(text: str) -> None:
+    warnings.warn(text, NativeUnavailableWarning, stacklevel=2)
+
+
+_status = _start()

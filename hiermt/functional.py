@@ -1,0 +1,391 @@
+"""The model's operations as functions: arguments checked, backend chosen, nothing stored.
+
+Every function takes ``x`` as ``[N, T, F]`` with any strides, a :class:`hiermt.Graph`, parameters with the shapes
+PyG gives them, and ``backend="auto" | "native" | "reference"``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hiermt import _backend, reference
+from hiermt.graph import Entries, Graph
+
+ACTIVATIONS = {"none": reference.NONE, "leaky_relu": reference.LEAKY_RELU, "sigmoid": reference.SIGMOID}
+_DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+
+
+def gatv2_conv(
+    x: Tensor,
+    graph: Graph,
+    lin_l_weight: Tensor,
+    lin_l_bias: Tensor,
+    lin_r_weight: Tensor,
+    lin_r_bias: Tensor,
+    att: Tensor,
+    bias: Tensor,
+    lin_edge_weight: Tensor | None = None,
+    *,
+    activation: str = "none",
+    backend: str = "auto",
+) -> Tensor:
+    r"""GATv2 convolution with one head over all time steps at once (arXiv 2105.14491; PyG ``GATv2Conv``).
+
+    Args:
+        x (Tensor): node features.
+        graph (Graph): edges and weights; the weights are read through `lin_edge_weight`.
+        lin_l_weight, lin_l_bias (Tensor): projection of the source, which is also the message.
+        lin_r_weight, lin_r_bias (Tensor): projection of the target.
+        att (Tensor): attention vector.
+        bias (Tensor): added to the result.
+        lin_edge_weight (Tensor, optional): projection of the edge weight. (default: ``None``, no edge term)
+        activation (str): ``"none"``, ``"leaky_relu"`` (slope 0.01) or ``"sigmoid"``. (default: ``"none"``)
+        backend (str): who computes. (default: ``"auto"``)
+
+    Shapes:
+        - **x:** ``[N, T, F]``; projections ``[H, F]`` with biases ``[H]``; att ``[1, 1, H]``; edge ``[H, 1]``
+        - **returns:** ``[N, T, H]``
+
+    Raises:
+        ValueError: a shape or device does not fit, or the graph has weights and `lin_edge_weight` is missing.
+        TypeError: dtypes differ.
+    """
+    params = [lin_l_weight, lin_l_bias, lin_r_weight, lin_r_bias, att, bias]
+    every = params if lin_edge_weight is None else [*params, lin_edge_weight]
+    (x, *every), native = _enter(x, every, graph, backend)
+    check_weights_used(graph, gat=True, edge=lin_edge_weight is not None)
+    _check_linear("lin_l_weight", every[0], x.size(-1))
+    entries = graph.entries(reference.GATV2_RULE, lin_edge_weight is not None, x.dtype)
+    run = _backend.operator("gatv2_conv", native)
+    with _no_autocast(x):
+        return run(  # type: ignore[no-any-return]
+            x,
+            entries.csr,
+            entries.weight,
+            every[:6],
+            every[6] if len(every) > 6 else None,
+            _activation(activation),
+        )
+
+
+def gcn_conv(
+    x: Tensor, graph: Graph, weight: Tensor, bias: Tensor, *, activation: str = "none", backend: str = "auto"
+) -> Tensor:
+    r"""GCN convolution over all time steps at once (arXiv 1609.02907; PyG ``GCNConv``).
+
+    Args:
+        x (Tensor): node features.
+        graph (Graph): edges and weights; without weights each edge counts 1.
+        weight, bias (Tensor): projection, and what is added to the result.
+        activation (str): ``"none"``, ``"leaky_relu"`` (slope 0.01) or ``"sigmoid"``. (default: ``"none"``)
+        backend (str): who computes. (default: ``"auto"``)
+
+    Shapes:
+        - **x:** ``[N, T, F]``; weight ``[H, F]``; bias ``[H]``
+        - **returns:** ``[N, T, H]``
+
+    Raises:
+        ValueError: a shape or device does not fit.
+        TypeError: dtypes differ.
+    """
+    (x, weight, bias), native = _enter(x, [weight, bias], graph, backend)
+    _check_linear("weight", weight, x.size(-1))
+    entries = graph.entries(reference.GCN_RULE, True, x.dtype)
+    with _no_autocast(x):
+        run = _backend.operator("gcn_conv", native)
+        return run(x, entries.csr, entries.weight, [weight, bias], _activation(activation))  # type: ignore[no-any-return]
+
+
+def gated_scan(
+    x: Tensor,
+    g: Tensor,
+    h0: Tensor | None,
+    gates: Sequence[Tensor],
+    *,
+    sequence: bool = True,
+    backend: str = "auto",
+) -> Tensor:
+    r"""The recurrence of the T-GCN cell (arXiv 1811.05320, eqs. 3 to 6).
+
+    Args:
+        x (Tensor): input of the layer.
+        g (Tensor): its graph convolution after the sigmoid (eq. 2).
+        h0 (Tensor, optional): state before the first step. (default: zeros)
+        gates (sequence of Tensor): ``u.weight, u.bias, r.weight, r.bias, c.weight, c.bias``.
+        sequence (bool): return every state, or only the last. (default: ``True``)
+        backend (str): who computes. (default: ``"auto"``)
+
+    Shapes:
+        - **x:** ``[N, T, F]``; **g:** ``[N, T, H]``; **h0:** ``[N, H]``; weights ``[H, F + 2H]``, biases ``[H]``
+        - **returns:** ``[N, T, H]``, or ``[N, H]`` if not `sequence`
+
+    Raises:
+        ValueError: a shape or device does not fit.
+        TypeError: dtypes differ.
+    """
+    hidden = gates[0].size(0)
+    if g.shape != (*x.shape[:2], hidden):
+        raise ValueError(
+            f"g: expected [N, T, H] = {[*x.shape[:2], hidden]} for this x and these gates, got {list(g.shape)}"
+        )
+    if h0 is not None and h0.shape != (x.size(0), hidden):
+        raise ValueError(f"h0: expected [N, H] = {[x.size(0), hidden]}, got {list(h0.shape)}")
+    others = [g, *gates] if h0 is None else [g, *gates, h0]
+    (x, g, *rest), native = _enter(x, others, None, backend)
+    _check_linear("u.weight", rest[0], x.size(-1) + 2 * hidden)
+    with _no_autocast(x):
+        run = _backend.operator("gated_scan", native)
+        return run(x, g, None if h0 is None else rest[6], rest[:6], sequence)  # type: ignore[no-any-return]
+
+
+def tgcn_layer(
+    x: Tensor,
+    graph: Graph,
+    conv_params: Sequence[Tensor],
+    gate_params: Sequence[Tensor],
+    *,
+    conv_layers: int = 2,
+    gat: bool = True,
+    edge: bool = True,
+    conv_activation: str = "between",
+    sequence: bool = True,
+    backend: str = "auto",
+) -> Tensor:
+    r"""One T-GCN layer: convolution stack, sigmoid, gated scan (arXiv 1811.05320, eqs. 2 to 6).
+
+    Args:
+        x (Tensor): input of the layer.
+        graph (Graph): edges and weights.
+        conv_params (sequence of Tensor): convolution after convolution; GATv2: ``lin_l.weight, lin_l.bias,
+            lin_r.weight, lin_r.bias, att, bias`` and, if `edge`, ``lin_edge.weight``; GCN: ``lin.weight, bias``.
+        gate_params (sequence of Tensor): ``u.weight, u.bias, r.weight, r.bias, c.weight, c.bias``.
+        conv_layers (int): number of convolutions. (default: ``2``)
+        gat (bool): GATv2, or GCN. (default: ``True``)
+        edge (bool): whether each GATv2 has an edge term. (default: ``True``)
+        conv_activation (str): leaky_relu (slope 0.01) ``"between"`` the convolutions or ``"after"`` each.
+            (default: ``"between"``)
+        sequence (bool): return every state, or only the last. (default: ``True``)
+        backend (str): who computes. (default: ``"auto"``)
+
+    Shapes:
+        - **x:** ``[N, T, F]``
+        - **returns:** ``[N, T, H]``, or ``[N, H]`` if not `sequence`
+
+    Raises:
+        ValueError: a shape or device does not fit, or the graph has weights that nothing reads.
+        TypeError: dtypes differ.
+    """
+    (x, *params), native = _enter(x, [*conv_params, *gate_params], graph, backend)
+    check_weights_used(graph, gat=gat, edge=edge)
+    _check_linear("the first convolution", params[0], x.size(-1))
+    entries = layer_entries(graph, gat, edge, x.dtype)
+    convs, gates = params[: len(conv_params)], params[len(conv_params) :]
+    with _no_autocast(x):
+        run = _backend.operator("tgcn_layer", native)
+        return run(  # type: ignore[no-any-return]
+            x,
+            entries.csr,
+            entries.weight,
+            convs,
+            gates,
+            conv_layers,
+            gat,
+            edge,
+            conv_activation == "between",
+            sequence,
+        )
+
+
+def heads(h: Tensor, params: Sequence[Tensor], *, backend: str = "auto") -> tuple[Tensor, Tensor]:
+    r"""Output linear and the two heads in one pass.
+
+    Args:
+        h (Tensor): last hidden state.
+        params (sequence of Tensor): ``out.weight, out.bias, signal.weight, signal.bias, direction.weight,
+            direction.bias``.
+        backend (str): who computes. (default: ``"auto"``)
+
+    Shapes:
+        - **h:** ``[N, H]``; out ``[K, H]``; heads ``[2, K]``
+        - **returns:** signal logits ``[N, 2]``, direction logits ``[N, 2]``
+    """
+    (h, *params), native = _enter(h, params, None, backend)
+    with _no_autocast(h):
+        if native:
+            signal_logits, direction_logits = _backend.operator("decision", True)(h, *params, 0.5)[:2]
+        else:
+            features = torch.nn.functional.linear(h, params[0], params[1])
+            signal_logits = torch.nn.functional.linear(features, params[2], params[3])
+            direction_logits = torch.nn.functional.linear(features, params[4], params[5])
+    return signal_logits, direction_logits
+
+
+def decision(
+    h: Tensor, params: Sequence[Tensor], threshold: float = 0.5, *, backend: str = "auto"
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    r"""From the last hidden state to Down (0), Neutral (1) or Up (2), in one pass.
+
+    Args:
+        h (Tensor): last hidden state.
+        params (sequence of Tensor): as for :func:`heads`.
+        threshold (float): a row is a signal iff ``P(signal) > threshold``, in ``[0, 1]``. (default: ``0.5``)
+        backend (str): who computes. (default: ``"auto"``)
+
+    Shapes:
+        - **h:** ``[N, H]``
+        - **returns:** signal logits ``[N, 2]``, direction logits ``[N, 2]``, probabilities ``[N, 4]`` (noise, signal,
+          down, up), predictions ``[N]`` int64, confidences ``[N]``
+
+    Raises:
+        ValueError: `threshold` is outside ``[0, 1]``.
+    """
+    _check_threshold(threshold)
+    (h, *params), native = _enter(h, params, None, backend)
+    with _no_autocast(h):
+        return _backend.operator("decision", native)(h, *params, threshold)  # type: ignore[no-any-return]
+
+
+def decision_from_logits(
+    signal_logits: Tensor, direction_logits: Tensor, threshold: float = 0.5, *, backend: str = "auto"
+) -> tuple[Tensor, Tensor, Tensor]:
+    r"""The hierarchical decision from logits that are already there.
+
+    Args:
+        signal_logits, direction_logits (Tensor): logits of the two heads, with any leading dimensions.
+        threshold (float): a row is a signal iff ``P(signal) > threshold``, in ``[0, 1]``. (default: ``0.5``)
+        backend (str): who computes. (default: ``"auto"``)
+
+    Shapes:
+        - **signal_logits**, **direction_logits:** ``[*, 2]``
+        - **returns:** probabilities ``[*, 4]``, predictions ``[*]`` int64, confidences ``[*]``
+
+    Raises:
+        ValueError: the logits do not end in 2, or differ in shape; `threshold` is outside ``[0, 1]``.
+    """
+    _check_threshold(threshold)
+    if signal_logits.size(-1) != 2 or signal_logits.shape != direction_logits.shape:
+        raise ValueError(
+            f"signal_logits, direction_logits: expected two tensors [*, 2], got {list(signal_logits.shape)} and "
+            f"{list(direction_logits.shape)}"
+        )
+    lead = signal_logits.shape[:-1]
+    (signal, direction), native = _enter(signal_logits.reshape(-1, 2), [direction_logits.reshape(-1, 2)], None, backend)
+    with _no_autocast(signal):
+        run = _backend.operator("decision_from_logits", native)
+        probabilities, predictions, confidences = run(signal, direction, threshold)
+    return probabilities.reshape(*lead, 4), predictions.reshape(lead), confidences.reshape(lead)
+
+
+def multitask_loss(
+    signal_logits: Tensor,
+    direction_logits: Tensor,
+    signal_targets: Tensor,
+    direction_targets: Tensor,
+    mask: Tensor | None = None,
+    lambda_direction: float = 1.0,
+) -> tuple[Tensor, Tensor, Tensor]:
+    r"""Cross entropy of the signal head plus that of the direction head over the rows of `mask`.
+
+    Args:
+        signal_logits, direction_logits (Tensor): logits of the two heads.
+        signal_targets, direction_targets (Tensor): 0 or 1; the direction may be anything outside `mask`.
+        mask (Tensor, optional): rows that count for the direction. (default: all of them)
+        lambda_direction (float): weight of the direction loss. (default: ``1.0``)
+
+    Shapes:
+        - **logits:** ``[N, 2]``; **targets:** ``[N]``; **mask:** ``[N]`` bool
+        - **returns:** total, signal and direction loss, scalars; zero direction loss if `mask` is empty
+
+    Raises:
+        ValueError: a shape does not fit, or, on the CPU, a label is outside {0, 1}.
+    """
+    rows = signal_logits.size(0)
+    for name, logits in (("signal_logits", signal_logits), ("direction_logits", direction_logits)):
+        if logits.shape != (rows, 2):
+            raise ValueError(f"{name}: expected [{rows}, 2], got {list(logits.shape)}")
+    others = {"signal_targets": signal_targets, "direction_targets": direction_targets, "signal_mask": mask}
+    for name, tensor in others.items():
+        if tensor is not None and tensor.shape != (rows,):
+            raise ValueError(f"{name}: expected {rows} elements, one per row of the logits, got {list(tensor.shape)}")
+    _check_labels("signal_targets", signal_targets, None)
+    _check_labels("direction_targets", direction_targets, mask)
+    return reference.multitask_loss(
+        signal_logits,
+        direction_logits,
+        signal_targets.long(),
+        direction_targets.long(),
+        None if mask is None else mask.bool(),
+        lambda_direction,
+    )
+
+
+def check_weights_used(graph: Graph, gat: bool, edge: bool) -> None:
+    """Refuses edge weights that a GATv2 without an edge term would silently ignore."""
+    if gat and not edge and graph.edge_weight is not None:
+        raise ValueError(
+            "edge_weight was given, but this GATv2 has no edge term (edge_dim=None) and would ignore it; pass "
+            "edge_weight=None, or build the model with edge_dim=1"
+        )
+
+
+def layer_entries(graph: Graph, gat: bool, edge: bool, dtype: torch.dtype) -> Entries:
+    """The CSR that a layer of this kind reads."""
+    return graph.entries(reference.GATV2_RULE, edge, dtype) if gat else graph.entries(reference.GCN_RULE, True, dtype)
+
+
+def _enter(x: Tensor, others: Sequence[Tensor], graph: Graph | None, backend: str) -> tuple[list[Tensor], bool]:
+    """Checks devices and dtypes, applies autocast, and says whether the native operator runs."""
+    if graph is not None and graph.device != x.device:
+        raise ValueError(f"x is on {x.device}, the graph on {graph.device}; move one with .to(...)")
+    tensors = [x, *others]
+    for tensor in others:
+        if tensor.device != x.device:
+            raise ValueError(f"x is on {x.device}, a parameter on {tensor.device}; move one with .to(...)")
+    if torch.is_autocast_enabled(x.device.type):
+        dtype = torch.get_autocast_dtype(x.device.type)
+        tensors = [t.to(dtype) if t.dtype != torch.float64 else t for t in tensors]
+    dtype = tensors[0].dtype
+    if dtype not in _DTYPES:
+        raise TypeError(f"x: expected float32, float64, bfloat16 or float16, got {dtype}; use x.float()")
+    for tensor in tensors[1:]:
+        if tensor.dtype != dtype:
+            raise TypeError(f"x is {dtype}, a parameter {tensor.dtype}; convert x or the model so that they agree")
+    return tensors, _backend.native(backend, x.device, dtype)
+
+
+def _no_autocast(x: Tensor) -> AbstractContextManager[Any]:
+    """Inside, dtypes are what the arguments say."""
+    kind = x.device.type
+    return torch.autocast(kind, enabled=False) if torch.is_autocast_enabled(kind) else nullcontext()
+
+
+def _activation(name: str) -> int:
+    if name not in ACTIVATIONS:
+        raise ValueError(f"activation: expected one of {', '.join(ACTIVATIONS)}, got {name!r}")
+    return ACTIVATIONS[name]
+
+
+def _check_linear(name: str, weight: Tensor, inputs: int) -> None:
+    if weight.dim() != 2 or weight.size(1) != inputs:
+        raise ValueError(f"{name} takes {weight.size(-1)} channels, but gets {inputs}")
+
+
+def _check_labels(name: str, labels: Tensor, mask: Tensor | None) -> None:
+    """Refuses labels outside {0, 1}; on a GPU the look would cost a synchronisation, so loaders look there."""
+    if labels.device.type != "cpu" or torch.compiler.is_compiling():
+        return
+    wrong = (labels != 0) & (labels != 1)
+    if mask is not None:
+        wrong = wrong & mask.bool()
+    if bool(wrong.any()):
+        raise ValueError(f"{name}: expected 0 or 1, got {labels[wrong][0].item()}")
+
+
+def _check_threshold(threshold: float) -> None:
+    if not 0.0 <= threshold <= 1.0:
+        raise ValueError(f"threshold: expected a probability in [0, 1], got {threshold}")

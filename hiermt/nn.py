@@ -1,0 +1,343 @@
+"""The modules people build: the convolution stacks, the T-GCN cell, the backbone and the two-headed model."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from hiermt import _backend, functional
+from hiermt.checkpoint import Pretrained
+from hiermt.conv import GAT, GCN
+from hiermt.graph import Graph, as_graph
+
+LAYOUTS = ("NTF", "NFT")
+
+
+class TGCNCell(nn.Module):
+    r"""One T-GCN cell (arXiv 1811.05320): a convolution stack and three gates.
+
+    Args:
+        in_channels (int): ``F``.
+        hidden_size (int): ``H``.
+        use_gat (bool): GATv2 convolutions, or GCN. (default: ``True``)
+        conv_layers (int): convolutions in the stack. (default: ``2``)
+        edge_dim (int, optional): 1, or ``None`` for GATv2 without edge weights. (default: ``1``)
+        conv_activation (str): leaky_relu ``"between"`` the convolutions or ``"after"`` each.
+            (default: ``"between"``)
+        backend (str): who computes: ``"auto"``, ``"native"`` or ``"reference"``. (default: ``"auto"``)
+    """
+
+    gcn: GAT | GCN
+
+    def __init__(
+        self,
+        in_channels: int,
+        hidden_size: int,
+        use_gat: bool = True,
+        *,
+        conv_layers: int = 2,
+        edge_dim: int | None = 1,
+        conv_activation: str = "between",
+        backend: str = "auto",
+    ) -> None:
+        super().__init__()
+        _check_positive(in_channels=in_channels, hidden_size=hidden_size, conv_layers=conv_layers)
+        self.in_channels, self.hidden_size = in_channels, hidden_size
+        if use_gat:
+            self.gcn = GAT(
+                in_channels,
+                hidden_size,
+                conv_layers,
+                edge_dim=edge_dim,
+                conv_activation=conv_activation,
+                backend=backend,
+            )
+        else:
+            self.gcn = GCN(in_channels, hidden_size, conv_layers, conv_activation=conv_activation, backend=backend)
+        self.lin_u = nn.Linear(in_channels + 2 * hidden_size, hidden_size)
+        self.lin_r = nn.Linear(in_channels + 2 * hidden_size, hidden_size)
+        self.lin_c = nn.Linear(in_channels + 2 * hidden_size, hidden_size)
+
+    def gates(self) -> list[Tensor]:
+        """The gate parameters in the order the operators take them."""
+        return [tensor for lin in (self.lin_u, self.lin_r, self.lin_c) for tensor in (lin.weight, lin.bias)]
+
+    def forward(
+        self,
+        x_t: Tensor,
+        edge_index: Tensor | Graph,
+        edge_weight: Tensor | None = None,
+        h: Tensor | None = None,
+    ) -> Tensor:
+        """One time step.
+
+        Args:
+            x_t (Tensor): features of this step.
+            edge_index (Tensor or Graph): edges.
+            edge_weight (Tensor, optional): edge weights. (default: ``None``)
+            h (Tensor, optional): state before this step. (default: zeros)
+
+        Shapes:
+            - **x_t:** ``[N, F]``; **h:** ``[N, H]``
+            - **returns:** ``[N, H]``
+        """
+        if x_t.dim() != 2 or x_t.size(1) != self.in_channels:
+            raise ValueError(f"x_t: expected [N, {self.in_channels}], got {list(x_t.shape)}")
+        g = torch.sigmoid(self.gcn(x_t, edge_index, edge_weight))
+        backend = self.gcn.backend
+        return functional.gated_scan(x_t.unsqueeze(1), g.unsqueeze(1), h, self.gates(), sequence=False, backend=backend)
+
+    def run_sequence(self, x: Tensor, graph: Graph, sequence: bool) -> Tensor:
+        """All time steps from a zero state: ``[N, T, F] -> [N, T, H]``, or ``[N, H]`` if not `sequence`."""
+        stack = self.gcn
+        return functional.tgcn_layer(
+            x,
+            graph,
+            stack.flat(),
+            self.gates(),
+            conv_layers=len(stack.convs),
+            gat=stack.gat,
+            edge=stack.edge,
+            conv_activation=stack.conv_activation,
+            sequence=sequence,
+            backend=stack.backend,
+        )
+
+
+class TGCN(Pretrained, nn.Module):
+    r"""The T-GCN backbone: cells stacked over the sequence, a linear on the last state (arXiv 1811.05320).
+
+    Args:
+        in_channels (int): ``F``.
+        out_channels (int): channels of the result.
+        hidden_size (int): ``H``.
+        layers_nb (int): number of cells. (default: ``2``)
+        output_activation (Module, optional): applied to the result. (default: ``None``)
+        use_gat (bool): GATv2 convolutions, or GCN. (default: ``True``)
+        conv_layers (int): convolutions in each cell. (default: ``2``)
+        edge_dim (int, optional): 1, or ``None`` for GATv2 without edge weights. (default: ``1``)
+        conv_activation (str): leaky_relu ``"between"`` the convolutions or ``"after"`` each.
+            (default: ``"between"``)
+        layout (str): order of x: ``"NTF"`` or ``"NFT"``. (default: ``"NTF"``)
+        backend (str): who computes: ``"auto"``, ``"native"`` or ``"reference"``. (default: ``"auto"``)
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        hidden_size: int,
+        layers_nb: int = 2,
+        output_activation: nn.Module | None = None,
+        use_gat: bool = True,
+        *,
+        conv_layers: int = 2,
+        edge_dim: int | None = 1,
+        conv_activation: str = "between",
+        layout: str = "NTF",
+        backend: str = "auto",
+    ) -> None:
+        super().__init__()
+        _check_positive(layers_nb=layers_nb, out_channels=out_channels)
+        if layout not in LAYOUTS:
+            raise ValueError(f"layout: expected 'NTF' or 'NFT', got {layout!r}")
+        if output_activation is not None and not isinstance(output_activation, nn.Module):
+            raise TypeError(f"output_activation: expected a Module such as nn.Sigmoid(), got {output_activation!r}")
+        self.in_channels, self.out_channels, self.hidden_size = in_channels, out_channels, hidden_size
+        self.layout = layout
+        self.config: dict[str, Any] = {
+            "in_channels": in_channels,
+            "out_channels": out_channels,
+            "hidden_size": hidden_size,
+            "layers_nb": layers_nb,
+            "use_gat": use_gat,
+            "conv_layers": conv_layers,
+            "edge_dim": edge_dim if use_gat else None,
+            "conv_activation": conv_activation,
+            "layout": layout,
+        }
+        self.cells = nn.ModuleList(
+            TGCNCell(
+                in_channels if i == 0 else hidden_size,
+                hidden_size,
+                use_gat,
+                conv_layers=conv_layers,
+                edge_dim=edge_dim,
+                conv_activation=conv_activation,
+                backend=backend,
+            )
+            for i in range(layers_nb)
+        )
+        out: list[nn.Module] = [nn.Linear(hidden_size, out_channels)]
+        self.out = nn.Sequential(*out, *([] if output_activation is None else [output_activation]))
+
+    @property
+    def backend(self) -> str:
+        """Who computes; assign ``"auto"``, ``"native"`` or ``"reference"`` to change it."""
+        return next(iter(self._cells())).gcn.backend
+
+    @backend.setter
+    def backend(self, backend: str) -> None:
+        for cell in self._cells():
+            cell.gcn.backend = _backend.check(backend)
+
+    def forward(self, x: Tensor, edge_index: Tensor | Graph, edge_weight: Tensor | None = None) -> Tensor:
+        """Runs the backbone.
+
+        Args:
+            x (Tensor): node features.
+            edge_index (Tensor or Graph): edges.
+            edge_weight (Tensor, optional): edge weights. (default: ``None``)
+
+        Shapes:
+            - **x:** ``[N, T, F]``, or ``[B, N, T, F]`` with one shared graph (``F, T`` swapped for layout ``"NFT"``)
+            - **returns:** ``[N, out_channels]`` or ``[B, N, out_channels]``
+
+        Raises:
+            ValueError: x contradicts the layout or the graph.
+        """
+        return self.out(self.last_state(x, edge_index, edge_weight))  # type: ignore[no-any-return]
+
+    def last_state(self, x: Tensor, edge_index: Tensor | Graph, edge_weight: Tensor | None = None) -> Tensor:
+        """State of the last cell after the last step: as :meth:`forward`, before the output linear."""
+        x = self._time_before_channels(x)
+        graph = as_graph(edge_index, edge_weight, x.size(-3), self.backend)
+        h = x if x.dim() == 3 else x.reshape(x.size(0) * x.size(1), *x.shape[2:])
+        for i, cell in enumerate(self._cells()):
+            h = cell.run_sequence(h, graph, sequence=i < len(self.cells) - 1)
+        return h.reshape(*x.shape[:-2], self.hidden_size)
+
+    def _cells(self) -> list[TGCNCell]:
+        return list(self.cells)  # type: ignore[arg-type]
+
+    def _time_before_channels(self, x: Tensor) -> Tensor:
+        if not isinstance(x, Tensor) or not x.is_floating_point():
+            raise TypeError(f"x: expected a floating point Tensor, got {x.dtype if isinstance(x, Tensor) else type(x)}")
+        letters = "T, F" if self.layout == "NTF" else "F, T"
+        if x.dim() not in (3, 4):
+            raise ValueError(f"x: expected [N, {letters}] or [B, N, {letters}], got {list(x.shape)}")
+        found, other = (x.size(-1), x.size(-2)) if self.layout == "NTF" else (x.size(-2), x.size(-1))
+        if found != self.in_channels:
+            expected = f"[N, {letters}] with F = {self.in_channels} for layout='{self.layout}'"
+            message = f"x: expected {expected}, got {list(x.shape)}"
+            if other == self.in_channels:
+                swapped = LAYOUTS[self.layout == "NTF"]
+                message += f"; this looks like layout='{swapped}': build the model with it, or pass x.transpose(-1, -2)"
+            raise ValueError(message)
+        return x if self.layout == "NTF" else x.transpose(-1, -2)
+
+
+class TGCN_HierarchicalMT(Pretrained, nn.Module):
+    r"""T-GCN with two heads that decide hierarchically: is there a signal, and if so, which way.
+
+    Args:
+        in_channels (int): ``F``.
+        hidden_size (int): ``H``. (default: ``16``)
+        layers_nb (int): number of cells. (default: ``2``)
+        use_gat (bool): GATv2 convolutions, or GCN. (default: ``True``)
+        conv_layers (int): convolutions in each cell. (default: ``2``)
+        edge_dim (int, optional): 1, or ``None`` for GATv2 without edge weights. (default: ``1``)
+        conv_activation (str): leaky_relu ``"between"`` the convolutions or ``"after"`` each.
+            (default: ``"between"``)
+        layout (str): order of x: ``"NTF"`` or ``"NFT"``. (default: ``"NTF"``)
+        backend (str): who computes: ``"auto"``, ``"native"`` or ``"reference"``. (default: ``"auto"``)
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        hidden_size: int = 16,
+        layers_nb: int = 2,
+        use_gat: bool = True,
+        *,
+        conv_layers: int = 2,
+        edge_dim: int | None = 1,
+        conv_activation: str = "between",
+        layout: str = "NTF",
+        backend: str = "auto",
+    ) -> None:
+        super().__init__()
+        self.tgcn_backbone = TGCN(
+            in_channels,
+            hidden_size,
+            hidden_size,
+            layers_nb,
+            None,
+            use_gat,
+            conv_layers=conv_layers,
+            edge_dim=edge_dim,
+            conv_activation=conv_activation,
+            layout=layout,
+            backend=backend,
+        )
+        self.signal_head = nn.Linear(hidden_size, 2)
+        self.direction_head = nn.Linear(hidden_size, 2)
+        self.config = {k: v for k, v in self.tgcn_backbone.config.items() if k != "out_channels"}
+
+    @property
+    def backend(self) -> str:
+        """Who computes; assign ``"auto"``, ``"native"`` or ``"reference"`` to change it."""
+        return self.tgcn_backbone.backend
+
+    @backend.setter
+    def backend(self, backend: str) -> None:
+        self.tgcn_backbone.backend = backend
+
+    def forward(
+        self, x: Tensor, edge_index: Tensor | Graph, edge_weight: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Logits of both heads.
+
+        Args:
+            x (Tensor): node features.
+            edge_index (Tensor or Graph): edges.
+            edge_weight (Tensor, optional): edge weights. (default: ``None``)
+
+        Shapes:
+            - **x:** ``[N, T, F]``, or ``[B, N, T, F]`` with one shared graph (``F, T`` swapped for layout ``"NFT"``)
+            - **returns:** signal logits and direction logits, each ``[N, 2]`` or ``[B, N, 2]``
+
+        Raises:
+            ValueError: x contradicts the layout or the graph.
+        """
+        h = self.tgcn_backbone.last_state(x, edge_index, edge_weight)
+        signal, direction = functional.heads(h.reshape(-1, self.tgcn_backbone.hidden_size), self._head_params(), backend=self.backend)
+        return signal.reshape(*h.shape[:-1], 2), direction.reshape(*h.shape[:-1], 2)
+
+    @torch.no_grad()
+    def decide(
+        self,
+        x: Tensor,
+        edge_index: Tensor | Graph,
+        edge_weight: Tensor | None = None,
+        threshold: float = 0.5,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Down (0), Neutral (1) or Up (2) for every node.
+
+        Args:
+            x, edge_index, edge_weight: as for :meth:`forward`.
+            threshold (float): a node has a signal iff ``P(signal) > threshold``. (default: ``0.5``)
+
+        Shapes:
+            - **returns:** predictions ``[N]`` int64, confidences ``[N]``, probabilities ``[N, 4]`` (noise, signal,
+              down, up), each with a leading ``B`` if x has one
+        """
+        h = self.tgcn_backbone.last_state(x, edge_index, edge_weight)
+        flat = h.reshape(-1, self.tgcn_backbone.hidden_size)
+        *_, probabilities, predictions, confidences = functional.decision(
+            flat, self._head_params(), threshold, backend=self.backend
+        )
+        lead = h.shape[:-1]
+        return predictions.reshape(lead), confidences.reshape(lead), probabilities.reshape(*lead, 4)
+
+    def _head_params(self) -> list[Tensor]:
+        linears = (self.tgcn_backbone.out[0], self.signal_head, self.direction_head)
+        return [tensor for lin in linears for tensor in (lin.weight, lin.bias)]  # type: ignore[misc]
+
+
+def _check_positive(**sizes: int) -> None:
+    for name, size in sizes.items():
+        if not isinstance(size, int) or size < 1:
+            raise ValueError(f"{name}: expected a positive integer, got {size!r}")
