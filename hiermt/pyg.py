@@ -1,0 +1,105 @@
+"""The model as people run it today: PyG convolutions, stepped through time.
+
+The outside oracle of the tests and the competitor of the benchmarks. Importing this module needs
+``torch_geometric``; nothing else in the package imports it at import time.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch_geometric.nn import GATv2Conv, GCNConv
+
+from hiermt.nn import TGCN_HierarchicalMT
+
+
+class ConvStack(nn.Module):
+    """PyG convolutions with leaky_relu(0.01) between them, or after each."""
+
+    def __init__(
+        self,
+        in_channels: int,
+        hidden_size: int,
+        use_gat: bool = True,
+        conv_layers: int = 2,
+        edge_dim: int | None = 1,
+        conv_activation: str = "between",
+    ) -> None:
+        super().__init__()
+        sizes = [(in_channels if i == 0 else hidden_size, hidden_size) for i in range(conv_layers)]
+        self.convs = nn.ModuleList(
+            GATv2Conv(f, h, heads=1, edge_dim=edge_dim, negative_slope=0.2) if use_gat else GCNConv(f, h)
+            for f, h in sizes
+        )
+        self.conv_activation = conv_activation
+
+    def forward(self, x: Tensor, edge_index: Tensor, edge_weight: Tensor | None) -> Tensor:
+        for i, conv in enumerate(self.convs):
+            x = conv(x, edge_index, edge_weight)
+            if self.conv_activation == "after" or i < len(self.convs) - 1:
+                x = F.leaky_relu(x, 0.01)
+        return x
+
+
+class Cell(nn.Module):
+    """One T-GCN cell on top of :class:`ConvStack`; eqs. 2 to 6 of arXiv 1811.05320."""
+
+    def __init__(self, in_channels: int, hidden_size: int, **conv: object) -> None:
+        super().__init__()
+        self.gcn = ConvStack(in_channels, hidden_size, **conv)  # type: ignore[arg-type]
+        self.lin_u = nn.Linear(in_channels + 2 * hidden_size, hidden_size)
+        self.lin_r = nn.Linear(in_channels + 2 * hidden_size, hidden_size)
+        self.lin_c = nn.Linear(in_channels + 2 * hidden_size, hidden_size)
+
+    def forward(self, x: Tensor, edge_index: Tensor, edge_weight: Tensor | None, h: Tensor) -> Tensor:
+        g = torch.sigmoid(self.gcn(x, edge_index, edge_weight))
+        u = torch.sigmoid(self.lin_u(torch.cat([x, g, h], dim=-1)))
+        r = torch.sigmoid(self.lin_r(torch.cat([x, g, h], dim=-1)))
+        c = torch.tanh(self.lin_c(torch.cat([x, g, r * h], dim=-1)))
+        return u * h + (1 - u) * c
+
+
+class Backbone(nn.Module):
+    """Cells stepped through time; x is ``[N, T, F]``."""
+
+    def __init__(
+        self, in_channels: int, out_channels: int, hidden_size: int, layers_nb: int = 2, **conv: object
+    ) -> None:
+        super().__init__()
+        self.hidden_size = hidden_size
+        self.cells = nn.ModuleList(
+            Cell(in_channels if i == 0 else hidden_size, hidden_size, **conv) for i in range(layers_nb)
+        )
+        self.out = nn.Sequential(nn.Linear(hidden_size, out_channels))
+
+    def forward(self, x: Tensor, edge_index: Tensor, edge_weight: Tensor | None = None) -> Tensor:
+        states = [x.new_zeros(x.size(0), self.hidden_size) for _ in self.cells]
+        for t in range(x.size(1)):
+            layer_input = x[:, t]
+            for i, cell in enumerate(self.cells):
+                states[i] = layer_input = cell(layer_input, edge_index, edge_weight, states[i])
+        return self.out(states[-1])  # type: ignore[no-any-return]
+
+
+class HierarchicalMT(nn.Module):
+    """The two-headed model; x is ``[N, T, F]``. Its state dict loads strictly into ours and back."""
+
+    def __init__(self, in_channels: int, hidden_size: int = 16, layers_nb: int = 2, **conv: object) -> None:
+        super().__init__()
+        self.tgcn_backbone = Backbone(in_channels, hidden_size, hidden_size, layers_nb, **conv)
+        self.signal_head = nn.Linear(hidden_size, 2)
+        self.direction_head = nn.Linear(hidden_size, 2)
+
+    def forward(self, x: Tensor, edge_index: Tensor, edge_weight: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        features = self.tgcn_backbone(x, edge_index, edge_weight)
+        return self.signal_head(features), self.direction_head(features)
+
+
+def like(model: TGCN_HierarchicalMT) -> HierarchicalMT:
+    """The PyG model with the sizes and a copy of the weights of `model`."""
+    config = {key: value for key, value in model.config.items() if key != "layout"}
+    parameter = next(model.parameters())
+    twin = HierarchicalMT(**config).to(parameter.device, parameter.dtype)
+    twin.load_state_dict(model.state_dict(), strict=True)
+    return twin

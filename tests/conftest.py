@@ -1,0 +1,32 @@
+"""What every test shares: one thread count, poisoned allocations, the graphs and the backends."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+
+from hiermt import _extension
+
+torch.set_num_threads(2)
+
+
+@pytest.fixture(autouse=True)
+def _seeded_and_poisoned() -> Iterator[None]:
+    """Same random numbers in every test, and memory that nobody wrote reads as NaN."""
+    torch.manual_seed(0)
+    torch.utils.deterministic.fill_uninitialized_memory = True
+    torch.use_deterministic_algorithms(True)
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+@pytest.fixture(params=["reference", "native"])
+def backend(request: pytest.FixtureRequest) -> str:
+    """Each backend that exists here."""
+    if request.param == "native":
+        reason = _extension.why_not_native("cpu")
+        if reason is not None:
+            pytest.skip(reason)
+    return str(request.param)
