@@ -10,6 +10,7 @@ from torch import Tensor
 
 from hiermt import reference
 from hiermt.graph import Graph
+from hiermt.testing import tolerance
 
 DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
 
@@ -125,3 +126,50 @@ def conv_forward(
     )
     expected, _, _ = twin(problem, case, gat)
     return out, expected.detach()
+
+
+def conv_backward(
+    case: Case, dtype: torch.dtype, gat: bool, wanted: str = "xpe", environment: dict[str, str] | None = None
+) -> list[tuple[str, Tensor | None, Tensor]]:
+    """(name, gradient of the kernel, gradient of the float64 twin); `wanted` names x, parameters, edge weights."""
+    problem = make(case, dtype, gat)
+    out, first, last = twin(problem, case, gat)
+    # The kernel reads the saved output as it was stored; the twin gets the same cotangent.
+    grad_out = torch.randn(out.shape, generator=torch.Generator().manual_seed(1)).to(dtype)
+    leaves = [leaf for leaf in [*first, *last] if leaf is not None]
+    expected = iter(torch.autograd.grad(out, leaves, grad_out.double()))
+    compute = torch.float64 if dtype == torch.float64 else torch.float32
+    names = ["x", "lin_l.weight", "lin_l.bias", "lin_r.weight", "lin_r.bias", "att", "bias", "lin_edge", "edge_weight"]
+    if not gat:
+        names = ["x", "lin.weight", "bias", "norm"]
+        last = last[1:]
+    outputs = []
+    for name, leaf in zip(names, [*first, *last], strict=True):
+        asked = "x" if name == "x" else "e" if name in ("edge_weight", "norm") else "p"
+        kind = dtype if name == "x" else compute
+        outputs.append((tuple(leaf.shape), kind) if leaf is not None and asked in wanted else None)
+    integers, inputs = conv_arguments(case, problem, gat)
+    inputs += [out.detach().to(dtype).contiguous(), grad_out]
+    op = "gatv2_conv_backward" if gat else "gcn_conv_backward"
+    grads = run(op, dtype, integers, inputs, outputs, environment)
+    both = []
+    for name, leaf, grad in zip(names, [*first, *last], grads, strict=True):
+        if leaf is not None:
+            both.append((name, grad, next(expected)))
+    return both
+
+
+def assert_gradients(pairs: list[tuple[str, Tensor | None, Tensor]], dtype: torch.dtype) -> None:
+    """Within the tolerance of gradients, measured against the size of the whole gradient."""
+    found = tolerance(dtype, gradient=True)
+    for name, grad, expected in pairs:
+        if grad is None:
+            continue
+        scale = max(float(expected.abs().max()), 1.0) if expected.numel() else 1.0
+        torch.testing.assert_close(
+            grad.double(),
+            expected,
+            rtol=found.rtol,
+            atol=found.atol * scale,
+            msg=lambda text, name=name: f"gradient of {name}: {text}",
+        )

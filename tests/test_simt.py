@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from simt_cases import DTYPES, Case, conv_forward
+from simt_cases import DTYPES, Case, assert_gradients, conv_backward, conv_forward
 from simt_harness import SimtFault, compiler, run
 
 from hiermt.testing import tolerance
@@ -74,3 +74,9 @@ def test_gatv2_conv(case: Case, dtype: torch.dtype) -> None:
     out, expected = conv_forward(case, dtype, gat=True)
     found = tolerance(dtype)
     torch.testing.assert_close(out.double(), expected, rtol=found.rtol, atol=found.atol)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("case", GATV2_CASES, ids=str)
+def test_gatv2_conv_backward(case: Case, dtype: torch.dtype) -> None:
+    assert_gradients(conv_backward(case, dtype, gat=True), dtype)

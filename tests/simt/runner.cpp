@@ -63,6 +63,24 @@ int run(const std::string& op, Arguments& a) {
     const ScratchMemory memory(cuda::gatv2_conv_forward_workspace(p));
     return cuda::gatv2_conv_forward(p, memory.data(), nullptr);
   }
+  if (op == "gatv2_conv_backward") {
+    using C = Compute<S>;
+    GatV2ConvBackward<S, C> p{};
+    p.forward = read_gatv2_conv<S>(a);
+    p.forward.out = const_cast<S*>(a.in<S>());
+    p.grad_out = a.in<S>();
+    p.grad_x = a.out<S>();
+    p.grads.lin_l_weight = a.out<C>();
+    p.grads.lin_l_bias = a.out<C>();
+    p.grads.lin_r_weight = a.out<C>();
+    p.grads.lin_r_bias = a.out<C>();
+    p.grads.att = a.out<C>();
+    p.grads.bias = a.out<C>();
+    p.grads.lin_edge_weight = a.out<C>();
+    p.grad_edge_weight = a.out<C>();
+    const ScratchMemory memory(cuda::gatv2_conv_backward_workspace(p));
+    return cuda::gatv2_conv_backward(p, memory.data(), nullptr);
+  }
   return -1;
 }
 
