@@ -21,10 +21,10 @@ import shutil
 import subprocess
 import sys
 import sysconfig
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Iterator
 
 from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
@@ -119,7 +119,9 @@ def cuda_choice(torch: Torch) -> tuple[str | None, str]:
         return None, "FORCE_CUDA=0"
     if nvcc is None:
         if force == "1":
-            raise BuildError("hiermt: FORCE_CUDA=1, but nvcc was not found (looked at CUDA_HOME, PATH, /usr/local/cuda)")
+            raise BuildError(
+                "hiermt: FORCE_CUDA=1, but nvcc was not found (looked at CUDA_HOME, PATH, /usr/local/cuda)"
+            )
         return None, f"nvcc was not found (torch {torch.version}{'' if torch.cuda else ' has no CUDA either'})"
     if force == "1":
         return nvcc, "FORCE_CUDA=1"
@@ -136,7 +138,7 @@ def architectures(nvcc: str) -> str:
         for entry in filter(None, asked.split(";")):
             match = re.fullmatch(r"(\d+)\.(\d)([af]?)(\+PTX)?", entry)
             if match is None:
-                raise BuildError(f"hiermt: TORCH_CUDA_ARCH_LIST: expected entries such as 9.0 or 9.0+PTX, got {entry!r}")
+                raise BuildError(f"hiermt: TORCH_CUDA_ARCH_LIST: expected 9.0 or 9.0+PTX and the like, got {entry!r}")
             major, minor, feature, ptx = match.groups()
             chosen.append(f"{major}{minor}{feature}" + ("" if ptx else "-real"))
         return ";".join(chosen)
@@ -253,7 +255,7 @@ class CMakeBuild(build_ext):
     def get_output_mapping(self) -> dict[str, str]:
         if not self.inplace:
             return {}
-        return dict(zip(self._built_files(Path(self.build_lib)), self._built_files(ROOT)))
+        return dict(zip(self._built_files(Path(self.build_lib)), self._built_files(ROOT), strict=True))
 
     def _built_files(self, root: Path) -> list[str]:
         names = [REPORT] + ([self.get_ext_filename("hiermt._C")] if getattr(self, "built", None) else [])

@@ -1,5 +1,5 @@
-// The second wall of argument checks. Python raises the typed errors before an op is called; what gets past it
-// (a call of torch.ops.hiermt.* by hand) fails here with RuntimeError, before anything is read or written:
+// The second wall of argument checks. Python raises the typed errors before an op is called; what gets past
+// it (a call of torch.ops.hiermt.* by hand) fails here with RuntimeError, before anything is read or written:
 //   hiermt::decision: h: expected a shape [N, 16], got [4, 8]
 #pragma once
 
@@ -34,7 +34,9 @@ inline std::string shape_of(const Tensor& tensor) {
   return text.str();
 }
 
-inline const char* name_of(ScalarType type) { return torch::headeronly::toString(type); }
+inline const char* name_of(ScalarType type) {
+  return torch::headeronly::toString(type);
+}
 
 inline std::string device_of(const Tensor& tensor) {
   if (tensor.is_cpu()) return "cpu";
@@ -43,8 +45,8 @@ inline std::string device_of(const Tensor& tensor) {
 
 // A size in an expected shape: a number that must match, or a letter that stands for any.
 struct Extent {
-  Extent(int64_t size) : size(size), letter(nullptr) {}        // NOLINT: reads as a shape at the call
-  Extent(const char* letter) : size(-1), letter(letter) {}     // NOLINT
+  Extent(int64_t size) : size(size), letter(nullptr) {}     // NOLINT: reads as a shape at the call
+  Extent(const char* letter) : size(-1), letter(letter) {}  // NOLINT
   int64_t size;
   const char* letter;
 };
@@ -93,7 +95,8 @@ inline void check_contiguous(const char* op, const char* argument, const Tensor&
 
 // A dense parameter: shape, dtype and device of `like`, contiguous.
 inline void check_parameter(const char* op, const char* argument, const Tensor& tensor,
-                            std::initializer_list<Extent> expected, const char* like_name, const Tensor& like) {
+                            std::initializer_list<Extent> expected, const char* like_name,
+                            const Tensor& like) {
   check_shape(op, argument, tensor, expected);
   check_dtype(op, argument, tensor, like.scalar_type());
   check_device(op, argument, tensor, like_name, like);

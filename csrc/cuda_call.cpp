@@ -9,8 +9,8 @@
 namespace hiermt {
 namespace {
 
-// torch's own device guard and stream live in libtorch_cuda, which a CPU-only torch does not have. They are looked
-// up when the first CUDA tensor arrives, so that one binary serves both.
+// torch's own device guard and stream live in libtorch_cuda, which a CPU-only torch does not have. They are
+// looked up when the first CUDA tensor arrives, so that one binary serves both.
 struct TorchCuda {
   int32_t (*create_guard)(int32_t device, void** guard) = nullptr;
   int32_t (*delete_guard)(void* guard) = nullptr;
@@ -42,7 +42,8 @@ const TorchCuda& torch_cuda() {
 
 CudaScope::CudaScope(const char* op, const Tensor& tensor) : op_(op) {
   const TorchCuda& torch = torch_cuda();
-  if (!torch.complete()) fail(op, "device", "a CUDA tensor came, but libtorch_cuda is not loaded or lacks streams");
+  if (!torch.complete())
+    fail(op, "device", "a CUDA tensor came, but libtorch_cuda is not loaded or lacks streams");
   const int32_t device = tensor.get_device_index();
   if (torch.create_guard(device, &guard_) != 0) fail(op, "device", "cannot make cuda:", device, " current");
   // The statically linked runtime keeps its own idea of the current device.
@@ -52,7 +53,9 @@ CudaScope::CudaScope(const char* op, const Tensor& tensor) : op_(op) {
   fail(op, "device", "no stream on cuda:", device, error ? ": " : "", error ? cuda::error_string(error) : "");
 }
 
-CudaScope::~CudaScope() { torch_cuda().delete_guard(guard_); }
+CudaScope::~CudaScope() {
+  torch_cuda().delete_guard(guard_);
+}
 
 void CudaScope::check(int error) const {
   if (error != 0) fail(op_, "launch", cuda::error_string(error));

@@ -6,6 +6,12 @@
 
 namespace hiermt {
 
+#ifdef HIERMT_WITH_CUDA
+constexpr bool kWithCuda = true;
+#else
+constexpr bool kWithCuda = false;
+#endif
+
 // Makes the device of `tensor` current until the end of the scope, and knows torch's current stream on it.
 class CudaScope {
  public:

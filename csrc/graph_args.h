@@ -68,16 +68,4 @@ inline Tensor gradient_of(const Tensor& param, bool wanted) {
   return torch::stable::empty(param.sizes(), dtype, std::nullopt, param.device());
 }
 
-// Calls body(Type<S>{}) with the storage type of `dtype`, one of those that the CPU kernels know.
-template <class Body>
-void dispatch_cpu(const char* op, const char* argument, ScalarType dtype, Body&& body) {
-  dispatch_floating(op, argument, dtype, [&](auto type) {
-    if constexpr (std::is_same_v<typename decltype(type)::type, Half>) {
-      fail(op, argument, "the CPU kernels take Float, Double and BFloat16, got Half");
-    } else {
-      body(type);
-    }
-  });
-}
-
 }  // namespace hiermt

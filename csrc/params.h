@@ -17,7 +17,9 @@
 
 namespace hiermt {
 
-enum class Activation : int { kNone = 0, kLeakyRelu = 1, kSigmoid = 2 };
+// kLeakySigmoid, leaky_relu and then sigmoid, ends the stack of a layer whose activation comes after each
+// convolution; no operator takes it as an argument.
+enum class Activation : int { kNone = 0, kLeakyRelu = 1, kSigmoid = 2, kLeakySigmoid = 3 };
 
 // Slope of the activation between (or after) the convolutions, and of the one inside a GATv2 score.
 constexpr double kActivationSlope = 0.01;
@@ -30,16 +32,16 @@ constexpr double kSoftmaxEpsilon = 1e-16;
 // which stands at position t_perm[p] of the forward CSR.
 // blocks cuts [0, S) into ranges that no edge leaves.
 struct CsrGraph {
-  int64_t num_nodes;            // S
-  int64_t num_entries;          // E
-  int64_t copies;               // B
-  int64_t num_blocks;           // K
-  const int32_t* rowptr;        // [S + 1]
-  const int32_t* col;           // [E]
-  const int32_t* t_rowptr;      // [S + 1]
-  const int32_t* t_row;         // [E]
-  const int32_t* t_perm;        // [E]
-  const int32_t* blocks;        // [K + 1], host memory for CPU kernels
+  int64_t num_nodes;        // S
+  int64_t num_entries;      // E
+  int64_t copies;           // B
+  int64_t num_blocks;       // K
+  const int32_t* rowptr;    // [S + 1]
+  const int32_t* col;       // [E]
+  const int32_t* t_rowptr;  // [S + 1]
+  const int32_t* t_row;     // [E]
+  const int32_t* t_perm;    // [E]
+  const int32_t* blocks;    // [K + 1], host memory for CPU kernels
 };
 
 // x[copy, node, t, c] = data[copy * stride_copy + node * stride_node + t * stride_time + c * stride_channel].
@@ -57,17 +59,17 @@ struct SequenceView {
 // Parameters of one GATv2Conv(heads=1), PyG's layout: weight [out, in].
 template <class S>
 struct GatV2Weights {
-  const S* lin_l_weight;        // [H, F]   source side, also the message
-  const S* lin_l_bias;          // [H]
-  const S* lin_r_weight;        // [H, F]   target side
-  const S* lin_r_bias;          // [H]
-  const S* att;                 // [H]
-  const S* lin_edge_weight;     // [H] or nullptr: no edge term
-  const S* bias;                // [H]
+  const S* lin_l_weight;     // [H, F]   source side, also the message
+  const S* lin_l_bias;       // [H]
+  const S* lin_r_weight;     // [H, F]   target side
+  const S* lin_r_bias;       // [H]
+  const S* att;              // [H]
+  const S* lin_edge_weight;  // [H] or nullptr: no edge term
+  const S* bias;             // [H]
 };
 
 template <class C>
-struct GatV2Grads {             // same shapes, each may be nullptr
+struct GatV2Grads {  // same shapes, each may be nullptr
   C* lin_l_weight;
   C* lin_l_bias;
   C* lin_r_weight;
@@ -80,13 +82,13 @@ struct GatV2Grads {             // same shapes, each may be nullptr
 template <class S>
 struct GatV2ConvForward {
   CsrGraph graph;
-  SequenceView<S> x;            // F channels
-  int64_t steps;                // T
-  int64_t hidden;               // H
-  const S* edge_weight;         // [E] in CSR order, or nullptr
+  SequenceView<S> x;     // F channels
+  int64_t steps;         // T
+  int64_t hidden;        // H
+  const S* edge_weight;  // [E] in CSR order, or nullptr
   GatV2Weights<S> weights;
   Activation activation;
-  S* out;                       // [N, T, H] after the activation
+  S* out;  // [N, T, H] after the activation
 };
 
 template <class S, class C>
@@ -95,13 +97,13 @@ struct GatV2ConvBackward {
   const S* grad_out;            // [N, T, H] cotangent of out
   S* grad_x;                    // [N, T, F] contiguous, or nullptr
   GatV2Grads<C> grads;
-  C* grad_edge_weight;          // [E] in CSR order, or nullptr
+  C* grad_edge_weight;  // [E] in CSR order, or nullptr
 };
 
 template <class S>
 struct GcnWeights {
-  const S* lin_weight;          // [H, F]
-  const S* bias;                // [H]
+  const S* lin_weight;  // [H, F]
+  const S* bias;        // [H]
 };
 
 template <class C>
@@ -116,19 +118,19 @@ struct GcnConvForward {
   SequenceView<S> x;
   int64_t steps;
   int64_t hidden;
-  const S* norm;                // [E] d_j^-1/2 w_ij d_i^-1/2 in CSR order
+  const S* norm;  // [E] d_j^-1/2 w_ij d_i^-1/2 in CSR order
   GcnWeights<S> weights;
   Activation activation;
-  S* out;                       // [N, T, H]
+  S* out;  // [N, T, H]
 };
 
 template <class S, class C>
 struct GcnConvBackward {
   GcnConvForward<S> forward;
-  const S* grad_out;            // [N, T, H]
-  S* grad_x;                    // [N, T, F] or nullptr
+  const S* grad_out;  // [N, T, H]
+  S* grad_x;          // [N, T, F] or nullptr
   GcnGrads<C> grads;
-  C* grad_norm;                 // [E] or nullptr
+  C* grad_norm;  // [E] or nullptr
 };
 
 // The three gates read [x, g, h] (the candidate: [x, g, r * h]); weight [H, F + 2H], columns in that order.
@@ -154,17 +156,17 @@ struct GateGrads {
 
 template <class S>
 struct GatedScanForward {
-  int64_t copies;               // B
-  int64_t num_nodes;            // S, so that x may be strided
-  int64_t steps;                // T
-  int64_t hidden;               // H
-  SequenceView<S> x;            // F channels
-  const S* g;                   // [N, T, H]
-  const S* h0;                  // [N, H] or nullptr: zeros
+  int64_t copies;     // B
+  int64_t num_nodes;  // S, so that x may be strided
+  int64_t steps;      // T
+  int64_t hidden;     // H
+  SequenceView<S> x;  // F channels
+  const S* g;         // [N, T, H]
+  const S* h0;        // [N, H] or nullptr: zeros
   GateWeights<S> weights;
-  S* h;                         // [N, T, H], or nullptr when only the last state is wanted
-  S* h_last;                    // [N, H], or nullptr
-  S* gates;                     // [N, T, 3, H] u, r, c after their nonlinearity, or nullptr when not training
+  S* h;       // [N, T, H], or nullptr when only the last state is wanted
+  S* h_last;  // [N, H], or nullptr
+  S* gates;   // [N, T, 3, H] u, r, c after their nonlinearity, or nullptr when not training
 };
 
 template <class S, class C>
@@ -174,9 +176,76 @@ struct GatedScanBackward {
   const S* grad_h_last;         // [N, H] cotangent of h_last, or nullptr
   S* grad_x;                    // [N, T, F] or nullptr; accumulate: added to what is there
   bool accumulate_grad_x;
-  S* grad_g;                    // [N, T, H] or nullptr
-  S* grad_h0;                   // [N, H] or nullptr
+  S* grad_g;   // [N, T, H] or nullptr
+  S* grad_h0;  // [N, H] or nullptr
   GateGrads<C> grads;
+};
+
+// Output linear, two heads of two classes each. K channels between the output linear and the heads.
+template <class S>
+struct DecisionWeights {
+  const S* out_weight;        // [K, H]
+  const S* out_bias;          // [K]
+  const S* signal_weight;     // [2, K]   noise, signal
+  const S* signal_bias;       // [2]
+  const S* direction_weight;  // [2, K]   down, up
+  const S* direction_bias;    // [2]
+};
+
+// Each may be nullptr.
+template <class S>
+struct DecisionOutputs {
+  S* probabilities;      // [N, 4]   noise, signal, down, up
+  int64_t* predictions;  // [N]      0 Down, 1 Neutral, 2 Up
+  S* confidences;        // [N]      of the direction where there is a signal, else of the signal head
+};
+
+template <class S>
+struct DecisionForward {
+  int64_t rows;      // N
+  int64_t hidden;    // H
+  int64_t features;  // K
+  const S* h;        // h[n, c] = h[n * stride_row + c]
+  int64_t stride_row;
+  DecisionWeights<S> weights;
+  double threshold;     // signal iff P(signal) > threshold
+  S* signal_logits;     // [N, 2] or nullptr
+  S* direction_logits;  // [N, 2] or nullptr
+  DecisionOutputs<S> outputs;
+};
+
+template <class S>
+struct DecisionFromLogits {
+  int64_t rows;               // N
+  const S* signal_logits;     // [N, 2]
+  const S* direction_logits;  // [N, 2]
+  double threshold;
+  DecisionOutputs<S> outputs;
+};
+
+template <class C>
+struct DecisionGrads {  // shapes as in DecisionWeights
+  C* out_weight;
+  C* out_bias;
+  C* signal_weight;
+  C* signal_bias;
+  C* direction_weight;
+  C* direction_bias;
+};
+
+template <class S, class C>
+struct DecisionBackward {
+  int64_t rows;
+  int64_t hidden;
+  int64_t features;
+  const S* h;  // as in the forward
+  int64_t stride_row;
+  DecisionWeights<S> weights;      // the heads' biases are not read
+  const S* grad_signal_logits;     // [N, 2]
+  const S* grad_direction_logits;  // [N, 2]
+  S* grad_h;                       // [N, H] or nullptr
+  bool need_params;                // else none of `grads` is written
+  DecisionGrads<C> grads;
 };
 
 }  // namespace hiermt

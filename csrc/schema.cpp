@@ -1,43 +1,50 @@
-// Every operator of the namespace `hiermt`, each under its contract. Host entries register implementations for
-// CPU and CUDA in csrc/<op>.cpp; fake, autograd and autocast rules live in hiermt/ops*.py; the twin of an
+// Every operator of the namespace `hiermt`, each under its contract. Host entries register implementations
+// for CPU and CUDA in csrc/<op>.cpp; fake, autograd and autocast rules live in hiermt/ops*.py; the twin of an
 // operator has the same name in hiermt/reference.py.
 //
 // Letters:  B copies of one template graph, S nodes in the template, N = B * S nodes in all
 //           (node n = copy * S + node), T time steps, F input channels, H hidden channels, E entries of the
 //           CSR after the convolution's self-loop rule, E0 edges as given, K channels between two linears
-// csr:      rowptr [S+1], col [E], t_rowptr [S+1], t_row [E], t_perm [E], blocks [any], all int32; blocks on the CPU
-// dtypes:   float is any of float32, float64, bfloat16 and, on CUDA, float16; one op call sees one of them.
-//           Gradients of parameters have the dtype that the kernel computes in: float64 for float64, else float32.
+// csr:      rowptr [S+1], col [E], t_rowptr [S+1], t_row [E], t_perm [E], blocks [any], all int32; blocks on
+// the CPU dtypes:   float is any of float32, float64, bfloat16 and, on CUDA, float16; one op call sees one of
+// them.
+//           Gradients of parameters have the dtype that the kernel computes in: float64 for float64, else
+//           float32.
 // Outputs are contiguous. An output that was not asked for is an empty tensor.
 #include <torch/csrc/stable/library.h>
 
 STABLE_TORCH_LIBRARY(hiermt, m) {
   // Sorts edges by target (rowptr, col) and by source (t_rowptr, t_row, t_perm) under a self-loop rule.
   //   edge_index [2, E0] int32 or int64, sources in row 0; rule 0: GATv2, 1: GCN
-  //   -> rowptr [S+1], col [E], entry_edge [E] int64 (column of edge_index, -1 for an added loop), t_rowptr [S+1],
-  //      t_row [E], t_perm [E], blocks [any]: cuts of [0, S) that no edge crosses.  E = E0 + S; the entries past
-  //      rowptr[S], one for each dropped loop, are padding.
+  //   -> rowptr [S+1], col [E], entry_edge [E] int64 (column of edge_index, -1 for an added loop), t_rowptr
+  //   [S+1],
+  //      t_row [E], t_perm [E], blocks [any]: cuts of [0, S) that no edge crosses.  E = E0 + S; the entries
+  //      past rowptr[S], one for each dropped loop, are padding.
   m.def(
       "graph_prepare(Tensor edge_index, int num_nodes, int rule) -> "
-      "(Tensor rowptr, Tensor col, Tensor entry_edge, Tensor t_rowptr, Tensor t_row, Tensor t_perm, Tensor blocks)");
+      "(Tensor rowptr, Tensor col, Tensor entry_edge, Tensor t_rowptr, Tensor t_row, Tensor t_perm, Tensor "
+      "blocks)");
 
-  // GATv2 convolution with one head over all time steps, then the activation (0 none, 1 leaky_relu 0.01, 2 sigmoid).
+  // GATv2 convolution with one head over all time steps, then the activation (0 none, 1 leaky_relu 0.01, 2
+  // sigmoid).
   //   x [N, T, F], any strides; edge_weight [E] in CSR order, needs lin_edge [H]
   //   params: lin_l.weight [H, F], lin_l.bias [H], lin_r.weight [H, F], lin_r.bias [H], att [H], bias [H]
   //   -> [N, T, H]
   m.def(
-      "gatv2_conv(Tensor x, Tensor[] csr, Tensor? edge_weight, Tensor[] params, Tensor? lin_edge, int activation) "
+      "gatv2_conv(Tensor x, Tensor[] csr, Tensor? edge_weight, Tensor[] params, Tensor? lin_edge, int "
+      "activation) "
       "-> Tensor");
 
   // out: what gatv2_conv returned; grad_out: its cotangent, contiguous
   //   -> grad_x [N, T, F], the gradients of the 6 params, of lin_edge and of edge_weight
   m.def(
       "gatv2_conv_backward(Tensor grad_out, Tensor x, Tensor out, Tensor[] csr, Tensor? edge_weight, "
-      "Tensor[] params, Tensor? lin_edge, int activation, bool need_x, bool need_params, bool need_edge_weight) "
+      "Tensor[] params, Tensor? lin_edge, int activation, bool need_x, bool need_params, bool "
+      "need_edge_weight) "
       "-> Tensor[]");
 
-  // Output linear [K, H], signal and direction heads [2, K], softmax, decision, in one pass over h [N, H] (any
-  // strides). A row is a signal iff P(signal) > threshold.
+  // Output linear [K, H], signal and direction heads [2, K], softmax, decision, in one pass over h [N, H]
+  // (any strides). A row is a signal iff P(signal) > threshold.
   //   outputs: bits 1 logits, 2 probabilities, 4 predictions, 8 confidences
   //   -> signal_logits [N, 2], direction_logits [N, 2], probabilities [N, 4] (noise, signal, down, up),
   //      predictions [N] int64 (0 Down, 1 Neutral, 2 Up), confidences [N]
@@ -48,10 +55,12 @@ STABLE_TORCH_LIBRARY(hiermt, m) {
       "Tensor confidences)");
 
   // Cotangents of the logits, [N, 2] each, to those of everything they depend on.
-  //   -> grad_h [N, H], grad_out_weight [K, H], grad_out_bias [K], grad_signal_weight [2, K], grad_signal_bias [2],
+  //   -> grad_h [N, H], grad_out_weight [K, H], grad_out_bias [K], grad_signal_weight [2, K],
+  //   grad_signal_bias [2],
   //      grad_direction_weight [2, K], grad_direction_bias [2]
   m.def(
-      "decision_backward(Tensor grad_signal_logits, Tensor grad_direction_logits, Tensor h, Tensor out_weight, "
+      "decision_backward(Tensor grad_signal_logits, Tensor grad_direction_logits, Tensor h, Tensor "
+      "out_weight, "
       "Tensor out_bias, Tensor signal_weight, Tensor direction_weight, bool need_h, bool need_params) -> "
       "(Tensor grad_h, Tensor grad_out_weight, Tensor grad_out_bias, Tensor grad_signal_weight, "
       "Tensor grad_signal_bias, Tensor grad_direction_weight, Tensor grad_direction_bias)");

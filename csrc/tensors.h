@@ -1,4 +1,5 @@
-// What every host entry does with tensors besides checking them: typed pointers, outputs, a switch on the dtype.
+// What every host entry does with tensors besides checking them: typed pointers, outputs, a switch on the
+// dtype.
 #pragma once
 
 #include <torch/csrc/stable/ops.h>
@@ -12,7 +13,8 @@
 
 namespace hiermt {
 
-// Stands for a storage type in a call: dispatch_floating(..., [&](auto type) { using S = typename decltype(type)::type; })
+// Stands for a storage type in a call: dispatch_floating(..., [&](auto type) { using S = typename
+// decltype(type)::type; })
 template <class S>
 struct Type {
   using type = S;
@@ -33,6 +35,18 @@ auto dispatch_floating(const char* op, const char* argument, ScalarType dtype, B
     default:
       fail(op, argument, "expected dtype Float, Double, BFloat16 or Half, got ", name_of(dtype));
   }
+}
+
+// The same with the storage types that the CPU kernels know.
+template <class Body>
+void dispatch_cpu(const char* op, const char* argument, ScalarType dtype, Body&& body) {
+  dispatch_floating(op, argument, dtype, [&](auto type) {
+    if constexpr (std::is_same_v<typename decltype(type)::type, Half>) {
+      fail(op, argument, "the CPU kernels take Float, Double and BFloat16, got Half");
+    } else {
+      body(type);
+    }
+  });
 }
 
 template <class Body>
@@ -62,6 +76,11 @@ S* mutable_data(const Tensor& tensor) {
 template <class S>
 S* output(const Tensor& tensor, bool wanted) {
   return wanted ? mutable_data<S>(tensor) : nullptr;
+}
+
+// The tensor itself where it is contiguous already.
+inline Tensor dense(const Tensor& tensor) {
+  return tensor.is_contiguous() ? tensor : torch::stable::contiguous(tensor);
 }
 
 // Contiguous and uninitialised, on the device of `like`.

@@ -1,4 +1,5 @@
-// The little of the CUDA runtime that host entries need, without a CUDA header. Errors are cudaError_t values.
+// The little of the CUDA runtime that host entries need, without a CUDA header. Errors are cudaError_t
+// values.
 #pragma once
 
 namespace hiermt::cuda {

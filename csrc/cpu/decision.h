@@ -1,0 +1,52 @@
+// What the forward and the backward of the decision share.
+#pragma once
+
+#include "memory.h"
+#include "params.h"
+#include "scratch.h"
+#include "simd.h"
+
+namespace hiermt {
+namespace cpu {
+namespace HIERMT_ISA {
+
+constexpr int kLogits = 4;  // noise, signal, down, up
+
+// Row j of the two stacked heads.
+template <class S>
+HIERMT_INLINE const S* head_row(const DecisionWeights<S>& weights, int64_t features, int j) {
+  return (j < 2 ? weights.signal_weight : weights.direction_weight) + (j % 2) * features;
+}
+
+// No nonlinearity stands between the output linear and the heads, so the two are one linear map from H
+// channels to four logits: folded once per call, it costs 4 H multiplications a row in place of K H + 4 K.
+template <class C>
+struct FoldedHeads {
+  C* weight;  // [4, H]
+  C* bias;    // [4]
+};
+
+template <class S, class C = Compute<S>>
+FoldedHeads<C> fold_heads(ScratchFrame& frame, const DecisionWeights<S>& weights, int64_t features,
+                          int64_t hidden) {
+  FoldedHeads<C> folded{frame.take<C>(kLogits * hidden), frame.take<C>(kLogits)};
+  for (int j = 0; j < kLogits; ++j) {
+    C* weight = folded.weight + j * hidden;
+    for (int64_t c = 0; c < hidden; ++c) weight[c] = C(0);
+    const S* bias = j < 2 ? weights.signal_bias : weights.direction_bias;
+    C sum = bias == nullptr ? C(0) : to_compute(bias[j % 2]);
+    const S* head = head_row(weights, features, j);
+    for (int64_t k = 0; k < features; ++k) {
+      const C factor = to_compute(head[k]);
+      sum += factor * to_compute(weights.out_bias[k]);
+      for (int64_t c = 0; c < hidden; ++c)
+        weight[c] += factor * to_compute(weights.out_weight[k * hidden + c]);
+    }
+    folded.bias[j] = sum;
+  }
+  return folded;
+}
+
+}  // namespace HIERMT_ISA
+}  // namespace cpu
+}  // namespace hiermt

@@ -1,0 +1,123 @@
+// Cotangents of the logits to those of the hidden state, the output linear and the heads.
+//
+// With G [N, 4] the cotangents, W = heads * out the folded weight, M = G^T h [4, H] and s = G^T 1 [4]:
+//   grad_h = G W,  grad_heads = M out^T + s out_bias^T,  grad_out = heads^T M,  grad_out_bias = heads^T s
+// so one pass over the rows gives grad_h, M and s, and the rest does not depend on N.
+#include "decision.h"
+#include "kernels.h"
+#include "parallel.h"
+
+namespace hiermt {
+namespace cpu {
+namespace HIERMT_ISA {
+
+namespace {
+
+// The partial sums over rows belong to ranges that depend on N alone, so the thread count changes no bit.
+constexpr int64_t kRowsPerPartial = 512;
+
+template <class S, class C>
+HIERMT_INLINE void load_cotangent(const DecisionBackward<S, C>& p, int64_t row, C (&g)[kLogits]) {
+  for (int j = 0; j < 2; ++j) {
+    g[j] = to_compute(p.grad_signal_logits[2 * row + j]);
+    g[2 + j] = to_compute(p.grad_direction_logits[2 * row + j]);
+  }
+}
+
+template <class S, class C>
+HIERMT_INLINE void hidden_gradient(const DecisionBackward<S, C>& p, const C* weight, int64_t row,
+                                   const C (&g)[kLogits]) {
+  constexpr int L = kLanes<C>;
+  for (int64_t c = 0; c < p.hidden; c += L) {
+    const int n = static_cast<int>(p.hidden - c < L ? p.hidden - c : L);
+    Vec<C> sum = zero<C>();
+    for (int j = 0; j < kLogits; ++j) {
+      sum = fma(broadcast(g[j]), load_n(weight + j * p.hidden + c, n), sum);
+    }
+    store_n(p.grad_h + row * p.hidden + c, sum, n);
+  }
+}
+
+// moment[j][c] += g[j] * h[c] over the rows of one range; the last channel of each row j counts the bias.
+template <class S, class C>
+HIERMT_INLINE void accumulate(const DecisionBackward<S, C>& p, int64_t row, const C (&g)[kLogits],
+                              C* moment) {
+  constexpr int L = kLanes<C>;
+  const int64_t width = p.hidden + 1;
+  const S* h = p.h + row * p.stride_row;
+  for (int64_t c = 0; c < p.hidden; c += L) {
+    const int n = static_cast<int>(p.hidden - c < L ? p.hidden - c : L);
+    const Vec<C> state = load_n(h + c, n);
+    for (int j = 0; j < kLogits; ++j) {
+      C* at = moment + j * width + c;
+      store_n(at, fma(broadcast(g[j]), state, load_n(at, n)), n);
+    }
+  }
+  for (int j = 0; j < kLogits; ++j) moment[j * width + p.hidden] += g[j];
+}
+
+template <class S, class C>
+void parameter_gradients(const DecisionBackward<S, C>& p, const C* moment) {
+  const int64_t width = p.hidden + 1;
+  for (int64_t k = 0; k < p.features; ++k) {
+    C* grad_out = p.grads.out_weight + k * p.hidden;
+    for (int64_t c = 0; c < p.hidden; ++c) grad_out[c] = C(0);
+    p.grads.out_bias[k] = C(0);
+  }
+  for (int j = 0; j < kLogits; ++j) {
+    const C* m = moment + j * width;
+    const S* head = head_row(p.weights, p.features, j);
+    C* grad_head = (j < 2 ? p.grads.signal_weight : p.grads.direction_weight) + (j % 2) * p.features;
+    for (int64_t k = 0; k < p.features; ++k) {
+      const S* out = p.weights.out_weight + k * p.hidden;
+      C* grad_out = p.grads.out_weight + k * p.hidden;
+      const C factor = to_compute(head[k]);
+      C sum = m[p.hidden] * to_compute(p.weights.out_bias[k]);
+      for (int64_t c = 0; c < p.hidden; ++c) {
+        sum += m[c] * to_compute(out[c]);
+        grad_out[c] += factor * m[c];
+      }
+      grad_head[k] = sum;
+      p.grads.out_bias[k] += factor * m[p.hidden];
+    }
+    (j < 2 ? p.grads.signal_bias : p.grads.direction_bias)[j % 2] = m[p.hidden];
+  }
+}
+
+}  // namespace
+
+template <class S>
+void decision_backward(const DecisionBackward<S, Compute<S>>& p) {
+  using C = Compute<S>;
+  ScratchFrame frame;
+  const FoldedHeads<C> heads = fold_heads(frame, p.weights, p.features, p.hidden);
+  const int64_t ranges = (p.rows + kRowsPerPartial - 1) / kRowsPerPartial;
+  const int64_t size = kLogits * (p.hidden + 1);
+  C* moments = p.need_params ? frame.take<C>((ranges + 1) * size) : nullptr;
+
+  parallel_for(ranges, [&](int64_t range) {
+    C* moment = p.need_params ? moments + range * size : nullptr;
+    for (int64_t i = 0; p.need_params && i < size; ++i) moment[i] = C(0);
+    const int64_t end = (range + 1) * kRowsPerPartial < p.rows ? (range + 1) * kRowsPerPartial : p.rows;
+    for (int64_t row = range * kRowsPerPartial; row < end; ++row) {
+      C g[kLogits];
+      load_cotangent(p, row, g);
+      if (p.grad_h != nullptr) hidden_gradient(p, heads.weight, row, g);
+      if (p.need_params) accumulate(p, row, g, moment);
+    }
+  });
+
+  if (!p.need_params) return;
+  C* total = moments + ranges * size;
+  for (int64_t i = 0; i < size; ++i) total[i] = C(0);
+  for (int64_t range = 0; range < ranges; ++range) {
+    for (int64_t i = 0; i < size; ++i) total[i] += moments[range * size + i];
+  }
+  parameter_gradients(p, total);
+}
+
+HIERMT_INSTANTIATE(decision_backward)
+
+}  // namespace HIERMT_ISA
+}  // namespace cpu
+}  // namespace hiermt

@@ -1,0 +1,162 @@
+// Logits, softmax and the hierarchical decision of a row in one pass; bound by memory.
+//
+// kLanes neighbouring lanes share kLanes rows. They load each row together, four channels a lane, so that
+// every sector is read once; each lane sums its channels of all kLanes rows, and an exchange that halves the
+// rows at each step leaves lane l with the finished logits of row l, so that the stores of a warp are
+// consecutive too.
+#include "decision.cuh"
+#include "decision.h"
+
+namespace hiermt::cuda {
+namespace {
+
+constexpr int kThreads = 256;
+constexpr int kChannels = 4;  // that a lane loads at once
+constexpr int kMaxLanes = 8;
+constexpr int64_t kMaxBlocks = 2048;
+
+template <class S, bool kAligned>
+__device__ __forceinline__ void load_channels(const S* at, int64_t count, Compute<S> (&values)[kChannels]) {
+  if constexpr (kAligned) {
+    const Pack<S, kChannels> pack = *reinterpret_cast<const Pack<S, kChannels>*>(at);
+#pragma unroll
+    for (int v = 0; v < kChannels; ++v) values[v] = load(&pack.value[v]);
+  } else {
+#pragma unroll
+    for (int v = 0; v < kChannels; ++v) values[v] = v < count ? load(at + v) : Compute<S>(0);
+  }
+}
+
+template <class S, int kLanes, bool kAligned>
+__global__ void __launch_bounds__(kThreads) decision_fwd_kernel(DecisionForward<S> p, Compute<S> threshold) {
+  using C = Compute<S>;
+  SharedMemory shared;
+  C* weight = shared.take<C>(kLogits * p.hidden);
+  C* bias = shared.take<C>(kLogits);
+  fold_heads(p.weights, p.features, p.hidden, weight, bias);
+
+  const int lane = threadIdx.x % kLanes;
+  // The rows of a warp are consecutive and all its lanes stay together in the loop.
+  for (int64_t first = static_cast<int64_t>(blockIdx.x) * kThreads; first < p.rows;
+       first += static_cast<int64_t>(gridDim.x) * kThreads) {
+    const int64_t group = first + threadIdx.x - lane;
+    C partial[kLanes][kLogits] = {};
+    for (int64_t c = lane * kChannels; c < p.hidden; c += kLanes * kChannels) {
+      const int64_t count = p.hidden - c;
+      C w[kLogits][kChannels];
+#pragma unroll
+      for (int j = 0; j < kLogits; ++j) {
+#pragma unroll
+        for (int v = 0; v < kChannels; ++v) w[j][v] = v < count ? weight[j * p.hidden + c + v] : C(0);
+      }
+#pragma unroll
+      for (int r = 0; r < kLanes; ++r) {
+        if (group + r >= p.rows) break;
+        C values[kChannels];
+        load_channels<S, kAligned>(p.h + (group + r) * p.stride_row + c, count, values);
+#pragma unroll
+        for (int j = 0; j < kLogits; ++j) {
+#pragma unroll
+          for (int v = 0; v < kChannels; ++v) {
+            if (kAligned || v < count) partial[r][j] = fma(w[j][v], values[v], partial[r][j]);
+          }
+        }
+      }
+    }
+#pragma unroll
+    for (int half = kLanes / 2; half > 0; half /= 2) {
+      const bool upper = lane & half;
+#pragma unroll
+      for (int r = 0; r < half; ++r) {
+#pragma unroll
+        for (int j = 0; j < kLogits; ++j) {
+          const C send = upper ? partial[r][j] : partial[r + half][j];
+          const C keep = upper ? partial[r + half][j] : partial[r][j];
+          partial[r][j] = keep + __shfl_xor_sync(kFullMask, send, half);
+        }
+      }
+    }
+    const int64_t row = group + lane;
+    if (row >= p.rows) continue;
+    C logits[kLogits];
+    Pack<S, 2> signal, direction;
+#pragma unroll
+    for (int j = 0; j < kLogits; ++j) {
+      S* at = (j < 2 ? signal : direction).value + j % 2;
+      store(at, partial[0][j] + bias[j]);
+      logits[j] = load(at);
+    }
+    if (p.signal_logits != nullptr) reinterpret_cast<Pack<S, 2>*>(p.signal_logits)[row] = signal;
+    if (p.direction_logits != nullptr) reinterpret_cast<Pack<S, 2>*>(p.direction_logits)[row] = direction;
+    decide<S>(logits, threshold, p.outputs, row);
+  }
+}
+
+template <class S>
+__global__ void __launch_bounds__(kThreads)
+    decision_from_logits_kernel(DecisionFromLogits<S> p, Compute<S> threshold) {
+  const int64_t row = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x;
+  if (row >= p.rows) return;
+  Compute<S> logits[kLogits];
+  for (int j = 0; j < 2; ++j) {
+    logits[j] = load(p.signal_logits + 2 * row + j);
+    logits[2 + j] = load(p.direction_logits + 2 * row + j);
+  }
+  decide<S>(logits, threshold, p.outputs, row);
+}
+
+// The threshold as torch compares it: a scalar takes the dtype of the tensor.
+template <class S>
+Compute<S> comparable(double threshold) {
+  if constexpr (std::is_same_v<S, BFloat16>) {
+    return __bfloat162float(__float2bfloat16_rn(static_cast<float>(threshold)));
+  } else if constexpr (std::is_same_v<S, Half>) {
+    return __half2float(__float2half_rn(static_cast<float>(threshold)));
+  } else {
+    return static_cast<Compute<S>>(threshold);
+  }
+}
+
+template <class S, int kLanes>
+cudaError_t decision_launch(const DecisionForward<S>& p, cudaStream_t stream) {
+  using C = Compute<S>;
+  const int64_t blocks = ceil_div(p.rows, int64_t{kThreads});
+  const dim3 grid(static_cast<unsigned>(blocks < kMaxBlocks ? blocks : kMaxBlocks));
+  const size_t bytes = padded_bytes<C>(kLogits * p.hidden) + padded_bytes<C>(kLogits);
+  constexpr size_t kAlignment = alignof(Pack<S, kChannels>);
+  const bool aligned = p.hidden % kChannels == 0 && p.stride_row % kChannels == 0 &&
+                       reinterpret_cast<uintptr_t>(p.h) % kAlignment == 0;
+  const C threshold = comparable<S>(p.threshold);
+  return aligned
+             ? launch(decision_fwd_kernel<S, kLanes, true>, grid, dim3(kThreads), bytes, stream, p, threshold)
+             : launch(decision_fwd_kernel<S, kLanes, false>, grid, dim3(kThreads), bytes, stream, p,
+                      threshold);
+}
+
+}  // namespace
+
+template <class S>
+int decision_forward(const DecisionForward<S>& p, void* stream) {
+  const auto on = static_cast<cudaStream_t>(stream);
+  if (p.hidden <= kChannels) return decision_launch<S, 1>(p, on);
+  if (p.hidden <= 2 * kChannels) return decision_launch<S, 2>(p, on);
+  if (p.hidden <= 4 * kChannels) return decision_launch<S, 4>(p, on);
+  return decision_launch<S, kMaxLanes>(p, on);
+}
+
+template <class S>
+int decision_from_logits(const DecisionFromLogits<S>& p, void* stream) {
+  const dim3 grid(static_cast<unsigned>(ceil_div(p.rows, int64_t{kThreads})));
+  return launch(decision_from_logits_kernel<S>, grid, dim3(kThreads), 0, static_cast<cudaStream_t>(stream), p,
+                comparable<S>(p.threshold));
+}
+
+#define HIERMT_INSTANTIATE(S)                                         \
+  template int decision_forward<S>(const DecisionForward<S>&, void*); \
+  template int decision_from_logits<S>(const DecisionFromLogits<S>&, void*);
+HIERMT_INSTANTIATE(float)
+HIERMT_INSTANTIATE(double)
+HIERMT_INSTANTIATE(BFloat16)
+HIERMT_INSTANTIATE(Half)
+
+}  // namespace hiermt::cuda

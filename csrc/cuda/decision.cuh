@@ -1,0 +1,83 @@
+// What the kernels of the decision share: the folded heads, and everything after the logits of one row.
+#pragma once
+
+#include "device.cuh"
+
+namespace hiermt::cuda {
+
+constexpr int kLogits = 4;  // noise, signal, down, up
+
+// Values that one thread moves with one instruction; the caller has checked the alignment.
+template <class S, int kCount>
+struct alignas(kCount * sizeof(S) < 16 ? kCount * sizeof(S) : 16) Pack {
+  S value[kCount];
+};
+
+template <class S>
+__device__ __forceinline__ const S* head_row(const DecisionWeights<S>& weights, int64_t features, int j) {
+  return (j < 2 ? weights.signal_weight : weights.direction_weight) + (j % 2) * features;
+}
+
+// heads * out, [4, H], and its bias [4], by all threads of a block. No nonlinearity stands between the two
+// linears.
+template <class S, class C>
+__device__ void fold_heads(const DecisionWeights<S>& weights, int64_t features, int64_t hidden, C* folded,
+                           C* bias) {
+  for (int64_t i = threadIdx.x; i < kLogits * hidden; i += blockDim.x) {
+    const int j = static_cast<int>(i / hidden);
+    const int64_t c = i % hidden;
+    const S* head = head_row(weights, features, j);
+    C sum = C(0);
+    for (int64_t k = 0; k < features; ++k)
+      sum += C(load(head + k)) * C(load(weights.out_weight + k * hidden + c));
+    folded[i] = sum;
+  }
+  if (bias != nullptr && threadIdx.x < kLogits) {
+    const int j = static_cast<int>(threadIdx.x);
+    const S* head = head_row(weights, features, j);
+    C sum = load((j < 2 ? weights.signal_bias : weights.direction_bias) + j % 2);
+    for (int64_t k = 0; k < features; ++k) sum += C(load(head + k)) * C(load(weights.out_bias + k));
+    bias[j] = sum;
+  }
+  __syncthreads();
+}
+
+template <class S>
+__device__ __forceinline__ Compute<S> rounded(Compute<S> value) {
+  S stored;
+  store(&stored, value);
+  return load(&stored);
+}
+
+// Softmax of two logits, rounded to the storage type. A maximum of +inf gives NaN as torch.softmax does.
+template <class S, class C = Compute<S>>
+__device__ __forceinline__ void softmax(C a, C b, C& p_a, C& p_b) {
+  const bool b_larger = b > a;
+  const C top = b_larger ? b : a;
+  const C e = exponential(b_larger ? a - b : b - a) + (top - top);
+  const C larger = rounded<S>(C(1) / (C(1) + e)), smaller = rounded<S>(e / (C(1) + e));
+  p_a = b_larger ? smaller : larger;
+  p_b = b_larger ? larger : smaller;
+}
+
+// The decision follows from the probabilities as they are handed out, so it can be checked against them.
+template <class S, class C>
+__device__ __forceinline__ void decide(const C (&logits)[kLogits], C threshold,
+                                       const DecisionOutputs<S>& outputs, int64_t row) {
+  C noise, signal, down, up;
+  softmax<S>(logits[0], logits[1], noise, signal);
+  softmax<S>(logits[2], logits[3], down, up);
+  const bool is_signal = signal > threshold, is_up = up > down;
+  if (outputs.probabilities != nullptr) {
+    Pack<S, 4> pack;
+    store(&pack.value[0], noise), store(&pack.value[1], signal);
+    store(&pack.value[2], down), store(&pack.value[3], up);
+    reinterpret_cast<Pack<S, 4>*>(outputs.probabilities)[row] = pack;
+  }
+  if (outputs.predictions != nullptr) outputs.predictions[row] = is_signal ? (is_up ? 2 : 0) : 1;
+  if (outputs.confidences != nullptr) {
+    store(outputs.confidences + row, is_signal ? (is_up ? up : down) : (signal > noise ? signal : noise));
+  }
+}
+
+}  // namespace hiermt::cuda

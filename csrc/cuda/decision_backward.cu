@@ -1,0 +1,143 @@
+// Cotangents of the logits to those of the hidden state, the output linear and the heads.
+//
+// With G [N, 4] the cotangents, W = heads * out the folded weight, M = G^T h [4, H] and s = G^T 1 [4]:
+//   grad_h = G W,  grad_heads = M out^T + s out_bias^T,  grad_out = heads^T M,  grad_out_bias = heads^T s
+// One kernel writes grad_h and the sums of M and s over the rows of a block, a second one adds the blocks up
+// in order and derives the rest, which does not depend on N.
+#include "decision.cuh"
+#include "decision.h"
+
+namespace hiermt::cuda {
+namespace {
+
+constexpr int kThreads = 256;
+constexpr int kRowSlots = kThreads / kWarp;
+constexpr int64_t kRowsPerBlock = 256;
+constexpr int64_t kMaxBlocks = 1024;
+
+// Column c < H is a channel of h; column H counts the rows, which gives s.
+__host__ __device__ inline int64_t columns(int64_t hidden) {
+  return hidden + 1;
+}
+
+template <class S>
+__global__ void __launch_bounds__(kThreads)
+    decision_bwd_rows_kernel(DecisionBackward<S, Compute<S>> p, Compute<S>* moments, int64_t rows_per_block) {
+  using C = Compute<S>;
+  SharedMemory shared;
+  C* weight = shared.take<C>(kLogits * p.hidden);
+  C* sums = shared.take<C>(kLogits * kThreads);
+  fold_heads<S, C>(p.weights, p.features, p.hidden, weight, nullptr);
+
+  const int lane = threadIdx.x % kWarp, slot = threadIdx.x / kWarp;
+  const int64_t begin = blockIdx.x * rows_per_block;
+  const int64_t end = begin + rows_per_block < p.rows ? begin + rows_per_block : p.rows;
+  const int64_t width = columns(p.hidden);
+  for (int64_t base = 0; base < width; base += kWarp) {
+    const int64_t c = base + lane;
+    C sum[kLogits] = {};
+    for (int64_t row = begin + slot; row < end && c < width; row += kRowSlots) {
+      C g[kLogits], grad = C(0);
+      for (int j = 0; j < kLogits; ++j) {
+        g[j] = load((j < 2 ? p.grad_signal_logits : p.grad_direction_logits) + 2 * row + j % 2);
+      }
+      const C state = c < p.hidden ? C(load(p.h + row * p.stride_row + c)) : C(1);
+      for (int j = 0; j < kLogits; ++j) {
+        sum[j] = fma(g[j], state, sum[j]);
+        if (c < p.hidden) grad = fma(g[j], weight[j * p.hidden + c], grad);
+      }
+      if (p.grad_h != nullptr && c < p.hidden) store(p.grad_h + row * p.hidden + c, grad);
+    }
+    if (!p.need_params) continue;
+    __syncthreads();
+    for (int j = 0; j < kLogits; ++j) sums[j * kThreads + threadIdx.x] = sum[j];
+    __syncthreads();
+    if (slot < kLogits && c < width) {
+      C total = C(0);
+      for (int s = 0; s < kRowSlots; ++s) total += sums[slot * kThreads + s * kWarp + lane];
+      moments[(blockIdx.x * kLogits + slot) * width + c] = total;
+    }
+  }
+}
+
+template <class S>
+__global__ void __launch_bounds__(kThreads)
+    decision_bwd_params_kernel(DecisionBackward<S, Compute<S>> p, Compute<S>* moments, int64_t blocks) {
+  using C = Compute<S>;
+  const int64_t width = columns(p.hidden), size = kLogits * width;
+  for (int64_t i = threadIdx.x; i < size; i += kThreads) {
+    C total = C(0);
+    for (int64_t block = 0; block < blocks; ++block) total += moments[block * size + i];
+    moments[i] = total;
+  }
+  __syncthreads();
+  for (int64_t i = threadIdx.x; i < p.features * width; i += kThreads) {
+    const int64_t k = i / width, c = i % width;
+    C sum = C(0);
+    for (int j = 0; j < kLogits; ++j) {
+      sum = fma(C(load(head_row(p.weights, p.features, j) + k)), moments[j * width + c], sum);
+    }
+    if (c < p.hidden) {
+      p.grads.out_weight[k * p.hidden + c] = sum;
+    } else {
+      p.grads.out_bias[k] = sum;
+    }
+  }
+  for (int64_t i = threadIdx.x; i < kLogits * p.features; i += kThreads) {
+    const int j = static_cast<int>(i / p.features);
+    const int64_t k = i % p.features;
+    const C* moment = moments + j * width;
+    C sum = moment[p.hidden] * C(load(p.weights.out_bias + k));
+    for (int64_t c = 0; c < p.hidden; ++c)
+      sum = fma(moment[c], C(load(p.weights.out_weight + k * p.hidden + c)), sum);
+    (j < 2 ? p.grads.signal_weight : p.grads.direction_weight)[(j % 2) * p.features + k] = sum;
+  }
+  if (threadIdx.x < kLogits) {
+    const int j = static_cast<int>(threadIdx.x);
+    (j < 2 ? p.grads.signal_bias : p.grads.direction_bias)[j % 2] = moments[j * width + p.hidden];
+  }
+}
+
+// How the rows are cut depends on their number alone, so the same input gives the same bits.
+struct RowSplit {
+  int64_t blocks, rows_per_block;
+
+  explicit RowSplit(int64_t rows) {
+    const int64_t wanted = ceil_div(rows, kRowsPerBlock);
+    rows_per_block = wanted <= kMaxBlocks ? kRowsPerBlock : ceil_div(rows, kMaxBlocks);
+    blocks = ceil_div(rows, rows_per_block);
+  }
+};
+
+}  // namespace
+
+template <class S>
+size_t decision_backward_workspace(const DecisionBackward<S, Compute<S>>& p) {
+  if (!p.need_params) return 0;
+  // One block even without rows: the sums of nothing are written there.
+  const int64_t blocks = RowSplit(p.rows).blocks > 0 ? RowSplit(p.rows).blocks : 1;
+  return padded_bytes<Compute<S>>(blocks * kLogits * columns(p.hidden));
+}
+
+template <class S>
+int decision_backward(const DecisionBackward<S, Compute<S>>& p, void* workspace, void* stream) {
+  using C = Compute<S>;
+  const auto on = static_cast<cudaStream_t>(stream);
+  const RowSplit split(p.rows);
+  C* moments = static_cast<C*>(workspace);
+  const size_t bytes = padded_bytes<C>(kLogits * p.hidden) + padded_bytes<C>(kLogits * kThreads);
+  HIERMT_CUDA_RETURN_IF_ERROR(launch(decision_bwd_rows_kernel<S>, dim3(static_cast<unsigned>(split.blocks)),
+                                     dim3(kThreads), bytes, on, p, moments, split.rows_per_block));
+  if (!p.need_params) return cudaSuccess;
+  return launch(decision_bwd_params_kernel<S>, dim3(1), dim3(kThreads), 0, on, p, moments, split.blocks);
+}
+
+#define HIERMT_INSTANTIATE(S)                                                             \
+  template size_t decision_backward_workspace<S>(const DecisionBackward<S, Compute<S>>&); \
+  template int decision_backward<S>(const DecisionBackward<S, Compute<S>>&, void*, void*);
+HIERMT_INSTANTIATE(float)
+HIERMT_INSTANTIATE(double)
+HIERMT_INSTANTIATE(BFloat16)
+HIERMT_INSTANTIATE(Half)
+
+}  // namespace hiermt::cuda

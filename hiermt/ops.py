@@ -1,0 +1,30 @@
+"""The native operators, with the signatures of their twins in :mod:`hiermt.reference`.
+
+Importing this module gives every operator of ``torch.ops.hiermt`` its fake (shape), autograd and autocast rules, so it
+needs the compiled extension; :mod:`hiermt.functional` imports it only where that is there.
+"""
+
+from __future__ import annotations
+
+from hiermt import _extension, ops_decision, ops_gatv2_conv, ops_graph
+from hiermt.ops_decision import ALL, CONFIDENCES, LOGITS, PREDICTIONS, PROBABILITIES, decision, decision_from_logits
+from hiermt.ops_gatv2_conv import gatv2_conv
+from hiermt.ops_graph import graph_prepare
+
+__all__ = [
+    "ALL",
+    "CONFIDENCES",
+    "LOGITS",
+    "PREDICTIONS",
+    "PROBABILITIES",
+    "decision",
+    "decision_from_logits",
+    "gatv2_conv",
+    "graph_prepare",
+]
+
+_status = _extension.native_status()
+if not _status.available:
+    raise RuntimeError(f"hiermt.ops needs the compiled extension: {_status.reason}. To fix: {_status.fix}.")
+for _family in (ops_decision, ops_gatv2_conv, ops_graph):
+    _family.register()

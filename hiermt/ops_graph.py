@@ -1,0 +1,51 @@
+"""``hiermt::graph_prepare``: the native operator and its shapes."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def graph_prepare(edge_index: Tensor, num_nodes: int, rule: int) -> tuple[Tensor, ...]:
+    """Sorts edges by target and by source; :func:`hiermt.reference.graph_prepare` says how.
+
+    Beyond the twin, ``blocks`` cuts the nodes wherever no edge crosses and at least 64 nodes lie between two cuts.
+    Edges on a GPU are sorted on the CPU, once per graph.
+
+    Raises:
+        IndexError: an edge ends outside ``[0, num_nodes)``.
+    """
+    operator = torch.ops.hiermt.graph_prepare
+    if torch.compiler.is_compiling():
+        return operator(edge_index, num_nodes, rule)  # type: ignore[no-any-return]
+    try:
+        *sorted_edges, blocks = operator(edge_index.cpu(), num_nodes, rule)
+    except RuntimeError as error:
+        # The stable ABI carries one type of exception only.
+        if "is outside the nodes" in str(error):
+            raise IndexError(str(error)) from None
+        raise
+    return (*(tensor.to(edge_index.device) for tensor in sorted_edges), blocks)
+
+
+def _fake(edge_index: Tensor, num_nodes: int, rule: int) -> tuple[Tensor, ...]:
+    entries = edge_index.size(1) + num_nodes
+
+    def ints(count: int) -> Tensor:
+        return edge_index.new_empty(count, dtype=torch.int32)
+
+    cuts = torch.library.get_ctx().new_dynamic_size()
+    return (
+        ints(num_nodes + 1),
+        ints(entries),
+        edge_index.new_empty(entries, dtype=torch.int64),
+        ints(num_nodes + 1),
+        ints(entries),
+        ints(entries),
+        torch.empty(cuts, dtype=torch.int32),
+    )
+
+
+def register() -> None:
+    """Attaches the rules to the operator; called once, when the extension is there."""
+    torch.library.register_fake("hiermt::graph_prepare", _fake)
