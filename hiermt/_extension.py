@@ -126,9 +126,9 @@ def _first_line(error: BaseException) -> str:
 
 
 def _start() -> NativeStatus:
-    if os.environ.get("HIERMT_BACKEND") == "reference":
-        return NativeStatus(False, "HIERMT_BACKEND=reference", "unset HIERMT_BACKEND", None, {}, {})
     status = _load(Path(__file__).resolve().parent)
+    if os.environ.get("HIERMT_BACKEND") == "reference":
+        return status  # nobody misses what nobody asked for
     if not status.available:
         _warn(f"hiermt runs on pure PyTorch, much slower: {status.reason}. To fix: {status.fix}.")
     elif status.build["cpu_isa_error"]:
