@@ -87,7 +87,7 @@ HIERMT_INLINE void project(const GatV2Packed<C>& p, const TileSpan<const C>& x, 
                            const TileSpan<C>& right, C* linear, int64_t begin, int64_t end) {
   product(p.left, x, left, begin, end);
   product(p.right, x, right, begin, end);
-  linear_scores(p, {left.data, left.node_stride}, begin, end, linear);
+  linear_scores<C>(p, left, begin, end, linear);
 }
 
 namespace detail {
@@ -147,9 +147,10 @@ HIERMT_INLINE Vec<C> exponentials(C* score, int64_t degree, Vec<C> top) {
 
 template <class C>
 HIERMT_INLINE Vec<C> activate(Vec<C> v, Activation activation) {
+  if (activation == Activation::kNone) return v;
   if (activation == Activation::kSigmoid) return sigmoid(v);
-  if (activation == Activation::kLeakyRelu) return v > zero<C>() ? v : v * broadcast(C(kActivationSlope));
-  return v;
+  const Vec<C> leaky = v > zero<C>() ? v : v * broadcast(C(kActivationSlope));
+  return activation == Activation::kLeakyRelu ? leaky : sigmoid(leaky);
 }
 
 }  // namespace detail

@@ -148,57 +148,47 @@ template <class C>
 struct GatV2BackwardTiles {
   int64_t nodes;
   TileSpan<const C> x;      // [inputs]
-  TileSpan<const C> dout;   // [padded]
-  TileSpan<C> left, right;  // [padded] x_l and x_r in; `right` holds dx_r afterwards
-  TileSpan<C> dleft;        // [padded] dx_l, zero before
+  TileSpan<C> dout;         // [padded] cotangent of the output before the activation
+  TileSpan<C> left, right;  // [padded] x_l and x_r; `right` holds dx_r afterwards
+  TileSpan<C> dleft;        // [padded] dx_l
 };
 
-// From x_l and x_r to dx_l and dx_r of all nodes of the tile, and everything that is added to the sums.
-template <bool kEdge, bool kEdgeGradient, class C>
-HIERMT_INLINE void conv_backward(const GatV2Packed<C>& p, const Neighbourhood<C>& g,
-                                 const GatV2BackwardTiles<C>& t, const GatV2Sums<C>& sums,
-                                 const EntryScratch<C>& scratch, C* edge_gradient) {
-  for (int64_t i = 0; i < t.nodes; ++i) {
-    attend_backward<kEdge, kEdgeGradient>(p, g, i, t.dout.node(i), t.right.node(i), t.dleft, sums, scratch,
-                                          edge_gradient);
-  }
-}
-
-// The gradients of both projections and of the bias.
+// The gradients of both projections (of the left one alone for a GCN) and of the bias.
 template <class C>
 HIERMT_INLINE void projection_sums(const GatV2Packed<C>& p, const GatV2BackwardTiles<C>& t,
-                                   const GatV2Sums<C>& sums) {
-  const TileSpan<const C> dleft{t.dleft.data, t.dleft.node_stride}, dright{t.right.data, t.right.node_stride};
+                                   const GatV2Sums<C>& sums, bool with_right) {
+  const TileSpan<const C> dleft = t.dleft, dright = t.right, dout = t.dout;
   weight_gradient(dleft, p.padded, t.x, p.inputs, 0, t.nodes, sums.left_weight);
+  bias_gradient(dout, p.padded, 0, t.nodes, sums.bias);
+  if (!with_right) return;
   weight_gradient(dright, p.padded, t.x, p.inputs, 0, t.nodes, sums.right_weight);
   bias_gradient(dleft, p.padded, 0, t.nodes, sums.left_bias);
   bias_gradient(dright, p.padded, 0, t.nodes, sums.right_bias);
-  bias_gradient(t.dout, p.padded, 0, t.nodes, sums.bias);
 }
 
-// W_l and W_r transposed, for dx = W_l^T dx_l + W_r^T dx_r.
+// W_l and W_r transposed, for dx = W_l^T dx_l + W_r^T dx_r; a GCN has no `right`.
 template <class C>
 struct GatV2Transposed {
   PackedMatrix<C> left, right;
-  int64_t padded_inputs() const { return left.outputs; }
 };
 template <class S, class C = Compute<S>>
-GatV2Transposed<C> pack_transposed(ScratchFrame& frame, const GatV2Weights<S>& w, int64_t inputs,
+GatV2Transposed<C> pack_transposed(ScratchFrame& frame, const S* left, const S* right, int64_t inputs,
                                    int64_t hidden) {
-  C* none = frame.take<C>(padded_channels(inputs));
-  for (int64_t i = 0; i < padded_channels(inputs); ++i) none[i] = C(0);
-  return {
-      {padded_channels(inputs), hidden, pack_matrix(frame, w.lin_l_weight, inputs, hidden, 1, inputs), none},
-      {padded_channels(inputs), hidden, pack_matrix(frame, w.lin_r_weight, inputs, hidden, 1, inputs),
-       nullptr}};
+  const int64_t padded = padded_channels(inputs);
+  C* none = frame.take<C>(padded);
+  for (int64_t i = 0; i < padded; ++i) none[i] = C(0);
+  GatV2Transposed<C> t{{padded, hidden, pack_matrix(frame, left, inputs, hidden, 1, inputs), none}, {}};
+  if (right) t.right = {padded, hidden, pack_matrix(frame, right, inputs, hidden, 1, inputs), nullptr};
+  return t;
 }
 
 // dx of the nodes [begin, end), into the rows from 0 on of `dx`.
 template <class C>
 HIERMT_INLINE void input_cotangent(const GatV2Transposed<C>& w, const GatV2BackwardTiles<C>& t, int64_t begin,
                                    int64_t end, const TileSpan<C>& dx) {
-  product(w.left, {t.dleft.node(begin), t.dleft.node_stride}, dx, 0, end - begin);
-  product(w.right, {t.right.node(begin), t.right.node_stride}, dx, 0, end - begin);
+  const TileSpan<const C> dleft = t.dleft.from(begin), dright = t.right.from(begin);
+  product(w.left, dleft, dx, 0, end - begin);
+  if (w.right.weight) product(w.right, dright, dx, 0, end - begin);
 }
 
 // Adds up the lanes: totals[k] for each vector of the sums, in their order.
@@ -207,10 +197,11 @@ void reduce_lanes(const C* sums, int64_t vectors, C* totals) {
   for (int64_t k = 0; k < vectors; ++k) totals[k] = reduce_add(load(sums + k * kLanes<C>));
 }
 
-// Writes the gradients that are wanted from totals[groups][vectors], added up in the order of the groups.
+// Writes the gradients that are wanted from totals[group * stride + vector], added up in the order of the
+// groups.
 template <class C>
-void write_gradients(const GatV2Packed<C>& p, const C* totals, int64_t groups, const GatV2Grads<C>& grads) {
-  const int64_t stride = GatV2Sums<C>::vectors(p.padded, p.inputs);
+void write_gradients(const GatV2Packed<C>& p, const C* totals, int64_t groups, int64_t stride,
+                     const GatV2Grads<C>& grads) {
   const auto total = [&](int64_t k) {
     C sum = C(0);
     for (int64_t g = 0; g < groups; ++g) sum += totals[g * stride + k];

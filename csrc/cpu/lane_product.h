@@ -34,7 +34,16 @@ struct TileSpan {
   C* data;
   int64_t node_stride;  // elements: channels * kLanes
   HIERMT_INLINE C* node(int64_t n) const { return data + n * node_stride; }
+  // The same tiles from node n on.
+  HIERMT_INLINE TileSpan from(int64_t n) const { return {node(n), node_stride}; }
+  HIERMT_INLINE operator TileSpan<const C>() const { return {data, node_stride}; }
 };
+
+// Uninitialised tiles.
+template <class C>
+TileSpan<C> take_tiles(ScratchFrame& frame, int64_t nodes, int64_t channels) {
+  return {frame.take<C>(nodes * channels * kLanes<C>), channels * kLanes<C>};
+}
 
 // Packs element (o, i) = weight[o * stride_output + i * stride_input].
 template <class S, class C = Compute<S>>

@@ -97,11 +97,13 @@ HIERMT_INLINE void gather(const LaneRows<S, C>& rows, int64_t node, C* tile) {
 // d activation(v) / dv from the value of the activation.
 template <class C>
 HIERMT_INLINE Vec<C> activation_slope(Vec<C> value, Activation activation) {
-  if (activation == Activation::kSigmoid) return value * (broadcast(C(1)) - value);
-  if (activation == Activation::kLeakyRelu) {
-    return value > zero<C>() ? broadcast(C(1)) : broadcast(C(kActivationSlope));
+  const Vec<C> one = broadcast(C(1)), leak = broadcast(C(kActivationSlope));
+  if (activation == Activation::kSigmoid) return value * (one - value);
+  if (activation == Activation::kLeakyRelu) return value > zero<C>() ? one : leak;
+  if (activation == Activation::kLeakySigmoid) {
+    return value * (one - value) * (value > broadcast(C(0.5)) ? one : leak);
   }
-  return broadcast(C(1));
+  return one;
 }
 
 // tile[channel][lane] = the cotangent of the pre-activation output of `node`, from that of the output; zero
@@ -142,8 +144,8 @@ struct LaneRowsOut {
   }
 };
 
-// The row of `node` in every live lane = tile[channel][lane].
-template <class S, class C = Compute<S>>
+// The row of `node` in every live lane = tile[channel][lane], or that added to it.
+template <bool kAccumulate = false, class S, class C = Compute<S>>
 HIERMT_INLINE void scatter(const C* tile, const LaneRowsOut<S, C>& rows, int64_t node) {
   constexpr int L = kLanes<C>;
   const int64_t offset = node * rows.stride_node;
@@ -152,10 +154,13 @@ HIERMT_INLINE void scatter(const C* tile, const LaneRowsOut<S, C>& rows, int64_t
     Vec<C> block[L];
     for (int k = 0; k < L; ++k) block[k] = k < n ? load(tile + (c + k) * L) : zero<C>();
     transpose(block);
-    if (n == L && rows.count == L) {
+    if (n == L && rows.count == L && !kAccumulate) {
       for (int l = 0; l < L; ++l) store(rows.row[l] + offset + c, block[l]);
     } else {
-      for (int l = 0; l < rows.count; ++l) store_n(rows.row[l] + offset + c, block[l], n);
+      for (int l = 0; l < rows.count; ++l) {
+        S* row = rows.row[l] + offset + c;
+        store_n(row, kAccumulate ? block[l] + load_n(row, n) : block[l], n);
+      }
     }
   }
 }
