@@ -80,3 +80,20 @@ def test_gatv2_conv(case: Case, dtype: torch.dtype) -> None:
 @pytest.mark.parametrize("case", GATV2_CASES, ids=str)
 def test_gatv2_conv_backward(case: Case, dtype: torch.dtype) -> None:
     assert_gradients(conv_backward(case, dtype, gat=True), dtype)
+
+
+GCN_CASES = [case for case in GATV2_CASES if case.weighted]
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("case", GCN_CASES, ids=str)
+def test_gcn_conv(case: Case, dtype: torch.dtype) -> None:
+    out, expected = conv_forward(case, dtype, gat=False)
+    found = tolerance(dtype)
+    torch.testing.assert_close(out.double(), expected, rtol=found.rtol, atol=found.atol)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("case", GCN_CASES, ids=str)
+def test_gcn_conv_backward(case: Case, dtype: torch.dtype) -> None:
+    assert_gradients(conv_backward(case, dtype, gat=False), dtype)

@@ -3,6 +3,7 @@
 
 #include "arguments.h"
 #include "cuda/gatv2_conv.h"
+#include "cuda/gcn_conv.h"
 #include "faults.h"
 
 namespace {
@@ -56,6 +57,20 @@ GatV2ConvForward<S> read_gatv2_conv(Arguments& a) {
 }
 
 template <class S>
+GcnConvForward<S> read_gcn_conv(Arguments& a) {
+  GcnConvForward<S> p{};
+  p.graph = read_graph(a);
+  p.x = read_sequence<S>(a);
+  p.steps = a.integer();
+  p.hidden = a.integer();
+  p.activation = static_cast<Activation>(a.integer());
+  p.norm = a.in<S>();
+  p.weights.lin_weight = a.in<S>();
+  p.weights.bias = a.in<S>();
+  return p;
+}
+
+template <class S>
 int run(const std::string& op, Arguments& a) {
   if (op == "gatv2_conv") {
     GatV2ConvForward<S> p = read_gatv2_conv<S>(a);
@@ -80,6 +95,25 @@ int run(const std::string& op, Arguments& a) {
     p.grad_edge_weight = a.out<C>();
     const ScratchMemory memory(cuda::gatv2_conv_backward_workspace(p));
     return cuda::gatv2_conv_backward(p, memory.data(), nullptr);
+  }
+  if (op == "gcn_conv") {
+    GcnConvForward<S> p = read_gcn_conv<S>(a);
+    p.out = a.out<S>();
+    const ScratchMemory memory(cuda::gcn_conv_forward_workspace(p));
+    return cuda::gcn_conv_forward(p, memory.data(), nullptr);
+  }
+  if (op == "gcn_conv_backward") {
+    using C = Compute<S>;
+    GcnConvBackward<S, C> p{};
+    p.forward = read_gcn_conv<S>(a);
+    p.forward.out = const_cast<S*>(a.in<S>());
+    p.grad_out = a.in<S>();
+    p.grad_x = a.out<S>();
+    p.grads.lin_weight = a.out<C>();
+    p.grads.bias = a.out<C>();
+    p.grad_norm = a.out<C>();
+    const ScratchMemory memory(cuda::gcn_conv_backward_workspace(p));
+    return cuda::gcn_conv_backward(p, memory.data(), nullptr);
   }
   return -1;
 }
