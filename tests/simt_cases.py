@@ -173,3 +173,77 @@ def assert_gradients(pairs: list[tuple[str, Tensor | None, Tensor]], dtype: torc
             atol=found.atol * scale,
             msg=lambda text, name=name: f"gradient of {name}: {text}",
         )
+
+
+class ScanCase(NamedTuple):
+    """A gated scan; `last` asks for the gradient through the last state only."""
+
+    hidden: int
+    nodes: int = 7
+    copies: int = 1
+    steps: int = 5
+    channels: int = 13
+    initial: bool = False
+    last: bool = False
+
+    def __str__(self) -> str:
+        return "-".join(f"{name[:2]}{value}" for name, value in self._asdict().items())
+
+
+def scan_problem(case: ScanCase, dtype: torch.dtype) -> tuple[list[Tensor | None], list[int]]:
+    """x (strided), g, h0 and the gates' parameters, with the integers that go before them."""
+    generator = torch.Generator().manual_seed(case.hidden)
+    total, hidden = case.copies * case.nodes, case.hidden
+
+    def random(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=generator).to(dtype)
+
+    x = random(total, case.channels, case.steps).transpose(1, 2)
+    columns = case.channels + 2 * hidden
+    gates = [random(hidden, columns) * columns**-0.5 if i % 2 == 0 else random(hidden) for i in range(6)]
+    tensors = [x, random(total, case.steps, hidden), random(total, hidden) if case.initial else None, *gates]
+    integers = [case.copies, case.nodes, case.steps, hidden]
+    return tensors, [*integers, case.channels, x.stride(0) * case.nodes, *x.stride()]
+
+
+def scan_both(case: ScanCase, dtype: torch.dtype, environment: dict[str, str] | None = None) -> None:
+    """Forward and backward of the kernels, each asserted against the float64 twin."""
+    tensors, integers = scan_problem(case, dtype)
+    total, hidden = case.copies * case.nodes, case.hidden
+    sequence = ((total, case.steps, hidden), dtype)
+    state = ((total, hidden), dtype)
+    h, h_last, gates = run(
+        "gated_scan", dtype, integers, tensors, [sequence, state, ((total, case.steps, 3, hidden), dtype)], environment
+    )
+    leaves = [None if t is None else t.double().detach().clone().requires_grad_() for t in tensors]
+    expected = reference.gated_scan(leaves[0], leaves[1], leaves[2], leaves[3:], True)
+    found = tolerance(dtype)
+    torch.testing.assert_close(h.double(), expected.detach(), rtol=found.rtol, atol=found.atol)
+    if case.steps > 0:
+        assert torch.equal(h_last, h[:, -1])
+    (alone,) = run("gated_scan", dtype, integers, tensors, [None, state, None], environment)[1:2]
+    assert torch.equal(alone, h_last)
+
+    grad_h = torch.randn(sequence[0], generator=torch.Generator().manual_seed(2)).to(dtype)
+    if case.last:
+        value = expected[:, -1]
+        grads_in: list[Tensor | None] = [None, grad_h[:, -1].contiguous()]
+        cotangent = grads_in[1].double()
+    else:
+        value, grads_in, cotangent = expected, [grad_h, None], grad_h.double()
+    wanted = [leaf for leaf in leaves if leaf is not None]
+    truth = iter(torch.autograd.grad(value, wanted, cotangent, allow_unused=True))
+    compute = torch.float64 if dtype == torch.float64 else torch.float32
+    outputs = [
+        None if t is None else (tuple(t.shape), dtype if i < 3 else compute) for i, t in enumerate(tensors)
+    ]
+    grads = run(
+        "gated_scan_backward", dtype, [*integers, 0], [*tensors, h, gates, *grads_in], outputs, environment
+    )
+    names = ["x", "g", "h0", "u.weight", "u.bias", "r.weight", "r.bias", "c.weight", "c.bias"]
+    pairs = []
+    for name, tensor, grad in zip(names, tensors, grads, strict=True):
+        if tensor is not None:
+            one = next(truth)
+            pairs.append((name, grad, torch.zeros_like(tensor).double() if one is None else one))
+    assert_gradients(pairs, dtype)

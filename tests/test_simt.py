@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from simt_cases import DTYPES, Case, assert_gradients, conv_backward, conv_forward
+from simt_cases import DTYPES, Case, ScanCase, assert_gradients, conv_backward, conv_forward, scan_both
 from simt_harness import SimtFault, compiler, run
 
 from hiermt.testing import tolerance
@@ -97,3 +97,26 @@ def test_gcn_conv(case: Case, dtype: torch.dtype) -> None:
 @pytest.mark.parametrize("case", GCN_CASES, ids=str)
 def test_gcn_conv_backward(case: Case, dtype: torch.dtype) -> None:
     assert_gradients(conv_backward(case, dtype, gat=False), dtype)
+
+
+SCAN_CASES = [
+    ScanCase(hidden=16),
+    ScanCase(hidden=8, nodes=9, initial=True),
+    ScanCase(hidden=32, last=True, channels=1),
+    ScanCase(hidden=64, nodes=5, steps=3),
+    ScanCase(hidden=5, copies=3, initial=True, last=True),
+    ScanCase(hidden=1, nodes=3, channels=40),
+    ScanCase(hidden=100, nodes=3, steps=2, initial=True),
+    ScanCase(hidden=256, nodes=2, steps=2, channels=2),
+    ScanCase(hidden=16, steps=1, nodes=1),
+]
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("case", SCAN_CASES, ids=str)
+def test_gated_scan(case: ScanCase, dtype: torch.dtype) -> None:
+    scan_both(case, dtype)
+
+
+def test_gated_scan_without_room_for_the_weights_in_shared_memory() -> None:
+    scan_both(ScanCase(hidden=40, nodes=3, steps=2), torch.float32, {"HIERMT_SIMT_SHARED_BYTES": "16384"})

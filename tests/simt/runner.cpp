@@ -3,6 +3,7 @@
 
 #include "arguments.h"
 #include "cuda/gatv2_conv.h"
+#include "cuda/gated_scan.h"
 #include "cuda/gcn_conv.h"
 #include "faults.h"
 
@@ -71,6 +72,25 @@ GcnConvForward<S> read_gcn_conv(Arguments& a) {
 }
 
 template <class S>
+GatedScanForward<S> read_gated_scan(Arguments& a) {
+  GatedScanForward<S> p{};
+  p.copies = a.integer();
+  p.num_nodes = a.integer();
+  p.steps = a.integer();
+  p.hidden = a.integer();
+  p.x = read_sequence<S>(a);
+  p.g = a.in<S>();
+  p.h0 = a.in<S>();
+  p.weights.u_weight = a.in<S>();
+  p.weights.u_bias = a.in<S>();
+  p.weights.r_weight = a.in<S>();
+  p.weights.r_bias = a.in<S>();
+  p.weights.c_weight = a.in<S>();
+  p.weights.c_bias = a.in<S>();
+  return p;
+}
+
+template <class S>
 int run(const std::string& op, Arguments& a) {
   if (op == "gatv2_conv") {
     GatV2ConvForward<S> p = read_gatv2_conv<S>(a);
@@ -114,6 +134,35 @@ int run(const std::string& op, Arguments& a) {
     p.grad_norm = a.out<C>();
     const ScratchMemory memory(cuda::gcn_conv_backward_workspace(p));
     return cuda::gcn_conv_backward(p, memory.data(), nullptr);
+  }
+  if (op == "gated_scan") {
+    GatedScanForward<S> p = read_gated_scan<S>(a);
+    p.h = a.out<S>();
+    p.h_last = a.out<S>();
+    p.gates = a.out<S>();
+    const ScratchMemory memory(cuda::gated_scan_forward_workspace(p));
+    return cuda::gated_scan_forward(p, memory.data(), nullptr);
+  }
+  if (op == "gated_scan_backward") {
+    using C = Compute<S>;
+    GatedScanBackward<S, C> p{};
+    p.forward = read_gated_scan<S>(a);
+    p.accumulate_grad_x = a.integer() != 0;
+    p.forward.h = const_cast<S*>(a.in<S>());
+    p.forward.gates = const_cast<S*>(a.in<S>());
+    p.grad_h = a.in<S>();
+    p.grad_h_last = a.in<S>();
+    p.grad_x = a.out<S>();
+    p.grad_g = a.out<S>();
+    p.grad_h0 = a.out<S>();
+    p.grads.u_weight = a.out<C>();
+    p.grads.u_bias = a.out<C>();
+    p.grads.r_weight = a.out<C>();
+    p.grads.r_bias = a.out<C>();
+    p.grads.c_weight = a.out<C>();
+    p.grads.c_bias = a.out<C>();
+    const ScratchMemory memory(cuda::gated_scan_backward_workspace(p));
+    return cuda::gated_scan_backward(p, memory.data(), nullptr);
   }
   return -1;
 }

@@ -1,0 +1,219 @@
+// The recurrence of the T-GCN cell, forward (arXiv 1811.05320, eqs. 3 to 6).
+#include "gated_scan.cuh"
+
+namespace hiermt::cuda {
+namespace {
+
+// The input columns of the three gates, [F + H, 3H].
+template <class S>
+struct InputWeights {
+  GateWeights<S> weights;
+  int columns, hidden;
+
+  __device__ Compute<S> weight(int k, int n) const {
+    const int gate = n / hidden;
+    return load(gate_weight(weights, gate) + (n - gate * hidden) * columns + k);
+  }
+  __device__ Compute<S> bias(int n) const {
+    const int gate = n / hidden;
+    return load(gate_bias(weights, gate) + n - gate * hidden);
+  }
+};
+
+// Writes what a step leaves behind, as far as it is wanted.
+template <class S>
+__device__ __forceinline__ void write_step(const GatedScanForward<S>& p, int64_t row, int c, Compute<S> u,
+                                           Compute<S> r, Compute<S> candidate, Compute<S> h) {
+  const int64_t at = row * p.hidden + c;
+  if (p.h != nullptr) store(p.h + at, h);
+  if (p.gates != nullptr) {
+    S* gates = p.gates + 3 * row * p.hidden + c;
+    store(gates, u);
+    store(gates + p.hidden, r);
+    store(gates + 2 * p.hidden, candidate);
+  }
+}
+
+// One thread a channel, its weights in registers; the state of a node is seen by the lanes of one warp alone.
+template <class S, int kHidden>
+__global__ void __launch_bounds__(kScanThreads)
+    gated_scan_fwd_kernel(GatedScanForward<S> p, const Compute<S>* from_input, int nodes) {
+  using C = Compute<S>;
+  static_assert(kWarp % kHidden == 0 && kHidden % 4 == 0);
+  SharedMemory memory;
+  const int local = static_cast<int>(threadIdx.x) / kHidden, c = static_cast<int>(threadIdx.x) % kHidden;
+  C* state = memory.take<C>(kScanThreads) + local * kHidden;
+  C* reset = memory.take<C>(kScanThreads) + local * kHidden;
+  const int wanted = static_cast<int>(blockIdx.x) * (kScanThreads / kHidden) + local;
+  const int node = wanted < nodes ? wanted : nodes - 1;
+  const int steps = static_cast<int>(p.steps), first = static_cast<int>(p.x.channels) + kHidden;
+
+  C u_weight[kHidden], r_weight[kHidden], c_weight[kHidden];
+#pragma unroll
+  for (int k = 0; k < kHidden; ++k) {
+    const int at = c * (first + kHidden) + first + k;
+    u_weight[k] = load(p.weights.u_weight + at);
+    r_weight[k] = load(p.weights.r_weight + at);
+    c_weight[k] = load(p.weights.c_weight + at);
+  }
+  C h = p.h0 != nullptr ? load(p.h0 + static_cast<int64_t>(node) * kHidden + c) : C(0);
+  state[c] = h;
+  __syncwarp();
+
+  const int64_t first_row = static_cast<int64_t>(node) * steps;
+  const C* inputs = from_input + first_row * 3 * kHidden + c;
+  C u_next = C(0), r_next = C(0), c_next = C(0);
+  if (steps > 0) u_next = inputs[0], r_next = inputs[kHidden], c_next = inputs[2 * kHidden];
+  for (int t = 0; t < steps; ++t) {
+    const C u_input = u_next, r_input = r_next, c_input = c_next;
+    if (t + 1 < steps) {
+      const C* ahead = inputs + static_cast<int64_t>(t + 1) * 3 * kHidden;
+      u_next = ahead[0], r_next = ahead[kHidden], c_next = ahead[2 * kHidden];
+    }
+    const C r = sigmoid(r_input + dot(r_weight, state));
+    reset[c] = r * h;
+    const C u = sigmoid(u_input + dot(u_weight, state));
+    __syncwarp();
+    const C candidate = tangent(c_input + dot(c_weight, reset));
+    h = u * h + (C(1) - u) * candidate;
+    state[c] = h;
+    if (wanted < nodes) write_step(p, first_row + t, c, u, r, candidate, h);
+    __syncwarp();
+  }
+  if (wanted < nodes && p.h_last != nullptr) store(p.h_last + static_cast<int64_t>(node) * kHidden + c, h);
+}
+
+// Weights in memory: a thread computes one channel of several nodes, so that a weight is read once for all of them.
+template <class S, int kHidden, bool kShared>
+__global__ void __launch_bounds__(kWideThreads)
+    gated_scan_fwd_wide_kernel(GatedScanForward<S> p, const Compute<S>* from_input, const Compute<S>* packed,
+                               int nodes) {
+  using C = Compute<S>;
+  const int hidden = kHidden != 0 ? kHidden : static_cast<int>(p.hidden);
+  const int steps = static_cast<int>(p.steps), groups = static_cast<int>(blockDim.x) / hidden;
+  const int group = static_cast<int>(threadIdx.x) / hidden, c = static_cast<int>(threadIdx.x) % hidden;
+  SharedMemory memory;
+  C* state = memory.take<C>(groups * kNodesPerThread * hidden) + group * kNodesPerThread * hidden;
+  C* reset = memory.take<C>(groups * kNodesPerThread * hidden) + group * kNodesPerThread * hidden;
+  const C* u_weight = place_weights<kShared>(packed, hidden, memory) + c;
+  const C* r_weight = u_weight + hidden * hidden;
+  const C* c_weight = r_weight + hidden * hidden;
+  const int first_node = (static_cast<int>(blockIdx.x) * groups + group) * kNodesPerThread;
+
+  C h[kNodesPerThread];
+  int64_t rows[kNodesPerThread];
+#pragma unroll
+  for (int q = 0; q < kNodesPerThread; ++q) {
+    const int64_t node = first_node + q < nodes ? first_node + q : nodes - 1;
+    rows[q] = node * steps;
+    h[q] = p.h0 != nullptr ? load(p.h0 + node * hidden + c) : C(0);
+    state[q * hidden + c] = h[q];
+  }
+  __syncthreads();
+  for (int t = 0; t < steps; ++t) {
+    C u[kNodesPerThread], r[kNodesPerThread], candidate[kNodesPerThread];
+#pragma unroll
+    for (int q = 0; q < kNodesPerThread; ++q) {
+      const C* inputs = from_input + (rows[q] + t) * 3 * hidden + c;
+      u[q] = inputs[0], r[q] = inputs[hidden], candidate[q] = inputs[2 * hidden];
+    }
+#pragma unroll 4
+    for (int k = 0; k < hidden; ++k) {
+      const C u_k = u_weight[k * hidden], r_k = r_weight[k * hidden];
+#pragma unroll
+      for (int q = 0; q < kNodesPerThread; ++q) {
+        const C value = state[q * hidden + k];
+        u[q] += u_k * value;
+        r[q] += r_k * value;
+      }
+    }
+#pragma unroll
+    for (int q = 0; q < kNodesPerThread; ++q) {
+      u[q] = sigmoid(u[q]);
+      r[q] = sigmoid(r[q]);
+      reset[q * hidden + c] = r[q] * h[q];
+    }
+    __syncthreads();
+#pragma unroll 4
+    for (int k = 0; k < hidden; ++k) {
+      const C c_k = c_weight[k * hidden];
+#pragma unroll
+      for (int q = 0; q < kNodesPerThread; ++q) candidate[q] += c_k * reset[q * hidden + k];
+    }
+#pragma unroll
+    for (int q = 0; q < kNodesPerThread; ++q) {
+      candidate[q] = tangent(candidate[q]);
+      h[q] = u[q] * h[q] + (C(1) - u[q]) * candidate[q];
+      state[q * hidden + c] = h[q];
+      if (first_node + q < nodes) write_step(p, rows[q] + t, c, u[q], r[q], candidate[q], h[q]);
+    }
+    __syncthreads();
+  }
+#pragma unroll
+  for (int q = 0; q < kNodesPerThread; ++q) {
+    if (first_node + q < nodes && p.h_last != nullptr) {
+      store(p.h_last + static_cast<int64_t>(first_node + q) * hidden + c, h[q]);
+    }
+  }
+}
+
+template <class C>
+struct ForwardMemory {
+  Workspace memory;
+  C* from_input;  // [N * T, 3H]
+  C* packed;      // [3, H, H]
+
+  ForwardMemory(void* base, int64_t rows, int64_t hidden) : memory(base) {
+    from_input = memory.take<C>(rows * 3 * hidden);
+    packed = memory.take<C>(3 * hidden * hidden);
+  }
+};
+
+}  // namespace
+
+template <class S>
+size_t gated_scan_forward_workspace(const GatedScanForward<S>& p) {
+  return ForwardMemory<Compute<S>>(nullptr, p.copies * p.num_nodes * p.steps, p.hidden).memory.bytes();
+}
+
+template <class S>
+int gated_scan_forward(const GatedScanForward<S>& p, void* workspace, void* stream_) {
+  using C = Compute<S>;
+  const cudaStream_t stream = static_cast<cudaStream_t>(stream_);
+  const int64_t nodes = p.copies * p.num_nodes, rows = nodes * p.steps;
+  if (!supported(nodes, p.steps, p.hidden)) return cudaErrorInvalidValue;
+  if (nodes == 0) return cudaSuccess;
+  const ForwardMemory<C> memory(workspace, rows, p.hidden);
+  const int hidden = static_cast<int>(p.hidden), channels = static_cast<int>(p.x.channels);
+  HIERMT_CUDA_RETURN_IF_ERROR(linear<C>(GateInputs<S, false>{p},
+                                        InputWeights<S>{p.weights, channels + 2 * hidden, hidden},
+                                        PairOut<C>{memory.from_input, nullptr, 3 * hidden}, rows, channels + hidden,
+                                        3 * p.hidden, stream));
+  const auto narrow = [&](auto constant) {
+    constexpr int kHidden = decltype(constant)::value;
+    return launch(gated_scan_fwd_kernel<S, kHidden>,
+                  dim3(static_cast<unsigned>(ceil_div<int64_t>(nodes, kScanThreads / kHidden))), dim3(kScanThreads),
+                  2 * padded_bytes<C>(kScanThreads), stream, p, memory.from_input, static_cast<int>(nodes));
+  };
+  const auto wide = [&](auto constant) {
+    constexpr int kHidden = decltype(constant)::value;
+    const WideScan<C> plan(p.hidden, 2);
+    HIERMT_CUDA_RETURN_IF_ERROR(pack_recurrent(p, false, memory.packed, stream));
+    return launch(plan.shared_weights ? gated_scan_fwd_wide_kernel<S, kHidden, true>
+                                      : gated_scan_fwd_wide_kernel<S, kHidden, false>,
+                  plan.grid(nodes), plan.block(), plan.shared_bytes, stream, p, memory.from_input, memory.packed,
+                  static_cast<int>(nodes));
+  };
+  return dispatch_scan<S>(p.hidden, narrow, wide);
+}
+
+#define HIERMT_INSTANTIATE(S)                                                    \
+  template size_t gated_scan_forward_workspace<S>(const GatedScanForward<S>&);   \
+  template int gated_scan_forward<S>(const GatedScanForward<S>&, void*, void*);
+HIERMT_INSTANTIATE(float)
+HIERMT_INSTANTIATE(double)
+HIERMT_INSTANTIATE(BFloat16)
+HIERMT_INSTANTIATE(Half)
+#undef HIERMT_INSTANTIATE
+
+}  // namespace hiermt::cuda

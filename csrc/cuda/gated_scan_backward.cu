@@ -1,0 +1,287 @@
+// The recurrence of the T-GCN cell, backward. From the saved gates, with h' the cotangent of a state:
+//
+//   c' = h' (1 - u) (1 - c^2)     u' = h' (h_{t-1} - c) u (1 - u)     q = W_c^T c'
+//   r' = q h_{t-1} r (1 - r)      h'_{t-1} = h' u + q r + W_u^T u' + W_r^T r'
+//
+// The scan writes u', r', c'; what they mean for the inputs and the weights is dense work over all steps.
+#include "gated_scan.cuh"
+
+namespace hiermt::cuda {
+namespace {
+
+// What a step of the backward reads, in one channel of one node.
+template <class C>
+struct SavedStep {
+  C u, r, candidate, before, grad;
+};
+
+template <class S>
+__device__ __forceinline__ SavedStep<Compute<S>> read_step(const GatedScanBackward<S, Compute<S>>& p, int64_t node,
+                                                           int t, int c) {
+  using C = Compute<S>;
+  const GatedScanForward<S>& f = p.forward;
+  const int64_t row = node * f.steps + t, at = row * f.hidden + c;
+  const S* gates = f.gates + 3 * row * f.hidden + c;
+  SavedStep<C> step;
+  step.u = load(gates);
+  step.r = load(gates + f.hidden);
+  step.candidate = load(gates + 2 * f.hidden);
+  step.before = t > 0 ? load(f.h + at - f.hidden) : f.h0 != nullptr ? load(f.h0 + node * f.hidden + c) : C(0);
+  step.grad = p.grad_h != nullptr ? load(p.grad_h + at) : C(0);
+  return step;
+}
+
+template <class S>
+__device__ __forceinline__ Compute<S> last_gradient(const GatedScanBackward<S, Compute<S>>& p, int64_t node, int c) {
+  return p.grad_h_last != nullptr ? load(p.grad_h_last + node * p.forward.hidden + c) : Compute<S>(0);
+}
+
+template <class S, int kHidden>
+__global__ void __launch_bounds__(kScanThreads)
+    gated_scan_bwd_kernel(GatedScanBackward<S, Compute<S>> p, Compute<S>* grad_gates, int nodes) {
+  using C = Compute<S>;
+  static_assert(kWarp % kHidden == 0 && kHidden % 4 == 0);
+  SharedMemory memory;
+  const int local = static_cast<int>(threadIdx.x) / kHidden, c = static_cast<int>(threadIdx.x) % kHidden;
+  C* u_grads = memory.take<C>(kScanThreads) + local * kHidden;
+  C* r_grads = memory.take<C>(kScanThreads) + local * kHidden;
+  C* c_grads = memory.take<C>(kScanThreads) + local * kHidden;
+  const int wanted = static_cast<int>(blockIdx.x) * (kScanThreads / kHidden) + local;
+  const int node = wanted < nodes ? wanted : nodes - 1;
+  const GatedScanForward<S>& f = p.forward;
+  const int steps = static_cast<int>(f.steps), first = static_cast<int>(f.x.channels) + kHidden;
+
+  C u_weight[kHidden], r_weight[kHidden], c_weight[kHidden];
+#pragma unroll
+  for (int k = 0; k < kHidden; ++k) {
+    const int at = k * (first + kHidden) + first + c;
+    u_weight[k] = load(f.weights.u_weight + at);
+    r_weight[k] = load(f.weights.r_weight + at);
+    c_weight[k] = load(f.weights.c_weight + at);
+  }
+  C carry = last_gradient(p, node, c);
+  SavedStep<C> next = steps > 0 ? read_step(p, node, steps - 1, c) : SavedStep<C>{};
+  for (int t = steps - 1; t >= 0; --t) {
+    const SavedStep<C> step = next;
+    if (t > 0) next = read_step(p, node, t - 1, c);
+    const C grad = carry + step.grad;
+    const C c_grad = grad * (C(1) - step.u) * (C(1) - step.candidate * step.candidate);
+    const C u_grad = grad * (step.before - step.candidate) * step.u * (C(1) - step.u);
+    c_grads[c] = c_grad;
+    u_grads[c] = u_grad;
+    __syncwarp();
+    const C through_reset = dot(c_weight, c_grads);
+    const C r_grad = through_reset * step.before * step.r * (C(1) - step.r);
+    r_grads[c] = r_grad;
+    carry = grad * step.u + through_reset * step.r + dot(u_weight, u_grads);
+    __syncwarp();
+    carry += dot(r_weight, r_grads);
+    if (wanted < nodes) {
+      C* out = grad_gates + (static_cast<int64_t>(node) * steps + t) * 3 * kHidden + c;
+      out[0] = u_grad, out[kHidden] = r_grad, out[2 * kHidden] = c_grad;
+    }
+  }
+  if (wanted < nodes && p.grad_h0 != nullptr) store(p.grad_h0 + static_cast<int64_t>(node) * kHidden + c, carry);
+}
+
+template <class S, int kHidden, bool kShared>
+__global__ void __launch_bounds__(kWideThreads)
+    gated_scan_bwd_wide_kernel(GatedScanBackward<S, Compute<S>> p, const Compute<S>* packed, Compute<S>* grad_gates,
+                               int nodes) {
+  using C = Compute<S>;
+  const GatedScanForward<S>& f = p.forward;
+  const int hidden = kHidden != 0 ? kHidden : static_cast<int>(f.hidden);
+  const int steps = static_cast<int>(f.steps), groups = static_cast<int>(blockDim.x) / hidden;
+  const int group = static_cast<int>(threadIdx.x) / hidden, c = static_cast<int>(threadIdx.x) % hidden;
+  SharedMemory memory;
+  const int exchange = groups * kNodesPerThread * hidden, mine = group * kNodesPerThread * hidden;
+  C* u_grads = memory.take<C>(exchange) + mine;
+  C* r_grads = memory.take<C>(exchange) + mine;
+  C* c_grads = memory.take<C>(exchange) + mine;
+  const C* u_weight = place_weights<kShared>(packed, hidden, memory) + c;
+  const C* r_weight = u_weight + hidden * hidden;
+  const C* c_weight = r_weight + hidden * hidden;
+  const int first_node = (static_cast<int>(blockIdx.x) * groups + group) * kNodesPerThread;
+
+  C carry[kNodesPerThread];
+  int64_t node[kNodesPerThread];
+#pragma unroll
+  for (int q = 0; q < kNodesPerThread; ++q) {
+    node[q] = first_node + q < nodes ? first_node + q : nodes - 1;
+    carry[q] = last_gradient(p, node[q], c);
+  }
+  __syncthreads();
+  for (int t = steps - 1; t >= 0; --t) {
+    SavedStep<C> step[kNodesPerThread];
+    C through_reset[kNodesPerThread] = {};
+#pragma unroll
+    for (int q = 0; q < kNodesPerThread; ++q) {
+      step[q] = read_step(p, node[q], t, c);
+      const C grad = carry[q] + step[q].grad;
+      const C c_grad = grad * (C(1) - step[q].u) * (C(1) - step[q].candidate * step[q].candidate);
+      const C u_grad = grad * (step[q].before - step[q].candidate) * step[q].u * (C(1) - step[q].u);
+      c_grads[q * hidden + c] = c_grad;
+      u_grads[q * hidden + c] = u_grad;
+      carry[q] = grad * step[q].u;
+      if (first_node + q < nodes) {
+        C* out = grad_gates + (node[q] * steps + t) * 3 * hidden + c;
+        out[0] = u_grad, out[2 * hidden] = c_grad;
+      }
+    }
+    __syncthreads();
+#pragma unroll 4
+    for (int k = 0; k < hidden; ++k) {
+      const C u_k = u_weight[k * hidden], c_k = c_weight[k * hidden];
+#pragma unroll
+      for (int q = 0; q < kNodesPerThread; ++q) {
+        carry[q] += u_k * u_grads[q * hidden + k];
+        through_reset[q] += c_k * c_grads[q * hidden + k];
+      }
+    }
+#pragma unroll
+    for (int q = 0; q < kNodesPerThread; ++q) {
+      const C r_grad = through_reset[q] * step[q].before * step[q].r * (C(1) - step[q].r);
+      r_grads[q * hidden + c] = r_grad;
+      carry[q] += through_reset[q] * step[q].r;
+      if (first_node + q < nodes) grad_gates[(node[q] * steps + t) * 3 * hidden + hidden + c] = r_grad;
+    }
+    __syncthreads();
+#pragma unroll 4
+    for (int k = 0; k < hidden; ++k) {
+      const C r_k = r_weight[k * hidden];
+#pragma unroll
+      for (int q = 0; q < kNodesPerThread; ++q) carry[q] += r_k * r_grads[q * hidden + k];
+    }
+  }
+#pragma unroll
+  for (int q = 0; q < kNodesPerThread; ++q) {
+    if (first_node + q < nodes && p.grad_h0 != nullptr) store(p.grad_h0 + node[q] * hidden + c, carry[q]);
+  }
+}
+
+// The input columns of the gates from the side of their outputs, [3H, F + H].
+template <class S>
+struct TransposedInputWeights {
+  GateWeights<S> weights;
+  int columns, hidden, first;
+
+  __device__ Compute<S> weight(int k, int n) const {
+    const int gate = k / hidden;
+    return load(gate_weight(weights, gate) + (k - gate * hidden) * columns + first + n);
+  }
+  __device__ Compute<S> bias(int) const { return Compute<S>(0); }
+};
+
+// Gradients of gates [first, last): rows of u and r, or rows of c.
+template <class C>
+struct GateGradsOut {
+  GateGrads<C> grads;
+  int columns, hidden, first_gate;
+
+  __device__ void write(int i, C value) const {
+    const int m = i / (columns + 1), k = i - m * (columns + 1);
+    const int gate = first_gate + m / hidden, c = m % hidden;
+    C* weight = gate == 0 ? grads.u_weight : gate == 1 ? grads.r_weight : grads.c_weight;
+    C* bias = gate == 0 ? grads.u_bias : gate == 1 ? grads.r_bias : grads.c_bias;
+    if (k < columns && weight != nullptr) weight[c * columns + k] = value;
+    if (k == columns && bias != nullptr) bias[c] = value;
+  }
+};
+
+// Some columns of grad_gates [N * T, 3H].
+template <class C>
+struct GateRows {
+  struct Row {
+    int64_t offset;
+  };
+  const C* grad_gates;
+  int width, first;
+
+  __device__ Row row(int r) const { return {static_cast<int64_t>(r) * width + first}; }
+  __device__ C load(const Row& row, int k) const { return grad_gates[row.offset + k]; }
+};
+
+template <class C>
+struct BackwardMemory {
+  Workspace memory;
+  C* grad_gates;  // [N * T, 3H]
+  C* packed;      // [3, H, H]
+  C* partial;
+
+  template <class P>
+  BackwardMemory(void* base, const P& p, int64_t rows) : memory(base) {
+    const int64_t hidden = p.forward.hidden;
+    grad_gates = memory.take<C>(rows * 3 * hidden);
+    packed = memory.take<C>(3 * hidden * hidden);
+    partial = memory.take<C>(weight_grad_values(rows, 2 * hidden, p.forward.x.channels + 2 * hidden));
+  }
+};
+
+}  // namespace
+
+template <class S>
+size_t gated_scan_backward_workspace(const GatedScanBackward<S, Compute<S>>& p) {
+  const GatedScanForward<S>& f = p.forward;
+  return BackwardMemory<Compute<S>>(nullptr, p, f.copies * f.num_nodes * f.steps).memory.bytes();
+}
+
+template <class S>
+int gated_scan_backward(const GatedScanBackward<S, Compute<S>>& p, void* workspace, void* stream_) {
+  using C = Compute<S>;
+  const cudaStream_t stream = static_cast<cudaStream_t>(stream_);
+  const GatedScanForward<S>& f = p.forward;
+  const int64_t nodes = f.copies * f.num_nodes, rows = nodes * f.steps;
+  if (!supported(nodes, f.steps, f.hidden)) return cudaErrorInvalidValue;
+  const BackwardMemory<C> memory(workspace, p, rows);
+  const int hidden = static_cast<int>(f.hidden), channels = static_cast<int>(f.x.channels);
+  const int columns = channels + 2 * hidden;
+
+  const auto narrow = [&](auto constant) {
+    constexpr int kHidden = decltype(constant)::value;
+    return launch(gated_scan_bwd_kernel<S, kHidden>,
+                  dim3(static_cast<unsigned>(ceil_div<int64_t>(nodes, kScanThreads / kHidden))), dim3(kScanThreads),
+                  3 * padded_bytes<C>(kScanThreads), stream, p, memory.grad_gates, static_cast<int>(nodes));
+  };
+  const auto wide = [&](auto constant) {
+    constexpr int kHidden = decltype(constant)::value;
+    const WideScan<C> plan(f.hidden, 3);
+    HIERMT_CUDA_RETURN_IF_ERROR(pack_recurrent(f, true, memory.packed, stream));
+    return launch(plan.shared_weights ? gated_scan_bwd_wide_kernel<S, kHidden, true>
+                                      : gated_scan_bwd_wide_kernel<S, kHidden, false>,
+                  plan.grid(nodes), plan.block(), plan.shared_bytes, stream, p, memory.packed, memory.grad_gates,
+                  static_cast<int>(nodes));
+  };
+  if (nodes > 0) HIERMT_CUDA_RETURN_IF_ERROR(dispatch_scan<S>(f.hidden, narrow, wide));
+
+  const GateGrads<C>& grads = p.grads;
+  if (grads.u_weight || grads.u_bias || grads.r_weight || grads.r_bias) {
+    HIERMT_CUDA_RETURN_IF_ERROR(weight_grad<C>(GateRows<C>{memory.grad_gates, 3 * hidden, 0}, GateInputs<S, false>{f},
+                                               rows, 2 * f.hidden, columns, memory.partial,
+                                               GateGradsOut<C>{grads, columns, hidden, 0}, stream));
+  }
+  if (grads.c_weight || grads.c_bias) {
+    HIERMT_CUDA_RETURN_IF_ERROR(weight_grad<C>(GateRows<C>{memory.grad_gates, 3 * hidden, 2 * hidden},
+                                               GateInputs<S, true>{f}, rows, f.hidden, columns, memory.partial,
+                                               GateGradsOut<C>{grads, columns, hidden, 2}, stream));
+  }
+  const GateRows<C> grad_rows{memory.grad_gates, 3 * hidden, 0};
+  if (p.grad_x != nullptr) {
+    HIERMT_CUDA_RETURN_IF_ERROR(linear<C>(grad_rows, TransposedInputWeights<S>{f.weights, columns, hidden, 0},
+                                          DenseOut<S>{p.grad_x, channels, p.accumulate_grad_x}, rows, 3 * f.hidden,
+                                          channels, stream));
+  }
+  if (p.grad_g == nullptr) return cudaSuccess;
+  return linear<C>(grad_rows, TransposedInputWeights<S>{f.weights, columns, hidden, channels},
+                   DenseOut<S>{p.grad_g, hidden, false}, rows, 3 * f.hidden, f.hidden, stream);
+}
+
+#define HIERMT_INSTANTIATE(S)                                                                  \
+  template size_t gated_scan_backward_workspace<S>(const GatedScanBackward<S, Compute<S>>&);   \
+  template int gated_scan_backward<S>(const GatedScanBackward<S, Compute<S>>&, void*, void*);
+HIERMT_INSTANTIATE(float)
+HIERMT_INSTANTIATE(double)
+HIERMT_INSTANTIATE(BFloat16)
+HIERMT_INSTANTIATE(Half)
+#undef HIERMT_INSTANTIATE
+
+}  // namespace hiermt::cuda
