@@ -2,7 +2,7 @@
 
 Environment:
     HIERMT_BUILD          ``auto`` (default) builds what the machine can build, ``none`` leaves the extension out
-    HIERMT_BUILD_DIR      where objects are kept between builds (default: ``build/<python>-<torch>-<cpu|cuda>``)
+    HIERMT_BUILD_DIR      where objects are kept between builds (default: ``build/<python>-<torch>``)
     HIERMT_CMAKE_ARGS     more arguments for the configuration, such as ``-DHIERMT_SANITIZE=address,undefined``
     FORCE_CUDA            ``1`` builds the CUDA kernels also against a CPU-only torch, ``0`` never builds them
     TORCH_CUDA_ARCH_LIST  such as ``8.0;9.0+PTX`` (default: 8.0, 9.0, 10.0+PTX)
@@ -206,7 +206,8 @@ class CMakeBuild(build_ext):
             f"torch {torch.version}, compiler {compiler}",
             f"CUDA kernels {'ON' if nvcc else 'LEFT OUT'}: {why}",
         )
-        tag = f"{sys.implementation.cache_tag}-torch{torch.version}-{'cuda' if nvcc else 'cpu'}"
+        # Not by CUDA: a build with and one without share the objects of the CPU kernels.
+        tag = f"{sys.implementation.cache_tag}-torch{torch.version}"
         directory = Path(os.environ.get("HIERMT_BUILD_DIR") or ROOT / "build" / tag)
         jobs = os.environ.get("MAX_JOBS") or str(os.cpu_count() or 1)
         with locked(directory):

@@ -62,7 +62,7 @@ def collect() -> Info:
     )
 
 
-def format(info: Info) -> str:  # noqa: A001
+def format(info: Info) -> str:
     """The text of ``python -m hiermt info``."""
     lines = [f"hiermt {info.version}", f"  python   {info.python}", f"  torch    {info.torch}"]
     if info.native:

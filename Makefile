@@ -1,0 +1,80 @@
+# Everything below works from a bare clone: it makes its own environment in .venv first.
+#
+#   make demo    train on real prices, decide, show how good and how fast   (a few minutes)
+#   make test    build, with the CUDA kernels where nvcc is, and run the tests
+#   make gpu     on a machine with a GPU, with the python3 that is there: no environment, no network
+#
+# TORCH chooses the torch to install, e.g. make demo TORCH="torch==2.13.0 --index-url=..." for a CPU-only wheel.
+TORCH ?= torch==2.13.0
+PYTHON ?= python3
+VENV ?= .venv
+PYTEST_ARGS ?= -q
+SKFOLIO ?= skfolio
+
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+NVCC := $(shell command -v nvcc 2>/dev/null || ls /usr/local/cuda/bin/nvcc 2>/dev/null)
+# Tests build the CUDA kernels also against a CPU-only torch: they have to compile, link and import there.
+WITH_CUDA := $(if $(NVCC),FORCE_CUDA=1,)
+
+.PHONY: env install build test demo bench gpu lint format clean
+.DELETE_ON_ERROR:
+
+env: $(VENV)/.env-dev
+
+# The installed editable package is the build of the first time; `build` brings it up to date, and shows what it says.
+install: $(VENV)/.env-demo build
+
+build: $(VENV)/.env
+	$(BIN)/python setup.py -q build_ext --inplace
+
+test: $(VENV)/.env-test
+	$(WITH_CUDA) $(BIN)/python setup.py -q build_ext --inplace
+	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+demo: $(VENV)/.env-demo build
+	$(BIN)/python -m hiermt demo
+
+bench: $(VENV)/.env-test build
+	$(BIN)/python -m pytest $(PYTEST_ARGS) bench
+
+gpu:
+	FORCE_CUDA=1 $(PYTHON) setup.py -q build_ext --inplace
+	$(PYTHON) -m hiermt info
+	$(PYTHON) -m pytest $(PYTEST_ARGS) -p no:cacheprovider tests
+
+lint: $(VENV)/.env-dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/clang-format --dry-run -Werror $(SOURCES)
+	$(BIN)/mypy
+
+format: $(VENV)/.env-dev
+	$(BIN)/ruff check --fix-only -q .
+	$(BIN)/ruff format .
+	$(BIN)/clang-format -i $(SOURCES)
+
+clean:
+	rm -rf build dist *.egg-info $(VENV) hiermt/_C.*.so hiermt/_build.json
+
+SOURCES = $(shell find csrc tests -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
+
+$(VENV)/.env:
+	$(PYTHON) -m venv $(VENV)
+	$(PIP) install -q $(TORCH)
+	$(PIP) install -q "setuptools>=64" wheel "pybind11>=2.13" "cmake>=3.20" ninja
+	touch $@
+
+# The prices inside skfolio are all that is read of it, so its solvers are not installed.
+$(VENV)/.env-demo: $(VENV)/.env pyproject.toml
+	$(PIP) install -q --no-build-isolation -e ".[demo]"
+	$(PIP) install -q --no-deps $(SKFOLIO)
+	touch $@
+
+$(VENV)/.env-test: $(VENV)/.env-demo
+	$(PIP) install -q --no-build-isolation -e ".[test]"
+	touch $@
+
+$(VENV)/.env-dev: $(VENV)/.env-test
+	$(PIP) install -q --no-build-isolation -e ".[dev]"
+	touch $@
