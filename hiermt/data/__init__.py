@@ -24,7 +24,14 @@ from hiermt.data.features import (
     compute_features,
     read_features,
 )
-from hiermt.data.graph import correlation_graph, graph_from_adjacency, read_adjacency, sectors_of, to_adjacency
+from hiermt.data.graph import (
+    correlation_graph,
+    graph_from_adjacency,
+    read_adjacency,
+    read_sectors,
+    sectors_of,
+    to_adjacency,
+)
 from hiermt.data.labels import CLASSES, THRESHOLD, hierarchical_labels, next_returns, three_classes
 from hiermt.data.loaders import PygDataset, WindowBatch, WindowLoader, pyg_loader
 from hiermt.data.prices import Prices, read_prices
@@ -62,6 +69,7 @@ __all__ = [
     "read_adjacency",
     "read_features",
     "read_prices",
+    "read_sectors",
     "sectors_of",
     "three_classes",
     "time_split",

@@ -9,6 +9,9 @@ from typing import Any
 _EXTRAS = {
     "pandas": "pip install 'hiermt[data]'",
     "pyarrow": "pip install 'hiermt[data]'",
+    "matplotlib": "pip install 'hiermt[train]'",
+    "sklearn": "pip install 'hiermt[train]'",
+    "safetensors": "pip install 'hiermt[train]'",
     "torch_geometric": "pip install 'hiermt[pyg]'",
     "skfolio": "pip install --no-deps skfolio",
 }

@@ -93,6 +93,18 @@ class FeatureTable:
         columns = [self.names.index(name) for name in names]
         return replace(self, values=self.values[..., columns].contiguous(), names=tuple(names))
 
+    def select_symbols(self, symbols: Sequence[str]) -> FeatureTable:
+        """The same table with some stocks, in the order asked for.
+
+        Raises:
+            DataError: a stock is not there.
+        """
+        missing = [symbol for symbol in symbols if symbol not in self.symbols]
+        if missing:
+            raise DataError(f"no rows for {', '.join(missing[:6])}; the table has {', '.join(self.symbols[:6])} ...")
+        rows = [self.symbols.index(symbol) for symbol in symbols]
+        return replace(self, values=self.values[rows], symbols=tuple(symbols), close=self.close[rows])
+
 
 @dataclass(frozen=True)
 class Scale:

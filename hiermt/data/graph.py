@@ -5,12 +5,14 @@ from __future__ import annotations
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from hiermt.data._errors import DataError, DataWarning
+from hiermt.data.table import SYMBOL_NAMES, read_table
 
 
 def correlation_graph(
@@ -80,6 +82,23 @@ def correlation_graph(
 def sectors_of(symbols: Sequence[str], sectors: Mapping[str, str]) -> list[str]:
     """Sector of each stock, in the order of `symbols`; a stock without one gets a sector of its own."""
     return [sectors.get(symbol, f"(none: {symbol})") for symbol in symbols]
+
+
+def read_sectors(source: Any) -> dict[str, str]:
+    """Reads the sector of each stock from a table with the columns ``Symbol`` and ``Sector``.
+
+    Args:
+        source (str, Path or pandas.DataFrame): CSV, Parquet, or a DataFrame.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        DataError: a column is missing or a cell empty.
+    """
+    table = read_table(source)
+    symbol, sector = table.find(SYMBOL_NAMES), table.find(("sector", "gics sector", "industry"))
+    if symbol is None or sector is None:
+        raise DataError(f"{table.source}: expected the columns Symbol and Sector, got {', '.join(table.columns)}")
+    return dict(zip(table.symbols(symbol), table.symbols(sector), strict=True))
 
 
 def graph_from_adjacency(adjacency: np.ndarray | Tensor) -> tuple[Tensor, Tensor]:

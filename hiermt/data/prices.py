@@ -46,22 +46,6 @@ class Prices:
         """Whether open, high and low are there too."""
         return self.open is not None
 
-    def select(self, symbols: Sequence[str]) -> Prices:
-        """The prices of some stocks, in the order asked for.
-
-        Raises:
-            DataError: a stock is not there.
-        """
-        missing = [symbol for symbol in symbols if symbol not in self.symbols]
-        if missing:
-            raise DataError(f"no prices for {_some(missing)}; the table has {_some(self.symbols)}")
-        rows = [self.symbols.index(symbol) for symbol in symbols]
-        fields = {name: None if array is None else array[rows] for name, array in self._fields().items()}
-        return Prices(tuple(symbols), self.dates, **fields)  # type: ignore[arg-type]
-
-    def _fields(self) -> dict[str, FloatArray | None]:
-        return {name: getattr(self, name) for name in OHLC}
-
 
 def read_prices(source: Any, *, max_gap: int = 5, symbols: Sequence[str] | None = None) -> Prices:
     """Reads daily prices and brings all stocks onto one calendar.

@@ -1,0 +1,149 @@
+"""``python -m hiermt bench``: forward, training step, or the whole job of 100 epochs, beside PyG eager."""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from hiermt.cli import options, speed
+from hiermt.cli.experiment import pick_device
+from hiermt.data import FEATURES, WindowDataset, WindowLoader, pyg_loader
+from hiermt.nn import TGCN_HierarchicalMT
+from hiermt.testing import stock_graph
+from hiermt.training import train_hierarchical
+
+STOCKS, WINDOW, BATCH, STEPS, TEST_WINDOWS, EPOCHS = 100, 25, 32, 15, 119, 100
+PYG_STEPS = 6
+
+
+def add_parser(commands: Any) -> None:
+    """Adds the command."""
+    parser = commands.add_parser("bench", help="time the model beside PyG eager in the same run")
+    parser.add_argument(
+        "--job",
+        choices=("step", "seed"),
+        default="step",
+        help=f"step: forward and training step; seed: {EPOCHS} epochs of {STEPS} steps of {BATCH} x {STOCKS} stocks",
+    )
+    parser.add_argument("--epochs", type=options.whole(1), default=EPOCHS, help=f"of the job ({EPOCHS})")
+    parser.add_argument("--seconds", type=options.real(0.1, 600), default=2.0, help="for each timing of a step (2)")
+    parser.add_argument("--threads", type=options.whole(1), help="CPU threads (default: torch's choice)")
+    options.add_run(parser)
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Runs it."""
+    device = pick_device(args.device)
+    if args.threads is not None:
+        torch.set_num_threads(args.threads)
+    torch.manual_seed(0)
+    model = TGCN_HierarchicalMT(len(FEATURES), backend=args.backend).to(device)
+    data = synthetic(device)
+    where = (
+        f"{device}, {torch.get_num_threads()} threads" if device.type == "cpu" else torch.cuda.get_device_name(device)
+    )
+    print(f"torch {torch.__version__}, {where}, {speed.backend_of(model, device)}")
+    print(f"{BATCH} windows x {STOCKS} stocks x {WINDOW} days x {len(FEATURES)} features, synthetic prices")
+    return seed_job(model, data, args) if args.job == "seed" else steps(model, data, args)
+
+
+def synthetic(device: torch.device) -> WindowDataset:
+    """A series of random features with random labels over a graph of 720 edges: the job's sizes, not its meaning."""
+    days = STEPS * BATCH + 2 * WINDOW + TEST_WINDOWS
+    generator = torch.Generator().manual_seed(0)
+    series = torch.randn(STOCKS, days, len(FEATURES), generator=generator)
+    signal = torch.randint(2, (STOCKS, days), generator=generator)
+    direction = signal * torch.randint(2, (STOCKS, days), generator=generator)
+    return WindowDataset(series, *stock_graph(STOCKS), WINDOW, signal, direction).to(device)
+
+
+def steps(model: TGCN_HierarchicalMT, data: WindowDataset, args: argparse.Namespace) -> int:
+    """Times the forward and the training step of one batch."""
+    batch = next(iter(WindowLoader(data, range(STEPS * BATCH), BATCH, shuffle=True)))
+    forward = speed.compare_forward(model, batch, args.seconds)
+    print(forward.line("forward", batch.num_nodes))
+    print(speed.compare_training(model, batch, args.seconds).line("training step", batch.num_nodes))
+    if forward.difference is None:
+        print(speed.NO_PYG)
+    else:
+        print(f"largest difference between the logits of the two: {forward.difference:.1e}")
+    return 0
+
+
+def seed_job(model: TGCN_HierarchicalMT, data: WindowDataset, args: argparse.Namespace) -> int:
+    """Trains the whole job with us, and a few steps of it with PyG, scaled to the whole."""
+    train = range(STEPS * BATCH)
+    test = range(train.stop + WINDOW, train.stop + WINDOW + TEST_WINDOWS)
+    print(f"job: {args.epochs} epochs of {STEPS} steps, each followed by a test pass over {TEST_WINDOWS} windows")
+    start = time.perf_counter()
+    losses, _, _ = train_hierarchical(
+        model,
+        torch.optim.Adam(model.parameters(), lr=1e-3),
+        None,
+        WindowLoader(data, train, BATCH, shuffle=True),
+        WindowLoader(data, test, TEST_WINDOWS),
+        num_epochs=args.epochs,
+        device=data.series.device,
+    )
+    seconds = time.perf_counter() - start
+    each = seconds / args.epochs
+    print(f"hiermt     {seconds:8.2f} s measured, {1e3 * each:.1f} ms an epoch, last training loss {losses[-1]:.4f}")
+    if not speed.has_pyg():
+        print(speed.NO_PYG)
+        return 0
+    epoch = pyg_epoch(model, data, train, test)
+    print(
+        f"PyG eager  {epoch * args.epochs:8.1f} s estimated: {PYG_STEPS} steps and one test pass timed, scaled "
+        f"to {args.epochs} epochs; {epoch / each:.1f} x"
+    )
+    return 0
+
+
+def pyg_epoch(model: TGCN_HierarchicalMT, data: WindowDataset, train: range, test: range) -> float:
+    """Seconds of one epoch with PyG: its loader, its modules, and the loop that fetches each loss from the device."""
+    from hiermt import pyg
+
+    device = data.series.device
+    other = pyg.like(model)
+    optimizer = torch.optim.Adam(other.parameters(), lr=1e-3)
+    host = data.to("cpu")
+
+    def step(batch: Any) -> None:
+        batch = batch.to(device)
+        signal, direction = batch.signal_labels, batch.direction_labels
+        signal_logits, direction_logits = other(batch.x, batch.edge_index, batch.edge_weight)
+        loss = _loss(signal_logits, direction_logits, signal, direction)
+        if other.training:
+            optimizer.zero_grad()
+            loss.backward()  # type: ignore[no-untyped-call]
+            optimizer.step()
+        loss.item()
+
+    other.train()
+    step(next(iter(pyg_loader(host, train, BATCH))))
+    step_seconds = _timed(step, pyg_loader(host, train[: PYG_STEPS * BATCH], BATCH, shuffle=True))
+    other.eval()
+    with torch.no_grad():
+        test_seconds = _timed(step, pyg_loader(host, test, TEST_WINDOWS))
+    return step_seconds / PYG_STEPS * STEPS + test_seconds
+
+
+def _timed(step: Any, batches: Iterable[Any]) -> float:
+    start = time.perf_counter()
+    for batch in batches:
+        step(batch)
+    return time.perf_counter() - start
+
+
+def _loss(signal_logits: Tensor, direction_logits: Tensor, signal: Tensor, direction: Tensor) -> Tensor:
+    """The multi-task loss in stock PyTorch, with the boolean indexing that people use."""
+    mask = signal == 1
+    loss = F.cross_entropy(signal_logits, signal)
+    return loss + F.cross_entropy(direction_logits[mask], direction[mask]) if mask.any() else loss

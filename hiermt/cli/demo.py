@@ -1,0 +1,81 @@
+"""``python -m hiermt demo``: trains and measures on real prices, end to end, in about a minute."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from hiermt import data
+from hiermt.cli import artefacts, options, speed
+from hiermt.cli.experiment import Experiment, Settings, pick_device
+from hiermt.cli.train import finish
+from hiermt.nn import TGCN_HierarchicalMT
+
+
+def add_parser(commands: Any) -> None:
+    """Adds the command."""
+    parser = commands.add_parser("demo", help="train and evaluate on 20 S&P 500 stocks, and compare speed with PyG")
+    parser.add_argument("--out", type=Path, default=Path("demo"), metavar="DIR", help="folder for the results (demo)")
+    parser.add_argument(
+        "--seconds",
+        type=options.real(1, 3600),
+        default=60,
+        help="aim at no more than so many seconds of training (60); decides the number of epochs",
+    )
+    parser.add_argument("--epochs", type=options.whole(1), default=20, help="most epochs (20)")
+    parser.add_argument(
+        "--days", type=options.whole(1), metavar="N", help="use the last N days only (default: all 8,313)"
+    )
+    options.add_run(parser)
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Runs it."""
+    device = pick_device(args.device)
+    artefacts.check_folder(args.out)
+    prices = data.load_sp500()
+    if args.days is not None:
+        prices = dataclasses.replace(prices, dates=prices.dates[-args.days :], close=prices.close[:, -args.days :])
+    print(options.describe_prices(prices))
+    print(f"{data.LIMITS}\n")
+    table = data.compute_features(prices)
+    settings = Settings()
+    experiment = Experiment.prepare(table, settings, sectors=data.SP500_SECTORS, device=device)
+    print(f"{experiment.dataset.edge_index.size(1)} directed edges: correlation above {settings.correlation}")
+    print(*options.describe_split(experiment.split, table.dates), sep="\n")
+
+    torch.manual_seed(settings.seed)
+    model = TGCN_HierarchicalMT(len(table.names), backend=args.backend).to(device)
+    batch = next(iter(experiment.loader(experiment.split.train, shuffle=True)))
+    print(f"\nSpeed, {speed.backend_of(model, device)}, {torch.get_num_threads()} threads, on one batch of")
+    print(f"{batch.x.size(0)} windows x {batch.x.size(1)} stocks x {batch.x.size(2)} days:")
+    step = print_speed(model, batch, seconds=0.5)
+    epochs = fitting_epochs(step, len(experiment.loader(experiment.split.train, shuffle=True)), args)
+    print(f"\nTraining for {epochs} epochs at most, {len(experiment.split.train):,} windows each, on {device}")
+    finish(experiment, model, epochs, args.out)
+    print("\nLook at curves.png and confusion.png. To decide for your own prices:")
+    print(f"  python -m hiermt train --prices yours.csv --out model\n  python -m hiermt predict --model {args.out} ...")
+    return 0
+
+
+def print_speed(model: TGCN_HierarchicalMT, batch: data.WindowBatch, seconds: float) -> float:
+    """Prints forward and training step beside PyG; returns the seconds of our training step."""
+    forward = speed.compare_forward(model, batch, seconds)
+    step = speed.compare_training(model, batch, seconds)
+    print(f"  {forward.line('forward', batch.num_nodes)}")
+    print(f"  {step.line('training step', batch.num_nodes)}")
+    if forward.difference is None:
+        print(f"  {speed.NO_PYG}")
+    else:
+        print(f"  largest difference between the logits of the two: {forward.difference:.1e}")
+    return step.ours
+
+
+def fitting_epochs(step: float, steps: int, args: argparse.Namespace) -> int:
+    """Epochs that fit into the seconds allowed, by the time of one step; validation and loading take about a fifth."""
+    return max(1, min(int(args.epochs), int(args.seconds / (1.2 * step * steps))))

@@ -1,0 +1,277 @@
+"""From a table of features to a trained model and its decisions: what demo, train and predict share."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hiermt import data, functional
+from hiermt.checkpoint import WEIGHTS, read_config
+from hiermt.data import DataError, FeatureTable, Scale, Split, WindowDataset, WindowLoader
+from hiermt.nn import TGCN_HierarchicalMT
+from hiermt.training import train_hierarchical
+
+EVALUATION_BATCH = 128
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Every choice of a training that is not the model's own.
+
+    Attributes:
+        window (int): days the model sees.
+        horizon (int): trading days ahead that it predicts.
+        threshold (float): returns beyond it are signals.
+        confidence (float): a decision is Down or Up only if ``P(signal)`` exceeds it.
+        correlation (float): stocks whose returns correlate by more become neighbours.
+        sector_bonus (float): added to the correlation of two stocks of one sector.
+        validation, test (float): shares of the history.
+        batch_size, epochs, patience, learning_rate, seed: of the training.
+    """
+
+    window: int = 25
+    horizon: int = 1
+    threshold: float = data.THRESHOLD
+    confidence: float = 0.5
+    correlation: float = 0.3
+    sector_bonus: float = 0.1
+    validation: float = 0.1
+    test: float = 0.2
+    batch_size: int = 32
+    epochs: int = 30
+    patience: int = 8
+    learning_rate: float = 2e-3
+    seed: int = 0
+
+
+@dataclass
+class Experiment:
+    """A table cut, scaled and joined by a graph, ready for training."""
+
+    table: FeatureTable
+    settings: Settings
+    split: Split
+    scale: Scale
+    dataset: WindowDataset
+    losses: dict[str, list[float]] = field(default_factory=dict)
+
+    @classmethod
+    def prepare(
+        cls,
+        table: FeatureTable,
+        settings: Settings,
+        *,
+        edges: tuple[Tensor, Tensor] | None = None,
+        sectors: dict[str, str] | None = None,
+        device: torch.device | str = "cpu",
+    ) -> Experiment:
+        """Splits in time order; scale and graph are measured on the training days only."""
+        split = data.time_split(
+            table.num_days,
+            settings.window,
+            horizon=settings.horizon,
+            validation=settings.validation,
+            test=settings.test,
+        )
+        if edges is None:
+            edges = data.correlation_graph(
+                data.next_returns(table.close)[:, : split.train_days - 1],
+                settings.correlation,
+                sectors=None if sectors is None else data.sectors_of(table.symbols, sectors),
+                sector_bonus=settings.sector_bonus,
+            )
+        scale = Scale.fit(table.values[:, : split.train_days])
+        dataset = WindowDataset.from_table(
+            table,
+            *edges,
+            settings.window,
+            scale=scale,
+            threshold=settings.threshold,
+            horizon=settings.horizon,
+        )
+        return cls(table, settings, split, scale, dataset.to(device))
+
+    @property
+    def classes(self) -> Tensor:
+        """The true class of each stock and day, ``[S, L]``: 0 Down, 1 Neutral, 2 Up."""
+        signal, direction = self.dataset.signal_labels, self.dataset.direction_labels
+        assert signal is not None and direction is not None
+        return data.three_classes(signal, direction).cpu()
+
+    def labels_of(self, starts: range) -> Tensor:
+        """The true class at the end of each window, ``[W, S]``."""
+        ends = torch.arange(starts.start, starts.stop) + self.settings.window - 1
+        return self.classes[:, ends].t()
+
+    def loader(self, part: range, *, shuffle: bool = False) -> WindowLoader:
+        """Batches of a part of the split."""
+        size = self.settings.batch_size if shuffle else EVALUATION_BATCH
+        return WindowLoader(self.dataset, part, size, shuffle, seed=self.settings.seed)
+
+    def train(self, model: TGCN_HierarchicalMT, epochs: int, *, progress: bool = True) -> int:
+        """Trains until the validation loss stops falling; keeps the best weights.
+
+        Returns:
+            Epochs that were run.
+        """
+        device = self.dataset.series.device
+        optimizer = torch.optim.Adam(model.parameters(), lr=self.settings.learning_rate)
+        watched = self.loader(self.split.validation) if self.split.validation else None
+        parts: list[dict[str, float]] = []
+        train_hierarchical(
+            model,
+            optimizer,
+            None,
+            self.loader(self.split.train, shuffle=True),
+            watched,
+            num_epochs=epochs,
+            device=device,
+            callback=lambda _, metrics: parts.append(dict(metrics)),
+            patience=self.settings.patience if watched is not None else None,
+            progress=progress,
+        )
+        self.losses = {name: [metrics[name] for metrics in parts] for name in parts[0]} if parts else {}
+        return len(parts)
+
+    def describe(self) -> dict[str, Any]:
+        """What predict has to know besides the model: goes into ``config.json``."""
+        source, target = self.dataset.edge_index.tolist()
+        weights = self.dataset.edge_weight
+        return {
+            "symbols": list(self.table.symbols),
+            "features": list(self.table.names),
+            "window": self.settings.window,
+            "horizon": self.settings.horizon,
+            "threshold": self.settings.threshold,
+            "confidence": self.settings.confidence,
+            "scale": {"mean": self.scale.mean.tolist(), "deviation": self.scale.deviation.tolist()},
+            "graph": {
+                "source": source,
+                "target": target,
+                "weight": None if weights is None else weights.tolist(),
+            },
+            "trained_on": [str(self.table.dates[0]), str(self.table.dates[self.split.train_days - 1])],
+        }
+
+
+@dataclass(frozen=True)
+class Decisions:
+    """What a model decides for windows.
+
+    Shapes:
+        - **probabilities:** ``[W, S, 4]`` (noise, signal, down, up), **predictions**, **confidences:** ``[W, S]``
+    """
+
+    probabilities: Tensor
+    predictions: Tensor
+    confidences: Tensor
+
+
+@torch.no_grad()
+def decide(
+    model: TGCN_HierarchicalMT, loader: Iterable[Any], confidence: float, *, progress: bool = False
+) -> Decisions:
+    """Runs a model over all batches of a loader."""
+    model.eval()
+    parts = []
+    for batch in _bar(loader, "deciding", progress):
+        signal, direction = model(batch.x, batch.graph)
+        parts.append([part.cpu() for part in functional.decision_from_logits(signal, direction, confidence)])
+    return Decisions(*(torch.cat(column) for column in zip(*parts, strict=True)))
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A model read back from a folder, with what it takes to feed it."""
+
+    model: TGCN_HierarchicalMT
+    symbols: tuple[str, ...]
+    features: tuple[str, ...]
+    window: int
+    horizon: int
+    threshold: float
+    confidence: float
+    scale: Scale
+    edge_index: Tensor
+    edge_weight: Tensor | None
+
+    @classmethod
+    def read(cls, folder: Path, backend: str = "auto") -> Trained:
+        """Reads what ``train`` wrote.
+
+        Raises:
+            FileNotFoundError: the folder or a file in it is missing.
+            ValueError: a file is damaged, or the files are not of one training.
+        """
+        if not folder.is_dir():
+            raise FileNotFoundError(f"{folder}: there is no such folder; give the --out folder of a training")
+        config = read_config(folder)
+        described = config.get("data")
+        if not isinstance(described, dict):
+            raise DataError(f"{folder}: config.json has no part 'data'; give the --out folder of a training")
+        model = TGCN_HierarchicalMT.from_pretrained(folder, backend=backend)
+        if described.get("weights_sha256") != fingerprint(folder / WEIGHTS):
+            raise DataError(f"{folder}: {WEIGHTS} and config.json are of different trainings; train again")
+        try:
+            graph, scale = described["graph"], described["scale"]
+            weight = graph["weight"]
+            return cls(
+                model=model,
+                symbols=tuple(described["symbols"]),
+                features=tuple(described["features"]),
+                window=int(described["window"]),
+                horizon=int(described["horizon"]),
+                threshold=float(described["threshold"]),
+                confidence=float(described["confidence"]),
+                scale=Scale(_vector(scale["mean"]), _vector(scale["deviation"])),
+                edge_index=torch.tensor([graph["source"], graph["target"]], dtype=torch.int64).reshape(2, -1),
+                edge_weight=None if weight is None else torch.tensor(weight, dtype=torch.float32),
+            )
+        except (KeyError, TypeError) as error:
+            raise DataError(f"{folder}: config.json is damaged near {error}; train again") from error
+
+    def dataset(self, table: FeatureTable, device: torch.device | str = "cpu") -> WindowDataset:
+        """The windows of a table, scaled as in the training."""
+        series = self.scale.apply(table.select(self.features).values)
+        return WindowDataset(series, self.edge_index, self.edge_weight, self.window).to(device)
+
+
+def fingerprint(path: Path) -> str:
+    """SHA-256 of a file."""
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def pick_device(name: str) -> torch.device:
+    """The device asked for; ``auto`` is the GPU if there is one.
+
+    Raises:
+        ValueError: there is no such device here.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(f"--device {name}: not usable here ({str(error).splitlines()[0]}); use cpu or auto") from None
+    return device
+
+
+def _vector(values: list[float]) -> Tensor:
+    return torch.tensor(values, dtype=torch.float64)
+
+
+def _bar(batches: Iterable[Any], what: str, enabled: bool) -> Iterable[Any]:
+    if not enabled:
+        return batches
+    try:
+        from tqdm import tqdm
+    except ImportError:
+        return batches
+    return tqdm(batches, desc=what, unit="batch", leave=False)  # type: ignore[no-any-return]

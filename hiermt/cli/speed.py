@@ -1,0 +1,119 @@
+"""Times a model side by side with the same model in PyG, on the same batch."""
+
+from __future__ import annotations
+
+import importlib.util
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from hiermt._backend import native
+from hiermt.data import WindowBatch
+from hiermt.loss import MultiTaskLoss
+from hiermt.nn import TGCN_HierarchicalMT
+
+NO_PYG = "PyG is not installed, so there is nothing to compare with; run: pip install 'hiermt[pyg]'"
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Median seconds of ours and of PyG (``None`` without PyG), and the largest difference of the logits."""
+
+    ours: float
+    pyg: float | None
+    difference: float | None
+
+    def line(self, what: str, stocks: int) -> str:
+        """One line of text."""
+        text = f"{what:<14} hiermt {1e3 * self.ours:8.2f} ms ({stocks / self.ours:>9,.0f} stocks/s)"
+        if self.pyg is None:
+            return text
+        other = f"PyG eager {1e3 * self.pyg:8.1f} ms ({stocks / self.pyg:>7,.0f} stocks/s)"
+        return f"{text}   {other}   {self.pyg / self.ours:.1f} x"
+
+
+def has_pyg() -> bool:
+    """Whether PyG can be imported."""
+    return importlib.util.find_spec("torch_geometric") is not None
+
+
+def backend_of(model: TGCN_HierarchicalMT, device: torch.device) -> str:
+    """Who computes this model on this device, in words."""
+    chosen = model.tgcn_backbone.backend
+    return "compiled kernels" if native(chosen, device) else "plain PyTorch"
+
+
+def flat(batch: WindowBatch) -> tuple[Tensor, Tensor, Tensor | None]:
+    """A batch as PyG has it: ``x [B * S, T, F]`` and one copy of the edges per window."""
+    copies, stocks = batch.x.shape[:2]
+    shift = torch.arange(copies, device=batch.x.device).repeat_interleave(batch.edge_index.size(1)) * stocks
+    weight = None if batch.edge_weight is None else batch.edge_weight.repeat(copies)
+    return batch.x.flatten(0, 1), batch.edge_index.repeat(1, copies) + shift, weight
+
+
+def compare_forward(model: TGCN_HierarchicalMT, batch: WindowBatch, seconds: float = 1.0) -> Timing:
+    """Times the forward of a batch, in evaluation mode and without gradients."""
+    model.eval()
+    with torch.no_grad():
+        ours = model(batch.x, batch.graph)[0]
+        own = median_time(lambda: model(batch.x, batch.graph), batch.x.device, seconds)
+        if not has_pyg():
+            return Timing(own, None, None)
+        from hiermt import pyg
+
+        other, arguments = pyg.like(model).eval(), flat(batch)
+        theirs = other(*arguments)[0]
+        other_time = median_time(lambda: other(*arguments), batch.x.device, seconds)
+    return Timing(own, other_time, float((ours.reshape(-1, 2) - theirs).abs().max()))
+
+
+def compare_training(model: TGCN_HierarchicalMT, batch: WindowBatch, seconds: float = 1.0) -> Timing:
+    """Times a training step: forward, loss, backward, Adam. Trains copies, not the model given."""
+    ours = TGCN_HierarchicalMT(**model.config, backend=model.tgcn_backbone.backend).to(batch.x.device)
+    ours.load_state_dict(model.state_dict())
+    own = median_time(_step(ours, (batch.x, batch.graph), batch), batch.x.device, seconds)
+    if not has_pyg():
+        return Timing(own, None, None)
+    from hiermt import pyg
+
+    theirs = _step(pyg.like(model).train(), flat(batch), batch)
+    return Timing(own, median_time(theirs, batch.x.device, seconds), None)
+
+
+def median_time(function: Callable[[], object], device: torch.device, seconds: float) -> float:
+    """Median seconds of a call, over calls that together take about `seconds`; the first two are not counted."""
+    for _ in range(2):
+        function()
+    times: list[float] = []
+    while len(times) < 3 or (sum(times) < seconds and len(times) < 200):
+        _wait(device)
+        start = time.perf_counter()
+        function()
+        _wait(device)
+        times.append(time.perf_counter() - start)
+    return statistics.median(times)
+
+
+def _step(model: torch.nn.Module, arguments: tuple[object, ...], batch: WindowBatch) -> Callable[[], None]:
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
+    criterion = MultiTaskLoss()
+    assert batch.signal_labels is not None and batch.direction_labels is not None
+    signal, direction = batch.signal_labels.reshape(-1), batch.direction_labels.reshape(-1)
+
+    def run() -> None:
+        optimizer.zero_grad(set_to_none=True)
+        signal_logits, direction_logits = model(*arguments)
+        loss = criterion.terms(signal_logits, direction_logits, signal, direction, signal == 1).total
+        loss.backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+
+    return run
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)

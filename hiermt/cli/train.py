@@ -1,0 +1,80 @@
+"""``python -m hiermt train --prices F --out DIR``."""
+
+from __future__ import annotations
+
+import argparse
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from hiermt import data, report
+from hiermt.cli import artefacts, options
+from hiermt.cli.experiment import Experiment, decide, pick_device
+from hiermt.nn import TGCN_HierarchicalMT
+
+
+def add_parser(commands: Any) -> None:
+    """Adds the command."""
+    parser = commands.add_parser("train", help="train on a table of prices; writes model, metrics and pictures")
+    options.add_table(parser)
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder for the results")
+    options.add_settings(parser)
+    group = parser.add_argument_group("model")
+    group.add_argument("--hidden", type=options.whole(1), default=16, help="hidden channels (16)")
+    group.add_argument("--layers", type=options.whole(1), default=2, help="T-GCN layers (2)")
+    group.add_argument("--gcn", action="store_true", help="GCN convolutions in place of graph attention")
+    options.add_run(parser)
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Trains, measures on the test span, writes the artefacts."""
+    device = pick_device(args.device)
+    artefacts.check_folder(args.out)
+    table = options.read(args)
+    edges = None if args.adjacency is None else data.read_adjacency(args.adjacency, len(table.symbols))
+    sectors = None if args.sectors is None else data.read_sectors(args.sectors)
+    experiment = Experiment.prepare(table, options.settings(args), edges=edges, sectors=sectors, device=device)
+    torch.manual_seed(args.seed)
+    model = TGCN_HierarchicalMT(
+        len(table.names), args.hidden, args.layers, use_gat=not args.gcn, backend=args.backend
+    ).to(device)
+    print(
+        f"{len(table.symbols)} stocks, {table.num_days:,} days, {len(table.names)} features, "
+        f"{experiment.dataset.edge_index.size(1)} directed edges"
+    )
+    print(*options.describe_split(experiment.split, table.dates), sep="\n")
+    finish(experiment, model, args.epochs, args.out)
+    return 0
+
+
+def finish(experiment: Experiment, model: TGCN_HierarchicalMT, epochs: int, out: Path) -> dict[str, Any]:
+    """Trains, measures, writes, and says what came out.
+
+    Returns:
+        The scores of the test span.
+    """
+    start = time.perf_counter()
+    ran = experiment.train(model, epochs)
+    seconds = time.perf_counter() - start
+    test = experiment.split.test
+    decisions = decide(model, experiment.loader(test), experiment.settings.confidence, progress=True)
+    scores = report.evaluate(decisions.predictions, decisions.probabilities, experiment.labels_of(test))
+    facts = {
+        "epochs": ran,
+        "train_seconds": round(seconds, 2),
+        "parameters": sum(parameter.numel() for parameter in model.parameters()),
+        "train_windows": len(experiment.split.train),
+        "validation_windows": len(experiment.split.validation),
+        "test_windows": len(test),
+        "device": str(experiment.dataset.series.device),
+        "torch": torch.__version__,
+    }
+    files = artefacts.write_artefacts(out, experiment, model, scores, decisions, facts)
+    windows = ran * len(experiment.split.train)
+    print(f"\ntrained {ran} epochs ({windows:,} windows) in {seconds:.1f} s; kept the best on the validation span")
+    print(f"\nTest span, which the training never saw:\n\n{report.table(scores)}\n\n{report.verdict(scores)}\n")
+    print(*(f"  {file}" for file in files), sep="\n")
+    return scores
