@@ -181,6 +181,37 @@ struct GatedScanBackward {
   GateGrads<C> grads;
 };
 
+// One T-GCN layer: g = sigmoid(convolution stack of x), then the gated scan of x and g from a zero state.
+template <class S>
+struct TgcnLayerForward {
+  CsrGraph graph;
+  SequenceView<S> x;     // F channels
+  int64_t steps;         // T
+  int64_t hidden;        // H
+  const S* edge_weight;  // [E] weight (GATv2) or norm (GCN) in CSR order, or nullptr
+  int64_t conv_layers;
+  const GatV2Weights<S>* gat;  // [conv_layers], or nullptr: GCN
+  const GcnWeights<S>* gcn;    // [conv_layers] without gat
+  bool between;                // leaky_relu between the convolutions only, or after the last one too
+  GateWeights<S> gate_weights;
+  S* h;       // [N, T, H], or nullptr when only the last state is wanted
+  S* h_last;  // [N, H], or nullptr
+  S* gates;   // [N, T, 3, H], or nullptr when not training
+  S* g;       // [N, T, H], or nullptr when not training
+};
+
+template <class S, class C>
+struct TgcnLayerBackward {
+  TgcnLayerForward<S> forward;  // h, gates and g hold the saved values, read only
+  const S* grad_h;              // [N, T, H] or nullptr
+  const S* grad_h_last;         // [N, H] or nullptr
+  S* grad_x;                    // [N, T, F] or nullptr
+  const GatV2Grads<C>* gat;     // [conv_layers], or nullptr: no gradient of a convolution's parameter
+  const GcnGrads<C>* gcn;       // the same without forward.gat
+  GateGrads<C> gates;
+  C* grad_edge_weight;  // [E] or nullptr
+};
+
 // Output linear, two heads of two classes each. K channels between the output linear and the heads.
 template <class S>
 struct DecisionWeights {

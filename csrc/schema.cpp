@@ -43,6 +43,29 @@ STABLE_TORCH_LIBRARY(hiermt, m) {
       "need_edge_weight) "
       "-> Tensor[]");
 
+  // One T-GCN layer: g = sigmoid(stack of convolutions of x), then the gated scan from a zero state.
+  //   x [N, T, F], any strides; edge_weight [E]: weight (GATv2 with an edge term) or norm (GCN) in CSR order
+  //   conv_params: for each convolution the params of gatv2_conv (and lin_edge [H] if `edge`) or lin.weight
+  //   [H, F], bias [H] of a GCN; gate_params: weight [H, F + 2H] and bias [H] of u, r, c between: leaky_relu
+  //   between the convolutions only, or after the last one too save: keep what the backward reads, 5 H
+  //   elements a node and step
+  //   -> out [N, T, H] if `sequence`, else [N, H]; if saved: h [N, T, H] unless it is `out`, gates [N, T, 3,
+  //   H],
+  //      g [N, T, H]
+  m.def(
+      "tgcn_layer(Tensor x, Tensor[] csr, Tensor? edge_weight, Tensor[] conv_params, Tensor[] gate_params, "
+      "int conv_layers, bool gat, bool edge, bool between, bool sequence, bool save) -> "
+      "(Tensor out, Tensor h, Tensor gates, Tensor g)");
+
+  // grad_out: the cotangent of out, contiguous; h: the whole sequence
+  //   -> grad_x [N, T, F], the gradients of conv_params, of gate_params and of edge_weight
+  m.def(
+      "tgcn_layer_backward(Tensor grad_out, Tensor x, Tensor[] csr, Tensor? edge_weight, Tensor[] "
+      "conv_params, "
+      "Tensor[] gate_params, int conv_layers, bool gat, bool edge, bool between, bool sequence, Tensor h, "
+      "Tensor gates, Tensor g, bool need_x, bool need_conv, bool need_gates, bool need_edge_weight) -> "
+      "Tensor[]");
+
   // Output linear [K, H], signal and direction heads [2, K], softmax, decision, in one pass over h [N, H]
   // (any strides). A row is a signal iff P(signal) > threshold.
   //   outputs: bits 1 logits, 2 probabilities, 4 predictions, 8 confidences

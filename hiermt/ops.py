@@ -6,10 +6,11 @@ needs the compiled extension; :mod:`hiermt.functional` imports it only where tha
 
 from __future__ import annotations
 
-from hiermt import _extension, ops_decision, ops_gatv2_conv, ops_graph
+from hiermt import _extension, ops_decision, ops_gatv2_conv, ops_graph, ops_tgcn_layer
 from hiermt.ops_decision import ALL, CONFIDENCES, LOGITS, PREDICTIONS, PROBABILITIES, decision, decision_from_logits
 from hiermt.ops_gatv2_conv import gatv2_conv
 from hiermt.ops_graph import graph_prepare
+from hiermt.ops_tgcn_layer import tgcn_layer
 
 __all__ = [
     "ALL",
@@ -21,10 +22,11 @@ __all__ = [
     "decision_from_logits",
     "gatv2_conv",
     "graph_prepare",
+    "tgcn_layer",
 ]
 
 _status = _extension.native_status()
 if not _status.available:
     raise RuntimeError(f"hiermt.ops needs the compiled extension: {_status.reason}. To fix: {_status.fix}.")
-for _family in (ops_decision, ops_gatv2_conv, ops_graph):
+for _family in (ops_decision, ops_gatv2_conv, ops_graph, ops_tgcn_layer):
     _family.register()

@@ -1,0 +1,196 @@
+// Host entry of hiermt::tgcn_layer and its backward.
+#include <torch/csrc/stable/library.h>
+
+#include <string>
+#include <tuple>
+
+#include "cpu/dispatch.h"
+#include "graph_args.h"
+
+namespace hiermt {
+namespace {
+
+constexpr int64_t kGateParams = 6;
+const char* const kGatNames[] = {"lin_l.weight", "lin_l.bias", "lin_r.weight",   "lin_r.bias",
+                                 "att",          "bias",       "lin_edge.weight"};
+const char* const kGcnNames[] = {"lin.weight", "bias"};
+const char* const kGateNames[] = {"u.weight", "u.bias", "r.weight", "r.bias", "c.weight", "c.bias"};
+
+struct Arguments {
+  CsrGraph graph;
+  int64_t steps, channels, hidden, conv_layers;
+  bool gat, edge, between;
+  int64_t per_conv;
+  ScalarType dtype;
+};
+
+Arguments check_arguments(const char* op, const Tensor& x, const std::vector<Tensor>& csr,
+                          const std::optional<Tensor>& edge_weight, const std::vector<Tensor>& conv_params,
+                          const std::vector<Tensor>& gate_params, int64_t conv_layers, bool gat, bool edge,
+                          bool between) {
+  const CsrGraph graph = graph_of(op, csr, x);
+  const int64_t per_conv = gat ? (edge ? 7 : 6) : 2, channels = x.size(2);
+  if (conv_layers < 1) fail(op, "conv_layers", "expected at least 1, got ", conv_layers);
+  if (static_cast<int64_t>(conv_params.size()) != conv_layers * per_conv) {
+    fail(op, "conv_params", "expected ", conv_layers, " x ", per_conv, " tensors, got ", conv_params.size());
+  }
+  if (gate_params.size() != kGateParams)
+    fail(op, "gate_params", "expected 6 tensors, got ", gate_params.size());
+  check_shape(op, gat ? kGatNames[0] : kGcnNames[0], conv_params[0], {"H", channels});
+  const int64_t hidden = conv_params[0].size(0);
+  for (int64_t k = 0; k < conv_layers; ++k) {
+    const int64_t inputs = k == 0 ? channels : hidden;
+    for (int64_t i = 0; i < per_conv; ++i) {
+      const bool matrix = i == 0 || (gat && i == 2);
+      check_flat_parameter(op, gat ? kGatNames[i] : kGcnNames[i], conv_params[k * per_conv + i],
+                           matrix ? hidden * inputs : hidden, "x", x);
+    }
+  }
+  for (int64_t i = 0; i < kGateParams; ++i) {
+    check_flat_parameter(op, kGateNames[i], gate_params[i], i % 2 ? hidden : hidden * (channels + 2 * hidden),
+                         "x", x);
+  }
+  if (edge_weight) check_parameter(op, "edge_weight", *edge_weight, {graph.num_entries}, "x", x);
+  if (!gat && !edge_weight) fail(op, "edge_weight", "a GCN needs the norm of each entry, got None");
+  if (gat && !edge && edge_weight) fail(op, "edge_weight", "needs a GATv2 with an edge term");
+  return {graph, x.size(1), channels, hidden, conv_layers, gat, edge, between, per_conv, x.scalar_type()};
+}
+
+template <class S>
+std::vector<GatV2Weights<S>> gat_weights(const Arguments& a, const std::vector<Tensor>& params) {
+  std::vector<GatV2Weights<S>> weights;
+  for (int64_t k = 0; k < (a.gat ? a.conv_layers : 0); ++k) {
+    const Tensor* p = &params[k * a.per_conv];
+    weights.push_back({data<S>(p[0]), data<S>(p[1]), data<S>(p[2]), data<S>(p[3]), data<S>(p[4]),
+                       a.edge ? data<S>(p[6]) : nullptr, data<S>(p[5])});
+  }
+  return weights;
+}
+
+template <class S>
+std::vector<GcnWeights<S>> gcn_weights(const Arguments& a, const std::vector<Tensor>& params) {
+  std::vector<GcnWeights<S>> weights;
+  for (int64_t k = 0; k < (a.gat ? 0 : a.conv_layers); ++k) {
+    weights.push_back({data<S>(params[k * 2]), data<S>(params[k * 2 + 1])});
+  }
+  return weights;
+}
+
+// The pointers of a call, and the arrays behind some of them.
+template <class S>
+struct Layer {
+  std::vector<GatV2Weights<S>> gat;
+  std::vector<GcnWeights<S>> gcn;
+  TgcnLayerForward<S> params;
+
+  Layer(const Arguments& a, const Tensor& x, const std::optional<Tensor>& edge_weight,
+        const std::vector<Tensor>& conv_params, const std::vector<Tensor>& gates, S* h, S* h_last,
+        S* saved_gates, S* saved_g)
+      : gat(gat_weights<S>(a, conv_params)),
+        gcn(gcn_weights<S>(a, conv_params)),
+        params{a.graph,
+               view_of<S>(x, a.graph.num_nodes),
+               a.steps,
+               a.hidden,
+               data<S>(edge_weight),
+               a.conv_layers,
+               a.gat ? gat.data() : nullptr,
+               a.gat ? nullptr : gcn.data(),
+               a.between,
+               {data<S>(gates[0]), data<S>(gates[1]), data<S>(gates[2]), data<S>(gates[3]), data<S>(gates[4]),
+                data<S>(gates[5])},
+               h,
+               h_last,
+               saved_gates,
+               saved_g} {}
+};
+
+std::tuple<Tensor, Tensor, Tensor, Tensor> tgcn_layer(Tensor x, std::vector<Tensor> csr,
+                                                      std::optional<Tensor> edge_weight,
+                                                      std::vector<Tensor> conv_params,
+                                                      std::vector<Tensor> gate_params, int64_t conv_layers,
+                                                      bool gat, bool edge, bool between, bool sequence,
+                                                      bool save) {
+  const Arguments a = check_arguments("tgcn_layer", x, csr, edge_weight, conv_params, gate_params,
+                                      conv_layers, gat, edge, between);
+  const int64_t nodes = x.size(0);
+  const bool need_h = sequence || save;
+  const Tensor h = need_h ? empty({nodes, a.steps, a.hidden}, a.dtype, x) : empty({0}, a.dtype, x);
+  const Tensor last = sequence ? empty({0}, a.dtype, x) : empty({nodes, a.hidden}, a.dtype, x);
+  const Tensor gates = save ? empty({nodes, a.steps, 3, a.hidden}, a.dtype, x) : empty({0}, a.dtype, x);
+  const Tensor g = save ? empty({nodes, a.steps, a.hidden}, a.dtype, x) : empty({0}, a.dtype, x);
+  dispatch_cpu("tgcn_layer", "x", a.dtype, [&](auto type) {
+    using S = typename decltype(type)::type;
+    const Layer<S> layer(a, x, edge_weight, conv_params, gate_params, output<S>(h, need_h),
+                         output<S>(last, !sequence), output<S>(gates, save), output<S>(g, save));
+    cpu::kernels_of<S>().tgcn_layer_forward(layer.params);
+  });
+  // Two outputs of an operator must not be one tensor: the sequence is saved under its first name.
+  return sequence ? std::make_tuple(h, last, gates, g) : std::make_tuple(last, h, gates, g);
+}
+
+std::vector<Tensor> tgcn_layer_backward(Tensor grad_out, Tensor x, std::vector<Tensor> csr,
+                                        std::optional<Tensor> edge_weight, std::vector<Tensor> conv_params,
+                                        std::vector<Tensor> gate_params, int64_t conv_layers, bool gat,
+                                        bool edge, bool between, bool sequence, Tensor h, Tensor gates,
+                                        Tensor g, bool need_x, bool need_conv, bool need_gates,
+                                        bool need_edge_weight) {
+  constexpr const char* op = "tgcn_layer_backward";
+  const Arguments a =
+      check_arguments(op, x, csr, edge_weight, conv_params, gate_params, conv_layers, gat, edge, between);
+  const int64_t nodes = x.size(0);
+  check_parameter(op, "h", h, {nodes, a.steps, a.hidden}, "x", x);
+  check_parameter(op, "gates", gates, {nodes, a.steps, 3, a.hidden}, "x", x);
+  check_parameter(op, "g", g, {nodes, a.steps, a.hidden}, "x", x);
+  if (sequence) {
+    check_parameter(op, "grad_out", grad_out, {nodes, a.steps, a.hidden}, "x", x);
+  } else {
+    check_parameter(op, "grad_out", grad_out, {nodes, a.hidden}, "x", x);
+  }
+  const bool need_weight = need_edge_weight && edge_weight.has_value();
+
+  // grad_x, the parameters of the convolutions, those of the gates, edge_weight
+  std::vector<Tensor> grads;
+  grads.push_back(need_x ? empty({nodes, a.steps, a.channels}, a.dtype, x) : empty({0}, a.dtype, x));
+  for (const Tensor& param : conv_params) grads.push_back(gradient_of(param, need_conv));
+  for (const Tensor& param : gate_params) grads.push_back(gradient_of(param, need_gates));
+  grads.push_back(empty({need_weight ? a.graph.num_entries : 0}, compute_dtype(a.dtype), x));
+
+  dispatch_cpu(op, "x", a.dtype, [&](auto type) {
+    using S = typename decltype(type)::type;
+    using C = Compute<S>;
+    // The kernel only reads what was saved.
+    const auto saved = [](const Tensor& tensor) { return const_cast<S*>(data<S>(tensor)); };
+    const Layer<S> layer(a, x, edge_weight, conv_params, gate_params, saved(h), nullptr, saved(gates),
+                         saved(g));
+    std::vector<GatV2Grads<C>> gat_grads;
+    std::vector<GcnGrads<C>> gcn_grads;
+    for (int64_t k = 0; k < (need_conv ? conv_layers : 0); ++k) {
+      const auto grad = [&](int64_t i) { return mutable_data<C>(grads[1 + k * a.per_conv + i]); };
+      if (gat) {
+        gat_grads.push_back({grad(0), grad(1), grad(2), grad(3), grad(4), edge ? grad(6) : nullptr, grad(5)});
+      } else {
+        gcn_grads.push_back({grad(0), grad(1)});
+      }
+    }
+    const auto gate = [&](int64_t i) { return output<C>(grads[1 + conv_params.size() + i], need_gates); };
+    cpu::kernels_of<S>().tgcn_layer_backward({layer.params,
+                                              sequence ? data<S>(grad_out) : nullptr,
+                                              sequence ? nullptr : data<S>(grad_out),
+                                              output<S>(grads[0], need_x),
+                                              gat_grads.empty() ? nullptr : gat_grads.data(),
+                                              gcn_grads.empty() ? nullptr : gcn_grads.data(),
+                                              {gate(0), gate(1), gate(2), gate(3), gate(4), gate(5)},
+                                              output<C>(grads.back(), need_weight)});
+  });
+  return grads;
+}
+
+}  // namespace
+
+STABLE_TORCH_LIBRARY_IMPL(hiermt, CPU, m) {
+  m.impl("tgcn_layer", TORCH_BOX(&tgcn_layer));
+  m.impl("tgcn_layer_backward", TORCH_BOX(&tgcn_layer_backward));
+}
+
+}  // namespace hiermt

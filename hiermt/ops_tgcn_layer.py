@@ -1,0 +1,165 @@
+"""``hiermt::tgcn_layer``: the native operator, its gradient, and its shapes for tracing."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NoReturn
+
+import torch
+from torch import Tensor
+
+from hiermt import ops_rules
+
+
+def tgcn_layer(
+    x: Tensor,
+    csr: Sequence[Tensor],
+    edge_weight: Tensor | None,
+    conv_params: Sequence[Tensor],
+    gate_params: Sequence[Tensor],
+    conv_layers: int,
+    gat: bool,
+    edge: bool,
+    between: bool,
+    sequence: bool,
+) -> Tensor:
+    """One T-GCN layer; :func:`hiermt.reference.tgcn_layer` says what it computes."""
+    convs = [param.contiguous() for param in conv_params]
+    gates = [param.contiguous() for param in gate_params]
+    weight = None if edge_weight is None or (gat and not edge) else edge_weight.contiguous()
+    save = torch.is_grad_enabled() and _any_requires_grad(x, weight, *convs, *gates)
+    out, *_ = torch.ops.hiermt.tgcn_layer(
+        x, list(csr), weight, convs, gates, conv_layers, gat, edge, between, sequence, save
+    )
+    return out  # type: ignore[no-any-return]
+
+
+def _any_requires_grad(*tensors: Tensor | None) -> bool:
+    return any(tensor is not None and tensor.requires_grad for tensor in tensors)
+
+
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    x, csr, edge_weight, conv_params, gate_params, *ctx.flags, save = inputs
+    out, h, gates, g = output
+    ctx.set_materialize_grads(False)
+    ctx.mark_non_differentiable(h, gates, g)
+    sequence = ctx.flags[-1]
+    ctx.lengths = len(csr), len(conv_params), len(gate_params)
+    if save:
+        ctx.save_for_backward(
+            x, edge_weight, out if sequence else h, gates, g, *csr, *conv_params, *gate_params
+        )
+    ctx.saved = save
+
+
+def _backward(ctx: Any, grad_out: Tensor | None, *_: Any) -> tuple[Any, ...]:
+    entries, convs, gates = ctx.lengths
+    need_x, _, need_weight, need_convs, need_gates, *_ = ctx.needs_input_grad
+    none = [None] * entries
+    if grad_out is None:
+        return None, none, None, [None] * convs, [None] * gates, *[None] * 6
+    if not ctx.saved:
+        raise RuntimeError("hiermt::tgcn_layer was called with save=False: it has no gradient")
+    x, edge_weight, h, saved_gates, g, *rest = ctx.saved_tensors
+    csr, conv_params, gate_params = rest[:entries], rest[entries : entries + convs], rest[entries + convs :]
+    grads = torch.ops.hiermt.tgcn_layer_backward(
+        grad_out.contiguous(),
+        x,
+        csr,
+        edge_weight,
+        conv_params,
+        gate_params,
+        *ctx.flags,
+        h,
+        saved_gates,
+        g,
+        need_x,
+        any(need_convs),
+        any(need_gates),
+        need_weight,
+    )
+
+    def wanted(found: list[Tensor], params: list[Tensor], need: list[bool]) -> list[Tensor | None]:
+        triples = zip(found, params, need, strict=True)
+        return [grad.to(param.dtype) if needed else None for grad, param, needed in triples]
+
+    return (
+        grads[0] if need_x else None,
+        none,
+        grads[-1].to(edge_weight.dtype) if need_weight else None,
+        wanted(grads[1 : 1 + convs], conv_params, need_convs),
+        wanted(grads[1 + convs : -1], gate_params, need_gates),
+        *[None] * 6,
+    )
+
+
+def _double_backward(ctx: Any, *grads: Any) -> NoReturn:
+    raise NotImplementedError("hiermt.tgcn_layer has no second derivative; use backend='reference' for double backward")
+
+
+def _fake(
+    x: Tensor,
+    csr: list[Tensor],
+    edge_weight: Tensor | None,
+    conv_params: list[Tensor],
+    gate_params: list[Tensor],
+    conv_layers: int,
+    gat: bool,
+    edge: bool,
+    between: bool,
+    sequence: bool,
+    save: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    nodes, steps, hidden = x.size(0), x.size(1), conv_params[0].size(0)
+
+    def empty(*shape: int, wanted: bool) -> Tensor:
+        return x.new_empty(shape if wanted else (0,))
+
+    h = empty(nodes, steps, hidden, wanted=sequence or save)
+    last = empty(nodes, hidden, wanted=not sequence)
+    gates = empty(nodes, steps, 3, hidden, wanted=save)
+    g = empty(nodes, steps, hidden, wanted=save)
+    return (h, last, gates, g) if sequence else (last, h, gates, g)
+
+
+def _fake_backward(
+    grad_out: Tensor,
+    x: Tensor,
+    csr: list[Tensor],
+    edge_weight: Tensor | None,
+    conv_params: list[Tensor],
+    gate_params: list[Tensor],
+    conv_layers: int,
+    gat: bool,
+    edge: bool,
+    between: bool,
+    sequence: bool,
+    h: Tensor,
+    gates: Tensor,
+    g: Tensor,
+    need_x: bool,
+    need_conv: bool,
+    need_gates: bool,
+    need_edge_weight: bool,
+) -> list[Tensor]:
+    compute = torch.float64 if x.dtype == torch.float64 else torch.float32
+
+    def like(tensor: Tensor | None, wanted: bool) -> Tensor:
+        shape = tensor.shape if tensor is not None and wanted else (0,)
+        return x.new_empty(shape, dtype=compute)
+
+    return [
+        x.new_empty(x.shape if need_x else (0,)),
+        *(like(param, need_conv) for param in conv_params),
+        *(like(param, need_gates) for param in gate_params),
+        like(edge_weight, need_edge_weight),
+    ]
+
+
+def register() -> None:
+    """Attaches the rules to the operators; called once, when the extension is there."""
+    torch.library.register_fake("hiermt::tgcn_layer", _fake)
+    torch.library.register_fake("hiermt::tgcn_layer_backward", _fake_backward)
+    torch.library.register_autograd("hiermt::tgcn_layer", _backward, setup_context=_setup_context)
+    torch.library.register_autograd("hiermt::tgcn_layer_backward", _double_backward)
+    ops_rules.register_autocast("tgcn_layer")
