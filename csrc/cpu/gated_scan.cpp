@@ -32,21 +32,22 @@ class ForwardTile {
   using C = Compute<S>;
   using V = Vec<C>;
   static constexpr int kL = kLanes<C>;
+  static constexpr bool kInPlace = sizeof(S) == sizeof(C);
 
   ForwardTile(const GatedScanForward<S>& p, const PackedGates<C>& packed, ScratchFrame& frame)
       : p_(p), packed_(packed), padded_(packed.vectors * kL) {
     h_ = frame.take<C>(kTileRows * padded_);
     rh_ = frame.take<C>(kTileRows * padded_);
     z_ = frame.take<C>(3 * kTileRows * padded_);
-    x_ = frame.take<C>(kTileRows * p.x.channels);
-    g_ = frame.take<C>(kTileRows * p.hidden);
-    x_in_place_ = sizeof(S) == sizeof(C) && p.x.stride_channel == 1;
+    x_ = frame.take<C>(kTileRows * (p.x.channels + kL));
+    g_ = frame.take<C>(kTileRows * (p.hidden + kL));
   }
 
   // Nodes [first, first + count), count <= kTileRows; g is the row of the first.
   void run(int64_t first, int count, const S* g) {
     start(first, count, g);
     for (int64_t t = 0; t < p_.steps; ++t) {
+      if (t + kPrefetchSteps < p_.steps) prefetch_rows(t + kPrefetchSteps);
       set_inputs(t);
       for (int64_t v = 0; v < packed_.vectors; ++v) {
         for (int i = 0; i < kTileRows; i += kBlockRows) project(v, i);
@@ -61,41 +62,66 @@ class ForwardTile {
   void start(int64_t first, int count, const S* g) {
     first_ = first;
     count_ = count;
+    const SequenceView<S>& x = p_.x;
     for (int i = 0; i < kTileRows; ++i) {
       // Rows past the count repeat the first node and are never stored.
       const int64_t node = first + (i < count ? i : 0);
-      x_base_[i] =
-          p_.x.data + node / p_.num_nodes * p_.x.stride_copy + node % p_.num_nodes * p_.x.stride_node;
+      x_base_[i] = x.data + node / p_.num_nodes * x.stride_copy + node % p_.num_nodes * x.stride_node;
       g_base_[i] = g + (node - first) * p_.steps * p_.hidden;
-      h_rows_[i] = h_ + i * padded_;
-      rh_rows_[i] = rh_ + i * padded_;
       for (int64_t v = 0; v < packed_.vectors; ++v) {
         const V h0 = p_.h0 == nullptr ? V{} : load_channels(p_.h0 + node * p_.hidden, v);
         store(h_ + i * padded_ + v * kL, h0);
       }
     }
+    const bool even = x.stride_copy == p_.num_nodes * x.stride_node ||
+                      first / p_.num_nodes == (first + kTileRows - 1) / p_.num_nodes;
+    g_in_place_ = kInPlace && count == kTileRows;
+    x_in_place_ = g_in_place_ && even && x.stride_channel == 1;
   }
 
-  // Where the step's rows of x and g are: in place, or copied when their storage is not one to broadcast
-  // from.
+  // Inline, or GCC takes it for a function without effect and drops the call.
+  HIERMT_INLINE void prefetch_rows(int64_t t) const {
+    for (int i = 0; i < count_; ++i) {
+      const int64_t row = (first_ + i) * p_.steps + t;
+      prefetch(x_base_[i] + t * p_.x.stride_time, p_.x.stride_channel == 1 ? p_.x.channels : 1);
+      prefetch(g_base_[i] + t * p_.hidden, p_.hidden);
+      if (p_.gates != nullptr) prefetch_to_write(gates_at(i, t, 0), 3 * p_.hidden);
+      if (p_.h != nullptr) prefetch_to_write(p_.h + row * p_.hidden, p_.hidden);
+    }
+  }
+
+  // Where the step's rows of x and g are: in place, or copied when they are of another type, scattered or
+  // fewer than a tile has.
   void set_inputs(int64_t t) {
-    for (int i = 0; i < kTileRows; ++i) {
-      const S* x = x_base_[i] + t * p_.x.stride_time;
-      const S* g = g_base_[i] + t * p_.hidden;
-      if constexpr (sizeof(S) == sizeof(C)) {
-        g_rows_[i] = g;
-        if (x_in_place_) {
-          x_rows_[i] = x;
-          continue;
-        }
-      } else {
-        C* copy = g_ + i * p_.hidden;
-        for (int64_t k = 0; k < p_.hidden; ++k) copy[k] = to_compute(g[k]);
-        g_rows_[i] = copy;
+    const SequenceView<S>& x = p_.x;
+    if constexpr (kInPlace) {
+      x_rows_ = x_base_[0] + t * x.stride_time;
+      x_stride_ = x.stride_node;
+      g_rows_ = g_base_[0] + t * p_.hidden;
+      g_stride_ = p_.steps * p_.hidden;
+    }
+    if (!x_in_place_) {
+      x_rows_ = x_;
+      x_stride_ = x.channels + kL;
+      for (int i = 0; i < kTileRows; ++i) {
+        copy(x_ + i * x_stride_, x_base_[i] + t * x.stride_time, x.stride_channel, x.channels);
       }
-      C* copy = x_ + i * p_.x.channels;
-      for (int64_t k = 0; k < p_.x.channels; ++k) copy[k] = to_compute(x[k * p_.x.stride_channel]);
-      x_rows_[i] = copy;
+    }
+    if (!g_in_place_) {
+      g_rows_ = g_;
+      g_stride_ = p_.hidden + kL;
+      for (int i = 0; i < kTileRows; ++i) {
+        copy(g_ + i * g_stride_, g_base_[i] + t * p_.hidden, 1, p_.hidden);
+      }
+    }
+  }
+
+  // May run over the end of the row by less than a vector.
+  HIERMT_INLINE void copy(C* to, const S* from, int64_t stride, int64_t channels) const {
+    if (stride == 1) {
+      for (int64_t v = 0; v * kL < channels; ++v) store(to + v * kL, load_lanes(from, channels, v));
+    } else {
+      for (int64_t k = 0; k < channels; ++k) to[k] = to_compute(from[k * stride]);
     }
   }
 
@@ -107,9 +133,9 @@ class ForwardTile {
     for (int gate = 0; gate < 3; ++gate) {
       for (int row = 0; row < kBlockRows; ++row) z[gate][row] = load(bias + gate * kL);
     }
-    add_product<3>(z, x_rows_ + i, p_.x.channels, input);
-    add_product<3>(z, g_rows_ + i, p_.hidden, input + p_.x.channels * 3 * kL);
-    add_product<2>(z, h_rows_ + i, p_.hidden, packed_.state_ur + v * p_.hidden * 2 * kL);
+    add_product<3>(z, x_rows_ + i * x_stride_, x_stride_, p_.x.channels, input);
+    add_product<3>(z, g_rows_ + i * g_stride_, g_stride_, p_.hidden, input + p_.x.channels * 3 * kL);
+    add_product<2>(z, h_ + i * padded_, padded_, p_.hidden, packed_.state_ur + v * p_.hidden * 2 * kL);
     for (int gate = 0; gate < 3; ++gate) {
       for (int row = 0; row < kBlockRows; ++row) store(z_at(gate, v, i + row), z[gate][row]);
     }
@@ -131,7 +157,7 @@ class ForwardTile {
   HIERMT_INLINE void update(int64_t v, int64_t t) {
     V z[1][kTileRows];
     for (int i = 0; i < kTileRows; ++i) z[0][i] = load(z_at(2, v, i));
-    add_product<1>(z, rh_rows_, p_.hidden, packed_.state_c + v * p_.hidden * kL);
+    add_product<1>(z, rh_, padded_, p_.hidden, packed_.state_c + v * p_.hidden * kL);
     for (int i = 0; i < kTileRows; ++i) store(z_at(2, v, i), z[0][i]);
     for (int i = 0; i < kTileRows; ++i) {
       const V u = load(z_at(0, v, i));
@@ -168,20 +194,21 @@ class ForwardTile {
   const GatedScanForward<S> p_;
   const PackedGates<C> packed_;
   const int64_t padded_;
-  bool x_in_place_;
+  bool x_in_place_ = false;
+  bool g_in_place_ = false;
   int64_t first_ = 0;
   int count_ = 0;
   C* h_;   // [kTileRows, V L]     state of each node
   C* rh_;  // [kTileRows, V L]     r * h
   C* z_;   // [3, V, kTileRows, L] before the nonlinearity; u after it
-  C* x_;   // [kTileRows, F]       copies, where needed
-  C* g_;   // [kTileRows, H]
+  C* x_;   // [kTileRows, F + L]   copies, where needed
+  C* g_;   // [kTileRows, H + L]
   const S* x_base_[kTileRows];
   const S* g_base_[kTileRows];
-  const C* x_rows_[kTileRows];
-  const C* g_rows_[kTileRows];
-  const C* h_rows_[kTileRows];
-  const C* rh_rows_[kTileRows];
+  const C* x_rows_ = nullptr;
+  const C* g_rows_ = nullptr;
+  int64_t x_stride_ = 0;
+  int64_t g_stride_ = 0;
 };
 
 }  // namespace

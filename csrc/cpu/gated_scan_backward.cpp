@@ -46,7 +46,7 @@ class BackwardTile {
         packed_(packed),
         len_(p.forward.x.channels, p.forward.hidden),
         chunks_((f_.steps + kChunkSteps - 1) / kChunkSteps) {
-    constexpr int64_t kRows = kChunkSteps * kTileRows + 1;  // the last one for nodes past the count
+    constexpr int64_t kRows = kChunkSteps * kTileRows;
     rows_ = frame.take<C>(kRows * len_.row);
     dz_ = frame.take<C>(kRows * 3 * len_.padded);
     dh_ = frame.take<C>(kTileRows * len_.padded);
@@ -61,7 +61,8 @@ class BackwardTile {
     for (int64_t chunk = chunks_ - 1; chunk >= 0; --chunk) {
       const int64_t begin = chunk * f_.steps / chunks_, end = (chunk + 1) * f_.steps / chunks_;
       for (int64_t t = end - 1; t >= begin; --t) {
-        set_rows(t, t - begin);
+        if (t > kPrefetchSteps) prefetch_rows(t - kPrefetchSteps);
+        set_rows(t, end - 1 - t);
         for (int64_t v = 0; v < len_.vectors; ++v) differentiate_update(v, t);
         for (int64_t v = 0; v < len_.vectors; ++v) differentiate_reset(v, t);
         for (int64_t v = 0; v < len_.vectors; ++v) add_state(v);
@@ -86,26 +87,37 @@ class BackwardTile {
     }
   }
 
-  // The rows of this step: 1, x and g are copied, h and r * h follow. A store may run over into the next
-  // part, which is written after it.
-  void set_rows(int64_t t, int64_t step) {
-    for (int i = 0; i < kTileRows; ++i) {
-      const int64_t row = i < count_ ? step * count_ + i : kChunkSteps * kTileRows;
-      row_[i] = rows_ + row * len_.row;
-      for (int gate = 0; gate < 3; ++gate) dz_row_[gate][i] = dz_ + (row * 3 + gate) * len_.padded;
-    }
+  // Inline, or GCC takes it for a function without effect and drops the call.
+  HIERMT_INLINE void prefetch_rows(int64_t t) const {
     for (int i = 0; i < count_; ++i) {
-      C* to = row_[i];
+      const int64_t row = i * f_.steps + t;
+      prefetch(gate(i, t, 0), 3 * f_.hidden);
+      prefetch(f_.h + (at(i, t) - 1) * f_.hidden, f_.hidden);
+      prefetch(x_row(i, t), f_.x.stride_channel == 1 ? f_.x.channels : 1);
+      prefetch(g_ + row * f_.hidden, f_.hidden);
+      if (p_.grad_h != nullptr) prefetch(p_.grad_h + at(i, t) * f_.hidden, f_.hidden);
+      if (grad_g_ != nullptr) prefetch_to_write(grad_g_ + row * f_.hidden, f_.hidden);
+      if (p_.grad_x != nullptr) prefetch_to_write(p_.grad_x + at(i, t) * f_.x.channels, f_.x.channels);
+    }
+  }
+
+  // The rows of this step: 1, x and g are copied, h and r * h follow. A store may run over into the next
+  // part, which is written after it. Rows past the count repeat the first node, until the next step writes
+  // over them.
+  void set_rows(int64_t t, int64_t step) {
+    row_ = rows_ + step * count_ * len_.row;
+    for (int gate = 0; gate < 3; ++gate) dz_row_[gate] = dz_ + (step * count_ * 3 + gate) * len_.padded;
+    for (int i = 0; i < kTileRows; ++i) {
+      C* to = row_ + i * len_.row;
       *to++ = C(1);
       const SequenceView<S>& x = f_.x;
-      const S* from = x.data + node(i) / f_.num_nodes * x.stride_copy +
-                      node(i) % f_.num_nodes * x.stride_node + t * x.stride_time;
+      const S* from = x_row(i, t);
       if (x.stride_channel == 1) {
         copy(to, from, x.channels);
       } else {
         for (int64_t k = 0; k < x.channels; ++k) to[k] = to_compute(from[k * x.stride_channel]);
       }
-      copy(to + x.channels, g_ + (i * f_.steps + t) * f_.hidden, f_.hidden);
+      copy(to + x.channels, g_ + (at(i, t) - first_ * f_.steps) * f_.hidden, f_.hidden);
     }
   }
 
@@ -123,10 +135,10 @@ class BackwardTile {
       C* carry = dh_ + i * len_.padded + v * kL;
       V dh = load(carry);
       if (p_.grad_h != nullptr) dh += load_channels(p_.grad_h + at(i, t) * f_.hidden, v);
-      store(dz_row_[0][i] + v * kL, dh * (h - c) * (u * (one - u)));
-      store(dz_row_[2][i] + v * kL, dh * (one - u) * (one - c * c));
+      store(dz_row_[0] + i * 3 * len_.padded + v * kL, dh * (h - c) * (u * (one - u)));
+      store(dz_row_[2] + i * 3 * len_.padded + v * kL, dh * (one - u) * (one - c * c));
       store(carry, dh * u);
-      store(row_[i] + len_.inputs + v * kL, h);
+      store(row_ + i * len_.row + len_.inputs + v * kL, h);
     }
   }
 
@@ -135,14 +147,14 @@ class BackwardTile {
     const V one = broadcast(C(1));
     V drh[1][kTileRows];
     for (int i = 0; i < kTileRows; ++i) drh[0][i] = V{};
-    add_product<1>(drh, dz_row_[2], f_.hidden, packed_.state_c + v * f_.hidden * kL);
+    add_product<1>(drh, dz_row_[2], 3 * len_.padded, f_.hidden, packed_.state_c + v * f_.hidden * kL);
     for (int i = 0; i < kTileRows; ++i) {
       const V r = load_channels(gate(i, t, 1), v);
       const V h = previous_state(i, t, v);
       C* carry = dh_ + i * len_.padded + v * kL;
-      store(dz_row_[1][i] + v * kL, drh[0][i] * h * (r * (one - r)));
+      store(dz_row_[1] + i * 3 * len_.padded + v * kL, drh[0][i] * h * (r * (one - r)));
       store(carry, fma(drh[0][i], r, load(carry)));
-      store(row_[i] + len_.inputs + f_.hidden + v * kL, r * h);
+      store(row_ + i * len_.row + len_.inputs + f_.hidden + v * kL, r * h);
     }
   }
 
@@ -151,8 +163,8 @@ class BackwardTile {
     const C* weights = packed_.state_ur + v * 2 * f_.hidden * kL;
     V dh[1][kTileRows];
     for (int i = 0; i < kTileRows; ++i) dh[0][i] = load(dh_ + i * len_.padded + v * kL);
-    add_product<1>(dh, dz_row_[0], f_.hidden, weights);
-    add_product<1>(dh, dz_row_[1], f_.hidden, weights + f_.hidden * kL);
+    add_product<1>(dh, dz_row_[0], 3 * len_.padded, f_.hidden, weights);
+    add_product<1>(dh, dz_row_[1], 3 * len_.padded, f_.hidden, weights + f_.hidden * kL);
     for (int i = 0; i < kTileRows; ++i) store(dh_ + i * len_.padded + v * kL, dh[0][i]);
   }
 
@@ -167,7 +179,8 @@ class BackwardTile {
         for (int i = 0; i < kBlockRows; ++i) dx[k][i] = V{};
       }
       for (int gate = 0; gate < 3; ++gate) {
-        add_product<kVectors>(dx, dz_row_[gate] + first, f_.hidden, weights + gate * gate_stride);
+        add_product<kVectors>(dx, dz_row_[gate] + first * 3 * len_.padded, 3 * len_.padded, f_.hidden,
+                              weights + gate * gate_stride);
       }
       for (int i = 0; i < kBlockRows; ++i) {
         if (first + i >= count_) break;
@@ -209,6 +222,11 @@ class BackwardTile {
     }
   }
 
+  HIERMT_INLINE const S* x_row(int i, int64_t t) const {
+    const SequenceView<S>& x = f_.x;
+    return x.data + node(i) / f_.num_nodes * x.stride_copy + node(i) % f_.num_nodes * x.stride_node +
+           t * x.stride_time;
+  }
   HIERMT_INLINE const S* gate(int i, int64_t t, int gate) const {
     return f_.gates + (at(i, t) * 3 + gate) * f_.hidden;
   }
@@ -227,11 +245,11 @@ class BackwardTile {
   int count_ = 0;
   const S* g_ = nullptr;
   S* grad_g_ = nullptr;
-  C* rows_;  // [kChunkSteps * kTileRows + 1, row]        1, x, g, h, r * h
-  C* dz_;    // [kChunkSteps * kTileRows + 1, 3, V L]     cotangents of z_u, z_r, z_c
-  C* dh_;    // [kTileRows, V L]                          cotangent of the state
-  C* row_[kTileRows];
-  C* dz_row_[3][kTileRows];
+  C* rows_;           // [kChunkSteps * kTileRows, row]        1, x, g, h, r * h
+  C* dz_;             // [kChunkSteps * kTileRows, 3, V L]     cotangents of z_u, z_r, z_c
+  C* dh_;             // [kTileRows, V L]                          cotangent of the state
+  C* row_ = nullptr;  // of this step and the tile's first node
+  C* dz_row_[3] = {};
 };
 
 // weight[j, column ...] for the lanes of vector v, which cover columns [first, first + count).

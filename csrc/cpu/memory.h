@@ -117,6 +117,18 @@ HIERMT_INLINE void from_compute(double& to, double value) {
   to = value;
 }
 
+// Asks for the cache lines of a row that is about to be read or written.
+template <class S>
+HIERMT_INLINE void prefetch(const S* row, int64_t count) {
+  const char* byte = reinterpret_cast<const char*>(row);
+  for (int64_t i = 0; i < count * static_cast<int64_t>(sizeof(S)); i += 64) __builtin_prefetch(byte + i, 0);
+}
+template <class S>
+HIERMT_INLINE void prefetch_to_write(S* row, int64_t count) {
+  char* byte = reinterpret_cast<char*>(row);
+  for (int64_t i = 0; i < count * static_cast<int64_t>(sizeof(S)); i += 64) __builtin_prefetch(byte + i, 1);
+}
+
 // A row of `channels` elements as vectors: how many, and vector v of it. The last one may be partial.
 template <class C>
 HIERMT_INLINE int64_t vectors_for(int64_t channels) {

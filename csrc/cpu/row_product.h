@@ -11,25 +11,46 @@ namespace HIERMT_ISA {
 constexpr int kTileRows = 8;
 // How many of them fit into the registers beside three vectors of weights and one broadcast input.
 constexpr int kBlockRows = kRegisters >= 32 ? 8 : 4;
+// How many steps ahead rows are fetched: a tile reads and writes more streams than the hardware follows.
+constexpr int64_t kPrefetchSteps = 2;
 static_assert(kTileRows % kBlockRows == 0, "a tile is a whole number of register blocks");
 
-// acc[v][i] += sum over k of rows[i][k] * weights[k][v], for v < kVectors.
+// acc[v][i] += sum over k < count of rows[i * row_stride + k] * weights[k][v], for v < kVectors. The sums
+// live in a copy, which the compiler keeps in registers; rows at equal distances need few registers for
+// addresses.
 template <int kVectors, class V, int kAll, int kRows>
-HIERMT_INLINE void add_product(V (&acc)[kAll][kRows], const Lane<V>* const* rows, int64_t count,
+HIERMT_INLINE void add_product(V (&acc)[kAll][kRows], const Lane<V>* rows, int64_t row_stride, int64_t count,
                                const Lane<V>* weights) {
   using C = Lane<V>;
   static_assert(kVectors <= kAll, "no more products than accumulators");
+  static_assert(kRows % 4 == 0, "rows are addressed in fours");
+  V sum[kVectors][kRows];
+#pragma GCC unroll 8
+  for (int i = 0; i < kRows; ++i) {
+#pragma GCC unroll 8
+    for (int v = 0; v < kVectors; ++v) sum[v][i] = acc[v][i];
+  }
+  const C* four[kRows / 4];
+#pragma GCC unroll 8
+  for (int q = 0; q < kRows / 4; ++q) four[q] = rows + 4 * q * row_stride;
   for (int64_t k = 0; k < count; ++k) {
     V w[kVectors];
 #pragma GCC unroll 8
     for (int v = 0; v < kVectors; ++v) w[v] = load(weights + v * kLanes<C>);
+    weights += kVectors * kLanes<C>;
 #pragma GCC unroll 8
     for (int i = 0; i < kRows; ++i) {
-      const V input = broadcast(rows[i][k]);
+      const V input = broadcast(four[i / 4][i % 4 * row_stride]);
 #pragma GCC unroll 8
-      for (int v = 0; v < kVectors; ++v) acc[v][i] = fma(input, w[v], acc[v][i]);
+      for (int v = 0; v < kVectors; ++v) sum[v][i] = fma(input, w[v], sum[v][i]);
     }
-    weights += kVectors * kLanes<C>;
+#pragma GCC unroll 8
+    for (int q = 0; q < kRows / 4; ++q) ++four[q];
+  }
+#pragma GCC unroll 8
+  for (int i = 0; i < kRows; ++i) {
+#pragma GCC unroll 8
+    for (int v = 0; v < kVectors; ++v) acc[v][i] = sum[v][i];
   }
 }
 
