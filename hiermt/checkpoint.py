@@ -114,7 +114,8 @@ def read_tensors(path: str | Path) -> dict[str, Tensor]:
     except ImportError:
         raise
     except Exception as error:  # the readers raise many kinds, all of which mean a bad file
-        raise ValueError(f"{path}: not a readable checkpoint ({str(error).splitlines()[0]})") from None
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise ValueError(f"{path}: not a readable checkpoint ({reason})") from None
     if isinstance(state, dict) and isinstance(state.get("state_dict"), dict):
         state = state["state_dict"]
     if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):

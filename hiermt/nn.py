@@ -140,7 +140,7 @@ class TGCN(Pretrained, nn.Module):
         backend: str = "auto",
     ) -> None:
         super().__init__()
-        _check_positive(layers_nb=layers_nb, out_channels=out_channels)
+        _check_positive(hidden_size=hidden_size, layers_nb=layers_nb, out_channels=out_channels)
         if layout not in LAYOUTS:
             raise ValueError(f"layout: expected 'NTF' or 'NFT', got {layout!r}")
         if output_activation is not None and not isinstance(output_activation, nn.Module):
