@@ -7,6 +7,7 @@ import torch
 from simt_cases import DTYPES, Case, ScanCase, assert_gradients, conv_backward, conv_forward, scan_both
 from simt_harness import SimtFault, compiler, run
 
+from hiermt import reference
 from hiermt.testing import tolerance
 
 pytestmark = pytest.mark.skipif(compiler() is None, reason="needs g++ on x86-64")
@@ -120,3 +121,32 @@ def test_gated_scan(case: ScanCase, dtype: torch.dtype) -> None:
 
 def test_gated_scan_without_room_for_the_weights_in_shared_memory() -> None:
     scan_both(ScanCase(hidden=40, nodes=3, steps=2), torch.float32, {"HIERMT_SIMT_SHARED_BYTES": "16384"})
+
+
+def prepare(edge_index: torch.Tensor, nodes: int, rule: int, order: int = 0) -> list[torch.Tensor]:
+    entries = edge_index.size(1) + nodes
+    ints = [((nodes + 1,), torch.int32), ((entries,), torch.int32)]
+    outputs = [*ints, ((entries,), torch.int64), ints[0], ints[1], ints[1]]
+    integers = [nodes, edge_index.size(1), rule]
+    return run("graph_prepare", edge_index.dtype, integers, [edge_index], outputs, {"HIERMT_SIMT_ORDER": str(order)})
+
+
+@pytest.mark.parametrize("rule", [reference.GATV2_RULE, reference.GCN_RULE])
+@pytest.mark.parametrize(
+    ("nodes", "edges", "dtype"),
+    [(9, 30, torch.int64), (9, 30, torch.int32), (1, 3, torch.int64), (5, 0, torch.int32), (1500, 700, torch.int64)],
+)
+def test_graph_prepare(nodes: int, edges: int, dtype: torch.dtype, rule: int) -> None:
+    edge_index = torch.randint(nodes, (2, edges), generator=torch.Generator().manual_seed(0)).to(dtype)
+    expected = reference.graph_prepare(edge_index, nodes, rule)[:6]
+    for order in (0, 3):
+        for got, twin in zip(prepare(edge_index, nodes, rule, order), expected, strict=True):
+            assert torch.equal(got, twin)
+
+
+def test_graph_prepare_drops_edges_outside_the_graph() -> None:
+    edge_index = torch.tensor([[0, 5, -1, 2**62], [1, 1, 0, 2]])
+    expected = reference.graph_prepare(torch.tensor([[0], [1]]), 3, reference.GATV2_RULE)
+    got = prepare(edge_index, 3, reference.GATV2_RULE)
+    for i, used in enumerate((4, 4, 4, 4, 4, 4)):
+        assert torch.equal(got[i][:used], expected[i][:used])

@@ -5,6 +5,7 @@
 #include "cuda/gatv2_conv.h"
 #include "cuda/gated_scan.h"
 #include "cuda/gcn_conv.h"
+#include "cuda/graph.h"
 #include "faults.h"
 
 namespace {
@@ -69,6 +70,24 @@ GcnConvForward<S> read_gcn_conv(Arguments& a) {
   p.weights.lin_weight = a.in<S>();
   p.weights.bias = a.in<S>();
   return p;
+}
+
+template <class I>
+int run_graph(Arguments& a) {
+  cuda::GraphPrepare<I> p{};
+  p.num_nodes = a.integer();
+  p.num_edges = a.integer();
+  p.rule = static_cast<cuda::LoopRule>(a.integer());
+  p.source = a.in<I>();
+  p.target = p.source + p.num_edges;
+  p.rowptr = a.out<int32_t>();
+  p.col = a.out<int32_t>();
+  p.entry_edge = a.out<int64_t>();
+  p.t_rowptr = a.out<int32_t>();
+  p.t_row = a.out<int32_t>();
+  p.t_perm = a.out<int32_t>();
+  const ScratchMemory memory(cuda::graph_prepare_workspace(p));
+  return cuda::graph_prepare(p, memory.data(), nullptr);
 }
 
 template <class S>
@@ -177,6 +196,8 @@ int main(int argc, char** argv) {
   if (op == "fault") {
     const int fault = static_cast<int>(arguments.integer()), n = static_cast<int>(arguments.integer());
     status = hiermt::cuda::run_fault(fault, arguments.in<float>(), arguments.out<float>(), n, nullptr);
+  } else if (op == "graph_prepare") {
+    status = dtype == "int32" ? run_graph<int32_t>(arguments) : run_graph<int64_t>(arguments);
   } else if (dtype == "float32") {
     status = run<float>(op, arguments);
   } else if (dtype == "float64") {
