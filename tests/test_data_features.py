@@ -1,0 +1,332 @@
+"""Features, labels and graphs against independent formulas; nothing may look ahead."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from hiermt import data
+from hiermt.data import DataError, DataWarning
+
+DAYS = 200
+
+
+def random_prices(stocks=4, days=DAYS, seed=0, bars=True):
+    random = np.random.default_rng(seed)
+    close = 50 * np.exp(np.cumsum(random.normal(0, 0.02, (stocks, days)), axis=1))
+    opened = close * np.exp(random.normal(0, 0.01, close.shape))
+    high = np.maximum(close, opened) * (1 + random.uniform(0, 0.01, close.shape))
+    low = np.minimum(close, opened) * (1 - random.uniform(0, 0.01, close.shape))
+    dates = pd.bdate_range("2020-01-01", periods=days).to_numpy().astype("datetime64[D]")
+    symbols = tuple(f"S{i}" for i in range(stocks))
+    return data.Prices(symbols, dates, close, *((opened, high, low) if bars else ()))
+
+
+def oracle(prices, macd="relative"):
+    """The 13 features written with pandas, one stock at a time."""
+    tables = []
+    for i in range(len(prices.symbols)):
+        o, h, low, c = (pd.Series(getattr(prices, name)[i]) for name in ("open", "high", "low", "close"))
+        r = np.log(c).diff()
+        change = c.diff().fillna(0)
+        up = change.clip(lower=0).ewm(alpha=1 / 14, adjust=False).mean()
+        down = (-change).clip(lower=0).ewm(alpha=1 / 14, adjust=False).mean()
+        line = c.ewm(span=12, adjust=False).mean() - c.ewm(span=26, adjust=False).mean()
+        table = pd.DataFrame(
+            {
+                "log_return": r,
+                **{f"log_return_{n}d": r.rolling(n).sum() for n in (5, 10, 21, 42)},
+                "log_return_scaled": r / r.rolling(60).std(),
+                "simple_return": c.pct_change(),
+                "rsi": (100 - 100 / (1 + up / down)) / 100,
+                "macd": line / c if macd == "relative" else line,
+                "intraday_volatility": (h - low) / c,
+                "intraday_momentum": (c - o) / o,
+                "upper_shadow": (h - np.maximum(o, c)) / (h - low),
+                "lower_shadow": (np.minimum(o, c) - low) / (h - low),
+            }
+        )
+        tables.append(table.to_numpy()[60:])
+    return np.stack(tables), tuple(table.columns)
+
+
+class TestFeatures:
+    @pytest.mark.parametrize("macd", ["relative", "price"])
+    def test_equal_an_independent_formula(self, macd):
+        prices = random_prices()
+        table = data.compute_features(prices, macd=macd)
+        expected, names = oracle(prices, macd)
+        assert table.names == names == data.FEATURES
+        assert table.values.shape == (4, DAYS - data.WARM_UP, 13)
+        assert not np.isnan(expected).any()
+        np.testing.assert_allclose(table.values.numpy(), expected, rtol=1e-5, atol=1e-6)
+        np.testing.assert_array_equal(table.close.numpy(), prices.close[:, 60:])
+        np.testing.assert_array_equal(table.dates, prices.dates[60:])
+
+    def test_close_only_says_what_is_missing(self):
+        with pytest.warns(DataWarning, match="9 of the 13.*upper_shadow"):
+            table = data.compute_features(random_prices(bars=False))
+        assert table.names == data.CLOSE_FEATURES
+        full = data.compute_features(random_prices())
+        assert torch.equal(table.values, full.values[..., :9])
+
+    def test_future_prices_do_not_change_past_features(self):
+        prices = random_prices()
+        cut = 120
+        changed = {name: getattr(prices, name).copy() for name in ("open", "high", "low", "close")}
+        for array in changed.values():
+            array[:, cut:] *= 3.7
+        before = data.compute_features(prices).values
+        after = data.compute_features(dataclasses.replace(prices, **changed)).values
+        day = cut - data.WARM_UP
+        assert torch.equal(before[:, :day], after[:, :day])
+        assert not torch.equal(before[:, day], after[:, day])
+
+    def test_more_history_at_the_end_does_not_change_features(self):
+        prices = random_prices()
+        shorter = dataclasses.replace(
+            prices,
+            dates=prices.dates[:150],
+            **{n: getattr(prices, n)[:, :150] for n in ("open", "high", "low", "close")},
+        )
+        assert torch.equal(data.compute_features(shorter).values, data.compute_features(prices).values[:, :90])
+
+    def test_constant_prices_give_finite_features(self):
+        ones = np.full((2, 100), 7.0)
+        prices = data.Prices(("A", "B"), random_prices(days=100).dates, ones, ones, ones, ones)
+        values = data.compute_features(prices).values
+        assert torch.isfinite(values).all()
+        assert (values[..., data.FEATURES.index("rsi")] == 0.5).all()
+        assert (values[..., data.FEATURES.index("log_return_scaled")] == 0).all()
+
+    def test_only_rising_prices_have_full_strength(self):
+        close = np.tile(np.linspace(10, 20, 100), (2, 1))
+        prices = data.Prices(("A", "B"), random_prices(days=100).dates, close, close, close, close)
+        assert (data.compute_features(prices).values[..., data.FEATURES.index("rsi")] == 1).all()
+
+    def test_too_few_days_and_bad_option(self):
+        with pytest.raises(DataError, match="60 days of prices, but features need more than 60"):
+            data.compute_features(random_prices(days=60))
+        assert data.compute_features(random_prices(days=61)).num_days == 1
+        with pytest.raises(ValueError, match="macd"):
+            data.compute_features(random_prices(), macd="other")
+
+    def test_select(self):
+        table = data.compute_features(random_prices())
+        assert torch.equal(table.select(["rsi"]).values[..., 0], table.values[..., 7])
+        assert table.select_symbols(["S2", "S0"]).symbols == ("S2", "S0")
+        assert torch.equal(table.select_symbols(["S2"]).close[0], table.close[2])
+        with pytest.raises(DataError, match="no feature volume"):
+            table.select(["volume"])
+        with pytest.raises(DataError, match="no rows for XX"):
+            table.select_symbols(["XX"])
+
+    def test_shapes_must_agree(self):
+        table = data.compute_features(random_prices())
+        with pytest.raises(DataError, match="expected \\[stocks, days, features\\]"):
+            dataclasses.replace(table, names=table.names[:3])
+        with pytest.raises(DataError, match="close: expected"):
+            dataclasses.replace(table, close=table.close[:, 1:])
+
+
+class TestReadyFeatures:
+    def frame(self):
+        days = pd.bdate_range("2024-01-01", periods=3)
+        rows = [(s, d, 10.0 + i, i / 7, -i / 3) for s in ("B", "A") for i, d in enumerate(days)]
+        return pd.DataFrame(rows, columns=["Symbol", "Date", "Close", "f1", "f2"])
+
+    def test_order_of_stocks_and_columns_is_kept(self, tmp_path):
+        frame = self.frame()
+        frame.sample(frac=1, random_state=0).sort_values("Symbol", ascending=False, kind="stable").to_csv(
+            tmp_path / "f.csv", index=False
+        )
+        for source in (frame, frame.set_index(["Symbol", "Date"]), tmp_path / "f.csv"):
+            table = data.read_features(source)
+            assert table.symbols == ("B", "A")
+            assert table.names == ("f1", "f2")
+            np.testing.assert_allclose(table.values[0, :, 0], [0, 1 / 7, 2 / 7], rtol=1e-6)
+            np.testing.assert_array_equal(table.close[1], [10, 11, 12])
+
+    @pytest.mark.parametrize(
+        ("change", "message"),
+        [
+            (lambda f: f.drop(columns="Close"), "no Close column"),
+            (lambda f: f.drop(columns=["f1", "f2"]), "no feature beside"),
+            (lambda f: f.drop(index=2), "B has 0 rows for 2024-01-03"),
+            (lambda f: pd.concat([f, f.iloc[[4]]]), "A has 2 rows for 2024-01-02"),
+            (lambda f: f.assign(f2=[0, 1, None, 3, 4, 5]), "row 2, column 'f2': the cell is empty"),
+            (lambda f: f.assign(f2=list("01x345")), "row 2, column 'f2': 'x' is not a number"),
+        ],
+    )
+    def test_refused(self, change, message):
+        with pytest.raises(DataError, match=message):
+            data.read_features(change(self.frame()))
+
+
+class TestScale:
+    def test_standardises(self):
+        values = torch.randn(3, 50, 4) * 5 + 2
+        scaled = data.Scale.fit(values).apply(values).double()
+        torch.testing.assert_close(scaled.mean((0, 1)), torch.zeros(4, dtype=torch.float64), atol=1e-6, rtol=0)
+        torch.testing.assert_close(scaled.std((0, 1), correction=0), torch.ones(4, dtype=torch.float64))
+
+    def test_constant_feature_becomes_zero(self):
+        values = torch.full((2, 5, 1), 3.0)
+        assert (data.Scale.fit(values).apply(values) == 0).all()
+
+    def test_empty_is_refused(self):
+        with pytest.raises(DataError, match="one row or more"):
+            data.Scale.fit(torch.zeros(2, 0, 3))
+
+
+class TestLabels:
+    def test_by_hand(self):
+        close = torch.tensor([[100.0, 101.0, 101.2, 100.0, 100.5]], dtype=torch.float64)
+        returns = data.next_returns(close)
+        torch.testing.assert_close(returns[0, 0].item(), 0.01)
+        signal, direction = data.hierarchical_labels(returns)
+        assert signal.tolist() == [[1, 0, 1, 0]]
+        assert direction.tolist() == [[1, 0, 0, 0]]
+        assert data.three_classes(signal, direction).tolist() == [[2, 1, 0, 1]]
+        assert signal.dtype == direction.dtype == torch.int64
+
+    def test_threshold_itself_is_noise(self):
+        returns = torch.tensor([0.0055, -0.0055, 0.00551, -0.00551], dtype=torch.float64)
+        signal, direction = data.hierarchical_labels(returns)
+        assert signal.tolist() == [0, 0, 1, 1]
+        assert direction.tolist() == [0, 0, 1, 0]
+
+    def test_horizon(self):
+        close = torch.tensor([[1.0, 2.0, 4.0, 8.0]])
+        assert data.next_returns(close, 2).tolist() == [[3.0, 3.0]]
+
+    def test_a_label_reads_one_day_ahead_and_no_further(self):
+        close = torch.rand(2, 30, dtype=torch.float64) + 1
+        changed = close.clone()
+        changed[:, 20:] *= 2
+        before, after = data.next_returns(close), data.next_returns(changed)
+        assert torch.equal(before[:, :19], after[:, :19])
+        assert not torch.equal(before[:, 19], after[:, 19])
+
+    def test_refused(self):
+        with pytest.raises(DataError, match="more than 1 days"):
+            data.next_returns(torch.ones(2, 1))
+        with pytest.raises(ValueError, match="horizon"):
+            data.next_returns(torch.ones(2, 5), 0)
+        with pytest.raises(ValueError, match="threshold"):
+            data.hierarchical_labels(torch.ones(2), -1)
+        with pytest.raises(DataError, match="NaN"):
+            data.hierarchical_labels(torch.tensor([float("nan")]))
+
+
+class TestGraph:
+    def returns(self):
+        torch.manual_seed(0)
+        common = torch.randn(1, 300)
+        return torch.cat([common + 0.5 * torch.randn(3, 300), torch.randn(2, 300)])
+
+    def test_equals_numpy(self):
+        returns = self.returns()
+        edge_index, edge_weight = data.correlation_graph(returns, 0.3)
+        expected = np.corrcoef(returns.double().numpy())
+        np.fill_diagonal(expected, 0)
+        expected[expected <= 0.3] = 0
+        np.testing.assert_allclose(data.to_adjacency(edge_index, edge_weight, 5), expected, atol=1e-6)
+        assert edge_index.dtype == torch.int64
+        assert edge_index.size(1) == 6
+
+    def test_symmetric_without_loops(self):
+        edge_index, edge_weight = data.correlation_graph(self.returns(), -1)
+        dense = torch.zeros(5, 5).index_put((edge_index[0], edge_index[1]), edge_weight)
+        assert torch.equal(dense, dense.t())
+        assert (edge_index[0] != edge_index[1]).all()
+        assert edge_index.size(1) == 20
+        assert (edge_weight < 0).any()
+
+    def test_sector_bonus_joins_a_sector(self):
+        sectors = ["a", "a", "a", "b", "b"]
+        edge_index, edge_weight = data.correlation_graph(self.returns(), 0.5, sectors=sectors, sector_bonus=0.7)
+        pairs = set(map(tuple, edge_index.t().tolist()))
+        assert {(3, 4), (4, 3)} <= pairs
+        assert edge_weight.max() <= 1
+
+    def test_sectors_of(self):
+        assert data.sectors_of(["x", "y"], {"y": "Tech"}) == ["(none: x)", "Tech"]
+
+    def test_constant_stock_is_isolated(self):
+        returns = self.returns()
+        returns[1] = 0.01
+        edge_index, _ = data.correlation_graph(returns, -1)
+        assert 1 not in edge_index.flatten().tolist()
+
+    def test_no_edges_warns(self):
+        with pytest.warns(DataWarning, match="no edges; lower the threshold"):
+            edge_index, edge_weight = data.correlation_graph(self.returns(), 0.99)
+        assert edge_index.shape == (2, 0)
+        assert edge_weight.shape == (0,)
+
+    def test_refused(self):
+        returns = self.returns()
+        with pytest.raises(ValueError, match="threshold"):
+            data.correlation_graph(returns, 1)
+        with pytest.raises(ValueError, match="sectors"):
+            data.correlation_graph(returns, sectors=["a"])
+        with pytest.raises(ValueError, match="sector_bonus"):
+            data.correlation_graph(returns, sector_bonus=-1)
+        with pytest.raises(DataError, match="two days"):
+            data.correlation_graph(returns[:, :1])
+        with pytest.raises(DataError, match="NaN"):
+            data.correlation_graph(returns / 0)
+
+    def test_adjacency_file_round_trip(self, tmp_path):
+        edge_index, edge_weight = data.correlation_graph(self.returns(), 0.3)
+        matrix = data.to_adjacency(edge_index, edge_weight, 5)
+        np.save(tmp_path / "adj.npy", matrix + np.eye(5, dtype=np.float32))
+        index, weight = data.read_adjacency(tmp_path / "adj.npy", 5)
+        assert torch.equal(index, edge_index)
+        assert torch.equal(weight, edge_weight)
+
+    def test_adjacency_refused(self, tmp_path):
+        good = np.ones((3, 3))
+        nan, lopsided = good.copy(), good.copy()
+        nan[1, 2] = np.nan
+        lopsided[0, 1] = 5
+        for matrix, message in [
+            (np.ones((2, 3)), "square"),
+            (nan, "row 1, column 2 is nan"),
+            (lopsided, "not symmetric, row 0, column 1 is 5"),
+            (np.array([["a"]]), "real numbers"),
+        ]:
+            np.save(tmp_path / "a.npy", matrix)
+            with pytest.raises(DataError, match=message):
+                data.read_adjacency(tmp_path / "a.npy")
+        np.save(tmp_path / "a.npy", good)
+        with pytest.raises(DataError, match=r"expected \[4, 4\]"):
+            data.read_adjacency(tmp_path / "a.npy", 4)
+        with pytest.raises(FileNotFoundError):
+            data.read_adjacency(tmp_path / "b.npy")
+
+    def test_pickled_and_damaged_files_are_not_executed(self, tmp_path):
+        class Bomb:
+            def __reduce__(self):
+                return (pytest.fail, ("a pickle was executed",))
+
+        np.save(tmp_path / "p.npy", np.array([Bomb()], dtype=object), allow_pickle=True)
+        (tmp_path / "d.npy").write_bytes(b"\x93NUMPY\x01\x00nonsense")
+        (tmp_path / "e.npy").write_bytes(b"")
+        for name in "pde":
+            with pytest.raises(DataError, match="no readable"):
+                data.read_adjacency(tmp_path / f"{name}.npy")
+
+    def test_graph_of_the_training_days_ignores_the_test_days(self):
+        close = torch.from_numpy(random_prices(bars=False).close)
+        split = data.time_split(DAYS, 10)
+        changed = close.clone()
+        changed[:, split.train_days :] = torch.rand(4, DAYS - split.train_days).double() + 1
+        graphs = [data.correlation_graph(data.next_returns(c)[:, : split.train_days - 1], -1) for c in (close, changed)]
+        assert torch.equal(graphs[0][0], graphs[1][0])
+        assert torch.equal(graphs[0][1], graphs[1][1])
