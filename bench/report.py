@@ -1,0 +1,122 @@
+"""Tables of the figures of one machine, and a comparison of two runs.
+
+python bench/report.py A.json              the table of a run
+python bench/report.py A.json B.json       B against A; exits 1 if anything is more than 5 % slower
+python bench/report.py --readme            writes the tables of bench/results into README.md
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).parent
+SLOWER = 1.05
+BEGIN, END = "<!-- bench:begin -->", "<!-- bench:end -->"
+_KEY = ("case", "direction", "competitor")
+
+
+def load(path: Path) -> list[dict[str, Any]]:
+    """The records of a file."""
+    return json.loads(path.read_text())  # type: ignore[no-any-return]
+
+
+def records(benchmark: dict[str, Any]) -> list[dict[str, Any]]:
+    """What is worth keeping of a pytest-benchmark file: median and quartiles in milliseconds, and the extra info."""
+    return [
+        {
+            **entry["extra_info"],
+            "median_ms": 1e3 * entry["stats"]["median"],
+            "q1_ms": 1e3 * entry["stats"]["q1"],
+            "q3_ms": 1e3 * entry["stats"]["q3"],
+            "rounds": entry["stats"]["rounds"],
+            "date": benchmark["datetime"][:10],
+        }
+        for entry in benchmark["benchmarks"]
+    ]
+
+
+def merge(old: list[dict[str, Any]], new: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """New records take the place of old ones of the same case, pass and competitor."""
+    kept = {tuple(r[k] for k in _KEY): r for r in old} | {tuple(r[k] for k in _KEY): r for r in new}
+    return list(kept.values())
+
+
+def table(entries: list[dict[str, Any]]) -> str:
+    """Markdown: a row per case and pass, a column per competitor, the ratio to PyG eager of the same run."""
+    competitors = list(dict.fromkeys(entry["competitor"] for entry in entries))
+    groups: dict[tuple[str, str], dict[str, dict[str, Any]]] = {}
+    for entry in entries:
+        groups.setdefault((entry["case"], entry["direction"]), {})[entry["competitor"]] = entry
+    lines = [
+        "| case | pass | " + " | ".join(competitors) + " |",
+        "|---|---|" + "---|" * len(competitors),
+    ]
+    for (case, direction), found in groups.items():
+        base = found.get("pyg")
+        cells = [_cell(found.get(competitor), base) for competitor in competitors]
+        lines.append(f"| {case} | {direction} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def _cell(entry: dict[str, Any] | None, base: dict[str, Any] | None) -> str:
+    if entry is None:
+        return ""
+    text = f"{entry['median_ms']:.3g} ms, {1e3 * entry['stocks'] / entry['median_ms']:,.0f}/s"
+    if base is not None and entry is not base:
+        text += f" (**{base['median_ms'] / entry['median_ms']:.1f}x**)"
+    return text
+
+
+def compare(before: list[dict[str, Any]], after: list[dict[str, Any]]) -> int:
+    """Prints each change; 1 if something became more than 5 % slower."""
+    old = {tuple(r[k] for k in _KEY): r["median_ms"] for r in before}
+    worst = 0
+    for record in after:
+        key = tuple(record[k] for k in _KEY)
+        if key not in old:
+            continue
+        ratio = record["median_ms"] / old[key]
+        mark = "slower" if ratio > SLOWER else "faster" if ratio < 1 / SLOWER else "same"
+        worst |= ratio > SLOWER
+        print(f"{' '.join(key):45} {old[key]:9.3f} -> {record['median_ms']:9.3f} ms  {ratio:5.2f}  {mark}")
+    return int(worst)
+
+
+def write_readme() -> int:
+    """Puts the table of every machine between the two marks of README.md."""
+    readme = HERE.parent / "README.md"
+    text = readme.read_text(encoding="utf-8")
+    parts = []
+    for path in sorted((HERE / "results").glob("*.json")):
+        entries = load(path)
+        first = entries[0]
+        where = first["cpu"] if first["device"] == "cpu" else first["device"]
+        isa = next((e["isa"] for e in entries if e["competitor"] == "native"), None)
+        parts.append(
+            f"**{where}**, {first['cores']} cores, {isa or 'GPU'}, torch {first['torch']}, float32 "
+            f"(`bench/results/{path.name}`, {first['date']}). Median; in brackets the ratio to PyG eager of the same "
+            f"run.\n\n{table(entries)}"
+        )
+    start, stop = text.index(BEGIN) + len(BEGIN), text.index(END)
+    readme.write_text(text[:start] + "\n" + "\n\n".join(parts) + "\n" + text[stop:], encoding="utf-8")
+    return 0
+
+
+def main(arguments: list[str]) -> int:
+    """The command line."""
+    if arguments == ["--readme"]:
+        return write_readme()
+    if len(arguments) == 1:
+        print(table(load(Path(arguments[0]))))
+        return 0
+    if len(arguments) == 2:
+        return compare(load(Path(arguments[0])), load(Path(arguments[1])))
+    print(__doc__, file=sys.stderr)
+    return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
