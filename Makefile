@@ -36,7 +36,8 @@ demo: $(VENV)/.env-demo build
 	$(BIN)/python -m hiermt demo
 
 bench: $(VENV)/.env-test build
-	$(BIN)/python -m pytest $(PYTEST_ARGS) bench
+	$(BIN)/python bench/run.py $(BENCH_ARGS)
+	$(BIN)/python bench/report.py --readme
 
 gpu:
 	FORCE_CUDA=1 $(PYTHON) setup.py -q build_ext --inplace
