@@ -9,8 +9,10 @@ from __future__ import annotations
 import importlib
 import json
 import os
+import struct
 import sysconfig
 import warnings
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +22,23 @@ import torch
 from hiermt._version import __version__
 
 OLDEST_TORCH = (2, 11)
-OPERATORS = ("graph_prepare", "decision", "decision_backward", "decision_from_logits")
+# Every operator of csrc/schema.cpp: a binary that lacks one is older than these sources.
+OPERATORS = (
+    "graph_prepare",
+    "gatv2_conv",
+    "gatv2_conv_backward",
+    "gcn_conv",
+    "gcn_conv_backward",
+    "gated_scan",
+    "gated_scan_backward",
+    "tgcn_layer",
+    "tgcn_layer_backward",
+    "decision",
+    "decision_backward",
+    "decision_from_logits",
+)
+# Done on the CPU for a graph on the GPU.
+_ON_CPU_ALONE = {"graph_prepare"}
 _REBUILD = "pip install --no-build-isolation . in hiermt's source tree (python -m hiermt info tells more)"
 
 
@@ -65,7 +83,8 @@ def why_not_native(device_type: str) -> str | None:
     if _status.build["cuda"] is None:
         why = _status.left_out.get("cuda")
         return "the extension was built without CUDA kernels" + (f": {why}" if why else "")
-    return None
+    missing = _without_kernel("CUDA", set(OPERATORS) - _ON_CPU_ALONE)
+    return f"there are no CUDA kernels yet for {', '.join(missing)}" if missing else None
 
 
 def _load(package: Path) -> NativeStatus:
@@ -94,6 +113,8 @@ def _candidate(package: Path, left_out: dict[str, str]) -> tuple[str | None, str
         oldest = ".".join(map(str, OLDEST_TORCH))
         return None, f"torch {torch.__version__} is older than {oldest}", f"upgrade torch to {oldest} or newer"
     if expected.is_file():
+        if _is_cut_short(expected):
+            return str(expected), f"{expected} is damaged: it ends too early", f"rebuild: {_REBUILD}"
         return str(expected), None, None
     others = sorted(path.name for path in package.glob("_C.*.so"))
     if others:
@@ -104,12 +125,33 @@ def _candidate(package: Path, left_out: dict[str, str]) -> tuple[str | None, str
     return None, f"the extension is not built ({expected} does not exist)", f"build it: {_REBUILD}"
 
 
+def _is_cut_short(path: Path) -> bool:
+    """Whether an ELF file ends before its section headers do; the loader would kill the process with SIGBUS."""
+    with path.open("rb") as file:
+        header = file.read(64)
+    if len(header) < 64 or header[:6] != b"\x7fELF\x02\x01":
+        return False  # not 64-bit little-endian ELF: the loader refuses it politely or knows better
+    (offset,) = struct.unpack_from("<Q", header, 40)
+    size, count = struct.unpack_from("<HH", header, 58)
+    return path.stat().st_size < offset + size * count
+
+
 def _unfit(build: dict[str, Any]) -> str | None:
     """What keeps a binary that could be loaded from being used."""
     if build.get("version") != __version__:
         return f"the binary belongs to hiermt {build.get('version')}, this is hiermt {__version__}"
-    missing = [name for name in OPERATORS if not hasattr(torch.ops.hiermt, name)]
+    missing = _without_kernel("CPU", OPERATORS)
     return f"the binary is older than the sources: it lacks {', '.join(missing)}" if missing else None
+
+
+def _without_kernel(key: str, names: Iterable[str]) -> list[str]:
+    """Those of the operators that have no implementation under a dispatch key."""
+    return sorted(
+        name
+        for name in names
+        if not hasattr(torch.ops.hiermt, name)
+        or not torch._C._dispatch_has_kernel_for_dispatch_key(f"hiermt::{name}", key)
+    )
 
 
 def _left_out(package: Path) -> dict[str, str]:

@@ -1,0 +1,332 @@
+"""Loading the binary: whatever is in its place, the import goes on and says once what is wrong and what to do.
+
+Each case runs in a process of its own on a copy of the package.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import sysconfig
+import venv
+from pathlib import Path
+
+import pytest
+import torch
+
+import hiermt
+from hiermt import _extension, info
+
+ROOT = Path(__file__).resolve().parents[1]
+PACKAGE = Path(hiermt.__file__).parent
+SUFFIX = sysconfig.get_config_var("EXT_SUFFIX")
+BINARY = PACKAGE / f"_C{SUFFIX}"
+
+needs_binary = pytest.mark.skipif(not BINARY.is_file(), reason="the extension is not built")
+
+# Prints the warnings, why native does not run, and a decision: the model works in every case.
+PROBE = """
+import json, warnings
+with warnings.catch_warnings(record=True) as caught:
+    warnings.simplefilter("always")
+    import hiermt, hiermt.nn, hiermt.ops_graph
+    import torch
+    from hiermt import _extension, info
+    model = hiermt.TGCN_HierarchicalMT(3, 4)
+    logits = model(torch.zeros(2, 5, 3), torch.tensor([[0], [1]]))
+print(json.dumps({
+    "warnings": [str(w.message) for w in caught if issubclass(w.category, _extension.NativeUnavailableWarning)],
+    "reason": _extension.why_not_native("cpu"),
+    "shape": list(logits[0].shape),
+    "info": info.format(info.collect()),
+}))
+"""
+
+
+@pytest.fixture
+def copy(tmp_path: Path) -> Path:
+    """The package without its binary; returns its directory."""
+    shutil.copytree(PACKAGE, tmp_path / "hiermt", ignore=shutil.ignore_patterns("_C*.so", "_build.json", "__pycache__"))
+    return tmp_path / "hiermt"
+
+
+def probe(package: Path, script: str = PROBE, **environment: str) -> subprocess.CompletedProcess[str]:
+    inherited = {k: v for k, v in os.environ.items() if not k.startswith("HIERMT_")}
+    return subprocess.run(
+        [sys.executable, "-c", script],
+        cwd=package.parent,
+        env={**inherited, "PYTHONPATH": str(package.parent), **environment},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def outcome(package: Path, **environment: str) -> dict:
+    done = probe(package, **environment)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def assert_fell_back(found: dict, *words: str) -> None:
+    assert found["shape"] == [2, 2]
+    assert len(found["warnings"]) == 1, found["warnings"]
+    for word in words:
+        assert word in found["warnings"][0]
+    assert "To fix:" in found["warnings"][0]
+    assert found["reason"] in found["warnings"][0]
+    assert "pure-PyTorch" in found["info"]
+    assert found["reason"] in found["info"]
+
+
+def test_missing_binary(copy: Path) -> None:
+    assert_fell_back(outcome(copy), "is not built", "pip install --no-build-isolation")
+
+
+@pytest.mark.parametrize("content", [b"", b"not a library", b"\x7fELF" + b"\0" * 64], ids=["empty", "text", "stub"])
+def test_corrupt_binary(copy: Path, content: bytes) -> None:
+    (copy / f"_C{SUFFIX}").write_bytes(content)
+    assert_fell_back(outcome(copy), "cannot be loaded", "rebuild")
+
+
+@needs_binary
+@pytest.mark.parametrize("part", [0.001, 0.5, 0.999])
+def test_truncated_binary(copy: Path, part: float) -> None:
+    whole = BINARY.read_bytes()
+    (copy / f"_C{SUFFIX}").write_bytes(whole[: int(len(whole) * part)])
+    assert_fell_back(outcome(copy), "ends too early", "rebuild")
+
+
+def test_binary_of_another_python(copy: Path) -> None:
+    (copy / "_C.cpython-27-sparc-solaris.so").write_bytes(b"foreign")
+    assert_fell_back(outcome(copy), "another Python or machine", "cpython-27-sparc-solaris")
+
+
+@needs_binary
+def test_binary_that_misses_a_symbol_of_this_torch(copy: Path) -> None:
+    # A name that no torch exports, of the same length, is what an older torch looks like to the loader.
+    symbol = b"aoti_torch_get_dtype\0"
+    content = BINARY.read_bytes()
+    assert symbol in content
+    (copy / f"_C{SUFFIX}").write_bytes(content.replace(symbol, b"aoti_torch_got_dtype\0"))
+    assert_fell_back(outcome(copy), "undefined symbol", f"torch than {torch.__version__}")
+
+
+@needs_binary
+def test_binary_of_another_version(copy: Path) -> None:
+    shutil.copy(BINARY, copy)
+    (copy / "_version.py").write_text('__version__ = "9.9.9"\n')
+    assert_fell_back(outcome(copy), f"belongs to hiermt {hiermt.__version__}", "this is hiermt 9.9.9")
+
+
+@needs_binary
+def test_binary_that_lacks_an_operator(copy: Path) -> None:
+    shutil.copy(BINARY, copy)
+    text = (copy / "_extension.py").read_text()
+    (copy / "_extension.py").write_text(text.replace("OPERATORS = (", 'OPERATORS = ("operator_of_tomorrow", '))
+    assert_fell_back(outcome(copy), "older than the sources", "operator_of_tomorrow")
+
+
+def test_old_torch(copy: Path) -> None:
+    script = "import torch; torch.__version__ = '2.10.1+cpu'\n" + PROBE
+    done = probe(copy, script)
+    assert done.returncode == 0, done.stderr
+    assert_fell_back(json.loads(done.stdout.splitlines()[-1]), "torch 2.10.1+cpu is older than 2.11", "upgrade torch")
+
+
+def test_left_out_build_tells_why(copy: Path) -> None:
+    (copy / "_build.json").write_text(json.dumps({"extension": "no C++ compiler was found", "cuda": None}))
+    assert_fell_back(outcome(copy), "left out of the build", "no C++ compiler was found")
+
+
+@pytest.mark.parametrize("report", ["", "[]", "{", '{"cuda": 3}'])
+def test_damaged_report_is_ignored(copy: Path, report: str) -> None:
+    (copy / "_build.json").write_text(report)
+    assert_fell_back(outcome(copy), "is not built")
+
+
+def test_reference_backend_misses_nothing(copy: Path) -> None:
+    found = outcome(copy, HIERMT_BACKEND="reference")
+    assert found["warnings"] == []
+    assert "HIERMT_BACKEND=reference" in found["info"]
+
+
+def test_native_backend_without_binary(copy: Path) -> None:
+    done = probe(copy, HIERMT_BACKEND="native")
+    assert done.returncode != 0
+    assert "backend 'native' was asked for" in done.stderr
+    assert "is not built" in done.stderr
+
+
+def test_unknown_backend(copy: Path) -> None:
+    done = probe(copy, HIERMT_BACKEND="gpu")
+    assert done.returncode != 0
+    assert "expected one of auto, native, reference, got 'gpu'" in done.stderr
+
+
+@needs_binary
+@pytest.mark.parametrize("isa", ["baseline", "avx2", "avx512"])
+def test_cpu_isa_is_obeyed(isa: str) -> None:
+    from hiermt._C import build_info
+
+    if isa not in build_info()["cpu_isas"]:
+        pytest.skip(f"{isa} is not in this build")
+    script = "from hiermt import _extension, _C; print(_C.build_info()['cpu_isa'], _C.build_info()['cpu_isa_error'])"
+    done = probe(PACKAGE, script, HIERMT_CPU_ISA=isa)
+    assert done.returncode == 0, done.stderr
+    if "expected one of" in done.stdout:
+        pytest.skip(f"this machine has no {isa}")
+    assert done.stdout.split() == [isa]
+
+
+@needs_binary
+def test_unknown_cpu_isa_warns(copy: Path) -> None:
+    shutil.copy(BINARY, copy)
+    found = outcome(copy, HIERMT_CPU_ISA="avx9000")
+    assert found["reason"] is None
+    assert len(found["warnings"]) == 1
+    assert "avx9000" in found["warnings"][0]
+
+
+@needs_binary
+def test_build_info_matches_the_stub_and_the_package() -> None:
+    from hiermt import _C
+
+    told = _C.build_info()
+    annotations = (PACKAGE / "_C.pyi").read_text()
+    assert all(f"    {key}: " in annotations for key in told)
+    assert told["version"] == hiermt.__version__
+    assert told["abi_target"] == "2.11"
+    assert told["cpu_isa"] in told["cpu_isas"]
+    assert "baseline" in told["cpu_isas"]
+    assert bool(told["cuda"]) == bool(told["cuda_architectures"])
+
+
+def test_required_operators_are_those_of_the_schema() -> None:
+    schema = (ROOT / "csrc/schema.cpp").read_text()
+    assert set(re.findall(r'm\.def\(\s*"(\w+)\(', schema)) == set(_extension.OPERATORS)
+
+
+def test_cuda_is_never_missing_in_silence() -> None:
+    status = _extension.native_status()
+    if status.available and status.build["cuda"] is None:
+        assert "without CUDA kernels" in str(_extension.why_not_native("cuda"))
+        assert "without CUDA kernels" in info.format(info.collect())
+    assert "no native operators for mps" in str(_extension.why_not_native("mps")) or not status.available
+
+
+def test_info_command() -> None:
+    done = probe(
+        PACKAGE, "import runpy, sys; sys.argv = ['hiermt', 'info']; runpy.run_module('hiermt', run_name='__main__')"
+    )
+    assert done.returncode == 0, done.stderr
+    assert f"hiermt {hiermt.__version__}" in done.stdout
+    assert f"torch    {torch.__version__}" in done.stdout
+
+
+def run_setup(tree: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    inherited = {k: v for k, v in os.environ.items() if not k.startswith("HIERMT_")}
+    return subprocess.run(
+        [sys.executable, "setup.py", "-q", "build_ext", "--inplace"],
+        cwd=tree,
+        env={**inherited, **environment},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+@pytest.fixture
+def tree(tmp_path: Path) -> Path:
+    """A copy of the source tree, without anything that was built."""
+    for name in ("setup.py", "pyproject.toml", "CMakeLists.txt", "csrc", "hiermt", "README.md", "MANIFEST.in"):
+        source = ROOT / name
+        if source.is_dir():
+            shutil.copytree(
+                source, tmp_path / name, ignore=shutil.ignore_patterns("*.so", "_build.json", "__pycache__")
+            )
+        elif source.is_file():
+            shutil.copy(source, tmp_path / name)
+    return tmp_path
+
+
+def test_build_none_succeeds_and_says_so(tree: Path) -> None:
+    stale = tree / "hiermt" / f"_C{SUFFIX}"
+    stale.write_bytes(b"of an earlier build")
+    done = run_setup(tree, HIERMT_BUILD="none")
+    assert done.returncode == 0, done.stderr
+    assert "THE NATIVE EXTENSION IS LEFT OUT" in done.stderr
+    assert not stale.exists()
+    assert_fell_back(outcome(tree / "hiermt"), "left out of the build", "HIERMT_BUILD=none")
+
+
+def test_build_without_a_compiler_succeeds_and_says_so(tree: Path, tmp_path: Path) -> None:
+    done = run_setup(tree, PATH=str(tmp_path / "nothing"), CXX="", FORCE_CUDA="0")
+    assert done.returncode == 0, done.stderr
+    assert "THE NATIVE EXTENSION IS LEFT OUT" in done.stderr
+    assert "no C++ compiler was found" in done.stderr
+    assert_fell_back(outcome(tree / "hiermt"), "left out of the build", "no C++ compiler was found")
+
+
+def test_build_mode_is_checked(tree: Path) -> None:
+    done = run_setup(tree, HIERMT_BUILD="maybe")
+    assert done.returncode != 0
+    assert "HIERMT_BUILD: expected auto or none, got 'maybe'" in done.stderr
+
+
+def test_forced_cuda_without_nvcc_fails(tree: Path, tmp_path: Path) -> None:
+    if Path("/usr/local/cuda/bin/nvcc").exists():
+        pytest.skip("nvcc is where it is always looked for")
+    tools = tmp_path / "tools"
+    tools.mkdir()
+    for tool in ("cmake", "ninja", "c++"):
+        found = shutil.which(tool)
+        if found is None:
+            pytest.skip(f"{tool} is not on the PATH")
+        (tools / tool).symlink_to(found)
+    done = run_setup(tree, PATH=str(tools), FORCE_CUDA="1", CUDA_HOME="", CUDA_PATH="", CUDACXX="")
+    assert done.returncode != 0
+    assert "FORCE_CUDA=1, but no nvcc" in done.stderr
+
+
+@pytest.mark.slow
+def test_pip_install_without_a_compiler(tree: Path, tmp_path: Path) -> None:
+    """As a user without build tools has it; torch and the rest come from the environment of the tests."""
+    home = tmp_path / "venv"
+    venv.create(home, with_pip=False, symlinks=True)
+    site = next((home / "lib").glob("python3.*")) / "site-packages"
+    command = [
+        *[sys.executable, "-m", "pip", "install", "-q", "--no-index", "--no-deps", "--no-build-isolation"],
+        *["--target", str(site), str(tree)],
+    ]
+    environment = {**os.environ, "PATH": str(tmp_path / "nothing"), "CXX": ""}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert_fell_back(outcome(site / "hiermt"), "left out of the build")
+
+
+@needs_binary
+def test_exported_symbols_are_few() -> None:
+    """A static CUDA runtime or a kernel that is visible could be taken for the one of another library."""
+    if shutil.which("nm") is None:
+        pytest.skip("nm is not installed")
+    listed = subprocess.run(["nm", "-D", "--defined-only", str(BINARY)], capture_output=True, text=True, check=True)
+    strong = [line.split()[-1] for line in listed.stdout.splitlines() if line.split()[-2] == "T"]
+    assert strong == ["PyInit__C"]
+
+
+@needs_binary
+def test_only_the_stable_abi_of_torch_is_used() -> None:
+    if shutil.which("nm") is None:
+        pytest.skip("nm is not installed")
+    listed = subprocess.run(["nm", "-D", "--undefined-only", str(BINARY)], capture_output=True, text=True, check=True)
+    names = [line.split()[-1] for line in listed.stdout.splitlines()]
+    assert any(name.startswith("aoti_torch_") for name in names)
+    # C++ names of torch (namespaces at, c10, torch) change from version to version.
+    assert [name for name in names if name.startswith(("_ZN2at", "_ZN3c10", "_ZNK3c10", "_ZN5torch"))] == []
+    # And what only a CUDA build of torch has would break the import on a CPU-only one.
+    assert {name for name in names if "cuda" in name.lower()} <= {"aoti_torch_device_type_cuda"}
