@@ -43,6 +43,33 @@ STABLE_TORCH_LIBRARY(hiermt, m) {
       "need_edge_weight) "
       "-> Tensor[]");
 
+  // GCN convolution over all time steps, then the activation.
+  //   x [N, T, F], any strides; norm [E] in CSR order; params: lin.weight [H, F], bias [H]
+  //   -> [N, T, H]
+  m.def("gcn_conv(Tensor x, Tensor[] csr, Tensor norm, Tensor[] params, int activation) -> Tensor");
+
+  // out: what gcn_conv returned; grad_out: its cotangent, contiguous
+  //   -> grad_x [N, T, F], the gradients of the 2 params and of norm
+  m.def(
+      "gcn_conv_backward(Tensor grad_out, Tensor x, Tensor out, Tensor[] csr, Tensor norm, Tensor[] params, "
+      "int activation, bool need_x, bool need_params, bool need_norm) -> Tensor[]");
+
+  // Gates and recurrence of the T-GCN cell.
+  //   x [N, T, F], any strides; g [N, T, H]; h0 [N, H], zeros if None
+  //   gates: weight [H, F + 2H] and bias [H] of u, r and c
+  //   save: keep what the backward reads, 4 H elements a node and step
+  //   -> out [N, T, H] if `sequence`, else [N, H]; if saved: h [N, T, H] unless it is `out`, u, r, c
+  //      [N, T, 3, H]
+  m.def(
+      "gated_scan(Tensor x, Tensor g, Tensor? h0, Tensor[] gates, bool sequence, bool save) -> "
+      "(Tensor out, Tensor h, Tensor saved)");
+
+  // grad_out: the cotangent of out, contiguous; h: the whole sequence
+  //   -> grad_x [N, T, F], grad_g [N, T, H], grad_h0 [N, H], the gradients of the 6 gate parameters
+  m.def(
+      "gated_scan_backward(Tensor grad_out, Tensor x, Tensor g, Tensor? h0, Tensor[] gates, bool sequence, "
+      "Tensor h, Tensor saved, bool need_x, bool need_g, bool need_h0, bool need_gates) -> Tensor[]");
+
   // One T-GCN layer: g = sigmoid(stack of convolutions of x), then the gated scan from a zero state.
   //   x [N, T, F], any strides; edge_weight [E]: weight (GATv2 with an edge term) or norm (GCN) in CSR order
   //   conv_params: for each convolution the params of gatv2_conv (and lin_edge [H] if `edge`) or lin.weight

@@ -6,9 +6,11 @@ needs the compiled extension; :mod:`hiermt.functional` imports it only where tha
 
 from __future__ import annotations
 
-from hiermt import _extension, ops_decision, ops_gatv2_conv, ops_graph, ops_tgcn_layer
+from hiermt import _extension, ops_decision, ops_gated_scan, ops_gatv2_conv, ops_gcn_conv, ops_graph, ops_tgcn_layer
 from hiermt.ops_decision import ALL, CONFIDENCES, LOGITS, PREDICTIONS, PROBABILITIES, decision, decision_from_logits
+from hiermt.ops_gated_scan import gated_scan
 from hiermt.ops_gatv2_conv import gatv2_conv
+from hiermt.ops_gcn_conv import gcn_conv
 from hiermt.ops_graph import graph_prepare
 from hiermt.ops_tgcn_layer import tgcn_layer
 
@@ -20,7 +22,9 @@ __all__ = [
     "PROBABILITIES",
     "decision",
     "decision_from_logits",
+    "gated_scan",
     "gatv2_conv",
+    "gcn_conv",
     "graph_prepare",
     "tgcn_layer",
 ]
@@ -28,5 +32,5 @@ __all__ = [
 _status = _extension.native_status()
 if not _status.available:
     raise RuntimeError(f"hiermt.ops needs the compiled extension: {_status.reason}. To fix: {_status.fix}.")
-for _family in (ops_decision, ops_gatv2_conv, ops_graph, ops_tgcn_layer):
+for _family in (ops_decision, ops_gated_scan, ops_gatv2_conv, ops_gcn_conv, ops_graph, ops_tgcn_layer):
     _family.register()

@@ -15,6 +15,8 @@
   HIERMT_KERNEL(gated_scan_backward, GatedScanBackward<S, Compute<S>>) \
   HIERMT_KERNEL(gatv2_conv_forward, GatV2ConvForward<S>)               \
   HIERMT_KERNEL(gatv2_conv_backward, GatV2ConvBackward<S, Compute<S>>) \
+  HIERMT_KERNEL(gcn_conv_forward, GcnConvForward<S>)                   \
+  HIERMT_KERNEL(gcn_conv_backward, GcnConvBackward<S, Compute<S>>)     \
   HIERMT_KERNEL(tgcn_layer_forward, TgcnLayerForward<S>)               \
   HIERMT_KERNEL(tgcn_layer_backward, TgcnLayerBackward<S, Compute<S>>)
 

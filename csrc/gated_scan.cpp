@@ -1,0 +1,121 @@
+// Host entry of hiermt::gated_scan and its backward.
+#include <torch/csrc/stable/library.h>
+
+#include <optional>
+#include <tuple>
+#include <vector>
+
+#include "cpu/dispatch.h"
+#include "graph_args.h"
+
+namespace hiermt {
+namespace {
+
+constexpr int kGateParams = 6;
+const char* const kGateNames[kGateParams] = {"u.weight", "u.bias",   "r.weight",
+                                             "r.bias",   "c.weight", "c.bias"};
+
+struct Arguments {
+  int64_t nodes, steps, channels, hidden;
+  ScalarType dtype;
+};
+
+Arguments check_arguments(const char* op, const Tensor& x, const Tensor& g, const std::optional<Tensor>& h0,
+                          const std::vector<Tensor>& gates) {
+  check_shape(op, "x", x, {"N", "T", "F"});
+  check_shape(op, "g", g, {x.size(0), x.size(1), "H"});
+  const int64_t nodes = x.size(0), steps = x.size(1), channels = x.size(2), hidden = g.size(2);
+  check_parameter(op, "g", g, {nodes, steps, hidden}, "x", x);
+  if (h0) check_parameter(op, "h0", *h0, {nodes, hidden}, "x", x);
+  if (gates.size() != kGateParams) fail(op, "gates", "expected 6 tensors, got ", gates.size());
+  for (int i = 0; i < kGateParams; i += 2) {
+    check_parameter(op, kGateNames[i], gates[i], {hidden, channels + 2 * hidden}, "x", x);
+    check_parameter(op, kGateNames[i + 1], gates[i + 1], {hidden}, "x", x);
+  }
+  return {nodes, steps, channels, hidden, x.scalar_type()};
+}
+
+template <class S>
+GatedScanForward<S> forward_params(const Arguments& a, const Tensor& x, const Tensor& g,
+                                   const std::optional<Tensor>& h0, const std::vector<Tensor>& gates, S* h,
+                                   S* h_last, S* saved) {
+  return {1,
+          a.nodes,
+          a.steps,
+          a.hidden,
+          view_of<S>(x, a.nodes),
+          data<S>(g),
+          data<S>(h0),
+          {data<S>(gates[0]), data<S>(gates[1]), data<S>(gates[2]), data<S>(gates[3]), data<S>(gates[4]),
+           data<S>(gates[5])},
+          h,
+          h_last,
+          saved};
+}
+
+std::tuple<Tensor, Tensor, Tensor> gated_scan(Tensor x, Tensor g, std::optional<Tensor> h0,
+                                              std::vector<Tensor> gates, bool sequence, bool save) {
+  constexpr const char* op = "gated_scan";
+  const Arguments a = check_arguments(op, x, g, h0, gates);
+  const bool need_h = sequence || save;
+  const Tensor h = need_h ? empty({a.nodes, a.steps, a.hidden}, a.dtype, x) : empty({0}, a.dtype, x);
+  const Tensor last = sequence ? empty({0}, a.dtype, x) : empty({a.nodes, a.hidden}, a.dtype, x);
+  const Tensor saved = save ? empty({a.nodes, a.steps, 3, a.hidden}, a.dtype, x) : empty({0}, a.dtype, x);
+  dispatch_cpu(op, "x", a.dtype, [&](auto type) {
+    using S = typename decltype(type)::type;
+    cpu::kernels_of<S>().gated_scan_forward(forward_params<S>(
+        a, x, g, h0, gates, output<S>(h, need_h), output<S>(last, !sequence), output<S>(saved, save)));
+  });
+  return sequence ? std::make_tuple(h, last, saved) : std::make_tuple(last, h, saved);
+}
+
+std::vector<Tensor> gated_scan_backward(Tensor grad_out, Tensor x, Tensor g, std::optional<Tensor> h0,
+                                        std::vector<Tensor> gates, bool sequence, Tensor h, Tensor saved,
+                                        bool need_x, bool need_g, bool need_h0, bool need_gates) {
+  constexpr const char* op = "gated_scan_backward";
+  const Arguments a = check_arguments(op, x, g, h0, gates);
+  check_parameter(op, "h", h, {a.nodes, a.steps, a.hidden}, "x", x);
+  check_parameter(op, "saved", saved, {a.nodes, a.steps, 3, a.hidden}, "x", x);
+  if (sequence) {
+    check_parameter(op, "grad_out", grad_out, {a.nodes, a.steps, a.hidden}, "x", x);
+  } else {
+    check_parameter(op, "grad_out", grad_out, {a.nodes, a.hidden}, "x", x);
+  }
+
+  std::vector<Tensor> grads;
+  const auto add = [&](bool wanted, std::initializer_list<int64_t> sizes) {
+    grads.push_back(wanted ? empty(sizes, a.dtype, x) : empty({0}, a.dtype, x));
+  };
+  add(need_x, {a.nodes, a.steps, a.channels});
+  add(need_g, {a.nodes, a.steps, a.hidden});
+  add(need_h0, {a.nodes, a.hidden});
+  for (const Tensor& gate : gates) grads.push_back(gradient_of(gate, need_gates));
+
+  dispatch_cpu(op, "x", a.dtype, [&](auto type) {
+    using S = typename decltype(type)::type;
+    using C = Compute<S>;
+    // The kernel only reads what was saved.
+    S* states = const_cast<S*>(data<S>(h));
+    S* saved_gates = const_cast<S*>(data<S>(saved));
+    const auto gate = [&](int i) { return output<C>(grads[3 + i], need_gates); };
+    cpu::kernels_of<S>().gated_scan_backward(
+        {forward_params<S>(a, x, g, h0, gates, states, nullptr, saved_gates),
+         sequence ? data<S>(grad_out) : nullptr,
+         sequence ? nullptr : data<S>(grad_out),
+         output<S>(grads[0], need_x),
+         false,
+         output<S>(grads[1], need_g),
+         output<S>(grads[2], need_h0),
+         {gate(0), gate(1), gate(2), gate(3), gate(4), gate(5)}});
+  });
+  return grads;
+}
+
+}  // namespace
+
+STABLE_TORCH_LIBRARY_IMPL(hiermt, CPU, m) {
+  m.impl("gated_scan", TORCH_BOX(&gated_scan));
+  m.impl("gated_scan_backward", TORCH_BOX(&gated_scan_backward));
+}
+
+}  // namespace hiermt
