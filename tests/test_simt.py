@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from simt_cases import DTYPES, Case, ScanCase, assert_gradients, conv_backward, conv_forward, scan_both
+from simt_layers import LayerCase, layer_both
 from simt_harness import SimtFault, compiler, run
 
 from hiermt import reference
@@ -150,3 +151,20 @@ def test_graph_prepare_drops_edges_outside_the_graph() -> None:
     got = prepare(edge_index, 3, reference.GATV2_RULE)
     for i, used in enumerate((4, 4, 4, 4, 4, 4)):
         assert torch.equal(got[i][:used], expected[i][:used])
+
+
+LAYER_CASES = [
+    LayerCase(Case(hidden=16, copies=2)),
+    LayerCase(Case(hidden=16), sequence=False),
+    LayerCase(Case(hidden=8, weighted=False), conv_layers=1, between=False),
+    LayerCase(Case(hidden=16), gat=False),
+    LayerCase(Case(hidden=5, layout="strided"), conv_layers=3),
+    LayerCase(Case(hidden=32, steps=2), gat=False, conv_layers=1, between=False, sequence=False),
+    LayerCase(Case(hidden=64, steps=2, nodes=5, edges=8)),
+]
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("case", LAYER_CASES, ids=str)
+def test_tgcn_layer(case: LayerCase, dtype: torch.dtype) -> None:
+    layer_both(case, dtype)

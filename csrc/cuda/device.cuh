@@ -35,8 +35,9 @@ __device__ __forceinline__ double sigmoid(double x) { return 1.0 / (1.0 + exp(-x
 template <class C>
 __device__ __forceinline__ C activate(Activation activation, C x) {
   if (activation == Activation::kSigmoid) return sigmoid(x);
-  if (activation == Activation::kLeakyRelu) return x > C(0) ? x : C(kActivationSlope) * x;
-  return x;
+  if (activation == Activation::kNone) return x;
+  const C leaky = x > C(0) ? x : C(kActivationSlope) * x;
+  return activation == Activation::kLeakySigmoid ? sigmoid(leaky) : leaky;
 }
 
 // Derivative as a function of the output.
@@ -44,6 +45,8 @@ template <class C>
 __device__ __forceinline__ C activation_slope(Activation activation, C y) {
   if (activation == Activation::kSigmoid) return y * (C(1) - y);
   if (activation == Activation::kLeakyRelu) return y > C(0) ? C(1) : C(kActivationSlope);
+  // Above one half the argument was positive.
+  if (activation == Activation::kLeakySigmoid) return y * (C(1) - y) * (y > C(0.5) ? C(1) : C(kActivationSlope));
   return C(1);
 }
 
@@ -129,6 +132,20 @@ struct ChannelSplit {
     }
   }
 };
+
+// Entries past the last row are padding: their gradient is zero. Without a single row all of them are.
+template <class C>
+__global__ void clear_padding_kernel(const int32_t* rowptr, int64_t num_nodes, int64_t num_entries, C* values) {
+  const int64_t entry = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
+  if (entry < num_entries && entry >= rowptr[num_nodes]) values[entry] = C(0);
+}
+
+template <class C>
+cudaError_t clear_padding(const CsrGraph& graph, bool all, C* values, cudaStream_t stream) {
+  constexpr int kThreads = 128;
+  return launch(clear_padding_kernel<C>, dim3(static_cast<unsigned>(ceil_div<int64_t>(graph.num_entries, kThreads))),
+                dim3(kThreads), 0, stream, graph.rowptr, all ? int64_t{0} : graph.num_nodes, graph.num_entries, values);
+}
 
 // Calls f with the compile-time channel count, or with 0 for any other one; float64 is not worth the code.
 template <class S, class F>

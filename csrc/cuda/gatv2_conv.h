@@ -8,6 +8,7 @@
 
 #include "../cpu/storage.h"
 #include "../params.h"
+#include "accumulate.h"
 
 namespace hiermt::cuda {
 
@@ -19,6 +20,6 @@ int gatv2_conv_forward(const GatV2ConvForward<S>& p, void* workspace, void* stre
 template <class S>
 size_t gatv2_conv_backward_workspace(const GatV2ConvBackward<S, Compute<S>>& p);
 template <class S>
-int gatv2_conv_backward(const GatV2ConvBackward<S, Compute<S>>& p, void* workspace, void* stream);
+int gatv2_conv_backward(const GatV2ConvBackward<S, Compute<S>>& p, Accumulate accumulate, void* workspace, void* stream);
 
 }  // namespace hiermt::cuda

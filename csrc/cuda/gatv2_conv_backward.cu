@@ -197,7 +197,7 @@ __global__ void __launch_bounds__(kGatThreads)
 template <class S>
 __global__ void __launch_bounds__(kGatThreads)
     gatv2_conv_bwd_edge_weight_kernel(GatV2ConvForward<S> p, BackwardMemory<Compute<S>> memory,
-                                      Compute<S>* grad_edge_weight) {
+                                      Compute<S>* grad_edge_weight, bool accumulate) {
   using C = Compute<S>;
   SharedMemory shared;
   C* scratch = shared.take<C>(kGatThreads);
@@ -218,15 +218,8 @@ __global__ void __launch_bounds__(kGatThreads)
              (z > C(0) ? C(1) : C(kAttentionSlope));
     }
     sum = block_sum(sum, scratch);
-    if (threadIdx.x == 0) grad_edge_weight[entry] = sum;
+    if (threadIdx.x == 0) grad_edge_weight[entry] = accumulate ? grad_edge_weight[entry] + sum : sum;
   }
-}
-
-// Entries past the last row are padding: they get zero.
-template <class C>
-__global__ void zero_padding_kernel(const int32_t* rowptr, int64_t num_nodes, int64_t num_entries, C* values) {
-  const int64_t entry = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
-  if (entry < num_entries && entry >= rowptr[num_nodes]) values[entry] = C(0);
 }
 
 template <class C>
@@ -282,7 +275,7 @@ bool wants_matrices(const GatV2Grads<C>& g) {
 // Both sweeps over the edges.
 template <class S>
 cudaError_t edge_gradients(const GatV2ConvBackward<S, Compute<S>>& p, const BackwardMemory<Compute<S>>& memory,
-                           int64_t rows, cudaStream_t stream) {
+                           bool accumulate_edge_weight, int64_t rows, cudaStream_t stream) {
   using C = Compute<S>;
   const GatV2ConvForward<S>& f = p.forward;
   return dispatch_hidden<S>(f.hidden, [&](auto hidden) {
@@ -300,7 +293,8 @@ cudaError_t edge_gradients(const GatV2ConvBackward<S, Compute<S>>& p, const Back
     if (p.grad_edge_weight != nullptr) {
       HIERMT_CUDA_RETURN_IF_ERROR(launch(gatv2_conv_bwd_edge_weight_kernel<S>,
                                          dim3(static_cast<unsigned>(f.graph.num_nodes)), dim3(kGatThreads),
-                                         padded_bytes<C>(kGatThreads), stream, f, memory, p.grad_edge_weight));
+                                         padded_bytes<C>(kGatThreads), stream, f, memory, p.grad_edge_weight,
+                                         accumulate_edge_weight));
     }
     if (p.grad_x == nullptr && !wants_matrices(p.grads)) return cudaSuccess;
     return launch(gatv2_conv_bwd_source_kernel<S, kHidden>, dim3(static_cast<unsigned>(ceil_div(rows, groups))),
@@ -317,7 +311,8 @@ size_t gatv2_conv_backward_workspace(const GatV2ConvBackward<S, Compute<S>>& p) 
 }
 
 template <class S>
-int gatv2_conv_backward(const GatV2ConvBackward<S, Compute<S>>& p, void* workspace, void* stream_) {
+int gatv2_conv_backward(const GatV2ConvBackward<S, Compute<S>>& p, Accumulate accumulate, void* workspace,
+                        void* stream_) {
   using C = Compute<S>;
   const cudaStream_t stream = static_cast<cudaStream_t>(stream_);
   const GatV2ConvForward<S>& f = p.forward;
@@ -326,17 +321,12 @@ int gatv2_conv_backward(const GatV2ConvBackward<S, Compute<S>>& p, void* workspa
   if (!supported(nodes, f.steps, f.hidden)) return cudaErrorInvalidValue;
   const BackwardMemory<C> memory(workspace, p, rows);
 
-  if (p.grad_edge_weight != nullptr) {
-    const int64_t entries = f.graph.num_entries;
-    // Without rows nothing but zeros is left to write.
-    HIERMT_CUDA_RETURN_IF_ERROR(launch(zero_padding_kernel<C>,
-                                       dim3(static_cast<unsigned>(ceil_div<int64_t>(entries, kGatThreads))),
-                                       dim3(kGatThreads), 0, stream, f.graph.rowptr,
-                                       rows == 0 ? int64_t{0} : f.graph.num_nodes, entries, p.grad_edge_weight));
+  if (p.grad_edge_weight != nullptr && !accumulate.edge_weight) {
+    HIERMT_CUDA_RETURN_IF_ERROR(clear_padding(f.graph, rows == 0, p.grad_edge_weight, stream));
   }
   if (rows > 0) {
     HIERMT_CUDA_RETURN_IF_ERROR(project_pair(f, memory.x_l, memory.x_r, stream));
-    HIERMT_CUDA_RETURN_IF_ERROR(edge_gradients(p, memory, rows, stream));
+    HIERMT_CUDA_RETURN_IF_ERROR(edge_gradients(p, memory, accumulate.edge_weight, rows, stream));
   } else if (wants_vectors(p.grads)) {
     HIERMT_CUDA_RETURN_IF_ERROR(
         ordered_sum<C>(memory.partial, 0, 3 * f.hidden, VectorGrads<C>{p.grads, hidden}, stream));
@@ -350,12 +340,12 @@ int gatv2_conv_backward(const GatV2ConvBackward<S, Compute<S>>& p, void* workspa
   }
   if (p.grad_x == nullptr) return cudaSuccess;
   return linear<C>(grad_projections, TransposedPair<S>{f.weights, channels, hidden},
-                   DenseOut<S>{p.grad_x, channels, false}, rows, 2 * f.hidden, f.x.channels, stream);
+                   DenseOut<S>{p.grad_x, channels, accumulate.grad_x}, rows, 2 * f.hidden, f.x.channels, stream);
 }
 
 #define HIERMT_INSTANTIATE(S)                                                                     \
   template size_t gatv2_conv_backward_workspace<S>(const GatV2ConvBackward<S, Compute<S>>&);      \
-  template int gatv2_conv_backward<S>(const GatV2ConvBackward<S, Compute<S>>&, void*, void*);
+  template int gatv2_conv_backward<S>(const GatV2ConvBackward<S, Compute<S>>&, Accumulate, void*, void*);
 HIERMT_INSTANTIATE(float)
 HIERMT_INSTANTIATE(double)
 HIERMT_INSTANTIATE(BFloat16)

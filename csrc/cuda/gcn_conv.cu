@@ -134,7 +134,7 @@ __global__ void __launch_bounds__(kGcnThreads)
 template <class S>
 __global__ void __launch_bounds__(kGcnThreads)
     gcn_conv_bwd_norm_kernel(GcnConvForward<S> p, const Compute<S>* grad_y, const Compute<S>* projected,
-                             Compute<S>* grad_norm) {
+                             Compute<S>* grad_norm, bool accumulate) {
   using C = Compute<S>;
   SharedMemory shared;
   C* scratch = shared.take<C>(kGcnThreads);
@@ -150,15 +150,8 @@ __global__ void __launch_bounds__(kGcnThreads)
              projected[(copy * p.graph.num_nodes + p.graph.col[entry]) * piece + inside];
     }
     sum = block_sum(sum, scratch);
-    if (threadIdx.x == 0) grad_norm[entry] = sum;
+    if (threadIdx.x == 0) grad_norm[entry] = accumulate ? grad_norm[entry] + sum : sum;
   }
-}
-
-// Entries past the last row are padding: they get zero.
-template <class C>
-__global__ void zero_padding_kernel(const int32_t* rowptr, int64_t num_nodes, int64_t num_entries, C* values) {
-  const int64_t entry = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
-  if (entry < num_entries && entry >= rowptr[num_nodes]) values[entry] = C(0);
 }
 
 template <class C>
@@ -236,7 +229,7 @@ size_t gcn_conv_backward_workspace(const GcnConvBackward<S, Compute<S>>& p) {
 }
 
 template <class S>
-int gcn_conv_backward(const GcnConvBackward<S, Compute<S>>& p, void* workspace, void* stream_) {
+int gcn_conv_backward(const GcnConvBackward<S, Compute<S>>& p, Accumulate accumulate, void* workspace, void* stream_) {
   using C = Compute<S>;
   const cudaStream_t stream = static_cast<cudaStream_t>(stream_);
   const GcnConvForward<S>& f = p.forward;
@@ -255,16 +248,14 @@ int gcn_conv_backward(const GcnConvBackward<S, Compute<S>>& p, void* workspace, 
         ordered_sum<C>(memory.partial, blocks, f.hidden, BiasGrad<C>{p.grads.bias}, stream));
   }
   if (p.grad_norm != nullptr) {
-    const int64_t entries = f.graph.num_entries;
-    HIERMT_CUDA_RETURN_IF_ERROR(launch(zero_padding_kernel<C>,
-                                       dim3(static_cast<unsigned>(ceil_div<int64_t>(entries, kGcnThreads))),
-                                       dim3(kGcnThreads), 0, stream, f.graph.rowptr,
-                                       rows == 0 ? int64_t{0} : f.graph.num_nodes, entries, p.grad_norm));
+    if (!accumulate.edge_weight) {
+      HIERMT_CUDA_RETURN_IF_ERROR(clear_padding(f.graph, rows == 0, p.grad_norm, stream));
+    }
     if (rows > 0) {
       HIERMT_CUDA_RETURN_IF_ERROR(project(f, memory.projected, rows, stream));
       HIERMT_CUDA_RETURN_IF_ERROR(launch(gcn_conv_bwd_norm_kernel<S>, dim3(static_cast<unsigned>(f.graph.num_nodes)),
                                          dim3(kGcnThreads), padded_bytes<C>(kGcnThreads), stream, f, memory.grad_y,
-                                         memory.projected, p.grad_norm));
+                                         memory.projected, p.grad_norm, accumulate.edge_weight));
     }
   }
   if (p.grad_x == nullptr && p.grads.lin_weight == nullptr) return cudaSuccess;
@@ -282,14 +273,14 @@ int gcn_conv_backward(const GcnConvBackward<S, Compute<S>>& p, void* workspace, 
   }
   if (p.grad_x == nullptr) return cudaSuccess;
   return linear<C>(grad_projected, LinTransposed<S>{f.weights.lin_weight, channels},
-                   DenseOut<S>{p.grad_x, channels, false}, rows, f.hidden, f.x.channels, stream);
+                   DenseOut<S>{p.grad_x, channels, accumulate.grad_x}, rows, f.hidden, f.x.channels, stream);
 }
 
 #define HIERMT_INSTANTIATE(S)                                                              \
   template size_t gcn_conv_forward_workspace<S>(const GcnConvForward<S>&);                 \
   template int gcn_conv_forward<S>(const GcnConvForward<S>&, void*, void*);                \
   template size_t gcn_conv_backward_workspace<S>(const GcnConvBackward<S, Compute<S>>&);   \
-  template int gcn_conv_backward<S>(const GcnConvBackward<S, Compute<S>>&, void*, void*);
+  template int gcn_conv_backward<S>(const GcnConvBackward<S, Compute<S>>&, Accumulate, void*, void*);
 HIERMT_INSTANTIATE(float)
 HIERMT_INSTANTIATE(double)
 HIERMT_INSTANTIATE(BFloat16)

@@ -8,6 +8,7 @@
 
 #include "../cpu/storage.h"
 #include "../params.h"
+#include "accumulate.h"
 
 namespace hiermt::cuda {
 
@@ -19,6 +20,6 @@ int gcn_conv_forward(const GcnConvForward<S>& p, void* workspace, void* stream);
 template <class S>
 size_t gcn_conv_backward_workspace(const GcnConvBackward<S, Compute<S>>& p);
 template <class S>
-int gcn_conv_backward(const GcnConvBackward<S, Compute<S>>& p, void* workspace, void* stream);
+int gcn_conv_backward(const GcnConvBackward<S, Compute<S>>& p, Accumulate accumulate, void* workspace, void* stream);
 
 }  // namespace hiermt::cuda

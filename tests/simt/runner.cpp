@@ -6,6 +6,7 @@
 #include "cuda/gated_scan.h"
 #include "cuda/gcn_conv.h"
 #include "cuda/graph.h"
+#include "cuda/tgcn_layer.h"
 #include "faults.h"
 
 namespace {
@@ -109,6 +110,96 @@ GatedScanForward<S> read_gated_scan(Arguments& a) {
   return p;
 }
 
+// A layer owns the arrays its parameters point to.
+template <class S>
+struct Layer {
+  std::vector<GatV2Weights<S>> gat;
+  std::vector<GcnWeights<S>> gcn;
+  TgcnLayerForward<S> p{};
+
+  explicit Layer(Arguments& a) {
+    p.graph = read_graph(a);
+    p.x = read_sequence<S>(a);
+    p.steps = a.integer();
+    p.hidden = a.integer();
+    p.conv_layers = a.integer();
+    const bool is_gat = a.integer() != 0;
+    p.between = a.integer() != 0;
+    p.edge_weight = a.in<S>();
+    for (int64_t k = 0; k < p.conv_layers; ++k) {
+      if (is_gat) {
+        GatV2Weights<S> w{};
+        w.lin_l_weight = a.in<S>();
+        w.lin_l_bias = a.in<S>();
+        w.lin_r_weight = a.in<S>();
+        w.lin_r_bias = a.in<S>();
+        w.att = a.in<S>();
+        w.bias = a.in<S>();
+        w.lin_edge_weight = a.in<S>();
+        gat.push_back(w);
+      } else {
+        GcnWeights<S> w{};
+        w.lin_weight = a.in<S>();
+        w.bias = a.in<S>();
+        gcn.push_back(w);
+      }
+    }
+    p.gat = is_gat ? gat.data() : nullptr;
+    p.gcn = is_gat ? nullptr : gcn.data();
+    p.gate_weights.u_weight = a.in<S>();
+    p.gate_weights.u_bias = a.in<S>();
+    p.gate_weights.r_weight = a.in<S>();
+    p.gate_weights.r_bias = a.in<S>();
+    p.gate_weights.c_weight = a.in<S>();
+    p.gate_weights.c_bias = a.in<S>();
+  }
+};
+
+template <class S>
+int run_layer_backward(Arguments& a) {
+  using C = Compute<S>;
+  Layer<S> layer(a);
+  layer.p.h = const_cast<S*>(a.in<S>());
+  layer.p.gates = const_cast<S*>(a.in<S>());
+  layer.p.g = const_cast<S*>(a.in<S>());
+  TgcnLayerBackward<S, C> p{};
+  p.forward = layer.p;
+  p.grad_h = a.in<S>();
+  p.grad_h_last = a.in<S>();
+  p.grad_x = a.out<S>();
+  std::vector<GatV2Grads<C>> gat;
+  std::vector<GcnGrads<C>> gcn;
+  for (int64_t k = 0; k < layer.p.conv_layers; ++k) {
+    if (layer.p.gat != nullptr) {
+      GatV2Grads<C> g{};
+      g.lin_l_weight = a.out<C>();
+      g.lin_l_bias = a.out<C>();
+      g.lin_r_weight = a.out<C>();
+      g.lin_r_bias = a.out<C>();
+      g.att = a.out<C>();
+      g.bias = a.out<C>();
+      g.lin_edge_weight = a.out<C>();
+      gat.push_back(g);
+    } else {
+      GcnGrads<C> g{};
+      g.lin_weight = a.out<C>();
+      g.bias = a.out<C>();
+      gcn.push_back(g);
+    }
+  }
+  p.gat = gat.empty() ? nullptr : gat.data();
+  p.gcn = gcn.empty() ? nullptr : gcn.data();
+  p.gates.u_weight = a.out<C>();
+  p.gates.u_bias = a.out<C>();
+  p.gates.r_weight = a.out<C>();
+  p.gates.r_bias = a.out<C>();
+  p.gates.c_weight = a.out<C>();
+  p.gates.c_bias = a.out<C>();
+  p.grad_edge_weight = a.out<C>();
+  const ScratchMemory memory(cuda::tgcn_layer_backward_workspace(p));
+  return cuda::tgcn_layer_backward(p, memory.data(), nullptr);
+}
+
 template <class S>
 int run(const std::string& op, Arguments& a) {
   if (op == "gatv2_conv") {
@@ -133,7 +224,7 @@ int run(const std::string& op, Arguments& a) {
     p.grads.lin_edge_weight = a.out<C>();
     p.grad_edge_weight = a.out<C>();
     const ScratchMemory memory(cuda::gatv2_conv_backward_workspace(p));
-    return cuda::gatv2_conv_backward(p, memory.data(), nullptr);
+    return cuda::gatv2_conv_backward(p, {}, memory.data(), nullptr);
   }
   if (op == "gcn_conv") {
     GcnConvForward<S> p = read_gcn_conv<S>(a);
@@ -152,7 +243,7 @@ int run(const std::string& op, Arguments& a) {
     p.grads.bias = a.out<C>();
     p.grad_norm = a.out<C>();
     const ScratchMemory memory(cuda::gcn_conv_backward_workspace(p));
-    return cuda::gcn_conv_backward(p, memory.data(), nullptr);
+    return cuda::gcn_conv_backward(p, {}, memory.data(), nullptr);
   }
   if (op == "gated_scan") {
     GatedScanForward<S> p = read_gated_scan<S>(a);
@@ -183,6 +274,16 @@ int run(const std::string& op, Arguments& a) {
     const ScratchMemory memory(cuda::gated_scan_backward_workspace(p));
     return cuda::gated_scan_backward(p, memory.data(), nullptr);
   }
+  if (op == "tgcn_layer") {
+    Layer<S> layer(a);
+    layer.p.h = a.out<S>();
+    layer.p.h_last = a.out<S>();
+    layer.p.gates = a.out<S>();
+    layer.p.g = a.out<S>();
+    const ScratchMemory memory(cuda::tgcn_layer_forward_workspace(layer.p));
+    return cuda::tgcn_layer_forward(layer.p, memory.data(), nullptr);
+  }
+  if (op == "tgcn_layer_backward") return run_layer_backward<S>(a);
   return -1;
 }
 

@@ -1,0 +1,179 @@
+// One T-GCN layer (arXiv 1811.05320, eqs. 2 to 6): the convolution stack for all steps, then the scan.
+#include "tgcn_layer.h"
+
+#include "gated_scan.h"
+#include "gatv2_conv.h"
+#include "gcn_conv.h"
+#include "launch.cuh"
+
+namespace hiermt::cuda {
+namespace {
+
+// Convolution k of the stack, reading x or what the one before left.
+template <class S>
+struct Stack {
+  const TgcnLayerForward<S>& p;
+
+  int64_t nodes() const { return p.graph.copies * p.graph.num_nodes; }
+  int64_t values() const { return nodes() * p.steps * p.hidden; }
+  int64_t depth() const { return p.conv_layers; }
+
+  SequenceView<S> input(int64_t k, const S* before) const {
+    if (k == 0) return p.x;
+    const int64_t step = p.hidden, node = p.steps * step;
+    return {before, p.hidden, p.graph.num_nodes * node, node, step, 1};
+  }
+  Activation activation(int64_t k) const {
+    if (k + 1 < p.conv_layers) return Activation::kLeakyRelu;
+    return p.between ? Activation::kSigmoid : Activation::kLeakySigmoid;
+  }
+  GatV2ConvForward<S> gat(int64_t k, const S* before, S* out) const {
+    return {p.graph, input(k, before), p.steps, p.hidden, p.edge_weight, p.gat[k], activation(k), out};
+  }
+  GcnConvForward<S> gcn(int64_t k, const S* before, S* out) const {
+    return {p.graph, input(k, before), p.steps, p.hidden, p.edge_weight, p.gcn[k], activation(k), out};
+  }
+  GatedScanForward<S> scan(const S* g) const {
+    return {p.graph.copies, p.graph.num_nodes, p.steps, p.hidden, p.x,      g,
+            nullptr,        p.gate_weights,    p.h,     p.h_last, p.gates};
+  }
+
+  size_t conv_workspace(int64_t k) const {
+    return p.gat != nullptr ? gatv2_conv_forward_workspace(gat(k, nullptr, nullptr))
+                            : gcn_conv_forward_workspace(gcn(k, nullptr, nullptr));
+  }
+  int run_conv(int64_t k, const S* before, S* out, void* workspace, void* stream) const {
+    return p.gat != nullptr ? gatv2_conv_forward(gat(k, before, out), workspace, stream)
+                            : gcn_conv_forward(gcn(k, before, out), workspace, stream);
+  }
+};
+
+constexpr size_t larger(size_t a, size_t b) { return a > b ? a : b; }
+
+template <class S>
+struct ForwardMemory {
+  Workspace memory;
+  S* g;
+  S* between[2];
+  unsigned char* inner;  // of the launcher at work
+
+  ForwardMemory(void* base, const Stack<S>& stack) : memory(base) {
+    g = stack.p.g != nullptr ? stack.p.g : memory.take<S>(stack.values());
+    for (int i = 0; i < 2; ++i) between[i] = stack.depth() > i + 1 ? memory.take<S>(stack.values()) : nullptr;
+    size_t bytes = gated_scan_forward_workspace(stack.scan(nullptr));
+    for (int64_t k = 0; k < stack.depth(); ++k) bytes = larger(bytes, stack.conv_workspace(k));
+    inner = memory.take<unsigned char>(bytes);
+  }
+};
+
+template <class S>
+struct BackwardMemory {
+  using C = Compute<S>;
+  Workspace memory;
+  S* grads[2];       // cotangent of a convolution's output, and of its input
+  S* outputs;        // of all convolutions but the last, computed again
+  unsigned char* inner;
+
+  BackwardMemory(void* base, const TgcnLayerBackward<S, C>& p, const Stack<S>& stack) : memory(base) {
+    grads[0] = memory.take<S>(stack.values());
+    grads[1] = stack.depth() > 1 ? memory.take<S>(stack.values()) : nullptr;
+    outputs = memory.take<S>((stack.depth() - 1) * stack.values());
+    size_t bytes = gated_scan_backward_workspace(scan(p, stack, nullptr));
+    for (int64_t k = 0; k < stack.depth(); ++k) {
+      bytes = larger(bytes, stack.conv_workspace(k));
+      bytes = larger(bytes, p.forward.gat != nullptr
+                                ? gatv2_conv_backward_workspace(gat(p, stack, k, nullptr, nullptr, nullptr, nullptr))
+                                : gcn_conv_backward_workspace(gcn(p, stack, k, nullptr, nullptr, nullptr, nullptr)));
+    }
+    inner = memory.take<unsigned char>(bytes);
+  }
+
+  static GatedScanBackward<S, C> scan(const TgcnLayerBackward<S, C>& p, const Stack<S>& stack, S* grad_g) {
+    return {stack.scan(p.forward.g), p.grad_h, p.grad_h_last, p.grad_x, false, grad_g, nullptr, p.gates};
+  }
+  static GatV2ConvBackward<S, C> gat(const TgcnLayerBackward<S, C>& p, const Stack<S>& stack, int64_t k,
+                                     const S* before, S* out, const S* grad_out, S* grad_in) {
+    return {stack.gat(k, before, out), grad_out, grad_in, p.gat != nullptr ? p.gat[k] : GatV2Grads<C>{},
+            p.grad_edge_weight};
+  }
+  static GcnConvBackward<S, C> gcn(const TgcnLayerBackward<S, C>& p, const Stack<S>& stack, int64_t k,
+                                   const S* before, S* out, const S* grad_out, S* grad_in) {
+    return {stack.gcn(k, before, out), grad_out, grad_in, p.gcn != nullptr ? p.gcn[k] : GcnGrads<C>{},
+            p.grad_edge_weight};
+  }
+};
+
+}  // namespace
+
+template <class S>
+size_t tgcn_layer_forward_workspace(const TgcnLayerForward<S>& p) {
+  return ForwardMemory<S>(nullptr, Stack<S>{p}).memory.bytes();
+}
+
+template <class S>
+int tgcn_layer_forward(const TgcnLayerForward<S>& p, void* workspace, void* stream) {
+  const Stack<S> stack{p};
+  const ForwardMemory<S> memory(workspace, stack);
+  const S* before = nullptr;
+  for (int64_t k = 0; k < p.conv_layers; ++k) {
+    S* out = k + 1 == p.conv_layers ? memory.g : memory.between[k % 2];
+    if (const int error = stack.run_conv(k, before, out, memory.inner, stream)) return error;
+    before = out;
+  }
+  return gated_scan_forward(stack.scan(memory.g), memory.inner, stream);
+}
+
+template <class S>
+size_t tgcn_layer_backward_workspace(const TgcnLayerBackward<S, Compute<S>>& p) {
+  return BackwardMemory<S>(nullptr, p, Stack<S>{p.forward}).memory.bytes();
+}
+
+template <class S>
+int tgcn_layer_backward(const TgcnLayerBackward<S, Compute<S>>& p, void* workspace, void* stream) {
+  using Memory = BackwardMemory<S>;
+  const Stack<S> stack{p.forward};
+  const Memory memory(workspace, p, stack);
+  const int64_t last = p.forward.conv_layers - 1;
+  const auto output = [&](int64_t k) {
+    return k < 0 ? nullptr : k == last ? p.forward.g : memory.outputs + k * stack.values();
+  };
+  const bool need_stack = p.grad_x != nullptr || p.gat != nullptr || p.gcn != nullptr || p.grad_edge_weight != nullptr;
+  S* grad_out = memory.grads[0];
+  S* grad_in = memory.grads[1];
+  if (const int error = gated_scan_backward(Memory::scan(p, stack, need_stack ? grad_out : nullptr), memory.inner,
+                                            stream)) {
+    return error;
+  }
+  if (!need_stack) return cudaSuccess;
+  for (int64_t k = 0; k < last; ++k) {
+    if (const int error = stack.run_conv(k, output(k - 1), output(k), memory.inner, stream)) return error;
+  }
+  for (int64_t k = last; k >= 0; --k) {
+    S* to = k == 0 ? p.grad_x : grad_in;
+    const Accumulate accumulate{k == 0, k != last};
+    const int error =
+        p.forward.gat != nullptr
+            ? gatv2_conv_backward(Memory::gat(p, stack, k, output(k - 1), output(k), grad_out, to), accumulate,
+                                  memory.inner, stream)
+            : gcn_conv_backward(Memory::gcn(p, stack, k, output(k - 1), output(k), grad_out, to), accumulate,
+                                memory.inner, stream);
+    if (error != 0) return error;
+    S* const used = grad_out;
+    grad_out = grad_in;
+    grad_in = used;
+  }
+  return cudaSuccess;
+}
+
+#define HIERMT_INSTANTIATE(S)                                                                \
+  template size_t tgcn_layer_forward_workspace<S>(const TgcnLayerForward<S>&);               \
+  template int tgcn_layer_forward<S>(const TgcnLayerForward<S>&, void*, void*);              \
+  template size_t tgcn_layer_backward_workspace<S>(const TgcnLayerBackward<S, Compute<S>>&); \
+  template int tgcn_layer_backward<S>(const TgcnLayerBackward<S, Compute<S>>&, void*, void*);
+HIERMT_INSTANTIATE(float)
+HIERMT_INSTANTIATE(double)
+HIERMT_INSTANTIATE(BFloat16)
+HIERMT_INSTANTIATE(Half)
+#undef HIERMT_INSTANTIATE
+
+}  // namespace hiermt::cuda

@@ -1,0 +1,112 @@
+"""Whole layers for the SIMT harness, forward and backward, against the float64 twin."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from simt_cases import Case, assert_gradients, conv_arguments, make
+from simt_harness import run
+from torch import Tensor
+
+from hiermt import reference
+from hiermt.testing import tolerance
+
+
+class LayerCase(NamedTuple):
+    """One T-GCN layer; `problem` describes its first convolution."""
+
+    problem: Case
+    gat: bool = True
+    conv_layers: int = 2
+    between: bool = True
+    sequence: bool = True
+
+    def __str__(self) -> str:
+        flags = f"{'gat' if self.gat else 'gcn'}{self.conv_layers}-{'between' if self.between else 'after'}"
+        return f"{self.problem}-{flags}-{'sequence' if self.sequence else 'last'}"
+
+
+class Layer(NamedTuple):
+    """Inputs of a layer: `conv` holds every parameter of every convolution, lin_edge last (``None`` without)."""
+
+    csr: list[Tensor]
+    x: Tensor
+    edge_weight: Tensor | None
+    conv: list[list[Tensor | None]]
+    gates: list[Tensor]
+
+
+def make_layer(case: LayerCase, dtype: torch.dtype) -> Layer:
+    first = make(case.problem, dtype, case.gat)
+    hidden, channels = case.problem.hidden, case.problem.channels
+    conv: list[list[Tensor | None]] = []
+    for k in range(case.conv_layers):
+        problem = case.problem if k == 0 else case.problem._replace(channels=hidden, layout="dense")
+        one = make(problem, dtype, case.gat, seed=k)
+        conv.append([*one.params, one.lin_edge] if case.gat else list(one.params))
+    generator = torch.Generator().manual_seed(99)
+    columns = channels + 2 * hidden
+    gates = [
+        (torch.randn(hidden, columns, generator=generator) * columns**-0.5 if i % 2 == 0 else torch.zeros(hidden)).to(dtype)
+        for i in range(6)
+    ]
+    return Layer(first.csr, first.x, first.edge_weight, conv, gates)
+
+
+def layer_arguments(case: LayerCase, layer: Layer) -> tuple[list[int], list[Tensor | None]]:
+    problem = make(case.problem, layer.x.dtype, case.gat)
+    integers, inputs = conv_arguments(case.problem, problem, case.gat)
+    # conv_arguments ends with the activation and the parameters of one convolution.
+    integers[-1:] = [case.conv_layers, int(case.gat), int(case.between)]
+    head = inputs[:7]
+    return integers, [*head, *(p for conv in layer.conv for p in conv), *layer.gates]
+
+
+def layer_both(case: LayerCase, dtype: torch.dtype, environment: dict[str, str] | None = None) -> None:
+    """Forward and backward, asserted against the twin."""
+    layer = make_layer(case, dtype)
+    problem = case.problem
+    total = problem.copies * problem.nodes
+    sequence, state = ((total, problem.steps, problem.hidden), dtype), ((total, problem.hidden), dtype)
+    gates_shape = ((total, problem.steps, 3, problem.hidden), dtype)
+    integers, inputs = layer_arguments(case, layer)
+    h, h_last, gates, g = run("tgcn_layer", dtype, integers, inputs, [sequence, state, gates_shape, sequence], environment)
+    (alone,) = run("tgcn_layer", dtype, integers, inputs, [None, state, None, None], environment)[1:2]
+    assert torch.equal(alone, h_last)
+
+    def leaf(tensor: Tensor | None) -> Tensor | None:
+        return None if tensor is None else tensor.double().detach().clone().requires_grad_()
+
+    x = leaf(layer.x.reshape(total, problem.steps, problem.channels))
+    edge_weight = leaf(layer.edge_weight)
+    conv = [[leaf(p) for p in one] for one in layer.conv]
+    gate_params = [leaf(p) for p in layer.gates]
+    edge = case.gat and edge_weight is not None
+    flat = [p for one in conv for p in (one if edge or not case.gat else one[:6])]
+    expected = reference.tgcn_layer(
+        x, layer.csr, edge_weight, flat, gate_params, case.conv_layers, case.gat, edge, case.between, True
+    )
+    found = tolerance(dtype)
+    torch.testing.assert_close(h.double(), expected.detach(), rtol=found.rtol, atol=found.atol)
+
+    cotangent = torch.randn(sequence[0], generator=torch.Generator().manual_seed(5)).to(dtype)
+    if case.sequence:
+        grads_in: list[Tensor | None] = [cotangent, None]
+        value, seed = expected, cotangent.double()
+    else:
+        grads_in = [None, cotangent[:, -1].contiguous()]
+        value, seed = expected[:, -1], cotangent[:, -1].double()
+    compute = torch.float64 if dtype == torch.float64 else torch.float32
+    leaves = [x, *(p for one in conv for p in one), *gate_params, edge_weight]
+    outputs = [
+        None if p is None else (tuple(p.shape), dtype if i == 0 else compute) for i, p in enumerate(leaves)
+    ]
+    grads = run("tgcn_layer_backward", dtype, integers, [*inputs, h, gates, g, *grads_in], outputs, environment)
+    truth = iter(torch.autograd.grad(value, [p for p in leaves if p is not None], seed, allow_unused=True))
+    pairs = []
+    for i, (p, grad) in enumerate(zip(leaves, grads, strict=True)):
+        if p is not None:
+            one = next(truth)
+            pairs.append((f"argument {i}", grad, torch.zeros_like(p) if one is None else one))
+    assert_gradients(pairs, dtype)
