@@ -33,14 +33,13 @@ HIERMT_INLINE void parallel_for(int64_t tasks, Body&& body) {
       const_cast<void*>(static_cast<const void*>(&body)));
 }
 
-// Cuts `count` items into `groups` nearly equal ranges; group g is [begin, end).
+// Cuts `count` items into `groups` ranges that differ by at most one, the longer ones spread evenly, so that
+// any run of consecutive groups holds its share; group g is [begin, end).
 struct Range {
   int64_t begin, end;
 };
 HIERMT_INLINE Range split(int64_t count, int64_t groups, int64_t group) {
-  const int64_t base = count / groups, extra = count % groups;
-  const int64_t begin = group * base + (group < extra ? group : extra);
-  return {begin, begin + base + (group < extra ? 1 : 0)};
+  return {count * group / groups, count * (group + 1) / groups};
 }
 
 }  // namespace HIERMT_ISA
