@@ -5,8 +5,7 @@
 
 #include <tuple>
 
-#include "cpu/dispatch.h"
-#include "cuda_call.h"
+#include "native_call.h"
 #include "params.h"
 #include "tensors.h"
 
@@ -61,20 +60,6 @@ struct Decided {
   }
 };
 
-// cpu(S-typed table) or cuda(stream), whichever holds `tensor`.
-template <class S, class OnCpu, class OnCuda>
-void run(const char* op, const char* argument, const Tensor& tensor, OnCpu&& on_cpu, OnCuda&& on_cuda) {
-  if (tensor.is_cpu()) {
-    if constexpr (std::is_same_v<S, Half>) {
-      fail(op, argument, "the CPU kernels take Float, Double and BFloat16, got Half");
-    } else {
-      on_cpu(cpu::kernels_of<S>());
-    }
-  } else if constexpr (kWithCuda) {
-    call_cuda(op, tensor, on_cuda);
-  }
-}
-
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> decision(Tensor h, Tensor out_weight, Tensor out_bias,
                                                             Tensor signal_weight, Tensor signal_bias,
                                                             Tensor direction_weight, Tensor direction_bias,
@@ -101,7 +86,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> decision(Tensor h, Tensor out
                                output<S>(signal_logits, logits),
                                output<S>(direction_logits, logits),
                                decided.pointers<S>()};
-    run<S>(
+    run_native<S>(
         op, "h", h, [&](const auto& kernels) { kernels.decision_forward(p); },
         [&](void* stream) { return cuda::decision_forward(p, stream); });
   });
@@ -121,7 +106,7 @@ std::tuple<Tensor, Tensor, Tensor> decision_from_logits(Tensor signal_logits, Te
     using S = typename decltype(type)::type;
     const DecisionFromLogits<S> p{rows, data<S>(signal_logits), data<S>(direction_logits), threshold,
                                   decided.pointers<S>()};
-    run<S>(
+    run_native<S>(
         op, "signal_logits", signal_logits, [&](const auto& kernels) { kernels.decision_from_logits(p); },
         [&](void* stream) { return cuda::decision_from_logits(p, stream); });
   });
@@ -166,11 +151,10 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> decision_back
         need_params,
         {grad(grad_out_weight), grad(grad_out_bias), grad(grad_signal_weight), grad(grad_signal_bias),
          grad(grad_direction_weight), grad(grad_direction_bias)}};
-    run<S>(
+    run_native<S>(
         op, "h", h, [&](const auto& kernels) { kernels.decision_backward(p); },
         [&](void* stream) {
-          const auto bytes = static_cast<int64_t>(cuda::decision_backward_workspace(p));
-          const Tensor workspace = empty({bytes}, ScalarType::Byte, h);
+          const Tensor workspace = workspace_of(cuda::decision_backward_workspace(p), h);
           return cuda::decision_backward(p, workspace.mutable_data_ptr(), stream);
         });
   });

@@ -1,12 +1,14 @@
 // Host entry of hiermt::gated_scan and its backward.
+#include "cuda/gated_scan.h"
+
 #include <torch/csrc/stable/library.h>
 
 #include <optional>
 #include <tuple>
 #include <vector>
 
-#include "cpu/dispatch.h"
 #include "graph_args.h"
+#include "native_call.h"
 
 namespace hiermt {
 namespace {
@@ -61,10 +63,16 @@ std::tuple<Tensor, Tensor, Tensor> gated_scan(Tensor x, Tensor g, std::optional<
   const Tensor h = need_h ? empty({a.nodes, a.steps, a.hidden}, a.dtype, x) : empty({0}, a.dtype, x);
   const Tensor last = sequence ? empty({0}, a.dtype, x) : empty({a.nodes, a.hidden}, a.dtype, x);
   const Tensor saved = save ? empty({a.nodes, a.steps, 3, a.hidden}, a.dtype, x) : empty({0}, a.dtype, x);
-  dispatch_cpu(op, "x", a.dtype, [&](auto type) {
+  dispatch_floating(op, "x", a.dtype, [&](auto type) {
     using S = typename decltype(type)::type;
-    cpu::kernels_of<S>().gated_scan_forward(forward_params<S>(
-        a, x, g, h0, gates, output<S>(h, need_h), output<S>(last, !sequence), output<S>(saved, save)));
+    const auto p = forward_params<S>(a, x, g, h0, gates, output<S>(h, need_h), output<S>(last, !sequence),
+                                     output<S>(saved, save));
+    run_native<S>(
+        op, "x", x, [&](const auto& kernels) { kernels.gated_scan_forward(p); },
+        [&](void* stream) {
+          const Tensor workspace = workspace_of(cuda::gated_scan_forward_workspace(p), x);
+          return cuda::gated_scan_forward(p, workspace.mutable_data_ptr(), stream);
+        });
   });
   return sequence ? std::make_tuple(h, last, saved) : std::make_tuple(last, h, saved);
 }
@@ -91,22 +99,27 @@ std::vector<Tensor> gated_scan_backward(Tensor grad_out, Tensor x, Tensor g, std
   add(need_h0, {a.nodes, a.hidden});
   for (const Tensor& gate : gates) grads.push_back(gradient_of(gate, need_gates));
 
-  dispatch_cpu(op, "x", a.dtype, [&](auto type) {
+  dispatch_floating(op, "x", a.dtype, [&](auto type) {
     using S = typename decltype(type)::type;
     using C = Compute<S>;
     // The kernel only reads what was saved.
     S* states = const_cast<S*>(data<S>(h));
     S* saved_gates = const_cast<S*>(data<S>(saved));
     const auto gate = [&](int i) { return output<C>(grads[3 + i], need_gates); };
-    cpu::kernels_of<S>().gated_scan_backward(
-        {forward_params<S>(a, x, g, h0, gates, states, nullptr, saved_gates),
-         sequence ? data<S>(grad_out) : nullptr,
-         sequence ? nullptr : data<S>(grad_out),
-         output<S>(grads[0], need_x),
-         false,
-         output<S>(grads[1], need_g),
-         output<S>(grads[2], need_h0),
-         {gate(0), gate(1), gate(2), gate(3), gate(4), gate(5)}});
+    const GatedScanBackward<S, C> p{forward_params<S>(a, x, g, h0, gates, states, nullptr, saved_gates),
+                                    sequence ? data<S>(grad_out) : nullptr,
+                                    sequence ? nullptr : data<S>(grad_out),
+                                    output<S>(grads[0], need_x),
+                                    false,
+                                    output<S>(grads[1], need_g),
+                                    output<S>(grads[2], need_h0),
+                                    {gate(0), gate(1), gate(2), gate(3), gate(4), gate(5)}};
+    run_native<S>(
+        op, "x", x, [&](const auto& kernels) { kernels.gated_scan_backward(p); },
+        [&](void* stream) {
+          const Tensor workspace = workspace_of(cuda::gated_scan_backward_workspace(p), x);
+          return cuda::gated_scan_backward(p, workspace.mutable_data_ptr(), stream);
+        });
   });
   return grads;
 }
@@ -117,5 +130,12 @@ STABLE_TORCH_LIBRARY_IMPL(hiermt, CPU, m) {
   m.impl("gated_scan", TORCH_BOX(&gated_scan));
   m.impl("gated_scan_backward", TORCH_BOX(&gated_scan_backward));
 }
+
+#ifdef HIERMT_WITH_CUDA
+STABLE_TORCH_LIBRARY_IMPL(hiermt, CUDA, m) {
+  m.impl("gated_scan", TORCH_BOX(&gated_scan));
+  m.impl("gated_scan_backward", TORCH_BOX(&gated_scan_backward));
+}
+#endif
 
 }  // namespace hiermt

@@ -1,8 +1,10 @@
 // Host entry of hiermt::gatv2_conv and its backward.
+#include "cuda/gatv2_conv.h"
+
 #include <torch/csrc/stable/library.h>
 
-#include "cpu/dispatch.h"
 #include "graph_args.h"
+#include "native_call.h"
 
 namespace hiermt {
 namespace {
@@ -59,10 +61,15 @@ Tensor gatv2_conv(Tensor x, std::vector<Tensor> csr, std::optional<Tensor> edge_
   constexpr const char* op = "gatv2_conv";
   const Arguments a = check_arguments(op, x, csr, edge_weight, params, lin_edge, activation);
   Tensor out = empty({x.size(0), a.steps, a.hidden}, a.dtype, x);
-  dispatch_cpu(op, "x", a.dtype, [&](auto type) {
+  dispatch_floating(op, "x", a.dtype, [&](auto type) {
     using S = typename decltype(type)::type;
-    cpu::kernels_of<S>().gatv2_conv_forward(
-        forward_params<S>(a, x, edge_weight, params, lin_edge, activation, mutable_data<S>(out)));
+    const auto p = forward_params<S>(a, x, edge_weight, params, lin_edge, activation, mutable_data<S>(out));
+    run_native<S>(
+        op, "x", x, [&](const auto& kernels) { kernels.gatv2_conv_forward(p); },
+        [&](void* stream) {
+          const Tensor workspace = workspace_of(cuda::gatv2_conv_forward_workspace(p), x);
+          return cuda::gatv2_conv_forward(p, workspace.mutable_data_ptr(), stream);
+        });
   });
   return out;
 }
@@ -85,7 +92,7 @@ std::vector<Tensor> gatv2_conv_backward(Tensor grad_out, Tensor x, Tensor out, s
   grads.push_back(need_edge ? gradient_of(*lin_edge, true) : empty({0}, compute, x));
   grads.push_back(empty({need_weight ? a.graph.num_entries : 0}, compute, x));
 
-  dispatch_cpu(op, "x", a.dtype, [&](auto type) {
+  dispatch_floating(op, "x", a.dtype, [&](auto type) {
     using S = typename decltype(type)::type;
     using C = Compute<S>;
     const auto grad = [&](int i) { return output<C>(grads[i], need_params); };
@@ -93,9 +100,15 @@ std::vector<Tensor> gatv2_conv_backward(Tensor grad_out, Tensor x, Tensor out, s
         grad(1), grad(2), grad(3), grad(4), grad(5), output<C>(grads[7], need_edge), grad(6)};
     // The kernel only reads the saved output.
     S* saved = const_cast<S*>(data<S>(out));
-    cpu::kernels_of<S>().gatv2_conv_backward(
-        {forward_params<S>(a, x, edge_weight, params, lin_edge, activation, saved), data<S>(grad_out),
-         output<S>(grads[0], need_x), param_grads, output<C>(grads[8], need_weight)});
+    const GatV2ConvBackward<S, C> p{forward_params<S>(a, x, edge_weight, params, lin_edge, activation, saved),
+                                    data<S>(grad_out), output<S>(grads[0], need_x), param_grads,
+                                    output<C>(grads[8], need_weight)};
+    run_native<S>(
+        op, "x", x, [&](const auto& kernels) { kernels.gatv2_conv_backward(p); },
+        [&](void* stream) {
+          const Tensor workspace = workspace_of(cuda::gatv2_conv_backward_workspace(p), x);
+          return cuda::gatv2_conv_backward(p, cuda::Accumulate{}, workspace.mutable_data_ptr(), stream);
+        });
   });
   return grads;
 }
@@ -106,5 +119,12 @@ STABLE_TORCH_LIBRARY_IMPL(hiermt, CPU, m) {
   m.impl("gatv2_conv", TORCH_BOX(&gatv2_conv));
   m.impl("gatv2_conv_backward", TORCH_BOX(&gatv2_conv_backward));
 }
+
+#ifdef HIERMT_WITH_CUDA
+STABLE_TORCH_LIBRARY_IMPL(hiermt, CUDA, m) {
+  m.impl("gatv2_conv", TORCH_BOX(&gatv2_conv));
+  m.impl("gatv2_conv_backward", TORCH_BOX(&gatv2_conv_backward));
+}
+#endif
 
 }  // namespace hiermt

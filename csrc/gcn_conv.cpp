@@ -1,8 +1,10 @@
 // Host entry of hiermt::gcn_conv and its backward.
+#include "cuda/gcn_conv.h"
+
 #include <torch/csrc/stable/library.h>
 
-#include "cpu/dispatch.h"
 #include "graph_args.h"
+#include "native_call.h"
 
 namespace hiermt {
 namespace {
@@ -44,10 +46,15 @@ Tensor gcn_conv(Tensor x, std::vector<Tensor> csr, Tensor norm, std::vector<Tens
   constexpr const char* op = "gcn_conv";
   const Arguments a = check_arguments(op, x, csr, norm, params, activation);
   Tensor out = empty({x.size(0), a.steps, a.hidden}, a.dtype, x);
-  dispatch_cpu(op, "x", a.dtype, [&](auto type) {
+  dispatch_floating(op, "x", a.dtype, [&](auto type) {
     using S = typename decltype(type)::type;
-    cpu::kernels_of<S>().gcn_conv_forward(
-        forward_params<S>(a, x, norm, params, activation, mutable_data<S>(out)));
+    const auto p = forward_params<S>(a, x, norm, params, activation, mutable_data<S>(out));
+    run_native<S>(
+        op, "x", x, [&](const auto& kernels) { kernels.gcn_conv_forward(p); },
+        [&](void* stream) {
+          const Tensor workspace = workspace_of(cuda::gcn_conv_forward_workspace(p), x);
+          return cuda::gcn_conv_forward(p, workspace.mutable_data_ptr(), stream);
+        });
   });
   return out;
 }
@@ -65,17 +72,22 @@ std::vector<Tensor> gcn_conv_backward(Tensor grad_out, Tensor x, Tensor out, std
   for (const Tensor& param : params) grads.push_back(gradient_of(param, need_params));
   grads.push_back(gradient_of(norm, need_norm));
 
-  dispatch_cpu(op, "x", a.dtype, [&](auto type) {
+  dispatch_floating(op, "x", a.dtype, [&](auto type) {
     using S = typename decltype(type)::type;
     using C = Compute<S>;
     // The kernel only reads the saved output.
     S* saved = const_cast<S*>(data<S>(out));
-    cpu::kernels_of<S>().gcn_conv_backward(
-        {forward_params<S>(a, x, norm, params, activation, saved),
-         data<S>(grad_out),
-         output<S>(grads[0], need_x),
-         {output<C>(grads[1], need_params), output<C>(grads[2], need_params)},
-         output<C>(grads[3], need_norm)});
+    const GcnConvBackward<S, C> p{forward_params<S>(a, x, norm, params, activation, saved),
+                                  data<S>(grad_out),
+                                  output<S>(grads[0], need_x),
+                                  {output<C>(grads[1], need_params), output<C>(grads[2], need_params)},
+                                  output<C>(grads[3], need_norm)};
+    run_native<S>(
+        op, "x", x, [&](const auto& kernels) { kernels.gcn_conv_backward(p); },
+        [&](void* stream) {
+          const Tensor workspace = workspace_of(cuda::gcn_conv_backward_workspace(p), x);
+          return cuda::gcn_conv_backward(p, cuda::Accumulate{}, workspace.mutable_data_ptr(), stream);
+        });
   });
   return grads;
 }
@@ -86,5 +98,12 @@ STABLE_TORCH_LIBRARY_IMPL(hiermt, CPU, m) {
   m.impl("gcn_conv", TORCH_BOX(&gcn_conv));
   m.impl("gcn_conv_backward", TORCH_BOX(&gcn_conv_backward));
 }
+
+#ifdef HIERMT_WITH_CUDA
+STABLE_TORCH_LIBRARY_IMPL(hiermt, CUDA, m) {
+  m.impl("gcn_conv", TORCH_BOX(&gcn_conv));
+  m.impl("gcn_conv_backward", TORCH_BOX(&gcn_conv_backward));
+}
+#endif
 
 }  // namespace hiermt

@@ -5,10 +5,22 @@
 
 #include <tuple>
 
-#include "tensors.h"
+#include "cuda/graph.h"
+#include "native_call.h"
 
 namespace hiermt {
 namespace {
+
+// All nodes as one block, on the CPU.
+constexpr int64_t kTwo[] = {2};
+Tensor one_block(int64_t num_nodes) {
+  const torch::headeronly::IntHeaderOnlyArrayRef shape(kTwo, 1);
+  const Tensor blocks = torch::stable::empty(shape, ScalarType::Int);
+  int32_t* const cuts = mutable_data<int32_t>(blocks);
+  cuts[0] = 0;
+  cuts[1] = static_cast<int32_t>(num_nodes);
+  return blocks;
+}
 
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> graph_prepare(Tensor edge_index,
                                                                                  int64_t num_nodes,
@@ -29,7 +41,9 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> graph_prepare
     cpu::GraphPrepare<I> p{num_nodes, edges,   ends,    ends + edges, static_cast<cpu::LoopRule>(rule),
                            nullptr,   nullptr, nullptr, nullptr,      nullptr,
                            nullptr,   nullptr};
-    const int64_t outside = cpu::first_edge_outside(p);
+    const bool on_cpu = edge_index.is_cpu();
+    // On the device the kernels drop such edges: to report them would take a synchronisation.
+    const int64_t outside = on_cpu ? cpu::first_edge_outside(p) : -1;
     if (outside >= 0) {
       fail(op, "edge_index", "edge ", outside, " (", p.source[outside], " -> ", p.target[outside],
            ") is outside the nodes [0, ", num_nodes, ")");
@@ -45,6 +59,15 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> graph_prepare
     p.t_row = mutable_data<int32_t>(t_row);
     p.t_perm = mutable_data<int32_t>(t_perm);
     p.blocks = mutable_data<int32_t>(blocks);
+    if constexpr (kWithCuda) {
+      if (!on_cpu) {
+        call_cuda(op, edge_index, [&](void* stream) {
+          const Tensor workspace = workspace_of(cuda::graph_prepare_workspace(p), edge_index);
+          return cuda::graph_prepare(p, workspace.mutable_data_ptr(), stream);
+        });
+        return std::make_tuple(rowptr, col, entry_edge, t_rowptr, t_row, t_perm, one_block(num_nodes));
+      }
+    }
     const int64_t count = cpu::graph_prepare(p);
     // A copy: a view would keep S + 1 numbers alive for a handful.
     blocks = torch::stable::clone(torch::stable::narrow(blocks, 0, 0, count + 1));
@@ -57,5 +80,11 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> graph_prepare
 STABLE_TORCH_LIBRARY_IMPL(hiermt, CPU, m) {
   m.impl("graph_prepare", TORCH_BOX(&graph_prepare));
 }
+
+#ifdef HIERMT_WITH_CUDA
+STABLE_TORCH_LIBRARY_IMPL(hiermt, CUDA, m) {
+  m.impl("graph_prepare", TORCH_BOX(&graph_prepare));
+}
+#endif
 
 }  // namespace hiermt

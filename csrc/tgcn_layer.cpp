@@ -1,11 +1,13 @@
 // Host entry of hiermt::tgcn_layer and its backward.
+#include "cuda/tgcn_layer.h"
+
 #include <torch/csrc/stable/library.h>
 
 #include <string>
 #include <tuple>
 
-#include "cpu/dispatch.h"
 #include "graph_args.h"
+#include "native_call.h"
 
 namespace hiermt {
 namespace {
@@ -111,19 +113,26 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> tgcn_layer(Tensor x, std::vector<Tens
                                                       std::vector<Tensor> gate_params, int64_t conv_layers,
                                                       bool gat, bool edge, bool between, bool sequence,
                                                       bool save) {
-  const Arguments a = check_arguments("tgcn_layer", x, csr, edge_weight, conv_params, gate_params,
-                                      conv_layers, gat, edge, between);
+  constexpr const char* op = "tgcn_layer";
+  const Arguments a =
+      check_arguments(op, x, csr, edge_weight, conv_params, gate_params, conv_layers, gat, edge, between);
   const int64_t nodes = x.size(0);
   const bool need_h = sequence || save;
   const Tensor h = need_h ? empty({nodes, a.steps, a.hidden}, a.dtype, x) : empty({0}, a.dtype, x);
   const Tensor last = sequence ? empty({0}, a.dtype, x) : empty({nodes, a.hidden}, a.dtype, x);
   const Tensor gates = save ? empty({nodes, a.steps, 3, a.hidden}, a.dtype, x) : empty({0}, a.dtype, x);
   const Tensor g = save ? empty({nodes, a.steps, a.hidden}, a.dtype, x) : empty({0}, a.dtype, x);
-  dispatch_cpu("tgcn_layer", "x", a.dtype, [&](auto type) {
+  dispatch_floating(op, "x", a.dtype, [&](auto type) {
     using S = typename decltype(type)::type;
     const Layer<S> layer(a, x, edge_weight, conv_params, gate_params, output<S>(h, need_h),
                          output<S>(last, !sequence), output<S>(gates, save), output<S>(g, save));
-    cpu::kernels_of<S>().tgcn_layer_forward(layer.params);
+    const TgcnLayerForward<S>& p = layer.params;
+    run_native<S>(
+        op, "x", x, [&](const auto& kernels) { kernels.tgcn_layer_forward(p); },
+        [&](void* stream) {
+          const Tensor workspace = workspace_of(cuda::tgcn_layer_forward_workspace(p), x);
+          return cuda::tgcn_layer_forward(p, workspace.mutable_data_ptr(), stream);
+        });
   });
   // Two outputs of an operator must not be one tensor: the sequence is saved under its first name.
   return sequence ? std::make_tuple(h, last, gates, g) : std::make_tuple(last, h, gates, g);
@@ -156,7 +165,7 @@ std::vector<Tensor> tgcn_layer_backward(Tensor grad_out, Tensor x, std::vector<T
   for (const Tensor& param : gate_params) grads.push_back(gradient_of(param, need_gates));
   grads.push_back(empty({need_weight ? a.graph.num_entries : 0}, compute_dtype(a.dtype), x));
 
-  dispatch_cpu(op, "x", a.dtype, [&](auto type) {
+  dispatch_floating(op, "x", a.dtype, [&](auto type) {
     using S = typename decltype(type)::type;
     using C = Compute<S>;
     // The kernel only reads what was saved.
@@ -174,14 +183,20 @@ std::vector<Tensor> tgcn_layer_backward(Tensor grad_out, Tensor x, std::vector<T
       }
     }
     const auto gate = [&](int64_t i) { return output<C>(grads[1 + conv_params.size() + i], need_gates); };
-    cpu::kernels_of<S>().tgcn_layer_backward({layer.params,
-                                              sequence ? data<S>(grad_out) : nullptr,
-                                              sequence ? nullptr : data<S>(grad_out),
-                                              output<S>(grads[0], need_x),
-                                              gat_grads.empty() ? nullptr : gat_grads.data(),
-                                              gcn_grads.empty() ? nullptr : gcn_grads.data(),
-                                              {gate(0), gate(1), gate(2), gate(3), gate(4), gate(5)},
-                                              output<C>(grads.back(), need_weight)});
+    const TgcnLayerBackward<S, C> p{layer.params,
+                                    sequence ? data<S>(grad_out) : nullptr,
+                                    sequence ? nullptr : data<S>(grad_out),
+                                    output<S>(grads[0], need_x),
+                                    gat_grads.empty() ? nullptr : gat_grads.data(),
+                                    gcn_grads.empty() ? nullptr : gcn_grads.data(),
+                                    {gate(0), gate(1), gate(2), gate(3), gate(4), gate(5)},
+                                    output<C>(grads.back(), need_weight)};
+    run_native<S>(
+        op, "x", x, [&](const auto& kernels) { kernels.tgcn_layer_backward(p); },
+        [&](void* stream) {
+          const Tensor workspace = workspace_of(cuda::tgcn_layer_backward_workspace(p), x);
+          return cuda::tgcn_layer_backward(p, workspace.mutable_data_ptr(), stream);
+        });
   });
   return grads;
 }
@@ -192,5 +207,12 @@ STABLE_TORCH_LIBRARY_IMPL(hiermt, CPU, m) {
   m.impl("tgcn_layer", TORCH_BOX(&tgcn_layer));
   m.impl("tgcn_layer_backward", TORCH_BOX(&tgcn_layer_backward));
 }
+
+#ifdef HIERMT_WITH_CUDA
+STABLE_TORCH_LIBRARY_IMPL(hiermt, CUDA, m) {
+  m.impl("tgcn_layer", TORCH_BOX(&tgcn_layer));
+  m.impl("tgcn_layer_backward", TORCH_BOX(&tgcn_layer_backward));
+}
+#endif
 
 }  // namespace hiermt

@@ -1,5 +1,5 @@
-// What every kernel needs: conversion between storage and compute types, nonlinearities and their derivatives,
-// sums over the lanes that share a row, and where a row of a sequence lies in memory.
+// What every kernel needs: conversion between storage and compute types, nonlinearities and their
+// derivatives, sums over the lanes that share a row, and where a row of a sequence lies in memory.
 #pragma once
 
 #include <type_traits>
@@ -10,27 +10,51 @@
 
 namespace hiermt::cuda {
 
-__device__ __forceinline__ float load(const float* at) { return *at; }
-__device__ __forceinline__ double load(const double* at) { return *at; }
+__device__ __forceinline__ float load(const float* at) {
+  return *at;
+}
+__device__ __forceinline__ double load(const double* at) {
+  return *at;
+}
 __device__ __forceinline__ float load(const BFloat16* at) {
   return __uint_as_float(static_cast<unsigned>(at->bits) << 16);
 }
-__device__ __forceinline__ float load(const Half* at) { return __half2float(__ushort_as_half(at->bits)); }
+__device__ __forceinline__ float load(const Half* at) {
+  return __half2float(__ushort_as_half(at->bits));
+}
 
-__device__ __forceinline__ void store(float* at, float value) { *at = value; }
-__device__ __forceinline__ void store(double* at, double value) { *at = value; }
+__device__ __forceinline__ void store(float* at, float value) {
+  *at = value;
+}
+__device__ __forceinline__ void store(double* at, double value) {
+  *at = value;
+}
 __device__ __forceinline__ void store(BFloat16* at, float value) {
   at->bits = __bfloat16_as_ushort(__float2bfloat16_rn(value));
 }
-__device__ __forceinline__ void store(Half* at, float value) { at->bits = __half_as_ushort(__float2half_rn(value)); }
+__device__ __forceinline__ void store(Half* at, float value) {
+  at->bits = __half_as_ushort(__float2half_rn(value));
+}
 
-__device__ __forceinline__ float exponential(float x) { return expf(x); }
-__device__ __forceinline__ double exponential(double x) { return exp(x); }
-__device__ __forceinline__ float tangent(float x) { return tanhf(x); }
-__device__ __forceinline__ double tangent(double x) { return tanh(x); }
+__device__ __forceinline__ float exponential(float x) {
+  return expf(x);
+}
+__device__ __forceinline__ double exponential(double x) {
+  return exp(x);
+}
+__device__ __forceinline__ float tangent(float x) {
+  return tanhf(x);
+}
+__device__ __forceinline__ double tangent(double x) {
+  return tanh(x);
+}
 // The approximate division is off by 2 ulp at most and right at both ends: 1 / inf is 0, NaN stays NaN.
-__device__ __forceinline__ float sigmoid(float x) { return __fdividef(1.0f, 1.0f + expf(-x)); }
-__device__ __forceinline__ double sigmoid(double x) { return 1.0 / (1.0 + exp(-x)); }
+__device__ __forceinline__ float sigmoid(float x) {
+  return __fdividef(1.0f, 1.0f + expf(-x));
+}
+__device__ __forceinline__ double sigmoid(double x) {
+  return 1.0 / (1.0 + exp(-x));
+}
 
 template <class C>
 __device__ __forceinline__ C activate(Activation activation, C x) {
@@ -46,11 +70,13 @@ __device__ __forceinline__ C activation_slope(Activation activation, C y) {
   if (activation == Activation::kSigmoid) return y * (C(1) - y);
   if (activation == Activation::kLeakyRelu) return y > C(0) ? C(1) : C(kActivationSlope);
   // Above one half the argument was positive.
-  if (activation == Activation::kLeakySigmoid) return y * (C(1) - y) * (y > C(0.5) ? C(1) : C(kActivationSlope));
+  if (activation == Activation::kLeakySigmoid)
+    return y * (C(1) - y) * (y > C(0.5) ? C(1) : C(kActivationSlope));
   return C(1);
 }
 
-// Sum over `lanes` neighbouring lanes, a power of two; every lane of the warp takes part and gets its group's sum.
+// Sum over `lanes` neighbouring lanes, a power of two; every lane of the warp takes part and gets its group's
+// sum.
 template <class C>
 __device__ __forceinline__ C group_sum(C value, int lanes) {
   for (int bit = lanes / 2; bit > 0; bit /= 2) value += __shfl_xor_sync(kFullMask, value, bit);
@@ -135,7 +161,8 @@ struct ChannelSplit {
 
 // Entries past the last row are padding: their gradient is zero. Without a single row all of them are.
 template <class C>
-__global__ void clear_padding_kernel(const int32_t* rowptr, int64_t num_nodes, int64_t num_entries, C* values) {
+__global__ void clear_padding_kernel(const int32_t* rowptr, int64_t num_nodes, int64_t num_entries,
+                                     C* values) {
   const int64_t entry = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
   if (entry < num_entries && entry >= rowptr[num_nodes]) values[entry] = C(0);
 }
@@ -143,8 +170,9 @@ __global__ void clear_padding_kernel(const int32_t* rowptr, int64_t num_nodes, i
 template <class C>
 cudaError_t clear_padding(const CsrGraph& graph, bool all, C* values, cudaStream_t stream) {
   constexpr int kThreads = 128;
-  return launch(clear_padding_kernel<C>, dim3(static_cast<unsigned>(ceil_div<int64_t>(graph.num_entries, kThreads))),
-                dim3(kThreads), 0, stream, graph.rowptr, all ? int64_t{0} : graph.num_nodes, graph.num_entries, values);
+  return launch(clear_padding_kernel<C>,
+                dim3(static_cast<unsigned>(ceil_div<int64_t>(graph.num_entries, kThreads))), dim3(kThreads),
+                0, stream, graph.rowptr, all ? int64_t{0} : graph.num_nodes, graph.num_entries, values);
 }
 
 // Calls f with the compile-time channel count, or with 0 for any other one; float64 is not worth the code.

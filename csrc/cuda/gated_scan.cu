@@ -83,7 +83,8 @@ __global__ void __launch_bounds__(kScanThreads)
   if (wanted < nodes && p.h_last != nullptr) store(p.h_last + static_cast<int64_t>(node) * kHidden + c, h);
 }
 
-// Weights in memory: a thread computes one channel of several nodes, so that a weight is read once for all of them.
+// Weights in memory: a thread computes one channel of several nodes, so that a weight is read once for all of
+// them.
 template <class S, int kHidden, bool kShared>
 __global__ void __launch_bounds__(kWideThreads)
     gated_scan_fwd_wide_kernel(GatedScanForward<S> p, const Compute<S>* from_input, const Compute<S>* packed,
@@ -185,15 +186,15 @@ int gated_scan_forward(const GatedScanForward<S>& p, void* workspace, void* stre
   if (nodes == 0) return cudaSuccess;
   const ForwardMemory<C> memory(workspace, rows, p.hidden);
   const int hidden = static_cast<int>(p.hidden), channels = static_cast<int>(p.x.channels);
-  HIERMT_CUDA_RETURN_IF_ERROR(linear<C>(GateInputs<S, false>{p},
-                                        InputWeights<S>{p.weights, channels + 2 * hidden, hidden},
-                                        PairOut<C>{memory.from_input, nullptr, 3 * hidden}, rows, channels + hidden,
-                                        3 * p.hidden, stream));
+  HIERMT_CUDA_RETURN_IF_ERROR(linear<C>(
+      GateInputs<S, false>{p}, InputWeights<S>{p.weights, channels + 2 * hidden, hidden},
+      PairOut<C>{memory.from_input, nullptr, 3 * hidden}, rows, channels + hidden, 3 * p.hidden, stream));
   const auto narrow = [&](auto constant) {
     constexpr int kHidden = decltype(constant)::value;
     return launch(gated_scan_fwd_kernel<S, kHidden>,
-                  dim3(static_cast<unsigned>(ceil_div<int64_t>(nodes, kScanThreads / kHidden))), dim3(kScanThreads),
-                  2 * padded_bytes<C>(kScanThreads), stream, p, memory.from_input, static_cast<int>(nodes));
+                  dim3(static_cast<unsigned>(ceil_div<int64_t>(nodes, kScanThreads / kHidden))),
+                  dim3(kScanThreads), 2 * padded_bytes<C>(kScanThreads), stream, p, memory.from_input,
+                  static_cast<int>(nodes));
   };
   const auto wide = [&](auto constant) {
     constexpr int kHidden = decltype(constant)::value;
@@ -201,14 +202,14 @@ int gated_scan_forward(const GatedScanForward<S>& p, void* workspace, void* stre
     HIERMT_CUDA_RETURN_IF_ERROR(pack_recurrent(p, false, memory.packed, stream));
     return launch(plan.shared_weights ? gated_scan_fwd_wide_kernel<S, kHidden, true>
                                       : gated_scan_fwd_wide_kernel<S, kHidden, false>,
-                  plan.grid(nodes), plan.block(), plan.shared_bytes, stream, p, memory.from_input, memory.packed,
-                  static_cast<int>(nodes));
+                  plan.grid(nodes), plan.block(), plan.shared_bytes, stream, p, memory.from_input,
+                  memory.packed, static_cast<int>(nodes));
   };
   return dispatch_scan<S>(p.hidden, narrow, wide);
 }
 
-#define HIERMT_INSTANTIATE(S)                                                    \
-  template size_t gated_scan_forward_workspace<S>(const GatedScanForward<S>&);   \
+#define HIERMT_INSTANTIATE(S)                                                  \
+  template size_t gated_scan_forward_workspace<S>(const GatedScanForward<S>&); \
   template int gated_scan_forward<S>(const GatedScanForward<S>&, void*, void*);
 HIERMT_INSTANTIATE(float)
 HIERMT_INSTANTIATE(double)

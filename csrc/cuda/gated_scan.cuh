@@ -1,9 +1,10 @@
 // What the forward and the backward of the gated scan share.
 //
-// Everything that does not read the state is done for all steps at once, as dense layers. What is left for the scan
-// is [H] x [H, 3H] per node and step. Up to 32 channels a thread keeps its column of the recurrent weights in
-// registers, and the lanes of one warp own whole nodes, so that a step costs no barrier of the block. Beyond, weights
-// are read from shared memory, or from a packed copy in global memory where they do not fit, for several nodes at once.
+// Everything that does not read the state is done for all steps at once, as dense layers. What is left for
+// the scan is [H] x [H, 3H] per node and step. Up to 32 channels a thread keeps its column of the recurrent
+// weights in registers, and the lanes of one warp own whole nodes, so that a step costs no barrier of the
+// block. Beyond, weights are read from shared memory, or from a packed copy in global memory where they do
+// not fit, for several nodes at once.
 #pragma once
 
 #include "gated_scan.h"
@@ -11,8 +12,8 @@
 
 namespace hiermt::cuda {
 
-constexpr int kScanThreads = 64;      // weights in registers
-constexpr int kWideThreads = 256;     // weights in memory: at most that many, whole nodes of H threads
+constexpr int kScanThreads = 64;   // weights in registers
+constexpr int kWideThreads = 256;  // weights in memory: at most that many, whole nodes of H threads
 constexpr int kNodesPerThread = 4;
 
 template <class S>
@@ -48,8 +49,8 @@ __device__ __forceinline__ C dot(const C (&weights)[kHidden], const C* state) {
   return (sums[0] + sums[1]) + (sums[2] + sums[3]);
 }
 
-// packed[gate][k][c]: what channel c reads at position k of the recurrent weights. Forward, the weight of state k in
-// channel c; transposed, the weight of state c in channel k.
+// packed[gate][k][c]: what channel c reads at position k of the recurrent weights. Forward, the weight of
+// state k in channel c; transposed, the weight of state c in channel k.
 template <class S>
 __global__ void pack_recurrent_kernel(GateWeights<S> weights, int first, int hidden, bool transposed,
                                       Compute<S>* packed) {
@@ -57,7 +58,8 @@ __global__ void pack_recurrent_kernel(GateWeights<S> weights, int first, int hid
   if (i >= 3 * hidden * hidden) return;
   const int gate = i / (hidden * hidden), k = i / hidden % hidden, c = i % hidden;
   const int columns = first + hidden;
-  packed[i] = load(gate_weight(weights, gate) + (transposed ? k * columns + first + c : c * columns + first + k));
+  packed[i] =
+      load(gate_weight(weights, gate) + (transposed ? k * columns + first + c : c * columns + first + k));
 }
 
 // How a scan whose weights live in memory is laid out.
@@ -68,7 +70,8 @@ struct WideScan {
   bool shared_weights;
   size_t shared_bytes;
 
-  WideScan(int64_t hidden_, int exchanges) : hidden(hidden_), groups(static_cast<int>(kWideThreads / hidden_)) {
+  WideScan(int64_t hidden_, int exchanges)
+      : hidden(hidden_), groups(static_cast<int>(kWideThreads / hidden_)) {
     int device = 0, limit = 0;
     cudaGetDevice(&device);
     cudaDeviceGetAttribute(&limit, cudaDevAttrMaxSharedMemoryPerBlockOptin, device);
@@ -84,10 +87,12 @@ struct WideScan {
 };
 
 template <class S>
-cudaError_t pack_recurrent(const GatedScanForward<S>& p, bool transposed, Compute<S>* packed, cudaStream_t stream) {
+cudaError_t pack_recurrent(const GatedScanForward<S>& p, bool transposed, Compute<S>* packed,
+                           cudaStream_t stream) {
   const int hidden = static_cast<int>(p.hidden);
-  return launch(pack_recurrent_kernel<S>, dim3(ceil_div(3 * hidden * hidden, kWideThreads)), dim3(kWideThreads), 0,
-                stream, p.weights, static_cast<int>(p.x.channels) + hidden, hidden, transposed, packed);
+  return launch(pack_recurrent_kernel<S>, dim3(ceil_div(3 * hidden * hidden, kWideThreads)),
+                dim3(kWideThreads), 0, stream, p.weights, static_cast<int>(p.x.channels) + hidden, hidden,
+                transposed, packed);
 }
 
 // Copies the packed weights into shared memory, or leaves them where they are. No barrier.
@@ -104,7 +109,8 @@ __device__ __forceinline__ const C* place_weights(const C* packed, int hidden, S
   }
 }
 
-// Calls f(hidden) when a thread can keep its weights in registers, else wide(hidden): compile-time channels or 0.
+// Calls f(hidden) when a thread can keep its weights in registers, else wide(hidden): compile-time channels
+// or 0.
 template <class S, class F, class G>
 cudaError_t dispatch_scan(int64_t hidden, F&& f, G&& wide) {
   if constexpr (!std::is_same_v<S, double>) {
@@ -128,8 +134,8 @@ struct GateInputs {
   __device__ Row row(int r) const {
     const int steps = static_cast<int>(p.steps);
     const RowIndex at(r, static_cast<int>(p.num_nodes), steps);
-    return {sequence_offset(p.x, at), static_cast<int64_t>(r) * p.hidden, static_cast<int64_t>(r / steps) * p.hidden,
-            at.step == 0};
+    return {sequence_offset(p.x, at), static_cast<int64_t>(r) * p.hidden,
+            static_cast<int64_t>(r / steps) * p.hidden, at.step == 0};
   }
   __device__ Compute<S> load(const Row& row, int k) const {
     const int channels = static_cast<int>(p.x.channels), hidden = static_cast<int>(p.hidden);

@@ -16,8 +16,8 @@ struct SavedStep {
 };
 
 template <class S>
-__device__ __forceinline__ SavedStep<Compute<S>> read_step(const GatedScanBackward<S, Compute<S>>& p, int64_t node,
-                                                           int t, int c) {
+__device__ __forceinline__ SavedStep<Compute<S>> read_step(const GatedScanBackward<S, Compute<S>>& p,
+                                                           int64_t node, int t, int c) {
   using C = Compute<S>;
   const GatedScanForward<S>& f = p.forward;
   const int64_t row = node * f.steps + t, at = row * f.hidden + c;
@@ -32,7 +32,8 @@ __device__ __forceinline__ SavedStep<Compute<S>> read_step(const GatedScanBackwa
 }
 
 template <class S>
-__device__ __forceinline__ Compute<S> last_gradient(const GatedScanBackward<S, Compute<S>>& p, int64_t node, int c) {
+__device__ __forceinline__ Compute<S> last_gradient(const GatedScanBackward<S, Compute<S>>& p, int64_t node,
+                                                    int c) {
   return p.grad_h_last != nullptr ? load(p.grad_h_last + node * p.forward.hidden + c) : Compute<S>(0);
 }
 
@@ -81,13 +82,14 @@ __global__ void __launch_bounds__(kScanThreads)
       out[0] = u_grad, out[kHidden] = r_grad, out[2 * kHidden] = c_grad;
     }
   }
-  if (wanted < nodes && p.grad_h0 != nullptr) store(p.grad_h0 + static_cast<int64_t>(node) * kHidden + c, carry);
+  if (wanted < nodes && p.grad_h0 != nullptr)
+    store(p.grad_h0 + static_cast<int64_t>(node) * kHidden + c, carry);
 }
 
 template <class S, int kHidden, bool kShared>
 __global__ void __launch_bounds__(kWideThreads)
-    gated_scan_bwd_wide_kernel(GatedScanBackward<S, Compute<S>> p, const Compute<S>* packed, Compute<S>* grad_gates,
-                               int nodes) {
+    gated_scan_bwd_wide_kernel(GatedScanBackward<S, Compute<S>> p, const Compute<S>* packed,
+                               Compute<S>* grad_gates, int nodes) {
   using C = Compute<S>;
   const GatedScanForward<S>& f = p.forward;
   const int hidden = kHidden != 0 ? kHidden : static_cast<int>(f.hidden);
@@ -239,8 +241,9 @@ int gated_scan_backward(const GatedScanBackward<S, Compute<S>>& p, void* workspa
   const auto narrow = [&](auto constant) {
     constexpr int kHidden = decltype(constant)::value;
     return launch(gated_scan_bwd_kernel<S, kHidden>,
-                  dim3(static_cast<unsigned>(ceil_div<int64_t>(nodes, kScanThreads / kHidden))), dim3(kScanThreads),
-                  3 * padded_bytes<C>(kScanThreads), stream, p, memory.grad_gates, static_cast<int>(nodes));
+                  dim3(static_cast<unsigned>(ceil_div<int64_t>(nodes, kScanThreads / kHidden))),
+                  dim3(kScanThreads), 3 * padded_bytes<C>(kScanThreads), stream, p, memory.grad_gates,
+                  static_cast<int>(nodes));
   };
   const auto wide = [&](auto constant) {
     constexpr int kHidden = decltype(constant)::value;
@@ -248,35 +251,35 @@ int gated_scan_backward(const GatedScanBackward<S, Compute<S>>& p, void* workspa
     HIERMT_CUDA_RETURN_IF_ERROR(pack_recurrent(f, true, memory.packed, stream));
     return launch(plan.shared_weights ? gated_scan_bwd_wide_kernel<S, kHidden, true>
                                       : gated_scan_bwd_wide_kernel<S, kHidden, false>,
-                  plan.grid(nodes), plan.block(), plan.shared_bytes, stream, p, memory.packed, memory.grad_gates,
-                  static_cast<int>(nodes));
+                  plan.grid(nodes), plan.block(), plan.shared_bytes, stream, p, memory.packed,
+                  memory.grad_gates, static_cast<int>(nodes));
   };
   if (nodes > 0) HIERMT_CUDA_RETURN_IF_ERROR(dispatch_scan<S>(f.hidden, narrow, wide));
 
   const GateGrads<C>& grads = p.grads;
   if (grads.u_weight || grads.u_bias || grads.r_weight || grads.r_bias) {
-    HIERMT_CUDA_RETURN_IF_ERROR(weight_grad<C>(GateRows<C>{memory.grad_gates, 3 * hidden, 0}, GateInputs<S, false>{f},
-                                               rows, 2 * f.hidden, columns, memory.partial,
-                                               GateGradsOut<C>{grads, columns, hidden, 0}, stream));
+    HIERMT_CUDA_RETURN_IF_ERROR(weight_grad<C>(
+        GateRows<C>{memory.grad_gates, 3 * hidden, 0}, GateInputs<S, false>{f}, rows, 2 * f.hidden, columns,
+        memory.partial, GateGradsOut<C>{grads, columns, hidden, 0}, stream));
   }
   if (grads.c_weight || grads.c_bias) {
-    HIERMT_CUDA_RETURN_IF_ERROR(weight_grad<C>(GateRows<C>{memory.grad_gates, 3 * hidden, 2 * hidden},
-                                               GateInputs<S, true>{f}, rows, f.hidden, columns, memory.partial,
-                                               GateGradsOut<C>{grads, columns, hidden, 2}, stream));
+    HIERMT_CUDA_RETURN_IF_ERROR(weight_grad<C>(
+        GateRows<C>{memory.grad_gates, 3 * hidden, 2 * hidden}, GateInputs<S, true>{f}, rows, f.hidden,
+        columns, memory.partial, GateGradsOut<C>{grads, columns, hidden, 2}, stream));
   }
   const GateRows<C> grad_rows{memory.grad_gates, 3 * hidden, 0};
   if (p.grad_x != nullptr) {
     HIERMT_CUDA_RETURN_IF_ERROR(linear<C>(grad_rows, TransposedInputWeights<S>{f.weights, columns, hidden, 0},
-                                          DenseOut<S>{p.grad_x, channels, p.accumulate_grad_x}, rows, 3 * f.hidden,
-                                          channels, stream));
+                                          DenseOut<S>{p.grad_x, channels, p.accumulate_grad_x}, rows,
+                                          3 * f.hidden, channels, stream));
   }
   if (p.grad_g == nullptr) return cudaSuccess;
   return linear<C>(grad_rows, TransposedInputWeights<S>{f.weights, columns, hidden, channels},
                    DenseOut<S>{p.grad_g, hidden, false}, rows, 3 * f.hidden, f.hidden, stream);
 }
 
-#define HIERMT_INSTANTIATE(S)                                                                  \
-  template size_t gated_scan_backward_workspace<S>(const GatedScanBackward<S, Compute<S>>&);   \
+#define HIERMT_INSTANTIATE(S)                                                                \
+  template size_t gated_scan_backward_workspace<S>(const GatedScanBackward<S, Compute<S>>&); \
   template int gated_scan_backward<S>(const GatedScanBackward<S, Compute<S>>&, void*, void*);
 HIERMT_INSTANTIATE(float)
 HIERMT_INSTANTIATE(double)

@@ -55,14 +55,16 @@ struct ForwardMemory {
   C* x_l;
   C* x_r;
 
-  ForwardMemory(void* base, int64_t values) : memory(base), x_l(memory.take<C>(values)), x_r(memory.take<C>(values)) {}
+  ForwardMemory(void* base, int64_t values)
+      : memory(base), x_l(memory.take<C>(values)), x_r(memory.take<C>(values)) {}
 };
 
 }  // namespace
 
 template <class S>
 size_t gatv2_conv_forward_workspace(const GatV2ConvForward<S>& p) {
-  return ForwardMemory<Compute<S>>(nullptr, p.graph.copies * p.graph.num_nodes * p.steps * p.hidden).memory.bytes();
+  return ForwardMemory<Compute<S>>(nullptr, p.graph.copies * p.graph.num_nodes * p.steps * p.hidden)
+      .memory.bytes();
 }
 
 template <class S>
@@ -81,8 +83,8 @@ int gatv2_conv_forward(const GatV2ConvForward<S>& p, void* workspace, void* stre
   });
 }
 
-#define HIERMT_INSTANTIATE(S)                                                     \
-  template size_t gatv2_conv_forward_workspace<S>(const GatV2ConvForward<S>&);    \
+#define HIERMT_INSTANTIATE(S)                                                  \
+  template size_t gatv2_conv_forward_workspace<S>(const GatV2ConvForward<S>&); \
   template int gatv2_conv_forward<S>(const GatV2ConvForward<S>&, void*, void*);
 HIERMT_INSTANTIATE(float)
 HIERMT_INSTANTIATE(double)

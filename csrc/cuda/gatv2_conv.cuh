@@ -1,9 +1,10 @@
-// What the forward and the backward of the GATv2 convolution share: the projections of both ends of an edge, the
-// score of an edge, and how rows are given to lanes.
+// What the forward and the backward of the GATv2 convolution share: the projections of both ends of an edge,
+// the score of an edge, and how rows are given to lanes.
 //
-// A group of lanes owns one row (node, step) and walks the entries of its node; each lane holds a few channels.
-// Neighbouring groups are neighbouring steps of the same node, so they walk the same entries side by side: the
-// trip counts of a warp agree almost always, and what a warp loads of a neighbour lies in one piece.
+// A group of lanes owns one row (node, step) and walks the entries of its node; each lane holds a few
+// channels. Neighbouring groups are neighbouring steps of the same node, so they walk the same entries side
+// by side: the trip counts of a warp agree almost always, and what a warp loads of a neighbour lies in one
+// piece.
 #pragma once
 
 #include "gatv2_conv.h"
@@ -30,13 +31,14 @@ struct PairWeights {
 
 // x_l and x_r [N * T, H] of the rows, in the compute type.
 template <class S>
-cudaError_t project_pair(const GatV2ConvForward<S>& p, Compute<S>* x_l, Compute<S>* x_r, cudaStream_t stream) {
+cudaError_t project_pair(const GatV2ConvForward<S>& p, Compute<S>* x_l, Compute<S>* x_r,
+                         cudaStream_t stream) {
   const int hidden = static_cast<int>(p.hidden), channels = static_cast<int>(p.x.channels);
   const int64_t rows = p.graph.copies * p.graph.num_nodes * p.steps;
   return linear<Compute<S>>(
       SequenceRows<S>{p.x, static_cast<int>(p.graph.num_nodes), static_cast<int>(p.steps)},
-      PairWeights<S>{p.weights, channels, hidden}, PairOut<Compute<S>>{x_l, x_r, hidden}, rows, channels, 2 * hidden,
-      stream);
+      PairWeights<S>{p.weights, channels, hidden}, PairOut<Compute<S>>{x_l, x_r, hidden}, rows, channels,
+      2 * hidden, stream);
 }
 
 // The channels of one lane: what is the same for every edge it scores.

@@ -4,7 +4,8 @@
 //   x_r'[i] = sum over the entries of i of z'             (target kernel, forward CSR)
 //   x_l'[j] = sum over the edges out of j of alpha y'_i + z'   (source kernel, transposed CSR)
 //
-// The projections are computed again, alpha and s' are the only state of an edge, and every sum has one owner.
+// The projections are computed again, alpha and s' are the only state of an edge, and every sum has one
+// owner.
 #include "gatv2_conv.cuh"
 
 namespace hiermt::cuda {
@@ -34,7 +35,7 @@ struct BackwardMemory {
   C* grad_y;
   C* grad_x_r;
   EdgeState<C>* edges;  // [E, M]: neighbouring steps of an entry lie side by side
-  C* partial;           // of the parameter gradients; the target kernel's first, then those of the projections
+  C* partial;  // of the parameter gradients; the target kernel's first, then those of the projections
 
   template <class P>
   BackwardMemory(void* base, const P& p, int64_t rows) : memory(base) {
@@ -52,8 +53,8 @@ struct BackwardMemory {
 
 template <class S, int kHidden>
 __global__ void __launch_bounds__(kGatThreads)
-    gatv2_conv_bwd_target_kernel(GatV2ConvForward<S> p, const S* grad_out, BackwardMemory<Compute<S>> memory, int rows,
-                                 int tiles) {
+    gatv2_conv_bwd_target_kernel(GatV2ConvForward<S> p, const S* grad_out, BackwardMemory<Compute<S>> memory,
+                                 int rows, int tiles) {
   using C = Compute<S>;
   using Split = ChannelSplit<kHidden>;
   constexpr int kChannels = Split::kChannels;
@@ -92,7 +93,8 @@ __global__ void __launch_bounds__(kGatThreads)
       const int neighbour = active ? p.graph.col[begin + k] : at.node;
       const C edge_weight = active && p.edge_weight != nullptr ? load(p.edge_weight + begin + k) : C(0);
       C source[kChannels];
-      split.load_aligned(memory.x_l + (step_row + static_cast<int64_t>(neighbour) * steps) * hidden, first, source);
+      split.load_aligned(memory.x_l + (step_row + static_cast<int64_t>(neighbour) * steps) * hidden, first,
+                         source);
       C product = C(0);
 #pragma unroll
       for (int v = 0; v < kChannels; ++v) product += grad[v] * source[v];
@@ -120,7 +122,8 @@ __global__ void __launch_bounds__(kGatThreads)
       const C grad_score = alpha * (grad_alpha - expected);
       if (member == 0) edges[k * instances] = {alpha, grad_score};
       C source[kChannels];
-      split.load_aligned(memory.x_l + (step_row + static_cast<int64_t>(neighbour) * steps) * hidden, first, source);
+      split.load_aligned(memory.x_l + (step_row + static_cast<int64_t>(neighbour) * steps) * hidden, first,
+                         source);
 #pragma unroll
       for (int v = 0; v < kChannels; ++v) {
         const C z = lane.argument(source[v], target[v], edge_weight, v);
@@ -187,7 +190,8 @@ __global__ void __launch_bounds__(kGatThreads)
 #pragma unroll
     for (int v = 0; v < kChannels; ++v) {
       const C z = lane.argument(source[v], target[v], edge_weight, v);
-      grad_source[v] += edge.alpha * grad[v] + edge.score * lane.att[v] * (z > C(0) ? C(1) : C(kAttentionSlope));
+      grad_source[v] +=
+          edge.alpha * grad[v] + edge.score * lane.att[v] * (z > C(0) ? C(1) : C(kAttentionSlope));
     }
   }
   split.store_aligned(memory.x_l + row * hidden, first, grad_source);
@@ -210,10 +214,12 @@ __global__ void __launch_bounds__(kGatThreads)
     for (int64_t i = threadIdx.x; i < values; i += kGatThreads) {
       const int64_t instance = i / hidden;
       const int c = static_cast<int>(i - instance * hidden);
-      const int64_t copy = instance / steps, row = copy * p.graph.num_nodes * steps + (instance - copy * steps);
+      const int64_t copy = instance / steps,
+                    row = copy * p.graph.num_nodes * steps + (instance - copy * steps);
       const C projected = load(p.weights.lin_edge_weight + c);
-      const C z = memory.x_l[(row + static_cast<int64_t>(p.graph.col[entry]) * steps) * hidden + c] +
-                  (memory.x_r[(row + static_cast<int64_t>(node) * steps) * hidden + c] + edge_weight * projected);
+      const C z =
+          memory.x_l[(row + static_cast<int64_t>(p.graph.col[entry]) * steps) * hidden + c] +
+          (memory.x_r[(row + static_cast<int64_t>(node) * steps) * hidden + c] + edge_weight * projected);
       sum += memory.edges[entry * instances + instance].score * load(p.weights.att + c) * projected *
              (z > C(0) ? C(1) : C(kAttentionSlope));
     }
@@ -269,26 +275,29 @@ bool wants_vectors(const GatV2Grads<C>& g) {
 }
 template <class C>
 bool wants_matrices(const GatV2Grads<C>& g) {
-  return g.lin_l_weight != nullptr || g.lin_l_bias != nullptr || g.lin_r_weight != nullptr || g.lin_r_bias != nullptr;
+  return g.lin_l_weight != nullptr || g.lin_l_bias != nullptr || g.lin_r_weight != nullptr ||
+         g.lin_r_bias != nullptr;
 }
 
 // Both sweeps over the edges.
 template <class S>
-cudaError_t edge_gradients(const GatV2ConvBackward<S, Compute<S>>& p, const BackwardMemory<Compute<S>>& memory,
-                           bool accumulate_edge_weight, int64_t rows, cudaStream_t stream) {
+cudaError_t edge_gradients(const GatV2ConvBackward<S, Compute<S>>& p,
+                           const BackwardMemory<Compute<S>>& memory, bool accumulate_edge_weight,
+                           int64_t rows, cudaStream_t stream) {
   using C = Compute<S>;
   const GatV2ConvForward<S>& f = p.forward;
   return dispatch_hidden<S>(f.hidden, [&](auto hidden) {
     constexpr int kHidden = decltype(hidden)::value;
     const int64_t groups = kGatThreads / ChannelSplit<kHidden>(static_cast<int>(f.hidden)).lanes;
     const TargetGrid grid(rows, groups);
-    HIERMT_CUDA_RETURN_IF_ERROR(launch(gatv2_conv_bwd_target_kernel<S, kHidden>,
-                                       dim3(static_cast<unsigned>(grid.blocks)), dim3(kGatThreads),
-                                       padded_bytes<C>(static_cast<size_t>(groups) * 3 * f.hidden), stream, f,
-                                       p.grad_out, memory, static_cast<int>(rows), static_cast<int>(grid.tiles)));
+    HIERMT_CUDA_RETURN_IF_ERROR(
+        launch(gatv2_conv_bwd_target_kernel<S, kHidden>, dim3(static_cast<unsigned>(grid.blocks)),
+               dim3(kGatThreads), padded_bytes<C>(static_cast<size_t>(groups) * 3 * f.hidden), stream, f,
+               p.grad_out, memory, static_cast<int>(rows), static_cast<int>(grid.tiles)));
     if (wants_vectors(p.grads)) {
       HIERMT_CUDA_RETURN_IF_ERROR(ordered_sum<C>(memory.partial, grid.blocks, 3 * f.hidden,
-                                                 VectorGrads<C>{p.grads, static_cast<int>(f.hidden)}, stream));
+                                                 VectorGrads<C>{p.grads, static_cast<int>(f.hidden)},
+                                                 stream));
     }
     if (p.grad_edge_weight != nullptr) {
       HIERMT_CUDA_RETURN_IF_ERROR(launch(gatv2_conv_bwd_edge_weight_kernel<S>,
@@ -297,8 +306,9 @@ cudaError_t edge_gradients(const GatV2ConvBackward<S, Compute<S>>& p, const Back
                                          accumulate_edge_weight));
     }
     if (p.grad_x == nullptr && !wants_matrices(p.grads)) return cudaSuccess;
-    return launch(gatv2_conv_bwd_source_kernel<S, kHidden>, dim3(static_cast<unsigned>(ceil_div(rows, groups))),
-                  dim3(kGatThreads), 0, stream, f, memory, static_cast<int>(rows));
+    return launch(gatv2_conv_bwd_source_kernel<S, kHidden>,
+                  dim3(static_cast<unsigned>(ceil_div(rows, groups))), dim3(kGatThreads), 0, stream, f,
+                  memory, static_cast<int>(rows));
   });
 }
 
@@ -307,7 +317,8 @@ cudaError_t edge_gradients(const GatV2ConvBackward<S, Compute<S>>& p, const Back
 template <class S>
 size_t gatv2_conv_backward_workspace(const GatV2ConvBackward<S, Compute<S>>& p) {
   const CsrGraph& graph = p.forward.graph;
-  return BackwardMemory<Compute<S>>(nullptr, p, graph.copies * graph.num_nodes * p.forward.steps).memory.bytes();
+  return BackwardMemory<Compute<S>>(nullptr, p, graph.copies * graph.num_nodes * p.forward.steps)
+      .memory.bytes();
 }
 
 template <class S>
@@ -335,16 +346,17 @@ int gatv2_conv_backward(const GatV2ConvBackward<S, Compute<S>>& p, Accumulate ac
   if (wants_matrices(p.grads)) {
     HIERMT_CUDA_RETURN_IF_ERROR(weight_grad<C>(
         grad_projections,
-        SequenceRows<S>{f.x, static_cast<int>(f.graph.num_nodes), static_cast<int>(f.steps)}, rows, 2 * f.hidden,
-        f.x.channels, memory.partial, MatrixGrads<C>{p.grads, hidden, channels}, stream));
+        SequenceRows<S>{f.x, static_cast<int>(f.graph.num_nodes), static_cast<int>(f.steps)}, rows,
+        2 * f.hidden, f.x.channels, memory.partial, MatrixGrads<C>{p.grads, hidden, channels}, stream));
   }
   if (p.grad_x == nullptr) return cudaSuccess;
   return linear<C>(grad_projections, TransposedPair<S>{f.weights, channels, hidden},
-                   DenseOut<S>{p.grad_x, channels, accumulate.grad_x}, rows, 2 * f.hidden, f.x.channels, stream);
+                   DenseOut<S>{p.grad_x, channels, accumulate.grad_x}, rows, 2 * f.hidden, f.x.channels,
+                   stream);
 }
 
-#define HIERMT_INSTANTIATE(S)                                                                     \
-  template size_t gatv2_conv_backward_workspace<S>(const GatV2ConvBackward<S, Compute<S>>&);      \
+#define HIERMT_INSTANTIATE(S)                                                                \
+  template size_t gatv2_conv_backward_workspace<S>(const GatV2ConvBackward<S, Compute<S>>&); \
   template int gatv2_conv_backward<S>(const GatV2ConvBackward<S, Compute<S>>&, Accumulate, void*, void*);
 HIERMT_INSTANTIATE(float)
 HIERMT_INSTANTIATE(double)

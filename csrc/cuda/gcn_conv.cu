@@ -1,7 +1,6 @@
-// GCN convolution, forward and backward: y_i = b + sum_j norm_ij W x_j. One launch projects every row, one sums
-// over the edges; the backward sums y' over the transposed edges and goes back through the projection.
+// GCN convolution, forward and backward: y_i = b + sum_j norm_ij W x_j. One launch projects every row, one
+// sums over the edges; the backward sums y' over the transposed edges and goes back through the projection.
 #include "gcn_conv.h"
-
 #include "linear.cuh"
 
 namespace hiermt::cuda {
@@ -38,7 +37,8 @@ struct GroupRow {
 
   __device__ explicit GroupRow(int64_t hidden) : split(kHidden != 0 ? kHidden : static_cast<int>(hidden)) {
     first = static_cast<int>(threadIdx.x) % split.lanes * ChannelSplit<kHidden>::kChannels;
-    row = static_cast<int64_t>(blockIdx.x) * (kGcnThreads / split.lanes) + static_cast<int>(threadIdx.x) / split.lanes;
+    row = static_cast<int64_t>(blockIdx.x) * (kGcnThreads / split.lanes) +
+          static_cast<int>(threadIdx.x) / split.lanes;
   }
 };
 
@@ -57,8 +57,9 @@ __global__ void __launch_bounds__(kGcnThreads)
   for (int entry = p.graph.rowptr[at.node]; entry < end; ++entry) {
     const C norm = load(p.norm + entry);
     C source[kChannels];
-    group.split.load_aligned(projected + (step_row + static_cast<int64_t>(p.graph.col[entry]) * steps) * hidden,
-                             group.first, source);
+    group.split.load_aligned(
+        projected + (step_row + static_cast<int64_t>(p.graph.col[entry]) * steps) * hidden, group.first,
+        source);
 #pragma unroll
     for (int v = 0; v < kChannels; ++v) sum[v] += norm * source[v];
   }
@@ -109,7 +110,8 @@ __global__ void __launch_bounds__(kGcnThreads)
 
 template <class S, int kHidden>
 __global__ void __launch_bounds__(kGcnThreads)
-    gcn_conv_bwd_source_kernel(GcnConvForward<S> p, const Compute<S>* grad_y, Compute<S>* grad_projected, int rows) {
+    gcn_conv_bwd_source_kernel(GcnConvForward<S> p, const Compute<S>* grad_y, Compute<S>* grad_projected,
+                               int rows) {
   using C = Compute<S>;
   constexpr int kChannels = ChannelSplit<kHidden>::kChannels;
   const GroupRow<kHidden> group(p.hidden);
@@ -176,7 +178,8 @@ cudaError_t project(const GcnConvForward<S>& p, Compute<S>* projected, int64_t r
   return linear<Compute<S>>(
       SequenceRows<S>{p.x, static_cast<int>(p.graph.num_nodes), static_cast<int>(p.steps)},
       LinWeight<S>{p.weights.lin_weight, static_cast<int>(p.x.channels)},
-      PairOut<Compute<S>>{projected, nullptr, static_cast<int>(p.hidden)}, rows, p.x.channels, p.hidden, stream);
+      PairOut<Compute<S>>{projected, nullptr, static_cast<int>(p.hidden)}, rows, p.x.channels, p.hidden,
+      stream);
 }
 
 template <class C>
@@ -225,11 +228,13 @@ int gcn_conv_forward(const GcnConvForward<S>& p, void* workspace, void* stream_)
 template <class S>
 size_t gcn_conv_backward_workspace(const GcnConvBackward<S, Compute<S>>& p) {
   const CsrGraph& graph = p.forward.graph;
-  return BackwardMemory<Compute<S>>(nullptr, p, graph.copies * graph.num_nodes * p.forward.steps).memory.bytes();
+  return BackwardMemory<Compute<S>>(nullptr, p, graph.copies * graph.num_nodes * p.forward.steps)
+      .memory.bytes();
 }
 
 template <class S>
-int gcn_conv_backward(const GcnConvBackward<S, Compute<S>>& p, Accumulate accumulate, void* workspace, void* stream_) {
+int gcn_conv_backward(const GcnConvBackward<S, Compute<S>>& p, Accumulate accumulate, void* workspace,
+                      void* stream_) {
   using C = Compute<S>;
   const cudaStream_t stream = static_cast<cudaStream_t>(stream_);
   const GcnConvForward<S>& f = p.forward;
@@ -253,8 +258,9 @@ int gcn_conv_backward(const GcnConvBackward<S, Compute<S>>& p, Accumulate accumu
     }
     if (rows > 0) {
       HIERMT_CUDA_RETURN_IF_ERROR(project(f, memory.projected, rows, stream));
-      HIERMT_CUDA_RETURN_IF_ERROR(launch(gcn_conv_bwd_norm_kernel<S>, dim3(static_cast<unsigned>(f.graph.num_nodes)),
-                                         dim3(kGcnThreads), padded_bytes<C>(kGcnThreads), stream, f, memory.grad_y,
+      HIERMT_CUDA_RETURN_IF_ERROR(launch(gcn_conv_bwd_norm_kernel<S>,
+                                         dim3(static_cast<unsigned>(f.graph.num_nodes)), dim3(kGcnThreads),
+                                         padded_bytes<C>(kGcnThreads), stream, f, memory.grad_y,
                                          memory.projected, p.grad_norm, accumulate.edge_weight));
     }
   }
@@ -268,18 +274,18 @@ int gcn_conv_backward(const GcnConvBackward<S, Compute<S>>& p, Accumulate accumu
   const PairRows<C> grad_projected{memory.projected, nullptr, static_cast<int>(f.hidden)};
   if (p.grads.lin_weight != nullptr) {
     HIERMT_CUDA_RETURN_IF_ERROR(weight_grad<C>(
-        grad_projected, SequenceRows<S>{f.x, static_cast<int>(f.graph.num_nodes), static_cast<int>(f.steps)}, rows,
-        f.hidden, f.x.channels, memory.partial, LinGrad<C>{p.grads.lin_weight, channels}, stream));
+        grad_projected, SequenceRows<S>{f.x, static_cast<int>(f.graph.num_nodes), static_cast<int>(f.steps)},
+        rows, f.hidden, f.x.channels, memory.partial, LinGrad<C>{p.grads.lin_weight, channels}, stream));
   }
   if (p.grad_x == nullptr) return cudaSuccess;
   return linear<C>(grad_projected, LinTransposed<S>{f.weights.lin_weight, channels},
                    DenseOut<S>{p.grad_x, channels, accumulate.grad_x}, rows, f.hidden, f.x.channels, stream);
 }
 
-#define HIERMT_INSTANTIATE(S)                                                              \
-  template size_t gcn_conv_forward_workspace<S>(const GcnConvForward<S>&);                 \
-  template int gcn_conv_forward<S>(const GcnConvForward<S>&, void*, void*);                \
-  template size_t gcn_conv_backward_workspace<S>(const GcnConvBackward<S, Compute<S>>&);   \
+#define HIERMT_INSTANTIATE(S)                                                            \
+  template size_t gcn_conv_forward_workspace<S>(const GcnConvForward<S>&);               \
+  template int gcn_conv_forward<S>(const GcnConvForward<S>&, void*, void*);              \
+  template size_t gcn_conv_backward_workspace<S>(const GcnConvBackward<S, Compute<S>>&); \
   template int gcn_conv_backward<S>(const GcnConvBackward<S, Compute<S>>&, Accumulate, void*, void*);
 HIERMT_INSTANTIATE(float)
 HIERMT_INSTANTIATE(double)

@@ -1,6 +1,6 @@
-// Launchers of the GCN convolution. `workspace` is device memory of at least the bytes that the function of the
-// same name with the suffix _workspace returns; it needs no initialisation and is free again when the stream has
-// passed. Nothing synchronises, nothing allocates: both calls can be captured into a CUDA graph.
+// Launchers of the GCN convolution. `workspace` is device memory of at least the bytes that the function of
+// the same name with the suffix _workspace returns; it needs no initialisation and is free again when the
+// stream has passed. Nothing synchronises, nothing allocates: both calls can be captured into a CUDA graph.
 // `stream` is a cudaStream_t, the result a cudaError_t. graph.blocks is not read.
 #pragma once
 
@@ -20,6 +20,7 @@ int gcn_conv_forward(const GcnConvForward<S>& p, void* workspace, void* stream);
 template <class S>
 size_t gcn_conv_backward_workspace(const GcnConvBackward<S, Compute<S>>& p);
 template <class S>
-int gcn_conv_backward(const GcnConvBackward<S, Compute<S>>& p, Accumulate accumulate, void* workspace, void* stream);
+int gcn_conv_backward(const GcnConvBackward<S, Compute<S>>& p, Accumulate accumulate, void* workspace,
+                      void* stream);
 
 }  // namespace hiermt::cuda

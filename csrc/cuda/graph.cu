@@ -1,8 +1,8 @@
-// Edges sorted by target and by source: count, prefix sum, fill in any order, then every entry finds its place among
-// those of its row by counting the smaller ones. Integer atomics only decide where an entry waits, never where it ends
-// up, so the result is the stable order. A row of d entries costs d^2 comparisons, spread over d threads.
+// Edges sorted by target and by source: count, prefix sum, fill in any order, then every entry finds its
+// place among those of its row by counting the smaller ones. Integer atomics only decide where an entry
+// waits, never where it ends up, so the result is the stable order. A row of d entries costs d^2 comparisons,
+// spread over d threads.
 #include "graph.h"
-
 #include "launch.cuh"
 
 namespace hiermt::cuda {
@@ -64,7 +64,8 @@ __global__ void count_rows_kernel(GraphPrepare<I> p, Scratch s) {
 }
 
 // Exclusive prefix sum by one block: a piece of the rows for each thread.
-__global__ void __launch_bounds__(kScanThreads) prefix_sum_kernel(const int32_t* count, int64_t nodes, int32_t* rowptr) {
+__global__ void __launch_bounds__(kScanThreads)
+    prefix_sum_kernel(const int32_t* count, int64_t nodes, int32_t* rowptr) {
   SharedMemory memory;
   int32_t* sums = memory.take<int32_t>(kScanThreads);
   const int64_t piece = ceil_div<int64_t>(nodes, kScanThreads);
@@ -158,7 +159,9 @@ __global__ void place_columns_kernel(GraphPrepare<I> p, Scratch s) {
   p.t_row[at] = s.row_of[entry];
 }
 
-dim3 grid_of(int64_t threads) { return dim3(static_cast<unsigned>(ceil_div<int64_t>(threads, kThreads))); }
+dim3 grid_of(int64_t threads) {
+  return dim3(static_cast<unsigned>(ceil_div<int64_t>(threads, kThreads)));
+}
 
 }  // namespace
 
@@ -173,10 +176,11 @@ int graph_prepare(const GraphPrepare<I>& p, void* workspace, void* stream_) {
   const int64_t entries = p.num_edges + p.num_nodes;
   if (entries >= int64_t{1} << 31) return cudaErrorInvalidValue;
   const Scratch s(workspace, p.num_nodes, p.num_edges);
-  const dim3 threads(kThreads), nodes = grid_of(p.num_nodes), edges = grid_of(p.num_edges), all = grid_of(entries);
+  const dim3 threads(kThreads), nodes = grid_of(p.num_nodes), edges = grid_of(p.num_edges),
+                                all = grid_of(entries);
   const auto prefix_sum = [&](int32_t* rowptr) {
-    return launch(prefix_sum_kernel, dim3(1), dim3(kScanThreads), padded_bytes<int32_t>(kScanThreads), stream, s.count,
-                  p.num_nodes, rowptr);
+    return launch(prefix_sum_kernel, dim3(1), dim3(kScanThreads), padded_bytes<int32_t>(kScanThreads), stream,
+                  s.count, p.num_nodes, rowptr);
   };
   HIERMT_CUDA_RETURN_IF_ERROR(launch(clear_kernel, nodes, threads, 0, stream, s, p.num_nodes, 1));
   HIERMT_CUDA_RETURN_IF_ERROR(launch(count_rows_kernel<I>, edges, threads, 0, stream, p, s));
@@ -190,8 +194,8 @@ int graph_prepare(const GraphPrepare<I>& p, void* workspace, void* stream_) {
   return launch(place_columns_kernel<I>, all, threads, 0, stream, p, s);
 }
 
-#define HIERMT_INSTANTIATE(I)                                            \
-  template size_t graph_prepare_workspace<I>(const GraphPrepare<I>&);    \
+#define HIERMT_INSTANTIATE(I)                                         \
+  template size_t graph_prepare_workspace<I>(const GraphPrepare<I>&); \
   template int graph_prepare<I>(const GraphPrepare<I>&, void*, void*);
 HIERMT_INSTANTIATE(int32_t)
 HIERMT_INSTANTIATE(int64_t)

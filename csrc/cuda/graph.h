@@ -1,5 +1,6 @@
-// Launcher of the graph preparation. Pointers of GraphPrepare are device memory; blocks is not written. An edge with
-// an end outside [0, S) is dropped like a loop: who wants an error checks before. Nothing synchronises or allocates.
+// Launcher of the graph preparation. Pointers of GraphPrepare are device memory; blocks is not written. An
+// edge with an end outside [0, S) is dropped like a loop: who wants an error checks before. Nothing
+// synchronises or allocates.
 #pragma once
 
 #include <cstddef>

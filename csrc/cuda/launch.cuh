@@ -1,8 +1,8 @@
 // How every kernel is launched, and the few words in which kernels speak to the hardware.
 //
-// Under HIERMT_SIMT the same sources are compiled by the host compiler and tests/simt/ supplies the vocabulary,
-// so a kernel keeps to: blockIdx, threadIdx, gridDim, blockDim, __syncthreads, __syncwarp, the *_sync warp
-// functions, integer atomics, and shared memory taken from a SharedMemory.
+// Under HIERMT_SIMT the same sources are compiled by the host compiler and tests/simt/ supplies the
+// vocabulary, so a kernel keeps to: blockIdx, threadIdx, gridDim, blockDim, __syncthreads, __syncwarp, the
+// *_sync warp functions, integer atomics, and shared memory taken from a SharedMemory.
 #pragma once
 
 #include <cstddef>
@@ -75,9 +75,10 @@ class Workspace {
 
 // Returns the error of the launch; an empty grid or block launches nothing.
 template <class... Parameters, class... Arguments>
-cudaError_t launch(void (*kernel)(Parameters...), dim3 grid, dim3 block, size_t shared_bytes, cudaStream_t stream,
-                   const Arguments&... arguments) {
-  if (grid.x == 0 || grid.y == 0 || grid.z == 0 || block.x == 0 || block.y == 0 || block.z == 0) return cudaSuccess;
+cudaError_t launch(void (*kernel)(Parameters...), dim3 grid, dim3 block, size_t shared_bytes,
+                   cudaStream_t stream, const Arguments&... arguments) {
+  if (grid.x == 0 || grid.y == 0 || grid.z == 0 || block.x == 0 || block.y == 0 || block.z == 0)
+    return cudaSuccess;
 #ifdef HIERMT_SIMT
   (void)stream;
   return simt::launch(grid, block, shared_bytes, [&] { kernel(arguments...); });
@@ -95,8 +96,8 @@ cudaError_t launch(void (*kernel)(Parameters...), dim3 grid, dim3 block, size_t 
 }  // namespace hiermt::cuda
 
 // Leaves the enclosing launcher with the error of the first launch that failed.
-#define HIERMT_CUDA_RETURN_IF_ERROR(expression)       \
-  do {                                                \
-    const cudaError_t hiermt_error = (expression);    \
+#define HIERMT_CUDA_RETURN_IF_ERROR(expression)           \
+  do {                                                    \
+    const cudaError_t hiermt_error = (expression);        \
     if (hiermt_error != cudaSuccess) return hiermt_error; \
   } while (0)

@@ -2,7 +2,8 @@
 // convolution, the gates, and the gradients of both share two kernels:
 //
 //   linear_kernel        out(row, n) = bias(n) + sum_k in(row, k) * weight(k, n)
-//   weight_grad_kernel   partial(chunk, m, k) = sum over the rows of a chunk of cotangent(row, m) * in(row, k)
+//   weight_grad_kernel   partial(chunk, m, k) = sum over the rows of a chunk of cotangent(row, m) * in(row,
+//   k)
 //
 // In:      struct Row; Row row(int r); C load(const Row&, int k)
 // Weight:  C weight(int k, int n); C bias(int n)
@@ -82,15 +83,15 @@ __global__ void __launch_bounds__(kLinearThreads)
 }
 
 template <class C, class In, class Weight, class Out>
-cudaError_t linear(const In& in, const Weight& weight, const Out& out, int64_t rows, int64_t inner, int64_t columns,
-                   cudaStream_t stream) {
+cudaError_t linear(const In& in, const Weight& weight, const Out& out, int64_t rows, int64_t inner,
+                   int64_t columns, cudaStream_t stream) {
   const size_t shared = padded_bytes<typename In::Row>(kTileRows) +
                         padded_bytes<C>(kTileInner * (kTileRows + kTilePad)) +
                         padded_bytes<C>(kTileInner * (kTileColumns + kTilePad));
   const dim3 grid(static_cast<unsigned>(ceil_div<int64_t>(rows, kTileRows)),
                   static_cast<unsigned>(ceil_div<int64_t>(columns, kTileColumns)));
-  return launch(linear_kernel<C, In, Weight, Out>, grid, dim3(kLinearThreads), shared, stream, in, weight, out,
-                static_cast<int>(rows), static_cast<int>(inner), static_cast<int>(columns));
+  return launch(linear_kernel<C, In, Weight, Out>, grid, dim3(kLinearThreads), shared, stream, in, weight,
+                out, static_cast<int>(rows), static_cast<int>(inner), static_cast<int>(columns));
 }
 
 constexpr int kGradTile = 32;
@@ -102,7 +103,8 @@ constexpr int kGradThreads = kGradSliceThreads * kGradSlices;
 // Input `inputs` is a column of ones: its gradient is that of the bias.
 template <class C, class Cotangent, class In>
 __global__ void __launch_bounds__(kGradThreads)
-    weight_grad_kernel(Cotangent cotangent, In in, int rows, int rows_per_chunk, int outputs, int inputs, C* partial) {
+    weight_grad_kernel(Cotangent cotangent, In in, int rows, int rows_per_chunk, int outputs, int inputs,
+                       C* partial) {
   SharedMemory memory;
   constexpr int kStride = kGradTile + kTilePad;
   C* left = memory.take<C>(kGradRows * kStride);
@@ -170,7 +172,8 @@ struct GradChunks {
   int64_t rows_per_chunk, count;
 
   explicit GradChunks(int64_t rows) {
-    rows_per_chunk = ceil_div<int64_t>(ceil_div<int64_t>(rows > 0 ? rows : 1, kMaxChunks), kGradRows) * kGradRows;
+    rows_per_chunk =
+        ceil_div<int64_t>(ceil_div<int64_t>(rows > 0 ? rows : 1, kMaxChunks), kGradRows) * kGradRows;
     if (rows_per_chunk < 4 * kGradRows) rows_per_chunk = 4 * kGradRows;
     count = ceil_div<int64_t>(rows, rows_per_chunk);
   }
@@ -204,28 +207,33 @@ __global__ void __launch_bounds__(kReduceColumns* kReduceSlices)
 
 // No chunk at all gives zeros: an empty batch has a gradient too.
 template <class C, class Out>
-cudaError_t ordered_sum(const C* partial, int64_t chunks, int64_t count, const Out& out, cudaStream_t stream) {
-  return launch(ordered_sum_kernel<C, Out>, dim3(static_cast<unsigned>(ceil_div<int64_t>(count, kReduceColumns))),
-                dim3(kReduceColumns * kReduceSlices), padded_bytes<C>(kReduceColumns * kReduceSlices), stream, partial,
-                chunks, static_cast<int>(count), out);
+cudaError_t ordered_sum(const C* partial, int64_t chunks, int64_t count, const Out& out,
+                        cudaStream_t stream) {
+  return launch(ordered_sum_kernel<C, Out>,
+                dim3(static_cast<unsigned>(ceil_div<int64_t>(count, kReduceColumns))),
+                dim3(kReduceColumns * kReduceSlices), padded_bytes<C>(kReduceColumns * kReduceSlices), stream,
+                partial, chunks, static_cast<int>(count), out);
 }
 
 inline int64_t weight_grad_values(int64_t rows, int64_t outputs, int64_t inputs) {
   return GradChunks(rows).count * outputs * (inputs + 1);
 }
 
-// `partial` holds weight_grad_values(...) values. Out gets entry m * (inputs + 1) + k; k == inputs is the bias.
+// `partial` holds weight_grad_values(...) values. Out gets entry m * (inputs + 1) + k; k == inputs is the
+// bias.
 template <class C, class Cotangent, class In, class Out>
-cudaError_t weight_grad(const Cotangent& cotangent, const In& in, int64_t rows, int64_t outputs, int64_t inputs,
-                        C* partial, const Out& out, cudaStream_t stream) {
+cudaError_t weight_grad(const Cotangent& cotangent, const In& in, int64_t rows, int64_t outputs,
+                        int64_t inputs, C* partial, const Out& out, cudaStream_t stream) {
   const GradChunks chunks(rows);
-  const dim3 grid(static_cast<unsigned>(chunks.count), static_cast<unsigned>(ceil_div<int64_t>(outputs, kGradTile)),
+  const dim3 grid(static_cast<unsigned>(chunks.count),
+                  static_cast<unsigned>(ceil_div<int64_t>(outputs, kGradTile)),
                   static_cast<unsigned>(ceil_div<int64_t>(inputs + 1, kGradTile)));
   const size_t shared = 2 * padded_bytes<C>(kGradRows * (kGradTile + kTilePad)) +
                         padded_bytes<C>(kGradSlices * kGradTile * kGradTile);
-  HIERMT_CUDA_RETURN_IF_ERROR(launch(weight_grad_kernel<C, Cotangent, In>, grid, dim3(kGradThreads), shared, stream,
-                                     cotangent, in, static_cast<int>(rows), static_cast<int>(chunks.rows_per_chunk),
-                                     static_cast<int>(outputs), static_cast<int>(inputs), partial));
+  HIERMT_CUDA_RETURN_IF_ERROR(launch(weight_grad_kernel<C, Cotangent, In>, grid, dim3(kGradThreads), shared,
+                                     stream, cotangent, in, static_cast<int>(rows),
+                                     static_cast<int>(chunks.rows_per_chunk), static_cast<int>(outputs),
+                                     static_cast<int>(inputs), partial));
   return ordered_sum<C>(partial, chunks.count, outputs * (inputs + 1), out, stream);
 }
 

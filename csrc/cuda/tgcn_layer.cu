@@ -1,10 +1,9 @@
 // One T-GCN layer (arXiv 1811.05320, eqs. 2 to 6): the convolution stack for all steps, then the scan.
-#include "tgcn_layer.h"
-
 #include "gated_scan.h"
 #include "gatv2_conv.h"
 #include "gcn_conv.h"
 #include "launch.cuh"
+#include "tgcn_layer.h"
 
 namespace hiermt::cuda {
 namespace {
@@ -34,7 +33,7 @@ struct Stack {
     return {p.graph, input(k, before), p.steps, p.hidden, p.edge_weight, p.gcn[k], activation(k), out};
   }
   GatedScanForward<S> scan(const S* g) const {
-    return {p.graph.copies, p.graph.num_nodes, p.steps, p.hidden, p.x,      g,
+    return {p.graph.copies, p.graph.num_nodes, p.steps, p.hidden, p.x,    g,
             nullptr,        p.gate_weights,    p.h,     p.h_last, p.gates};
   }
 
@@ -48,7 +47,9 @@ struct Stack {
   }
 };
 
-constexpr size_t larger(size_t a, size_t b) { return a > b ? a : b; }
+constexpr size_t larger(size_t a, size_t b) {
+  return a > b ? a : b;
+}
 
 template <class S>
 struct ForwardMemory {
@@ -70,8 +71,8 @@ template <class S>
 struct BackwardMemory {
   using C = Compute<S>;
   Workspace memory;
-  S* grads[2];       // cotangent of a convolution's output, and of its input
-  S* outputs;        // of all convolutions but the last, computed again
+  S* grads[2];  // cotangent of a convolution's output, and of its input
+  S* outputs;   // of all convolutions but the last, computed again
   unsigned char* inner;
 
   BackwardMemory(void* base, const TgcnLayerBackward<S, C>& p, const Stack<S>& stack) : memory(base) {
@@ -81,9 +82,10 @@ struct BackwardMemory {
     size_t bytes = gated_scan_backward_workspace(scan(p, stack, nullptr));
     for (int64_t k = 0; k < stack.depth(); ++k) {
       bytes = larger(bytes, stack.conv_workspace(k));
-      bytes = larger(bytes, p.forward.gat != nullptr
-                                ? gatv2_conv_backward_workspace(gat(p, stack, k, nullptr, nullptr, nullptr, nullptr))
-                                : gcn_conv_backward_workspace(gcn(p, stack, k, nullptr, nullptr, nullptr, nullptr)));
+      bytes = larger(bytes,
+                     p.forward.gat != nullptr
+                         ? gatv2_conv_backward_workspace(gat(p, stack, k, nullptr, nullptr, nullptr, nullptr))
+                         : gcn_conv_backward_workspace(gcn(p, stack, k, nullptr, nullptr, nullptr, nullptr)));
     }
     inner = memory.take<unsigned char>(bytes);
   }
@@ -137,11 +139,12 @@ int tgcn_layer_backward(const TgcnLayerBackward<S, Compute<S>>& p, void* workspa
   const auto output = [&](int64_t k) {
     return k < 0 ? nullptr : k == last ? p.forward.g : memory.outputs + k * stack.values();
   };
-  const bool need_stack = p.grad_x != nullptr || p.gat != nullptr || p.gcn != nullptr || p.grad_edge_weight != nullptr;
+  const bool need_stack =
+      p.grad_x != nullptr || p.gat != nullptr || p.gcn != nullptr || p.grad_edge_weight != nullptr;
   S* grad_out = memory.grads[0];
   S* grad_in = memory.grads[1];
-  if (const int error = gated_scan_backward(Memory::scan(p, stack, need_stack ? grad_out : nullptr), memory.inner,
-                                            stream)) {
+  if (const int error = gated_scan_backward(Memory::scan(p, stack, need_stack ? grad_out : nullptr),
+                                            memory.inner, stream)) {
     return error;
   }
   if (!need_stack) return cudaSuccess;
@@ -153,8 +156,8 @@ int tgcn_layer_backward(const TgcnLayerBackward<S, Compute<S>>& p, void* workspa
     const Accumulate accumulate{k == 0, k != last};
     const int error =
         p.forward.gat != nullptr
-            ? gatv2_conv_backward(Memory::gat(p, stack, k, output(k - 1), output(k), grad_out, to), accumulate,
-                                  memory.inner, stream)
+            ? gatv2_conv_backward(Memory::gat(p, stack, k, output(k - 1), output(k), grad_out, to),
+                                  accumulate, memory.inner, stream)
             : gcn_conv_backward(Memory::gcn(p, stack, k, output(k - 1), output(k), grad_out, to), accumulate,
                                 memory.inner, stream);
     if (error != 0) return error;

@@ -1,7 +1,7 @@
 // Launchers of one T-GCN layer. `workspace` is device memory of at least the bytes that the function of the
-// same name with the suffix _workspace returns; it needs no initialisation and is free again when the stream has
-// passed. Nothing synchronises, nothing allocates: both calls can be captured into a CUDA graph.
-// `stream` is a cudaStream_t, the result a cudaError_t. graph.blocks is not read.
+// same name with the suffix _workspace returns; it needs no initialisation and is free again when the stream
+// has passed. Nothing synchronises, nothing allocates: both calls can be captured into a CUDA graph. `stream`
+// is a cudaStream_t, the result a cudaError_t. graph.blocks is not read.
 #pragma once
 
 #include <cstddef>

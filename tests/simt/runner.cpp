@@ -2,8 +2,8 @@
 #include <string>
 
 #include "arguments.h"
-#include "cuda/gatv2_conv.h"
 #include "cuda/gated_scan.h"
+#include "cuda/gatv2_conv.h"
 #include "cuda/gcn_conv.h"
 #include "cuda/graph.h"
 #include "cuda/tgcn_layer.h"

@@ -106,7 +106,8 @@ void enter_fiber_stack(void* fake_stack, bool first_time) {
 
 void leave_to_scheduler(bool for_good) {
 #if defined(__SANITIZE_ADDRESS__)
-  __sanitizer_start_switch_fiber(for_good ? nullptr : &running->fake_stack, scheduler_stack, scheduler_stack_bytes);
+  __sanitizer_start_switch_fiber(for_good ? nullptr : &running->fake_stack, scheduler_stack,
+                                 scheduler_stack_bytes);
 #endif
   (void)for_good;
   Fiber* self = running;
@@ -158,7 +159,8 @@ bool release_warp(size_t first, const Fiber& caller) {
     }
     const Fiber& other = block.fibers[first + lane];
     if (other.state == State::kDone) {
-      fail("divergence", "line %d: lane %d of the mask %08x has left the kernel", caller.line, lane, caller.mask);
+      fail("divergence", "line %d: lane %d of the mask %08x has left the kernel", caller.line, lane,
+           caller.mask);
     }
     if (other.state != State::kWaiting) return false;
     if (other.kind == Collective::kBarrier || other.line != caller.line || other.kind != caller.kind ||
@@ -183,7 +185,8 @@ bool release_barrier() {
   int line = 0;
   for (size_t i = 0; i < block.threads; ++i) {
     const Fiber& fiber = block.fibers[i];
-    if (fiber.state == State::kDone) fail("divergence", "a thread has left the kernel while others wait at a barrier");
+    if (fiber.state == State::kDone)
+      fail("divergence", "a thread has left the kernel while others wait at a barrier");
     if (fiber.kind != Collective::kBarrier) return false;
     if (line != 0 && fiber.line != line) {
       fail("divergence", "threads wait at the barriers of line %d and of line %d", line, fiber.line);
@@ -217,7 +220,8 @@ void run_block(const std::vector<size_t>& order) {
       const Fiber& fiber = block.fibers[i];
       if (fiber.kind != Collective::kBarrier) {
         release_warp(i / kWarpLanes * kWarpLanes, fiber);
-        fail("divergence", "line %d: lanes of the mask %08x wait for others that never come", fiber.line, fiber.mask);
+        fail("divergence", "line %d: lanes of the mask %08x wait for others that never come", fiber.line,
+             fiber.mask);
       }
     }
   }
@@ -250,7 +254,9 @@ void fail(const char* detector, const char* format, ...) {
   _exit(70);
 }
 
-int lane() { return static_cast<int>(static_cast<size_t>(running - block.fibers.data()) % kWarpLanes); }
+int lane() {
+  return static_cast<int>(static_cast<size_t>(running - block.fibers.data()) % kWarpLanes);
+}
 
 const uint64_t* meet(Collective kind, unsigned mask, uint64_t value, int line) {
   if (kind != Collective::kBarrier && !(mask >> lane() & 1)) {
@@ -296,7 +302,8 @@ cudaError_t launch(dim3 grid, dim3 threads, size_t shared_bytes, const std::func
   const uint64_t seed = order_seed();
   std::mt19937_64 random(seed);
   for (size_t i = 0; i < count; ++i) {
-    block.fibers[i].index = {static_cast<unsigned>(i % threads.x), static_cast<unsigned>(i / threads.x % threads.y),
+    block.fibers[i].index = {static_cast<unsigned>(i % threads.x),
+                             static_cast<unsigned>(i / threads.x % threads.y),
                              static_cast<unsigned>(i / threads.x / threads.y)};
   }
   for (size_t i : make_order(size_t{grid.x} * grid.y * grid.z, random, seed != 0)) {

@@ -3,9 +3,10 @@
 // What a GPU would punish, ends the process with one line on stderr:
 //   divergence     a thread leaves or waits elsewhere while others wait at a barrier or a warp function
 //   shared memory  more taken than the launch gave, or a layout that differs between threads
-//   out of bounds  every piece of shared memory is an allocation of its own, so AddressSanitizer sees its ends
-// Shared memory starts as NaN (and as an index far out of range), so a read before the write shows in the result.
-// HIERMT_SIMT_ORDER=<seed> permutes threads and blocks: a result that depends on it is a race.
+//   out of bounds  every piece of shared memory is an allocation of its own, so AddressSanitizer sees its
+//   ends
+// Shared memory starts as NaN (and as an index far out of range), so a read before the write shows in the
+// result. HIERMT_SIMT_ORDER=<seed> permutes threads and blocks: a result that depends on it is a race.
 #pragma once
 
 #include <cmath>
@@ -72,7 +73,8 @@ cudaError_t launch(dim3 grid, dim3 block, size_t shared_bytes, const std::functi
 void* shared(size_t begin, size_t bytes);
 [[noreturn]] void fail(const char* detector, const char* format, ...);
 
-// Waits until every lane of `mask` has come with the same function at the same line; returns what each brought.
+// Waits until every lane of `mask` has come with the same function at the same line; returns what each
+// brought.
 const uint64_t* meet(Collective kind, unsigned mask, uint64_t value, int line);
 int lane();
 
@@ -94,7 +96,8 @@ template <class T>
 T read_lane(unsigned mask, T value, int source, int line) {
   const uint64_t* all = meet(Collective::kShuffle, mask, pack(value), line);
   if (source < 0 || source >= 32) return value;
-  if (!(mask >> source & 1)) fail("divergence", "line %d: shuffle reads lane %d outside its mask", line, source);
+  if (!(mask >> source & 1))
+    fail("divergence", "line %d: shuffle reads lane %d outside its mask", line, source);
   return unpack<T>(all[source]);
 }
 
@@ -113,7 +116,9 @@ T fold(unsigned mask, T value, int line, F&& f) {
 
 }  // namespace simt
 
-inline void __syncthreads(int line = __builtin_LINE()) { simt::meet(simt::Collective::kBarrier, ~0u, 0, line); }
+inline void __syncthreads(int line = __builtin_LINE()) {
+  simt::meet(simt::Collective::kBarrier, ~0u, 0, line);
+}
 inline void __syncwarp(unsigned mask = ~0u, int line = __builtin_LINE()) {
   simt::meet(simt::Collective::kSyncWarp, mask, 0, line);
 }
@@ -178,9 +183,15 @@ T __ldg(const T* at) {
   return *at;
 }
 
-inline float __fdividef(float a, float b) { return a / b; }
-inline float __uint_as_float(unsigned bits) { return simt::unpack<float>(bits); }
-inline unsigned __float_as_uint(float value) { return static_cast<unsigned>(simt::pack(value)); }
+inline float __fdividef(float a, float b) {
+  return a / b;
+}
+inline float __uint_as_float(unsigned bits) {
+  return simt::unpack<float>(bits);
+}
+inline unsigned __float_as_uint(float value) {
+  return static_cast<unsigned>(simt::pack(value));
+}
 
 struct __nv_bfloat16 {
   uint16_t bits;
@@ -190,12 +201,26 @@ inline __nv_bfloat16 __float2bfloat16_rn(float value) {
   if (value != value) return {0x7fff};
   return {static_cast<uint16_t>((bits + 0x7fffu + (bits >> 16 & 1u)) >> 16)};
 }
-inline float __bfloat162float(__nv_bfloat16 value) { return __uint_as_float(static_cast<unsigned>(value.bits) << 16); }
-inline __nv_bfloat16 __ushort_as_bfloat16(uint16_t bits) { return {bits}; }
-inline uint16_t __bfloat16_as_ushort(__nv_bfloat16 value) { return value.bits; }
+inline float __bfloat162float(__nv_bfloat16 value) {
+  return __uint_as_float(static_cast<unsigned>(value.bits) << 16);
+}
+inline __nv_bfloat16 __ushort_as_bfloat16(uint16_t bits) {
+  return {bits};
+}
+inline uint16_t __bfloat16_as_ushort(__nv_bfloat16 value) {
+  return value.bits;
+}
 
 using __half = _Float16;
-inline __half __float2half_rn(float value) { return static_cast<_Float16>(value); }
-inline float __half2float(__half value) { return static_cast<float>(value); }
-inline __half __ushort_as_half(uint16_t bits) { return simt::unpack<_Float16>(bits); }
-inline uint16_t __half_as_ushort(__half value) { return static_cast<uint16_t>(simt::pack(value)); }
+inline __half __float2half_rn(float value) {
+  return static_cast<_Float16>(value);
+}
+inline float __half2float(__half value) {
+  return static_cast<float>(value);
+}
+inline __half __ushort_as_half(uint16_t bits) {
+  return simt::unpack<_Float16>(bits);
+}
+inline uint16_t __half_as_ushort(__half value) {
+  return static_cast<uint16_t>(simt::pack(value));
+}
