@@ -14,6 +14,7 @@ import sysconfig
 import warnings
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -83,7 +84,7 @@ def why_not_native(device_type: str) -> str | None:
     if _status.build["cuda"] is None:
         why = _status.left_out.get("cuda")
         return "the extension was built without CUDA kernels" + (f": {why}" if why else "")
-    missing = _without_kernel("CUDA", set(OPERATORS) - _ON_CPU_ALONE)
+    missing = _without_cuda_kernel()
     return f"there are no CUDA kernels yet for {', '.join(missing)}" if missing else None
 
 
@@ -152,6 +153,11 @@ def _without_kernel(key: str, names: Iterable[str]) -> list[str]:
         if not hasattr(torch.ops.hiermt, name)
         or not torch._C._dispatch_has_kernel_for_dispatch_key(f"hiermt::{name}", key)
     )
+
+
+@cache
+def _without_cuda_kernel() -> list[str]:
+    return _without_kernel("CUDA", set(OPERATORS) - _ON_CPU_ALONE)
 
 
 def _left_out(package: Path) -> dict[str, str]:

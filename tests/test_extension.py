@@ -243,12 +243,11 @@ def run_setup(tree: Path, **environment: str) -> subprocess.CompletedProcess[str
 @pytest.fixture
 def tree(tmp_path: Path) -> Path:
     """A copy of the source tree, without anything that was built."""
+    built = shutil.ignore_patterns("*.so", "_build.json", "__pycache__")
     for name in ("setup.py", "pyproject.toml", "CMakeLists.txt", "csrc", "hiermt", "README.md", "MANIFEST.in"):
         source = ROOT / name
         if source.is_dir():
-            shutil.copytree(
-                source, tmp_path / name, ignore=shutil.ignore_patterns("*.so", "_build.json", "__pycache__")
-            )
+            shutil.copytree(source, tmp_path / name, ignore=built)
         elif source.is_file():
             shutil.copy(source, tmp_path / name)
     return tmp_path
