@@ -134,7 +134,7 @@ def _is_cut_short(path: Path) -> bool:
         return False  # not 64-bit little-endian ELF: the loader refuses it politely or knows better
     (offset,) = struct.unpack_from("<Q", header, 40)
     size, count = struct.unpack_from("<HH", header, 58)
-    return path.stat().st_size < offset + size * count
+    return bool(path.stat().st_size < offset + size * count)
 
 
 def _unfit(build: dict[str, Any]) -> str | None:
