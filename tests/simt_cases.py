@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -116,10 +117,16 @@ def twin(problem: Problem, case: Case, gat: bool) -> tuple[Tensor, list[Tensor],
 
 
 def conv_forward(
-    case: Case, dtype: torch.dtype, gat: bool, environment: dict[str, str] | None = None
+    case: Case,
+    dtype: torch.dtype,
+    gat: bool,
+    environment: dict[str, str] | None = None,
+    spoil: Callable[[Tensor], None] | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Output of the kernel and of the float64 twin."""
+    """Output of the kernel and of the float64 twin; `spoil` changes x first."""
     problem = make(case, dtype, gat)
+    if spoil is not None:
+        spoil(problem.x)
     shape = (case.copies * case.nodes, case.steps, case.hidden)
     (out,) = run(
         "gatv2_conv" if gat else "gcn_conv", dtype, *conv_arguments(case, problem, gat), [(shape, dtype)], environment
@@ -206,8 +213,8 @@ def scan_problem(case: ScanCase, dtype: torch.dtype) -> tuple[list[Tensor | None
     return tensors, [*integers, case.channels, x.stride(0) * case.nodes, *x.stride()]
 
 
-def scan_both(case: ScanCase, dtype: torch.dtype, environment: dict[str, str] | None = None) -> None:
-    """Forward and backward of the kernels, each asserted against the float64 twin."""
+def scan_both(case: ScanCase, dtype: torch.dtype, environment: dict[str, str] | None = None) -> list[Tensor | None]:
+    """Forward and backward of the kernels, each asserted against the float64 twin; returns all of both."""
     tensors, integers = scan_problem(case, dtype)
     total, hidden = case.copies * case.nodes, case.hidden
     sequence = ((total, case.steps, hidden), dtype)
@@ -219,12 +226,14 @@ def scan_both(case: ScanCase, dtype: torch.dtype, environment: dict[str, str] | 
     expected = reference.gated_scan(leaves[0], leaves[1], leaves[2], leaves[3:], True)
     found = tolerance(dtype)
     torch.testing.assert_close(h.double(), expected.detach(), rtol=found.rtol, atol=found.atol)
-    if case.steps > 0:
-        assert torch.equal(h_last, h[:, -1])
+    initial = tensors[2] if tensors[2] is not None else torch.zeros(state[0], dtype=dtype)
+    assert torch.equal(h_last, h[:, -1] if case.steps > 0 else initial)
     (alone,) = run("gated_scan", dtype, integers, tensors, [None, state, None], environment)[1:2]
     assert torch.equal(alone, h_last)
 
     grad_h = torch.randn(sequence[0], generator=torch.Generator().manual_seed(2)).to(dtype)
+    if not expected.requires_grad:  # T = 0: nothing depends on anything
+        expected = expected + 0 * sum(leaf.sum() for leaf in leaves if leaf is not None)
     if case.last:
         value = expected[:, -1]
         grads_in: list[Tensor | None] = [None, grad_h[:, -1].contiguous()]
@@ -247,3 +256,4 @@ def scan_both(case: ScanCase, dtype: torch.dtype, environment: dict[str, str] | 
             one = next(truth)
             pairs.append((name, grad, torch.zeros_like(tensor).double() if one is None else one))
     assert_gradients(pairs, dtype)
+    return [h, h_last, gates, *grads]

@@ -63,8 +63,8 @@ def layer_arguments(case: LayerCase, layer: Layer) -> tuple[list[int], list[Tens
     return integers, [*head, *(p for conv in layer.conv for p in conv), *layer.gates]
 
 
-def layer_both(case: LayerCase, dtype: torch.dtype, environment: dict[str, str] | None = None) -> None:
-    """Forward and backward, asserted against the twin."""
+def layer_both(case: LayerCase, dtype: torch.dtype, environment: dict[str, str] | None = None) -> list[Tensor | None]:
+    """Forward and backward, asserted against the twin; returns all of both."""
     layer = make_layer(case, dtype)
     problem = case.problem
     total = problem.copies * problem.nodes
@@ -110,3 +110,4 @@ def layer_both(case: LayerCase, dtype: torch.dtype, environment: dict[str, str] 
             one = next(truth)
             pairs.append((f"argument {i}", grad, torch.zeros_like(p) if one is None else one))
     assert_gradients(pairs, dtype)
+    return [h, h_last, gates, g, *grads]

@@ -168,3 +168,79 @@ LAYER_CASES = [
 @pytest.mark.parametrize("case", LAYER_CASES, ids=str)
 def test_tgcn_layer(case: LayerCase, dtype: torch.dtype) -> None:
     layer_both(case, dtype)
+
+
+def raw(op: str, case: Case | ScanCase | LayerCase, dtype: torch.dtype, order: int) -> list[torch.Tensor | None]:
+    """Every output of the forward and the backward, under one order of threads and blocks."""
+    collected: list[torch.Tensor | None] = []
+    environment = {"HIERMT_SIMT_ORDER": str(order)}
+    if isinstance(case, Case):
+        gat = op == "gatv2_conv"
+        collected.append(conv_forward(case, dtype, gat, environment)[0])
+        collected += [grad for _, grad, _ in conv_backward(case, dtype, gat, "xpe", environment)]
+    elif isinstance(case, ScanCase):
+        collected += scan_both(case, dtype, environment)
+    else:
+        collected += layer_both(case, dtype, environment)
+    return collected
+
+
+@pytest.mark.parametrize(
+    ("op", "case"),
+    [
+        ("gatv2_conv", Case(hidden=16, nodes=20, edges=60)),
+        ("gcn_conv", Case(hidden=5, nodes=20, edges=60)),
+        ("gated_scan", ScanCase(hidden=16, nodes=11)),
+        ("gated_scan", ScanCase(hidden=64, nodes=5, steps=2)),
+        ("tgcn_layer", LayerCase(Case(hidden=8, nodes=20, edges=60))),
+    ],
+    ids=lambda value: str(value),
+)
+def test_every_order_of_threads_gives_the_same_bits(op: str, case: Case | ScanCase | LayerCase) -> None:
+    first = raw(op, case, torch.float32, 0)
+    for order in (1, 2):
+        for one, other in zip(first, raw(op, case, torch.float32, order), strict=True):
+            assert one is None or torch.equal(one, other)
+
+
+@pytest.mark.parametrize(
+    "case",
+    [
+        Case(hidden=16, steps=0),
+        Case(hidden=5, copies=0),
+        Case(hidden=16, nodes=1, edges=0, copies=1, steps=1),
+    ],
+    ids=str,
+)
+def test_empty_problems(case: Case) -> None:
+    for gat in (True, False):
+        out, expected = conv_forward(case, torch.float32, gat)
+        torch.testing.assert_close(out.double(), expected, rtol=1e-4, atol=1e-5)
+        assert_gradients(conv_backward(case, torch.float32, gat), torch.float32)
+
+
+@pytest.mark.parametrize(
+    "case", [ScanCase(hidden=16, steps=0, initial=True), ScanCase(hidden=5, steps=0), ScanCase(hidden=8, copies=0)], ids=str
+)
+def test_empty_scans(case: ScanCase) -> None:
+    scan_both(case, torch.float32)
+
+
+@pytest.mark.parametrize("wanted", ["x", "p", "e", ""])
+@pytest.mark.parametrize("gat", [True, False])
+def test_only_the_gradients_asked_for(gat: bool, wanted: str) -> None:
+    assert_gradients(conv_backward(Case(hidden=16), torch.float32, gat, wanted), torch.float32)
+
+
+@pytest.mark.parametrize("gat", [True, False])
+def test_nan_and_infinity_go_where_the_twin_sends_them(gat: bool) -> None:
+    case = Case(hidden=16, steps=6, activation=0)
+    for value in (float("nan"), float("inf"), -float("inf")):
+
+        def spoil(x: torch.Tensor, value: float = value) -> None:
+            x[2, 1, 3] = value
+            x[4, 5] = value
+
+        out, expected = conv_forward(case, torch.float32, gat, spoil=spoil)
+        assert torch.equal(out.isnan(), expected.isnan())
+        torch.testing.assert_close(out.double(), expected, rtol=2e-4, atol=2e-5, equal_nan=True)
