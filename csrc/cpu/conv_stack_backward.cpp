@@ -83,6 +83,11 @@ struct StackBackward {
     const LaneRows<S> grad_rows(contiguous_view<S>(params.grad_out, f.graph.num_nodes, f.steps, f.hidden),
                                 task.chunk);
     for (int64_t n = task.begin; n < task.end; ++n) {
+      if (n + kPrefetchNodes < task.end) {
+        prefetch(x_rows, n + kPrefetchNodes);
+        prefetch(out_rows, n + kPrefetchNodes);
+        prefetch(grad_rows, n + kPrefetchNodes);
+      }
       gather(x_rows, n, x.node(n - task.begin));
       gather_cotangent(grad_rows, out_rows, f.last, n, convs[0].padded, dout.node(n - task.begin));
     }
@@ -179,14 +184,16 @@ struct EdgePartials {
   int64_t* offset;  // [groups + 1] where the partial stands in `data`
   C* data;          // nullptr when not wanted
 
+  // Group k runs the tasks [tasks[k], tasks[k + 1]).
   EdgePartials(ScratchFrame& frame, const CsrGraph& graph, const NodeGroups& blocks, int64_t chunks,
-               int64_t groups, bool wanted)
+               int64_t groups, const int64_t* tasks, bool wanted)
       : begin(frame.take<int64_t>(groups)), offset(frame.take<int64_t>(groups + 1)), data(nullptr) {
     offset[0] = 0;
     for (int64_t k = 0; k < groups; ++k) {
-      const Range range = split(blocks.count * chunks, groups, k);
-      begin[k] = graph.rowptr[blocks.begin[range.begin / chunks]];
-      offset[k + 1] = offset[k] + graph.rowptr[blocks.begin[(range.end - 1) / chunks + 1]] - begin[k];
+      const int64_t first = tasks[k] / chunks, last = (tasks[k + 1] - 1) / chunks;
+      const bool none = tasks[k] == tasks[k + 1];
+      begin[k] = none ? 0 : graph.rowptr[blocks.begin[first]];
+      offset[k + 1] = offset[k] + (none ? 0 : graph.rowptr[blocks.begin[last + 1]] - begin[k]);
     }
     if (wanted) data = frame.take<C>(offset[groups]);
   }
@@ -234,14 +241,15 @@ void conv_stack_backward(const ConvStackBackward<S, Compute<S>>& p) {
   const int64_t chunks = chunk_count<C>(instances), tasks = blocks.count * chunks;
   const int64_t groups = tasks < kGradientGroups ? tasks : kGradientGroups;
   C* totals = frame.take<C>(groups * vectors);
-  const EdgePartials<C> edges(frame, f.graph, blocks, chunks, groups, p.grad_edge_weight && edge_weight);
+  const int64_t* group_tasks = balance_tasks(frame, f.graph, blocks, chunks, groups);
+  const EdgePartials<C> edges(frame, f.graph, blocks, chunks, groups, group_tasks,
+                              p.grad_edge_weight && edge_weight);
   parallel_for(groups, [&](int64_t group) {
     ScratchFrame own;
     C* sums = own.take<C>(vectors * kLanes<C>);
     std::memset(sums, 0, static_cast<size_t>(vectors) * kVectorBytes);
     C* edge_gradient = edges.start(group);
-    const Range range = split(tasks, groups, group);
-    for (int64_t task = range.begin; task < range.end; ++task) {
+    for (int64_t task = group_tasks[group]; task < group_tasks[group + 1]; ++task) {
       const LaneChunk<C> chunk(f.steps, task % chunks * kLanes<C>, instances);
       stack.run(chunk, blocks.begin[task / chunks], blocks.begin[task / chunks + 1], sums, edge_gradient);
     }

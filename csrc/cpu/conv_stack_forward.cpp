@@ -51,7 +51,10 @@ struct StackForward {
       const int64_t count = end - n < kGatherNodes ? end - n : kGatherNodes, row = n - first;
       TileSpan<const C> x{gathered, stride};
       if (k == 0) {
-        for (int64_t i = 0; i < count; ++i) gather(rows, n + i, gathered + i * stride);
+        for (int64_t i = 0; i < count; ++i) {
+          if (n + i + kPrefetchNodes < end) prefetch(rows, n + i + kPrefetchNodes);
+          gather(rows, n + i, gathered + i * stride);
+        }
       } else {
         x = tiles.result(k - 1).from(row);
       }
@@ -142,8 +145,8 @@ void conv_stack_forward(const ConvStackForward<S>& p) {
     }
   } else {
     parallel_for(groups.count * chunks, [&](int64_t task) {
-      const int64_t k = task / chunks;
-      stack.run(chunk(task % chunks), groups.begin[k], groups.begin[k + 1]);
+      const int64_t k = task % groups.count;
+      stack.run(chunk(task / groups.count), groups.begin[k], groups.begin[k + 1]);
     });
   }
 }

@@ -16,7 +16,8 @@ constexpr int64_t kGradientGroups = 32;
 // Past this size the tiles of a block leave the caches anyway: its nodes are shared out instead.
 constexpr int64_t kPhasedBytes = 16 * 1024 * 1024;
 
-// Consecutive closed blocks, joined while their tiles fit into kTaskBytes.
+// Consecutive closed blocks, joined while their tiles fit into kTaskBytes. A block that is small beside the
+// ones before it, such as a node without edges, joins them in any case.
 struct NodeGroups {
   int64_t count;
   int64_t largest;       // nodes of the largest group
@@ -30,9 +31,9 @@ inline NodeGroups group_blocks(ScratchFrame& frame, const CsrGraph& graph, int64
   begin[0] = 0;
   for (int64_t b = 0; b < graph.num_blocks; ++b) {
     const int64_t start = begin[groups.count], end = graph.blocks[b + 1];
-    const bool full =
-        b + 1 == graph.num_blocks || (graph.blocks[b + 2] - start) * bytes_per_node > kTaskBytes;
-    if (full && end > start) {
+    const int64_t next = b + 1 < graph.num_blocks ? graph.blocks[b + 2] : end;
+    const bool full = (next - start) * bytes_per_node > kTaskBytes && (next - end) * 8 > end - start;
+    if ((full || b + 1 == graph.num_blocks) && end > start) {
       begin[++groups.count] = end;
       if (end - start > groups.largest) groups.largest = end - start;
     }
@@ -42,6 +43,25 @@ inline NodeGroups group_blocks(ScratchFrame& frame, const CsrGraph& graph, int64
     if (degree > groups.degree) groups.degree = degree;
   }
   return groups;
+}
+
+// Tasks are ordered by block group, then chunk. Ranges of them that hold nearly the same work, counted in
+// nodes and entries: range g is [result[g], result[g + 1]).
+inline const int64_t* balance_tasks(ScratchFrame& frame, const CsrGraph& graph, const NodeGroups& blocks,
+                                    int64_t chunks, int64_t ranges) {
+  int64_t* begin = frame.take<int64_t>(ranges + 1);
+  const auto work_before = [&](int64_t node) { return 2 * node + graph.rowptr[node]; };
+  const int64_t all = work_before(graph.num_nodes) * chunks;
+  int64_t range = 0, done = 0;
+  for (int64_t k = 0; k < blocks.count; ++k) {
+    const int64_t work = work_before(blocks.begin[k + 1]) - work_before(blocks.begin[k]);
+    for (int64_t c = 0; c < chunks; ++c, done += work) {
+      // A task belongs to the range that its middle falls into.
+      while (range * all <= (done + work / 2) * ranges && range < ranges) begin[range++] = k * chunks + c;
+    }
+  }
+  while (range <= ranges) begin[range++] = blocks.count * chunks;
+  return begin;
 }
 
 // The edge weights in compute precision: themselves, or a converted copy; nullptr without.

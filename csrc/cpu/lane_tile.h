@@ -58,6 +58,15 @@ struct LaneRows {
   }
 };
 
+// How far ahead of its use a node's rows are asked for. The rows of a chunk are a few short runs for each
+// node, too short for the hardware to foresee the next.
+constexpr int64_t kPrefetchNodes = 8;
+
+template <class S, class C>
+HIERMT_INLINE void prefetch(const LaneRows<S, C>& rows, int64_t node) {
+  for (int l = 0; l < kLanes<C>; ++l) __builtin_prefetch(rows.row[l] + node * rows.stride_node);
+}
+
 // The view of a contiguous [N, T, H] tensor.
 template <class S>
 HIERMT_INLINE SequenceView<S> contiguous_view(const S* data, int64_t num_nodes, int64_t steps,
