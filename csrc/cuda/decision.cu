@@ -67,7 +67,9 @@ __global__ void __launch_bounds__(kThreads) decision_fwd_kernel(DecisionForward<
     for (int half = kLanes / 2; half > 0; half /= 2) {
       const bool upper = lane & half;
 #pragma unroll
-      for (int r = 0; r < half; ++r) {
+      for (int r = 0; r < kLanes / 2; ++r) {
+        // A bound the compiler knows keeps the sums in registers.
+        if (r >= half) continue;
 #pragma unroll
         for (int j = 0; j < kLogits; ++j) {
           const C send = upper ? partial[r][j] : partial[r + half][j];

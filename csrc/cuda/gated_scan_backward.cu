@@ -87,7 +87,7 @@ __global__ void __launch_bounds__(kScanThreads)
 }
 
 template <class S, int kHidden, bool kShared>
-__global__ void __launch_bounds__(kWideThreads)
+__global__ void __launch_bounds__(kWideThreads, 1)
     gated_scan_bwd_wide_kernel(GatedScanBackward<S, Compute<S>> p, const Compute<S>* packed,
                                Compute<S>* grad_gates, int nodes) {
   using C = Compute<S>;

@@ -1,0 +1,29 @@
+"""Every CUDA kernel compiles for every supported architecture, and the hot ones stay out of local memory."""
+
+from __future__ import annotations
+
+import pytest
+from cuda_resources import ARCHITECTURES, collect, nvcc, parse, table
+
+REPORT = """
+ptxas info    : Compiling entry function '_ZN6hiermt4cuda6kernelIfLi16EEEvi' for 'sm_90'
+ptxas info    : Function properties for _ZN6hiermt4cuda6kernelIfLi16EEEvi
+    8 bytes stack frame, 4 bytes spill stores, 12 bytes spill loads
+ptxas info    : Used 96 registers, used 1 barriers
+"""
+
+
+def test_the_report_is_read() -> None:
+    (kernel,) = parse(REPORT)
+    assert kernel.arch == 90 and kernel.registers == 96 and kernel.local == 24 and kernel.hot
+    assert kernel.warps == 21
+
+
+@pytest.mark.skipif(nvcc() is None, reason="needs nvcc")
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("arch", ARCHITECTURES)
+def test_hot_kernels_stay_out_of_local_memory(arch: int) -> None:
+    kernels = collect([arch])
+    assert kernels
+    bad = [kernel for kernel in kernels if kernel.hot and kernel.local]
+    assert not bad, "\n" + table(bad)
