@@ -109,7 +109,7 @@ template <class S, class C>
 HIERMT_INLINE void product(const DecisionForward<S>& p, const FoldedHeads<C>& heads, int64_t row,
                            int64_t rows, Vec<C> (&logits)[kLogits]) {
   constexpr int L = kLanes<C>;
-  for (int j = 0; j < kLogits; ++j) logits[j] = broadcast(heads.bias[j]);
+  for (int j = 0; j < kLogits; ++j) logits[j] = zero<C>();
   const S* at[L];
   for (int l = 0; l < L; ++l) at[l] = p.h + (row + (l < rows ? l : rows - 1)) * p.stride_row;
   for (int64_t c = 0; c < p.hidden; c += L) {
@@ -124,7 +124,8 @@ HIERMT_INLINE void product(const DecisionForward<S>& p, const FoldedHeads<C>& he
       }
     }
   }
-  for (int j = 0; j < kLogits; ++j) logits[j] = rounded<S, C>(logits[j]);
+  // The bias comes last: sums that start from it round at its magnitude at every step.
+  for (int j = 0; j < kLogits; ++j) logits[j] = rounded<S, C>(logits[j] + broadcast(heads.bias[j]));
 }
 
 template <class Body>

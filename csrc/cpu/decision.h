@@ -30,19 +30,20 @@ template <class S, class C = Compute<S>>
 FoldedHeads<C> fold_heads(ScratchFrame& frame, const DecisionWeights<S>& weights, int64_t features,
                           int64_t hidden) {
   FoldedHeads<C> folded{frame.take<C>(kLogits * hidden), frame.take<C>(kLogits)};
+  double* weight = frame.take<double>(hidden);
   for (int j = 0; j < kLogits; ++j) {
-    C* weight = folded.weight + j * hidden;
-    for (int64_t c = 0; c < hidden; ++c) weight[c] = C(0);
+    for (int64_t c = 0; c < hidden; ++c) weight[c] = 0;
     const S* bias = j < 2 ? weights.signal_bias : weights.direction_bias;
-    C sum = bias == nullptr ? C(0) : to_compute(bias[j % 2]);
+    double sum = bias == nullptr ? 0 : to_compute(bias[j % 2]);
     const S* head = head_row(weights, features, j);
     for (int64_t k = 0; k < features; ++k) {
-      const C factor = to_compute(head[k]);
+      const double factor = to_compute(head[k]);
       sum += factor * to_compute(weights.out_bias[k]);
-      for (int64_t c = 0; c < hidden; ++c)
-        weight[c] += factor * to_compute(weights.out_weight[k * hidden + c]);
+      for (int64_t c = 0; c < hidden; ++c) weight[c] += factor * to_compute(weights.out_weight[k * hidden + c]);
     }
-    folded.bias[j] = sum;
+    // Rounded once, so that folding costs no accuracy.
+    for (int64_t c = 0; c < hidden; ++c) folded.weight[j * hidden + c] = static_cast<C>(weight[c]);
+    folded.bias[j] = static_cast<C>(sum);
   }
   return folded;
 }
