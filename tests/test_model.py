@@ -188,14 +188,15 @@ def test_bfloat16_stays_near_float32(backend: str) -> None:
 def test_float32_error_is_at_most_twice_that_of_pyg(variant: dict[str, Any], backend: str) -> None:
     model = hiermt.TGCN_HierarchicalMT(13, 16, 2, **variant, backend=backend)
     edge_index, edge_weight = graph_for(variant, torch.float32)
-    x = torch.randn(20, 25, 13)
-    other = pyg.like(model)
-    exact = pyg.like(model).double()(x.double(), edge_index, None if edge_weight is None else edge_weight.double())
-    for ours, theirs, truth in zip(
-        model(x, edge_index, edge_weight), other(x, edge_index, edge_weight), exact, strict=True
-    ):
-        scale = 1e-7 * truth.abs().max()
-        assert (ours - truth).abs().max() <= 2 * (theirs - truth).abs().max() + scale
+    x = torch.randn(16, 20, 25, 13)
+    exact = pyg.like(model).double()
+    weight = None if edge_weight is None else edge_weight.double()
+    with torch.no_grad():
+        ours = torch.cat(model(x, edge_index, edge_weight), dim=-1)
+        theirs = torch.stack([torch.cat(pyg.like(model)(one, edge_index, edge_weight), dim=-1) for one in x])
+        truth = torch.stack([torch.cat(exact(one.double(), edge_index, weight), dim=-1) for one in x])
+    # Root mean square: the largest of a few errors near half an ulp is luck.
+    assert (ours - truth).square().mean().sqrt() <= 2 * (theirs - truth).square().mean().sqrt()
 
 
 def test_empty_sequences_and_batches(backend: str) -> None:
