@@ -104,14 +104,23 @@ def table(scores: dict[str, Any]) -> str:
 
 
 def verdict(scores: dict[str, Any]) -> str:
-    """One sentence on whether the decisions beat the majority class by more than chance gives."""
-    score = scores["decision"]
-    gain, error = 100 * score["gain"], 100 * (score["gain_error"] or 0.0)
-    if gain > 2 * error:
-        return f"The decisions beat the majority class by {gain:.1f} ± {error:.1f} points: small, but beyond chance."
-    if gain < -2 * error:
-        return f"The decisions are {-gain:.1f} ± {error:.1f} points worse than always saying {score['majority']}."
-    return f"The decisions are no better than always saying {score['majority']} ({gain:+.1f} ± {error:.1f} points)."
+    """What the scores amount to, in words: beyond two standard errors counts as more than chance."""
+    subjects = {"decision": "The decisions", "signal": "Noise or Signal", "direction": "Down or Up"}
+    lines = []
+    for key, subject in subjects.items():
+        score = scores[key]
+        if not score["count"]:
+            continue
+        constant = f"always saying {score['majority']}"
+        gain, error = 100 * score["gain"], 100 * (score["gain_error"] or 0.0)
+        by = f"{abs(gain):.1f} ± {error:.1f} points"
+        if gain > 2 * error:
+            lines.append(f"{subject}: better than {constant} by {by}.")
+        elif gain < -2 * error:
+            lines.append(f"{subject}: worse than {constant} by {by}.")
+        else:
+            lines.append(f"{subject}: no better than {constant} ({gain:+.1f} ± {error:.1f} points).")
+    return "\n".join(lines)
 
 
 def draw_curves(losses: dict[str, list[float]], path: Path) -> None:
@@ -125,7 +134,7 @@ def draw_curves(losses: dict[str, list[float]], path: Path) -> None:
     Raises:
         ImportError: matplotlib is not installed.
     """
-    figure = _figure(9.6, 3.4)
+    figure = _figure(10, 3.8)
     titles = {"total_loss": "Total loss", "signal_loss": "Signal head", "direction_loss": "Direction head"}
     for i, (name, title) in enumerate(titles.items()):
         axes = figure.add_subplot(1, 3, i + 1)
@@ -144,7 +153,8 @@ def draw_curves(losses: dict[str, list[float]], path: Path) -> None:
         axes.xaxis.get_major_locator().set_params(integer=True)
         axes.set_ylabel("cross entropy" if i == 0 else "")
         axes.grid(alpha=0.25)
-        axes.legend(fontsize=8, frameon=False)
+    named = {line.get_label(): line for axes in figure.axes for line in axes.lines}
+    figure.legend(named.values(), named.keys(), loc="outside lower center", ncols=4, fontsize=8, frameon=False)
     figure.savefig(path, format="png", dpi=140)
 
 

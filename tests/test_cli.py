@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import errno
 import json
 import os
@@ -16,7 +17,7 @@ import torch
 
 from hiermt import TGCN_HierarchicalMT, data, report
 from hiermt.cli import artefacts, bench, demo, options, speed, train
-from hiermt.cli.experiment import Settings, Trained, pick_device
+from hiermt.cli.experiment import Experiment, Settings, Trained, pick_device
 from hiermt.cli.main import INTERRUPTED, USER_ERROR, main
 
 STOCKS, DAYS = 5, 330
@@ -328,6 +329,29 @@ def test_bench_loss_is_the_loss():
         torch.testing.assert_close(bench._loss(signal, direction, labels, up), expected)
 
 
+class TestExperiment:
+    def test_scale_and_graph_do_not_see_past_the_training_span(self):
+        prices = data.read_prices(bars())
+        settings = Settings(window=8, correlation=-1)
+        cut = Experiment.prepare(data.compute_features(prices), settings).split.train_days + data.WARM_UP
+        noise = np.random.default_rng(1).uniform(0.5, 1.5, (STOCKS, DAYS - cut))
+        changed = {name: getattr(prices, name).copy() for name in ("open", "high", "low", "close")}
+        for array in changed.values():
+            array[:, cut:] *= noise
+        found = [
+            Experiment.prepare(data.compute_features(p), settings)
+            for p in (prices, dataclasses.replace(prices, **changed))
+        ]
+        before, after = found
+        assert torch.equal(before.scale.mean, after.scale.mean)
+        assert torch.equal(before.scale.deviation, after.scale.deviation)
+        assert torch.equal(before.dataset.edge_weight, after.dataset.edge_weight)
+        train = before.split.train
+        assert torch.equal(before.labels_of(train), after.labels_of(train))
+        assert torch.equal(before.dataset.windows[train[-1]], after.dataset.windows[train[-1]])
+        assert not torch.equal(before.dataset.series, after.dataset.series)
+
+
 class TestReport:
     def test_scores_by_hand(self):
         truth = torch.tensor([[0, 1], [2, 2], [1, 2]])
@@ -357,11 +381,14 @@ class TestReport:
         assert "Down / Up" in report.table(scores)
 
     @pytest.mark.parametrize(
-        ("gain", "text"), [(0.05, "beat the majority"), (0.001, "no better than"), (-0.05, "worse than")]
+        ("gain", "text"),
+        [(0.05, "better than always saying Up by 5.0"), (0.001, "no better than"), (-0.05, "worse than")],
     )
     def test_verdict(self, gain, text):
-        score = {"gain": gain, "gain_error": 0.01, "majority": "Up"}
-        assert text in report.verdict({"decision": score})
+        score = {"count": 9, "gain": gain, "gain_error": 0.01, "majority": "Up"}
+        lines = report.verdict({"decision": score, "signal": score, "direction": {"count": 0}}).splitlines()
+        assert len(lines) == 2
+        assert all(text in line for line in lines)
 
     def test_curves_of_one_epoch_without_validation(self, tmp_path):
         losses = {f"train_{name}_loss": [0.7] for name in ("total", "signal", "direction")}

@@ -247,6 +247,11 @@ class TestGraph:
         assert edge_index.size(1) == 20
         assert (edge_weight < 0).any()
 
+    def test_opposite_moves_are_no_neighbours(self):
+        returns = torch.randn(1, 50)
+        edge_index, _ = data.correlation_graph(torch.cat([returns, -returns, 2 * returns]), 0.5)
+        assert edge_index.tolist() == [[0, 2], [2, 0]]
+
     def test_sector_bonus_joins_a_sector(self):
         sectors = ["a", "a", "a", "b", "b"]
         edge_index, edge_weight = data.correlation_graph(self.returns(), 0.5, sectors=sectors, sector_bonus=0.7)

@@ -13,6 +13,7 @@ from hiermt import data
 from hiermt.cli import artefacts, options, speed
 from hiermt.cli.experiment import Experiment, Settings, pick_device
 from hiermt.cli.train import finish
+from hiermt.data.sp500 import sp500_path
 from hiermt.nn import TGCN_HierarchicalMT
 
 
@@ -58,8 +59,11 @@ def run(args: argparse.Namespace) -> int:
     epochs = fitting_epochs(step, len(experiment.loader(experiment.split.train, shuffle=True)), args)
     print(f"\nTraining for {epochs} epochs at most, {len(experiment.split.train):,} windows each, on {device}")
     finish(experiment, model, epochs, args.out)
-    print("\nLook at curves.png and confusion.png. To decide for your own prices:")
-    print(f"  python -m hiermt train --prices yours.csv --out model\n  python -m hiermt predict --model {args.out} ...")
+    print(
+        "\nPictures: curves.png and confusion.png. Next, decide for the day after the last one, or train on your own:"
+    )
+    print(f"  python -m hiermt predict --model {args.out} --prices {sp500_path()}")
+    print("  python -m hiermt train --prices yours.csv --out model")
     return 0
 
 

@@ -274,4 +274,4 @@ def _bar(batches: Iterable[Any], what: str, enabled: bool) -> Iterable[Any]:
         from tqdm import tqdm
     except ImportError:
         return batches
-    return tqdm(batches, desc=what, unit="batch", leave=False)  # type: ignore[no-any-return]
+    return tqdm(batches, desc=what, unit="batch", leave=False, disable=None)  # type: ignore[no-any-return]

@@ -56,6 +56,8 @@ def finish(experiment: Experiment, model: TGCN_HierarchicalMT, epochs: int, out:
     Returns:
         The scores of the test span.
     """
+    if experiment.split.validation:
+        print("(the test loss below is that of the validation span; the test span is left for the end)")
     start = time.perf_counter()
     ran = experiment.train(model, epochs)
     seconds = time.perf_counter() - start
@@ -73,8 +75,9 @@ def finish(experiment: Experiment, model: TGCN_HierarchicalMT, epochs: int, out:
         "torch": torch.__version__,
     }
     files = artefacts.write_artefacts(out, experiment, model, scores, decisions, facts)
+    kept = ", kept the weights with the lowest validation loss" if experiment.split.validation else ""
     windows = ran * len(experiment.split.train)
-    print(f"\ntrained {ran} epochs ({windows:,} windows) in {seconds:.1f} s; kept the best on the validation span")
+    print(f"\ntrained {ran} epochs ({windows:,} windows) in {seconds:.1f} s{kept}")
     print(f"\nTest span, which the training never saw:\n\n{report.table(scores)}\n\n{report.verdict(scores)}\n")
     print(*(f"  {file}" for file in files), sep="\n")
     return scores
