@@ -161,6 +161,10 @@ LAYER_CASES = [
     LayerCase(Case(hidden=5, layout="strided"), conv_layers=3),
     LayerCase(Case(hidden=32, steps=2), gat=False, conv_layers=1, between=False, sequence=False),
     LayerCase(Case(hidden=64, steps=2, nodes=5, edges=8)),
+    # Enough copies that a block takes several steps, the last block of a copy fewer.
+    LayerCase(Case(hidden=8, nodes=3, edges=4, copies=60, steps=5), conv_layers=1),
+    LayerCase(Case(hidden=16, nodes=3, edges=4, copies=140, steps=3, channels=3)),
+    LayerCase(Case(hidden=16, nodes=40, edges=90, copies=3, steps=6, channels=20), conv_layers=3),
 ]
 
 
@@ -193,6 +197,7 @@ def raw(op: str, case: Case | ScanCase | LayerCase, dtype: torch.dtype, order: i
         ("gated_scan", ScanCase(hidden=16, nodes=11)),
         ("gated_scan", ScanCase(hidden=64, nodes=5, steps=2)),
         ("tgcn_layer", LayerCase(Case(hidden=8, nodes=20, edges=60))),
+        ("tgcn_layer", LayerCase(Case(hidden=16, nodes=20, edges=60, copies=50))),
     ],
     ids=lambda value: str(value),
 )

@@ -183,12 +183,22 @@ int gated_scan_forward(const GatedScanForward<S>& p, void* workspace, void* stre
   const cudaStream_t stream = static_cast<cudaStream_t>(stream_);
   const int64_t nodes = p.copies * p.num_nodes, rows = nodes * p.steps;
   if (!supported(nodes, p.steps, p.hidden)) return cudaErrorInvalidValue;
-  if (nodes == 0) return cudaSuccess;
   const ForwardMemory<C> memory(workspace, rows, p.hidden);
   const int hidden = static_cast<int>(p.hidden), channels = static_cast<int>(p.x.channels);
   HIERMT_CUDA_RETURN_IF_ERROR(linear<C>(
       GateInputs<S, false>{p}, InputWeights<S>{p.weights, channels + 2 * hidden, hidden},
       PairOut<C>{memory.from_input, nullptr, 3 * hidden}, rows, channels + hidden, 3 * p.hidden, stream));
+  return gated_scan_recurrence(p, workspace, stream_);
+}
+
+template <class S>
+int gated_scan_recurrence(const GatedScanForward<S>& p, void* workspace, void* stream_) {
+  using C = Compute<S>;
+  const cudaStream_t stream = static_cast<cudaStream_t>(stream_);
+  const int64_t nodes = p.copies * p.num_nodes;
+  if (!supported(nodes, p.steps, p.hidden)) return cudaErrorInvalidValue;
+  if (nodes == 0) return cudaSuccess;
+  const ForwardMemory<C> memory(workspace, nodes * p.steps, p.hidden);
   const auto narrow = [&](auto constant) {
     constexpr int kHidden = decltype(constant)::value;
     return launch(gated_scan_fwd_kernel<S, kHidden>,
@@ -208,9 +218,10 @@ int gated_scan_forward(const GatedScanForward<S>& p, void* workspace, void* stre
   return dispatch_scan<S>(p.hidden, narrow, wide);
 }
 
-#define HIERMT_INSTANTIATE(S)                                                  \
-  template size_t gated_scan_forward_workspace<S>(const GatedScanForward<S>&); \
-  template int gated_scan_forward<S>(const GatedScanForward<S>&, void*, void*);
+#define HIERMT_INSTANTIATE(S)                                                   \
+  template size_t gated_scan_forward_workspace<S>(const GatedScanForward<S>&);  \
+  template int gated_scan_forward<S>(const GatedScanForward<S>&, void*, void*); \
+  template int gated_scan_recurrence<S>(const GatedScanForward<S>&, void*, void*);
 HIERMT_INSTANTIATE(float)
 HIERMT_INSTANTIATE(double)
 HIERMT_INSTANTIATE(BFloat16)

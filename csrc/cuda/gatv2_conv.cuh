@@ -41,6 +41,14 @@ cudaError_t project_pair(const GatV2ConvForward<S>& p, Compute<S>* x_l, Compute<
       2 * hidden, stream);
 }
 
+// leaky_relu of a score's argument: the larger of two lines, which costs no comparison and keeps NaN.
+__device__ __forceinline__ float attention_leaky(float z) {
+  return fmaxf(z, static_cast<float>(kAttentionSlope) * z);
+}
+__device__ __forceinline__ double attention_leaky(double z) {
+  return fmax(z, kAttentionSlope * z);
+}
+
 // The channels of one lane: what is the same for every edge it scores.
 template <class S, int kHidden>
 struct GatV2Lane {
@@ -68,7 +76,7 @@ struct GatV2Lane {
 #pragma unroll
     for (int v = 0; v < kChannels; ++v) {
       const C z = argument(source[v], target[v], edge_weight, v);
-      score += att[v] * (z > C(0) ? z : C(kAttentionSlope) * z);
+      score += att[v] * attention_leaky(z);
     }
     return score;
   }

@@ -1,6 +1,7 @@
 // One T-GCN layer (arXiv 1811.05320, eqs. 2 to 6): the convolution stack for all steps, then the scan.
 #include "gated_scan.h"
 #include "gatv2_conv.h"
+#include "gatv2_stack.h"
 #include "gcn_conv.h"
 #include "launch.cuh"
 #include "tgcn_layer.h"
@@ -109,12 +110,19 @@ struct BackwardMemory {
 
 template <class S>
 size_t tgcn_layer_forward_workspace(const TgcnLayerForward<S>& p) {
-  return ForwardMemory<S>(nullptr, Stack<S>{p}).memory.bytes();
+  const Stack<S> stack{p};
+  if (gatv2_stack_fits(p)) return gated_scan_forward_workspace(stack.scan(nullptr));
+  return ForwardMemory<S>(nullptr, stack).memory.bytes();
 }
 
 template <class S>
 int tgcn_layer_forward(const TgcnLayerForward<S>& p, void* workspace, void* stream) {
   const Stack<S> stack{p};
+  if (gatv2_stack_fits(p)) {
+    // Two launches: the stack leaves what the recurrence reads at the start of its workspace.
+    const int error = gatv2_stack_forward(p, static_cast<Compute<S>*>(workspace), stream);
+    return error != 0 ? error : gated_scan_recurrence(stack.scan(p.g), workspace, stream);
+  }
   const ForwardMemory<S> memory(workspace, stack);
   const S* before = nullptr;
   for (int64_t k = 0; k < p.conv_layers; ++k) {
