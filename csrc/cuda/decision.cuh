@@ -27,17 +27,17 @@ __device__ void fold_heads(const DecisionWeights<S>& weights, int64_t features, 
     const int j = static_cast<int>(i / hidden);
     const int64_t c = i % hidden;
     const S* head = head_row(weights, features, j);
-    C sum = C(0);
+    double sum = 0;
     for (int64_t k = 0; k < features; ++k)
-      sum += C(load(head + k)) * C(load(weights.out_weight + k * hidden + c));
-    folded[i] = sum;
+      sum += double(load(head + k)) * load(weights.out_weight + k * hidden + c);
+    folded[i] = C(sum);
   }
   if (bias != nullptr && threadIdx.x < kLogits) {
     const int j = static_cast<int>(threadIdx.x);
     const S* head = head_row(weights, features, j);
-    C sum = load((j < 2 ? weights.signal_bias : weights.direction_bias) + j % 2);
-    for (int64_t k = 0; k < features; ++k) sum += C(load(head + k)) * C(load(weights.out_bias + k));
-    bias[j] = sum;
+    double sum = load((j < 2 ? weights.signal_bias : weights.direction_bias) + j % 2);
+    for (int64_t k = 0; k < features; ++k) sum += double(load(head + k)) * load(weights.out_bias + k);
+    bias[j] = C(sum);
   }
   __syncthreads();
 }

@@ -7,6 +7,7 @@
 #include "cuda/gcn_conv.h"
 #include "cuda/graph.h"
 #include "cuda/tgcn_layer.h"
+#include "decision_runner.h"
 #include "faults.h"
 
 namespace {
@@ -284,6 +285,9 @@ int run(const std::string& op, Arguments& a) {
     return cuda::tgcn_layer_forward(layer.p, memory.data(), nullptr);
   }
   if (op == "tgcn_layer_backward") return run_layer_backward<S>(a);
+  if (op == "decision") return simt::run_decision<S>(a);
+  if (op == "decision_from_logits") return simt::run_decision_from_logits<S>(a);
+  if (op == "decision_backward") return simt::run_decision_backward<S>(a);
   return -1;
 }
 
