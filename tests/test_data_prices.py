@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import gzip
+import subprocess
+import sys
 import warnings
 
 import numpy as np
@@ -97,6 +99,27 @@ class TestForms:
         prices = quiet(write(tmp_path, wide([(20240102, 1, 2), (20240103, 1, 2)])))
         assert str(prices.dates[0]) == "2024-01-02"
 
+    @pytest.mark.parametrize(
+        ("first", "second"),
+        [
+            ("2024-01-12", "2024-01-13"),
+            ("2024/1/12", "2024/1/13"),
+            ("20240112", "20240113"),
+            ("2024-01-12 00:00:00+09:00", "2024-01-13 00:00:00+09:00"),
+            ("2024-01-12T16:00:00Z", "2024-01-13T16:00:00Z"),
+            ("01/12/2024", "01/13/2024"),
+            ("12.01.2024", "13.01.2024"),
+        ],
+    )
+    def test_ways_to_write_dates(self, tmp_path, first, second):
+        prices = quiet(write(tmp_path, wide([(first, 1, 2), (second, 1, 2)])))
+        assert [str(day) for day in prices.dates] == ["2024-01-12", "2024-01-13"]
+
+    def test_dates_with_a_zone_keep_their_day(self):
+        index = pd.DatetimeIndex(["2024-01-12", "2024-01-13"], tz="Asia/Tokyo")
+        prices = quiet(pd.DataFrame({"AAA": [1.0, 2.0], "BBB": [1.0, 2.0]}, index=index))
+        assert [str(day) for day in prices.dates] == ["2024-01-12", "2024-01-13"]
+
     def test_adjusted_close_scales_the_bar(self, tmp_path):
         lines = LONG.splitlines()
         text = "\n".join([lines[0] + ",Adj Close", *(f"{line},{float(line.split(',')[5]) / 2}" for line in lines[1:])])
@@ -160,6 +183,9 @@ REFUSED = {
     "negative price": (LONG.replace(",9,", ",-9,"), "line 2, column 'Low': the price is -9"),
     "high below low": (LONG.replace(",12,10,", ",9,10,"), "line 3: High 9 is below Low 10"),
     "bad date": (LONG.replace("BBB,2024-01-03", "BBB,2024-13-03"), "line 6, column 'Date': '2024-13-03' is not a date"),
+    "day or month first": (wide([("03/04/2024", 1, 2), ("04/04/2024", 1, 2)]), "could be month/day or day/month"),
+    "mixed dates": (wide([("2024-01-12", 1, 2), ("01/13/2024", 1, 2)]), "line 3, column 'Date': '01/13/2024'"),
+    "two columns of one name": ("Date,A,B,A\n2024-01-02,1,2,3\n", "column 'A' is there twice"),
     "empty date": (LONG.replace("BBB,2024-01-03", "BBB,"), "line 6, column 'Date'"),
     "empty symbol": (LONG.replace("BBB,2024-01-03", ",2024-01-03"), "line 6, column 'Symbol': the symbol is empty"),
     "contradicting rows": (
@@ -232,6 +258,20 @@ class TestSp500:
         monkeypatch.setattr(sp500_module.importlib.util, "find_spec", lambda name: None)
         with pytest.raises(ImportError, match="pip install --no-deps skfolio"):
             load_sp500()
+
+
+def test_missing_pandas_names_the_command(monkeypatch, tmp_path):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(ImportError, match=r"reading prices needs pandas.*pip install 'hiermt\[data\]'"):
+        read_prices(tmp_path / "prices.csv")
+
+
+def test_import_needs_neither_pandas_nor_pyg():
+    code = (
+        "import sys; sys.modules.update(dict.fromkeys(['pandas', 'torch_geometric', 'sklearn', 'matplotlib']));"
+        "import hiermt.data, hiermt.report, hiermt.cli.main"
+    )
+    subprocess.run([sys.executable, "-W", "ignore", "-c", code], check=True)
 
 
 def test_read_sectors(tmp_path):

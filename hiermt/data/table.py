@@ -18,6 +18,7 @@ SYMBOL_NAMES = ("symbol", "ticker", "name")
 DATE_NAMES = ("date", "datetime", "timestamp", "day")
 _EMPTY_CELLS = ["", "NA", "N/A", "NaN", "nan", "null", "NULL", "None"]
 _DELIMITERS = ",;\t|"
+_YEAR_FIRST = r"^(\d{4})[-/.]?(\d{1,2})[-/.]?(\d{1,2})(?:\.0|[T ].*)?$"
 
 
 @dataclass(frozen=True)
@@ -70,29 +71,45 @@ class Table:
         return values
 
     def dates(self, column: str) -> npt.NDArray[np.datetime64]:
-        """A column as days.
+        """A column as days; what a cell says about time of day or zone is dropped.
 
         Raises:
-            DataError: a cell is empty or not a date.
+            DataError: a cell is empty or not a date, or all could be month/day as well as day/month.
         """
         pandas = need("pandas", "reading tables")
         cells = self.frame[column]
-        if pandas.api.types.is_numeric_dtype(cells):
-            # Numbers are taken as yyyymmdd, the one way daily tables write them.
-            cells = cells.astype("string").str.replace(r"\.0$", "", regex=True)
-        if not pandas.api.types.is_datetime64_any_dtype(cells):
-            cells = pandas.to_datetime(cells, errors="coerce", format="mixed", utc=True)
-        missing = cells.isna().to_numpy()
+        if pandas.api.types.is_datetime64_any_dtype(cells):
+            parsed = cells if cells.dt.tz is None else cells.dt.tz_localize(None)
+        else:
+            # A table repeats each day once per stock, so only the distinct cells are parsed.
+            codes, distinct = pandas.factorize(cells)
+            days = self._parse_dates(pandas.Series(distinct).astype("string").str.strip(), column)
+            parsed = days.reindex(codes)
+        missing = parsed.isna().to_numpy()
         if missing.any():
             row = int(missing.argmax())
             raise DataError(
-                f"{self.where(row)}, column '{column}': {str(self.frame[column].iloc[row])!r} is not a date; write "
-                "dates like 2024-01-31"
+                f"{self.where(row)}, column '{column}': {str(cells.iloc[row])!r} is not a date; write dates like "
+                "2024-01-31"
             )
-        if cells.dt.tz is not None:
-            cells = cells.dt.tz_localize(None)
-        days: npt.NDArray[np.datetime64] = cells.to_numpy().astype("datetime64[D]")
-        return days
+        result: npt.NDArray[np.datetime64] = parsed.to_numpy().astype("datetime64[D]")
+        return result
+
+    def _parse_dates(self, text: Any, column: str) -> Any:
+        pandas = need("pandas", "reading tables")
+        parts = text.str.extract(_YEAR_FIRST)
+        days = _to_days(parts[0] + "-" + parts[1] + "-" + parts[2], "%Y-%m-%d")
+        if days.notna().any() or not len(text):
+            return days
+        text = text.str.replace(r"[-.]", "/", regex=True)
+        month_first, day_first = _to_days(text, "%m/%d/%Y"), _to_days(text, "%d/%m/%Y")
+        fits = [candidate for candidate in (month_first, day_first) if candidate.notna().all()]
+        if len(fits) == 2 and not pandas.Series.equals(month_first, day_first):
+            raise DataError(
+                f"{self.source}, column '{column}': {str(text.iloc[0])!r} and all other dates could be month/day or "
+                "day/month; write dates like 2024-01-31"
+            )
+        return fits[0] if fits else days
 
     def symbols(self, column: str) -> npt.NDArray[np.object_]:
         """A column as stripped strings.
@@ -135,6 +152,10 @@ def read_table(source: Any) -> Table:
     if repeated:
         raise DataError(f"{table.source}: column '{repeated[0]}' is there twice; rename or remove one")
     return table
+
+
+def _to_days(text: Any, form: str) -> Any:
+    return need("pandas", "reading tables").to_datetime(text, errors="coerce", format=form)
 
 
 def _plain(name: str) -> str:
