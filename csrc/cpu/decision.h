@@ -39,7 +39,8 @@ FoldedHeads<C> fold_heads(ScratchFrame& frame, const DecisionWeights<S>& weights
     for (int64_t k = 0; k < features; ++k) {
       const double factor = to_compute(head[k]);
       sum += factor * to_compute(weights.out_bias[k]);
-      for (int64_t c = 0; c < hidden; ++c) weight[c] += factor * to_compute(weights.out_weight[k * hidden + c]);
+      for (int64_t c = 0; c < hidden; ++c)
+        weight[c] += factor * to_compute(weights.out_weight[k * hidden + c]);
     }
     // Rounded once, so that folding costs no accuracy.
     for (int64_t c = 0; c < hidden; ++c) folded.weight[j * hidden + c] = static_cast<C>(weight[c]);
