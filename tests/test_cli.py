@@ -408,6 +408,14 @@ class TestMain:
         assert "Traceback" not in done.stderr
         assert "error: none.csv: there is no such file" in done.stderr
 
+    def test_a_terminal_without_unicode(self, tmp_path, prices):
+        code = "import sys; from hiermt.cli.main import main; sys.exit(main(sys.argv[1:]))"
+        command = [sys.executable, "-c", code, "train", "--prices", str(prices), "--out", str(tmp_path), *TRAIN]
+        environment = {**os.environ, "PYTHONIOENCODING": "ascii:strict"}
+        done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+        assert done.returncode == 0, done.stderr
+        assert "?" in done.stdout
+
     def test_debug_shows_the_traceback(self, monkeypatch, tmp_path):
         monkeypatch.setenv("HIERMT_DEBUG", "1")
         with pytest.raises(FileNotFoundError):

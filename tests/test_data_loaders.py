@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ast
 import itertools
+from pathlib import Path
 
 import pytest
 import torch
@@ -23,6 +25,14 @@ def dataset(labelled=DAYS - 1, weights=True, stocks=STOCKS):
     edge_index, edge_weight = stock_graph(stocks, 8, 1)
     labels = [torch.randint(2, (stocks, labelled), generator=generator) if labelled else None for _ in range(2)]
     return data.WindowDataset(series, edge_index, edge_weight if weights else None, WINDOW, *labels)
+
+
+def test_data_never_imports_the_model():
+    for path in Path(data.__file__).parent.glob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            names = [node.module] if isinstance(node, ast.ImportFrom) else []
+            names += [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            assert all(not str(name).startswith(("hiermt.nn", "hiermt.ops", "hiermt.functional")) for name in names)
 
 
 class TestWindows:
@@ -232,6 +242,13 @@ class TestPyg:
             )
         torch.testing.assert_close(histories[0][0], histories[1][0], rtol=1e-4, atol=1e-5)
         torch.testing.assert_close(histories[0][1], histories[1][1], rtol=1e-4, atol=1e-5)
+
+    def test_worker_processes(self):
+        whole = dataset()
+        here, there = (data.pyg_loader(whole, range(8), 4, num_workers=n) for n in (0, 1))
+        for a, b in zip(here, there, strict=True):
+            assert torch.equal(a.x, b.x)
+            assert torch.equal(a.signal_labels, b.signal_labels)
 
     def test_missing_pyg_names_the_command(self, monkeypatch):
         monkeypatch.setattr("importlib.util.find_spec", lambda name: None)

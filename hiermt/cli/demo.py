@@ -20,7 +20,13 @@ from hiermt.nn import TGCN_HierarchicalMT
 def add_parser(commands: Any) -> None:
     """Adds the command."""
     parser = commands.add_parser("demo", help="train and evaluate on 20 S&P 500 stocks, and compare speed with PyG")
-    parser.add_argument("--out", type=Path, default=Path("demo"), metavar="DIR", help="folder for the results (demo)")
+    parser.add_argument(
+        "--out",
+        type=Path,
+        default=Path("artifacts/demo"),
+        metavar="DIR",
+        help="folder for the results (artifacts/demo)",
+    )
     parser.add_argument(
         "--seconds",
         type=options.real(1, 3600),
