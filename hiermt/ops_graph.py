@@ -10,22 +10,22 @@ def graph_prepare(edge_index: Tensor, num_nodes: int, rule: int) -> tuple[Tensor
     """Sorts edges by target and by source; :func:`hiermt.reference.graph_prepare` says how.
 
     Beyond the twin, ``blocks`` cuts the nodes wherever no edge crosses and at least 64 nodes lie between two cuts.
-    Edges on a GPU are sorted on the CPU, once per graph.
+    Edges on a GPU are sorted there into one block, and those outside are dropped: to look for them would wait for
+    the GPU, and :class:`hiermt.Graph` has looked.
 
     Raises:
-        IndexError: an edge ends outside ``[0, num_nodes)``.
+        IndexError: an edge on the CPU ends outside ``[0, num_nodes)``.
     """
     operator = torch.ops.hiermt.graph_prepare
-    if torch.compiler.is_compiling():
+    if torch.compiler.is_compiling() or edge_index.is_cuda:
         return operator(edge_index, num_nodes, rule)  # type: ignore[no-any-return]
     try:
-        *sorted_edges, blocks = operator(edge_index.cpu(), num_nodes, rule)
+        return operator(edge_index, num_nodes, rule)  # type: ignore[no-any-return]
     except RuntimeError as error:
         # The stable ABI carries one type of exception only.
         if "is outside the nodes" in str(error):
             raise IndexError(str(error)) from None
         raise
-    return (*(tensor.to(edge_index.device) for tensor in sorted_edges), blocks)
 
 
 def _fake(edge_index: Tensor, num_nodes: int, rule: int) -> tuple[Tensor, ...]:

@@ -95,7 +95,7 @@ def sequence_integers(x: Tensor, case: Case) -> list[int]:
 def conv_arguments(case: Case, problem: Problem, gat: bool) -> tuple[list[int], list[Tensor | None]]:
     """What every call of a convolution starts with."""
     integers, csr = graph_arguments(case, problem.csr)
-    integers += sequence_integers(problem.x, case) + [case.steps, case.hidden, case.activation]
+    integers += [*sequence_integers(problem.x, case), case.steps, case.hidden, case.activation]
     inputs: list[Tensor | None] = [*csr, problem.x, problem.edge_weight, *problem.params]
     return integers, [*inputs, problem.lin_edge] if gat else inputs
 
@@ -243,12 +243,8 @@ def scan_both(case: ScanCase, dtype: torch.dtype, environment: dict[str, str] | 
     wanted = [leaf for leaf in leaves if leaf is not None]
     truth = iter(torch.autograd.grad(value, wanted, cotangent, allow_unused=True))
     compute = torch.float64 if dtype == torch.float64 else torch.float32
-    outputs = [
-        None if t is None else (tuple(t.shape), dtype if i < 3 else compute) for i, t in enumerate(tensors)
-    ]
-    grads = run(
-        "gated_scan_backward", dtype, [*integers, 0], [*tensors, h, gates, *grads_in], outputs, environment
-    )
+    outputs = [None if t is None else (tuple(t.shape), dtype if i < 3 else compute) for i, t in enumerate(tensors)]
+    grads = run("gated_scan_backward", dtype, [*integers, 0], [*tensors, h, gates, *grads_in], outputs, environment)
     names = ["x", "g", "h0", "u.weight", "u.bias", "r.weight", "r.bias", "c.weight", "c.bias"]
     pairs = []
     for name, tensor, grad in zip(names, tensors, grads, strict=True):

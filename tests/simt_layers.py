@@ -48,7 +48,9 @@ def make_layer(case: LayerCase, dtype: torch.dtype) -> Layer:
     generator = torch.Generator().manual_seed(99)
     columns = channels + 2 * hidden
     gates = [
-        (torch.randn(hidden, columns, generator=generator) * columns**-0.5 if i % 2 == 0 else torch.zeros(hidden)).to(dtype)
+        (torch.randn(hidden, columns, generator=generator) * columns**-0.5 if i % 2 == 0 else torch.zeros(hidden)).to(
+            dtype
+        )
         for i in range(6)
     ]
     return Layer(first.csr, first.x, first.edge_weight, conv, gates)
@@ -71,7 +73,9 @@ def layer_both(case: LayerCase, dtype: torch.dtype, environment: dict[str, str] 
     sequence, state = ((total, problem.steps, problem.hidden), dtype), ((total, problem.hidden), dtype)
     gates_shape = ((total, problem.steps, 3, problem.hidden), dtype)
     integers, inputs = layer_arguments(case, layer)
-    h, h_last, gates, g = run("tgcn_layer", dtype, integers, inputs, [sequence, state, gates_shape, sequence], environment)
+    h, h_last, gates, g = run(
+        "tgcn_layer", dtype, integers, inputs, [sequence, state, gates_shape, sequence], environment
+    )
     (alone,) = run("tgcn_layer", dtype, integers, inputs, [None, state, None, None], environment)[1:2]
     assert torch.equal(alone, h_last)
 
@@ -99,9 +103,7 @@ def layer_both(case: LayerCase, dtype: torch.dtype, environment: dict[str, str] 
         value, seed = expected[:, -1], cotangent[:, -1].double()
     compute = torch.float64 if dtype == torch.float64 else torch.float32
     leaves = [x, *(p for one in conv for p in one), *gate_params, edge_weight]
-    outputs = [
-        None if p is None else (tuple(p.shape), dtype if i == 0 else compute) for i, p in enumerate(leaves)
-    ]
+    outputs = [None if p is None else (tuple(p.shape), dtype if i == 0 else compute) for i, p in enumerate(leaves)]
     grads = run("tgcn_layer_backward", dtype, integers, [*inputs, h, gates, g, *grads_in], outputs, environment)
     truth = iter(torch.autograd.grad(value, [p for p in leaves if p is not None], seed, allow_unused=True))
     pairs = []

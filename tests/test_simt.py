@@ -1,12 +1,12 @@
-"""The CUDA kernels, compiled for the host and held against the twins: values, gradients, and what a GPU would punish."""
+"""The CUDA kernels, compiled for the host: values and gradients of the twins, and what a GPU would punish."""
 
 from __future__ import annotations
 
 import pytest
 import torch
 from simt_cases import DTYPES, Case, ScanCase, assert_gradients, conv_backward, conv_forward, scan_both
-from simt_layers import LayerCase, layer_both
 from simt_harness import SimtFault, compiler, run
+from simt_layers import LayerCase, layer_both
 
 from hiermt import reference
 from hiermt.testing import tolerance
@@ -27,7 +27,9 @@ FAULTS = {
 
 def run_fault(fault: int, order: int = 0) -> torch.Tensor:
     source = torch.arange(64, dtype=torch.float32)
-    (out,) = run("fault", torch.float32, [fault, 64], [source], [((64,), torch.float32)], {"HIERMT_SIMT_ORDER": str(order)})
+    (out,) = run(
+        "fault", torch.float32, [fault, 64], [source], [((64,), torch.float32)], {"HIERMT_SIMT_ORDER": str(order)}
+    )
     assert out is not None
     return out
 
@@ -225,7 +227,9 @@ def test_empty_problems(case: Case) -> None:
 
 
 @pytest.mark.parametrize(
-    "case", [ScanCase(hidden=16, steps=0, initial=True), ScanCase(hidden=5, steps=0), ScanCase(hidden=8, copies=0)], ids=str
+    "case",
+    [ScanCase(hidden=16, steps=0, initial=True), ScanCase(hidden=5, steps=0), ScanCase(hidden=8, copies=0)],
+    ids=str,
 )
 def test_empty_scans(case: ScanCase) -> None:
     scan_both(case, torch.float32)
