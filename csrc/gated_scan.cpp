@@ -77,6 +77,42 @@ std::tuple<Tensor, Tensor, Tensor> gated_scan(Tensor x, Tensor g, std::optional<
   return sequence ? std::make_tuple(h, last, saved) : std::make_tuple(last, h, saved);
 }
 
+Tensor gated_scan_projected(Tensor z, std::vector<Tensor> gates, bool sequence) {
+  constexpr const char* op = "gated_scan_projected";
+  if (gates.size() != kGateParams) fail(op, "gates", "expected 6 tensors, got ", gates.size());
+  check_shape(op, kGateNames[0], gates[0], {"H", "F + 2 H"});
+  const int64_t hidden = gates[0].size(0), channels = gates[0].size(1) - 2 * hidden;
+  if (channels < 0) fail(op, kGateNames[0], "expected a shape [H, F + 2 H], got ", shape_of(gates[0]));
+  check_shape(op, "z", z, {"N", "T", 3 * hidden});
+  if (hidden > 0 && z.stride(2) != 1) z = dense(z);
+  for (int i = 0; i < kGateParams; i += 2) {
+    check_parameter(op, kGateNames[i], gates[i], {hidden, channels + 2 * hidden}, "z", z);
+    check_parameter(op, kGateNames[i + 1], gates[i + 1], {hidden}, "z", z);
+  }
+  const int64_t nodes = z.size(0), steps = z.size(1);
+  const Tensor h =
+      sequence ? empty({nodes, steps, hidden}, z.scalar_type(), z) : empty({0}, z.scalar_type(), z);
+  const Tensor last = sequence ? empty({0}, z.scalar_type(), z) : empty({nodes, hidden}, z.scalar_type(), z);
+  dispatch_cpu(op, "z", z.scalar_type(), [&](auto type) {
+    using S = typename decltype(type)::type;
+    GatedScanForward<S> p{};
+    p.copies = 1;
+    p.num_nodes = nodes;
+    p.steps = steps;
+    p.hidden = hidden;
+    p.x.channels = channels;
+    p.weights = {data<S>(gates[0]), data<S>(gates[1]), data<S>(gates[2]),
+                 data<S>(gates[3]), data<S>(gates[4]), data<S>(gates[5])};
+    p.h = output<S>(h, sequence);
+    p.h_last = output<S>(last, !sequence);
+    p.z = data<S>(z);
+    p.z_stride_node = z.stride(0);
+    p.z_stride_time = z.stride(1);
+    cpu::kernels_of<S>().gated_scan_forward(p);
+  });
+  return sequence ? h : last;
+}
+
 std::vector<Tensor> gated_scan_backward(Tensor grad_out, Tensor x, Tensor g, std::optional<Tensor> h0,
                                         std::vector<Tensor> gates, bool sequence, Tensor h, Tensor saved,
                                         bool need_x, bool need_g, bool need_h0, bool need_gates) {
@@ -129,6 +165,7 @@ std::vector<Tensor> gated_scan_backward(Tensor grad_out, Tensor x, Tensor g, std
 STABLE_TORCH_LIBRARY_IMPL(hiermt, CPU, m) {
   m.impl("gated_scan", TORCH_BOX(&gated_scan));
   m.impl("gated_scan_backward", TORCH_BOX(&gated_scan_backward));
+  m.impl("gated_scan_projected", TORCH_BOX(&gated_scan_projected));
 }
 
 #ifdef HIERMT_WITH_CUDA

@@ -167,6 +167,12 @@ struct GatedScanForward {
   S* h;       // [N, T, H], or nullptr when only the last state is wanted
   S* h_last;  // [N, H], or nullptr
   S* gates;   // [N, T, 3, H] u, r, c after their nonlinearity, or nullptr when not training
+  // What the gates take from x and g, biases included, when somebody has it already: z[n, t] is [3, H] for u,
+  // r, c at z + n * z_stride_node + t * z_stride_time. x and g are not read then, x.channels counts all the
+  // same.
+  const S* z = nullptr;
+  int64_t z_stride_node = 0;
+  int64_t z_stride_time = 0;
 };
 
 template <class S, class C>
@@ -277,6 +283,33 @@ struct DecisionBackward {
   S* grad_h;                       // [N, H] or nullptr
   bool need_params;                // else none of `grads` is written
   DecisionGrads<C> grads;
+};
+
+// Cross entropy of two heads of two classes; the second one counts over the rows of the mask.
+template <class S>
+struct MultitaskLossForward {
+  int64_t rows;                      // N
+  const S* signal_logits;            // [N, 2]
+  const S* direction_logits;         // [N, 2]
+  const int64_t* signal_targets;     // [N]   0 or 1
+  const int64_t* direction_targets;  // [N]   0 or 1 in the mask, anything outside
+  const bool* mask;                  // [N] or nullptr: all rows
+  bool masked;                       // whether there is a mask: one of no rows has no address
+  double lambda_direction;
+  S* total;  // scalars
+  S* signal;
+  S* direction;
+  int64_t* count;  // rows in the mask
+};
+
+template <class S>
+struct MultitaskLossBackward {
+  MultitaskLossForward<S> forward;  // count holds the saved value; the losses are not read
+  const S* grad_total;              // cotangents of the scalars, each may be nullptr
+  const S* grad_signal;
+  const S* grad_direction;
+  S* grad_signal_logits;     // [N, 2] or nullptr
+  S* grad_direction_logits;  // [N, 2] or nullptr
 };
 
 }  // namespace hiermt

@@ -119,4 +119,32 @@ STABLE_TORCH_LIBRARY(hiermt, m) {
   m.def(
       "decision_from_logits(Tensor signal_logits, Tensor direction_logits, float threshold, int outputs) -> "
       "(Tensor probabilities, Tensor predictions, Tensor confidences)");
+
+  // The recurrence of gated_scan from a zero state, when what the gates take from x and g is there already.
+  //   z [N, T, 3 H], last dimension contiguous, else any strides: W_u, W_r, W_c of [x, g] plus the biases
+  //   gates: as for gated_scan, of which the columns of h are read
+  //   -> [N, T, H] if `sequence`, else [N, H]; no gradient
+  m.def("gated_scan_projected(Tensor z, Tensor[] gates, bool sequence) -> Tensor");
+
+  // Cross entropy of the signal head over all rows, plus that of the direction head over the rows of the
+  // mask.
+  //   logits [N, 2]; targets [N] int64, 0 or 1, the direction's anything outside the mask; mask [N] bool or
+  //   all
+  //   -> total, signal, direction: scalars; count: rows in the mask, int64
+  m.def(
+      "multitask_loss(Tensor signal_logits, Tensor direction_logits, Tensor signal_targets, "
+      "Tensor direction_targets, Tensor? mask, float lambda_direction) -> "
+      "(Tensor total, Tensor signal, Tensor direction, Tensor count)");
+
+  // Cotangents of the three losses, scalars, to those of the logits, [N, 2] each.
+  m.def(
+      "multitask_loss_backward(Tensor? grad_total, Tensor? grad_signal, Tensor? grad_direction, "
+      "Tensor signal_logits, Tensor direction_logits, Tensor signal_targets, Tensor direction_targets, "
+      "Tensor? mask, Tensor count, float lambda_direction, bool need_signal, bool need_direction) -> "
+      "(Tensor grad_signal_logits, Tensor grad_direction_logits)");
+
+  // Windows of `steps` consecutive days, copied out of a series.
+  //   series [S, D, F]; starts [B] int64: first days
+  //   -> [B, S, steps, F]; no gradient
+  m.def("gather_windows(Tensor series, Tensor starts, int steps) -> Tensor");
 }

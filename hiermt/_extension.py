@@ -37,9 +37,13 @@ OPERATORS = (
     "decision",
     "decision_backward",
     "decision_from_logits",
+    "multitask_loss",
+    "multitask_loss_backward",
+    "gather_windows",
+    "gated_scan_projected",
 )
-# Done on the CPU for a graph on the GPU.
-_ON_CPU_ALONE = {"graph_prepare"}
+# Never called with tensors on a GPU: sorted on the CPU for a graph there, and a short cut that a GPU does without.
+_ON_CPU_ALONE = {"graph_prepare", "gated_scan_projected"}
 _REBUILD = "pip install --no-build-isolation . in hiermt's source tree (python -m hiermt info tells more)"
 
 

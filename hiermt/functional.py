@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from hiermt import _backend, reference
+from hiermt.gather import gather_windows as gather_windows
 from hiermt.graph import Entries, Graph
 
 ACTIVATIONS = {"none": reference.NONE, "leaky_relu": reference.LEAKY_RELU, "sigmoid": reference.SIGMOID}
@@ -288,6 +289,8 @@ def multitask_loss(
     direction_targets: Tensor,
     mask: Tensor | None = None,
     lambda_direction: float = 1.0,
+    *,
+    backend: str = "auto",
 ) -> tuple[Tensor, Tensor, Tensor]:
     r"""Cross entropy of the signal head plus that of the direction head over the rows of `mask`.
 
@@ -296,13 +299,15 @@ def multitask_loss(
         signal_targets, direction_targets (Tensor): 0 or 1; the direction may be anything outside `mask`.
         mask (Tensor, optional): rows that count for the direction. (default: all of them)
         lambda_direction (float): weight of the direction loss. (default: ``1.0``)
+        backend (str): who computes. (default: ``"auto"``)
 
     Shapes:
         - **logits:** ``[N, 2]``; **targets:** ``[N]``; **mask:** ``[N]`` bool
         - **returns:** total, signal and direction loss, scalars; zero direction loss if `mask` is empty
 
     Raises:
-        ValueError: a shape does not fit, or, on the CPU, a label is outside {0, 1}.
+        ValueError: a shape or device does not fit, or, on the CPU, a label is outside {0, 1}.
+        TypeError: the logits differ in dtype.
     """
     rows = signal_logits.size(0)
     for name, logits in (("signal_logits", signal_logits), ("direction_logits", direction_logits)):
@@ -312,16 +317,16 @@ def multitask_loss(
     for name, tensor in others.items():
         if tensor is not None and tensor.shape != (rows,):
             raise ValueError(f"{name}: expected {rows} elements, one per row of the logits, got {list(tensor.shape)}")
+        if tensor is not None and tensor.device != signal_logits.device:
+            raise ValueError(f"{name} is on {tensor.device}, the logits on {signal_logits.device}; move one")
     _check_labels("signal_targets", signal_targets, None)
     _check_labels("direction_targets", direction_targets, mask)
-    return reference.multitask_loss(
-        signal_logits,
-        direction_logits,
-        signal_targets.long(),
-        direction_targets.long(),
-        None if mask is None else mask.bool(),
-        lambda_direction,
-    )
+    # Under autocast a loss is float32, as torch's own is.
+    (signal, direction), native = _enter(signal_logits, [direction_logits], None, backend, torch.float32)
+    with _no_autocast(signal):
+        run = _backend.operator("multitask_loss", native)
+        mask = None if mask is None else mask.bool()
+        return run(signal, direction, signal_targets.long(), direction_targets.long(), mask, lambda_direction)  # type: ignore[no-any-return]
 
 
 def check_weights_used(graph: Graph, gat: bool, edge: bool) -> None:
@@ -338,7 +343,9 @@ def layer_entries(graph: Graph, gat: bool, edge: bool, dtype: torch.dtype) -> En
     return graph.entries(reference.GATV2_RULE, edge, dtype) if gat else graph.entries(reference.GCN_RULE, True, dtype)
 
 
-def _enter(x: Tensor, others: Sequence[Tensor], graph: Graph | None, backend: str) -> tuple[list[Tensor], bool]:
+def _enter(
+    x: Tensor, others: Sequence[Tensor], graph: Graph | None, backend: str, autocast: torch.dtype | None = None
+) -> tuple[list[Tensor], bool]:
     """Checks devices and dtypes, applies autocast, and says whether the native operator runs."""
     if graph is not None and graph.device != x.device:
         raise ValueError(f"x is on {x.device}, the graph on {graph.device}; move one with .to(...)")
@@ -347,7 +354,7 @@ def _enter(x: Tensor, others: Sequence[Tensor], graph: Graph | None, backend: st
         if tensor.device != x.device:
             raise ValueError(f"x is on {x.device}, a parameter on {tensor.device}; move one with .to(...)")
     if torch.is_autocast_enabled(x.device.type):
-        dtype = torch.get_autocast_dtype(x.device.type)
+        dtype = autocast or torch.get_autocast_dtype(x.device.type)
         tensors = [t.to(dtype) if t.dtype != torch.float64 else t for t in tensors]
     dtype = tensors[0].dtype
     if dtype not in _DTYPES:

@@ -6,13 +6,25 @@ needs the compiled extension; :mod:`hiermt.functional` imports it only where tha
 
 from __future__ import annotations
 
-from hiermt import _extension, ops_decision, ops_gated_scan, ops_gatv2_conv, ops_gcn_conv, ops_graph, ops_tgcn_layer
+from hiermt import (
+    _extension,
+    ops_decision,
+    ops_gated_scan,
+    ops_gatv2_conv,
+    ops_gcn_conv,
+    ops_graph,
+    ops_multitask_loss,
+    ops_tgcn_layer,
+    ops_windows,
+)
 from hiermt.ops_decision import ALL, CONFIDENCES, LOGITS, PREDICTIONS, PROBABILITIES, decision, decision_from_logits
 from hiermt.ops_gated_scan import gated_scan
 from hiermt.ops_gatv2_conv import gatv2_conv
 from hiermt.ops_gcn_conv import gcn_conv
 from hiermt.ops_graph import graph_prepare
+from hiermt.ops_multitask_loss import multitask_loss
 from hiermt.ops_tgcn_layer import tgcn_layer
+from hiermt.ops_windows import gated_scan_projected, gather_windows
 
 __all__ = [
     "ALL",
@@ -23,14 +35,27 @@ __all__ = [
     "decision",
     "decision_from_logits",
     "gated_scan",
+    "gated_scan_projected",
+    "gather_windows",
     "gatv2_conv",
     "gcn_conv",
     "graph_prepare",
+    "multitask_loss",
     "tgcn_layer",
 ]
 
 _status = _extension.native_status()
 if not _status.available:
     raise RuntimeError(f"hiermt.ops needs the compiled extension: {_status.reason}. To fix: {_status.fix}.")
-for _family in (ops_decision, ops_gated_scan, ops_gatv2_conv, ops_gcn_conv, ops_graph, ops_tgcn_layer):
-    _family.register()
+_FAMILIES = (
+    ops_decision,
+    ops_gated_scan,
+    ops_gatv2_conv,
+    ops_gcn_conv,
+    ops_graph,
+    ops_multitask_loss,
+    ops_tgcn_layer,
+    ops_windows,
+)
+for _family in _FAMILIES:
+    _family.register()  # type: ignore[attr-defined]

@@ -17,6 +17,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from hiermt._reference_windows import gated_scan_projected as gated_scan_projected
+from hiermt._reference_windows import gather_windows as gather_windows
+
 ATTENTION_SLOPE = 0.2
 ACTIVATION_SLOPE = 0.01
 SOFTMAX_EPSILON = 1e-16

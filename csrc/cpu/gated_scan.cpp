@@ -48,9 +48,9 @@ class ForwardTile {
     start(first, count, g);
     for (int64_t t = 0; t < p_.steps; ++t) {
       if (t + kPrefetchSteps < p_.steps) prefetch_rows(t + kPrefetchSteps);
-      set_inputs(t);
+      if (p_.z == nullptr) set_inputs(t);
       for (int64_t v = 0; v < packed_.vectors; ++v) {
-        for (int i = 0; i < kTileRows; i += kBlockRows) project(v, i);
+        for (int i = 0; i < kTileRows; i += kBlockRows) project(v, i, t);
       }
       for (int64_t v = 0; v < packed_.vectors; ++v) gate(v, t);
       for (int64_t v = 0; v < packed_.vectors; ++v) update(v, t);
@@ -66,13 +66,18 @@ class ForwardTile {
     for (int i = 0; i < kTileRows; ++i) {
       // Rows past the count repeat the first node and are never stored.
       const int64_t node = first + (i < count ? i : 0);
-      x_base_[i] = x.data + node / p_.num_nodes * x.stride_copy + node % p_.num_nodes * x.stride_node;
-      g_base_[i] = g + (node - first) * p_.steps * p_.hidden;
+      if (p_.z != nullptr) {
+        z_base_[i] = p_.z + node * p_.z_stride_node;
+      } else {
+        x_base_[i] = x.data + node / p_.num_nodes * x.stride_copy + node % p_.num_nodes * x.stride_node;
+        g_base_[i] = g + (node - first) * p_.steps * p_.hidden;
+      }
       for (int64_t v = 0; v < packed_.vectors; ++v) {
         const V h0 = p_.h0 == nullptr ? V{} : load_channels(p_.h0 + node * p_.hidden, v);
         store(h_ + i * padded_ + v * kL, h0);
       }
     }
+    if (p_.z != nullptr) return;
     const bool even = x.stride_copy == p_.num_nodes * x.stride_node ||
                       first / p_.num_nodes == (first + kTileRows - 1) / p_.num_nodes;
     g_in_place_ = kInPlace && count == kTileRows;
@@ -83,8 +88,12 @@ class ForwardTile {
   HIERMT_INLINE void prefetch_rows(int64_t t) const {
     for (int i = 0; i < count_; ++i) {
       const int64_t row = (first_ + i) * p_.steps + t;
-      prefetch(x_base_[i] + t * p_.x.stride_time, p_.x.stride_channel == 1 ? p_.x.channels : 1);
-      prefetch(g_base_[i] + t * p_.hidden, p_.hidden);
+      if (p_.z != nullptr) {
+        prefetch(z_base_[i] + t * p_.z_stride_time, 3 * p_.hidden);
+      } else {
+        prefetch(x_base_[i] + t * p_.x.stride_time, p_.x.stride_channel == 1 ? p_.x.channels : 1);
+        prefetch(g_base_[i] + t * p_.hidden, p_.hidden);
+      }
       if (p_.gates != nullptr) prefetch_to_write(gates_at(i, t, 0), 3 * p_.hidden);
       if (p_.h != nullptr) prefetch_to_write(p_.h + row * p_.hidden, p_.hidden);
     }
@@ -126,15 +135,23 @@ class ForwardTile {
   }
 
   // z_u, z_r = W [x, g, h] + b and the part of z_c that does not wait for r, for rows [i, i + kBlockRows).
-  HIERMT_INLINE void project(int64_t v, int i) {
-    const C* bias = packed_.bias + v * 3 * kL;
-    const C* input = packed_.input + v * (p_.x.channels + p_.hidden) * 3 * kL;
+  HIERMT_INLINE void project(int64_t v, int i, int64_t t) {
     V z[3][kBlockRows];
-    for (int gate = 0; gate < 3; ++gate) {
-      for (int row = 0; row < kBlockRows; ++row) z[gate][row] = load(bias + gate * kL);
+    if (p_.z != nullptr) {
+      for (int gate = 0; gate < 3; ++gate) {
+        for (int row = 0; row < kBlockRows; ++row) {
+          z[gate][row] = load_channels(z_base_[i + row] + t * p_.z_stride_time + gate * p_.hidden, v);
+        }
+      }
+    } else {
+      const C* bias = packed_.bias + v * 3 * kL;
+      const C* input = packed_.input + v * (p_.x.channels + p_.hidden) * 3 * kL;
+      for (int gate = 0; gate < 3; ++gate) {
+        for (int row = 0; row < kBlockRows; ++row) z[gate][row] = load(bias + gate * kL);
+      }
+      add_product<3>(z, x_rows_ + i * x_stride_, x_stride_, p_.x.channels, input);
+      add_product<3>(z, g_rows_ + i * g_stride_, g_stride_, p_.hidden, input + p_.x.channels * 3 * kL);
     }
-    add_product<3>(z, x_rows_ + i * x_stride_, x_stride_, p_.x.channels, input);
-    add_product<3>(z, g_rows_ + i * g_stride_, g_stride_, p_.hidden, input + p_.x.channels * 3 * kL);
     add_product<2>(z, h_ + i * padded_, padded_, p_.hidden, packed_.state_ur + v * p_.hidden * 2 * kL);
     for (int gate = 0; gate < 3; ++gate) {
       for (int row = 0; row < kBlockRows; ++row) store(z_at(gate, v, i + row), z[gate][row]);
@@ -205,6 +222,7 @@ class ForwardTile {
   C* g_;   // [kTileRows, H + L]
   const S* x_base_[kTileRows];
   const S* g_base_[kTileRows];
+  const S* z_base_[kTileRows];
   const C* x_rows_ = nullptr;
   const C* g_rows_ = nullptr;
   int64_t x_stride_ = 0;
@@ -247,7 +265,7 @@ void gated_scan_forward_range(const GatedScanForward<S>& p, const PackedGates<Co
   ForwardTile<S> tile(p, packed, frame);
   for (int64_t first = begin; first < end; first += kTileRows) {
     const int count = static_cast<int>(end - first < kTileRows ? end - first : kTileRows);
-    tile.run(first, count, g + (first - begin) * p.steps * p.hidden);
+    tile.run(first, count, g == nullptr ? nullptr : g + (first - begin) * p.steps * p.hidden);
   }
 }
 
@@ -260,7 +278,7 @@ void gated_scan_forward(const GatedScanForward<S>& p) {
   parallel_for((nodes + kTaskNodes - 1) / kTaskNodes, [&](int64_t task) {
     const int64_t begin = task * kTaskNodes, rest = nodes - begin;
     gated_scan_forward_range(p, packed, begin, begin + (rest < kTaskNodes ? rest : kTaskNodes),
-                             p.g + begin * p.steps * p.hidden);
+                             p.g == nullptr ? nullptr : p.g + begin * p.steps * p.hidden);
   });
 }
 

@@ -17,6 +17,8 @@
   HIERMT_KERNEL(gatv2_conv_backward, GatV2ConvBackward<S, Compute<S>>) \
   HIERMT_KERNEL(gcn_conv_forward, GcnConvForward<S>)                   \
   HIERMT_KERNEL(gcn_conv_backward, GcnConvBackward<S, Compute<S>>)     \
+  HIERMT_KERNEL(multitask_loss_forward, MultitaskLossForward<S>)       \
+  HIERMT_KERNEL(multitask_loss_backward, MultitaskLossBackward<S>)     \
   HIERMT_KERNEL(tgcn_layer_forward, TgcnLayerForward<S>)               \
   HIERMT_KERNEL(tgcn_layer_backward, TgcnLayerBackward<S, Compute<S>>)
 

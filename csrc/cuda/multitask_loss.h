@@ -1,0 +1,20 @@
+// Launchers of the multi-task loss. `stream` is a cudaStream_t, the result a cudaError_t. Nothing
+// synchronises or allocates; `workspace` is device memory of the bytes that multitask_loss_workspace returns,
+// uninitialised.
+#pragma once
+
+#include <cstddef>
+
+#include "../cpu/storage.h"
+#include "../params.h"
+
+namespace hiermt::cuda {
+
+template <class S>
+size_t multitask_loss_workspace(const MultitaskLossForward<S>& p);
+template <class S>
+int multitask_loss_forward(const MultitaskLossForward<S>& p, void* workspace, void* stream);
+template <class S>
+int multitask_loss_backward(const MultitaskLossBackward<S>& p, void* stream);
+
+}  // namespace hiermt::cuda

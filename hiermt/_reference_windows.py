@@ -1,0 +1,54 @@
+"""The twins of the operators that sweep over the days of a series; part of :mod:`hiermt.reference`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+
+def gather_windows(series: Tensor, starts: Tensor, steps: int) -> Tensor:
+    r"""Windows of consecutive days, copied out of a series.
+
+    Args:
+        series (Tensor): values of each stock and day.
+        starts (Tensor): first day of each window, each in ``[0, D - steps]``.
+        steps (int): ``T``.
+
+    Shapes:
+        - **series:** ``[S, D, F]``, **starts:** ``[B]`` int64
+        - **returns:** ``[B, S, T, F]``
+    """
+    day = starts.unsqueeze(1) + torch.arange(steps, device=starts.device)
+    picked = series.index_select(1, day.reshape(-1)).reshape(series.size(0), *day.shape, series.size(2))
+    return picked.transpose(0, 1).contiguous()
+
+
+def gated_scan_projected(z: Tensor, gates: Sequence[Tensor], sequence: bool) -> Tensor:
+    r"""The recurrence of :func:`hiermt.reference.gated_scan` from a zero state, the inputs projected already.
+
+    Args:
+        z (Tensor): ``W [x_t, g_t] + b`` of the gates u, r and c, side by side.
+        gates (sequence of Tensor): ``u.weight, u.bias, r.weight, r.bias, c.weight, c.bias``, of which the columns of
+            the state are read.
+        sequence (bool): return every state, or only the last.
+
+    Shapes:
+        - **z:** ``[N, T, 3 H]``; weights ``[H, F + 2H]``
+        - **returns:** ``[N, T, H]``, or ``[N, H]`` if not `sequence`
+    """
+    hidden = gates[0].size(0)
+    ur_weight = torch.cat([gates[0][:, -hidden:], gates[2][:, -hidden:]]).t()
+    c_weight = gates[4][:, -hidden:].t()
+    h = z.new_zeros(z.size(0), hidden)
+    states = []
+    for step in z.unbind(1):
+        u, r = torch.sigmoid(torch.addmm(step[:, : 2 * hidden], h, ur_weight)).chunk(2, dim=-1)
+        c = torch.tanh(torch.addmm(step[:, 2 * hidden :], r * h, c_weight))
+        h = u * h + (1 - u) * c
+        if sequence:
+            states.append(h)
+    if not sequence:
+        return h
+    return torch.stack(states, dim=1) if states else z.new_zeros(z.size(0), 0, hidden)
