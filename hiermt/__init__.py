@@ -6,18 +6,22 @@
 from hiermt import data, functional, reference
 from hiermt._version import __version__
 from hiermt.conv import GAT, GCN
+from hiermt.dynamic import DynamicGraph
 from hiermt.graph import Graph
 from hiermt.inference import hierarchical_inference, inference_hierarchical
 from hiermt.interop import from_reference
 from hiermt.loss import MultiTaskLoss
 from hiermt.nn import TGCN, TGCN_HierarchicalMT, TGCNCell
+from hiermt.rolling import LivePredictor, predict_rolling
 from hiermt.training import train_hierarchical
 
 __all__ = [
     "GAT",
     "GCN",
     "TGCN",
+    "DynamicGraph",
     "Graph",
+    "LivePredictor",
     "MultiTaskLoss",
     "TGCNCell",
     "TGCN_HierarchicalMT",
@@ -27,6 +31,7 @@ __all__ = [
     "functional",
     "hierarchical_inference",
     "inference_hierarchical",
+    "predict_rolling",
     "reference",
     "train_hierarchical",
 ]

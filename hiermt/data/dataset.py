@@ -14,6 +14,7 @@ from hiermt.data._errors import DataError
 from hiermt.data.features import FeatureTable, Scale
 from hiermt.data.labels import THRESHOLD, hierarchical_labels, next_returns
 from hiermt.data.windows import num_windows, windows
+from hiermt.dynamic import DynamicGraph
 from hiermt.graph import Graph, as_graph
 
 
@@ -26,6 +27,8 @@ class WindowDataset:
         edge_index, edge_weight (Tensor): one graph, shared by all windows; the weights may be ``None``.
         window (int): ``T``.
         signal_labels, direction_labels (Tensor, optional): labels of each day; the last days may have none.
+        graphs (DynamicGraph, optional): graphs that change over time, in place of `edge_index` and `edge_weight`; see
+            :meth:`with_graphs`.
 
     Shapes:
         - **series:** ``[S, D, F]``
@@ -43,6 +46,7 @@ class WindowDataset:
     window: int
     signal_labels: Tensor | None = None
     direction_labels: Tensor | None = None
+    graphs: DynamicGraph | None = None
 
     def __post_init__(self) -> None:
         windows(self.series, self.window)
@@ -67,6 +71,13 @@ class WindowDataset:
         shapes = {tuple(t.shape) for t in (self.signal_labels, self.direction_labels) if t is not None}
         if len(shapes) > 1:
             raise DataError("signal_labels, direction_labels: expected the same shape")
+        if self.graphs is not None and self.graphs.num_nodes != self.num_stocks:
+            raise DataError(f"graphs: expected {self.num_stocks} nodes, one per stock, got {self.graphs.num_nodes}")
+        if self.graphs is not None and self.graphs.days[0] > self.window - 1:
+            raise DataError(
+                f"graphs: the first is in force from day {self.graphs.days[0]} on, but the first window ends on day "
+                f"{self.window - 1}"
+            )
         # Checks the edges now, and prepares them once for everybody.
         _ = self.graph
 
@@ -95,6 +106,29 @@ class WindowDataset:
         signal, direction = hierarchical_labels(next_returns(table.close, horizon), threshold)
         series = table.values if scale is None else scale.apply(table.values)
         return cls(series, edge_index, edge_weight, window, signal, direction)
+
+    @classmethod
+    def with_graphs(
+        cls,
+        series: Tensor,
+        graphs: DynamicGraph,
+        window: int,
+        signal_labels: Tensor | None = None,
+        direction_labels: Tensor | None = None,
+    ) -> WindowDataset:
+        """A dataset whose graph changes over time: a window is computed on the graph of its last day.
+
+        Args:
+            series (Tensor): features, ``[S, D, F]``.
+            graphs (DynamicGraph): one graph for each block of days.
+            window (int): ``T``.
+            signal_labels, direction_labels (Tensor, optional): labels of each day.
+
+        Raises:
+            DataError: a graph has another number of nodes than there are stocks, or the first window has none.
+        """
+        first = graphs.graphs[0]
+        return cls(series, first.edge_index, first.edge_weight, window, signal_labels, direction_labels, graphs)
 
     @property
     def num_stocks(self) -> int:
@@ -130,7 +164,9 @@ class WindowDataset:
 
     @cached_property
     def graph(self) -> Graph:
-        """The graph, validated and prepared once."""
+        """The graph, validated and prepared once; the first one, if they change."""
+        if self.graphs is not None:
+            return self.graphs.graphs[0]
         return as_graph(self.edge_index, self.edge_weight, self.num_stocks)
 
     def to(self, device: torch.device | str) -> WindowDataset:
@@ -154,7 +190,8 @@ class WindowDataset:
 def moved(holder: Any, device: torch.device) -> dict[str, Any]:
     """The tensors and graphs among the fields of a dataclass, on another device."""
     fields = {field.name: getattr(holder, field.name) for field in dataclasses.fields(holder)}
-    return {name: value.to(device) for name, value in fields.items() if isinstance(value, (Tensor, Graph))}
+    kinds = (Tensor, Graph, DynamicGraph)
+    return {name: value.to(device) for name, value in fields.items() if isinstance(value, kinds)}
 
 
 def same_device(here: torch.device, there: torch.device) -> bool:

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from hiermt.data._errors import DataError, need
 from hiermt.data.dataset import WindowDataset, moved, same_device
+from hiermt.gather import gather_windows
 from hiermt.graph import Graph
 
 
@@ -57,9 +58,12 @@ class WindowBatch:
 class WindowLoader:
     """Keeps series and labels on the device and gathers each batch of windows there.
 
-    Nothing is stored per window and nothing is collated: a batch is one indexing operation on a view of the series,
-    and all batches share one prepared graph. The order of the windows comes from a generator of the loader's own, so
-    it does not depend on, or change, the global random state, and it is the same on every device.
+    Nothing is stored per window and nothing is collated: a batch is one copy out of the series, and all batches share
+    one prepared graph. The order of the windows comes from a generator of the loader's own, so it does not depend on,
+    or change, the global random state, and it is the same on every device; it goes to the device once an epoch.
+
+    Where the graph changes over time, the windows of a batch share one: batches are made within a block of days, and
+    shuffled among the blocks.
 
     Args:
         dataset (WindowDataset): series, labels and graph.
@@ -68,12 +72,15 @@ class WindowLoader:
         batch_size (int): ``B``, windows in a batch. (default: ``32``)
         shuffle (bool): a new order in each epoch. (default: ``False``)
         seed (int): of the order. (default: ``0``)
-        drop_last (bool): leave out a last batch that is not full. (default: ``False``)
+        drop_last (bool): leave out batches that are not full. (default: ``False``)
+        sampler (Sampler, optional): says which of `starts` this process visits, by position and in order, such as
+            ``torch.utils.data.DistributedSampler(loader_starts, shuffle=True)``; its ``set_epoch`` is called with
+            the number of the epoch. It replaces `shuffle`. (default: ``None``)
         device: where series, labels and batches live. (default: where the dataset is)
 
     Raises:
         DataError: a start day has no window, or there is no window at all.
-        ValueError: `batch_size` is below 1.
+        ValueError: `batch_size` is below 1, or both `shuffle` and `sampler` are given.
     """
 
     def __init__(
@@ -85,13 +92,24 @@ class WindowLoader:
         *,
         seed: int = 0,
         drop_last: bool = False,
+        sampler: Iterable[int] | None = None,
         device: torch.device | str | None = None,
     ) -> None:
         self.dataset = dataset if device is None else dataset.to(device)
         self.batch_size, self.shuffle, self.drop_last = batch_size, shuffle, drop_last
         self.starts = _starts(dataset, starts)
+        self.sampler, self.epoch = sampler, 0
         if batch_size < 1:
             raise ValueError(f"batch_size: expected 1 or more, got {batch_size}")
+        if shuffle and sampler is not None:
+            raise ValueError("shuffle, sampler: the sampler decides on the order; give one of the two")
+        graphs = dataset.graphs
+        # The block of days that a window's graph comes from.
+        self._block = (
+            torch.zeros(self.starts.numel(), dtype=torch.int64)
+            if graphs is None
+            else torch.tensor([graphs.block_of(day) for day in (self.starts + dataset.window - 1).tolist()])
+        )
         if not len(self):
             raise DataError(f"starts: {self.starts.numel()} windows make no batch of {batch_size}; give more windows")
         # Without a label for every window asked for, the batches carry none.
@@ -101,31 +119,88 @@ class WindowLoader:
 
     def __len__(self) -> int:
         """Batches in an epoch."""
-        full, rest = divmod(self.starts.numel(), self.batch_size)
-        return full + (rest > 0 and not self.drop_last)
+        if self.sampler is None:
+            counts = self._block.bincount().tolist()
+        else:
+            if self.dataset.graphs is not None:
+                return len(self._cuts(self._block[torch.tensor(list(self.sampler), dtype=torch.int64)].tolist()))
+            counts = [len(self.sampler)]  # type: ignore[arg-type]
+        full = sum(count // self.batch_size for count in counts)
+        return full + (0 if self.drop_last else sum(count % self.batch_size > 0 for count in counts))
 
     def __iter__(self) -> Iterator[WindowBatch]:
-        order = self.starts
-        if self.shuffle:
-            order = order[torch.randperm(order.numel(), generator=self.generator)]
-        order = order.to(self.dataset.series.device)
-        for i in range(len(self)):
-            yield self.gather(order[i * self.batch_size : (i + 1) * self.batch_size])
+        for starts, graph in self.plan():
+            yield self.gather(starts, graph)
 
-    def gather(self, starts: Tensor) -> WindowBatch:
+    def plan(self) -> list[tuple[Tensor, Graph]]:
+        """The next epoch: first days of the windows of each batch, on the device, and their graph."""
+        order = self._order()
+        device, graphs = self.dataset.series.device, self.dataset.graphs
+        if graphs is None:
+            cuts = self._cuts([0] * order.numel())
+        else:
+            # Windows of one block lie together, in the order they have among themselves.
+            order = order[self._block[order].sort(stable=True).indices]
+            cuts = self._cuts(self._block[order].tolist())
+            if self.shuffle:
+                cuts = [cuts[i] for i in torch.randperm(len(cuts), generator=self.generator).tolist()]
+        starts = self.starts[order].to(device)
+        return [
+            (starts[part.start : part.stop], self.dataset.graph if graphs is None else graphs.graphs[block])
+            for part, block in cuts
+        ]
+
+    def gather(self, starts: Tensor, graph: Graph | None = None) -> WindowBatch:
         """The batch of windows that start on these days, ``[B]`` int64 on the device of the dataset."""
         data = self.dataset
         labels = data.labels_by_day if self.labelled else None
         ends = starts + (data.window - 1)
+        graph = data.graph if graph is None else graph
+        own = data.graphs is None
         return WindowBatch(
-            x=data.windows.index_select(0, starts),
-            edge_index=data.edge_index,
-            edge_weight=data.edge_weight,
-            graph=data.graph,
+            # The constructor has looked at the start days.
+            x=gather_windows(data.series, starts, data.window, check=False),
+            edge_index=data.edge_index if own else graph.edge_index,
+            edge_weight=data.edge_weight if own else graph.edge_weight,
+            graph=graph,
             signal_labels=None if labels is None else labels[0].index_select(0, ends),
             direction_labels=None if labels is None else labels[1].index_select(0, ends),
             starts=starts,
         )
+
+    def state_dict(self) -> dict[str, Any]:
+        """What it takes to go on with the same order: the generator's state and the number of the epoch."""
+        return {"generator": self.generator.get_state(), "epoch": self.epoch}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Goes on where :meth:`state_dict` was taken."""
+        self.generator.set_state(state["generator"])
+        self.epoch = int(state["epoch"])
+
+    def _order(self) -> Tensor:
+        """Positions in `starts` in the order of the next epoch."""
+        if self.sampler is not None:
+            if hasattr(self.sampler, "set_epoch"):
+                self.sampler.set_epoch(self.epoch)
+            order = torch.tensor(list(self.sampler), dtype=torch.int64)
+        elif self.shuffle:
+            order = torch.randperm(self.starts.numel(), generator=self.generator)
+        else:
+            order = torch.arange(self.starts.numel())
+        self.epoch += 1
+        return order
+
+    def _cuts(self, blocks: list[int]) -> list[tuple[range, int]]:
+        """Positions of each batch in a row of windows with these blocks, and its block."""
+        cuts: list[tuple[range, int]] = []
+        begin = 0
+        for i in range(1, len(blocks) + 1):
+            if i < len(blocks) and i - begin < self.batch_size and blocks[i] == blocks[begin]:
+                continue
+            if not self.drop_last or i - begin == self.batch_size:
+                cuts.append((range(begin, i), blocks[begin]))
+            begin = i
+        return cuts
 
 
 class PygDataset(torch.utils.data.Dataset[Any]):

@@ -1,0 +1,283 @@
+"""Decisions for every window of a long history, and for each new day as it comes.
+
+Windows of consecutive days overlap. What the first layer computes before its recurrence depends on the day alone: the
+convolution stack, and what the gates take from the features and from the convolution. It is computed once a day here,
+not once a window, and the recurrence reads it in place.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from hiermt import _backend, functional
+from hiermt.dynamic import DynamicGraph
+from hiermt.graph import Graph
+from hiermt.nn import TGCN_HierarchicalMT, TGCNCell
+
+# Nodes of one chunk, unless the caller says how many windows: enough to feed every core, little enough for its cache.
+_CHUNK_NODES = 3200
+
+
+class Decisions(NamedTuple):
+    """What a model decides for ``W`` windows of ``S`` stocks.
+
+    Shapes:
+        - **predictions:** ``[W, S]`` int64 (0 Down, 1 Neutral, 2 Up); **confidences:** ``[W, S]``
+        - **probabilities:** ``[W, S, 4]`` (noise, signal, down, up)
+    """
+
+    predictions: Tensor
+    confidences: Tensor
+    probabilities: Tensor
+
+
+@torch.no_grad()
+def predict_rolling(
+    model: TGCN_HierarchicalMT,
+    series: Tensor,
+    graph: Graph | DynamicGraph,
+    window: int = 25,
+    stride: int = 1,
+    *,
+    threshold: float = 0.5,
+    chunk: int | None = None,
+    progress: bool = False,
+) -> Decisions:
+    r"""Decides for every stock and every window of a history, as the model would window by window.
+
+    Window ``w`` holds days ``w * stride`` to ``w * stride + window - 1``. Memory beyond the series and the result is
+    that of one chunk, however long the history is.
+
+    Args:
+        model (TGCN_HierarchicalMT): put into evaluation mode.
+        series (Tensor): features of each stock and day, scaled as in the training.
+        graph (Graph or DynamicGraph): of the stocks; one that changes is taken as of the last day of a window.
+        window (int): ``T``, days in a window. (default: ``25``)
+        stride (int): days from one window to the next. (default: ``1``)
+        threshold (float): a stock has a signal iff ``P(signal)`` is above it. (default: ``0.5``)
+        chunk (int, optional): windows computed together. (default: as many as have about 3,200 nodes)
+        progress (bool): show a bar, if ``tqdm`` is installed. (default: ``False``)
+
+    Shapes:
+        - **series:** ``[S, D, F]``
+        - **returns:** :class:`Decisions` of ``W = (D - window) // stride + 1`` windows
+
+    Raises:
+        ValueError: a size, device or dtype does not fit, there are fewer days than `window`, or the series holds NaN
+            or infinity.
+        IndexError: a window ends before the first graph of a :class:`DynamicGraph`.
+    """
+    _check(model, series, graph)
+    stocks, days, _ = series.shape
+    for name, value in (("window", window), ("stride", stride), ("chunk", 1 if chunk is None else chunk)):
+        if value < 1:
+            raise ValueError(f"{name}: expected 1 or more, got {value}")
+    if days < window:
+        raise ValueError(f"series: {days} days are fewer than the {window} of a window")
+    _check_finite(series)
+    model.eval()
+    starts = range(0, days - window + 1, stride)
+    chunk = max(1, _CHUNK_NODES // max(stocks, 1)) if chunk is None else chunk
+    shape = (len(starts), stocks)
+    result = Decisions(
+        torch.empty(shape, dtype=torch.int64, device=series.device), series.new_empty(shape), series.new_empty(*shape, 4)
+    )
+    for part, decided in _bar(_chunks(model, series, graph, window, starts, chunk, threshold), len(starts), progress):
+        for whole, piece in zip(result, decided, strict=True):
+            whole[part.start : part.stop] = piece
+    return result
+
+
+class LivePredictor:
+    r"""Takes one day after the other and decides on each, in the time of one window.
+
+    The last ``window`` days are kept as the first layer reads them, so a new day costs one convolution of that day.
+
+    Args:
+        model (TGCN_HierarchicalMT): put into evaluation mode; its weights must not change while this is in use.
+        graph (Graph): of the stocks; assign another to :attr:`graph` when it changes, and give the last days again.
+        window (int): ``T``, days in a window. (default: ``25``)
+        threshold (float): a stock has a signal iff ``P(signal)`` is above it. (default: ``0.5``)
+    """
+
+    def __init__(
+        self, model: TGCN_HierarchicalMT, graph: Graph, window: int = 25, *, threshold: float = 0.5
+    ) -> None:
+        if window < 1:
+            raise ValueError(f"window: expected 1 or more, got {window}")
+        self.model, self.window, self.threshold = model.eval(), window, threshold
+        self.graph = graph
+        self.days = 0
+        # Every day is written twice, a window apart, so that the last window always lies in one piece.
+        self._ring: Tensor | None = None
+
+    def extend(self, series: Tensor) -> Decisions | None:
+        """Takes several days, ``[S, D, F]``, and decides on the last; see :meth:`append`."""
+        decided = None
+        for day in series.unbind(1)[-self.window :]:
+            decided = self.append(day)
+        return decided
+
+    @torch.no_grad()
+    def append(self, day: Tensor) -> Decisions | None:
+        """Takes the features of a new day and decides for the day after.
+
+        Args:
+            day (Tensor): features of each stock, scaled as in the training.
+
+        Shapes:
+            - **day:** ``[S, F]``
+            - **returns:** :class:`Decisions` with ``W = 1``, or ``None`` until there are `window` days
+
+        Raises:
+            ValueError: a size, device or dtype does not fit, or the day holds NaN or infinity; nothing was taken.
+        """
+        series = day.unsqueeze(1)
+        _check(self.model, series, self.graph)
+        _check_finite(series)
+        inputs = _FirstLayer(self.model, self.graph).inputs(series)
+        if self._ring is None:
+            self._ring = inputs.new_empty(2 * self.window, *inputs.shape[1:])
+        slot = self.days % self.window
+        self._ring[slot] = self._ring[slot + self.window] = inputs[0]
+        self.days += 1
+        if self.days < self.window:
+            return None
+        return _decide(self.model, self.graph, self._ring[slot + 1 :], self.window, 1, 1, self.threshold)
+
+
+class _FirstLayer:
+    """What the first layer computes a day at a time, in the form its recurrence reads.
+
+    Where the recurrence takes projections, that is ``W [x, g] + b`` of the three gates; else ``x`` and ``g``.
+    """
+
+    def __init__(self, model: TGCN_HierarchicalMT, graph: Graph) -> None:
+        self.cell = _cells(model)[0]
+        self.graph = graph
+        self.channels = self.cell.in_channels
+
+    def inputs(self, series: Tensor) -> Tensor:
+        """``[S, D, F]`` to ``[D, S, 3 H]``, or to ``[D, S, F + H]``; contiguous."""
+        g = torch.sigmoid(self.cell.gcn(series, self.graph))
+        rows = torch.cat([series.transpose(0, 1), g.transpose(0, 1)], dim=-1)
+        if not _takes_projections(self.cell, series):
+            return rows
+        width = rows.size(-1)
+        u_weight, u_bias, r_weight, r_bias, c_weight, c_bias = self.cell.gates()
+        weight = torch.cat([u_weight[:, :width], r_weight[:, :width], c_weight[:, :width]])
+        return F.linear(rows, weight, torch.cat([u_bias, r_bias, c_bias]))
+
+    def scan(self, inputs: Tensor, sequence: bool) -> Tensor:
+        """The recurrence over windows ``[B, S, T, *]`` of what :meth:`inputs` gave: ``[B * S, T, H]`` or the last."""
+        rows = inputs.flatten(0, 1)
+        gates, backend = self.cell.gates(), self.cell.gcn.backend
+        if _takes_projections(self.cell, inputs):
+            native = _backend.native(backend, inputs.device, inputs.dtype)
+            run = _backend.operator("gated_scan_projected", native)
+            return run(rows, gates, sequence)  # type: ignore[no-any-return]
+        x, g = rows[..., : self.channels], rows[..., self.channels :]
+        return functional.gated_scan(x, g, None, gates, sequence=sequence, backend=backend)
+
+
+def _takes_projections(cell: TGCNCell, x: Tensor) -> bool:
+    """On the CPU; a GPU projects faster than it would read the projections of every window."""
+    return x.device.type == "cpu"
+
+
+def _chunks(
+    model: TGCN_HierarchicalMT,
+    series: Tensor,
+    graph: Graph | DynamicGraph,
+    window: int,
+    starts: range,
+    chunk: int,
+    threshold: float,
+) -> Iterator[tuple[range, Decisions]]:
+    """Positions in `starts`, and what was decided there."""
+    whole = range(len(starts))
+    runs: Iterable[tuple[Graph, range]] = [(graph, whole)] if isinstance(graph, Graph) else []
+    if isinstance(graph, DynamicGraph):
+        runs = graph.runs([start + window - 1 for start in starts])
+    for current, positions in runs:
+        layer = _FirstLayer(model, current)
+        # Days [first, last) of what the first layer reads are at hand.
+        first = last = starts[positions.start]
+        inputs: Tensor | None = None
+        for begin in range(positions.start, positions.stop, chunk):
+            part = range(begin, min(begin + chunk, positions.stop))
+            begin_day, end_day = starts[part.start], starts[part.stop - 1] + window
+            new = layer.inputs(series[:, max(begin_day, last) : end_day])
+            kept = inputs is not None and begin_day < last
+            inputs = torch.cat([inputs[begin_day - first :], new]) if kept and inputs is not None else new
+            first, last = begin_day, end_day
+            yield part, _decide(model, current, inputs, window, len(part), starts.step, threshold)
+
+
+def _decide(
+    model: TGCN_HierarchicalMT, graph: Graph, inputs: Tensor, window: int, count: int, stride: int, threshold: float
+) -> Decisions:
+    """Windows that start at days 0, stride, ... of what the first layer reads, ``[D, S, *]`` contiguous."""
+    _, stocks, width = inputs.shape
+    day = stocks * width
+    windows = inputs.as_strided((count, stocks, window, width), (stride * day, width, day, 1), inputs.storage_offset())
+    first, *further = _cells(model)
+    layer = _FirstLayer(model, graph)
+    h = layer.scan(windows, sequence=bool(further))
+    for i, cell in enumerate(further):
+        h = cell.run_sequence(h, graph, sequence=i < len(further) - 1)
+    *_, probabilities, predictions, confidences = functional.decision(
+        h, model._head_params(), threshold, backend=model.backend
+    )
+    return Decisions(
+        predictions.reshape(count, stocks),
+        confidences.reshape(count, stocks),
+        probabilities.reshape(count, stocks, 4),
+    )
+
+
+def _cells(model: TGCN_HierarchicalMT) -> list[TGCNCell]:
+    return list(model.tgcn_backbone.cells)  # type: ignore[arg-type]
+
+
+def _check(model: TGCN_HierarchicalMT, series: Tensor, graph: Graph | DynamicGraph) -> None:
+    if not isinstance(graph, (Graph, DynamicGraph)):
+        raise TypeError(
+            f"graph: expected a hiermt.Graph, got {type(graph).__name__}; use hiermt.Graph(edge_index, edge_weight, "
+            "num_nodes)"
+        )
+    channels = model.tgcn_backbone.in_channels
+    if series.dim() != 3 or series.size(2) != channels:
+        raise ValueError(f"series: expected [stocks, days, {channels}], got {list(series.shape)}")
+    if series.size(0) != graph.num_nodes:
+        raise ValueError(f"series: has {series.size(0)} stocks, the graph {graph.num_nodes} nodes")
+
+
+def _check_finite(series: Tensor) -> None:
+    finite = torch.isfinite(series)
+    if bool(finite.all()):
+        return
+    stock, day, feature = (~finite).nonzero()[0].tolist()
+    raise ValueError(f"series: stock {stock}, day {day}, feature {feature} is NaN or infinite; repair the series")
+
+
+def _bar(parts: Iterable[tuple[range, Decisions]], total: int, enabled: bool) -> Iterator[tuple[range, Decisions]]:
+    bar: Any = None
+    if enabled:
+        try:
+            from tqdm import tqdm
+        except ImportError:
+            pass
+        else:
+            bar = tqdm(total=total, desc="deciding", unit="window", leave=False)
+    for part, decided in parts:
+        yield part, decided
+        if bar is not None:
+            bar.update(len(part))
+    if bar is not None:
+        bar.close()

@@ -1,0 +1,256 @@
+"""The window gather, and what a loader makes of it: shuffling, sharding, graphs that change."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+from torch.utils.data import DistributedSampler
+
+import hiermt
+from hiermt import DynamicGraph, Graph, TGCN_HierarchicalMT, _extension, data, functional, train_hierarchical
+from hiermt.data import DataError
+from hiermt.testing import stock_graph
+
+STOCKS, DAYS, FEATURES, WINDOW = 6, 40, 3, 5
+needs_native = pytest.mark.skipif(_extension.why_not_native("cpu") is not None, reason="no native operators")
+
+
+def dataset(graphs: DynamicGraph | None = None) -> data.WindowDataset:
+    generator = torch.Generator().manual_seed(0)
+    series = torch.randn(STOCKS, DAYS, FEATURES, generator=generator)
+    labels = [torch.randint(2, (STOCKS, DAYS), generator=generator) for _ in range(2)]
+    if graphs is not None:
+        return data.WindowDataset.with_graphs(series, graphs, WINDOW, *labels)
+    return data.WindowDataset(series, *stock_graph(STOCKS, 8, 1), WINDOW, *labels)
+
+
+def graph(seed: int) -> Graph:
+    return Graph(*stock_graph(STOCKS, 8, 1, seed), STOCKS)
+
+
+def changing() -> DynamicGraph:
+    return DynamicGraph([(0, graph(0)), (15, graph(1)), (16, graph(2)), (25, graph(3))])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("steps", [0, 1, 5, 12])
+@pytest.mark.parametrize("layout", ["dense", "slice of stocks", "days first", "every second feature"])
+def test_gather_is_indexing(backend: str, dtype: torch.dtype, steps: int, layout: str) -> None:
+    series = torch.randn(4, 12, 3).to(dtype)
+    if layout == "slice of stocks":
+        series = torch.randn(9, 12, 3).to(dtype)[1::2]
+    elif layout == "days first":
+        series = torch.randn(12, 4, 3).to(dtype).transpose(0, 1)
+    elif layout == "every second feature":
+        series = torch.randn(4, 12, 6).to(dtype)[..., ::2]
+    starts = torch.tensor([0, 12 - steps, 3 if steps < 9 else 0, 0])
+    found = functional.gather_windows(series, starts, steps, backend=backend)
+    assert found.is_contiguous()
+    for window, start in zip(found, starts.tolist(), strict=True):
+        assert torch.equal(window, series[:, start : start + steps])
+
+
+def test_gather_of_nothing(backend: str) -> None:
+    none = torch.zeros(0, dtype=torch.int64)
+    assert functional.gather_windows(torch.randn(4, 12, 3), none, 5, backend=backend).shape == (0, 4, 5, 3)
+    assert functional.gather_windows(torch.randn(0, 12, 3), none + 0, 5, backend=backend).shape == (0, 0, 5, 3)
+    one = torch.zeros(1, dtype=torch.int64)
+    assert functional.gather_windows(torch.randn(0, 12, 3), one, 5, backend=backend).shape == (1, 0, 5, 3)
+    assert functional.gather_windows(torch.randn(2, 12, 0), one, 5, backend=backend).shape == (1, 2, 5, 0)
+
+
+@pytest.mark.parametrize("start", [-1, 8, 2**62, -(2**63)])
+def test_a_window_outside_is_named(backend: str, start: int) -> None:
+    series = torch.randn(4, 12, 3)
+    starts = torch.tensor([0, start])
+    with pytest.raises(IndexError, match=rf"{start} is outside \[0, 8\)"):
+        functional.gather_windows(series, starts, 5, backend=backend)
+
+
+@needs_native
+@pytest.mark.parametrize("start", [-1, 8, 2**62])
+def test_the_operator_looks_too(start: int) -> None:
+    with pytest.raises(IndexError, match="outside the days"):
+        functional.gather_windows(torch.randn(4, 12, 3), torch.tensor([start]), 5, backend="native", check=False)
+
+
+def test_gather_refuses(backend: str) -> None:
+    series, starts = torch.randn(4, 12, 3), torch.tensor([0])
+    with pytest.raises(ValueError, match=r"steps: expected a length in \[0, 12\]"):
+        functional.gather_windows(series, starts, 13, backend=backend)
+    with pytest.raises(TypeError, match="starts: expected int64"):
+        functional.gather_windows(series, starts.float(), 5, backend=backend)
+    with pytest.raises(TypeError, match="series: expected floating point"):
+        functional.gather_windows(series.long(), starts, 5, backend=backend)
+    with pytest.raises(ValueError, match="stocks, days, features"):
+        functional.gather_windows(series[0], starts, 5, backend=backend)
+    with pytest.raises(ValueError, match="vector"):
+        functional.gather_windows(series, starts[0], 5, backend=backend)
+
+
+def test_gather_has_a_gradient(backend: str) -> None:
+    series = torch.randn(2, 6, 3, dtype=torch.float64, requires_grad=True)
+    starts = torch.tensor([0, 2, 2])
+    assert torch.autograd.gradcheck(lambda s: functional.gather_windows(s, starts, 3, backend=backend), (series,))
+
+
+@needs_native
+def test_opcheck() -> None:
+    operators = torch.ops.hiermt
+    torch.library.opcheck(operators.gather_windows.default, (torch.randn(2, 6, 3), torch.tensor([1, 0]), 3))
+    gates = [torch.randn(4, 11), torch.randn(4)] * 3
+    for sequence in (True, False):
+        torch.library.opcheck(operators.gated_scan_projected.default, (torch.randn(5, 3, 12), gates, sequence))
+
+
+def test_projected_scan_is_the_scan(backend: str) -> None:
+    """From projections made by hand, at sizes beside the width of a vector, and read through overlapping windows."""
+    from hiermt import _backend
+
+    for hidden, nodes in ((3, 1), (8, 9), (16, 70), (17, 33)):
+        x, g = torch.randn(nodes, 6, 5, dtype=torch.float64), torch.rand(nodes, 6, hidden, dtype=torch.float64)
+        gates = [
+            torch.randn(*shape, dtype=torch.float64) * 0.3 for shape in [(hidden, 5 + 2 * hidden), (hidden,)] * 3
+        ]
+        width = 5 + hidden
+        weight = torch.cat([gate[:, :width] for gate in gates[::2]])
+        z = torch.nn.functional.linear(torch.cat([x, g], -1), weight, torch.cat(gates[1::2]))
+        run = _backend.operator("gated_scan_projected", backend == "native")
+        for sequence in (True, False):
+            expected = functional.gated_scan(x, g, None, gates, sequence=sequence, backend=backend)
+            torch.testing.assert_close(run(z, gates, sequence), expected, rtol=1e-12, atol=1e-12)
+        windows = z[0].unfold(0, 3, 1).transpose(1, 2)  # [4, 3, 3 H], every day in three windows
+        torch.testing.assert_close(run(windows, gates, True), run(windows.contiguous(), gates, True), rtol=0, atol=0)
+
+
+def visited(loader: data.WindowLoader) -> list[list[int]]:
+    return [batch.starts.tolist() for batch in loader]
+
+
+def test_batches_are_windows_and_labels() -> None:
+    whole = dataset()
+    for batch in data.WindowLoader(whole, batch_size=7, shuffle=True):
+        for x, start in zip(batch.x, batch.starts.tolist(), strict=True):
+            assert torch.equal(x, whole.series[:, start : start + WINDOW])
+        ends = batch.starts + WINDOW - 1
+        assert torch.equal(batch.signal_labels, whole.signal_labels[:, ends].t())
+        assert batch.graph is whole.graph
+
+
+def test_state_goes_on_with_the_order() -> None:
+    loader = data.WindowLoader(dataset(), range(20), 4, shuffle=True, seed=1)
+    visited(loader)
+    state = loader.state_dict()
+    expected = visited(loader)
+    other = data.WindowLoader(dataset(), range(20), 4, shuffle=True, seed=2)
+    other.load_state_dict(state)
+    assert visited(other) == expected and other.epoch == 2
+
+
+@pytest.mark.parametrize("world", [1, 2, 3])
+def test_shards_make_the_whole(world: int) -> None:
+    """Batch by batch, what the processes visit is the batch of one process with `world` times the size."""
+    starts = range(24)
+
+    def loader(rank: int, ranks: int, size: int) -> data.WindowLoader:
+        sampler = DistributedSampler(starts, ranks, rank, shuffle=True, seed=5)
+        return data.WindowLoader(dataset(), starts, size, sampler=sampler)
+
+    shards = [loader(rank, world, 4) for rank in range(world)]
+    alone = loader(0, 1, 4 * world)
+    for _ in range(2):
+        parts = [visited(shard) for shard in shards]
+        together = [sorted(sum(batches, [])) for batches in zip(*parts, strict=True)]
+        assert together == [sorted(batch) for batch in visited(alone)]
+    assert visited(alone) != visited(alone)  # a new order in each epoch
+    assert len(shards[0]) == 24 // (4 * world)
+
+
+def test_sampler_and_shuffle_exclude_each_other() -> None:
+    with pytest.raises(ValueError, match="give one of the two"):
+        data.WindowLoader(dataset(), range(8), 4, shuffle=True, sampler=range(8))
+
+
+@pytest.mark.parametrize("shuffle", [False, True])
+@pytest.mark.parametrize("drop_last", [False, True])
+def test_graphs_that_change(shuffle: bool, drop_last: bool) -> None:
+    graphs = changing()
+    loader = data.WindowLoader(dataset(graphs), batch_size=4, shuffle=shuffle, drop_last=drop_last)
+    batches = list(loader)
+    assert len(batches) == len(loader)
+    for batch in batches:
+        ends = (batch.starts + WINDOW - 1).tolist()
+        assert {id(graphs.at(end)) for end in ends} == {id(batch.graph)}
+        assert batch.edge_index is batch.graph.edge_index
+    seen = sorted(start for batch in batches for start in batch.starts.tolist())
+    assert len(set(seen)) == len(seen)
+    if not drop_last:
+        assert seen == list(range(DAYS - WINDOW + 1))
+    if shuffle:
+        assert visited(loader) != [batch.starts.tolist() for batch in batches]
+
+
+def test_graphs_that_change_with_a_sampler() -> None:
+    sampler = DistributedSampler(range(30), 2, 0, shuffle=True)
+    loader = data.WindowLoader(dataset(changing()), range(30), 4, sampler=sampler)
+    batches = list(loader)
+    assert sum(len(batch.starts) for batch in batches) == 15
+    assert all(len({loader.dataset.graphs.block_of(s + WINDOW - 1) for s in b.starts.tolist()}) == 1 for b in batches)
+
+
+def test_graphs_have_to_fit() -> None:
+    other = Graph(*stock_graph(STOCKS + 1, 8, 1), STOCKS + 1)
+    with pytest.raises(DataError, match="expected 6 nodes, one per stock, got 7"):
+        dataset(DynamicGraph([(0, other)]))
+    with pytest.raises(DataError, match="in force from day 5 on, but the first window ends on day 4"):
+        dataset(DynamicGraph([(5, graph(0))]))
+    assert dataset(DynamicGraph([(4, graph(0))])).num_windows == DAYS - WINDOW + 1
+
+
+def test_training_on_graphs_that_change(backend: str) -> None:
+    """The batches give what the windows give one by one, each on its graph."""
+    whole = dataset(changing())
+    model = TGCN_HierarchicalMT(FEATURES, 4, backend=backend)
+    loader = data.WindowLoader(whole, batch_size=5)
+    for batch in loader:
+        logits = model(batch.x, batch.graph)[0]
+        for row, start in zip(logits, batch.starts.tolist(), strict=True):
+            alone = model(whole.series[:, start : start + WINDOW], whole.graphs.at(start + WINDOW - 1))[0]
+            hiermt.testing.assert_close(row, alone)
+    losses, _, _ = train_hierarchical(
+        model, hiermt.training.adam(model, 1e-2), None, loader, None, num_epochs=6, progress=False
+    )
+    assert losses[-1] < losses[0]
+
+
+def test_trains_like_a_loader_of_torch(backend: str) -> None:
+    """End to end: the same losses from the fast loader as from plain batches with the same windows."""
+    whole = dataset()
+
+    def plain() -> list[data.WindowBatch]:
+        return list(data.WindowLoader(whole, range(24), 8))
+
+    def run(batches: object) -> object:
+        torch.manual_seed(0)
+        model = TGCN_HierarchicalMT(FEATURES, 4, backend=backend)
+        return train_hierarchical(
+            model, hiermt.training.adam(model, 1e-2), None, batches, plain(), num_epochs=3, progress=False
+        )
+
+    assert run(data.WindowLoader(whole, range(24), 8)) == run(plain())
+
+
+def test_a_step_prepares_no_graph(monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = dataset()
+    model = TGCN_HierarchicalMT(FEATURES, 4)
+    loader = data.WindowLoader(whole, range(24), 8, shuffle=True)
+    optimizer = hiermt.training.adam(model)
+    train_hierarchical(model, optimizer, None, loader, None, num_epochs=1, progress=False)
+
+    def never(*_: object) -> Tensor:
+        raise AssertionError("a graph was prepared in a step")
+
+    monkeypatch.setattr(Graph, "_prepare", never)
+    monkeypatch.setattr(Graph, "__init__", never)
+    train_hierarchical(model, optimizer, None, loader, None, num_epochs=1, progress=False)

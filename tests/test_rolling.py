@@ -1,0 +1,221 @@
+"""Rolling decisions against the model window by window, and one day after the other."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from hiermt import DynamicGraph, Graph, LivePredictor, TGCN_HierarchicalMT, predict_rolling
+from hiermt.rolling import Decisions
+from hiermt.testing import assert_close, stock_graph
+
+STOCKS, DAYS, FEATURES, WINDOW = 12, 40, 5, 7
+
+
+def make(backend: str = "auto", dtype: torch.dtype = torch.float64, **options: object) -> TGCN_HierarchicalMT:
+    options = {"hidden_size": 8, "use_gat": True, **options}
+    model = TGCN_HierarchicalMT(FEATURES, backend=backend, **options).to(dtype)
+    graph = stocks(weighted=options.get("edge_dim", 1) is not None)
+    x = history(dtype)[:, :WINDOW]
+    x = x.transpose(1, 2) if options.get("layout") == "NFT" else x
+    with torch.no_grad():  # decisions of every class, not Neutral all over
+        for i, head in enumerate((model.signal_head, model.direction_head)):
+            head.weight.mul_(20)
+            head.bias.sub_(model(x, graph)[i].median(0).values)
+    return model
+
+
+def history(dtype: torch.dtype = torch.float64, days: int = DAYS) -> Tensor:
+    return torch.randn(STOCKS, days, FEATURES, dtype=torch.float64, generator=torch.Generator().manual_seed(1)).to(dtype)
+
+
+def stocks(seed: int = 0, weighted: bool = True) -> Graph:
+    edge_index, edge_weight = stock_graph(STOCKS, 40, 2, seed)
+    return Graph(edge_index, edge_weight if weighted else None, STOCKS)
+
+
+def one_by_one(model: TGCN_HierarchicalMT, series: Tensor, graph: object, window: int, stride: int = 1) -> Decisions:
+    rows = []
+    for start in range(0, series.size(1) - window + 1, stride):
+        used = graph.at(start + window - 1) if isinstance(graph, DynamicGraph) else graph
+        predictions, confidences, probabilities = model.decide(series[:, start : start + window], used)
+        rows.append((predictions, confidences, probabilities))
+    return Decisions(*(torch.stack(column) for column in zip(*rows, strict=True)))
+
+
+def check(found: Decisions, expected: Decisions) -> None:
+    assert_close(found.probabilities, expected.probabilities)
+    assert_close(found.confidences, expected.confidences)
+    # Where the two classes are a rounding apart, either is right.
+    clear = (expected.probabilities[..., 1] - 0.5).abs().minimum(
+        (expected.probabilities[..., 3] - 0.5).abs()
+    ) > 1e-3
+    assert torch.equal(found.predictions[clear], expected.predictions[clear])
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"layers_nb": 1},
+        {"layers_nb": 3, "hidden_size": 17},
+        {"use_gat": False},
+        {"conv_layers": 1, "edge_dim": None, "conv_activation": "after"},
+        {"layout": "NFT"},
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_equals_the_windows_one_by_one(backend: str, options: dict[str, object], dtype: torch.dtype) -> None:
+    model, series = make(backend, dtype, **options), history(dtype)
+    graph = stocks(weighted=options.get("edge_dim", 1) is not None)
+    found = predict_rolling(model, series, graph, WINDOW)
+    assert found.predictions.shape == (DAYS - WINDOW + 1, STOCKS)
+    assert len(found.predictions.unique()) > 1
+    shown = series if options.get("layout") != "NFT" else None
+    if shown is None:
+        model.tgcn_backbone.layout = "NTF"
+        shown = series
+    check(found, one_by_one(model, shown, graph, WINDOW))
+
+
+@pytest.mark.parametrize("chunk", [1, 2, 3, 5, 1000])
+@pytest.mark.parametrize("stride", [1, 2, WINDOW, WINDOW + 3, 100])
+def test_any_chunk_and_stride(backend: str, chunk: int, stride: int) -> None:
+    model, series, graph = make(backend), history(), stocks()
+    found = predict_rolling(model, series, graph, WINDOW, stride, chunk=chunk)
+    check(found, one_by_one(model, series, graph, WINDOW, stride))
+
+
+def test_chunks_change_nothing_beyond_rounding_and_runs_change_nothing(backend: str) -> None:
+    model, series, graph = make(backend), history(), stocks()
+    first = predict_rolling(model, series, graph, WINDOW, chunk=4)
+    for one, other in zip(first, predict_rolling(model, series, graph, WINDOW, chunk=4), strict=True):
+        assert torch.equal(one, other)
+
+
+@pytest.mark.parametrize("days", [WINDOW, WINDOW + 1])
+def test_shortest_history(backend: str, days: int) -> None:
+    model, series, graph = make(backend), history(days=days), stocks()
+    check(predict_rolling(model, series, graph, WINDOW), one_by_one(model, series, graph, WINDOW))
+
+
+def test_window_of_one_day_and_strided_series(backend: str) -> None:
+    model, graph = make(backend), stocks()
+    series = history(days=2 * DAYS)[:, ::2].transpose(0, 1).contiguous().transpose(0, 1)
+    check(predict_rolling(model, series, graph, 1), one_by_one(model, series, graph, 1))
+
+
+def test_threshold(backend: str) -> None:
+    model, series, graph = make(backend), history(), stocks()
+    assert (predict_rolling(model, series, graph, WINDOW, threshold=1.0).predictions == 1).all()
+    assert (predict_rolling(model, series, graph, WINDOW, threshold=0.0).predictions != 1).all()
+
+
+def test_graphs_that_change(backend: str) -> None:
+    model, series = make(backend), history()
+    graph = DynamicGraph([(0, stocks(0)), (WINDOW + 2, stocks(1)), (WINDOW + 3, stocks(2)), (30, stocks(3))])
+    expected = one_by_one(model, series, graph, WINDOW)
+    check(predict_rolling(model, series, graph, WINDOW, chunk=3), expected)
+    check(predict_rolling(model, series, graph, WINDOW), expected)
+    with pytest.raises(AssertionError):
+        check(predict_rolling(model, series, stocks(0), WINDOW), expected)
+
+
+def test_a_day_at_a_time(backend: str) -> None:
+    model, series, graph = make(backend), history(), stocks()
+    expected = one_by_one(model, series, graph, WINDOW)
+    live = LivePredictor(model, graph, WINDOW)
+    for day in range(DAYS):
+        decided = live.append(series[:, day])
+        if day < WINDOW - 1:
+            assert decided is None
+        else:
+            at = day - WINDOW + 1
+            check(decided, Decisions(*(column[at : at + 1] for column in expected)))
+
+
+def test_live_takes_a_history_first(backend: str) -> None:
+    model, series, graph = make(backend), history(), stocks()
+    live = LivePredictor(model, graph, WINDOW)
+    assert live.extend(series[:, :3]) is None
+    decided = live.extend(series[:, 3:])
+    check(decided, Decisions(*(column[-1:] for column in one_by_one(model, series, graph, WINDOW))))
+
+
+def test_needs_no_gradient_and_leaves_none(backend: str) -> None:
+    model, series, graph = make(backend), history(), stocks()
+    model.train()
+    found = predict_rolling(model, series, graph, WINDOW)
+    assert not found.probabilities.requires_grad and not model.training
+    assert all(parameter.grad is None for parameter in model.parameters())
+
+
+def test_refuses_what_does_not_fit(backend: str) -> None:
+    model, series, graph = make(backend), history(), stocks()
+    with pytest.raises(ValueError, match="6 days are fewer than the 7 of a window"):
+        predict_rolling(model, series[:, :6], graph, WINDOW)
+    with pytest.raises(ValueError, match="has 11 stocks, the graph 12 nodes"):
+        predict_rolling(model, series[1:], graph, WINDOW)
+    with pytest.raises(ValueError, match=r"expected \[stocks, days, 5\]"):
+        predict_rolling(model, series[..., :4], graph, WINDOW)
+    for name in ("window", "stride", "chunk"):
+        with pytest.raises(ValueError, match=f"{name}: expected 1 or more, got 0"):
+            predict_rolling(model, series, graph, **{name: 0})
+    with pytest.raises(ValueError, match="threshold"):
+        predict_rolling(model, series, graph, WINDOW, threshold=2.0)
+    with pytest.raises(TypeError, match=r"hiermt\.Graph"):
+        predict_rolling(model, series, graph.edge_index, WINDOW)
+    with pytest.raises(TypeError, match="float32"):
+        predict_rolling(model, series.float(), graph, WINDOW)
+    with pytest.raises(IndexError, match="day 6 lies before the first graph"):
+        predict_rolling(model, series, DynamicGraph([(9, graph)]), WINDOW)
+
+
+@pytest.mark.parametrize("gap", [float("nan"), float("inf")])
+def test_a_gap_is_named_and_nothing_is_taken(backend: str, gap: float) -> None:
+    model, series, graph = make(backend), history(), stocks()
+    live = LivePredictor(model, graph, WINDOW)
+    live.extend(series[:, :20])
+    series[3, 20, 1] = gap
+    with pytest.raises(ValueError, match="stock 3, day 20, feature 1"):
+        predict_rolling(model, series, graph, WINDOW)
+    with pytest.raises(ValueError, match="stock 3, day 0, feature 1"):
+        live.append(series[:, 20])
+    assert live.days == WINDOW
+
+
+@pytest.mark.parametrize(
+    "blocks, message",
+    [
+        ([], "got none"),
+        ([(0, 12), (0, 12)], "in order"),
+        ([(5, 12), (0, 12)], "in order"),
+        ([(0, 12), (3, 9)], "expected 12 nodes in every graph, got 9"),
+    ],
+)
+def test_dynamic_graph_refuses(blocks: list[tuple[int, int]], message: str) -> None:
+    empty = torch.zeros(2, 0, dtype=torch.long)
+    with pytest.raises(ValueError, match=message):
+        DynamicGraph([(day, Graph(empty, num_nodes=nodes)) for day, nodes in blocks])
+
+
+def test_memory_is_bounded_by_the_chunk(backend: str) -> None:
+    """Peak memory of the first layer's inputs does not grow with the history."""
+    from hiermt import rolling
+
+    model, graph = make(backend), stocks()
+    seen: list[int] = []
+    decide = rolling._decide
+
+    def watched(model: object, graph: object, inputs: Tensor, *rest: object) -> Decisions:
+        seen.append(inputs.size(0))
+        return decide(model, graph, inputs, *rest)
+
+    rolling._decide = watched
+    try:
+        predict_rolling(model, history(days=200), graph, WINDOW, chunk=5)
+    finally:
+        rolling._decide = decide
+    assert max(seen) == 5 + WINDOW - 1
