@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from hiermt import functional
+from hiermt import _backend, functional
 
 
 class LossTerms(NamedTuple):
@@ -25,11 +25,19 @@ class MultiTaskLoss(nn.Module):
 
     Args:
         lambda_direction (float): weight of the direction loss. (default: ``1.0``)
+        backend (str): who computes: ``"auto"``, ``"native"`` or ``"reference"``. (default: ``"auto"``)
+        process_group (ProcessGroup, optional): processes that train one model on parts of a batch, each as large as
+            the others. The direction loss then counts against the signals in the whole batch, so that the average of
+            the gradients is the gradient of the whole batch. (default: ``None``, this process alone)
     """
 
-    def __init__(self, lambda_direction: float = 1.0) -> None:
+    def __init__(
+        self, lambda_direction: float = 1.0, *, backend: str = "auto", process_group: Any | None = None
+    ) -> None:
         super().__init__()
         self.lambda_direction = lambda_direction
+        self.backend = _backend.check(backend)
+        self.process_group = process_group
 
     def terms(
         self,
@@ -41,16 +49,31 @@ class MultiTaskLoss(nn.Module):
     ) -> LossTerms:
         """The three losses as tensors, without a copy to the host; arguments as for :meth:`forward`."""
         signal_logits, direction_logits = signal_logits.reshape(-1, 2), direction_logits.reshape(-1, 2)
-        return LossTerms(
+        mask = None if signal_mask is None else signal_mask.reshape(-1)
+        terms = LossTerms(
             *functional.multitask_loss(
                 signal_logits,
                 direction_logits,
                 signal_targets.reshape(-1),
                 direction_targets.reshape(-1),
-                None if signal_mask is None else signal_mask.reshape(-1),
+                mask,
                 self.lambda_direction,
+                backend=self.backend,
             )
         )
+        if self.process_group is None or mask is None:
+            return terms
+        direction = terms.direction * self._share(mask).to(terms.direction.dtype)
+        return LossTerms(terms.signal + self.lambda_direction * direction, terms.signal, direction)
+
+    def _share(self, mask: Tensor) -> Tensor:
+        """This process's share of the signals in the whole batch, times the number of processes."""
+        from torch import distributed
+
+        own = mask.sum().double()
+        every = own.clone()
+        distributed.all_reduce(every, group=self.process_group)
+        return own * distributed.get_world_size(self.process_group) / every.clamp(min=1)
 
     def forward(
         self,

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from hiermt._capture import CapturedSteps, can_capture
 from hiermt.inference import model_inputs
 from hiermt.loss import MultiTaskLoss
+from hiermt.resume import load_state, save_state
 
 LOG_EVERY = 10
 _NAMES = ("total_loss", "signal_loss", "direction_loss")
@@ -31,10 +34,17 @@ def train_hierarchical(
     callback: Callback | None = None,
     patience: int | None = None,
     progress: bool = True,
+    checkpoint: str | Path | None = None,
+    resume: bool = False,
+    checkpoint_every: int = 1,
+    tensorboard: str | Path | None = None,
+    capture: bool = True,
 ) -> tuple[list[float], list[float], dict[str, list[float]]]:
     r"""Trains a model with two heads on the multi-task loss.
 
-    Losses stay on the device and are fetched once an epoch. Every tenth epoch prints one line.
+    Losses stay on the device and are fetched once an epoch. Every tenth epoch prints one line. On a GPU, with a
+    :class:`hiermt.data.WindowLoader` that lives there and an optimiser made ``capturable`` (see :func:`adam`), whole
+    steps are captured into a CUDA graph and replayed.
 
     Args:
         model (Module): returns ``(signal_logits, direction_logits)``; moved to `device`.
@@ -53,15 +63,29 @@ def train_hierarchical(
         patience (int, optional): stop when the test loss has not fallen for so many epochs, and put the best
             weights back. (default: ``None``, train to the end)
         progress (bool): show a bar, if ``tqdm`` is installed, and the line every tenth epoch. (default: ``True``)
+        checkpoint (str or Path, optional): file that holds the state of the training after the last epoch; a crash
+            leaves the one before. (default: ``None``)
+        resume (bool): go on from `checkpoint` if it is there, equal to the bit to a training that was not
+            interrupted. (default: ``False``)
+        checkpoint_every (int): epochs from one state to the next; the last epoch is always stored. (default: ``1``)
+        tensorboard (str or Path, optional): folder for the losses, as TensorBoard reads them. (default: ``None``)
+        capture (bool): whether steps may be captured on a GPU. (default: ``True``)
 
     Returns:
         Training loss and test loss of each epoch, and ``{"signal_loss", "direction_loss", "total_loss"}``, each a
         list with one float an epoch.
 
     Raises:
-        ValueError: a loader is empty, `lambda_direction` contradicts the criterion, or `patience` has no test loader.
+        ValueError: a loader is empty, `lambda_direction` contradicts the criterion, `patience` has no test loader, or
+            `checkpoint` is damaged or is one of another model, optimiser or loader.
+        ImportError: the package ``tensorboard`` is missing.
+        OSError: `checkpoint` cannot be written.
     """
     criterion = _criterion(criterion, lambda_direction)
+    if resume and checkpoint is None:
+        raise ValueError("resume: going on needs the checkpoint to go on from")
+    if checkpoint_every < 1:
+        raise ValueError(f"checkpoint_every: expected 1 or more, got {checkpoint_every}")
     if patience is not None and test_dataloader is None:
         raise ValueError("patience: stopping early needs a test_dataloader to watch")
     model.to(device)
@@ -69,11 +93,31 @@ def train_hierarchical(
     test_losses: list[float] = []
     history: dict[str, list[float]] = {"signal_loss": [], "direction_loss": [], "total_loss": []}
     best = _Best(patience)
+    loaders = [loader for loader in (train_dataloader, test_dataloader) if loader is not None]
+    first = 1
+    if resume and checkpoint is not None and Path(checkpoint).is_file():
+        state = load_state(checkpoint, model, optimizer, loaders)
+        first = int(state["epoch"]) + 1
+        train_losses, test_losses, history = state["train_losses"], state["test_losses"], state["history"]
+        best.load_state_dict(state["best"])
+    callbacks = [] if callback is None else [callback]
+    writer = None if tensorboard is None else _summary_writer(tensorboard)
+    if writer is not None:
+        callbacks.append(lambda epoch, metrics: _write_summary(writer, epoch, metrics))
+    captured = None
+    if capture and can_capture(model, optimizer, criterion, train_dataloader, device):
+        captured = CapturedSteps(
+            train_dataloader,  # type: ignore[arg-type]
+            optimizer,
+            lambda batch: _losses(model, criterion, batch, device, optimizer),
+        )
 
     with _Progress(num_epochs, progress) as bar:
-        for epoch in range(1, num_epochs + 1):
+        for epoch in range(first, num_epochs + 1):
+            if best.stopped:
+                break
             model.train()
-            train = _run_epoch(model, criterion, train_dataloader, device, optimizer, "train_dataloader")
+            train = _run_epoch(model, criterion, train_dataloader, device, optimizer, "train_dataloader", captured)
             train_losses.append(train["total_loss"])
             for name, values in history.items():
                 values.append(train[name])
@@ -85,11 +129,23 @@ def train_hierarchical(
                 test_losses.append(test["total_loss"])
                 metrics |= {f"test_{name}": value for name, value in test.items()}
             bar.advance(epoch, metrics)
-            if callback is not None:
-                callback(epoch, metrics)
-            if test_losses and best.should_stop(test_losses[-1], model):
+            if test_losses:
+                best.look(test_losses[-1], model)
+            if checkpoint is not None and (epoch % checkpoint_every == 0 or epoch == num_epochs or best.stopped):
+                progress_made = {
+                    "epoch": epoch,
+                    "train_losses": train_losses,
+                    "test_losses": test_losses,
+                    "history": history,
+                    "best": best.state_dict(),
+                }
+                save_state(checkpoint, model, optimizer, loaders, progress_made)
+            for call in callbacks:
+                call(epoch, metrics)
+            if best.stopped:
                 bar.note(f"Epoch {epoch:3d}: test loss has not fallen for {patience} epochs, stopped")
-                break
+    if writer is not None:
+        writer.close()
     best.restore(model)
     return train_losses, test_losses, history
 
@@ -106,6 +162,25 @@ def _criterion(criterion: nn.Module | None, lambda_direction: float) -> nn.Modul
     return criterion
 
 
+def adam(model: nn.Module, lr: float = 1e-3, **options: Any) -> torch.optim.Adam:
+    """Adam over the parameters of a model, in one kernel where torch has one, and ready to be captured on a GPU.
+
+    Args:
+        model (Module): already on its device.
+        lr (float): learning rate. (default: ``1e-3``)
+        options: passed on to ``torch.optim.Adam``.
+    """
+    parameters = list(model.parameters())
+    if any(parameter.is_cuda for parameter in parameters):
+        options.setdefault("capturable", True)
+    if "foreach" in options or "fused" in options:
+        return torch.optim.Adam(parameters, lr=lr, **options)
+    try:
+        return torch.optim.Adam(parameters, lr=lr, fused=True, **options)
+    except RuntimeError:  # no fused kernel for this device or dtype
+        return torch.optim.Adam(parameters, lr=lr, **options)
+
+
 def _run_epoch(
     model: nn.Module,
     criterion: nn.Module,
@@ -113,22 +188,43 @@ def _run_epoch(
     device: torch.device | str,
     optimizer: torch.optim.Optimizer | None,
     name: str,
+    captured: CapturedSteps | None = None,
 ) -> dict[str, float]:
     """One pass, with a step after each batch if there is an `optimizer`; average losses over the batches."""
+
+    def each() -> Iterator[Tensor]:
+        if captured is not None:
+            for starts, graph in captured.loader.plan():
+                yield captured.run(starts, graph)
+        else:
+            for batch in batches:
+                yield _losses(model, criterion, batch, device, optimizer)
+
     total, steps = None, 0
-    for batch in batches:
-        batch = batch.to(device)
-        terms = _loss_terms(criterion, model(*model_inputs(batch, device)), batch)
-        if optimizer is not None:
-            optimizer.zero_grad(set_to_none=True)
-            torch.autograd.backward(terms[0])
-            optimizer.step()
-        losses = torch.stack([term.detach().to(torch.float64) for term in terms])
-        total = losses if total is None else total + losses
+    for losses in each():
+        # The losses of a captured step live where the next one writes its own.
+        total = losses.clone() if total is None else total + losses
         steps += 1
     if total is None:
         raise ValueError(f"{name}: has no batch; it needs at least one")
     return dict(zip(_NAMES, (total / steps).tolist(), strict=True))
+
+
+def _losses(
+    model: nn.Module,
+    criterion: nn.Module,
+    batch: Any,
+    device: torch.device | str,
+    optimizer: torch.optim.Optimizer | None,
+) -> Tensor:
+    """Total, signal and direction loss of a batch, float64 on the device, after a step if there is an `optimizer`."""
+    batch = batch.to(device)
+    terms = _loss_terms(criterion, model(*model_inputs(batch, device)), batch)
+    if optimizer is not None:
+        optimizer.zero_grad(set_to_none=True)
+        torch.autograd.backward(terms[0])
+        optimizer.step()
+    return torch.stack([term.detach().to(torch.float64) for term in terms])
 
 
 def _loss_terms(criterion: nn.Module, logits: tuple[Tensor, Tensor], batch: Any) -> tuple[Tensor, ...]:
@@ -150,19 +246,44 @@ class _Best:
         self.waited = 0
         self.state: dict[str, Tensor] | None = None
 
-    def should_stop(self, loss: float, model: nn.Module) -> bool:
+    @property
+    def stopped(self) -> bool:
+        return self.patience is not None and self.waited >= self.patience
+
+    def look(self, loss: float, model: nn.Module) -> None:
         if self.patience is None:
-            return False
+            return
         if loss < self.loss:
             self.loss, self.waited = loss, 0
             self.state = copy.deepcopy(model.state_dict())
-            return False
-        self.waited += 1
-        return self.waited >= self.patience
+        else:
+            self.waited += 1
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"loss": self.loss, "waited": self.waited, "state": self.state}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.loss, self.waited, self.state = state["loss"], state["waited"], state["state"]
 
     def restore(self, model: nn.Module) -> None:
         if self.state is not None:
             model.load_state_dict(self.state)
+
+
+def _summary_writer(folder: str | Path) -> Any:
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError:
+        raise ImportError(
+            "tensorboard: writing for TensorBoard needs a package that is not installed; run: pip install tensorboard"
+        ) from None
+    return SummaryWriter(str(folder))  # type: ignore[no-untyped-call]
+
+
+def _write_summary(writer: Any, epoch: int, metrics: dict[str, float]) -> None:
+    for name, value in metrics.items():
+        part, _, loss = name.partition("_")
+        writer.add_scalar(f"{loss}/{part}", value, epoch)
 
 
 class _Progress:

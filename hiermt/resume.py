@@ -1,0 +1,146 @@
+"""Training states on disk: everything it takes to go on as if nothing had happened, to the bit."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from hiermt._files import replacing
+from hiermt._version import __version__
+from hiermt.checkpoint import load_exactly
+
+FORMAT = "hiermt training state 1"
+
+
+def save_state(
+    path: str | Path,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    loaders: Iterable[Any],
+    progress: dict[str, Any],
+) -> None:
+    """Writes model, optimiser, random generators and `progress`; an interruption leaves the old file.
+
+    Args:
+        path (str or Path): made anew each time, by writing beside it and renaming.
+        model (Module): its ``state_dict`` is stored.
+        optimizer (Optimizer): its ``state_dict`` is stored.
+        loaders (iterable): their generators are stored: those of a :class:`hiermt.data.WindowLoader`, and of a
+            ``torch.utils.data.DataLoader`` and its sampler.
+        progress (dict): epoch, losses and whatever else; tensors, numbers, strings, lists and dicts.
+
+    Raises:
+        OSError: the file cannot be written, as on a full disk.
+    """
+    content = {
+        "format": FORMAT,
+        "hiermt": __version__,
+        "optimizer_type": type(optimizer).__name__,
+        "model": model.state_dict(),
+        "optimizer": optimizer.state_dict(),
+        "random": _random_state(),
+        "loaders": [_loader_state(loader) for loader in loaders],
+        "progress": progress,
+    }
+    # In memory first: the writer inside torch.save turns a full disk into an error that does not say so.
+    buffer = io.BytesIO()
+    torch.save(content, buffer)
+    with replacing(path) as temporary:
+        temporary.write_bytes(buffer.getbuffer())
+
+
+def load_state(
+    path: str | Path, model: nn.Module, optimizer: torch.optim.Optimizer, loaders: Iterable[Any]
+) -> dict[str, Any]:
+    """Puts everything back as :func:`save_state` found it.
+
+    Nothing is changed unless all of it fits.
+
+    Returns:
+        The ``progress`` that was stored.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is damaged, is no training state, or is one of another model, optimiser or loader.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: not found")
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # the reader raises many kinds, all of which mean a bad file
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise ValueError(f"{path}: not a readable training state ({reason})") from None
+    if not isinstance(content, dict) or content.get("format") != FORMAT:
+        raise ValueError(f"{path}: not a training state of hiermt; model weights alone cannot be resumed from")
+    loaders = list(loaders)
+    _check_optimizer(path, content, optimizer)
+    if len(content["loaders"]) != len(loaders):
+        raise ValueError(f"{path}: was written with {len(content['loaders'])} loaders, there are {len(loaders)}")
+    for stored, loader in zip(content["loaders"], loaders, strict=True):
+        if set(stored) != set(_loader_state(loader)):
+            raise ValueError(f"{path}: was written with another kind of loader than {type(loader).__name__}")
+    load_exactly(model, content["model"], path)
+    optimizer.load_state_dict(content["optimizer"])
+    for stored, loader in zip(content["loaders"], loaders, strict=True):
+        _set_loader_state(loader, stored)
+    _set_random_state(content["random"])
+    return dict(content["progress"])
+
+
+def _check_optimizer(path: Path, content: dict[str, Any], optimizer: torch.optim.Optimizer) -> None:
+    name = type(optimizer).__name__
+    if content["optimizer_type"] != name:
+        raise ValueError(f"{path}: was written with the optimizer {content['optimizer_type']}, this is {name}")
+    stored = content["optimizer"]
+    groups = [len(group["params"]) for group in stored["param_groups"]]
+    own = [len(group["params"]) for group in optimizer.param_groups]
+    if groups != own:
+        raise ValueError(f"{path}: its optimizer holds {groups} parameters in its groups, this one {own}")
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    for index, state in stored["state"].items():
+        for key, value in state.items():
+            if isinstance(value, Tensor) and value.dim() and value.shape != parameters[index].shape:
+                raise ValueError(
+                    f"{path}: {key} of parameter {index} has shape {list(value.shape)}, the parameter "
+                    f"{list(parameters[index].shape)}"
+                )
+
+
+def _generators(loader: Any) -> dict[str, torch.Generator]:
+    found = {"generator": loader, "sampler": getattr(loader, "sampler", None)}
+    return {
+        name: holder.generator
+        for name, holder in found.items()
+        if isinstance(getattr(holder, "generator", None), torch.Generator)
+    }
+
+
+def _loader_state(loader: Any) -> dict[str, Any]:
+    if hasattr(loader, "state_dict"):
+        return dict(loader.state_dict())
+    return {name: generator.get_state() for name, generator in _generators(loader).items()}
+
+
+def _set_loader_state(loader: Any, state: dict[str, Any]) -> None:
+    if hasattr(loader, "load_state_dict"):
+        loader.load_state_dict(state)
+        return
+    for name, generator in _generators(loader).items():
+        generator.set_state(state[name])
+
+
+def _random_state() -> dict[str, Any]:
+    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
+    return {"cpu": torch.get_rng_state(), "cuda": cuda}
+
+
+def _set_random_state(state: dict[str, Any]) -> None:
+    torch.set_rng_state(state["cpu"])
+    if torch.cuda.is_available() and len(state["cuda"]) == torch.cuda.device_count():
+        torch.cuda.set_rng_state_all(state["cuda"])
