@@ -60,7 +60,7 @@ void gated_scan_backward_range(const GatedScanBackward<S, Compute<S>>& p,
                                const PackedGatesTransposed<Compute<S>>& packed, int64_t begin, int64_t end,
                                const S* g, S* grad_g, Compute<S>* sums);
 
-// grads = the sums of all groups, [groups, gate_sums_size], added in order.
+// grads = the sums of all groups, [groups, gate_sums_size], added in a fixed order.
 template <class C>
 void finish_gate_grads(const C* sums, int64_t groups, int64_t channels, int64_t hidden,
                        const GateGrads<C>& grads);

@@ -162,10 +162,14 @@ class BackwardTile {
   HIERMT_INLINE void add_state(int64_t v) {
     const C* weights = packed_.state_ur + v * 2 * f_.hidden * kL;
     V dh[1][kTileRows];
-    for (int i = 0; i < kTileRows; ++i) dh[0][i] = load(dh_ + i * len_.padded + v * kL);
+    for (int i = 0; i < kTileRows; ++i) dh[0][i] = V{};
     add_product<1>(dh, dz_row_[0], 3 * len_.padded, f_.hidden, weights);
     add_product<1>(dh, dz_row_[1], 3 * len_.padded, f_.hidden, weights + f_.hidden * kL);
-    for (int i = 0; i < kTileRows; ++i) store(dh_ + i * len_.padded + v * kL, dh[0][i]);
+    // The larger terms come last: they would be rounded again with every product.
+    for (int i = 0; i < kTileRows; ++i) {
+      C* carry = dh_ + i * len_.padded + v * kL;
+      store(carry, load(carry) + dh[0][i]);
+    }
   }
 
   // g and x through all three gates: kVectors output vectors from the v-th on, of kBlockRows nodes at a time.
@@ -340,11 +344,15 @@ void finish_gate_grads(const C* sums, int64_t groups, int64_t channels, int64_t 
     ScratchFrame frame;
     C* total = frame.take<C>(3 * len.padded);
     for (int64_t j = 0; j < 3 * len.padded; j += kLanes<C>) {
-      Vec<C> sum{};
+      // Several sums side by side, then a tree: fewer roundings than one long sum has.
+      Vec<C> sum[8] = {};
       for (int64_t group = 0; group < groups; ++group) {
-        sum += load(sums + group * len.sums + k * 3 * len.padded + j);
+        sum[group % 8] += load(sums + group * len.sums + k * 3 * len.padded + j);
       }
-      store(total + j, sum);
+      for (int half = 4; half > 0; half /= 2) {
+        for (int i = 0; i < half; ++i) sum[i] += sum[i + half];
+      }
+      store(total + j, sum[0]);
     }
     for (int gate = 0; gate < 3; ++gate) {
       C* to = k == 0 ? bias[gate] : weight[gate];

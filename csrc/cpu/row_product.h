@@ -64,12 +64,7 @@ template <int kVectors, int kInputs, class C>
 HIERMT_INLINE void add_outer_product_block(C* sums, int64_t sums_stride, const C* inputs,
                                            int64_t inputs_stride, const C* lanes, int64_t lanes_stride,
                                            int64_t vector_stride, int64_t rows) {
-  Vec<C> acc[kVectors][kInputs];
-#pragma GCC unroll 8
-  for (int k = 0; k < kInputs; ++k) {
-#pragma GCC unroll 8
-    for (int v = 0; v < kVectors; ++v) acc[v][k] = load(sums + k * sums_stride + v * vector_stride);
-  }
+  Vec<C> acc[kVectors][kInputs] = {};
   for (int64_t row = 0; row < rows; ++row) {
     Vec<C> w[kVectors];
 #pragma GCC unroll 8
@@ -86,7 +81,10 @@ HIERMT_INLINE void add_outer_product_block(C* sums, int64_t sums_stride, const C
 #pragma GCC unroll 8
   for (int k = 0; k < kInputs; ++k) {
 #pragma GCC unroll 8
-    for (int v = 0; v < kVectors; ++v) store(sums + k * sums_stride + v * vector_stride, acc[v][k]);
+    for (int v = 0; v < kVectors; ++v) {
+      C* to = sums + k * sums_stride + v * vector_stride;
+      store(to, load(to) + acc[v][k]);
+    }
   }
 }
 

@@ -287,6 +287,14 @@ HIERMT_INLINE V negative_abs(V a) {
   return (V)((I)a | ((I{} + 1) << sign_bit));
 }
 
+// magnitude >= 0 with the sign of x
+template <class V>
+HIERMT_INLINE V with_sign_of(V x, V magnitude) {
+  using I = IntVec<Lane<V>>;
+  constexpr int sign_bit = static_cast<int>(sizeof(Lane<V>)) * 8 - 1;
+  return (V)(((I)x & ((I{} + 1) << sign_bit)) | (I)magnitude);
+}
+
 // mask ? a : b, with mask the result of a comparison
 template <class M, class V>
 HIERMT_INLINE V select(M mask, V a, V b) {
@@ -296,14 +304,28 @@ HIERMT_INLINE V select(M mask, V a, V b) {
 // 1 / d for 1 <= d < 2^100, to one ulp.
 HIERMT_INLINE VecF reciprocal(VecF d) {
 #if defined(HIERMT_AVX512)
-  const VecF r = (VecF)_mm512_maskz_rcp14_ps(static_cast<__mmask16>(-1), (__m512)d);
-  return fma(r, fma(-d, r, broadcast(1.0f)), r);
+  const VecF estimate = (VecF)_mm512_maskz_rcp14_ps(static_cast<__mmask16>(-1), (__m512)d);
+  return fma(estimate, fma(-d, estimate, broadcast(1.0f)), estimate);
 #else
   return broadcast(1.0f) / d;
 #endif
 }
 HIERMT_INLINE VecD reciprocal(VecD d) {
   return broadcast(1.0) / d;
+}
+
+// n / d for |n| <= d and 1 <= d < 2^100, to a little more than half an ulp.
+HIERMT_INLINE VecF divide(VecF n, VecF d) {
+#if defined(HIERMT_AVX512)
+  const VecF r = reciprocal(d);
+  const VecF q = n * r;
+  return fma(r, fma(-q, d, n), q);
+#else
+  return n / d;
+#endif
+}
+HIERMT_INLINE VecD divide(VecD n, VecD d) {
+  return n / d;
 }
 
 // p * 2^n for 0.5 < p < 2 and integral n, over- and underflowing as one multiplication would.
