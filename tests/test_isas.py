@@ -1,0 +1,44 @@
+"""The tests of the CPU kernels once more for every instruction set that this machine has."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from hiermt import _extension
+
+if (_reason := _extension.why_not_native("cpu")) is not None:
+    pytest.skip(_reason, allow_module_level=True)
+
+HERE = Path(__file__).resolve().parent
+FILES = ["test_decision.py", "test_gated_scan.py", "test_gatv2_conv.py", "test_gcn_conv.py", "test_vmath.py"]
+
+
+@pytest.mark.parametrize("isa", ["baseline", "avx2", "avx512"])
+def test_kernels_of(isa: str) -> None:
+    """Those of the best set, which the other tests run, are left out."""
+    build = _extension.native_status().build
+    if isa not in build["cpu_isas"]:
+        pytest.skip(f"{isa} is not in this build")
+    if isa == build["cpu_isa"]:
+        pytest.skip(f"{isa} is what the other tests run")
+    environment = {**os.environ, "HIERMT_CPU_ISA": isa}
+    script = "from hiermt import _C; print(_C.build_info()['cpu_isa'])"
+    chosen = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=True)
+    if chosen.stdout.strip() != isa:
+        pytest.skip(f"this machine has no {isa}")
+    files = [str(HERE / name) for name in FILES if (HERE / name).is_file()]
+    chosen_tests = "not opcheck and not compile and not gradcheck"
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "-k", chosen_tests, *files],
+        env=environment,
+        capture_output=True,
+        text=True,
+        cwd=HERE.parent,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout[-4000:]
