@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hiermt import data, functional
+from hiermt import data
 from hiermt.checkpoint import WEIGHTS, read_config
 from hiermt.data import DataError, FeatureTable, Scale, Split, WindowDataset, WindowLoader
 from hiermt.nn import TGCN_HierarchicalMT
@@ -181,8 +181,8 @@ def decide(
     model.eval()
     parts = []
     for batch in _bar(loader, "deciding", progress):
-        signal, direction = model(batch.x, batch.graph)
-        parts.append([part.cpu() for part in functional.decision_from_logits(signal, direction, confidence)])
+        predictions, confidences, probabilities = model.decide(batch.x, batch.graph, threshold=confidence)
+        parts.append([part.cpu() for part in (probabilities, predictions, confidences)])
     return Decisions(*(torch.cat(column) for column in zip(*parts, strict=True)))
 
 
