@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -123,7 +124,7 @@ def verdict(scores: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def draw_curves(losses: dict[str, list[float]], path: Path) -> None:
+def draw_curves(losses: Mapping[str, Sequence[float | None]], path: Path) -> None:
     """Draws the training curves into a PNG.
 
     Args:
@@ -140,11 +141,13 @@ def draw_curves(losses: dict[str, list[float]], path: Path) -> None:
         axes = figure.add_subplot(1, 3, i + 1)
         train, held = losses.get(f"train_{name}", []), losses.get(f"test_{name}", [])
         epochs = range(1, len(train) + 1)
-        axes.plot(epochs, train, color=_BLUE, marker="o", markersize=3, label="training")
+        axes.plot(epochs, np.array(train, dtype=np.float64), color=_BLUE, marker="o", markersize=3, label="training")
         if held:
-            axes.plot(epochs, held, color=_ORANGE, marker="o", markersize=3, label="validation")
+            axes.plot(
+                epochs, np.array(held, dtype=np.float64), color=_ORANGE, marker="o", markersize=3, label="validation"
+            )
             if name == "total_loss":
-                best = int(np.argmin(held))
+                best = int(np.argmin(np.array(held, dtype=np.float64)))
                 axes.axvline(best + 1, color=_GREY, linewidth=1, linestyle=":", label=f"kept: epoch {best + 1}")
         if name != "total_loss":
             axes.axhline(np.log(2), color=_GREY, linewidth=1, linestyle="--", label="coin flip, ln 2")

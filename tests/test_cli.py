@@ -126,7 +126,34 @@ class TestTrain:
         assert main([*common, "--features", str(tmp_path / "features.parquet")]) == 0
         assert "13 features" in capsys.readouterr().out
 
+    def test_going_on_equals_a_training_without_a_break(self, tmp_path, prices):
+        def run(out, epochs, *more):
+            command = [
+                "train",
+                "--prices",
+                str(prices),
+                "--out",
+                str(tmp_path / out),
+                *TRAIN,
+                "--epochs",
+                epochs,
+                *more,
+            ]
+            assert main(command) == 0
+            return snapshot(tmp_path / out)
+
+        state = ("--checkpoint", str(tmp_path / "state"))
+        whole = run("whole", "3")
+        run("part", "1", *state)
+        part = run("part", "3", *state, "--resume")
+        for name in ("model.safetensors", "config.json", "predictions.csv"):
+            assert part[name] == whole[name]
+        losses = [json.loads(files["metrics.json"])["losses"] for files in (whole, part)]
+        assert losses[0]["test_total_loss"] == losses[1]["test_total_loss"]
+        assert losses[1]["test_signal_loss"] == [None, *losses[0]["test_signal_loss"][1:]]
+
     def test_user_errors(self, tmp_path, prices, capsys):
+        fails(capsys, "train", "--prices", prices, "--out", tmp_path / "out", "--resume", match="checkpoint")
         out = tmp_path / "out"
         fails(capsys, "train", "--prices", tmp_path / "none.csv", "--out", out, match="no such file")
         fails(capsys, "train", "--prices", prices, "--out", prices, match="is a file; give a folder")
@@ -173,7 +200,7 @@ class TestPredict:
 
     def test_equals_what_the_training_wrote(self, trained, prices, tmp_path):
         out = tmp_path / "all.csv"
-        assert main(["predict", "--model", str(trained), "--prices", str(prices), "--all", "--out", str(out)]) == 0
+        assert main(["predict", "--model", str(trained), "--prices", str(prices), "--rolling", "--out", str(out)]) == 0
         every = {(row["date"], row["symbol"]): row for row in csv.DictReader(out.open())}
         assert len(every) == (DAYS - data.WARM_UP - 8 + 1) * STOCKS
         for row in csv.DictReader((trained / "predictions.csv").open()):

@@ -14,9 +14,10 @@ from typing import Any
 from hiermt import report
 from hiermt._files import replacing
 from hiermt.checkpoint import CONFIG, WEIGHTS, read_config
-from hiermt.cli.experiment import Decisions, Experiment, fingerprint
+from hiermt.cli.experiment import Experiment, fingerprint
 from hiermt.data import CLASSES, DataError, next_returns
 from hiermt.nn import TGCN_HierarchicalMT
+from hiermt.rolling import Decisions
 
 METRICS, PREDICTIONS, CURVES, CONFUSION = "metrics.json", "predictions.csv", "curves.png", "confusion.png"
 HEADER = ("date", "symbol", "prediction", "confidence", "p_signal", "p_up")

@@ -16,7 +16,7 @@ from hiermt.cli.experiment import pick_device
 from hiermt.data import FEATURES, WindowDataset, WindowLoader, pyg_loader
 from hiermt.nn import TGCN_HierarchicalMT
 from hiermt.testing import stock_graph
-from hiermt.training import train_hierarchical
+from hiermt.training import adam, train_hierarchical
 
 STOCKS, WINDOW, BATCH, STEPS, TEST_WINDOWS, EPOCHS = 100, 25, 32, 15, 119, 100
 PYG_STEPS = 6
@@ -85,7 +85,7 @@ def seed_job(model: TGCN_HierarchicalMT, data: WindowDataset, args: argparse.Nam
     start = time.perf_counter()
     losses, _, _ = train_hierarchical(
         model,
-        torch.optim.Adam(model.parameters(), lr=1e-3),
+        adam(model),
         None,
         WindowLoader(data, train, BATCH, shuffle=True),
         WindowLoader(data, test, TEST_WINDOWS),

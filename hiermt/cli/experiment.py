@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,8 @@ from hiermt import data
 from hiermt.checkpoint import WEIGHTS, read_config
 from hiermt.data import DataError, FeatureTable, Scale, Split, WindowDataset, WindowLoader
 from hiermt.nn import TGCN_HierarchicalMT
-from hiermt.training import train_hierarchical
+from hiermt.rolling import Decisions, predict_rolling
+from hiermt.training import adam, train_hierarchical
 
 EVALUATION_BATCH = 128
 
@@ -59,7 +59,7 @@ class Experiment:
     split: Split
     scale: Scale
     dataset: WindowDataset
-    losses: dict[str, list[float]] = field(default_factory=dict)
+    losses: dict[str, list[float | None]] = field(default_factory=dict)
 
     @classmethod
     def prepare(
@@ -114,30 +114,39 @@ class Experiment:
         size = self.settings.batch_size if shuffle else EVALUATION_BATCH
         return WindowLoader(self.dataset, part, size, shuffle, seed=self.settings.seed)
 
-    def train(self, model: TGCN_HierarchicalMT, epochs: int, *, progress: bool = True) -> int:
+    def train(self, model: TGCN_HierarchicalMT, epochs: int, **options: Any) -> int:
         """Trains until the validation loss stops falling; keeps the best weights.
 
+        Args:
+            model (TGCN_HierarchicalMT): on the device of the dataset.
+            epochs (int): at most.
+            options: passed on to :func:`hiermt.train_hierarchical`.
+
         Returns:
-            Epochs that were run.
+            Epochs that the model has seen.
         """
-        device = self.dataset.series.device
-        optimizer = torch.optim.Adam(model.parameters(), lr=self.settings.learning_rate)
         watched = self.loader(self.split.validation) if self.split.validation else None
-        parts: list[dict[str, float]] = []
-        train_hierarchical(
+        heads: list[dict[str, float]] = []
+        train, validation, history = train_hierarchical(
             model,
-            optimizer,
+            adam(model, self.settings.learning_rate),
             None,
             self.loader(self.split.train, shuffle=True),
             watched,
             num_epochs=epochs,
-            device=device,
-            callback=lambda _, metrics: parts.append(dict(metrics)),
+            device=self.dataset.series.device,
+            callback=lambda _, metrics: heads.append(dict(metrics)),
             patience=self.settings.patience if watched is not None else None,
-            progress=progress,
+            **options,
         )
-        self.losses = {name: [metrics[name] for metrics in parts] for name in parts[0]} if parts else {}
-        return len(parts)
+        self.losses = {f"train_{name}": list(values) for name, values in history.items()}
+        if watched is not None:
+            # A training that goes on from a checkpoint knows the two parts of earlier validation losses no more.
+            unknown: list[float | None] = [None] * (len(train) - len(heads))
+            for name in ("signal_loss", "direction_loss"):
+                self.losses[f"test_{name}"] = unknown + [metrics[f"test_{name}"] for metrics in heads]
+            self.losses["test_total_loss"] = list(validation)
+        return len(train)
 
     def describe(self) -> dict[str, Any]:
         """What predict has to know besides the model: goes into ``config.json``."""
@@ -160,30 +169,15 @@ class Experiment:
         }
 
 
-@dataclass(frozen=True)
-class Decisions:
-    """What a model decides for windows.
-
-    Shapes:
-        - **probabilities:** ``[W, S, 4]`` (noise, signal, down, up), **predictions**, **confidences:** ``[W, S]``
-    """
-
-    probabilities: Tensor
-    predictions: Tensor
-    confidences: Tensor
-
-
-@torch.no_grad()
 def decide(
-    model: TGCN_HierarchicalMT, loader: Iterable[Any], confidence: float, *, progress: bool = False
+    model: TGCN_HierarchicalMT, dataset: WindowDataset, starts: range, confidence: float, *, progress: bool = False
 ) -> Decisions:
-    """Runs a model over all batches of a loader."""
-    model.eval()
-    parts = []
-    for batch in _bar(loader, "deciding", progress):
-        predictions, confidences, probabilities = model.decide(batch.x, batch.graph, threshold=confidence)
-        parts.append([part.cpu() for part in (probabilities, predictions, confidences)])
-    return Decisions(*(torch.cat(column) for column in zip(*parts, strict=True)))
+    """Decides for consecutive windows, on the CPU when done."""
+    days = slice(starts.start, starts.stop + dataset.window - 1)
+    decisions = predict_rolling(
+        model, dataset.series[:, days], dataset.graph, dataset.window, threshold=confidence, progress=progress
+    )
+    return Decisions(*(part.cpu() for part in decisions))
 
 
 @dataclass(frozen=True)
@@ -265,13 +259,3 @@ def pick_device(name: str) -> torch.device:
 
 def _vector(values: list[float]) -> Tensor:
     return torch.tensor(values, dtype=torch.float64)
-
-
-def _bar(batches: Iterable[Any], what: str, enabled: bool) -> Iterable[Any]:
-    if not enabled:
-        return batches
-    try:
-        from tqdm import tqdm
-    except ImportError:
-        return batches
-    return tqdm(batches, desc=what, unit="batch", leave=False, disable=None)  # type: ignore[no-any-return]

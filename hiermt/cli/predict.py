@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from hiermt.cli import artefacts, options
-from hiermt.cli.experiment import EVALUATION_BATCH, Trained, decide, pick_device
-from hiermt.data import DataError, WindowLoader
+from hiermt.cli.experiment import Trained, decide, pick_device
+from hiermt.data import DataError
 
 
 def add_parser(commands: Any) -> None:
@@ -17,7 +17,9 @@ def add_parser(commands: Any) -> None:
     parser.add_argument("--model", type=Path, required=True, metavar="DIR", help="the --out folder of a training")
     options.add_table(parser)
     parser.add_argument("--days", type=options.whole(1), default=1, help="decide for the last DAYS days (default: 1)")
-    parser.add_argument("--all", action="store_true", help="decide for every day that has a full window")
+    parser.add_argument(
+        "--rolling", action="store_true", help="decide for every day that has a full window, as a backtest needs it"
+    )
     parser.add_argument("--out", type=Path, metavar="FILE", help="write a CSV as well")
     parser.add_argument(
         "--confidence", type=options.real(0, 1), help="Down or Up needs P(signal) above it (default: as trained)"
@@ -32,7 +34,7 @@ def run(args: argparse.Namespace) -> int:
     trained = Trained.read(args.model, args.backend)
     table = options.read(args, trained.symbols)
     dataset = trained.dataset(table, device)
-    days = dataset.num_windows if args.all else args.days
+    days = dataset.num_windows if args.rolling else args.days
     if days > dataset.num_windows:
         raise DataError(
             f"--days {days}: the table has {dataset.num_windows} days with a full window of {trained.window}"
@@ -40,8 +42,7 @@ def run(args: argparse.Namespace) -> int:
     starts = range(dataset.num_windows - days, dataset.num_windows)
     confidence = trained.confidence if args.confidence is None else args.confidence
     model = trained.model.to(device)
-    loader = WindowLoader(dataset, starts, EVALUATION_BATCH)
-    decisions = decide(model, loader, confidence, progress=len(loader) > 8)
+    decisions = decide(model, dataset, starts, confidence, progress=True)
     dates = table.dates[starts.start + trained.window - 1 :]
     if args.out is not None:
         artefacts.write_predictions(args.out, artefacts.prediction_rows(dates, trained.symbols, decisions))

@@ -15,6 +15,7 @@ from hiermt._backend import native
 from hiermt.data import WindowBatch
 from hiermt.loss import MultiTaskLoss
 from hiermt.nn import TGCN_HierarchicalMT
+from hiermt.training import adam
 
 NO_PYG = "PyG is not installed, so there is nothing to compare with; run: pip install 'hiermt[pyg]'"
 
@@ -102,7 +103,7 @@ def median_time(function: Callable[[], object], device: torch.device, seconds: f
 
 
 def _step(model: torch.nn.Module, arguments: tuple[object, ...], batch: WindowBatch) -> Callable[[], None]:
-    optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
+    optimizer = adam(model)
     criterion = MultiTaskLoss()
     assert batch.signal_labels is not None and batch.direction_labels is not None
     signal, direction = batch.signal_labels.reshape(-1), batch.direction_labels.reshape(-1)

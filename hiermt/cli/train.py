@@ -25,6 +25,10 @@ def add_parser(commands: Any) -> None:
     group.add_argument("--hidden", type=options.whole(1), default=16, help="hidden channels (16)")
     group.add_argument("--layers", type=options.whole(1), default=2, help="T-GCN layers (2)")
     group.add_argument("--gcn", action="store_true", help="GCN convolutions in place of graph attention")
+    group = parser.add_argument_group("long trainings")
+    group.add_argument("--checkpoint", type=Path, metavar="FILE", help="keep the state of the training here")
+    group.add_argument("--resume", action="store_true", help="go on from the checkpoint, if it is there")
+    group.add_argument("--tensorboard", type=Path, metavar="DIR", help="write the losses for TensorBoard")
     options.add_run(parser)
     parser.set_defaults(run=run)
 
@@ -46,12 +50,22 @@ def run(args: argparse.Namespace) -> int:
         f"{experiment.dataset.edge_index.size(1)} directed edges"
     )
     print(*options.describe_split(experiment.split, table.dates), sep="\n")
-    finish(experiment, model, args.epochs, args.out)
+    finish(
+        experiment,
+        model,
+        args.epochs,
+        args.out,
+        checkpoint=args.checkpoint,
+        resume=args.resume,
+        tensorboard=args.tensorboard,
+    )
     return 0
 
 
-def finish(experiment: Experiment, model: TGCN_HierarchicalMT, epochs: int, out: Path) -> dict[str, Any]:
-    """Trains, measures, writes, and says what came out.
+def finish(
+    experiment: Experiment, model: TGCN_HierarchicalMT, epochs: int, out: Path, **options: Any
+) -> dict[str, Any]:
+    """Trains, measures, writes, and says what came out; `options` go to :func:`hiermt.train_hierarchical`.
 
     Returns:
         The scores of the test span.
@@ -59,10 +73,10 @@ def finish(experiment: Experiment, model: TGCN_HierarchicalMT, epochs: int, out:
     if experiment.split.validation:
         print("(the test loss below is that of the validation span; the test span is left for the end)")
     start = time.perf_counter()
-    ran = experiment.train(model, epochs)
+    ran = experiment.train(model, epochs, **options)
     seconds = time.perf_counter() - start
     test = experiment.split.test
-    decisions = decide(model, experiment.loader(test), experiment.settings.confidence, progress=True)
+    decisions = decide(model, experiment.dataset, test, experiment.settings.confidence, progress=True)
     scores = report.evaluate(decisions.predictions, decisions.probabilities, experiment.labels_of(test))
     facts = {
         "epochs": ran,

@@ -120,7 +120,7 @@ class WindowLoader:
     def __len__(self) -> int:
         """Batches in an epoch."""
         if self.sampler is None:
-            counts = self._block.bincount().tolist()
+            counts: list[int] = self._block.bincount().tolist()
         else:
             if self.dataset.graphs is not None:
                 return len(self._cuts(self._block[torch.tensor(list(self.sampler), dtype=torch.int64)].tolist()))
