@@ -8,9 +8,7 @@ from torch import Tensor
 from hiermt import _backend
 
 
-def gather_windows(
-    series: Tensor, starts: Tensor, steps: int, *, backend: str = "auto", check: bool = True
-) -> Tensor:
+def gather_windows(series: Tensor, starts: Tensor, steps: int, *, backend: str = "auto", check: bool = True) -> Tensor:
     r"""Windows of consecutive days, copied out of a series in one pass.
 
     Args:

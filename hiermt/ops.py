@@ -58,4 +58,4 @@ _FAMILIES = (
     ops_windows,
 )
 for _family in _FAMILIES:
-    _family.register()  # type: ignore[attr-defined]
+    _family.register()

@@ -84,9 +84,8 @@ def predict_rolling(
     starts = range(0, days - window + 1, stride)
     chunk = max(1, _CHUNK_NODES // max(stocks, 1)) if chunk is None else chunk
     shape = (len(starts), stocks)
-    result = Decisions(
-        torch.empty(shape, dtype=torch.int64, device=series.device), series.new_empty(shape), series.new_empty(*shape, 4)
-    )
+    predictions = torch.empty(shape, dtype=torch.int64, device=series.device)
+    result = Decisions(predictions, series.new_empty(shape), series.new_empty(*shape, 4))
     for part, decided in _bar(_chunks(model, series, graph, window, starts, chunk, threshold), len(starts), progress):
         for whole, piece in zip(result, decided, strict=True):
             whole[part.start : part.stop] = piece
@@ -99,19 +98,19 @@ class LivePredictor:
     The last ``window`` days are kept as the first layer reads them, so a new day costs one convolution of that day.
 
     Args:
-        model (TGCN_HierarchicalMT): put into evaluation mode; its weights must not change while this is in use.
-        graph (Graph): of the stocks; assign another to :attr:`graph` when it changes, and give the last days again.
+        model (TGCN_HierarchicalMT): put into evaluation mode. Its weights are taken as they are; make a new predictor
+            when they change.
+        graph (Graph): of the stocks; make a new predictor when it changes, and give it the last days.
         window (int): ``T``, days in a window. (default: ``25``)
         threshold (float): a stock has a signal iff ``P(signal)`` is above it. (default: ``0.5``)
     """
 
-    def __init__(
-        self, model: TGCN_HierarchicalMT, graph: Graph, window: int = 25, *, threshold: float = 0.5
-    ) -> None:
+    def __init__(self, model: TGCN_HierarchicalMT, graph: Graph, window: int = 25, *, threshold: float = 0.5) -> None:
         if window < 1:
             raise ValueError(f"window: expected 1 or more, got {window}")
         self.model, self.window, self.threshold = model.eval(), window, threshold
         self.graph = graph
+        self._layer = _FirstLayer(model, graph, graph.device)
         self.days = 0
         # Every day is written twice, a window apart, so that the last window always lies in one piece.
         self._ring: Tensor | None = None
@@ -140,7 +139,7 @@ class LivePredictor:
         series = day.unsqueeze(1)
         _check(self.model, series, self.graph)
         _check_finite(series)
-        inputs = _FirstLayer(self.model, self.graph).inputs(series)
+        inputs = self._layer.inputs(series)
         if self._ring is None:
             self._ring = inputs.new_empty(2 * self.window, *inputs.shape[1:])
         slot = self.days % self.window
@@ -148,46 +147,42 @@ class LivePredictor:
         self.days += 1
         if self.days < self.window:
             return None
-        return _decide(self.model, self.graph, self._ring[slot + 1 :], self.window, 1, 1, self.threshold)
+        return _decide(self.model, self._layer, self._ring[slot + 1 :], self.window, 1, 1, self.threshold)
 
 
 class _FirstLayer:
     """What the first layer computes a day at a time, in the form its recurrence reads.
 
-    Where the recurrence takes projections, that is ``W [x, g] + b`` of the three gates; else ``x`` and ``g``.
+    Where the recurrence takes projections, that is ``W [x, g] + b`` of the three gates; else ``x`` and ``g``. On a GPU
+    it does not: projecting again costs less there than reading three times as much.
     """
 
-    def __init__(self, model: TGCN_HierarchicalMT, graph: Graph) -> None:
+    def __init__(self, model: TGCN_HierarchicalMT, graph: Graph, device: torch.device) -> None:
         self.cell = _cells(model)[0]
         self.graph = graph
         self.channels = self.cell.in_channels
+        self.gates = [gate.detach() for gate in self.cell.gates()]
+        self.projects = device.type == "cpu"
+        width = self.channels + self.cell.hidden_size
+        self.weight = torch.cat([weight[:, :width] for weight in self.gates[::2]])
+        self.bias = torch.cat(self.gates[1::2])
 
     def inputs(self, series: Tensor) -> Tensor:
         """``[S, D, F]`` to ``[D, S, 3 H]``, or to ``[D, S, F + H]``; contiguous."""
         g = torch.sigmoid(self.cell.gcn(series, self.graph))
         rows = torch.cat([series.transpose(0, 1), g.transpose(0, 1)], dim=-1)
-        if not _takes_projections(self.cell, series):
-            return rows
-        width = rows.size(-1)
-        u_weight, u_bias, r_weight, r_bias, c_weight, c_bias = self.cell.gates()
-        weight = torch.cat([u_weight[:, :width], r_weight[:, :width], c_weight[:, :width]])
-        return F.linear(rows, weight, torch.cat([u_bias, r_bias, c_bias]))
+        return F.linear(rows, self.weight, self.bias) if self.projects else rows
 
     def scan(self, inputs: Tensor, sequence: bool) -> Tensor:
         """The recurrence over windows ``[B, S, T, *]`` of what :meth:`inputs` gave: ``[B * S, T, H]`` or the last."""
         rows = inputs.flatten(0, 1)
-        gates, backend = self.cell.gates(), self.cell.gcn.backend
-        if _takes_projections(self.cell, inputs):
+        backend = self.cell.gcn.backend
+        if self.projects:
             native = _backend.native(backend, inputs.device, inputs.dtype)
             run = _backend.operator("gated_scan_projected", native)
-            return run(rows, gates, sequence)  # type: ignore[no-any-return]
+            return run(rows, self.gates, sequence)  # type: ignore[no-any-return]
         x, g = rows[..., : self.channels], rows[..., self.channels :]
-        return functional.gated_scan(x, g, None, gates, sequence=sequence, backend=backend)
-
-
-def _takes_projections(cell: TGCNCell, x: Tensor) -> bool:
-    """On the CPU; a GPU projects faster than it would read the projections of every window."""
-    return x.device.type == "cpu"
+        return functional.gated_scan(x, g, None, self.gates, sequence=sequence, backend=backend)
 
 
 def _chunks(
@@ -205,7 +200,7 @@ def _chunks(
     if isinstance(graph, DynamicGraph):
         runs = graph.runs([start + window - 1 for start in starts])
     for current, positions in runs:
-        layer = _FirstLayer(model, current)
+        layer = _FirstLayer(model, current, series.device)
         # Days [first, last) of what the first layer reads are at hand.
         first = last = starts[positions.start]
         inputs: Tensor | None = None
@@ -216,21 +211,26 @@ def _chunks(
             kept = inputs is not None and begin_day < last
             inputs = torch.cat([inputs[begin_day - first :], new]) if kept and inputs is not None else new
             first, last = begin_day, end_day
-            yield part, _decide(model, current, inputs, window, len(part), starts.step, threshold)
+            yield part, _decide(model, layer, inputs, window, len(part), starts.step, threshold)
 
 
 def _decide(
-    model: TGCN_HierarchicalMT, graph: Graph, inputs: Tensor, window: int, count: int, stride: int, threshold: float
+    model: TGCN_HierarchicalMT,
+    layer: _FirstLayer,
+    inputs: Tensor,
+    window: int,
+    count: int,
+    stride: int,
+    threshold: float,
 ) -> Decisions:
     """Windows that start at days 0, stride, ... of what the first layer reads, ``[D, S, *]`` contiguous."""
     _, stocks, width = inputs.shape
     day = stocks * width
     windows = inputs.as_strided((count, stocks, window, width), (stride * day, width, day, 1), inputs.storage_offset())
-    first, *further = _cells(model)
-    layer = _FirstLayer(model, graph)
+    further = _cells(model)[1:]
     h = layer.scan(windows, sequence=bool(further))
     for i, cell in enumerate(further):
-        h = cell.run_sequence(h, graph, sequence=i < len(further) - 1)
+        h = cell.run_sequence(h, layer.graph, sequence=i < len(further) - 1)
     *_, probabilities, predictions, confidences = functional.decision(
         h, model._head_params(), threshold, backend=model.backend
     )

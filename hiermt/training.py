@@ -114,7 +114,7 @@ def train_hierarchical(
 
     with _Progress(num_epochs, progress) as bar:
         for epoch in range(first, num_epochs + 1):
-            if best.stopped:
+            if best.stopped():
                 break
             model.train()
             train = _run_epoch(model, criterion, train_dataloader, device, optimizer, "train_dataloader", captured)
@@ -131,7 +131,7 @@ def train_hierarchical(
             bar.advance(epoch, metrics)
             if test_losses:
                 best.look(test_losses[-1], model)
-            if checkpoint is not None and (epoch % checkpoint_every == 0 or epoch == num_epochs or best.stopped):
+            if checkpoint is not None and (epoch % checkpoint_every == 0 or epoch == num_epochs or best.stopped()):
                 progress_made = {
                     "epoch": epoch,
                     "train_losses": train_losses,
@@ -142,7 +142,7 @@ def train_hierarchical(
                 save_state(checkpoint, model, optimizer, loaders, progress_made)
             for call in callbacks:
                 call(epoch, metrics)
-            if best.stopped:
+            if best.stopped():
                 bar.note(f"Epoch {epoch:3d}: test loss has not fallen for {patience} epochs, stopped")
     if writer is not None:
         writer.close()
@@ -246,7 +246,6 @@ class _Best:
         self.waited = 0
         self.state: dict[str, Tensor] | None = None
 
-    @property
     def stopped(self) -> bool:
         return self.patience is not None and self.waited >= self.patience
 
@@ -277,7 +276,7 @@ def _summary_writer(folder: str | Path) -> Any:
         raise ImportError(
             "tensorboard: writing for TensorBoard needs a package that is not installed; run: pip install tensorboard"
         ) from None
-    return SummaryWriter(str(folder))  # type: ignore[no-untyped-call]
+    return SummaryWriter(str(folder))
 
 
 def _write_summary(writer: Any, epoch: int, metrics: dict[str, float]) -> None:

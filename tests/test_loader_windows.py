@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 import torch
 from torch import Tensor
@@ -110,9 +112,7 @@ def test_projected_scan_is_the_scan(backend: str) -> None:
 
     for hidden, nodes in ((3, 1), (8, 9), (16, 70), (17, 33)):
         x, g = torch.randn(nodes, 6, 5, dtype=torch.float64), torch.rand(nodes, 6, hidden, dtype=torch.float64)
-        gates = [
-            torch.randn(*shape, dtype=torch.float64) * 0.3 for shape in [(hidden, 5 + 2 * hidden), (hidden,)] * 3
-        ]
+        gates = [torch.randn(*shape, dtype=torch.float64) * 0.3 for shape in [(hidden, 5 + 2 * hidden), (hidden,)] * 3]
         width = 5 + hidden
         weight = torch.cat([gate[:, :width] for gate in gates[::2]])
         z = torch.nn.functional.linear(torch.cat([x, g], -1), weight, torch.cat(gates[1::2]))
@@ -161,7 +161,7 @@ def test_shards_make_the_whole(world: int) -> None:
     alone = loader(0, 1, 4 * world)
     for _ in range(2):
         parts = [visited(shard) for shard in shards]
-        together = [sorted(sum(batches, [])) for batches in zip(*parts, strict=True)]
+        together = [sorted(itertools.chain(*batches)) for batches in zip(*parts, strict=True)]
         assert together == [sorted(batch) for batch in visited(alone)]
     assert visited(alone) != visited(alone)  # a new order in each epoch
     assert len(shards[0]) == 24 // (4 * world)

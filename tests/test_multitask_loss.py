@@ -23,7 +23,11 @@ def problem(rows: int, dtype: torch.dtype = torch.float64, seed: int = 0) -> tup
 
 
 def losses_and_gradients(
-    args: tuple[Tensor, ...], mask: Tensor | None, weights: tuple[float, float, float], backend: str, factor: float = 0.7
+    args: tuple[Tensor, ...],
+    mask: Tensor | None,
+    weights: tuple[float, float, float],
+    backend: str,
+    factor: float = 0.7,
 ) -> list[Tensor]:
     logits = [tensor.detach().clone().requires_grad_() for tensor in args[:2]]
     losses = functional.multitask_loss(*logits, args[2], args[3], mask, factor, backend=backend)
@@ -146,7 +150,8 @@ def test_gradcheck_and_opcheck() -> None:
 def test_strided_logits_and_one_frozen_head() -> None:
     signal, direction, targets, directions, mask = problem(50)
     wide = torch.stack([signal, direction], dim=1).requires_grad_()  # [N, 2, 2]: both heads are slices
-    functional.multitask_loss(wide[:, 0], wide[:, 1].detach(), targets, directions, mask, backend="native")[0].backward()
+    heads = wide[:, 0], wide[:, 1].detach()
+    functional.multitask_loss(*heads, targets, directions, mask, backend="native")[0].backward()
     expected = losses_and_gradients((signal, direction, targets, directions), mask, (1.0, 0.0, 0.0), "reference")
     assert_close(wide.grad[:, 0], expected[3])
     assert torch.equal(wide.grad[:, 1], torch.zeros(50, 2, dtype=torch.float64))

@@ -50,7 +50,7 @@ def assert_same(one: dict[str, Tensor], other: dict[str, Tensor]) -> None:
     assert all(torch.equal(one[name], other[name]) for name in one)
 
 
-@pytest.mark.parametrize("cut, patience", [(1, None), (3, 2), (5, 2)])
+@pytest.mark.parametrize(("cut", "patience"), [(1, None), (3, 2), (5, 2)])
 def test_resume_equals_an_uninterrupted_training_to_the_bit(tmp_path: Path, cut: int, patience: int | None) -> None:
     whole = parts()
     expected = train(whole, 5, patience=patience)

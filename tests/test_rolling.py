@@ -27,7 +27,8 @@ def make(backend: str = "auto", dtype: torch.dtype = torch.float64, **options: o
 
 
 def history(dtype: torch.dtype = torch.float64, days: int = DAYS) -> Tensor:
-    return torch.randn(STOCKS, days, FEATURES, dtype=torch.float64, generator=torch.Generator().manual_seed(1)).to(dtype)
+    generator = torch.Generator().manual_seed(1)
+    return torch.randn(STOCKS, days, FEATURES, dtype=torch.float64, generator=generator).to(dtype)
 
 
 def stocks(seed: int = 0, weighted: bool = True) -> Graph:
@@ -48,9 +49,7 @@ def check(found: Decisions, expected: Decisions) -> None:
     assert_close(found.probabilities, expected.probabilities)
     assert_close(found.confidences, expected.confidences)
     # Where the two classes are a rounding apart, either is right.
-    clear = (expected.probabilities[..., 1] - 0.5).abs().minimum(
-        (expected.probabilities[..., 3] - 0.5).abs()
-    ) > 1e-3
+    clear = (expected.probabilities[..., 1] - 0.5).abs().minimum((expected.probabilities[..., 3] - 0.5).abs()) > 1e-3
     assert torch.equal(found.predictions[clear], expected.predictions[clear])
 
 
@@ -187,7 +186,7 @@ def test_a_gap_is_named_and_nothing_is_taken(backend: str, gap: float) -> None:
 
 
 @pytest.mark.parametrize(
-    "blocks, message",
+    ("blocks", "message"),
     [
         ([], "got none"),
         ([(0, 12), (0, 12)], "in order"),
@@ -209,9 +208,9 @@ def test_memory_is_bounded_by_the_chunk(backend: str) -> None:
     seen: list[int] = []
     decide = rolling._decide
 
-    def watched(model: object, graph: object, inputs: Tensor, *rest: object) -> Decisions:
+    def watched(model: object, layer: object, inputs: Tensor, *rest: object) -> Decisions:
         seen.append(inputs.size(0))
-        return decide(model, graph, inputs, *rest)
+        return decide(model, layer, inputs, *rest)
 
     rolling._decide = watched
     try:
