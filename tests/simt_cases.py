@@ -121,12 +121,12 @@ def conv_forward(
     dtype: torch.dtype,
     gat: bool,
     environment: dict[str, str] | None = None,
-    spoil: Callable[[Tensor], None] | None = None,
+    spoil: Callable[[Problem], None] | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Output of the kernel and of the float64 twin; `spoil` changes x first."""
+    """Output of the kernel and of the float64 twin; `spoil` changes the problem first."""
     problem = make(case, dtype, gat)
     if spoil is not None:
-        spoil(problem.x)
+        spoil(problem)
     shape = (case.copies * case.nodes, case.steps, case.hidden)
     (out,) = run(
         "gatv2_conv" if gat else "gcn_conv", dtype, *conv_arguments(case, problem, gat), [(shape, dtype)], environment

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -63,6 +64,32 @@ def layer_arguments(case: LayerCase, layer: Layer) -> tuple[list[int], list[Tens
     integers[-1:] = [case.conv_layers, int(case.gat), int(case.between)]
     head = inputs[:7]
     return integers, [*head, *(p for conv in layer.conv for p in conv), *layer.gates]
+
+
+def layer_forward(case: LayerCase, dtype: torch.dtype, spoil: Callable[[Layer], None]) -> tuple[Tensor, Tensor]:
+    """Sequence of the kernels and of the float64 twin after `spoil` changed the inputs; GATv2 with weights only."""
+    layer = make_layer(case, dtype)
+    spoil(layer)
+    problem = case.problem
+    shape = (problem.copies * problem.nodes, problem.steps, problem.hidden)
+    integers, inputs = layer_arguments(case, layer)
+    inputs[5:7] = [layer.x, layer.edge_weight]
+    h = run("tgcn_layer", dtype, integers, inputs, [(shape, dtype), None, None, None])[0]
+    assert layer.edge_weight is not None
+    conv = [p.double() for one in layer.conv for p in one if p is not None]
+    expected = reference.tgcn_layer(
+        layer.x.double(),
+        layer.csr,
+        layer.edge_weight.double(),
+        conv,
+        [p.double() for p in layer.gates],
+        case.conv_layers,
+        case.gat,
+        True,
+        case.between,
+        True,
+    )
+    return h, expected
 
 
 def layer_both(case: LayerCase, dtype: torch.dtype, environment: dict[str, str] | None = None) -> list[Tensor | None]:

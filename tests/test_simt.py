@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
-from simt_cases import DTYPES, Case, ScanCase, assert_gradients, conv_backward, conv_forward, scan_both
+from simt_cases import DTYPES, Case, Problem, ScanCase, assert_gradients, conv_backward, conv_forward, scan_both
 from simt_harness import SimtFault, compiler, run
-from simt_layers import LayerCase, layer_both
+from simt_layers import LayerCase, layer_both, layer_forward
 
 from hiermt import reference
 from hiermt.testing import tolerance
@@ -199,7 +199,7 @@ def raw(op: str, case: Case | ScanCase | LayerCase, dtype: torch.dtype, order: i
         ("gated_scan", ScanCase(hidden=16, nodes=11)),
         ("gated_scan", ScanCase(hidden=64, nodes=5, steps=2)),
         ("tgcn_layer", LayerCase(Case(hidden=8, nodes=20, edges=60))),
-        ("tgcn_layer", LayerCase(Case(hidden=16, nodes=20, edges=60, copies=50))),
+        ("tgcn_layer", LayerCase(Case(hidden=16, nodes=12, edges=40, copies=50))),
     ],
     ids=lambda value: str(value),
 )
@@ -241,15 +241,22 @@ def test_only_the_gradients_asked_for(gat: bool, wanted: str) -> None:
     assert_gradients(conv_backward(Case(hidden=16), torch.float32, gat, wanted), torch.float32)
 
 
-@pytest.mark.parametrize("gat", [True, False])
-def test_nan_and_infinity_go_where_the_twin_sends_them(gat: bool) -> None:
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+@pytest.mark.parametrize("op", ["gatv2_conv", "gcn_conv", "tgcn_layer"])
+def test_nan_and_infinity_go_where_the_twin_sends_them(op: str, value: float) -> None:
     case = Case(hidden=16, steps=6, activation=0)
-    for value in (float("nan"), float("inf"), -float("inf")):
+    for where in ("x", "edge_weight"):
 
-        def spoil(x: torch.Tensor, value: float = value) -> None:
-            x[2, 1, 3] = value
-            x[4, 5] = value
+        def spoil(problem: Problem, where: str = where) -> None:
+            if where == "x":
+                problem.x[2, 1, 3] = value
+                problem.x[4, 5] = value
+            else:
+                problem.edge_weight[3] = value
 
-        out, expected = conv_forward(case, torch.float32, gat, spoil=spoil)
+        if op == "tgcn_layer":
+            out, expected = layer_forward(LayerCase(case), torch.float32, spoil)
+        else:
+            out, expected = conv_forward(case, torch.float32, op == "gatv2_conv", spoil=spoil)
         assert torch.equal(out.isnan(), expected.isnan())
         torch.testing.assert_close(out.double(), expected, rtol=2e-4, atol=2e-5, equal_nan=True)

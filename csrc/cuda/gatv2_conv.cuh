@@ -82,20 +82,31 @@ struct GatV2Lane {
   }
 };
 
-// Maximum, denominator and weighted sums of a softmax that sees its entries once.
+// Maximum, denominator and weighted sums of a softmax that sees its entries once, in one place or in pairs.
 template <class C>
 struct OnlineSoftmax {
   C top = C(-INFINITY), total = C(0);
-  C keep, weight;  // factor of what was summed before, and of the entry just seen
+  C keep, weight, second_weight;  // factor of what was summed before, and of the entries just seen
 
   __device__ __forceinline__ void see(C score) {
     const C distance = score - top;
     const bool higher = distance > C(0);
     const C smaller = exponential(higher ? -distance : distance);
     keep = higher ? smaller : C(1);
-    weight = higher ? C(1) : smaller;
+    // An entry at -inf has no part, even if nothing higher has been seen.
+    weight = higher ? C(1) : score == C(-INFINITY) ? C(0) : smaller;
     top = higher ? score : top;
     total = total * keep + weight;
+  }
+  // Two entries with one change of scale; without the second its score is -inf.
+  __device__ __forceinline__ void see(C first, C second) {
+    const C higher = fmax(top, fmax(first, second));
+    const C shift = higher == C(-INFINITY) ? C(0) : higher;
+    keep = exponential(top - shift);
+    weight = exponential(first - shift);
+    second_weight = exponential(second - shift);
+    top = higher;
+    total = total * keep + (weight + second_weight);
   }
   // An infinite maximum is inf - inf in the definition, hence NaN.
   __device__ __forceinline__ C scale() const { return C(1) / (total + C(kSoftmaxEpsilon) + (top - top)); }

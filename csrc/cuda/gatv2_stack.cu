@@ -13,8 +13,10 @@ namespace {
 constexpr int kMaxConvs = 3;
 // Blocks beyond one on each multiprocessor of a large GPU gain nothing; fewer leave some of them idle.
 constexpr int64_t kWantedBlocks = 132;
-// Leaves room for two blocks on a multiprocessor.
+// Leaves room for a second block on a multiprocessor.
 constexpr size_t kStackSharedBytes = 112 * 1024;
+// Above, to sort the nodes by degree would cost more than it saves.
+constexpr int kMaxSortedNodes = 1024;
 
 template <int kHidden>
 constexpr int kStackThreads = kHidden <= 16 ? 384 : 256;
@@ -58,9 +60,6 @@ struct ConvMemory {
           weights.lin_edge_weight != nullptr ? load(weights.lin_edge_weight + c) : 0.0f;
       vectors[4 * kHidden + c] = load(weights.bias + c);
     }
-  }
-  static size_t bytes(int inputs) {
-    return 2 * padded_bytes<float>(inputs * kHidden) + padded_bytes<float>(5 * kHidden);
   }
 };
 
@@ -113,28 +112,62 @@ struct Tile {
   }
 };
 
+// order[rank] = node, by falling degree: the nodes of a warp then have about the same number of entries.
+__device__ void order_by_degree(const CsrGraph& graph, int nodes, int* order) {
+  for (int node = static_cast<int>(threadIdx.x); node < nodes; node += static_cast<int>(blockDim.x)) {
+    const int degree = graph.rowptr[node + 1] - graph.rowptr[node];
+    int rank = node;
+    if (nodes <= kMaxSortedNodes) {
+      rank = 0;
+      for (int other = 0; other < nodes; ++other) {
+        const int theirs = graph.rowptr[other + 1] - graph.rowptr[other];
+        rank += theirs > degree || (theirs == degree && other < node) ? 1 : 0;
+      }
+    }
+    order[rank] = node;
+  }
+}
+
+// Calls f(node, step) for the items of this thread. Every second round runs backwards, so that a thread that
+// had a node of high degree gets one of low degree next.
+template <class F>
+__device__ __forceinline__ void for_each_item(int items, int chunk, const int* order, F&& f) {
+  const int width = static_cast<int>(blockDim.x), thread = static_cast<int>(threadIdx.x);
+  bool backwards = false;
+  for (int first = 0; first < items; first += width, backwards = !backwards) {
+    const int count = items - first < width ? items - first : width;
+    if (thread >= count) continue;
+    const int item = first + (backwards ? count - 1 - thread : thread);
+    const int rank = item / chunk;
+    f(order[rank], item - rank * chunk);
+  }
+}
+
 template <class S, int kHidden>
-__global__ void __launch_bounds__(kStackThreads<kHidden>) gatv2_stack_fwd_kernel(StackForward<S> p) {
+__global__ void __launch_bounds__(kStackThreads<kHidden>, 1) gatv2_stack_fwd_kernel(StackForward<S> p) {
   SharedMemory memory;
   const int nodes = static_cast<int>(p.graph.num_nodes), channels = static_cast<int>(p.x.channels);
   const int chunks = ceil_div(p.steps, p.chunk);
   const int copy = static_cast<int>(blockIdx.x) / chunks;
   const int first_step = static_cast<int>(blockIdx.x) % chunks * p.chunk;
   const int chunk = p.steps - first_step < p.chunk ? p.steps - first_step : p.chunk;
+  // What neighbours read, and a thread's own rows: input of a convolution, its target side, its output.
   const Tile<kHidden> sources{memory.take<float>(static_cast<size_t>(nodes) * p.chunk * kHidden), chunk};
-  const Tile<kHidden> outputs{memory.take<float>(static_cast<size_t>(nodes) * p.chunk * kHidden), chunk};
+  const Tile<kHidden> own{memory.take<float>(static_cast<size_t>(nodes) * p.chunk * kHidden), chunk};
   const int inputs_of_gates = channels + kHidden, columns = inputs_of_gates + kHidden;
   float* gate_weights = memory.take<float>(3 * static_cast<size_t>(inputs_of_gates) * kHidden);
   float* gate_biases = memory.take<float>(3 * kHidden);
   const int widest = channels > kHidden || p.conv_layers == 1 ? channels : kHidden;
   const ConvMemory<kHidden> conv(memory, widest);
+  int* order = memory.take<int>(nodes);
   const int items = nodes * chunk;
   const S* x = p.x.data + copy * p.x.stride_copy + first_step * p.x.stride_time;
 
-  // gate_weights[gate][k][c]
+  order_by_degree(p.graph, nodes, order);
+  // gate_weights[k][gate][c]
   for (int i = static_cast<int>(threadIdx.x); i < 3 * inputs_of_gates * kHidden;
        i += static_cast<int>(blockDim.x)) {
-    const int c = i % kHidden, k = i / kHidden % inputs_of_gates, gate = i / (inputs_of_gates * kHidden);
+    const int c = i % kHidden, gate = i / kHidden % 3, k = i / (3 * kHidden);
     gate_weights[i] = load(gate_weight(p.gates, gate) + c * columns + k);
   }
   for (int i = static_cast<int>(threadIdx.x); i < 3 * kHidden; i += static_cast<int>(blockDim.x)) {
@@ -142,105 +175,120 @@ __global__ void __launch_bounds__(kStackThreads<kHidden>) gatv2_stack_fwd_kernel
   }
 
   for (int layer = 0; layer < p.conv_layers; ++layer) {
-    const bool last = layer + 1 == p.conv_layers;
+    const Activation activation = layer + 1 == p.conv_layers ? p.last : Activation::kLeakyRelu;
     __syncthreads();
     conv.fill(p.convs[layer], layer == 0 ? channels : kHidden);
     __syncthreads();
-    const auto project = [&](int node, int step, const float* weights, const float* bias,
-                             float (&sum)[kHidden]) {
-      copy_channels<kHidden>(bias, sum);
+    for_each_item(items, chunk, order, [&](int node, int step) {
+      float source[kHidden], target[kHidden];
+      copy_channels<kHidden>(conv.vectors, source);
+      copy_channels<kHidden>(conv.vectors + kHidden, target);
+      const auto add = [&](int k, float value) {
+        add_scaled<kHidden>(conv.source + k * kHidden, value, source);
+        add_scaled<kHidden>(conv.target + k * kHidden, value, target);
+      };
       if (layer == 0) {
         const S* row = x + node * p.x.stride_node + step * p.x.stride_time;
 #pragma unroll 4
-        for (int k = 0; k < channels; ++k) {
-          add_scaled<kHidden>(weights + k * kHidden, load(row + k * p.x.stride_channel), sum);
-        }
+        for (int k = 0; k < channels; ++k) add(k, load(row + k * p.x.stride_channel));
       } else {
-        const float4* row = outputs.at(node, step);
+        const float4* row = own.at(node, step);
 #pragma unroll 2
         for (int q = 0; q < kHidden / 4; ++q) {
           const float4 quad = row[q * chunk];
-          add_scaled<kHidden>(weights + (4 * q + 0) * kHidden, quad.x, sum);
-          add_scaled<kHidden>(weights + (4 * q + 1) * kHidden, quad.y, sum);
-          add_scaled<kHidden>(weights + (4 * q + 2) * kHidden, quad.z, sum);
-          add_scaled<kHidden>(weights + (4 * q + 3) * kHidden, quad.w, sum);
+          add(4 * q + 0, quad.x);
+          add(4 * q + 1, quad.y);
+          add(4 * q + 2, quad.z);
+          add(4 * q + 3, quad.w);
         }
       }
-    };
-    for (int item = static_cast<int>(threadIdx.x); item < items; item += static_cast<int>(blockDim.x)) {
-      const int node = item / chunk, step = item - node * chunk;
-      float source[kHidden];
-      project(node, step, conv.source, conv.vectors, source);
       sources.write(node, step, source);
-    }
+      own.write(node, step, target);
+    });
     __syncthreads();
     float att[kHidden], edge[kHidden];
     copy_channels<kHidden>(conv.vectors + 2 * kHidden, att);
     copy_channels<kHidden>(conv.vectors + 3 * kHidden, edge);
-    for (int item = static_cast<int>(threadIdx.x); item < items; item += static_cast<int>(blockDim.x)) {
-      const int node = item / chunk, step = item - node * chunk;
+    for_each_item(items, chunk, order, [&](int node, int step) {
       float target[kHidden], sum[kHidden] = {};
-      project(node, step, conv.target, conv.vectors + kHidden, target);
+      own.read(node, step, target);
       OnlineSoftmax<float> softmax;
       const int begin = p.graph.rowptr[node], end = p.graph.rowptr[node + 1];
-      for (int entry = begin; entry < end; ++entry) {
+      const auto visit = [&](int entry, float (&source)[kHidden]) {
         const float edge_weight = p.edge_weight != nullptr ? load(p.edge_weight + entry) : 0.0f;
-        float source[kHidden], scores[4] = {};
+        float scores[4] = {};
         sources.read(p.graph.col[entry], step, source);
 #pragma unroll
         for (int c = 0; c < kHidden; ++c) {
           const float z = source[c] + (target[c] + edge_weight * edge[c]);
           scores[c % 4] += att[c] * attention_leaky(z);
         }
-        softmax.see((scores[0] + scores[1]) + (scores[2] + scores[3]));
+        return (scores[0] + scores[1]) + (scores[2] + scores[3]);
+      };
+      int entry = begin;
+      for (; entry + 1 < end; entry += 2) {
+        float first[kHidden], second[kHidden];
+        const float first_score = visit(entry, first), second_score = visit(entry + 1, second);
+        softmax.see(first_score, second_score);
+#pragma unroll
+        for (int c = 0; c < kHidden; ++c) {
+          sum[c] = sum[c] * softmax.keep + softmax.weight * first[c] + softmax.second_weight * second[c];
+        }
+      }
+      if (entry < end) {
+        float source[kHidden];
+        softmax.see(visit(entry, source));
 #pragma unroll
         for (int c = 0; c < kHidden; ++c) sum[c] = sum[c] * softmax.keep + softmax.weight * source[c];
       }
       const float scale = end > begin ? softmax.scale() : 0.0f;
-      const Activation activation = last ? p.last : Activation::kLeakyRelu;
 #pragma unroll
       for (int c = 0; c < kHidden; ++c) {
         sum[c] = activate(activation, sum[c] * scale + conv.vectors[4 * kHidden + c]);
       }
-      // Nobody else reads this place: the next convolution gathers from `sources`.
-      outputs.write(node, step, sum);
-    }
+      own.write(node, step, sum);
+    });
   }
 
-  // What the gates read of x and g; each thread meets the items it wrote.
-  for (int item = static_cast<int>(threadIdx.x); item < items; item += static_cast<int>(blockDim.x)) {
-    const int node = item / chunk, step = item - node * chunk;
+  // What the gates read of x and g.
+  for_each_item(items, chunk, order, [&](int node, int step) {
     const int64_t row = (static_cast<int64_t>(copy) * nodes + node) * p.steps + first_step + step;
     const S* from = x + node * p.x.stride_node + step * p.x.stride_time;
-    float g[kHidden];
-    outputs.read(node, step, g);
+    float g[kHidden], sum[3][kHidden];
+    own.read(node, step, g);
     if (p.g != nullptr) {
 #pragma unroll
       for (int c = 0; c < kHidden; ++c) store(p.g + row * kHidden + c, g[c]);
     }
-    for (int gate = 0; gate < 3; ++gate) {
-      const float* weights = gate_weights + gate * inputs_of_gates * kHidden;
-      float sum[kHidden];
-      copy_channels<kHidden>(gate_biases + gate * kHidden, sum);
-#pragma unroll 4
-      for (int k = 0; k < channels; ++k) {
-        add_scaled<kHidden>(weights + k * kHidden, load(from + k * p.x.stride_channel), sum);
-      }
+    const auto add = [&](int k, float value) {
 #pragma unroll
-      for (int k = 0; k < kHidden; ++k) add_scaled<kHidden>(weights + (channels + k) * kHidden, g[k], sum);
-      float4* to = reinterpret_cast<float4*>(p.from_input + (row * 3 + gate) * kHidden);
+      for (int gate = 0; gate < 3; ++gate) {
+        add_scaled<kHidden>(gate_weights + (k * 3 + gate) * kHidden, value, sum[gate]);
+      }
+    };
+#pragma unroll
+    for (int gate = 0; gate < 3; ++gate) copy_channels<kHidden>(gate_biases + gate * kHidden, sum[gate]);
+#pragma unroll 2
+    for (int k = 0; k < channels; ++k) add(k, load(from + k * p.x.stride_channel));
+#pragma unroll
+    for (int k = 0; k < kHidden; ++k) add(channels + k, g[k]);
+    float4* to = reinterpret_cast<float4*>(p.from_input + row * 3 * kHidden);
+#pragma unroll
+    for (int gate = 0; gate < 3; ++gate) {
 #pragma unroll
       for (int q = 0; q < kHidden / 4; ++q) {
-        to[q] = float4{sum[4 * q], sum[4 * q + 1], sum[4 * q + 2], sum[4 * q + 3]};
+        to[gate * (kHidden / 4) + q] =
+            float4{sum[gate][4 * q], sum[gate][4 * q + 1], sum[gate][4 * q + 2], sum[gate][4 * q + 3]};
       }
     }
-  }
+  });
 }
 
-size_t fixed_bytes(int64_t channels, int64_t hidden, int64_t conv_layers) {
+size_t fixed_bytes(int64_t nodes, int64_t channels, int64_t hidden, int64_t conv_layers) {
   const int64_t widest = channels > hidden || conv_layers == 1 ? channels : hidden;
   return padded_bytes<float>(3 * (channels + hidden) * hidden) + padded_bytes<float>(3 * hidden) +
-         2 * padded_bytes<float>(widest * hidden) + padded_bytes<float>(5 * hidden);
+         2 * padded_bytes<float>(widest * hidden) + padded_bytes<float>(5 * hidden) +
+         padded_bytes<int>(nodes);
 }
 size_t step_bytes(int64_t nodes, int64_t chunk, int64_t hidden) {
   return 2 * padded_bytes<float>(nodes * chunk * hidden);
@@ -250,7 +298,7 @@ size_t step_bytes(int64_t nodes, int64_t chunk, int64_t hidden) {
 template <class S>
 int64_t steps_per_block(const TgcnLayerForward<S>& p) {
   const int64_t nodes = p.graph.num_nodes, copies = p.graph.copies > 0 ? p.graph.copies : 1;
-  const size_t fixed = fixed_bytes(p.x.channels, p.hidden, p.conv_layers);
+  const size_t fixed = fixed_bytes(p.graph.num_nodes, p.x.channels, p.hidden, p.conv_layers);
   const int64_t blocks_per_copy = kWantedBlocks / copies > 0 ? kWantedBlocks / copies : 1;
   int64_t chunk = ceil_div<int64_t>(p.steps, blocks_per_copy < p.steps ? blocks_per_copy : p.steps);
   while (chunk > 1 && fixed + step_bytes(nodes, chunk, p.hidden) > kStackSharedBytes) --chunk;
@@ -266,7 +314,8 @@ bool gatv2_stack_fits(const TgcnLayerForward<S>& p) {
   if (p.hidden != 8 && p.hidden != 16 && p.hidden != 32) return false;
   const int64_t nodes = p.graph.num_nodes;
   if (nodes == 0 || nodes > 4096 || p.x.channels > 1024) return false;
-  return fixed_bytes(p.x.channels, p.hidden, p.conv_layers) + step_bytes(nodes, 1, p.hidden) <=
+  return fixed_bytes(p.graph.num_nodes, p.x.channels, p.hidden, p.conv_layers) +
+             step_bytes(nodes, 1, p.hidden) <=
          kStackSharedBytes;
 }
 
@@ -291,8 +340,8 @@ int gatv2_stack_forward(const TgcnLayerForward<S>& p, Compute<S>* from_input, vo
     stack.g = p.g;
     stack.from_input = from_input;
     const int64_t blocks = p.graph.copies * ceil_div<int64_t>(p.steps, chunk);
-    const size_t shared =
-        fixed_bytes(p.x.channels, p.hidden, p.conv_layers) + step_bytes(p.graph.num_nodes, chunk, p.hidden);
+    const size_t shared = fixed_bytes(p.graph.num_nodes, p.x.channels, p.hidden, p.conv_layers) +
+                          step_bytes(p.graph.num_nodes, chunk, p.hidden);
     const auto run = [&](auto constant) {
       constexpr int kHidden = decltype(constant)::value;
       // Every thread gets the same number of items, give or take one warp.
