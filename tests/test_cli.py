@@ -16,7 +16,7 @@ import pytest
 import torch
 
 from hiermt import TGCN_HierarchicalMT, data, report
-from hiermt.cli import artefacts, bench, demo, options, speed, train
+from hiermt.cli import artefacts, demo, options, speed, train
 from hiermt.cli.experiment import Experiment, Settings, Trained, pick_device
 from hiermt.cli.main import INTERRUPTED, USER_ERROR, main
 
@@ -307,55 +307,6 @@ class TestDemo:
         fails(capsys, "demo", "--days", "100", "--out", tmp_path, match="too few")
 
 
-@pytest.fixture
-def _small_bench(monkeypatch):
-    for name, value in {"STOCKS": 12, "WINDOW": 4, "BATCH": 2, "STEPS": 3, "TEST_WINDOWS": 3, "PYG_STEPS": 2}.items():
-        monkeypatch.setattr(bench, name, value)
-    monkeypatch.setattr(bench, "stock_graph", lambda stocks: data.graph_from_adjacency(np.ones((stocks, stocks))))
-
-
-@pytest.mark.usefixtures("_small_bench")
-class TestBench:
-    def test_step(self, capsys):
-        pytest.importorskip("torch_geometric")
-        assert main(["bench", "--seconds", "0.1", "--device", "cpu"]) == 0
-        out = capsys.readouterr().out
-        assert out.count("PyG eager") == 2
-        difference = float(out.rsplit(": ", 1)[1])
-        assert difference < 1e-4
-
-    def test_job(self, capsys):
-        pytest.importorskip("torch_geometric")
-        assert main(["bench", "--job", "seed", "--epochs", "2", "--device", "cpu"]) == 0
-        out = capsys.readouterr().out
-        assert "measured" in out
-        assert "estimated: 2 steps and one test pass timed, scaled to 2 epochs" in out
-
-    def test_without_pyg(self, capsys, monkeypatch):
-        monkeypatch.setattr(speed, "has_pyg", lambda: False)
-        assert main(["bench", "--seconds", "0.1"]) == 0
-        assert main(["bench", "--job", "seed", "--epochs", "1"]) == 0
-        assert capsys.readouterr().out.count("pip install 'hiermt[pyg]'") == 2
-
-    def test_timing_does_not_train_the_model(self):
-        model = TGCN_HierarchicalMT(13, 4)
-        before = {key: value.clone() for key, value in model.state_dict().items()}
-        batch = next(iter(data.WindowLoader(bench.synthetic(torch.device("cpu")), range(2))))
-        speed.compare_training(model, batch, 0.01)
-        assert all(torch.equal(before[key], value) for key, value in model.state_dict().items())
-
-
-def test_bench_loss_is_the_loss():
-    torch.manual_seed(0)
-    signal, direction = torch.randn(9, 2), torch.randn(9, 2)
-    for labels in (torch.tensor([0, 1, 1, 0, 1, 0, 0, 1, 1]), torch.zeros(9, dtype=torch.int64)):
-        up = torch.arange(9) % 2
-        from hiermt import MultiTaskLoss
-
-        expected, _ = MultiTaskLoss()(signal, direction, labels, up, labels == 1)
-        torch.testing.assert_close(bench._loss(signal, direction, labels, up), expected)
-
-
 class TestExperiment:
     def test_scale_and_graph_do_not_see_past_the_training_span(self):
         prices = data.read_prices(bars())
@@ -377,50 +328,6 @@ class TestExperiment:
         assert torch.equal(before.labels_of(train), after.labels_of(train))
         assert torch.equal(before.dataset.windows[train[-1]], after.dataset.windows[train[-1]])
         assert not torch.equal(before.dataset.series, after.dataset.series)
-
-
-class TestReport:
-    def test_scores_by_hand(self):
-        truth = torch.tensor([[0, 1], [2, 2], [1, 2]])
-        predictions = torch.tensor([[0, 1], [2, 1], [2, 2]])
-        up = (predictions == 2).float()
-        moved = torch.tensor([[1.0, 0], [1, 0], [1, 1]])
-        probabilities = torch.stack([1 - moved, moved, 1 - up, up], dim=-1)
-        scores = report.evaluate(predictions, probabilities, truth)
-        decision = scores["decision"]
-        assert decision["accuracy"] == pytest.approx(4 / 6)
-        assert decision["majority"] == "Up"
-        assert decision["majority_accuracy"] == pytest.approx(3 / 6)
-        assert decision["gain"] == pytest.approx(1 / 6)
-        # Days are better by 2, -1 and 0 cases of 6 in all.
-        assert decision["gain_error"] == pytest.approx(np.std([2, -1, 0], ddof=1) * np.sqrt(3) / 6)
-        assert decision["confusion"] == [[1, 0, 0], [0, 1, 1], [0, 1, 2]]
-        assert decision["balanced_accuracy"] == pytest.approx((1 + 1 / 2 + 2 / 3) / 3)
-        assert scores["signal"]["confusion"] == [[1, 1], [1, 3]]
-        assert scores["direction"]["count"] == 4
-        assert scores["direction"]["confusion"] == [[1, 0], [1, 2]]
-
-    def test_nothing_moved(self, tmp_path):
-        truth = torch.ones(3, 2, dtype=torch.int64)
-        scores = report.evaluate(truth, torch.full((3, 2, 4), 0.5), truth)
-        assert scores["direction"] == {"count": 0, "classes": ["Down", "Up"]}
-        report.draw_confusion(scores, tmp_path / "c.png")
-        assert "Down / Up" in report.table(scores)
-
-    @pytest.mark.parametrize(
-        ("gain", "text"),
-        [(0.05, "better than always saying Up by 5.0"), (0.001, "no better than"), (-0.05, "worse than")],
-    )
-    def test_verdict(self, gain, text):
-        score = {"count": 9, "gain": gain, "gain_error": 0.01, "majority": "Up"}
-        lines = report.verdict({"decision": score, "signal": score, "direction": {"count": 0}}).splitlines()
-        assert len(lines) == 2
-        assert all(text in line for line in lines)
-
-    def test_curves_of_one_epoch_without_validation(self, tmp_path):
-        losses = {f"train_{name}_loss": [0.7] for name in ("total", "signal", "direction")}
-        report.draw_curves(losses, tmp_path / "curves.png")
-        assert (tmp_path / "curves.png").stat().st_size > 1000
 
 
 class TestMain:
