@@ -190,12 +190,12 @@ class CMakeBuild(build_ext):
         if sys.platform == "win32":
             raise LeftOut("Windows is not supported")
         torch = find_torch()
-        cmake = find_tool("cmake")
-        if cmake is None:
-            raise LeftOut("cmake was not found: pip install cmake ninja")
         compiler = os.environ.get("CXX") or next(filter(shutil.which, ("c++", "g++", "clang++")), None)
         if compiler is None or shutil.which(shlex.split(compiler)[0]) is None:
             raise LeftOut(f"no C++ compiler was found ({compiler or 'c++, g++, clang++'}): install g++ or clang++")
+        cmake = find_tool("cmake")
+        if cmake is None:
+            raise LeftOut("cmake was not found: pip install cmake ninja")
         ninja = find_tool("ninja")
         if ninja is None and shutil.which("make") is None:
             raise LeftOut("neither ninja nor make was found: pip install ninja")

@@ -238,6 +238,9 @@ def test_double_backward_is_refused_by_name() -> None:
 
 @native
 def test_opcheck() -> None:
+    from hiermt import ops
+
+    assert ops.ALL == 15
     args = arguments(7, 6, 4, torch.float32, grad=True)
     logits = torch.randn(2, 7, 2)
     torch.library.opcheck(torch.ops.hiermt.decision.default, (*args, 0.5, 15))
