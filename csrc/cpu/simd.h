@@ -9,7 +9,6 @@
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
-#include <utility>
 
 #include "storage.h"
 
@@ -361,68 +360,8 @@ HIERMT_INLINE VecD power_of_two(VecD biased) {
   return as_real<double>((as_int(biased) << 52) + 0x3ff0000000000000);
 }
 
-// ---------------------------------------------------------------- lanes
-
-namespace detail {
-
-template <int kDistance, class V, int... kIndex>
-HIERMT_INLINE V swap_lanes(V v, std::integer_sequence<int, kIndex...>) {
-  return __builtin_shufflevector(v, v, (kIndex ^ kDistance)...);
-}
-
-// Lane l of the result: from `a` where bit kDistance of l is clear, else lane l - kDistance of `b`.
-template <int kDistance, class V, int... kIndex>
-HIERMT_INLINE V interleave_low(V a, V b, std::integer_sequence<int, kIndex...>) {
-  constexpr int n = sizeof...(kIndex);
-  return __builtin_shufflevector(a, b, ((kIndex & kDistance) ? kIndex - kDistance + n : kIndex)...);
-}
-template <int kDistance, class V, int... kIndex>
-HIERMT_INLINE V interleave_high(V a, V b, std::integer_sequence<int, kIndex...>) {
-  constexpr int n = sizeof...(kIndex);
-  return __builtin_shufflevector(a, b, ((kIndex & kDistance) ? kIndex + n : kIndex + kDistance)...);
-}
-
-template <int kDistance, int kCount, class V>
-HIERMT_INLINE void transpose_stage(V (&rows)[kCount]) {
-  if constexpr (kDistance < kCount) {
-    using Sequence = std::make_integer_sequence<int, kCount>;
-    for (int i = 0; i < kCount; ++i) {
-      if ((i & kDistance) == 0) {
-        const V a = rows[i], b = rows[i + kDistance];
-        rows[i] = interleave_low<kDistance>(a, b, Sequence{});
-        rows[i + kDistance] = interleave_high<kDistance>(a, b, Sequence{});
-      }
-    }
-    transpose_stage<2 * kDistance>(rows);
-  }
-}
-
-template <int kDistance, class V>
-HIERMT_INLINE V fold(V v) {
-  constexpr int n = sizeof(V) / sizeof(Lane<V>);
-  if constexpr (kDistance == 0) {
-    return v;
-  } else {
-    return fold<kDistance / 2>(v + swap_lanes<kDistance>(v, std::make_integer_sequence<int, n>{}));
-  }
-}
-
-}  // namespace detail
-
-// The matrix whose rows are `rows`, transposed in place.
-template <class V, int kCount>
-HIERMT_INLINE void transpose(V (&rows)[kCount]) {
-  static_assert(kCount == sizeof(V) / sizeof(Lane<V>), "as many rows as lanes");
-  detail::transpose_stage<1>(rows);
-}
-
-// Sum of the lanes in a fixed order (a tree).
-template <class V>
-HIERMT_INLINE Lane<V> reduce_add(V v) {
-  constexpr int n = sizeof(V) / sizeof(Lane<V>);
-  return detail::fold<n / 2>(v)[0];
-}
-
 }  // namespace HIERMT_ISA
 }  // namespace cpu
 }  // namespace hiermt
+
+#include "lanes.h"
