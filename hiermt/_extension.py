@@ -42,8 +42,8 @@ OPERATORS = (
     "gather_windows",
     "gated_scan_projected",
 )
-# Never called with tensors on a GPU: sorted on the CPU for a graph there, and a short cut that a GPU does without.
-_ON_CPU_ALONE = {"graph_prepare", "gated_scan_projected"}
+# Never called with tensors on a GPU: a short cut that a GPU does without.
+_ON_CPU_ALONE = {"gated_scan_projected"}
 _REBUILD = "pip install --no-build-isolation . in hiermt's source tree (python -m hiermt info tells more)"
 
 
