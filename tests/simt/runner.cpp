@@ -9,6 +9,7 @@
 #include "cuda/tgcn_layer.h"
 #include "decision_runner.h"
 #include "faults.h"
+#include "training_runner.h"
 
 namespace {
 
@@ -288,6 +289,9 @@ int run(const std::string& op, Arguments& a) {
   if (op == "decision") return simt::run_decision<S>(a);
   if (op == "decision_from_logits") return simt::run_decision_from_logits<S>(a);
   if (op == "decision_backward") return simt::run_decision_backward<S>(a);
+  if (op == "multitask_loss") return simt::run_multitask_loss<S>(a);
+  if (op == "multitask_loss_backward") return simt::run_multitask_loss_backward<S>(a);
+  if (op == "gather_windows") return simt::run_gather_windows<S>(a);
   return -1;
 }
 
