@@ -224,6 +224,18 @@ def test_training_on_graphs_that_change(backend: str) -> None:
     assert losses[-1] < losses[0]
 
 
+def test_graphs_that_change_as_a_disjoint_union(backend: str) -> None:
+    """PyG's loader puts windows of any days into one batch, each with its own edges."""
+    pytest.importorskip("torch_geometric")
+    whole = dataset(changing())
+    model = TGCN_HierarchicalMT(FEATURES, 4, backend=backend)
+    (union,) = data.pyg_loader(whole, batch_size=100)
+    logits = model(union.x, union.edge_index, union.edge_weight)[0].reshape(-1, STOCKS, 2)
+    for row, start in zip(logits, range(whole.num_labelled), strict=True):
+        alone = model(whole.series[:, start : start + WINDOW], whole.graphs.at(start + WINDOW - 1))[0]
+        hiermt.testing.assert_close(row, alone)
+
+
 def test_trains_like_a_loader_of_torch(backend: str) -> None:
     """End to end: the same losses from the fast loader as from plain batches with the same windows."""
     whole = dataset()

@@ -226,9 +226,13 @@ class PygDataset(torch.utils.data.Dataset[Any]):
 
     def __getitem__(self, index: int) -> Any:
         data, start = self.dataset, int(self.starts[index])
-        item = {"x": data.windows[start], "edge_index": data.edge_index, "num_nodes": data.num_stocks}
-        if data.edge_weight is not None:
-            item["edge_weight"] = data.edge_weight
+        edge_index, edge_weight = data.edge_index, data.edge_weight
+        if data.graphs is not None:
+            graph = data.graphs.at(start + data.window - 1)
+            edge_index, edge_weight = graph.edge_index, graph.edge_weight
+        item = {"x": data.windows[start], "edge_index": edge_index, "num_nodes": data.num_stocks}
+        if edge_weight is not None:
+            item["edge_weight"] = edge_weight
         labels = data.labels_by_day if self.labelled else None
         if labels is not None:
             end = start + data.window - 1
