@@ -145,6 +145,46 @@ HIERMT_INLINE Vec<C> exponentials(C* score, int64_t degree, Vec<C> top) {
   return broadcast(C(1)) / (sum + broadcast(C(kSoftmaxEpsilon)));
 }
 
+// The same from the literal formula, for the lanes whose `scale` is NaN: where z is -inf, or a part of the
+// sum overflows, 0.6 z + 0.4 |z| is NaN although leaky(z) is not.
+template <bool kEdge, class C>
+HIERMT_NOINLINE Vec<C> literal_attention(const GatV2Packed<C>& p, const Neighbourhood<C>& g, int64_t begin,
+                                         int64_t end, const C* right, C* score, Vec<C> scale) {
+  constexpr int L = kLanes<C>;
+  const auto literal_score = [&](int64_t e) {
+    const C* source = g.left.node(g.source(e));
+    Vec<C> sum = zero<C>();
+    for (int64_t c = 0; c < p.hidden; ++c) {
+      Vec<C> z = load(source + c * L) + load(right + c * L);
+      if (kEdge) z += broadcast(p.edge[c] * g.edge_weight[e]);
+      sum += broadcast(p.att[c]) * (z > zero<C>() ? z : z * broadcast(C(kAttentionSlope)));
+    }
+    return sum;
+  };
+  Vec<C> top = broadcast(C(-__builtin_inf())), sum = zero<C>();
+  for (int64_t e = begin; e < end; ++e) top = max(top, literal_score(e));
+  const auto doubtful = scale != scale;
+  for (int64_t e = begin; e < end; ++e) {
+    const Vec<C> value = exp_nonpositive(literal_score(e) - top);
+    sum += value;
+    C* slot = score + (e - begin) * L;
+    store(slot, select(doubtful, value, load(slot)));
+  }
+  return select(doubtful, broadcast(C(1)) / (sum + broadcast(C(kSoftmaxEpsilon))), scale);
+}
+
+// Scores and softmax of one target: a_e = score[e] * result.
+template <bool kEdge, class C>
+HIERMT_INLINE Vec<C> attention(const GatV2Packed<C>& p, const Neighbourhood<C>& g, int64_t begin, int64_t end,
+                               const C* right, C* score) {
+  const Vec<C> top = scores<kEdge>(p, g, begin, end, right, score);
+  const Vec<C> scale = exponentials(score, end - begin, top);
+  const C probe = reduce_add(scale);
+  if (__builtin_expect(probe != probe, 0))
+    return literal_attention<kEdge>(p, g, begin, end, right, score, scale);
+  return scale;
+}
+
 template <class C>
 HIERMT_INLINE Vec<C> activate(Vec<C> v, Activation activation) {
   if (activation == Activation::kNone) return v;
@@ -162,8 +202,7 @@ HIERMT_INLINE void attend(const GatV2Packed<C>& p, const Neighbourhood<C>& g, in
                           Activation activation) {
   constexpr int L = kLanes<C>;
   const int64_t begin = g.rowptr[g.first + i], end = g.rowptr[g.first + i + 1];
-  const Vec<C> top = detail::scores<kEdge>(p, g, begin, end, right, score);
-  const Vec<C> scale = detail::exponentials(score, end - begin, top);
+  const Vec<C> scale = detail::attention<kEdge>(p, g, begin, end, right, score);
   for (int64_t c = 0; c < p.padded; c += kOutTile) {
     Vec<C> sum[kOutTile] = {};
     for (int64_t e = begin; e < end; ++e) {

@@ -57,8 +57,7 @@ HIERMT_INLINE void score_cotangents(const GatV2Packed<C>& p, const Neighbourhood
                                     const EntryScratch<C>& scratch) {
   constexpr int L = kLanes<C>;
   const int64_t degree = end - begin;
-  const Vec<C> top = scores<kEdge>(p, g, begin, end, right, scratch.score);
-  const Vec<C> scale = exponentials(scratch.score, degree, top);
+  const Vec<C> scale = attention<kEdge>(p, g, begin, end, right, scratch.score);
   for (int64_t c = 0; c < p.padded; c += kOutTile) {
     Vec<C> d[kOutTile];
     for (int k = 0; k < kOutTile; ++k) d[k] = load(dout + (c + k) * L);
@@ -89,12 +88,16 @@ HIERMT_INLINE void score_cotangents(const GatV2Packed<C>& p, const Neighbourhood
 // One target: reads x_r[i] from `right` and leaves dx_r[i] there, adds to dx_l of the sources and to the
 // sums. edge_gradient[e] receives the sum over the lanes of dw_e, or is nullptr.
 template <bool kEdge, bool kEdgeGradient, class C>
-HIERMT_INLINE void attend_backward(const GatV2Packed<C>& p, const Neighbourhood<C>& g, int64_t i,
-                                   const C* dout, C* right, const TileSpan<C>& dleft,
-                                   const GatV2Sums<C>& sums, const EntryScratch<C>& scratch,
+HIERMT_INLINE void attend_backward(const GatV2Packed<C>& p, const Neighbourhood<C>& graph, int64_t i,
+                                   const C* dout, C* right, const TileSpan<C>& dleft_tiles,
+                                   const GatV2Sums<C>& sums, const EntryScratch<C>& entry_scratch,
                                    C* edge_gradient) {
   constexpr int L = kLanes<C>;
   constexpr int kBlock = kOutTile / 2;
+  // Copies that no store of the loops can alias, so that they stay in registers.
+  const Neighbourhood<C> g = graph;
+  const TileSpan<C> dleft = dleft_tiles;
+  const EntryScratch<C> scratch = entry_scratch;
   const int64_t begin = g.rowptr[g.first + i], end = g.rowptr[g.first + i + 1];
   detail::score_cotangents<kEdge>(p, g, begin, end, right, dout, scratch);
   const Vec<C> slope = broadcast(C(kAttentionSlope));
@@ -107,8 +110,8 @@ HIERMT_INLINE void attend_backward(const GatV2Packed<C>& p, const Neighbourhood<
       att[k] = broadcast(p.att[c + k]);
       edge[k] = broadcast(p.edge[c + k]);
       sum_q[k] = zero<C>();
-      sum_qz[k] = load(sums.att + (c + k) * L);
-      sum_wq[k] = kEdge ? load(sums.edge + (c + k) * L) : zero<C>();
+      sum_qz[k] = zero<C>();
+      sum_wq[k] = zero<C>();
     }
     for (int64_t e = begin; e < end; ++e) {
       const int64_t j = g.source(e);
@@ -133,8 +136,8 @@ HIERMT_INLINE void attend_backward(const GatV2Packed<C>& p, const Neighbourhood<
     }
     for (int k = 0; k < kBlock; ++k) {
       store(right + (c + k) * L, att[k] * sum_q[k]);
-      store(sums.att + (c + k) * L, sum_qz[k]);
-      if (kEdge) store(sums.edge + (c + k) * L, sum_wq[k]);
+      add_to(sums.att + (c + k) * L, sum_qz[k]);
+      if (kEdge) add_to(sums.edge + (c + k) * L, sum_wq[k]);
     }
   }
   if (kEdgeGradient) {
@@ -203,9 +206,9 @@ template <class C>
 void write_gradients(const GatV2Packed<C>& p, const C* totals, int64_t groups, int64_t stride,
                      const GatV2Grads<C>& grads) {
   const auto total = [&](int64_t k) {
-    C sum = C(0);
+    double sum = 0;
     for (int64_t g = 0; g < groups; ++g) sum += totals[g * stride + k];
-    return sum;
+    return static_cast<C>(sum);
   };
   const int64_t weight = p.padded * p.inputs, vectors = 2 * weight;
   for (int64_t k = 0; k < p.hidden * p.inputs; ++k) {

@@ -68,6 +68,13 @@ C* pack_vector(ScratchFrame& frame, const S* vector, int64_t count, C scale = C(
   return packed;
 }
 
+// Gradients are summed up in two levels, first within a task or a target and then here: a shorter chain of
+// roundings than one long sum.
+template <class C>
+HIERMT_INLINE void add_to(C* sum, Vec<C> value) {
+  store(sum, load(sum) + value);
+}
+
 namespace detail {
 
 template <int kNodes, class C>
@@ -102,7 +109,7 @@ HIERMT_INLINE void weight_gradient_block(const TileSpan<const C>& d, int64_t out
   constexpr int L = kLanes<C>;
   Vec<C> acc[kInputs][kOutTile];
   for (int i = 0; i < kInputs; ++i) {
-    for (int o = 0; o < kOutTile; ++o) acc[i][o] = load(sum + ((output + o) * inputs + input + i) * L);
+    for (int o = 0; o < kOutTile; ++o) acc[i][o] = zero<C>();
   }
   for (int64_t n = begin; n < end; ++n) {
     const C* column = x.node(n) + input * L;
@@ -115,7 +122,7 @@ HIERMT_INLINE void weight_gradient_block(const TileSpan<const C>& d, int64_t out
     }
   }
   for (int i = 0; i < kInputs; ++i) {
-    for (int o = 0; o < kOutTile; ++o) store(sum + ((output + o) * inputs + input + i) * L, acc[i][o]);
+    for (int o = 0; o < kOutTile; ++o) add_to(sum + ((output + o) * inputs + input + i) * L, acc[i][o]);
   }
 }
 
@@ -159,11 +166,11 @@ HIERMT_INLINE void bias_gradient(const TileSpan<const C>& d, int64_t outputs, in
   constexpr int L = kLanes<C>;
   for (int64_t o = 0; o < outputs; o += kOutTile) {
     Vec<C> acc[kOutTile];
-    for (int k = 0; k < kOutTile; ++k) acc[k] = load(sum + (o + k) * L);
+    for (int k = 0; k < kOutTile; ++k) acc[k] = zero<C>();
     for (int64_t n = begin; n < end; ++n) {
       for (int k = 0; k < kOutTile; ++k) acc[k] += load(d.node(n) + (o + k) * L);
     }
-    for (int k = 0; k < kOutTile; ++k) store(sum + (o + k) * L, acc[k]);
+    for (int k = 0; k < kOutTile; ++k) add_to(sum + (o + k) * L, acc[k]);
   }
 }
 
