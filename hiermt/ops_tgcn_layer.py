@@ -28,9 +28,11 @@ def tgcn_layer(
     gates = [param.contiguous() for param in gate_params]
     weight = None if edge_weight is None or (gat and not edge) else edge_weight.contiguous()
     save = torch.is_grad_enabled() and _any_requires_grad(x, weight, *convs, *gates)
-    out, *_ = torch.ops.hiermt.tgcn_layer(
-        x, list(csr), weight, convs, gates, conv_layers, gat, edge, between, sequence, save
-    )
+    flags = (conv_layers, gat, edge, between, sequence)
+    if save and not torch.compiler.is_compiling():
+        lengths = len(convs), len(gates)
+        return _EagerLayer.apply(flags, tuple(csr), lengths, x, weight, *convs, *gates)  # type: ignore[no-any-return, no-untyped-call]
+    out, *_ = torch.ops.hiermt.tgcn_layer(x, list(csr), weight, convs, gates, *flags, save)
     return out  # type: ignore[no-any-return]
 
 
@@ -38,35 +40,63 @@ def _any_requires_grad(*tensors: Tensor | None) -> bool:
     return any(tensor is not None and tensor.requires_grad for tensor in tensors)
 
 
-def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    x, csr, edge_weight, conv_params, gate_params, *ctx.flags, save = inputs
-    out, h, gates, g = output
+class _EagerLayer(torch.autograd.Function):
+    """The registered rule without its handling of nested lists, which costs 0.2 ms a layer in eager mode."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, flags: Any, csr: Any, lengths: Any, x: Tensor, weight: Tensor | None, *params: Tensor
+    ) -> Tensor:
+        convs, gates = list(params[: lengths[0]]), list(params[lengths[0] :])
+        output = torch.ops.hiermt.tgcn_layer(x, list(csr), weight, convs, gates, *flags, True)
+        _save(ctx, x, csr, weight, convs, gates, flags, output)
+        return output[0]  # type: ignore[no-any-return]
+
+    @staticmethod
+    def backward(ctx: Any, grad_out: Tensor | None) -> tuple[Any, ...]:
+        need_x, need_weight, *need_params = ctx.needs_input_grad[3:]
+        convs = ctx.lengths[1]
+        need = need_x, need_weight, need_params[:convs], need_params[convs:]
+        grad_x, grad_weight, grad_convs, grad_gates = _gradients(ctx, grad_out, *need)
+        return None, None, None, grad_x, grad_weight, *grad_convs, *grad_gates
+
+
+def _save(
+    ctx: Any,
+    x: Tensor,
+    csr: Sequence[Tensor],
+    weight: Tensor | None,
+    convs: Sequence[Tensor],
+    gates: Sequence[Tensor],
+    flags: Sequence[Any],
+    output: tuple[Tensor, ...],
+) -> None:
+    out, h, saved_gates, g = output
+    sequence = flags[-1]
     ctx.set_materialize_grads(False)
-    ctx.mark_non_differentiable(h, gates, g)
-    sequence = ctx.flags[-1]
-    ctx.lengths = len(csr), len(conv_params), len(gate_params)
-    if save:
-        ctx.save_for_backward(
-            x, edge_weight, out if sequence else h, gates, g, *csr, *conv_params, *gate_params
-        )
-    ctx.saved = save
+    ctx.flags = flags
+    ctx.lengths = len(csr), len(convs), len(gates)
+    ctx.save_for_backward(x, weight, out if sequence else h, saved_gates, g, *csr, *convs, *gates)
 
 
-def _backward(ctx: Any, grad_out: Tensor | None, *_: Any) -> tuple[Any, ...]:
+def _gradients(
+    ctx: Any,
+    grad_out: Tensor | None,
+    need_x: bool,
+    need_weight: bool,
+    need_convs: list[bool],
+    need_gates: list[bool],
+) -> tuple[Tensor | None, Tensor | None, list[Tensor | None], list[Tensor | None]]:
     entries, convs, gates = ctx.lengths
-    need_x, _, need_weight, need_convs, need_gates, *_ = ctx.needs_input_grad
-    none = [None] * entries
     if grad_out is None:
-        return None, none, None, [None] * convs, [None] * gates, *[None] * 6
-    if not ctx.saved:
-        raise RuntimeError("hiermt::tgcn_layer was called with save=False: it has no gradient")
-    x, edge_weight, h, saved_gates, g, *rest = ctx.saved_tensors
+        return None, None, [None] * convs, [None] * gates
+    x, weight, h, saved_gates, g, *rest = ctx.saved_tensors
     csr, conv_params, gate_params = rest[:entries], rest[entries : entries + convs], rest[entries + convs :]
     grads = torch.ops.hiermt.tgcn_layer_backward(
         grad_out.contiguous(),
         x,
         csr,
-        edge_weight,
+        weight,
         conv_params,
         gate_params,
         *ctx.flags,
@@ -85,12 +115,26 @@ def _backward(ctx: Any, grad_out: Tensor | None, *_: Any) -> tuple[Any, ...]:
 
     return (
         grads[0] if need_x else None,
-        none,
-        grads[-1].to(edge_weight.dtype) if need_weight else None,
+        grads[-1].to(x.dtype) if need_weight else None,
         wanted(grads[1 : 1 + convs], conv_params, need_convs),
         wanted(grads[1 + convs : -1], gate_params, need_gates),
-        *[None] * 6,
     )
+
+
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    x, csr, weight, convs, gates, *flags, save = inputs
+    ctx.mark_non_differentiable(*output[1:])
+    ctx.saved = save
+    if save:
+        _save(ctx, x, csr, weight, convs, gates, flags, output)
+
+
+def _backward(ctx: Any, grad_out: Tensor | None, *_: Any) -> tuple[Any, ...]:
+    if not ctx.saved:
+        raise RuntimeError("hiermt::tgcn_layer was called with save=False: it has no gradient")
+    need_x, _, need_weight, need_convs, need_gates, *_ = ctx.needs_input_grad
+    grad_x, grad_weight, convs, gates = _gradients(ctx, grad_out, need_x, need_weight, need_convs, need_gates)
+    return grad_x, [None] * ctx.lengths[0], grad_weight, convs, gates, *[None] * 6
 
 
 def _double_backward(ctx: Any, *grads: Any) -> NoReturn:
