@@ -117,9 +117,15 @@ class Graph:
         key = (rule, weighted, dtype)
         if key in self._entries:
             return self._entries[key]
-        entries = self._prepare(rule, weighted, dtype)
-        # A weight that requires grad belongs to one autograd graph only.
-        if not self._traced and (entries.weight is None or not entries.weight.requires_grad):
+        if torch.is_inference_mode_enabled() and not self._traced:
+            # What is kept here serves a training step too, which cannot save inference tensors.
+            with torch.inference_mode(False), torch.no_grad():
+                entries = self._prepare(rule, weighted, dtype)
+        else:
+            entries = self._prepare(rule, weighted, dtype)
+        # A weight that requires grad belongs to one autograd graph only, and under no_grad to none.
+        trained = weighted and self.edge_weight is not None and self.edge_weight.requires_grad
+        if not self._traced and not trained:
             self._entries[key] = entries
         return entries
 

@@ -207,3 +207,19 @@ def test_inference_tensors_work() -> None:
     with torch.inference_mode():
         edge_index, edge_weight = testing.stock_graph(20, 60)
         assert model(torch.randn(20, 6, 5), edge_index, edge_weight)[0].isfinite().all()
+
+
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+def test_prepared_without_grad_serves_training(mode: type[torch.no_grad]) -> None:
+    """An evaluation that comes first leaves nothing behind that a training step cannot use."""
+    edge_index, weight = testing.stock_graph(10, 20)
+    weight.requires_grad_()
+    fixed = hiermt.Graph(edge_index, weight.detach(), 10)
+    trained = hiermt.Graph(edge_index, weight, 10)
+    with mode():
+        fixed.entries(reference.GATV2_RULE, True, torch.float32)
+        trained.entries(reference.GATV2_RULE, True, torch.float32)
+    for tensor in fixed.entries(reference.GATV2_RULE, True, torch.float32):
+        assert tensor is None or not tensor.is_inference()
+    found = trained.entries(reference.GATV2_RULE, True, torch.float32).weight
+    assert found is not None and found.requires_grad
