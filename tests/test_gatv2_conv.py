@@ -1,0 +1,398 @@
+"""``hiermt::gatv2_conv`` against PyG's ``GATv2Conv``, its twin, float64 and its own promises."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import pytest
+import torch
+from graphs import small_graphs
+from hypothesis import given, settings
+from torch import Tensor
+
+from hiermt import _extension, functional, reference
+from hiermt.graph import Graph
+from hiermt.testing import assert_close, batched, stock_graph
+
+if (_reason := _extension.why_not_native("cpu")) is not None:
+    pytest.skip(_reason, allow_module_level=True)
+
+from hiermt import ops
+
+# copies, T, F, H: full and partial chunks of lanes, channels on both sides of every register block.
+SHAPES = [
+    (1, 25, 13, 16),
+    (3, 6, 16, 16),
+    (1, 1, 1, 1),
+    (2, 3, 5, 7),
+    (1, 33, 3, 9),
+    (5, 1, 17, 33),
+    (4, 4, 8, 8),
+]
+
+
+class Case(NamedTuple):
+    x: Tensor
+    csr: list[Tensor]
+    edge_weight: Tensor | None
+    params: list[Tensor]
+    lin_edge: Tensor | None
+
+    def leaves(self) -> list[Tensor]:
+        optional = [tensor for tensor in (self.edge_weight, self.lin_edge) if tensor is not None]
+        return [self.x, *self.params, *optional]
+
+    def to(self, dtype: torch.dtype) -> Case:
+        def copy(value: Tensor | None) -> Any:
+            return None if value is None else value.detach().to(dtype).requires_grad_()
+
+        params = [copy(param) for param in self.params]
+        return Case(copy(self.x), self.csr, copy(self.edge_weight), params, copy(self.lin_edge))
+
+
+def make(
+    copies: int, t: int, f: int, h: int, dtype: torch.dtype = torch.float32, edge: bool = True, nodes: int = 20
+) -> Case:
+    edge_index, weight = stock_graph(nodes, nodes * 4, isolated=2)
+    csr = Graph(edge_index, weight, nodes).entries(reference.GATV2_RULE, edge, torch.float64)
+    scale = 1 / max(f, 1) ** 0.5
+    shapes = [(h, f), (h,), (h, f), (h,), (1, 1, h), (h,)]
+    params = [torch.randn(shape) * (scale if len(shape) == 2 else 0.4) for shape in shapes]
+    lin_edge = torch.randn(h, 1) * 0.5 if edge else None
+    return Case(torch.randn(copies * nodes, t, f), csr.csr, csr.weight, params, lin_edge).to(dtype)
+
+
+def gradients(run: Callable[..., Tensor], case: Case, activation: int) -> tuple[Tensor, list[Tensor]]:
+    """Output and the gradient of everything, under a cotangent that is the same for every implementation."""
+    out = run(*case, activation)
+    cotangent = torch.cos(torch.arange(out.numel(), dtype=torch.float64)).reshape(out.shape).to(out.dtype)
+    return out, list(torch.autograd.grad(out, case.leaves(), cotangent))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("activation", [reference.NONE, reference.LEAKY_RELU, reference.SIGMOID])
+@pytest.mark.parametrize("edge", [True, False])
+@pytest.mark.parametrize("shape", SHAPES)
+def test_equals_twin(shape: tuple[int, int, int, int], edge: bool, activation: int, dtype: torch.dtype) -> None:
+    case = make(*shape, dtype=dtype, edge=edge)
+    out, grads = gradients(ops.gatv2_conv, case, activation)
+    expected, expected_grads = gradients(reference.gatv2_conv, case.to(torch.float64), activation)
+    assert out.dtype == dtype
+    assert_close(out, expected)
+    for got, want, leaf in zip(grads, expected_grads, case.leaves(), strict=True):
+        assert got.shape == leaf.shape and got.dtype == leaf.dtype
+        assert_close(got, want, gradient=True)
+
+
+def pyg_conv(edge: bool, f: int, h: int, dtype: torch.dtype) -> Any:
+    nn = pytest.importorskip("torch_geometric.nn")
+    conv = nn.GATv2Conv(f, h, heads=1, edge_dim=1 if edge else None, negative_slope=0.2).to(dtype)
+    torch.nn.init.normal_(conv.bias)
+    return conv
+
+
+def compare_with_pyg(num_nodes: int, edge_index: Tensor, weight: Tensor | None, dtype: torch.dtype) -> None:
+    """Values, the gradients of x, of all parameters and of the edge weights, PyG stepped through time."""
+    conv = pyg_conv(weight is not None, 3, 5, dtype)
+    params = [conv.lin_l.weight, conv.lin_l.bias, conv.lin_r.weight, conv.lin_r.bias, conv.att, conv.bias]
+    params += [] if weight is None else [conv.lin_edge.weight]
+    x = torch.randn(num_nodes, 4, 3, dtype=dtype).requires_grad_()
+    weight = None if weight is None else weight.to(dtype).requires_grad_()
+    leaves = [x, *params] if weight is None else [x, *params, weight]
+
+    expected = torch.stack([conv(x[:, t], edge_index, weight) for t in range(x.size(1))], dim=1)
+    expected = torch.nn.functional.leaky_relu(expected, 0.01)
+    graph = Graph(edge_index, weight, num_nodes)
+    out = functional.gatv2_conv(x, graph, *params, activation="leaky_relu", backend="native")
+    assert_close(out, expected)
+    cotangent = torch.randn_like(expected)
+    want = torch.autograd.grad(expected, leaves, cotangent, allow_unused=True)
+    got = torch.autograd.grad(out, leaves, cotangent, allow_unused=True)
+    for a, b, leaf in zip(got, want, leaves, strict=True):
+        zeros = torch.zeros_like(leaf)
+        assert_close(zeros if a is None else a, zeros if b is None else b, gradient=True)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("edge", [True, False])
+def test_equals_pyg(edge: bool, dtype: torch.dtype) -> None:
+    edge_index, weight = stock_graph(60, 400)
+    compare_with_pyg(60, edge_index, weight if edge else None, dtype)
+
+
+@pytest.mark.parametrize("copies", [1, 4])
+def test_equals_pyg_on_a_batch(copies: int) -> None:
+    edge_index, weight = batched(*stock_graph(12, 40), 12, copies)
+    compare_with_pyg(12 * copies, edge_index, weight, torch.float64)
+
+
+@settings(max_examples=60, deadline=None)
+@given(small_graphs())
+def test_equals_pyg_on_any_small_graph(case: tuple[int, Tensor, Tensor]) -> None:
+    """Loops are replaced by one with the mean weight, duplicates count twice, isolated nodes see themselves."""
+    num_nodes, edge_index, weight = case
+    if num_nodes > 0:
+        compare_with_pyg(num_nodes, edge_index, weight, torch.float64)
+
+
+def test_error_is_at_most_twice_the_twins() -> None:
+    """In float32 against float64, at the size that users have.
+
+    Root mean square over the output, the gradient of x and those of all parameters together: the error of a
+    few elements is a matter of luck in either.
+    """
+    case = make(4, 25, 13, 16, nodes=100)
+    exact = gradients(reference.gatv2_conv, case.to(torch.float64), reference.SIGMOID)
+
+    def errors(run: Callable[..., Tensor]) -> list[float]:
+        out, grads = gradients(run, case, reference.SIGMOID)
+        pairs = zip([out, *grads], [exact[0], *exact[1]], strict=True)
+        value, x, *params = [float((a.detach().double() - b).norm()) for a, b in pairs]
+        return [value, x, sum(error**2 for error in params) ** 0.5]
+
+    for ours, theirs in zip(errors(ops.gatv2_conv), errors(reference.gatv2_conv), strict=True):
+        assert ours <= 2 * theirs
+
+
+@pytest.mark.parametrize("edge", [True, False])
+def test_gradcheck(edge: bool) -> None:
+    case = make(2, 3, 3, 4, torch.float64, edge, nodes=5)
+
+    def run(*leaves: Tensor) -> Tensor:
+        weight, lin_edge = leaves[7:] if edge else (None, None)
+        return ops.gatv2_conv(leaves[0], case.csr, weight, leaves[1:7], lin_edge, reference.SIGMOID)
+
+    assert torch.autograd.gradcheck(run, case.leaves())
+
+
+@pytest.mark.parametrize(("nodes", "steps"), [(1, 1), (1, 40), (700, 2), (40, 1)])
+def test_one_block_alone_shared_out_among_threads(nodes: int, steps: int) -> None:
+    """One chunk of instances only: the nodes themselves are cut into ranges."""
+    edge_index = torch.randint(0, nodes, (2, nodes * 5))
+    entries = Graph(edge_index, torch.rand(nodes * 5), nodes).entries(reference.GATV2_RULE, True, torch.float64)
+    case = make(1, steps, 4, 6, torch.float64)._replace(
+        x=torch.randn(nodes, steps, 4, dtype=torch.float64).requires_grad_(), csr=entries.csr
+    )
+    case = case._replace(edge_weight=entries.weight).to(torch.float64)
+    out, grads = gradients(ops.gatv2_conv, case, reference.LEAKY_RELU)
+    expected, expected_grads = gradients(reference.gatv2_conv, case, reference.LEAKY_RELU)
+    assert_close(out, expected)
+    for got, want in zip(grads, expected_grads, strict=True):
+        assert_close(got, want, gradient=True)
+
+
+def views(kind: str) -> tuple[Tensor, Tensor]:
+    """A view of memory that is laid out in its own way, and the same numbers contiguous: ``[40, 18, 4]``."""
+    if kind == "NFT":
+        x = torch.randn(40, 4, 18).transpose(1, 2)
+    elif kind == "TNF":
+        x = torch.randn(18, 40, 4).transpose(0, 1)
+    elif kind == "slice":
+        x = torch.randn(44, 20, 11)[2:42, 1:19, 3:7]
+    elif kind == "step":
+        x = torch.randn(80, 36, 8)[::2, ::2, ::2]
+    elif kind == "windows":
+        x = torch.randn(4, 57).unfold(1, 18, 1).permute(1, 2, 0)
+    else:
+        x = torch.randn(1, 18, 4).expand(40, 18, 4)
+    return x, x.contiguous()
+
+
+@pytest.mark.parametrize("kind", ["NFT", "TNF", "slice", "step", "windows", "expanded"])
+def test_any_strides_of_x(kind: str) -> None:
+    case = make(2, 18, 4, 6)
+    outs = [gradients(ops.gatv2_conv, case._replace(x=x.requires_grad_()), reference.NONE) for x in views(kind)]
+    assert torch.equal(outs[0][0], outs[1][0])
+    for a, b in zip(outs[0][1], outs[1][1], strict=True):
+        assert torch.equal(a, b)
+
+
+def test_incoming_gradients_of_any_strides() -> None:
+    case = make(2, 5, 4, 6)
+    out = ops.gatv2_conv(*case, reference.SIGMOID)
+    for cotangent in (torch.ones(()).expand(out.shape), torch.randn(out.shape[::-1]).permute(2, 1, 0)):
+        got = torch.autograd.grad(out, case.leaves(), cotangent, retain_graph=True)
+        want = torch.autograd.grad(out, case.leaves(), cotangent.contiguous(), retain_graph=True)
+        assert all(torch.equal(a, b) for a, b in zip(got, want, strict=True))
+
+
+@pytest.mark.parametrize(("nodes", "steps", "edges"), [(0, 4, 0), (3, 0, 4), (0, 0, 0), (5, 3, 0)])
+def test_empty(nodes: int, steps: int, edges: int) -> None:
+    edge_index = torch.randint(0, max(nodes, 1), (2, edges))
+    entries = Graph(edge_index, torch.rand(edges), nodes).entries(reference.GATV2_RULE, True, torch.float32)
+    case = make(1, 1, 2, 3)._replace(x=torch.randn(nodes, steps, 2), csr=entries.csr, edge_weight=entries.weight)
+    case = case.to(torch.float32)
+    out, grads = gradients(ops.gatv2_conv, case, reference.NONE)
+    assert out.shape == (nodes, steps, 3)
+    expected, expected_grads = gradients(reference.gatv2_conv, case, reference.NONE)
+    assert_close(out, expected)
+    for got, want in zip(grads, expected_grads, strict=True):
+        assert_close(got, want, gradient=True)
+
+
+WHERE = ["x", "lin_l.weight", "lin_l.bias", "lin_r.weight", "att", "bias", "edge"]
+SPECIAL = [(where, value) for where in WHERE for value in (torch.nan, torch.inf, -torch.inf, 1e4, -1e4)]
+# Not for lin_l.bias and att: a huge term in every score drowns the differences between them.
+SPECIAL += [(where, 1e308) for where in WHERE if where not in ("lin_l.bias", "att")]
+
+
+@pytest.mark.parametrize(("where", "value"), SPECIAL)
+def test_nan_infinity_and_huge_values(where: str, value: float) -> None:
+    """In float64: what float32 makes of 1e4 depends on the order of every sum."""
+    case = make(2, 4, 3, 5, torch.float64)
+    names = {"lin_l.weight": 0, "lin_l.bias": 1, "lin_r.weight": 2, "att": 4, "bias": 5}
+    target = case.x if where == "x" else case.edge_weight if where == "edge" else case.params[names[where]]
+    assert target is not None
+    with torch.no_grad():
+        target[(0,) * (target.dim() - 1) + (1,)] = value
+    out = ops.gatv2_conv(*case, reference.NONE)
+    expected = reference.gatv2_conv(*case, reference.NONE)
+    assert_close(out, expected)
+
+
+def test_a_source_at_minus_infinity_gets_no_attention() -> None:
+    """Its score is -inf where att is positive: out of the softmax, although 0.6 z + 0.4 |z| would be NaN."""
+    case = make(1, 3, 1, 2, edge=False)
+    with torch.no_grad():
+        case.params[0].copy_(torch.tensor([[1.0], [0.0]]))
+        case.params[4].fill_(0.5)
+        case.x[4, 1] = -3e38
+        case.params[1][0] = -3e38
+    out = ops.gatv2_conv(*case, reference.NONE)
+    expected = reference.gatv2_conv(*case, reference.NONE)
+    assert expected[:, 1, 1].isfinite().any()
+    assert torch.equal(out.isnan(), expected.isnan())
+
+
+def test_nan_stays_where_it_can_reach() -> None:
+    """A NaN in one copy, node and step is seen by the node's targets at that copy and step, and by nobody else."""
+    case = make(2, 20, 3, 5)
+    with torch.no_grad():
+        case.x[3, 7] = torch.nan
+    out = ops.gatv2_conv(*case, reference.LEAKY_RELU)
+    assert_close(out, reference.gatv2_conv(*case, reference.LEAKY_RELU))
+    assert out[:, 7].isnan().any() and not out[20:].isnan().any()
+    assert not out[:, :7].isnan().any() and not out[:, 8:].isnan().any()
+
+
+def test_same_bits_alone_and_among_others() -> None:
+    """An instance's numbers depend on its own inputs alone, whatever lane and chunk it falls into."""
+    case = make(5, 7, 4, 9)
+    out, grads = gradients(ops.gatv2_conv, case, reference.SIGMOID)
+    cotangent = torch.cos(torch.arange(out.numel(), dtype=torch.float64)).reshape(out.shape).float()
+    for copy in range(5):
+        rows = slice(20 * copy, 20 * copy + 20)
+        x = case.x[rows].detach().requires_grad_()
+        part = ops.gatv2_conv(*case._replace(x=x), reference.SIGMOID)
+        assert torch.equal(part, out[rows])
+        (grad,) = torch.autograd.grad(part, [x], cotangent[rows])
+        assert torch.equal(grad, grads[0][rows])
+
+
+def test_same_bits_for_any_thread_count_and_run() -> None:
+    case = make(8, 25, 5, 16, nodes=50)
+    runs = []
+    try:
+        for threads in (1, 2, *[2] * 18):
+            torch.set_num_threads(threads)
+            out, grads = gradients(ops.gatv2_conv, case, reference.SIGMOID)
+            runs.append([out, *grads])
+    finally:
+        torch.set_num_threads(2)
+    for run in runs[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(run, runs[0], strict=True))
+
+
+@pytest.mark.parametrize("isa", ["baseline", "avx2", "avx512"])
+def test_every_instruction_set(isa: str) -> None:
+    """The same tests in a process of its own, on each set of kernels that this machine can run."""
+    chosen = "from hiermt import _extension; print(_extension.native_status().build['cpu_isa'])"
+    environment = {**os.environ, "HIERMT_CPU_ISA": isa}
+    process = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", chosen], env=environment, capture_output=True, text=True
+    )
+    if process.stdout.strip() != isa:
+        pytest.skip(f"this machine or build has no {isa}")
+    select = "test_equals_twin or test_gradcheck or strides or alone or huge"
+    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", __file__, "-k", select]
+    process = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert process.returncode == 0, process.stdout
+
+
+def test_only_what_is_asked_for_is_computed() -> None:
+    case = make(2, 3, 2, 5)
+    names = ["x", *range(6), "edge_weight", "lin_edge"]
+    full = dict(zip(names, gradients(reference.gatv2_conv, case, reference.NONE)[1], strict=True))
+    for index, name in enumerate(names):
+        only = [leaf.detach() for leaf in case.leaves()]
+        only[index].requires_grad_()
+        out = ops.gatv2_conv(only[0], case.csr, only[7], only[1:7], only[8], reference.NONE)
+        cotangent = torch.cos(torch.arange(out.numel(), dtype=torch.float64)).reshape(out.shape).float()
+        (grad,) = torch.autograd.grad(out, [only[index]], cotangent)
+        assert_close(grad, full[name], gradient=True)
+
+
+@pytest.mark.parametrize("edge", [True, False])
+def test_opcheck(edge: bool) -> None:
+    case = make(2, 3, 2, 4, edge=edge)
+    torch.library.opcheck(torch.ops.hiermt.gatv2_conv, (*case, reference.SIGMOID))
+    plain = Case(*[value if isinstance(value, list) or value is None else value.detach() for value in case])
+    params = [param.detach() for param in plain.params]
+    out = torch.ops.hiermt.gatv2_conv(plain.x, plain.csr, plain.edge_weight, params, plain.lin_edge, 2)
+    torch.library.opcheck(
+        torch.ops.hiermt.gatv2_conv_backward,
+        (torch.ones_like(out), plain.x, out, plain.csr, plain.edge_weight, params, plain.lin_edge, 2, True, True, edge),
+    )
+
+
+def test_double_backward_is_refused_by_name() -> None:
+    case = make(1, 2, 2, 3)
+    (grad,) = torch.autograd.grad(ops.gatv2_conv(*case, 0).sum(), [case.x], create_graph=True)
+    with pytest.raises(NotImplementedError, match="gatv2_conv"):
+        grad.sum().backward()
+
+
+def test_autocast() -> None:
+    case = make(2, 4, 3, 5)
+    with torch.autocast("cpu", torch.bfloat16):
+        out = ops.gatv2_conv(*case, reference.SIGMOID)
+    assert out.dtype == torch.bfloat16
+    assert_close(out, reference.gatv2_conv(*case, reference.SIGMOID))
+    out.float().sum().backward()
+    assert case.x.grad is not None and case.x.grad.dtype == torch.float32
+
+
+def test_arguments_are_checked_before_anything_is_read() -> None:
+    case = make(2, 3, 2, 5)
+    good = [case.x.detach(), case.csr, case.edge_weight, case.params, case.lin_edge, 0]
+
+    def refuses(position: int, value: object, message: str) -> None:
+        with torch.no_grad(), pytest.raises(RuntimeError, match=message):
+            torch.ops.hiermt.gatv2_conv(*good[:position], value, *good[position + 1 :])
+
+    refuses(0, torch.randn(40, 3), r"x: expected a shape \[N, T, F\], got \[40, 3\]")
+    refuses(0, torch.randn(41, 3, 2), "x: expected a multiple of the graph's 20 nodes in dimension 0, got 41")
+    refuses(0, torch.randn(40, 3, 3), r"lin_l.weight: expected a shape \[H, 3\], got \[5, 2\]")
+    refuses(0, torch.randn(40, 3, 2).double(), "expected dtype Double, got Float")
+    refuses(1, case.csr[:5], "csr: expected 6 tensors, got 5")
+    refuses(1, [case.csr[0].long(), *case.csr[1:]], "rowptr: expected dtype Int, got Long")
+    refuses(2, torch.randn(3), r"edge_weight: expected a shape \[\d+\], got \[3\]")
+    refuses(3, case.params[:5], "params: expected 6 tensors, got 5")
+    refuses(4, None, "edge_weight: needs lin_edge")
+    refuses(5, 3, "activation: expected 0")
+
+
+def test_compiles_without_graph_break_for_any_size() -> None:
+    case = make(1, 3, 2, 5)
+
+    def run(x: Tensor) -> Tensor:
+        return ops.gatv2_conv(x, case.csr, case.edge_weight, case.params, case.lin_edge, reference.SIGMOID).mul(2)
+
+    compiled = torch.compile(run, fullgraph=True, dynamic=True, backend="aot_eager")
+    for copies in (1, 3):
+        x = torch.randn(20 * copies, 3, 2)
+        assert torch.equal(compiled(x), run(x))
