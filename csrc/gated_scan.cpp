@@ -34,6 +34,7 @@ Arguments check_arguments(const char* op, const Tensor& x, const Tensor& g, cons
     check_parameter(op, kGateNames[i], gates[i], {hidden, channels + 2 * hidden}, "x", x);
     check_parameter(op, kGateNames[i + 1], gates[i + 1], {hidden}, "x", x);
   }
+  check_cuda_limits(op, x, hidden);
   return {nodes, steps, channels, hidden, x.scalar_type()};
 }
 

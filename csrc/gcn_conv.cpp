@@ -25,6 +25,7 @@ Arguments check_arguments(const char* op, const Tensor& x, const std::vector<Ten
   if (activation < 0 || activation > 2) {
     fail(op, "activation", "expected 0 (none), 1 (leaky_relu) or 2 (sigmoid), got ", activation);
   }
+  check_cuda_limits(op, x, params[0].size(0));
   return {graph, x.size(1), x.size(2), params[0].size(0), x.scalar_type()};
 }
 

@@ -2,6 +2,7 @@
 #pragma once
 
 #include "cpu/dispatch.h"
+#include "cuda/limits.h"
 #include "cuda_call.h"
 #include "tensors.h"
 
@@ -19,6 +20,20 @@ void run_native(const char* op, const char* argument, const Tensor& tensor, OnCp
     }
   } else if constexpr (kWithCuda) {
     call_cuda(op, tensor, on_cuda);
+  }
+}
+
+// What a GPU cannot count is refused before anything is launched. x [N, T, ...]
+inline void check_cuda_limits(const char* op, const Tensor& x, int64_t hidden) {
+  if (x.is_cpu()) return;
+  const int64_t nodes = x.size(0), steps = x.size(1);
+  if (hidden < 1 || hidden > cuda::kMaxHidden) {
+    fail(op, "x", "the CUDA kernels take 1 to ", cuda::kMaxHidden, " hidden channels, got ", hidden,
+         "; backend='reference' takes any");
+  }
+  if (nodes > 0 && steps > cuda::kMaxRows / nodes) {
+    fail(op, "x", "the CUDA kernels take up to ", cuda::kMaxRows, " rows (N * T), got ", nodes, " * ", steps,
+         "; split the batch");
   }
 }
 

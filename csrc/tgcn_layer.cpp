@@ -55,6 +55,7 @@ Arguments check_arguments(const char* op, const Tensor& x, const std::vector<Ten
   if (edge_weight) check_parameter(op, "edge_weight", *edge_weight, {graph.num_entries}, "x", x);
   if (!gat && !edge_weight) fail(op, "edge_weight", "a GCN needs the norm of each entry, got None");
   if (gat && !edge && edge_weight) fail(op, "edge_weight", "needs a GATv2 with an edge term");
+  check_cuda_limits(op, x, hidden);
   return {graph, x.size(1), channels, hidden, conv_layers, gat, edge, between, per_conv, x.scalar_type()};
 }
 

@@ -4,7 +4,18 @@ from __future__ import annotations
 
 import pytest
 import torch
-from simt_cases import DTYPES, Case, Problem, ScanCase, assert_gradients, conv_backward, conv_forward, scan_both
+from simt_cases import (
+    DTYPES,
+    Case,
+    Problem,
+    ScanCase,
+    assert_gradients,
+    conv_arguments,
+    conv_backward,
+    conv_forward,
+    make,
+    scan_both,
+)
 from simt_harness import SimtFault, compiler, run
 from simt_layers import LayerCase, layer_both, layer_forward
 
@@ -56,6 +67,14 @@ def test_a_race_depends_on_the_order() -> None:
     assert not torch.equal(run_fault(8, 1).nan_to_num(), run_fault(8, 2).nan_to_num())
 
 
+def with_dtypes(cases: list, first: int = 5) -> pytest.MarkDecorator:
+    """Every case in float32; the `first` ones, which meet every specialisation, in the other dtypes too."""
+    pairs = [(case, torch.float32) for case in cases]
+    pairs += [(case, dtype) for dtype in DTYPES[1:] for case in cases[:first]]
+    names = [f"{case}-{str(dtype).removeprefix('torch.')}" for case, dtype in pairs]
+    return pytest.mark.parametrize(("case", "dtype"), pairs, ids=names)
+
+
 GATV2_CASES = [
     Case(hidden=16),
     Case(hidden=8, copies=2),
@@ -72,16 +91,14 @@ GATV2_CASES = [
 ]
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("case", GATV2_CASES, ids=str)
+@with_dtypes(GATV2_CASES)
 def test_gatv2_conv(case: Case, dtype: torch.dtype) -> None:
     out, expected = conv_forward(case, dtype, gat=True)
     found = tolerance(dtype)
     torch.testing.assert_close(out.double(), expected, rtol=found.rtol, atol=found.atol)
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("case", GATV2_CASES, ids=str)
+@with_dtypes(GATV2_CASES)
 def test_gatv2_conv_backward(case: Case, dtype: torch.dtype) -> None:
     assert_gradients(conv_backward(case, dtype, gat=True), dtype)
 
@@ -89,16 +106,14 @@ def test_gatv2_conv_backward(case: Case, dtype: torch.dtype) -> None:
 GCN_CASES = [case for case in GATV2_CASES if case.weighted]
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("case", GCN_CASES, ids=str)
+@with_dtypes(GCN_CASES)
 def test_gcn_conv(case: Case, dtype: torch.dtype) -> None:
     out, expected = conv_forward(case, dtype, gat=False)
     found = tolerance(dtype)
     torch.testing.assert_close(out.double(), expected, rtol=found.rtol, atol=found.atol)
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("case", GCN_CASES, ids=str)
+@with_dtypes(GCN_CASES)
 def test_gcn_conv_backward(case: Case, dtype: torch.dtype) -> None:
     assert_gradients(conv_backward(case, dtype, gat=False), dtype)
 
@@ -116,8 +131,7 @@ SCAN_CASES = [
 ]
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("case", SCAN_CASES, ids=str)
+@with_dtypes(SCAN_CASES)
 def test_gated_scan(case: ScanCase, dtype: torch.dtype) -> None:
     scan_both(case, dtype)
 
@@ -170,8 +184,7 @@ LAYER_CASES = [
 ]
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("case", LAYER_CASES, ids=str)
+@with_dtypes(LAYER_CASES)
 def test_tgcn_layer(case: LayerCase, dtype: torch.dtype) -> None:
     layer_both(case, dtype)
 
@@ -260,3 +273,11 @@ def test_nan_and_infinity_go_where_the_twin_sends_them(op: str, value: float) ->
             out, expected = conv_forward(case, torch.float32, op == "gatv2_conv", spoil=spoil)
         assert torch.equal(out.isnan(), expected.isnan())
         torch.testing.assert_close(out.double(), expected, rtol=2e-4, atol=2e-5, equal_nan=True)
+
+
+@pytest.mark.parametrize(("hidden", "copies", "steps"), [(257, 1, 1), (0, 1, 1), (16, 2**20, 2**11)])
+def test_what_cannot_be_counted_is_refused_before_a_kernel_runs(hidden: int, copies: int, steps: int) -> None:
+    problem = make(Case(hidden=4), torch.float32, gat=True)
+    integers, inputs = conv_arguments(Case(hidden=hidden, copies=copies, steps=steps), problem, gat=True)
+    with pytest.raises(ValueError, match="error 1"):
+        run("gatv2_conv", torch.float32, integers, inputs, [((4,), torch.float32)])

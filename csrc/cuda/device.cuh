@@ -7,6 +7,7 @@
 #include "../cpu/storage.h"
 #include "../params.h"
 #include "launch.cuh"
+#include "limits.h"
 
 namespace hiermt::cuda {
 
@@ -113,11 +114,12 @@ __device__ __forceinline__ int64_t sequence_offset(const SequenceView<S>& view, 
   return at.copy * view.stride_copy + at.node * view.stride_node + at.step * view.stride_time;
 }
 
-// The channels one lane holds of a row that `lanes` neighbouring lanes share: kChannels in sequence.
+// The channels one lane holds of a row that `lanes` neighbouring lanes share: kChannels in sequence. Eight:
+// fewer would spend more on walking the edges than on the channels, more would scatter the loads of a warp.
 // kHidden is the number of channels, or 0 when it is known at run time only.
 template <int kHidden>
 struct ChannelSplit {
-  static constexpr int kChannels = kHidden == 0 ? 8 : 4;
+  static constexpr int kChannels = 8;
   static_assert(kHidden % kChannels == 0 && kHidden / kChannels <= kWarp);
   int hidden, lanes;
 
@@ -130,8 +132,11 @@ struct ChannelSplit {
   template <class C>
   __device__ __forceinline__ void load_aligned(const C* row, int first, C (&values)[kChannels]) const {
     if constexpr (kHidden != 0 && sizeof(C) == 4) {
-      const float4 quad = *reinterpret_cast<const float4*>(row + first);
-      values[0] = quad.x, values[1] = quad.y, values[2] = quad.z, values[3] = quad.w;
+#pragma unroll
+      for (int v = 0; v < kChannels; v += 4) {
+        const float4 quad = *reinterpret_cast<const float4*>(row + first + v);
+        values[v] = quad.x, values[v + 1] = quad.y, values[v + 2] = quad.z, values[v + 3] = quad.w;
+      }
     } else {
       load_any(row, first, values);
     }
@@ -139,7 +144,11 @@ struct ChannelSplit {
   template <class C>
   __device__ __forceinline__ void store_aligned(C* row, int first, const C (&values)[kChannels]) const {
     if constexpr (kHidden != 0 && sizeof(C) == 4) {
-      *reinterpret_cast<float4*>(row + first) = float4{values[0], values[1], values[2], values[3]};
+#pragma unroll
+      for (int v = 0; v < kChannels; v += 4) {
+        *reinterpret_cast<float4*>(row + first + v) =
+            float4{values[v], values[v + 1], values[v + 2], values[v + 3]};
+      }
     } else {
       store_any(row, first, values);
     }
@@ -187,12 +196,9 @@ cudaError_t dispatch_hidden(int64_t hidden, F&& f) {
   return f(std::integral_constant<int, 0>{});
 }
 
-constexpr int64_t kMaxHidden = 256;
-
-// Rows are counted in 31 bits and channels shared by one warp; everything else is counted in 64.
 inline bool supported(int64_t nodes, int64_t steps, int64_t hidden) {
   return hidden >= 1 && hidden <= kMaxHidden && nodes >= 0 && steps >= 0 &&
-         (nodes == 0 || steps <= (int64_t{1} << 30) / nodes);
+         (nodes == 0 || steps <= kMaxRows / nodes);
 }
 
 }  // namespace hiermt::cuda

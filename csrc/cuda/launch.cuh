@@ -21,9 +21,8 @@ namespace hiermt::cuda {
 constexpr int kWarp = 32;
 constexpr unsigned kFullMask = 0xffffffffu;
 
-// What a block gets without asking, and the most it can ask for on the oldest GPU that is supported (sm_80).
+// What a block gets without asking.
 constexpr size_t kDefaultSharedBytes = 48 * 1024;
-constexpr size_t kMaxSharedBytes = 160 * 1024;
 
 template <class I>
 __host__ __device__ constexpr I ceil_div(I a, I b) {

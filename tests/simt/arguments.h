@@ -71,10 +71,13 @@ class Arguments {
   size_t next_integer_ = 0, next_input_ = 0, next_output_ = 0;
 };
 
-// Device memory a launcher asked for: exactly that much, full of NaN bits.
+// Device memory a launcher asked for: exactly that much, full of NaN bits; none if that is more than there
+// is.
 class ScratchMemory {
  public:
-  explicit ScratchMemory(size_t bytes) : data_(std::malloc(bytes)) { std::memset(data_, 0xff, bytes); }
+  explicit ScratchMemory(size_t bytes) : data_(std::malloc(bytes)) {
+    if (data_ != nullptr) std::memset(data_, 0xff, bytes);
+  }
   ScratchMemory(const ScratchMemory&) = delete;
   ~ScratchMemory() { std::free(data_); }
   void* data() const { return data_; }
