@@ -7,6 +7,7 @@ not once a window, and the recurrence reads it in place.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
@@ -166,10 +167,24 @@ class _FirstLayer:
         width = self.channels + self.cell.hidden_size
         self.weight = torch.cat([weight[:, :width] for weight in self.gates[::2]])
         self.bias = torch.cat(self.gates[1::2])
+        # Looked up once: a new day is so little work that the way through the modules would show.
+        stack = self.cell.gcn
+        between = stack.conv_activation == "between"
+        activations = ["leaky_relu"] * len(stack.convs)
+        if between:
+            activations[-1] = "sigmoid"
+        params = [[param.detach() for param in conv.flat()] for conv in stack.convs]  # type: ignore[operator]
+        self.convs = list(zip(params, activations, strict=True))
+        self.convolve: Any = functional.gatv2_conv if stack.gat else functional.gcn_conv
+        self.sigmoid_left = not between
 
     def inputs(self, series: Tensor) -> Tensor:
         """``[S, D, F]`` to ``[D, S, 3 H]``, or to ``[D, S, F + H]``; contiguous."""
-        g = torch.sigmoid(self.cell.gcn(series, self.graph))
+        g = series
+        for params, activation in self.convs:
+            g = self.convolve(g, self.graph, *params, activation=activation, backend=self.cell.gcn.backend)
+        if self.sigmoid_left:
+            g = torch.sigmoid(g)
         rows = torch.cat([series.transpose(0, 1), g.transpose(0, 1)], dim=-1)
         return F.linear(rows, self.weight, self.bias) if self.projects else rows
 
@@ -259,6 +274,9 @@ def _check(model: TGCN_HierarchicalMT, series: Tensor, graph: Graph | DynamicGra
 
 
 def _check_finite(series: Tensor) -> None:
+    # One pass over the series; only a sum that is not finite makes the second worth it.
+    if math.isfinite(float(series.sum())):
+        return
     finite = torch.isfinite(series)
     if bool(finite.all()):
         return
