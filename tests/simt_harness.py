@@ -26,7 +26,7 @@ SOURCES = sorted((ROOT / "tests" / "simt").glob("*.c*")) + sorted(
 FLAGS = [
     *("-std=c++17", "-O1", "-g1", "-ffp-contract=off", "-fno-omit-frame-pointer"),
     *("-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-fPIC"),
-    *("-Wall", "-Wextra", "-Werror", "-Wno-unknown-pragmas"),
+    *("-Wall", "-Wextra", "-Wno-unknown-pragmas"),
     *("-DHIERMT_SIMT", f"-I{ROOT / 'tests' / 'simt'}", f"-I{ROOT / 'csrc'}", f"-I{ROOT / 'csrc' / 'cuda'}"),
 ]
 ENVIRONMENT = {"ASAN_OPTIONS": "detect_leaks=0:allocator_may_return_null=1", "UBSAN_OPTIONS": "print_stacktrace=1"}
