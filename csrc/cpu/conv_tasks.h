@@ -16,8 +16,8 @@ constexpr int64_t kGradientGroups = 32;
 // Past this size the tiles of a block leave the caches anyway: its nodes are shared out instead.
 constexpr int64_t kPhasedBytes = 16 * 1024 * 1024;
 
-// Consecutive closed blocks, joined while their tiles fit into kTaskBytes. A block that is small beside the
-// ones before it, such as a node without edges, joins them in any case.
+// Consecutive closed blocks, joined while their tiles fit into kTaskBytes, or half as much again where the
+// next block is small beside the ones before it, such as a node without edges.
 struct NodeGroups {
   int64_t count;
   int64_t largest;       // nodes of the largest group
@@ -32,7 +32,8 @@ inline NodeGroups group_blocks(ScratchFrame& frame, const CsrGraph& graph, int64
   for (int64_t b = 0; b < graph.num_blocks; ++b) {
     const int64_t start = begin[groups.count], end = graph.blocks[b + 1];
     const int64_t next = b + 1 < graph.num_blocks ? graph.blocks[b + 2] : end;
-    const bool full = (next - start) * bytes_per_node > kTaskBytes && (next - end) * 8 > end - start;
+    const int64_t limit = (next - end) * 8 > end - start ? kTaskBytes : kTaskBytes * 3 / 2;
+    const bool full = (next - start) * bytes_per_node > limit;
     if ((full || b + 1 == graph.num_blocks) && end > start) {
       begin[++groups.count] = end;
       if (end - start > groups.largest) groups.largest = end - start;
