@@ -80,7 +80,8 @@ void parameter_gradients(const DecisionBackward<S, C>& p, const C* moment) {
       grad_head[k] = sum;
       p.grads.out_bias[k] += factor * m[p.hidden];
     }
-    (j < 2 ? p.grads.signal_bias : p.grads.direction_bias)[j % 2] = m[p.hidden];
+    C* grad_bias = j < 2 ? p.grads.signal_bias : p.grads.direction_bias;
+    grad_bias[j % 2] = m[p.hidden];
   }
 }
 
