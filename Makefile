@@ -17,8 +17,11 @@ NVCC := $(shell command -v nvcc 2>/dev/null || ls /usr/local/cuda/bin/nvcc 2>/de
 # Tests build the CUDA kernels also against a CPU-only torch: they have to compile, link and import there.
 WITH_CUDA := $(if $(NVCC),FORCE_CUDA=1,)
 
-.PHONY: env install build test demo bench gpu lint format clean
+.PHONY: env install build test sanitize demo bench gpu lint format clean
 .DELETE_ON_ERROR:
+
+# What exercises every CPU kernel, odd sizes included, without compilers or subprocesses.
+SANITIZE_TESTS := tests/test_model.py tests/test_graph.py tests/test_decision.py -k "native and not compile"
 
 env: $(VENV)/.env-dev
 
@@ -43,6 +46,16 @@ gpu:
 	FORCE_CUDA=1 $(PYTHON) setup.py -q build_ext --inplace
 	$(PYTHON) -m hiermt info
 	$(PYTHON) -m pytest $(PYTEST_ARGS) -p no:cacheprovider tests
+
+# The CPU kernels under AddressSanitizer and UBSan, in a copy of the package of its own.
+SANITIZED := build/sanitized
+sanitize: $(VENV)/.env-test
+	FORCE_CUDA=0 HIERMT_BUILD_DIR=build/sanitize \
+	  HIERMT_CMAKE_ARGS="-DHIERMT_SANITIZE=address,undefined -DHIERMT_ISAS=baseline" \
+	  $(BIN)/python setup.py -q build --build-lib $(SANITIZED)
+	LD_PRELOAD="$$(gcc -print-file-name=libasan.so) $$(gcc -print-file-name=libubsan.so)" \
+	  ASAN_OPTIONS=detect_leaks=0:verify_asan_link_order=0 PYTHONPATH=$(SANITIZED) \
+	  $(BIN)/pytest -q -p no:cacheprovider $(SANITIZE_TESTS)
 
 lint: $(VENV)/.env-dev
 	$(BIN)/ruff check .
