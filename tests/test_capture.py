@@ -1,0 +1,109 @@
+"""Captured steps without a GPU: when they are chosen, and what they do, with a replay that runs the step itself."""
+
+from __future__ import annotations
+
+import contextlib
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from hiermt import DynamicGraph, Graph, MultiTaskLoss, TGCN_HierarchicalMT, _capture, data, train_hierarchical, training
+from hiermt.testing import stock_graph
+
+STOCKS, DAYS, FEATURES, WINDOW = 6, 40, 3, 5
+
+
+def dataset(changing: bool = False) -> data.WindowDataset:
+    generator = torch.Generator().manual_seed(0)
+    series = torch.randn(STOCKS, DAYS, FEATURES, generator=generator)
+    labels = [torch.randint(2, (STOCKS, DAYS), generator=generator) for _ in range(2)]
+    graphs = DynamicGraph([(day, Graph(*stock_graph(STOCKS, 8, 1, day), STOCKS)) for day in (0, 20)])
+    if changing:
+        return data.WindowDataset.with_graphs(series, graphs, WINDOW, *labels)
+    return data.WindowDataset(series, *stock_graph(STOCKS, 8, 1), WINDOW, *labels)
+
+
+class Replay:
+    """Does when replayed what a captured graph does: the step, on whatever lies in the static tensors."""
+
+    def __init__(self, steps: _capture.CapturedSteps, starts: Tensor, graph: Graph, losses: Tensor) -> None:
+        self.steps, self.starts, self.graph, self.losses = steps, starts, graph, losses
+
+    def replay(self) -> None:
+        self.losses.copy_(self.steps.step(self.steps.loader.gather(self.starts, self.graph)))
+
+
+@pytest.fixture
+def captures(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Makes a CPU pass for a GPU; the sizes of the batches that were captured."""
+    sizes: list[int] = []
+
+    def capture(self: _capture.CapturedSteps, hyper: tuple[Any, ...], starts: Tensor, graph: Graph) -> Any:
+        sizes.append(starts.numel())
+        static, losses = starts.clone(), torch.full((3,), float("nan"), dtype=torch.float64)
+        self.captured[id(graph)] = (hyper, Replay(self, static, graph, losses), static, losses)
+        return self.captured[id(graph)]
+
+    class Stream:
+        def wait_stream(self, other: object) -> None: ...
+
+    monkeypatch.setattr(_capture.CapturedSteps, "_capture", capture)
+    monkeypatch.setattr(torch.cuda, "Stream", Stream)
+    monkeypatch.setattr(torch.cuda, "current_stream", Stream)
+    monkeypatch.setattr(torch.cuda, "stream", lambda stream: contextlib.nullcontext())
+    monkeypatch.setattr(training, "can_capture", lambda *_: True)
+    return sizes
+
+
+def train(capture: bool, changing: bool = False, callback: Any = None) -> tuple[object, dict[str, Tensor]]:
+    torch.manual_seed(0)
+    model = TGCN_HierarchicalMT(FEATURES, 4)
+    loader = data.WindowLoader(dataset(changing), range(30), 8, shuffle=True)
+    optimizer = training.adam(model, 1e-2)
+    result = train_hierarchical(
+        model,
+        optimizer,
+        None,
+        loader,
+        None,
+        4,
+        progress=False,
+        capture=capture,
+        callback=None if callback is None else lambda epoch, _: callback(epoch, optimizer),
+    )
+    return result, {name: tensor.clone() for name, tensor in model.state_dict().items()}
+
+
+@pytest.mark.parametrize("changing", [False, True])
+def test_equal_to_plain_steps_to_the_bit(captures: list[int], changing: bool) -> None:
+    found, expected = train(True, changing), train(False, changing)
+    assert found[0] == expected[0]
+    assert all(torch.equal(found[1][name], tensor) for name, tensor in expected[1].items())
+    # The last batch of an epoch is smaller, and runs plainly; each graph is captured once.
+    assert captures == [8] * (2 if changing else 1)
+
+
+def test_a_changed_learning_rate_is_captured_anew(captures: list[int]) -> None:
+    def halve(epoch: int, optimizer: torch.optim.Optimizer) -> None:
+        if epoch == 2:
+            optimizer.param_groups[0]["lr"] /= 2
+
+    found, expected = train(True, callback=halve), train(False, callback=halve)
+    assert found[0] == expected[0]
+    assert captures == [8, 8]
+
+
+def test_only_what_can_be_captured_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = TGCN_HierarchicalMT(FEATURES, 4)
+    loader = data.WindowLoader(dataset(), range(30), 8)
+    optimizer = torch.optim.Adam(model.parameters())
+    assert not _capture.can_capture(model, optimizer, MultiTaskLoss(), loader, "cpu")
+    monkeypatch.setattr(Tensor, "is_cuda", property(lambda self: True))
+    assert not _capture.can_capture(model, optimizer, MultiTaskLoss(), loader, "cuda")  # not capturable
+    optimizer.param_groups[0]["capturable"] = True
+    assert _capture.can_capture(model, optimizer, MultiTaskLoss(), loader, "cuda")
+    assert not _capture.can_capture(model, optimizer, MultiTaskLoss(), list(loader), "cuda")
+    assert not _capture.can_capture(model, optimizer, torch.nn.CrossEntropyLoss(), loader, "cuda")
+    assert not _capture.can_capture(model, optimizer, MultiTaskLoss(process_group=object()), loader, "cuda")
