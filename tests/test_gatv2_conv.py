@@ -307,6 +307,7 @@ def test_same_bits_for_any_thread_count_and_run() -> None:
         assert all(torch.equal(a, b) for a, b in zip(run, runs[0], strict=True))
 
 
+@pytest.mark.timeout(900)
 @pytest.mark.parametrize("isa", ["baseline", "avx2", "avx512"])
 def test_every_instruction_set(isa: str) -> None:
     """The same tests in a process of its own, on each set of kernels that this machine can run."""
