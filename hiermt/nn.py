@@ -303,7 +303,9 @@ class TGCN_HierarchicalMT(Pretrained, nn.Module):
             ValueError: x contradicts the layout or the graph.
         """
         h = self.tgcn_backbone.last_state(x, edge_index, edge_weight)
-        signal, direction = functional.heads(h.reshape(-1, self.tgcn_backbone.hidden_size), self._head_params(), backend=self.backend)
+        signal, direction = functional.heads(
+            h.reshape(-1, self.tgcn_backbone.hidden_size), self._head_params(), backend=self.backend
+        )
         return signal.reshape(*h.shape[:-1], 2), direction.reshape(*h.shape[:-1], 2)
 
     @torch.no_grad()

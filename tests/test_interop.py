@@ -194,8 +194,13 @@ def test_replacing_is_all_or_nothing(tmp_path: Path) -> None:
         path.write_text("one")
         assert not target.exists()
     assert target.read_text() == "one"
-    with pytest.raises(RuntimeError), replacing(target) as path:
-        path.write_text("two")
-        raise RuntimeError
+
+    def fail() -> None:
+        with replacing(target) as path:
+            path.write_text("two")
+            raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        fail()
     assert target.read_text() == "one"
     assert list(target.parent.iterdir()) == [target]
