@@ -43,7 +43,7 @@ struct GroupRow {
 };
 
 template <class S, int kHidden>
-__global__ void __launch_bounds__(kGcnThreads)
+__global__ void __launch_bounds__(kGcnThreads, 8)
     gcn_conv_fwd_kernel(GcnConvForward<S> p, const Compute<S>* projected, int rows) {
   using C = Compute<S>;
   constexpr int kChannels = ChannelSplit<kHidden>::kChannels;
@@ -73,7 +73,7 @@ __global__ void __launch_bounds__(kGcnThreads)
 
 // grad_y, the cotangent before the activation, and one partial of its sum over rows per block.
 template <class S>
-__global__ void __launch_bounds__(kGcnThreads)
+__global__ void __launch_bounds__(kGcnThreads, 8)
     gcn_conv_bwd_activation_kernel(GcnConvForward<S> p, const S* grad_out, Compute<S>* grad_y, int64_t rows,
                                    int64_t rows_per_block, Compute<S>* partial) {
   using C = Compute<S>;
@@ -109,7 +109,7 @@ __global__ void __launch_bounds__(kGcnThreads)
 }
 
 template <class S, int kHidden>
-__global__ void __launch_bounds__(kGcnThreads)
+__global__ void __launch_bounds__(kGcnThreads, 8)
     gcn_conv_bwd_source_kernel(GcnConvForward<S> p, const Compute<S>* grad_y, Compute<S>* grad_projected,
                                int rows) {
   using C = Compute<S>;
@@ -134,7 +134,7 @@ __global__ void __launch_bounds__(kGcnThreads)
 
 // norm'_e = sum over instances of y'_i . W x_j; one block for each node of the template.
 template <class S>
-__global__ void __launch_bounds__(kGcnThreads)
+__global__ void __launch_bounds__(kGcnThreads, 8)
     gcn_conv_bwd_norm_kernel(GcnConvForward<S> p, const Compute<S>* grad_y, const Compute<S>* projected,
                              Compute<S>* grad_norm, bool accumulate) {
   using C = Compute<S>;

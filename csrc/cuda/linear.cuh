@@ -25,7 +25,7 @@ constexpr int kLinearThreads = (kTileRows / kThreadTile) * (kTileColumns / kThre
 constexpr int kTilePad = 4;
 
 template <class C, class In, class Weight, class Out>
-__global__ void __launch_bounds__(kLinearThreads)
+__global__ void __launch_bounds__(kLinearThreads, 8)
     linear_kernel(In in, Weight weight, Out out, int rows, int inner, int columns) {
   SharedMemory memory;
   typename In::Row* row_of = memory.take<typename In::Row>(kTileRows);
