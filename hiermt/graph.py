@@ -117,7 +117,7 @@ class Graph:
         key = (rule, weighted, dtype)
         if key in self._entries:
             return self._entries[key]
-        if torch.is_inference_mode_enabled() and not self._traced:
+        if not torch.compiler.is_compiling() and torch.is_inference_mode_enabled() and not self._traced:
             # What is kept here serves a training step too, which cannot save inference tensors.
             with torch.inference_mode(False), torch.no_grad():
                 entries = self._prepare(rule, weighted, dtype)
