@@ -43,9 +43,7 @@ bench: $(VENV)/.env-test build
 	$(BIN)/python bench/report.py --readme
 
 gpu:
-	FORCE_CUDA=1 $(PYTHON) setup.py -q build_ext --inplace
-	$(PYTHON) -m hiermt info
-	$(PYTHON) -m pytest $(PYTEST_ARGS) -p no:cacheprovider tests
+	$(PYTHON) bench/gpu.py
 
 # The CPU kernels under AddressSanitizer and UBSan, in a copy of the package of its own.
 SANITIZED := build/sanitized
