@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import os
 from collections.abc import Callable
 from typing import Any
@@ -47,5 +46,7 @@ def native(backend: str, device: torch.device, dtype: torch.dtype = torch.float3
 def operator(name: str, use_native: bool) -> Callable[..., Any]:
     """The operator `name`, native or twin."""
     if use_native:
-        return getattr(importlib.import_module("hiermt.ops"), name)  # type: ignore[no-any-return]
+        from hiermt import ops
+
+        return getattr(ops, name)  # type: ignore[no-any-return]
     return getattr(reference, name)  # type: ignore[no-any-return]
