@@ -24,7 +24,8 @@ ATTENTION_SLOPE = 0.2
 ACTIVATION_SLOPE = 0.01
 SOFTMAX_EPSILON = 1e-16
 
-# Elements of an intermediate above which the CPU twin works in pieces: 1 MB of float32.
+# Elements of an intermediate above which the CPU twin works in pieces: 1 MB of float32. Autograd keeps the pieces, so
+# that they are in memory all the same; four times larger ones are fewer.
 CACHE_ELEMENTS = 1 << 18
 
 NONE, LEAKY_RELU, SIGMOID = 0, 1, 2
@@ -388,9 +389,10 @@ def _by_pieces(x: Tensor, edges: _Edges, hidden: int, run: Callable[[Tensor], Te
     dim, size = 2, max(copies, 1)
     if not (torch.compiler.is_compiling() or x.is_cuda):
         per_instance = max(edges.source.numel() * hidden, 1)
-        dim, size = 2, CACHE_ELEMENTS // (per_instance * max(steps, 1))
+        elements = 4 * CACHE_ELEMENTS if torch.is_grad_enabled() else CACHE_ELEMENTS
+        dim, size = 2, elements // (per_instance * max(steps, 1))
         if size == 0:
-            dim, size = 3, max(CACHE_ELEMENTS // (per_instance * copies), 1)
+            dim, size = 3, max(elements // (per_instance * copies), 1)
     parts = []
     for part in torch.split(x, size, dim):
         some_copies, some_steps = part.shape[2:]
