@@ -97,8 +97,8 @@ def write_readme() -> int:
         isa = next((e["isa"] for e in entries if e["competitor"] == "native"), None)
         parts.append(
             f"**{where}**, {first['cores']} cores, {isa or 'GPU'}, torch {first['torch']}, float32 "
-            f"(`bench/results/{path.name}`, {first['date']}). Median; in brackets the ratio to PyG eager of the same "
-            f"run.\n\n{table(entries)}"
+            f"(`bench/results/{path.name}`, {first['date']}). Median; in brackets the ratio to PyG eager, each in a "
+            f"process of its own.\n\n{table(entries)}"
         )
     start, stop = text.index(BEGIN) + len(BEGIN), text.index(END)
     readme.write_text(text[:start] + "\n" + "\n\n".join(parts) + "\n" + text[stop:], encoding="utf-8")
