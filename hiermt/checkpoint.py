@@ -38,10 +38,15 @@ class Pretrained:
         Raises:
             ImportError: the package ``safetensors`` is missing.
             OSError: the folder cannot be written.
+            ValueError: the model has an output activation, which no file can hold.
         """
         _, save_file = _safetensors()
         folder = Path(folder)
         state = {key: value.detach().cpu().contiguous() for key, value in self.state_dict().items()}  # type: ignore[attr-defined]
+        if len(getattr(self, "out", ())) > 1:
+            raise ValueError(
+                "output_activation: a folder holds no modules; save the model without it and apply it after"
+            )
         config = {"model": type(self).__name__, "hiermt": __version__, **self.config}
         with replacing(folder / WEIGHTS) as path:
             save_file(state, str(path), metadata={"format": "pt"})
@@ -73,6 +78,7 @@ class Pretrained:
             model = cls(**{key: value for key, value in config.items() if not isinstance(value, dict)}, backend=backend)
         except TypeError as error:
             raise ValueError(f"{folder / CONFIG}: does not describe a {name}: {error}") from None
+        model.to(next(iter(state.values())).dtype)  # type: ignore[attr-defined]
         load_exactly(model, state, folder / WEIGHTS)
         return model
 

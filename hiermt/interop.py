@@ -79,6 +79,7 @@ def _build(
     prefix = _BACKBONE if two_headed else ""
     backbone = {key[len(prefix) :]: value for key, value in state.items() if key.startswith(prefix)}
     sizes = _sizes(backbone, name)
+    _check_mathematics(module, name)
     sizes["conv_activation"] = conv_activation or _conv_activation(module, int(sizes["conv_layers"]))
     model: TGCN_HierarchicalMT | TGCN
     if two_headed:
@@ -121,6 +122,39 @@ def _sizes(state: dict[str, Tensor], name: str) -> dict[str, Any]:
     }
 
 
+# What a PyG convolution may be told that no parameter shows, and the only value that means the same here.
+_GATV2_OPTIONS = {
+    "heads": 1,
+    "negative_slope": 0.2,
+    "dropout": 0.0,
+    "add_self_loops": True,
+    "fill_value": "mean",
+    "flow": "source_to_target",
+}
+_GCN_OPTIONS = {"improved": False, "add_self_loops": True, "normalize": True, "flow": "source_to_target"}
+_OPTIONS = {"GATv2Conv": _GATV2_OPTIONS, "GCNConv": _GCN_OPTIONS}
+
+
+def _check_mathematics(module: nn.Module | None, name: str) -> None:
+    """Refuses a module whose attributes make it compute something else than its parameters tell."""
+    problems = []
+    for path, part in module.named_modules() if module is not None else ():
+        for option, wanted in _OPTIONS.get(type(part).__name__, {}).items():
+            found = getattr(part, option, wanted)
+            if found != wanted:
+                problems.append(f"{path} has {option}={found!r}, only {wanted!r} is supported")
+        aggregation = getattr(part, "aggr", None)
+        if type(part).__name__ in _OPTIONS and aggregation not in (None, "add", "sum"):
+            problems.append(f"{path} has aggr={aggregation!r}, only 'add' is supported")
+    out = getattr(getattr(module, "tgcn_backbone", None), "out", None)
+    if isinstance(out, nn.Sequential) and len(out) > 1:
+        problems.append(
+            f"tgcn_backbone.out ends in {type(out[1]).__name__}, the two-headed model has no activation there"
+        )
+    if problems:
+        raise ValueError(f"{name}: cannot be mapped to a T-GCN: {'; '.join(problems)}")
+
+
 def _shape(state: dict[str, Tensor], key: str, name: str) -> tuple[int, int]:
     tensor = state.get(key)
     if tensor is None or tensor.dim() != 2:
@@ -147,7 +181,7 @@ def _adopt(model: nn.Module, state: dict[str, Tensor], module: nn.Module | None)
         model.to(next(iter(state.values())).dtype)
         load_exactly(model, state, "the state_dict")
         return
-    for key, parameter in module.named_parameters():
+    for key, parameter in module.named_parameters(remove_duplicate=False):
         owner_name, _, leaf = key.rpartition(".")
         model.get_submodule(owner_name).register_parameter(leaf, parameter)
     model.train(module.training)

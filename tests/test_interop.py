@@ -105,6 +105,52 @@ def test_refuses_with_a_list_what_it_cannot_map(change: Any, message: str) -> No
         hiermt.from_reference(3)  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize(
+    ("conv", "message"),
+    [
+        ({"negative_slope": 0.5}, "negative_slope=0.5"),
+        ({"add_self_loops": False}, "add_self_loops=False"),
+        ({"fill_value": 1.0}, "fill_value=1.0"),
+        ({"dropout": 0.5}, "dropout=0.5"),
+        ({"aggr": "mean"}, "aggr="),
+        ({"flow": "target_to_source"}, "flow="),
+    ],
+)
+def test_refuses_attributes_that_change_the_mathematics(conv: dict[str, Any], message: str) -> None:
+    from torch_geometric.nn import GATv2Conv
+
+    theirs = pyg.HierarchicalMT(5, 7)
+    theirs.tgcn_backbone.cells[0].gcn.convs[0] = GATv2Conv(5, 7, edge_dim=1, **conv)
+    with pytest.raises(ValueError, match=message):
+        hiermt.from_reference(theirs, verbose=False)
+
+
+def test_refuses_an_activation_that_two_heads_do_not_have() -> None:
+    theirs = pyg.HierarchicalMT(5, 7)
+    theirs.tgcn_backbone.out.append(torch.nn.Tanh())
+    with pytest.raises(ValueError, match="Tanh"):
+        hiermt.from_reference(theirs, verbose=False)
+
+
+def test_tied_weights_stay_tied() -> None:
+    from torch_geometric.nn import GATv2Conv
+
+    theirs = pyg.HierarchicalMT(5, 7)
+    conv = GATv2Conv(5, 7, edge_dim=1, share_weights=True)
+    theirs.tgcn_backbone.cells[0].gcn.convs[0] = conv
+    ours = hiermt.from_reference(theirs, verbose=False)
+    assert isinstance(ours, hiermt.TGCN_HierarchicalMT)
+    mine = ours.tgcn_backbone.cells[0].gcn.convs[0]
+    assert mine.lin_l.weight is mine.lin_r.weight is conv.lin_l.weight
+
+
+def test_a_folder_keeps_the_dtype_and_refuses_an_activation(tmp_path: Path) -> None:
+    hiermt.TGCN(5, 3, 7).double().save_pretrained(tmp_path)
+    assert next(hiermt.TGCN.from_pretrained(tmp_path).parameters()).dtype == torch.float64
+    with pytest.raises(ValueError, match="output_activation"):
+        hiermt.TGCN(5, 3, 7, output_activation=torch.nn.Tanh()).save_pretrained(tmp_path)
+
+
 class Bomb:
     def __reduce__(self) -> Any:
         return (Path("exploded").touch, ())
