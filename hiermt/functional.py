@@ -57,6 +57,8 @@ def gatv2_conv(
         TypeError: dtypes differ.
     """
     params = [lin_l_weight, lin_l_bias, lin_r_weight, lin_r_bias, att, bias]
+    if graph.edge_weight is None:
+        lin_edge_weight = None
     every = params if lin_edge_weight is None else [*params, lin_edge_weight]
     (x, *every), native = _enter(x, every, graph, backend)
     check_weights_used(graph, gat=True, edge=lin_edge_weight is not None)
@@ -181,6 +183,13 @@ def tgcn_layer(
         ValueError: a shape or device does not fit, or the graph has weights that nothing reads.
         TypeError: dtypes differ.
     """
+    if conv_activation not in ("between", "after"):
+        raise ValueError(f"conv_activation: expected 'between' or 'after', got {conv_activation!r}")
+    if gat and edge and graph.edge_weight is None:
+        # Nothing reads the edge terms: they get no gradient, as in PyG, rather than one of zeros.
+        per_conv = len(conv_params) // conv_layers
+        conv_params = [param for i, param in enumerate(conv_params) if (i + 1) % per_conv]
+        edge = False
     (x, *params), native = _enter(x, [*conv_params, *gate_params], graph, backend)
     check_weights_used(graph, gat=gat, edge=edge)
     _check_linear("the first convolution", params[0], x.size(-1))
@@ -349,6 +358,8 @@ def _enter(
     """Checks devices and dtypes, applies autocast, and says whether the native operator runs."""
     if graph is not None and graph.device != x.device:
         raise ValueError(f"x is on {x.device}, the graph on {graph.device}; move one with .to(...)")
+    if graph is not None and x.size(0) % max(graph.num_nodes, 1):
+        raise ValueError(f"x has {x.size(0)} nodes, which is no multiple of the graph's {graph.num_nodes}")
     tensors = [x, *others]
     for tensor in others:
         if tensor.device != x.device:

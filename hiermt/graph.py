@@ -72,6 +72,8 @@ class Graph:
     ) -> None:
         _check_edges(edge_index, edge_weight)
         traced = torch.compiler.is_compiling()
+        if not traced and num_nodes is not None and (not isinstance(num_nodes, int) or num_nodes < 0):
+            raise ValueError(f"num_nodes: expected a whole number, 0 or more, got {num_nodes!r}")
         if num_nodes is None:
             num_nodes = int(edge_index.max()) + 1 if edge_index.numel() else 0
         if not traced:
@@ -168,7 +170,8 @@ def as_graph(edge_index: Tensor | Graph, edge_weight: Tensor | None, num_nodes: 
     """The graph behind what a model was called with; a raw ``edge_index`` is looked up before it is prepared.
 
     The look-up goes by the identity of the living tensor objects and their version counters, so an edge set that
-    was changed in place, or freed and its memory reused, is prepared anew.
+    was changed in place, or freed and its memory reused, is prepared anew. Writes that PyTorch does not see, through
+    ``.data`` or a NumPy array that shares the memory, are not noticed: pass a new tensor, or a :class:`Graph`.
 
     Raises:
         ValueError: a :class:`Graph` came with separate weights, or has another number of nodes than `x`.
@@ -186,9 +189,11 @@ def as_graph(edge_index: Tensor | Graph, edge_weight: Tensor | None, num_nodes: 
         return edge_index
     if torch.compiler.is_compiling() or not isinstance(edge_index, Tensor) or edge_index.is_inference():
         return Graph(edge_index, edge_weight, num_nodes, backend=backend)
+    _check_edges(edge_index, edge_weight)
     if edge_weight is not None and (edge_weight.requires_grad or edge_weight.is_inference()):
         return Graph(edge_index, edge_weight, num_nodes, backend=backend)
     stamp = (
+        edge_index.data_ptr(),
         edge_index._version,
         None if edge_weight is None else edge_weight._version,
         num_nodes,

@@ -81,6 +81,10 @@ def model_inputs(data: Any, device: torch.device | str) -> tuple[Any, ...]:
     if graph is not None:
         return x, graph.to(device)
     edge_weight = getattr(data, "edge_weight", None)
+    if edge_weight is None and getattr(data, "edge_attr", None) is not None:
+        raise ValueError(
+            "data has edge_attr but no edge_weight, so its weights would be ignored; rename it to edge_weight"
+        )
     return x, data.edge_index.to(device), None if edge_weight is None else edge_weight.to(device)
 
 

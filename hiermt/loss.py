@@ -48,6 +48,9 @@ class MultiTaskLoss(nn.Module):
         signal_mask: Tensor | None = None,
     ) -> LossTerms:
         """The three losses as tensors, without a copy to the host; arguments as for :meth:`forward`."""
+        for name, logits in (("signal_logits", signal_logits), ("direction_logits", direction_logits)):
+            if logits.dim() == 0 or logits.size(-1) != 2:
+                raise ValueError(f"{name}: expected [*, 2], got {list(logits.shape)}")
         signal_logits, direction_logits = signal_logits.reshape(-1, 2), direction_logits.reshape(-1, 2)
         mask = None if signal_mask is None else signal_mask.reshape(-1)
         terms = LossTerms(

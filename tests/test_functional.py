@@ -190,6 +190,24 @@ def test_gradients_only_where_asked(backend: str) -> None:
         assert (parameter.grad is not None) == ("lin_u" in name)
 
 
+def test_edge_terms_without_weights_get_no_gradient(backend: str) -> None:
+    model = hiermt.TGCN_HierarchicalMT(5, 8, backend=backend)
+    model(torch.randn(20, 6, 5), EDGES[0])[0].sum().backward()
+    for name, parameter in model.named_parameters():
+        if "lin_edge" in name:
+            assert parameter.grad is None, name
+
+
+def test_a_number_of_nodes_that_fits_no_copy_is_one_sentence(backend: str) -> None:
+    cell = layer()
+    with pytest.raises(ValueError, match="no multiple of the graph's 20"):
+        functional.tgcn_layer(torch.randn(21, 6, 5), graph(), cell.gcn.flat(), cell.gates(), backend=backend)
+    with pytest.raises(ValueError, match="conv_activation"):
+        functional.tgcn_layer(
+            torch.randn(20, 6, 5), graph(), cell.gcn.flat(), cell.gates(), conv_activation="x", backend=backend
+        )
+
+
 def test_stride_zero_and_transposed_gradients(backend: str) -> None:
     cell = layer()
     x = torch.randn(20, 6, 5)

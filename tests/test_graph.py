@@ -139,6 +139,9 @@ def test_wrong_edges_are_refused() -> None:
 
 
 def test_too_large_for_32_bit_offsets_is_refused() -> None:
+    for bad in (-1, 12.5):
+        with pytest.raises(ValueError, match="num_nodes"):
+            hiermt.Graph(torch.zeros(2, 0, dtype=torch.long), None, bad)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="32-bit"):
         hiermt.Graph(torch.zeros(2, 0, dtype=torch.long), None, 2**31)
 
@@ -176,6 +179,15 @@ def test_edges_changed_in_place_give_the_new_result(backend: str) -> None:
     after = model(x, edge_index, edge_weight)[0]
     assert not torch.equal(before, after)
     testing.assert_close(after, model(x, edge_index.clone(), edge_weight.clone())[0])
+
+
+def test_replaced_data_gives_the_new_result() -> None:
+    model = hiermt.TGCN_HierarchicalMT(5, 8)
+    edge_index, edge_weight = testing.stock_graph(20, 60)
+    x = torch.randn(20, 6, 5)
+    model(x, edge_index, edge_weight)
+    edge_index.data = (edge_index + 1) % 20
+    assert torch.equal(model(x, edge_index, edge_weight)[0], model(x, edge_index.clone(), edge_weight)[0])
 
 
 def test_freed_and_reused_storage_gives_the_new_result() -> None:

@@ -85,8 +85,9 @@ def test_wrong_input_is_refused() -> None:
         loss(signal, direction, signal_targets, direction_targets[:-1])
     with pytest.raises(ValueError, match="signal_mask: expected 50 elements"):
         loss(signal, direction, signal_targets, direction_targets, torch.ones(49, dtype=torch.bool))
-    with pytest.raises((ValueError, RuntimeError)):
-        loss(signal[:, :1], direction[:, :1], signal_targets, direction_targets)
+    for bad in (signal[:, :1], signal.t(), signal.reshape(25, 4)):
+        with pytest.raises(ValueError, match=r"signal_logits: expected \[\*, 2\]"):
+            loss(bad, direction, signal_targets, direction_targets)
 
 
 def test_gradcheck() -> None:

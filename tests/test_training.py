@@ -200,6 +200,14 @@ def test_inference_equals_the_document(batches: list[Batch], backend: str) -> No
     testing.assert_close(decided[1], confidences)
 
 
+def test_edge_attr_without_edge_weight_is_refused(batches: list[Batch]) -> None:
+    data = batches[0]
+    data.edge_attr = data.edge_weight.unsqueeze(-1)  # type: ignore[attr-defined]
+    del data.edge_weight  # type: ignore[attr-defined]
+    with pytest.raises(ValueError, match="edge_attr"):
+        hiermt.inference_hierarchical(hiermt.TGCN_HierarchicalMT(5, 8), data)
+
+
 def test_threshold_gates_the_signal_and_a_tie_is_noise(backend: str) -> None:
     signal_logits = torch.tensor([[0.0, 0.0], [0.0, 1.0], [0.0, 3.0], [2.0, 0.0]])
     direction_logits = torch.tensor([[0.0, 1.0], [0.0, 0.0], [0.0, 1.0], [1.0, 0.0]])
