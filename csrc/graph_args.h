@@ -33,6 +33,10 @@ inline CsrGraph graph_of(const char* op, const std::vector<Tensor>& csr, const T
     fail(op, "x", "expected a multiple of the graph's ", nodes, " nodes in dimension 0, got ", rows);
   }
   const int64_t blocks = csr[5].numel() > 0 ? csr[5].numel() - 1 : 0;
+  const int32_t* cut = data<int32_t>(csr[5]);
+  bool covers = nodes == 0 || (blocks > 0 && cut[0] == 0 && cut[blocks] == nodes);
+  for (int64_t k = 0; covers && k < blocks; ++k) covers = cut[k] <= cut[k + 1];
+  if (!covers) fail(op, "blocks", "expected ranges that cover the ", nodes, " nodes in order");
   return {nodes,
           entries,
           nodes == 0 ? 0 : rows / nodes,

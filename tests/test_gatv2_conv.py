@@ -397,3 +397,16 @@ def test_compiles_without_graph_break_for_any_size() -> None:
     for copies in (1, 3):
         x = torch.randn(20 * copies, 3, 2)
         assert torch.equal(compiled(x), run(x))
+
+
+@pytest.mark.parametrize("blocks", [[], [0], [0, 10**6], [0, 2], [1, 3], [0, 5, 3]])
+def test_blocks_that_do_not_cover_the_nodes_are_refused(blocks: list[int]) -> None:
+    reason = _extension.why_not_native("cpu")
+    if reason is not None:
+        pytest.skip(reason)
+    edge_index = torch.tensor([[0, 1, 2], [1, 2, 0]])
+    rowptr, col, _, t_rowptr, t_row, t_perm, _ = torch.ops.hiermt.graph_prepare(edge_index, 3, 0)
+    csr = [rowptr, col, t_rowptr, t_row, t_perm, torch.tensor(blocks, dtype=torch.int32)]
+    params = [torch.randn(5, 4), torch.randn(5), torch.randn(5, 4), *torch.randn(3, 5)]
+    with pytest.raises(RuntimeError, match="blocks"):
+        torch.ops.hiermt.gatv2_conv(torch.randn(6, 2, 4), csr, None, params, None, 0)
