@@ -56,6 +56,9 @@ def _backward(ctx: Any, grad_signal: Tensor | None, grad_direction: Tensor | Non
     given = grad_signal if grad_signal is not None else grad_direction
     if given is None:
         return (None,) * 9
+    # A head that nobody used has no gradient, which an optimizer tells from one of zeros.
+    used = [True, True, *[grad_signal is not None] * 2, *[grad_direction is not None] * 2]
+    need_params = [need and use for need, use in zip(need_params, used, strict=True)]
     grad_signal = torch.zeros_like(given) if grad_signal is None else grad_signal
     grad_direction = torch.zeros_like(given) if grad_direction is None else grad_direction
     grad_h, *grads = torch.ops.hiermt.decision_backward(

@@ -198,6 +198,14 @@ def test_edge_terms_without_weights_get_no_gradient(backend: str) -> None:
             assert parameter.grad is None, name
 
 
+def test_a_head_that_is_not_used_gets_no_gradient(backend: str) -> None:
+    model = hiermt.TGCN_HierarchicalMT(5, 8, backend=backend)
+    model(torch.randn(20, 6, 5), *EDGES)[0].sum().backward()
+    assert model.signal_head.weight.grad is not None
+    assert model.direction_head.weight.grad is None
+    assert model.direction_head.bias.grad is None
+
+
 def test_a_number_of_nodes_that_fits_no_copy_is_one_sentence(backend: str) -> None:
     cell = layer()
     with pytest.raises(ValueError, match="no multiple of the graph's 20"):
