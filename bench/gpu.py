@@ -1,325 +1,298 @@
-"""One command for a machine with a GPU: build, test, sanitize, time.
+"""One command for a machine with a GPU: build, test, time, sanitize.
 
-Needs nothing but the Python that holds torch, and nvcc; no network and no environment of its own. Everything is
-bounded by time, so that the whole takes less than nine minutes. Writes ``<gpu>.json`` and ``<gpu>.md`` into ``$OUT``,
-or into ``bench/results``.
+Needs nothing but the Python that holds torch, and nvcc; no network and no environment of its own. Every stage runs in
+processes of its own within a budget, so that one that fails or hangs takes no other with it, and the whole ends within
+nine minutes. Writes ``<gpu>.json``, ``<gpu>.md`` and ``make-gpu.log`` into ``bench/results``, and into ``$OUT`` too.
 
     python bench/gpu.py                 all of it
-    python bench/gpu.py time            only some parts: build test time sanitize compiled
+    python bench/gpu.py time            only some stages: build test time check compiled
+    python bench/gpu.py --dry-run       the same way without a GPU: the CPU stands in, figures mean nothing
 """
 
 from __future__ import annotations
 
+import argparse
 import importlib.util
 import json
 import os
 import re
 import shutil
-import statistics
+import signal
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import report
+
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent
-PARTS = ("build", "test", "time", "sanitize", "compiled")
-TOTAL_S = 520
-TOOLS = ("memcheck", "racecheck", "initcheck", "synccheck")
-# A reduced suite: a sanitizer slows a kernel down a hundred times, torch's start alone takes it half a minute.
-SANITIZED = "test_model_and_gradients_match_the_float64_twin and dtype0 and default or graph_prepare and default"
-# Competitors that start at once, and those that compile for a minute or more: they get what time is left.
+TOTAL_S = 525
+# Seconds a stage may take, in the order they run: what matters most comes first, the last gets what is left.
+BUDGETS = {"build": 200, "test": 100, "time": 100, "check": 110, "compiled": TOTAL_S}
+# Its figures come in order, so the first ones are there when the time is over.
 COMPETITORS = ("native", "pyg", "twin")
 COMPILED = ("twin-compiled", "pyg-compiled")
-# Kept back from the first ones for the sanitizers.
-RESERVED_S = 150
-START = time.monotonic()
+TOOLS = ("memcheck", "racecheck", "initcheck", "synccheck")
+# What compiles kernels for another machine, or has nothing to do with a GPU and takes minutes.
+NOT_HERE = ("test_simt*", "test_cuda_resources.py", "test_isas.py", "test_cli*", "test_ddp.py")
+GPU_TESTS = ("tests/test_operator_cases.py", "tests/test_cuda.py")
+PROBE = """
+import json, sys, torch
+gpu = torch.cuda.is_available()
+print(json.dumps({
+    "gpu": torch.cuda.get_device_name() if gpu else None,
+    "capability": list(torch.cuda.get_device_capability()) if gpu else None,
+    "multiprocessors": torch.cuda.get_device_properties(0).multi_processor_count if gpu else None,
+    "l2_bytes": torch.cuda.get_device_properties(0).L2_cache_size if gpu else None,
+    "torch": torch.__version__, "cuda": torch.version.cuda, "python": sys.version.split()[0],
+}))
+"""
 
 
-def left() -> float:
-    """Seconds until the whole has to be over."""
-    return TOTAL_S - (time.monotonic() - START)
+@dataclass
+class Command:
+    """A process with a limit, everything it says in a file: nothing of it can block the one who waits."""
 
+    words: Sequence[str]
+    limit: float
+    environment: dict[str, str] = field(default_factory=dict)
 
-def run(command: list[str], limit: float, **environment: str) -> dict[str, Any]:
-    """Runs a command within a limit; its exit status, seconds and the end of what it said."""
-    begin = time.monotonic()
-    limit = min(limit, left())
-    if limit < 5:
-        return {"command": " ".join(command), "skipped": "no time left"}
-    try:
-        done = subprocess.run(
-            command,
+    def start(self) -> None:
+        self.begin = time.monotonic()
+        self.output = tempfile.TemporaryFile("w+", errors="replace")  # noqa: SIM115
+        path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH", "")]))
+        self.process = subprocess.Popen(
+            self.words,
             cwd=ROOT,
-            env={**os.environ, **environment},
-            text=True,
-            stdout=subprocess.PIPE,
+            env={**os.environ, "PYTHONPATH": path, "PYTHONUNBUFFERED": "1", **self.environment},
+            stdin=subprocess.DEVNULL,
+            stdout=self.output,
             stderr=subprocess.STDOUT,
-            timeout=limit,
-            check=False,
+            start_new_session=True,
         )
-        status, text = done.returncode, done.stdout
-    except subprocess.TimeoutExpired as error:
-        raw = error.stdout or b""
-        status, text = 124, raw.decode(errors="replace") if isinstance(raw, bytes) else raw
-    seconds = time.monotonic() - begin
-    print(f"[{seconds:5.0f} s] exit {status}: {' '.join(command)[:100]}", flush=True)
-    if status:
-        print("    " + "\n    ".join(text.splitlines()[-40:]), flush=True)
-    return {"command": " ".join(command), "exit": status, "seconds": round(seconds, 1), "tail": text[-6000:]}
+
+    def finish(self) -> dict[str, Any]:
+        """Waits as long as the limit allows, then ends the process with all its children."""
+        try:
+            status = self.process.wait(max(0.0, self.limit - (time.monotonic() - self.begin)))
+        except subprocess.TimeoutExpired:
+            os.killpg(self.process.pid, signal.SIGKILL)
+            self.process.wait()
+            status = 124
+        seconds = time.monotonic() - self.begin
+        self.output.seek(0)
+        text = self.output.read()
+        self.output.close()
+        words = " ".join(self.words)
+        return {"command": words, "exit": status, "seconds": round(seconds, 1), "output": text}
 
 
-def build() -> dict[str, Any]:
+class Run:
+    """The stages of one call, the record they fill and the files it goes into."""
+
+    def __init__(self, folders: Sequence[Path], dry: bool, total: float = TOTAL_S) -> None:
+        self.folders, self.dry, self.total = folders, dry, total
+        self.start = time.monotonic()
+        self.log: list[str] = []
+        self.record: dict[str, Any] = {"date": time.strftime("%Y-%m-%d"), "stages": {}, "figures": []}
+
+    def left(self) -> float:
+        """Seconds until the whole has to be over."""
+        return self.total - (time.monotonic() - self.start)
+
+    def commands(self, *commands: Command) -> list[dict[str, Any]]:
+        """Runs commands side by side; what they said goes to the log, its end into the result."""
+        started = [command for command in commands if min(command.limit, self.left()) >= 5]
+        for command in started:
+            command.limit = min(command.limit, self.left())
+            command.start()
+        results = []
+        for command in commands:
+            if command not in started:
+                results.append({"command": " ".join(command.words), "skipped": "no time left"})
+                continue
+            result = command.finish()
+            text = result.pop("output")
+            self.say(f"[{result['seconds']:5.0f} s] exit {result['exit']}: {' '.join(result['command'].split())[:110]}")
+            self.log.append(text)
+            if result["exit"]:
+                print("    " + "\n    ".join(text.splitlines()[-30:]), flush=True)
+            results.append({**result, "tail": text[-3000:]})
+        return results
+
+    def say(self, line: str) -> None:
+        print(line, flush=True)
+        self.log.append(line)
+
+    def stage(self, name: str, job: Callable[[], Any]) -> None:
+        """Runs a stage; whatever happens in it is recorded, and the files are brought up to date."""
+        self.say(f"== {name}, {self.left():.0f} s left")
+        try:
+            self.record["stages"][name] = job()
+        except Exception as error:
+            self.record["stages"][name] = {"error": f"{type(error).__name__}: {error}"}
+            self.say(f"{name}: {type(error).__name__}: {error}")
+        self.write()
+
+    def write(self) -> None:
+        name = self.record.get("gpu") or "no gpu"
+        stem = re.sub(r"\W+", "-", name.lower()).strip("-")
+        text = f"{name}, torch {self.record.get('torch')}\n\n{report.gpu_table(self.record['figures'])}\n"
+        for folder in self.folders:
+            folder.mkdir(parents=True, exist_ok=True)
+            (folder / f"{stem}.json").write_text(json.dumps(self.record, indent=1) + "\n")
+            (folder / f"{stem}.md").write_text(text)
+            if folder != HERE / "results":
+                (folder / "make-gpu.log").write_text("\n".join(self.log) + "\n")
+
+    def failed(self) -> list[str]:
+        """Stages that found a fault, or that could not do their work."""
+        return [name for name, found in self.record["stages"].items() if _is_bad(found)]
+
+
+def _is_bad(found: Any) -> bool:
+    if isinstance(found, list):
+        return any(map(_is_bad, found))
+    if not isinstance(found, dict):
+        return False
+    return bool(found.get("exit") or found.get("error") or found.get("faults")) or any(map(_is_bad, found.values()))
+
+
+def probe(run: Run) -> dict[str, Any]:
+    """What torch says about itself and the GPU, out of a process of its own."""
+    (found,) = run.commands(Command([sys.executable, "-c", PROBE], 60))
+    if found.get("exit"):
+        return {}
+    return json.loads(found["tail"].strip().splitlines()[-1])  # type: ignore[no-any-return]
+
+
+def build(run: Run) -> Any:
     """The extension in place, for the GPU that is there."""
-    import torch
+    if run.dry:
+        return {"skipped": "dry run"}
+    major, minor = run.record["capability"]
+    environment = {
+        "FORCE_CUDA": "1",
+        "TORCH_CUDA_ARCH_LIST": f"{major}.{minor}",
+        "MAX_JOBS": str(os.cpu_count() or 4),
+    }
+    words = [sys.executable, "setup.py", "-q", "build_ext", "--inplace"]
+    return run.commands(Command(words, BUDGETS["build"], environment))
 
-    major, minor = torch.cuda.get_device_capability()
-    jobs = str(os.cpu_count() or 4)
-    command = [sys.executable, "setup.py", "-q", "build_ext", "--inplace"]
-    return run(command, 240, FORCE_CUDA="1", TORCH_CUDA_ARCH_LIST=f"{major}.{minor}", MAX_JOBS=jobs)
+
+def pytest_words(*arguments: str, processes: int = 0) -> list[str]:
+    """pytest as it is there, on several cores if it can."""
+    words = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"]
+    if processes and importlib.util.find_spec("xdist") is not None:
+        words += ["-n", str(min(processes, os.cpu_count() or 1))]
+    return [*words, *arguments]
 
 
-def test() -> dict[str, Any]:
-    """The tests of the kernels on the GPU, each on two streams."""
+def test(run: Run) -> Any:
+    """Every operator on each device, the whole model on the GPU; both on the default stream and on another."""
     if importlib.util.find_spec("pytest") is None:
-        return {"skipped": "no pytest"}
-    return run([sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/test_cuda.py"], 150)
+        return {"error": "no pytest"}
+    only = ["--collect-only"] if run.dry else []
+    return run.commands(*(Command(pytest_words(*only, path), BUDGETS["test"]) for path in GPU_TESTS))
 
 
-def sanitize() -> dict[str, Any]:
-    """compute-sanitizer over a reduced suite, all its tools."""
-    tool_path = shutil.which("compute-sanitizer") or "/usr/local/cuda/bin/compute-sanitizer"
-    if not Path(tool_path).exists():
-        return {"skipped": "no compute-sanitizer"}
-    results = {}
-    for tool in TOOLS:
-        command = [tool_path, "--tool", tool, "--error-exitcode", "99", "--kernel-regex", "kns=hiermt"]
-        command += [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "tests/test_cuda.py"]
-        results[tool] = run([*command, "-k", SANITIZED], 35, PYTORCH_NO_CUDA_MEMORY_CACHING="1")
+def measure(run: Run, competitors: Sequence[str], budget: float) -> Any:
+    """Times competitors one after another, each in a process that leaves its figures as it gets them."""
+    results = []
+    end = run.left() - budget
+    for competitor in competitors:
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "figures.json"
+            words = [sys.executable, str(HERE / "gpu_cases.py"), competitor, str(path)]
+            command = Command(words + (["--dry-run"] if run.dry else []), max(0.0, run.left() - max(end, 0.0)))
+            results += run.commands(command)
+            if path.exists():
+                run.record["figures"] += json.loads(path.read_text())
+                run.write()
+            else:
+                run.record["figures"].append({"case": "all", "competitor": competitor, "skipped": "no figures"})
     return results
 
 
-def timed(steps: list[Callable[[], Any]], repeats: int = 60, graph: bool = True) -> dict[str, Any]:
-    """Median milliseconds of a step by CUDA events, replayed from CUDA graphs if it can be captured.
-
-    `steps` do the same work on different inputs and take turns, so that no run finds its own input in a cache.
-    """
-    import torch
-
-    side = torch.cuda.Stream()
-    side.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(side):
-        for step in [*steps, *steps, *steps][:6]:
-            step()
-    torch.cuda.current_stream().wait_stream(side)
-    torch.cuda.synchronize()
-    calls, how = steps, "eager"
-    if graph:
-        try:
-            captured = []
-            for step in steps:
-                captured.append(torch.cuda.CUDAGraph())
-                with torch.cuda.graph(captured[-1]):
-                    step()
-            calls, how = [one.replay for one in captured], "graph replay"
-        except Exception as error:
-            torch.cuda.synchronize()
-            how = f"eager ({type(error).__name__} in capture)"
-    for call in calls:
-        call()
-    times = []
-    for i in range(repeats):
-        begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-        begin.record()
-        calls[i % len(calls)]()
-        end.record()
-        end.synchronize()
-        times.append(begin.elapsed_time(end))
-    quartiles = statistics.quantiles(times, n=4)
-    return {"ms": statistics.median(times), "q1_ms": quartiles[0], "q3_ms": quartiles[2], "how": how}
+def sanitizer(tool: str) -> list[str] | None:
+    """compute-sanitizer over every operator once: a kernel is a hundred times slower under it."""
+    path = shutil.which("compute-sanitizer") or "/usr/local/cuda/bin/compute-sanitizer"
+    if not Path(path).exists():
+        return None
+    # The filter compares with mangled names. torch's kernels are left alone: none writes what ours read.
+    options = ["--tool", tool, "--error-exitcode", "99", "--kernel-regex", "kns=hiermt", "--print-limit", "20"]
+    words = [path, *options, sys.executable, str(ROOT / "tests" / "operator_cases.py")]
+    return [*words, "--dtypes", "float32", *(["bfloat16", "float64"] if tool == "memcheck" else [])]
 
 
-def forward_case(case: Any, competitor: str) -> dict[str, Any]:
-    """Forward of the whole model, over inputs that take turns."""
-    import cases
-    import torch
-
-    model, (x, *edges) = cases.problem(case, competitor, "cuda")
-    model.eval()
-    edges = _prepared(competitor, x, edges)
-
-    def on(one: Any) -> Callable[[], None]:
-        def step() -> None:
-            with torch.no_grad():
-                model(one, *edges)
-
-        return step
-
-    result = timed([on(torch.randn_like(x)) for _ in range(3)], graph="compiled" not in competitor)
-    return {**result, "stocks_per_s": case.stocks / result["ms"] * 1e3}
+def faults(output: str) -> int | None:
+    """How many errors compute-sanitizer counted; None if it came to no end."""
+    found = re.search(r"ERROR SUMMARY: (\d+) error", output)
+    races = re.search(r"RACECHECK SUMMARY: (\d+) hazard", output)
+    counts = [int(match[1]) for match in (found, races) if match]
+    return max(counts) if counts else None
 
 
-def training_case(case: Any, competitor: str) -> dict[str, Any]:
-    """One training step with Adam, and the memory it takes beyond parameters and input."""
-    import cases
-    import torch
-
-    import hiermt
-
-    model, (x, *edges) = cases.problem(case, competitor, "cuda")
-    edges = _prepared(competitor, x, edges)
-    model.train()
-    signal = torch.randint(0, 2, (x.size(0),), device="cuda")
-    direction = torch.randint(0, 2, (x.size(0),), device="cuda")
-    mask = signal == 1
-    criterion = hiermt.MultiTaskLoss()
-    optimizer = torch.optim.Adam(model.parameters(), lr=1e-3, capturable=True)
-
-    def step() -> None:
-        optimizer.zero_grad(set_to_none=False)
-        criterion.terms(*model(x, *edges), signal, direction, mask).total.backward()
-        optimizer.step()
-
-    step()
-    torch.cuda.synchronize()
-    torch.cuda.reset_peak_memory_stats()
-    before = torch.cuda.memory_allocated()
-    step()
-    torch.cuda.synchronize()
-    peak = torch.cuda.max_memory_allocated() - before
-    result = timed([step], repeats=30, graph="compiled" not in competitor)
-    return {**result, "stocks_per_s": case.stocks / result["ms"] * 1e3, "peak_mb": peak / 1e6}
-
-
-def _prepared(competitor: str, x: Any, edges: list[Any]) -> list[Any]:
-    """A Graph for our own models: prepared once, as a user would."""
-    import hiermt
-
-    return edges if competitor.startswith("pyg") else [hiermt.Graph(edges[0], edges[1], x.size(0))]
-
-
-def decision_case() -> dict[str, Any]:
-    """The decision op over ten million rows against a copy in the same run, in bytes moved per second."""
-    import torch
-
-    from hiermt import functional
-
-    rows, hidden = 10_000_000, 16
-    h = torch.randn(rows, hidden, device="cuda")
-    params = [torch.randn(s, device="cuda") for s in ((16, 16), (16,), (2, 16), (2,), (2, 16), (2,))]
-    to = torch.empty_like(h)
-    copy = timed([lambda: to.copy_(h)], repeats=20)
-
-    def step() -> None:
-        with torch.no_grad():
-            functional.decision(h, params, 0.5, backend="native")
-
-    ours = timed([step], repeats=20)
-    moved = rows * (4 * hidden + 8 + 8 + 16 + 8 + 4)
-    copied = 2 * h.numel() * 4
-    bandwidth = {"decision_gb_s": moved / ours["ms"] / 1e6, "copy_gb_s": copied / copy["ms"] / 1e6}
-    return {**ours, **bandwidth, "of_copy": bandwidth["decision_gb_s"] / bandwidth["copy_gb_s"]}
-
-
-def measure(competitors: tuple[str, ...] = COMPETITORS, keep: Callable[[dict[str, Any]], Any] | None = None) -> Any:
-    """Every case of the targets, ours first; `keep` gets what is known after each case."""
-    sys.path[:0] = [str(ROOT), str(HERE)]
-    import cases
-    import torch
-
-    sizes = {"32 graphs": cases.Case(), "1 graph": cases.Case(copies=1), "1024 graphs": cases.Case(copies=1024)}
-    found: dict[str, Any] = {}
-    jobs: list[tuple[str, Callable[[], dict[str, Any]]]] = []
-    for competitor in competitors:
-        for name, case in sizes.items():
-            if name == "1024 graphs" and competitor != "native":
-                continue
-            jobs.append((f"forward, {name}: {competitor}", lambda c=case, w=competitor: forward_case(c, w)))
-        case = sizes["32 graphs"]
-        jobs.append((f"training step, 32 graphs: {competitor}", lambda c=case, w=competitor: training_case(c, w)))
-        if competitor == "native":
-            jobs.append(("decision, 10 M rows: native", decision_case))
-    for name, job in jobs:
-        if competitors == COMPETITORS and left() < RESERVED_S:
-            found[name] = {"skipped": "no time left"}
-            continue
-        try:
-            found[name] = job()
-        except Exception as error:
-            found[name] = {"error": f"{type(error).__name__}: {error}"[:500]}
-            torch.cuda.synchronize()
-        print(f"{name}: {found[name]}", flush=True)
-        torch.cuda.empty_cache()
-        if keep is not None:
-            keep(found)
+def check(run: Run) -> Any:
+    """All sanitizers, and beside them, on cores they leave idle, the rest of the tests."""
+    limit = BUDGETS["check"]
+    memory = {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}  # an allocation each, so that its ends are known
+    jobs: dict[str, Command | None] = {}
+    for tool in TOOLS:
+        words = sanitizer(tool)
+        jobs[tool] = None if words is None else Command(words, limit, memory)
+    ignored = [f"--ignore-glob=tests/{name}" for name in NOT_HERE] + [f"--ignore={name}" for name in GPU_TESTS]
+    if importlib.util.find_spec("pytest") is not None:
+        words = pytest_words("tests", *ignored, *(["--collect-only"] if run.dry else []), processes=8)
+        jobs["tests"] = Command(words, limit)
+    there = {name: job for name, job in jobs.items() if job is not None}
+    results = dict(zip(there, run.commands(*there.values()), strict=True))
+    found: dict[str, Any] = {name: results.get(name, {"skipped": "not installed"}) for name in jobs}
+    for tool in TOOLS:
+        if "tail" in found[tool]:
+            found[tool]["faults"] = faults(found[tool]["tail"])
     return found
 
 
-def compiled() -> dict[str, Any]:
-    """What torch.compile makes of the others, in a process that can be ended when the time is over."""
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "figures.json"
-        run([sys.executable, str(HERE / "gpu.py"), "--child", str(path)], left() - 5)
-        return json.loads(path.read_text()) if path.exists() else {"torch.compile": {"skipped": "no time left"}}
-
-
-def table(figures: dict[str, Any]) -> str:
-    """A Markdown table of what was timed."""
-    rows = ["| case | median | rate | how |", "|---|---|---|---|"]
-    for name, figure in figures.items():
-        if "ms" not in figure:
-            rows.append(f"| {name} | - | - | {figure.get('error', figure.get('skipped', ''))[:80]} |")
-            continue
-        rate = f"{figure['stocks_per_s'] / 1e6:.1f} M stocks/s" if "stocks_per_s" in figure else ""
-        if "of_copy" in figure:
-            rate = f"{figure['decision_gb_s']:.0f} GB/s, {100 * figure['of_copy']:.0f} % of a copy"
-        if "peak_mb" in figure:
-            rate += f", {figure['peak_mb']:.0f} MB"
-        rows.append(f"| {name} | {1e3 * figure['ms']:.1f} us | {rate} | {figure['how']} |")
-    return "\n".join(rows)
-
-
-def main() -> int:
-    """Runs the parts that were asked for, all by default."""
-    import torch
-
-    if not torch.cuda.is_available():
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs the stages that were asked for, all by default; 1 if one of them found a fault, 2 without a GPU."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("stages", nargs="*", help=f"of {', '.join(BUDGETS)}")
+    parser.add_argument("--dry-run", action="store_true", help="the CPU stands in for the GPU; for a look at the way")
+    parser.add_argument("--out", type=Path, help="instead of bench/results")
+    options = parser.parse_args(arguments)
+    if unknown := set(options.stages) - set(BUDGETS):
+        parser.error(f"unknown stages {', '.join(sorted(unknown))}; expected some of {', '.join(BUDGETS)}")
+    if options.dry_run and options.out is None:
+        parser.error("--dry-run needs --out: its figures are none")
+    folders = [options.out or HERE / "results"]
+    if os.environ.get("OUT"):
+        folders.append(Path(os.environ["OUT"]))
+    run = Run(folders, options.dry_run)
+    run.record.update(probe(run))
+    if run.record.get("gpu") is None and not options.dry_run:
         print("no GPU: torch.cuda.is_available() is False", file=sys.stderr)
         return 2
-    if sys.argv[1:2] == ["--child"]:
-        path = Path(sys.argv[2])
-        measure(COMPILED, lambda found: path.write_text(json.dumps(found)))
-        return 0
-    parts = sys.argv[1:] or list(PARTS)
-    gpu = torch.cuda.get_device_name()
-    record: dict[str, Any] = {
-        "gpu": gpu,
-        "capability": list(torch.cuda.get_device_capability()),
-        "multiprocessors": torch.cuda.get_device_properties(0).multi_processor_count,
-        "torch": torch.__version__,
-        "cuda": torch.version.cuda,
-        "python": sys.version.split()[0],
-        "date": time.strftime("%Y-%m-%d"),
+    work: dict[str, Callable[[], Any]] = {
+        "build": lambda: build(run),
+        "test": lambda: test(run),
+        "time": lambda: measure(run, COMPETITORS, BUDGETS["time"]),
+        "check": lambda: check(run),
+        "compiled": lambda: measure(run, COMPILED, BUDGETS["compiled"]),
     }
-    out = Path(os.environ.get("OUT") or HERE / "results")
-    out.mkdir(parents=True, exist_ok=True)
-    stem = re.sub(r"\W+", "-", gpu.lower()).strip("-")
-    # What matters most comes first.
-    work = {"build": build, "test": test, "time": measure, "sanitize": sanitize, "compiled": compiled}
-    for part, job in work.items():
-        if part in parts:
-            record[part] = job()
-            (out / f"{stem}.json").write_text(json.dumps(record, indent=1) + "\n")
-            if part == "build" and record[part].get("exit"):
-                return 1
-    text = table({**record.get("time", {}), **record.get("compiled", {})})
-    (out / f"{stem}.md").write_text(f"{gpu}, torch {torch.__version__}\n\n{text}\n")
-    print(f"\n{text}\n\nwritten to {out / stem}.json after {time.monotonic() - START:.0f} s")
-    failed = [part for part in ("test",) if record.get(part, {}).get("exit")]
-    failed += [t for t, r in record.get("sanitize", {}).items() if isinstance(r, dict) and r.get("exit") == 99]
+    for name, job in work.items():
+        if name in (options.stages or work):
+            run.stage(name, job)
+            if name == "build" and run.failed():
+                break
+    print(f"\n{report.gpu_table(run.record['figures'])}\n")
+    print(f"written to {', '.join(map(str, folders))} after {time.monotonic() - run.start:.0f} s")
+    failed = run.failed()
     print(f"failed: {', '.join(failed) or 'nothing'}")
     return 1 if failed else 0
 
