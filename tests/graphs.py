@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from hypothesis import strategies as st
+from properties import st
 from torch import Tensor
 
 

@@ -11,7 +11,6 @@ import subprocess
 import sys
 
 import numpy as np
-import pandas as pd
 import pytest
 import torch
 
@@ -20,6 +19,9 @@ from hiermt.cli import artefacts, demo, options, speed, train
 from hiermt.cli.experiment import Experiment, Settings, Trained, pick_device
 from hiermt.cli.main import INTERRUPTED, USER_ERROR, main
 
+pd = pytest.importorskip("pandas")
+pytest.importorskip("sklearn")
+pytest.importorskip("matplotlib")
 STOCKS, DAYS = 5, 330
 FILES = {"model.safetensors", "config.json", "metrics.json", "predictions.csv", "curves.png", "confusion.png"}
 

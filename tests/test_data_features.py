@@ -5,13 +5,13 @@ from __future__ import annotations
 import dataclasses
 
 import numpy as np
-import pandas as pd
 import pytest
 import torch
 
 from hiermt import data
 from hiermt.data import DataError, DataWarning
 
+pd = pytest.importorskip("pandas")
 DAYS = 200
 
 

@@ -8,12 +8,12 @@ import sys
 import warnings
 
 import numpy as np
-import pandas as pd
 import pytest
 
 from hiermt.data import DataError, DataWarning, load_sp500, read_prices, read_sectors
 from hiermt.data import sp500 as sp500_module
 
+pd = pytest.importorskip("pandas")
 DAYS = ["2024-01-02", "2024-01-03", "2024-01-04", "2024-01-05"]
 LONG = """Symbol,Date,Open,High,Low,Close,Volume
 AAA,2024-01-02,10,11,9,10.5,100
@@ -244,7 +244,6 @@ class TestRefusals:
 
 class TestSp500:
     def test_real_prices(self):
-        pytest.importorskip("pandas")
         try:
             prices = load_sp500()
         except ImportError:

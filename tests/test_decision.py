@@ -12,8 +12,7 @@ from collections.abc import Callable
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from properties import given, settings, st
 from torch import Tensor
 
 from hiermt import _extension, functional, reference

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import pytest
 import torch
 from graphs import small_graphs
-from hypothesis import given, settings
+from properties import given, settings
 from torch import Tensor
 
 from hiermt import _extension, functional, reference

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from graphs import small_graphs
-from hypothesis import given, settings
+from properties import given, settings
 from torch import Tensor
 
 from hiermt import _extension, reference

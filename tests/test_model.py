@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 from graphs import small_graphs
-from hypothesis import HealthCheck, given, settings
+from properties import HealthCheck, given, settings
 from torch import Tensor
 
 import hiermt

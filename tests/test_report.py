@@ -11,6 +11,7 @@ from hiermt import report
 
 class TestReport:
     def test_scores_by_hand(self):
+        pytest.importorskip("sklearn")
         truth = torch.tensor([[0, 1], [2, 2], [1, 2]])
         predictions = torch.tensor([[0, 1], [2, 1], [2, 2]])
         up = (predictions == 2).float()
@@ -31,6 +32,8 @@ class TestReport:
         assert scores["direction"]["confusion"] == [[1, 0], [1, 2]]
 
     def test_nothing_moved(self, tmp_path):
+        pytest.importorskip("sklearn")
+        pytest.importorskip("matplotlib")
         truth = torch.ones(3, 2, dtype=torch.int64)
         scores = report.evaluate(truth, torch.full((3, 2, 4), 0.5), truth)
         assert scores["direction"] == {"count": 0, "classes": ["Down", "Up"]}
@@ -48,6 +51,7 @@ class TestReport:
         assert all(text in line for line in lines)
 
     def test_curves_of_one_epoch_without_validation(self, tmp_path):
+        pytest.importorskip("matplotlib")
         losses = {f"train_{name}_loss": [0.7] for name in ("total", "signal", "direction")}
         report.draw_curves(losses, tmp_path / "curves.png")
         assert (tmp_path / "curves.png").stat().st_size > 1000
