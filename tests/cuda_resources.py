@@ -8,12 +8,13 @@ Run as a script it prints a table and exits with 1 if a hot kernel touches local
 from __future__ import annotations
 
 import argparse
+import os
 import re
 import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
@@ -105,6 +106,13 @@ def short(name: str) -> str:
             name = name[:i]
             break
     return name.removeprefix("void ").strip()
+
+
+def asked(environment: Mapping[str, str] = os.environ) -> tuple[int, ...]:
+    """The architectures of :data:`ARCHITECTURES` that ``TORCH_CUDA_ARCH_LIST`` leaves, all of them without it."""
+    listed = environment.get("TORCH_CUDA_ARCH_LIST", "")
+    wanted = {int(major + minor) for major, minor in re.findall(r"(\d+)\.(\d)", listed)}
+    return tuple(arch for arch in ARCHITECTURES if arch in wanted) if wanted else ARCHITECTURES
 
 
 def of_build() -> list[Kernel]:
