@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import time
 
 import torch
 from torch import distributed
@@ -61,6 +62,9 @@ def main() -> None:
     if rank == 0:
         print(f"{world} processes, batches of {world} x {args.batch_size}: loss {losses[0]:.4f} -> {losses[-1]:.4f}")
     distributed.destroy_process_group()
+    # A thread of gloo lets go of a Python object once a backward is over, and an interpreter that is ending by
+    # then aborts (seen with torch 2.13); a script that does more after training has given it the time.
+    time.sleep(0.2)
 
 
 if __name__ == "__main__":
