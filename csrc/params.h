@@ -177,7 +177,7 @@ struct GatedScanForward {
 
 template <class S, class C>
 struct GatedScanBackward {
-  GatedScanForward<S> forward;  // h and gates hold the saved values, read only
+  GatedScanForward<S> forward;  // h and gates hold the saved values, read only; CUDA does without gates
   const S* grad_h;              // [N, T, H] cotangent of h, or nullptr
   const S* grad_h_last;         // [N, H] cotangent of h_last, or nullptr
   S* grad_x;                    // [N, T, F] or nullptr; accumulate: added to what is there
@@ -208,7 +208,7 @@ struct TgcnLayerForward {
 
 template <class S, class C>
 struct TgcnLayerBackward {
-  TgcnLayerForward<S> forward;  // h, gates and g hold the saved values, read only
+  TgcnLayerForward<S> forward;  // h, gates and g hold the saved values, read only; CUDA does without gates
   const S* grad_h;              // [N, T, H] or nullptr
   const S* grad_h_last;         // [N, H] or nullptr
   S* grad_x;                    // [N, T, F] or nullptr

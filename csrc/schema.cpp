@@ -6,8 +6,8 @@
 //           (node n = copy * S + node), T time steps, F input channels, H hidden channels, E entries of the
 //           CSR after the convolution's self-loop rule, E0 edges as given, K channels between two linears
 // csr:      rowptr [S+1], col [E], t_rowptr [S+1], t_row [E], t_perm [E], blocks [any], all int32; blocks on
-// the CPU dtypes:   float is any of float32, float64, bfloat16 and, on CUDA, float16; one op call sees one of
-// them.
+//           the CPU
+// dtypes:   float is any of float32, float64, bfloat16 and, on CUDA, float16; one op call sees one of them.
 //           Gradients of parameters have the dtype that the kernel computes in: float64 for float64, else
 //           float32.
 // Outputs are contiguous. An output that was not asked for is an empty tensor.
@@ -73,18 +73,18 @@ STABLE_TORCH_LIBRARY(hiermt, m) {
   // One T-GCN layer: g = sigmoid(stack of convolutions of x), then the gated scan from a zero state.
   //   x [N, T, F], any strides; edge_weight [E]: weight (GATv2 with an edge term) or norm (GCN) in CSR order
   //   conv_params: for each convolution the params of gatv2_conv (and lin_edge [H] if `edge`) or lin.weight
-  //   [H, F], bias [H] of a GCN; gate_params: weight [H, F + 2H] and bias [H] of u, r, c between: leaky_relu
-  //   between the convolutions only, or after the last one too save: keep what the backward reads, 5 H
-  //   elements a node and step
-  //   -> out [N, T, H] if `sequence`, else [N, H]; if saved: h [N, T, H] unless it is `out`, gates [N, T, 3,
-  //   H],
-  //      g [N, T, H]
+  //     [H, F], bias [H] of a GCN; gate_params: weight [H, F + 2H] and bias [H] of u, r, c
+  //   between: leaky_relu between the convolutions only, or after the last one too
+  //   save: keep what the backward reads, on the CPU 5 H elements a node and step; CUDA keeps h and g and
+  //     computes the gates again, 2 H
+  //   -> out [N, T, H] if `sequence`, else [N, H]; if saved: h [N, T, H] unless it is `out`, gates
+  //      [N, T, 3, H] (CPU), g [N, T, H]
   m.def(
       "tgcn_layer(Tensor x, Tensor[] csr, Tensor? edge_weight, Tensor[] conv_params, Tensor[] gate_params, "
       "int conv_layers, bool gat, bool edge, bool between, bool sequence, bool save) -> "
       "(Tensor out, Tensor h, Tensor gates, Tensor g)");
 
-  // grad_out: the cotangent of out, contiguous; h: the whole sequence
+  // grad_out: the cotangent of out, contiguous; h: the whole sequence; gates: not read by CUDA
   //   -> grad_x [N, T, F], the gradients of conv_params, of gate_params and of edge_weight
   m.def(
       "tgcn_layer_backward(Tensor grad_out, Tensor x, Tensor[] csr, Tensor? edge_weight, Tensor[] "

@@ -121,12 +121,13 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> tgcn_layer(Tensor x, std::vector<Tens
   const bool need_h = sequence || save;
   const Tensor h = need_h ? empty({nodes, a.steps, a.hidden}, a.dtype, x) : empty({0}, a.dtype, x);
   const Tensor last = sequence ? empty({0}, a.dtype, x) : empty({nodes, a.hidden}, a.dtype, x);
-  const Tensor gates = save ? empty({nodes, a.steps, 3, a.hidden}, a.dtype, x) : empty({0}, a.dtype, x);
+  const bool save_gates = save && x.is_cpu();
+  const Tensor gates = save_gates ? empty({nodes, a.steps, 3, a.hidden}, a.dtype, x) : empty({0}, a.dtype, x);
   const Tensor g = save ? empty({nodes, a.steps, a.hidden}, a.dtype, x) : empty({0}, a.dtype, x);
   dispatch_floating(op, "x", a.dtype, [&](auto type) {
     using S = typename decltype(type)::type;
     const Layer<S> layer(a, x, edge_weight, conv_params, gate_params, output<S>(h, need_h),
-                         output<S>(last, !sequence), output<S>(gates, save), output<S>(g, save));
+                         output<S>(last, !sequence), output<S>(gates, save_gates), output<S>(g, save));
     const TgcnLayerForward<S>& p = layer.params;
     run_native<S>(
         op, "x", x, [&](const auto& kernels) { kernels.tgcn_layer_forward(p); },
@@ -150,7 +151,7 @@ std::vector<Tensor> tgcn_layer_backward(Tensor grad_out, Tensor x, std::vector<T
       check_arguments(op, x, csr, edge_weight, conv_params, gate_params, conv_layers, gat, edge, between);
   const int64_t nodes = x.size(0);
   check_parameter(op, "h", h, {nodes, a.steps, a.hidden}, "x", x);
-  check_parameter(op, "gates", gates, {nodes, a.steps, 3, a.hidden}, "x", x);
+  if (x.is_cpu()) check_parameter(op, "gates", gates, {nodes, a.steps, 3, a.hidden}, "x", x);
   check_parameter(op, "g", g, {nodes, a.steps, a.hidden}, "x", x);
   if (sequence) {
     check_parameter(op, "grad_out", grad_out, {nodes, a.steps, a.hidden}, "x", x);
@@ -171,8 +172,8 @@ std::vector<Tensor> tgcn_layer_backward(Tensor grad_out, Tensor x, std::vector<T
     using C = Compute<S>;
     // The kernel only reads what was saved.
     const auto saved = [](const Tensor& tensor) { return const_cast<S*>(data<S>(tensor)); };
-    const Layer<S> layer(a, x, edge_weight, conv_params, gate_params, saved(h), nullptr, saved(gates),
-                         saved(g));
+    const Layer<S> layer(a, x, edge_weight, conv_params, gate_params, saved(h), nullptr,
+                         x.is_cpu() ? saved(gates) : nullptr, saved(g));
     std::vector<GatV2Grads<C>> gat_grads;
     std::vector<GcnGrads<C>> gcn_grads;
     for (int64_t k = 0; k < (need_conv ? conv_layers : 0); ++k) {

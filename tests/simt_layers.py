@@ -98,11 +98,8 @@ def layer_both(case: LayerCase, dtype: torch.dtype, environment: dict[str, str] 
     problem = case.problem
     total = problem.copies * problem.nodes
     sequence, state = ((total, problem.steps, problem.hidden), dtype), ((total, problem.hidden), dtype)
-    gates_shape = ((total, problem.steps, 3, problem.hidden), dtype)
     integers, inputs = layer_arguments(case, layer)
-    h, h_last, gates, g = run(
-        "tgcn_layer", dtype, integers, inputs, [sequence, state, gates_shape, sequence], environment
-    )
+    h, h_last, _, g = run("tgcn_layer", dtype, integers, inputs, [sequence, state, None, sequence], environment)
     (alone,) = run("tgcn_layer", dtype, integers, inputs, [None, state, None, None], environment)[1:2]
     assert torch.equal(alone, h_last)
 
@@ -131,7 +128,7 @@ def layer_both(case: LayerCase, dtype: torch.dtype, environment: dict[str, str] 
     compute = torch.float64 if dtype == torch.float64 else torch.float32
     leaves = [x, *(p for one in conv for p in one), *gate_params, edge_weight]
     outputs = [None if p is None else (tuple(p.shape), dtype if i == 0 else compute) for i, p in enumerate(leaves)]
-    grads = run("tgcn_layer_backward", dtype, integers, [*inputs, h, gates, g, *grads_in], outputs, environment)
+    grads = run("tgcn_layer_backward", dtype, integers, [*inputs, h, None, g, *grads_in], outputs, environment)
     truth = iter(torch.autograd.grad(value, [p for p in leaves if p is not None], seed, allow_unused=True))
     pairs = []
     for i, (p, grad) in enumerate(zip(leaves, grads, strict=True)):
@@ -139,4 +136,4 @@ def layer_both(case: LayerCase, dtype: torch.dtype, environment: dict[str, str] 
             one = next(truth)
             pairs.append((f"argument {i}", grad, torch.zeros_like(p) if one is None else one))
     assert_gradients(pairs, dtype)
-    return [h, h_last, gates, g, *grads]
+    return [h, h_last, g, *grads]

@@ -4,22 +4,6 @@
 namespace hiermt::cuda {
 namespace {
 
-// The input columns of the three gates, [F + H, 3H].
-template <class S>
-struct InputWeights {
-  GateWeights<S> weights;
-  int columns, hidden;
-
-  __device__ Compute<S> weight(int k, int n) const {
-    const int gate = n / hidden;
-    return load(gate_weight(weights, gate) + (n - gate * hidden) * columns + k);
-  }
-  __device__ Compute<S> bias(int n) const {
-    const int gate = n / hidden;
-    return load(gate_bias(weights, gate) + n - gate * hidden);
-  }
-};
-
 // Writes what a step leaves behind, as far as it is wanted.
 template <class S>
 __device__ __forceinline__ void write_step(const GatedScanForward<S>& p, int64_t row, int c, Compute<S> u,
@@ -186,7 +170,7 @@ int gated_scan_forward(const GatedScanForward<S>& p, void* workspace, void* stre
   const ForwardMemory<C> memory(workspace, rows, p.hidden);
   const int hidden = static_cast<int>(p.hidden), channels = static_cast<int>(p.x.channels);
   HIERMT_CUDA_RETURN_IF_ERROR(linear<C>(
-      GateInputs<S, false>{p}, InputWeights<S>{p.weights, channels + 2 * hidden, hidden},
+      GateInputs<S, false>{p}, GateColumns<S>{p.weights, channels + 2 * hidden, hidden, 0},
       PairOut<C>{memory.from_input, nullptr, 3 * hidden}, rows, channels + hidden, 3 * p.hidden, stream));
   return gated_scan_recurrence(p, workspace, stream_);
 }

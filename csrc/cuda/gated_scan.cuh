@@ -122,6 +122,22 @@ cudaError_t dispatch_scan(int64_t hidden, F&& f, G&& wide) {
   return wide(std::integral_constant<int, 0>{});
 }
 
+// Columns of the weights of the gates, those of gate `first_gate` first, as one matrix [F + 2H, gates * H].
+template <class S>
+struct GateColumns {
+  GateWeights<S> weights;
+  int columns, hidden, first_gate;
+
+  __device__ Compute<S> weight(int k, int n) const {
+    const int gate = n / hidden;
+    return load(gate_weight(weights, first_gate + gate) + (n - gate * hidden) * columns + k);
+  }
+  __device__ Compute<S> bias(int n) const {
+    const int gate = n / hidden;
+    return load(gate_bias(weights, first_gate + gate) + n - gate * hidden);
+  }
+};
+
 // [x_t, g_t], and for the gradient of the weights also the state before the step, reset or not.
 template <class S, bool kReset>
 struct GateInputs {

@@ -1,9 +1,10 @@
-// The recurrence of the T-GCN cell, backward. From the saved gates, with h' the cotangent of a state:
+// The recurrence of the T-GCN cell, backward. From the gates, with h' the cotangent of a state:
 //
 //   c' = h' (1 - u) (1 - c^2)     u' = h' (h_{t-1} - c) u (1 - u)     q = W_c^T c'
 //   r' = q h_{t-1} r (1 - r)      h'_{t-1} = h' u + q r + W_u^T u' + W_r^T r'
 //
 // The scan writes u', r', c'; what they mean for the inputs and the weights is dense work over all steps.
+// Gates that were not saved are computed again from the states, all steps at once.
 #include "gated_scan.cuh"
 
 namespace hiermt::cuda {
@@ -203,38 +204,70 @@ struct GateRows {
   __device__ C load(const Row& row, int k) const { return grad_gates[row.offset + k]; }
 };
 
-template <class C>
+// One of the gates' columns, after its nonlinearity.
+template <class S>
+struct GateOut {
+  S* gates;  // [N * T, 3H]
+  int hidden, first_gate;
+
+  __device__ void write(int row, int n, Compute<S> value) const {
+    store(gates + static_cast<int64_t>(row) * 3 * hidden + first_gate * hidden + n,
+          first_gate == 2 ? tangent(value) : sigmoid(value));
+  }
+};
+
+template <class S>
 struct BackwardMemory {
+  using C = Compute<S>;
   Workspace memory;
   C* grad_gates;  // [N * T, 3H]
+  S* gates;       // [N * T, 3H], unless they were saved
   C* packed;      // [3, H, H]
   C* partial;
 
-  template <class P>
-  BackwardMemory(void* base, const P& p, int64_t rows) : memory(base) {
+  BackwardMemory(void* base, const GatedScanBackward<S, C>& p, int64_t rows) : memory(base) {
     const int64_t hidden = p.forward.hidden;
-    grad_gates = memory.take<C>(rows * 3 * hidden);
-    packed = memory.take<C>(3 * hidden * hidden);
-    partial = memory.take<C>(weight_grad_values(rows, 2 * hidden, p.forward.x.channels + 2 * hidden));
+    grad_gates = memory.template take<C>(rows * 3 * hidden);
+    gates = p.forward.gates != nullptr ? p.forward.gates : memory.template take<S>(rows * 3 * hidden);
+    packed = memory.template take<C>(3 * hidden * hidden);
+    partial =
+        memory.template take<C>(weight_grad_values(rows, 2 * hidden, p.forward.x.channels + 2 * hidden));
   }
 };
+
+// u and r from the states before, then c from r.
+template <class S>
+cudaError_t compute_gates(const GatedScanForward<S>& f, int64_t rows, cudaStream_t stream) {
+  using C = Compute<S>;
+  const int hidden = static_cast<int>(f.hidden), columns = static_cast<int>(f.x.channels) + 2 * hidden;
+  HIERMT_CUDA_RETURN_IF_ERROR(linear<C>(GateInputs<S, false>{f},
+                                        GateColumns<S>{f.weights, columns, hidden, 0},
+                                        GateOut<S>{f.gates, hidden, 0}, rows, columns, 2 * f.hidden, stream));
+  return linear<C>(GateInputs<S, true>{f}, GateColumns<S>{f.weights, columns, hidden, 2},
+                   GateOut<S>{f.gates, hidden, 2}, rows, columns, f.hidden, stream);
+}
 
 }  // namespace
 
 template <class S>
 size_t gated_scan_backward_workspace(const GatedScanBackward<S, Compute<S>>& p) {
   const GatedScanForward<S>& f = p.forward;
-  return BackwardMemory<Compute<S>>(nullptr, p, f.copies * f.num_nodes * f.steps).memory.bytes();
+  return BackwardMemory<S>(nullptr, p, f.copies * f.num_nodes * f.steps).memory.bytes();
 }
 
 template <class S>
-int gated_scan_backward(const GatedScanBackward<S, Compute<S>>& p, void* workspace, void* stream_) {
+int gated_scan_backward(const GatedScanBackward<S, Compute<S>>& given, void* workspace, void* stream_) {
   using C = Compute<S>;
   const cudaStream_t stream = static_cast<cudaStream_t>(stream_);
+  GatedScanBackward<S, C> p = given;
   const GatedScanForward<S>& f = p.forward;
   const int64_t nodes = f.copies * f.num_nodes, rows = nodes * f.steps;
   if (!supported(nodes, f.steps, f.hidden)) return cudaErrorInvalidValue;
-  const BackwardMemory<C> memory(workspace, p, rows);
+  const BackwardMemory<S> memory(workspace, p, rows);
+  if (f.gates == nullptr) {
+    p.forward.gates = memory.gates;
+    HIERMT_CUDA_RETURN_IF_ERROR(compute_gates(f, rows, stream));
+  }
   const int hidden = static_cast<int>(f.hidden), channels = static_cast<int>(f.x.channels);
   const int columns = channels + 2 * hidden;
 
