@@ -1,0 +1,146 @@
+// What kernels share whose blocks own all nodes of one copy of the graph for a few time steps, so that no
+// edge leaves a block. A thread owns one node at one step (an item) with all its channels, so a score needs
+// no exchange between lanes; lanes are neighbouring steps of the same node first, which walk the same entries
+// and read a neighbour's channels in one piece.
+#pragma once
+
+#include "device.cuh"
+
+namespace hiermt::cuda {
+
+// Blocks beyond one on each multiprocessor of a large GPU gain nothing; fewer leave some of them idle.
+constexpr int64_t kWantedBlocks = 132;
+// Above, to sort the nodes by degree would cost more than it saves.
+constexpr int kMaxSortedNodes = 1024;
+constexpr int kMaxStackConvs = 3;
+
+template <int kHidden>
+constexpr int kStackThreads = kHidden <= 16 ? 384 : 256;
+
+template <int kHidden>
+__device__ __forceinline__ void copy_channels(const float* from, float (&to)[kHidden]) {
+#pragma unroll
+  for (int c = 0; c < kHidden; c += 4) {
+    const float4 quad = *reinterpret_cast<const float4*>(from + c);
+    to[c] = quad.x, to[c + 1] = quad.y, to[c + 2] = quad.z, to[c + 3] = quad.w;
+  }
+}
+
+// sum[c] += value * weights[c]
+template <int kHidden>
+__device__ __forceinline__ void add_scaled(const float* weights, float value, float (&sum)[kHidden]) {
+#pragma unroll
+  for (int c = 0; c < kHidden; c += 4) {
+    const float4 quad = *reinterpret_cast<const float4*>(weights + c);
+    sum[c] += value * quad.x;
+    sum[c + 1] += value * quad.y;
+    sum[c + 2] += value * quad.z;
+    sum[c + 3] += value * quad.w;
+  }
+}
+
+// Channels of (node, step) in shared memory, four by four, steps of a node side by side.
+template <int kHidden>
+struct Tile {
+  float* data;
+  int chunk;
+
+  __device__ __forceinline__ float4* at(int node, int step) const {
+    return reinterpret_cast<float4*>(data) + node * (kHidden / 4) * chunk + step;
+  }
+  __device__ __forceinline__ void read(int node, int step, float (&values)[kHidden]) const {
+    const float4* from = at(node, step);
+#pragma unroll
+    for (int q = 0; q < kHidden / 4; ++q) {
+      const float4 quad = from[q * chunk];
+      values[4 * q] = quad.x, values[4 * q + 1] = quad.y, values[4 * q + 2] = quad.z,
+                 values[4 * q + 3] = quad.w;
+    }
+  }
+  __device__ __forceinline__ void write(int node, int step, const float (&values)[kHidden]) const {
+    float4* to = at(node, step);
+#pragma unroll
+    for (int q = 0; q < kHidden / 4; ++q) {
+      to[q * chunk] = float4{values[4 * q], values[4 * q + 1], values[4 * q + 2], values[4 * q + 3]};
+    }
+  }
+};
+
+// order[rank] = node, by falling degree: the nodes of a warp then have about the same number of entries.
+__device__ inline void order_by_degree(const CsrGraph& graph, int nodes, int* order) {
+  for (int node = static_cast<int>(threadIdx.x); node < nodes; node += static_cast<int>(blockDim.x)) {
+    const int degree = graph.rowptr[node + 1] - graph.rowptr[node];
+    int rank = node;
+    if (nodes <= kMaxSortedNodes) {
+      rank = 0;
+      for (int other = 0; other < nodes; ++other) {
+        const int theirs = graph.rowptr[other + 1] - graph.rowptr[other];
+        rank += theirs > degree || (theirs == degree && other < node) ? 1 : 0;
+      }
+    }
+    order[rank] = node;
+  }
+}
+
+// The items of a block, and which thread has which: the same in every round of calls.
+struct StackItems {
+  int nodes, chunk;
+  const int* order;
+
+  // Calls f(node, step) for the items of this thread. Every second round runs backwards, so that a thread
+  // that had a node of high degree gets one of low degree next.
+  template <class F>
+  __device__ __forceinline__ void for_each(F&& f) const {
+    const int items = nodes * chunk;
+    const int width = static_cast<int>(blockDim.x), thread = static_cast<int>(threadIdx.x);
+    bool backwards = false;
+    for (int first = 0; first < items; first += width, backwards = !backwards) {
+      const int count = items - first < width ? items - first : width;
+      if (thread >= count) continue;
+      const int item = first + (backwards ? count - 1 - thread : thread);
+      const int rank = item / chunk;
+      f(order[rank], item - rank * chunk);
+    }
+  }
+};
+
+// x of one copy from a block's first step on.
+template <class S>
+struct StackInput {
+  const S* data;
+  int64_t stride_node, stride_step, stride_channel;
+  int channels;
+
+  __device__ StackInput(const SequenceView<S>& x, int copy, int first_step)
+      : data(x.data + copy * x.stride_copy + first_step * x.stride_time),
+        stride_node(x.stride_node),
+        stride_step(x.stride_time),
+        stride_channel(x.stride_channel),
+        channels(static_cast<int>(x.channels)) {}
+  __device__ __forceinline__ const S* row(int node, int step) const {
+    return data + node * stride_node + step * stride_step;
+  }
+};
+
+// The widest input of a convolution of the stack, for the memory of its weights.
+__host__ __device__ constexpr int64_t widest_input(int64_t channels, int64_t hidden, int64_t conv_layers) {
+  return channels > hidden || conv_layers == 1 ? channels : hidden;
+}
+
+// Steps a block takes: as few as keep every multiprocessor busy, and no more than fit into `limit` bytes.
+// bytes(chunk) is the shared memory of a block with so many steps.
+template <class Bytes>
+int64_t steps_per_block(int64_t steps, int64_t copies, size_t limit, Bytes&& bytes) {
+  const int64_t wanted = kWantedBlocks / (copies > 0 ? copies : 1);
+  const int64_t blocks_per_copy = wanted > 0 ? wanted : 1;
+  int64_t chunk = ceil_div<int64_t>(steps, blocks_per_copy < steps ? blocks_per_copy : steps);
+  while (chunk > 1 && bytes(chunk) > limit) --chunk;
+  return chunk;
+}
+
+// Threads of a block: every thread gets the same number of items, give or take one warp.
+inline int64_t stack_threads(int64_t items, int64_t most) {
+  return ceil_div<int64_t>(ceil_div(items, ceil_div(items, most)), kWarp) * kWarp;
+}
+
+}  // namespace hiermt::cuda
