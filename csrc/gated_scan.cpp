@@ -90,11 +90,12 @@ Tensor gated_scan_projected(Tensor z, std::vector<Tensor> gates, bool sequence) 
     check_parameter(op, kGateNames[i], gates[i], {hidden, channels + 2 * hidden}, "z", z);
     check_parameter(op, kGateNames[i + 1], gates[i + 1], {hidden}, "z", z);
   }
+  check_cuda_limits(op, z, hidden);
   const int64_t nodes = z.size(0), steps = z.size(1);
   const Tensor h =
       sequence ? empty({nodes, steps, hidden}, z.scalar_type(), z) : empty({0}, z.scalar_type(), z);
   const Tensor last = sequence ? empty({0}, z.scalar_type(), z) : empty({nodes, hidden}, z.scalar_type(), z);
-  dispatch_cpu(op, "z", z.scalar_type(), [&](auto type) {
+  dispatch_floating(op, "z", z.scalar_type(), [&](auto type) {
     using S = typename decltype(type)::type;
     GatedScanForward<S> p{};
     p.copies = 1;
@@ -109,7 +110,12 @@ Tensor gated_scan_projected(Tensor z, std::vector<Tensor> gates, bool sequence) 
     p.z = data<S>(z);
     p.z_stride_node = z.stride(0);
     p.z_stride_time = z.stride(1);
-    cpu::kernels_of<S>().gated_scan_forward(p);
+    run_native<S>(
+        op, "z", z, [&](const auto& kernels) { kernels.gated_scan_forward(p); },
+        [&](void* stream) {
+          const Tensor workspace = workspace_of(cuda::gated_scan_projected_workspace(p), z);
+          return cuda::gated_scan_projected(p, workspace.mutable_data_ptr(), stream);
+        });
   });
   return sequence ? h : last;
 }
@@ -173,6 +179,7 @@ STABLE_TORCH_LIBRARY_IMPL(hiermt, CPU, m) {
 STABLE_TORCH_LIBRARY_IMPL(hiermt, CUDA, m) {
   m.impl("gated_scan", TORCH_BOX(&gated_scan));
   m.impl("gated_scan_backward", TORCH_BOX(&gated_scan_backward));
+  m.impl("gated_scan_projected", TORCH_BOX(&gated_scan_projected));
 }
 #endif
 

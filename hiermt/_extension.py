@@ -42,8 +42,6 @@ OPERATORS = (
     "gather_windows",
     "gated_scan_projected",
 )
-# Never called with tensors on a GPU: a short cut that a GPU does without.
-_ON_CPU_ALONE = {"gated_scan_projected"}
 _REBUILD = "pip install --no-build-isolation . in hiermt's source tree (python -m hiermt info tells more)"
 
 
@@ -161,7 +159,7 @@ def _without_kernel(key: str, names: Iterable[str]) -> list[str]:
 
 @cache
 def _without_cuda_kernel() -> list[str]:
-    return _without_kernel("CUDA", set(OPERATORS) - _ON_CPU_ALONE)
+    return _without_kernel("CUDA", OPERATORS)
 
 
 def _left_out(package: Path) -> dict[str, str]:

@@ -111,7 +111,7 @@ class LivePredictor:
             raise ValueError(f"window: expected 1 or more, got {window}")
         self.model, self.window, self.threshold = model.eval(), window, threshold
         self.graph = graph
-        self._layer = _FirstLayer(model, graph, graph.device)
+        self._layer = _FirstLayer(model, graph)
         self.days = 0
         # Every day is written twice, a window apart, so that the last window always lies in one piece.
         self._ring: Tensor | None = None
@@ -152,19 +152,13 @@ class LivePredictor:
 
 
 class _FirstLayer:
-    """What the first layer computes a day at a time, in the form its recurrence reads.
+    """What the first layer computes a day at a time: ``W [x, g] + b`` of the three gates, for its recurrence."""
 
-    Where the recurrence takes projections, that is ``W [x, g] + b`` of the three gates; else ``x`` and ``g``. On a GPU
-    it does not: projecting again costs less there than reading three times as much.
-    """
-
-    def __init__(self, model: TGCN_HierarchicalMT, graph: Graph, device: torch.device) -> None:
+    def __init__(self, model: TGCN_HierarchicalMT, graph: Graph) -> None:
         self.cell = _cells(model)[0]
         self.graph = graph
-        self.channels = self.cell.in_channels
         self.gates = [gate.detach() for gate in self.cell.gates()]
-        self.projects = device.type == "cpu"
-        width = self.channels + self.cell.hidden_size
+        width = self.cell.in_channels + self.cell.hidden_size
         self.weight = torch.cat([weight[:, :width] for weight in self.gates[::2]])
         self.bias = torch.cat(self.gates[1::2])
         # Looked up once: a new day is so little work that the way through the modules would show.
@@ -179,25 +173,20 @@ class _FirstLayer:
         self.sigmoid_left = not between
 
     def inputs(self, series: Tensor) -> Tensor:
-        """``[S, D, F]`` to ``[D, S, 3 H]``, or to ``[D, S, F + H]``; contiguous."""
+        """``[S, D, F]`` to ``[D, S, 3 H]``, contiguous."""
         g = series
         for params, activation in self.convs:
             g = self.convolve(g, self.graph, *params, activation=activation, backend=self.cell.gcn.backend)
         if self.sigmoid_left:
             g = torch.sigmoid(g)
         rows = torch.cat([series.transpose(0, 1), g.transpose(0, 1)], dim=-1)
-        return F.linear(rows, self.weight, self.bias) if self.projects else rows
+        return F.linear(rows, self.weight, self.bias)
 
     def scan(self, inputs: Tensor, sequence: bool) -> Tensor:
-        """The recurrence over windows ``[B, S, T, *]`` of what :meth:`inputs` gave: ``[B * S, T, H]`` or the last."""
-        rows = inputs.flatten(0, 1)
-        backend = self.cell.gcn.backend
-        if self.projects:
-            native = _backend.native(backend, inputs.device, inputs.dtype)
-            run = _backend.operator("gated_scan_projected", native)
-            return run(rows, self.gates, sequence)  # type: ignore[no-any-return]
-        x, g = rows[..., : self.channels], rows[..., self.channels :]
-        return functional.gated_scan(x, g, None, self.gates, sequence=sequence, backend=backend)
+        """The recurrence over windows ``[B, S, T, 3 H]`` of what :meth:`inputs` gave: ``[B * S, T, H]`` or the last."""
+        native = _backend.native(self.cell.gcn.backend, inputs.device, inputs.dtype)
+        run = _backend.operator("gated_scan_projected", native)
+        return run(inputs.flatten(0, 1), self.gates, sequence)  # type: ignore[no-any-return]
 
 
 def _chunks(
@@ -215,7 +204,7 @@ def _chunks(
     if isinstance(graph, DynamicGraph):
         runs = graph.runs([start + window - 1 for start in starts])
     for current, positions in runs:
-        layer = _FirstLayer(model, current, series.device)
+        layer = _FirstLayer(model, current)
         # Days [first, last) of what the first layer reads are at hand.
         first = last = starts[positions.start]
         inputs: Tensor | None = None

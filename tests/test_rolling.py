@@ -122,25 +122,6 @@ def test_graphs_that_change(backend: str) -> None:
         check(predict_rolling(model, series, stocks(0), WINDOW), expected)
 
 
-@pytest.mark.parametrize("stride", [1, 3])
-def test_the_way_a_gpu_takes(backend: str, stride: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The recurrence reads features and convolutions of every window in place, and projects them itself."""
-    from hiermt import rolling
-
-    start = rolling._FirstLayer.__init__
-
-    def as_on_a_gpu(self: rolling._FirstLayer, *args: object) -> None:
-        start(self, *args)
-        self.projects = False
-
-    monkeypatch.setattr(rolling._FirstLayer, "__init__", as_on_a_gpu)
-    model, series, graph = make(backend), history(), stocks()
-    expected = one_by_one(model, series, graph, WINDOW, stride)
-    check(predict_rolling(model, series, graph, WINDOW, stride, chunk=4), expected)
-    live = LivePredictor(model, graph, WINDOW)
-    check(live.extend(series[:, :WINDOW]), Decisions(*(column[:1] for column in expected)))
-
-
 def test_a_day_at_a_time(backend: str) -> None:
     model, series, graph = make(backend), history(), stocks()
     expected = one_by_one(model, series, graph, WINDOW)

@@ -4,6 +4,13 @@
 namespace hiermt::cuda {
 namespace {
 
+// What the gates take from x and g, biases included: [3, H] of a node at a step, H neighbours each.
+template <class In>
+struct GateRows {
+  const In* data;
+  int64_t stride_node, stride_time;
+};
+
 // Writes what a step leaves behind, as far as it is wanted.
 template <class S>
 __device__ __forceinline__ void write_step(const GatedScanForward<S>& p, int64_t row, int c, Compute<S> u,
@@ -19,9 +26,9 @@ __device__ __forceinline__ void write_step(const GatedScanForward<S>& p, int64_t
 }
 
 // One thread a channel, its weights in registers; the state of a node is seen by the lanes of one warp alone.
-template <class S, int kHidden>
+template <class S, class In, int kHidden>
 __global__ void __launch_bounds__(kScanThreads)
-    gated_scan_fwd_kernel(GatedScanForward<S> p, const Compute<S>* from_input, int nodes) {
+    gated_scan_fwd_kernel(GatedScanForward<S> p, GateRows<In> from_input, int nodes) {
   using C = Compute<S>;
   static_assert(kWarp % kHidden == 0 && kHidden % 4 == 0);
   SharedMemory memory;
@@ -45,15 +52,16 @@ __global__ void __launch_bounds__(kScanThreads)
   __syncwarp();
 
   const int64_t first_row = static_cast<int64_t>(node) * steps;
-  const C* inputs = from_input + first_row * 3 * kHidden + c;
+  const In* inputs = from_input.data + node * from_input.stride_node + c;
   C u_next = C(0), r_next = C(0), c_next = C(0);
-  if (steps > 0) u_next = inputs[0], r_next = inputs[kHidden], c_next = inputs[2 * kHidden];
+  const auto prefetch = [&] {
+    u_next = load(inputs), r_next = load(inputs + kHidden), c_next = load(inputs + 2 * kHidden);
+    inputs += from_input.stride_time;
+  };
+  if (steps > 0) prefetch();
   for (int t = 0; t < steps; ++t) {
     const C u_input = u_next, r_input = r_next, c_input = c_next;
-    if (t + 1 < steps) {
-      const C* ahead = inputs + static_cast<int64_t>(t + 1) * 3 * kHidden;
-      u_next = ahead[0], r_next = ahead[kHidden], c_next = ahead[2 * kHidden];
-    }
+    if (t + 1 < steps) prefetch();
     const C r = sigmoid(r_input + dot(r_weight, state));
     reset[c] = r * h;
     const C u = sigmoid(u_input + dot(u_weight, state));
@@ -69,9 +77,9 @@ __global__ void __launch_bounds__(kScanThreads)
 
 // Weights in memory: a thread computes one channel of several nodes, so that a weight is read once for all of
 // them.
-template <class S, int kHidden, bool kShared>
+template <class S, class In, int kHidden, bool kShared>
 __global__ void __launch_bounds__(kWideThreads)
-    gated_scan_fwd_wide_kernel(GatedScanForward<S> p, const Compute<S>* from_input, const Compute<S>* packed,
+    gated_scan_fwd_wide_kernel(GatedScanForward<S> p, GateRows<In> from_input, const Compute<S>* packed,
                                int nodes) {
   using C = Compute<S>;
   const int hidden = kHidden != 0 ? kHidden : static_cast<int>(p.hidden);
@@ -87,10 +95,12 @@ __global__ void __launch_bounds__(kWideThreads)
 
   C h[kNodesPerThread];
   int64_t rows[kNodesPerThread];
+  const In* inputs[kNodesPerThread];
 #pragma unroll
   for (int q = 0; q < kNodesPerThread; ++q) {
     const int64_t node = first_node + q < nodes ? first_node + q : nodes - 1;
     rows[q] = node * steps;
+    inputs[q] = from_input.data + node * from_input.stride_node + c;
     h[q] = p.h0 != nullptr ? load(p.h0 + node * hidden + c) : C(0);
     state[q * hidden + c] = h[q];
   }
@@ -99,8 +109,8 @@ __global__ void __launch_bounds__(kWideThreads)
     C u[kNodesPerThread], r[kNodesPerThread], candidate[kNodesPerThread];
 #pragma unroll
     for (int q = 0; q < kNodesPerThread; ++q) {
-      const C* inputs = from_input + (rows[q] + t) * 3 * hidden + c;
-      u[q] = inputs[0], r[q] = inputs[hidden], candidate[q] = inputs[2 * hidden];
+      u[q] = load(inputs[q]), r[q] = load(inputs[q] + hidden), candidate[q] = load(inputs[q] + 2 * hidden);
+      inputs[q] += from_input.stride_time;
     }
 #pragma unroll 4
     for (int k = 0; k < hidden; ++k) {
@@ -154,6 +164,32 @@ struct ForwardMemory {
   }
 };
 
+// The scan of rows that are projected already.
+template <class S, class In>
+cudaError_t recurrence(const GatedScanForward<S>& p, const GateRows<In>& from_input, Compute<S>* packed,
+                       cudaStream_t stream) {
+  const int64_t nodes = p.copies * p.num_nodes;
+  if (!supported(nodes, p.steps, p.hidden)) return cudaErrorInvalidValue;
+  if (nodes == 0) return cudaSuccess;
+  const auto narrow = [&](auto constant) {
+    constexpr int kHidden = decltype(constant)::value;
+    return launch(gated_scan_fwd_kernel<S, In, kHidden>,
+                  dim3(static_cast<unsigned>(ceil_div<int64_t>(nodes, kScanThreads / kHidden))),
+                  dim3(kScanThreads), 2 * padded_bytes<Compute<S>>(kScanThreads), stream, p, from_input,
+                  static_cast<int>(nodes));
+  };
+  const auto wide = [&](auto constant) {
+    constexpr int kHidden = decltype(constant)::value;
+    const WideScan<Compute<S>> plan(p.hidden, 2);
+    HIERMT_CUDA_RETURN_IF_ERROR(pack_recurrent(p, false, packed, stream));
+    return launch(plan.shared_weights ? gated_scan_fwd_wide_kernel<S, In, kHidden, true>
+                                      : gated_scan_fwd_wide_kernel<S, In, kHidden, false>,
+                  plan.grid(nodes), plan.block(), plan.shared_bytes, stream, p, from_input, packed,
+                  static_cast<int>(nodes));
+  };
+  return dispatch_scan<S>(p.hidden, narrow, wide);
+}
+
 }  // namespace
 
 template <class S>
@@ -176,36 +212,30 @@ int gated_scan_forward(const GatedScanForward<S>& p, void* workspace, void* stre
 }
 
 template <class S>
-int gated_scan_recurrence(const GatedScanForward<S>& p, void* workspace, void* stream_) {
-  using C = Compute<S>;
-  const cudaStream_t stream = static_cast<cudaStream_t>(stream_);
-  const int64_t nodes = p.copies * p.num_nodes;
-  if (!supported(nodes, p.steps, p.hidden)) return cudaErrorInvalidValue;
-  if (nodes == 0) return cudaSuccess;
-  const ForwardMemory<C> memory(workspace, nodes * p.steps, p.hidden);
-  const auto narrow = [&](auto constant) {
-    constexpr int kHidden = decltype(constant)::value;
-    return launch(gated_scan_fwd_kernel<S, kHidden>,
-                  dim3(static_cast<unsigned>(ceil_div<int64_t>(nodes, kScanThreads / kHidden))),
-                  dim3(kScanThreads), 2 * padded_bytes<C>(kScanThreads), stream, p, memory.from_input,
-                  static_cast<int>(nodes));
-  };
-  const auto wide = [&](auto constant) {
-    constexpr int kHidden = decltype(constant)::value;
-    const WideScan<C> plan(p.hidden, 2);
-    HIERMT_CUDA_RETURN_IF_ERROR(pack_recurrent(p, false, memory.packed, stream));
-    return launch(plan.shared_weights ? gated_scan_fwd_wide_kernel<S, kHidden, true>
-                                      : gated_scan_fwd_wide_kernel<S, kHidden, false>,
-                  plan.grid(nodes), plan.block(), plan.shared_bytes, stream, p, memory.from_input,
-                  memory.packed, static_cast<int>(nodes));
-  };
-  return dispatch_scan<S>(p.hidden, narrow, wide);
+int gated_scan_recurrence(const GatedScanForward<S>& p, void* workspace, void* stream) {
+  const ForwardMemory<Compute<S>> memory(workspace, p.copies * p.num_nodes * p.steps, p.hidden);
+  const GateRows<Compute<S>> rows{memory.from_input, p.steps * 3 * p.hidden, 3 * p.hidden};
+  return recurrence(p, rows, memory.packed, static_cast<cudaStream_t>(stream));
 }
 
-#define HIERMT_INSTANTIATE(S)                                                   \
-  template size_t gated_scan_forward_workspace<S>(const GatedScanForward<S>&);  \
-  template int gated_scan_forward<S>(const GatedScanForward<S>&, void*, void*); \
-  template int gated_scan_recurrence<S>(const GatedScanForward<S>&, void*, void*);
+template <class S>
+size_t gated_scan_projected_workspace(const GatedScanForward<S>& p) {
+  return ForwardMemory<Compute<S>>(nullptr, 0, p.hidden).memory.bytes();
+}
+
+template <class S>
+int gated_scan_projected(const GatedScanForward<S>& p, void* workspace, void* stream) {
+  const ForwardMemory<Compute<S>> memory(workspace, 0, p.hidden);
+  return recurrence(p, GateRows<S>{p.z, p.z_stride_node, p.z_stride_time}, memory.packed,
+                    static_cast<cudaStream_t>(stream));
+}
+
+#define HIERMT_INSTANTIATE(S)                                                      \
+  template size_t gated_scan_forward_workspace<S>(const GatedScanForward<S>&);     \
+  template int gated_scan_forward<S>(const GatedScanForward<S>&, void*, void*);    \
+  template int gated_scan_recurrence<S>(const GatedScanForward<S>&, void*, void*); \
+  template size_t gated_scan_projected_workspace<S>(const GatedScanForward<S>&);   \
+  template int gated_scan_projected<S>(const GatedScanForward<S>&, void*, void*);
 HIERMT_INSTANTIATE(float)
 HIERMT_INSTANTIATE(double)
 HIERMT_INSTANTIATE(BFloat16)

@@ -17,10 +17,15 @@ template <class S>
 int gated_scan_forward(const GatedScanForward<S>& p, void* workspace, void* stream);
 
 // The recurrence alone: the same workspace, which starts with from_input [N * T, 3H] in Compute<S>, the
-// gates' W [x, g]
-// + b. Reads neither x nor g.
+// gates' W [x, g] + b. Reads neither x nor g.
 template <class S>
 int gated_scan_recurrence(const GatedScanForward<S>& p, void* workspace, void* stream);
+
+// The recurrence over p.z, any strides; of x its number of channels alone is read, of p.g nothing.
+template <class S>
+size_t gated_scan_projected_workspace(const GatedScanForward<S>& p);
+template <class S>
+int gated_scan_projected(const GatedScanForward<S>& p, void* workspace, void* stream);
 
 template <class S>
 size_t gated_scan_backward_workspace(const GatedScanBackward<S, Compute<S>>& p);

@@ -94,6 +94,18 @@ int run_graph(Arguments& a) {
 }
 
 template <class S>
+GateWeights<S> read_gates(Arguments& a) {
+  GateWeights<S> weights{};
+  weights.u_weight = a.in<S>();
+  weights.u_bias = a.in<S>();
+  weights.r_weight = a.in<S>();
+  weights.r_bias = a.in<S>();
+  weights.c_weight = a.in<S>();
+  weights.c_bias = a.in<S>();
+  return weights;
+}
+
+template <class S>
 GatedScanForward<S> read_gated_scan(Arguments& a) {
   GatedScanForward<S> p{};
   p.copies = a.integer();
@@ -103,12 +115,7 @@ GatedScanForward<S> read_gated_scan(Arguments& a) {
   p.x = read_sequence<S>(a);
   p.g = a.in<S>();
   p.h0 = a.in<S>();
-  p.weights.u_weight = a.in<S>();
-  p.weights.u_bias = a.in<S>();
-  p.weights.r_weight = a.in<S>();
-  p.weights.r_bias = a.in<S>();
-  p.weights.c_weight = a.in<S>();
-  p.weights.c_bias = a.in<S>();
+  p.weights = read_gates<S>(a);
   return p;
 }
 
@@ -148,12 +155,7 @@ struct Layer {
     }
     p.gat = is_gat ? gat.data() : nullptr;
     p.gcn = is_gat ? nullptr : gcn.data();
-    p.gate_weights.u_weight = a.in<S>();
-    p.gate_weights.u_bias = a.in<S>();
-    p.gate_weights.r_weight = a.in<S>();
-    p.gate_weights.r_bias = a.in<S>();
-    p.gate_weights.c_weight = a.in<S>();
-    p.gate_weights.c_bias = a.in<S>();
+    p.gate_weights = read_gates<S>(a);
   }
 };
 
@@ -254,6 +256,22 @@ int run(const std::string& op, Arguments& a) {
     p.gates = a.out<S>();
     const ScratchMemory memory(cuda::gated_scan_forward_workspace(p));
     return cuda::gated_scan_forward(p, memory.data(), nullptr);
+  }
+  if (op == "gated_scan_projected") {
+    GatedScanForward<S> p{};
+    p.copies = 1;
+    p.num_nodes = a.integer();
+    p.steps = a.integer();
+    p.hidden = a.integer();
+    p.x.channels = a.integer();
+    p.z_stride_node = a.integer();
+    p.z_stride_time = a.integer();
+    p.z = a.in<S>();
+    p.weights = read_gates<S>(a);
+    p.h = a.out<S>();
+    p.h_last = a.out<S>();
+    const ScratchMemory memory(cuda::gated_scan_projected_workspace(p));
+    return cuda::gated_scan_projected(p, memory.data(), nullptr);
   }
   if (op == "gated_scan_backward") {
     using C = Compute<S>;
