@@ -116,14 +116,27 @@ def asked(environment: Mapping[str, str] = os.environ) -> tuple[int, ...]:
 
 
 def of_build() -> list[Kernel]:
-    """The reports that the last build kept; empty if it left some file out or a source is newer."""
+    """The reports that the last build kept; empty if it left some file out or what it includes is newer."""
     sources = sorted((ROOT / "csrc" / "cuda").glob("*.cu"))
-    newest = max(path.stat().st_mtime for path in (ROOT / "csrc").rglob("*.*") if path.suffix in (".cu", ".cuh", ".h"))
     for folder in (ROOT / "build").glob("*/CMakeFiles/hiermt_cuda.dir/csrc/cuda"):
-        logs = [folder / f"{source.name}.o.log" for source in sources]
-        if all(log.exists() and log.stat().st_mtime >= newest for log in logs):
-            return [kernel for log in logs for kernel in parse(log.read_text())]
+        logs = {source: folder / f"{source.name}.o.log" for source in sources}
+        if all(log.exists() and log.stat().st_mtime >= _newest(source) for source, log in logs.items()):
+            return [kernel for log in logs.values() for kernel in parse(log.read_text())]
     return []
+
+
+def _newest(source: Path) -> float:
+    """When `source`, or any file of ours that it includes, was changed last."""
+    found: set[Path] = set()
+    left = [source.resolve()]
+    while left:
+        path = left.pop()
+        if path in found or not path.exists():
+            continue
+        found.add(path)
+        names = re.findall(r'^#include "([^"]+)"', path.read_text(), re.M)
+        left += [(path.parent / name).resolve() for name in names]
+    return max(path.stat().st_mtime for path in found)
 
 
 def collect(architectures: Sequence[int] = ARCHITECTURES) -> list[Kernel]:

@@ -221,6 +221,11 @@ LAYER_CASES = [
     LayerCase(Case(hidden=8, nodes=3, edges=4, copies=60, steps=5), conv_layers=1),
     LayerCase(Case(hidden=16, nodes=3, edges=4, copies=140, steps=3, channels=3)),
     LayerCase(Case(hidden=16, nodes=40, edges=90, copies=3, steps=6, channels=20), conv_layers=3),
+    LayerCase(Case(hidden=16, nodes=40, edges=90, copies=3, steps=6, channels=20), gat=False, conv_layers=3),
+    LayerCase(Case(hidden=8, nodes=3, edges=4, copies=60, steps=5, layout="strided"), gat=False, conv_layers=1),
+    LayerCase(Case(hidden=32, nodes=12, edges=40, steps=3), gat=False, between=False),
+    # More convolutions than one launch takes.
+    LayerCase(Case(hidden=16, steps=2), gat=False, conv_layers=4),
 ]
 
 
@@ -253,6 +258,7 @@ def raw(op: str, case: Case | ScanCase | LayerCase, dtype: torch.dtype, order: i
         ("gated_scan", ScanCase(hidden=64, nodes=5, steps=2)),
         ("tgcn_layer", LayerCase(Case(hidden=8, nodes=20, edges=60))),
         ("tgcn_layer", LayerCase(Case(hidden=16, nodes=12, edges=40, copies=50))),
+        ("tgcn_layer", LayerCase(Case(hidden=16, nodes=12, edges=40, copies=50), gat=False)),
     ],
     ids=lambda value: str(value),
 )

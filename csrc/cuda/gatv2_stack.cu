@@ -1,6 +1,6 @@
 // The forward of a GATv2 stack: what a convolution passes on stays in shared memory, and only x is read and
 // only the gates' input is written.
-#include "gated_scan.cuh"
+#include "gate_inputs.cuh"
 #include "gatv2_stack.cuh"
 #include "gatv2_stack.h"
 
@@ -36,18 +36,13 @@ __global__ void __launch_bounds__(kStackThreads<kHidden>, 1) gatv2_stack_fwd_ker
   // What neighbours read, and a thread's own rows: input of a convolution, its target side, its output.
   const Tile<kHidden> sources{memory.take<float>(static_cast<size_t>(nodes) * p.chunk * kHidden), chunk};
   const Tile<kHidden> own{memory.take<float>(static_cast<size_t>(nodes) * p.chunk * kHidden), chunk};
-  const int inputs_of_gates = x.channels + kHidden;
-  float* gate_weights = memory.take<float>(3 * static_cast<size_t>(inputs_of_gates) * kHidden);
-  float* gate_biases = memory.take<float>(3 * kHidden);
+  const GateMemory<kHidden> gates(memory, x.channels);
   const ConvMemory<kHidden> conv(memory, static_cast<int>(widest_input(x.channels, kHidden, p.conv_layers)));
   int* order = memory.take<int>(nodes);
   const StackItems items{nodes, chunk, order};
 
   order_by_degree(p.graph, nodes, order);
-  fill_gate_weights<S, kHidden>(p.gates, inputs_of_gates, gate_weights);
-  for (int i = static_cast<int>(threadIdx.x); i < 3 * kHidden; i += static_cast<int>(blockDim.x)) {
-    gate_biases[i] = load(gate_bias(p.gates, i / kHidden) + i % kHidden);
-  }
+  gates.fill(p.gates, x.channels);
 
   for (int layer = 0; layer < p.conv_layers; ++layer) {
     __syncthreads();
@@ -65,41 +60,19 @@ __global__ void __launch_bounds__(kStackThreads<kHidden>, 1) gatv2_stack_fwd_ker
   // What the gates read of x and g.
   items.for_each([&](int node, int step) {
     const int64_t row = (static_cast<int64_t>(copy) * nodes + node) * p.steps + first_step + step;
-    const S* from = x.row(node, step);
-    float g[kHidden], sum[3][kHidden];
+    float g[kHidden];
     own.read(node, step, g);
     if (p.g != nullptr) {
 #pragma unroll
       for (int c = 0; c < kHidden; ++c) store(p.g + row * kHidden + c, g[c]);
     }
-    const auto add = [&](int k, float value) {
-#pragma unroll
-      for (int gate = 0; gate < 3; ++gate) {
-        add_scaled<kHidden>(gate_weights + (k * 3 + gate) * kHidden, value, sum[gate]);
-      }
-    };
-#pragma unroll
-    for (int gate = 0; gate < 3; ++gate) copy_channels<kHidden>(gate_biases + gate * kHidden, sum[gate]);
-#pragma unroll 2
-    for (int k = 0; k < x.channels; ++k) add(k, load(from + k * x.stride_channel));
-#pragma unroll
-    for (int k = 0; k < kHidden; ++k) add(x.channels + k, g[k]);
-    float4* to = reinterpret_cast<float4*>(p.from_input + row * 3 * kHidden);
-#pragma unroll
-    for (int gate = 0; gate < 3; ++gate) {
-#pragma unroll
-      for (int q = 0; q < kHidden / 4; ++q) {
-        to[gate * (kHidden / 4) + q] =
-            float4{sum[gate][4 * q], sum[gate][4 * q + 1], sum[gate][4 * q + 2], sum[gate][4 * q + 3]};
-      }
-    }
+    write_gate_inputs<S, kHidden>(gates, x, x.row(node, step), g, p.from_input + row * 3 * kHidden);
   });
 }
 
 template <int kHidden>
 size_t stack_bytes(int64_t nodes, int64_t channels, int64_t conv_layers, int64_t chunk) {
-  return 2 * padded_bytes<float>(nodes * chunk * kHidden) +
-         padded_bytes<float>(3 * (channels + kHidden) * kHidden) + padded_bytes<float>(3 * kHidden) +
+  return 2 * padded_bytes<float>(nodes * chunk * kHidden) + GateMemory<kHidden>::bytes(channels) +
          ConvMemory<kHidden>::bytes(widest_input(channels, kHidden, conv_layers)) + padded_bytes<int>(nodes);
 }
 

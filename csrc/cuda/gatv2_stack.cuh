@@ -151,14 +151,4 @@ __host__ __device__ constexpr Activation stack_activation(int k, int conv_layers
   return k + 1 == conv_layers ? last : Activation::kLeakyRelu;
 }
 
-// gate_weights[k][gate][c] of the first `inputs` columns of the three gates.
-template <class S, int kHidden>
-__device__ void fill_gate_weights(const GateWeights<S>& gates, int inputs, float* gate_weights) {
-  for (int i = static_cast<int>(threadIdx.x); i < 3 * inputs * kHidden; i += static_cast<int>(blockDim.x)) {
-    const int c = i % kHidden, gate = i / kHidden % 3, k = i / (3 * kHidden);
-    const S* weight = gate == 0 ? gates.u_weight : gate == 1 ? gates.r_weight : gates.c_weight;
-    gate_weights[i] = load(weight + c * (inputs + kHidden) + k);
-  }
-}
-
 }  // namespace hiermt::cuda

@@ -122,6 +122,16 @@ struct StackInput {
   }
 };
 
+// gate_weights[k][gate][c] of the first `inputs` columns of the three gates.
+template <class S, int kHidden>
+__device__ void fill_gate_weights(const GateWeights<S>& gates, int inputs, float* gate_weights) {
+  for (int i = static_cast<int>(threadIdx.x); i < 3 * inputs * kHidden; i += static_cast<int>(blockDim.x)) {
+    const int c = i % kHidden, gate = i / kHidden % 3, k = i / (3 * kHidden);
+    const S* weight = gate == 0 ? gates.u_weight : gate == 1 ? gates.r_weight : gates.c_weight;
+    gate_weights[i] = load(weight + c * (inputs + kHidden) + k);
+  }
+}
+
 // The widest input of a convolution of the stack, for the memory of its weights.
 __host__ __device__ constexpr int64_t widest_input(int64_t channels, int64_t hidden, int64_t conv_layers) {
   return channels > hidden || conv_layers == 1 ? channels : hidden;

@@ -3,6 +3,7 @@
 #include "gatv2_conv.h"
 #include "gatv2_stack.h"
 #include "gcn_conv.h"
+#include "gcn_stack.h"
 #include "launch.cuh"
 #include "tgcn_layer.h"
 
@@ -111,16 +112,18 @@ struct BackwardMemory {
 template <class S>
 size_t tgcn_layer_forward_workspace(const TgcnLayerForward<S>& p) {
   const Stack<S> stack{p};
-  if (gatv2_stack_fits(p)) return gated_scan_forward_workspace(stack.scan(nullptr));
+  if (gatv2_stack_fits(p) || gcn_stack_fits(p)) return gated_scan_forward_workspace(stack.scan(nullptr));
   return ForwardMemory<S>(nullptr, stack).memory.bytes();
 }
 
 template <class S>
 int tgcn_layer_forward(const TgcnLayerForward<S>& p, void* workspace, void* stream) {
   const Stack<S> stack{p};
-  if (gatv2_stack_fits(p)) {
+  if (gatv2_stack_fits(p) || gcn_stack_fits(p)) {
     // Two launches: the stack leaves what the recurrence reads at the start of its workspace.
-    const int error = gatv2_stack_forward(p, static_cast<Compute<S>*>(workspace), stream);
+    Compute<S>* const from_input = static_cast<Compute<S>*>(workspace);
+    const int error = p.gat != nullptr ? gatv2_stack_forward(p, from_input, stream)
+                                       : gcn_stack_forward(p, from_input, stream);
     return error != 0 ? error : gated_scan_recurrence(stack.scan(p.g), workspace, stream);
   }
   const ForwardMemory<S> memory(workspace, stack);
