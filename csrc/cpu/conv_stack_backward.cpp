@@ -26,20 +26,20 @@ struct StackBackward {
   const GatV2Transposed<C>* transposed;
   const C* edge_weight;  // nullptr without an edge term
   int64_t max_degree;
-  int64_t vectors;  // of the sums of all convolutions
 
   const ConvStackForward<S>& forward() const { return params.forward; }
   bool gat() const { return forward().gat != nullptr; }
 
   struct Task {
     const LaneChunk<C>& chunk;
-    int64_t begin, end;  // nodes, which no edge leaves
-    C* sums;             // [vectors][lane] added to
-    C* edge_gradient;    // [E] added to, or nullptr
+    int64_t begin, end;        // nodes, which no edge leaves
+    const GatV2Sums<C>* sums;  // [conv_layers] added to
+    C* edge_gradient;          // [E] added to, or nullptr
     EntryScratch<C> scratch;
   };
 
-  void run(const LaneChunk<C>& chunk, int64_t begin, int64_t end, C* sums, C* edge_gradient) const {
+  void run(const LaneChunk<C>& chunk, int64_t begin, int64_t end, const GatV2Sums<C>* sums,
+           C* edge_gradient) const {
     ScratchFrame frame;
     const int64_t nodes = end - begin, padded = convs[0].padded, last = forward().conv_layers - 1;
     const Task task{
@@ -83,11 +83,9 @@ struct StackBackward {
     const LaneRows<S> grad_rows(contiguous_view<S>(params.grad_out, f.graph.num_nodes, f.steps, f.hidden),
                                 task.chunk);
     for (int64_t n = task.begin; n < task.end; ++n) {
-      if (n + kPrefetchNodes < task.end) {
-        prefetch(x_rows, n + kPrefetchNodes);
-        prefetch(out_rows, n + kPrefetchNodes);
-        prefetch(grad_rows, n + kPrefetchNodes);
-      }
+      prefetch_ahead(x_rows, n, task.end);
+      prefetch_ahead(out_rows, n, task.end);
+      prefetch_ahead(grad_rows, n, task.end);
       gather(x_rows, n, x.node(n - task.begin));
       gather_cotangent(grad_rows, out_rows, f.last, n, convs[0].padded, dout.node(n - task.begin));
     }
@@ -118,7 +116,7 @@ struct StackBackward {
   void conv_backward(int64_t k, const Neighbourhood<C>& g, const GatV2BackwardTiles<C>& t, C* linear,
                      const Task& task) const {
     std::memset(t.dleft.data, 0, static_cast<size_t>(t.nodes * t.dleft.node_stride) * sizeof(C));
-    const GatV2Sums<C> sums = sums_of(k, task.sums);
+    const GatV2Sums<C>& sums = task.sums[k];
     if (gat()) {
       project(convs[k], t.x, t.left, t.right, linear, 0, t.nodes);
     } else if (task.edge_gradient) {
@@ -143,16 +141,9 @@ struct StackBackward {
     if (params.gat || params.gcn) projection_sums(convs[k], t, sums, gat());
   }
 
-  GatV2Sums<C> sums_of(int64_t k, C* data) const {
-    const int64_t first = GatV2Sums<C>::vectors(convs[0].padded, convs[0].inputs);
-    const int64_t other = GatV2Sums<C>::vectors(convs[0].padded, forward().hidden);
-    return GatV2Sums<C>::over(data + (k == 0 ? 0 : first + (k - 1) * other) * L, convs[k].padded,
-                              convs[k].inputs);
-  }
-
   // d *= the slope of the inner activation at `value`, its result.
   void through_activation(const TileSpan<C>& value, const TileSpan<C>& d, int64_t nodes) const {
-    for (int64_t i = 0; i < nodes * convs[0].padded * L; i += L) {
+    for (int64_t i = 0; i < nodes * d.node_stride; i += L) {
       store(d.data + i, load(d.data + i) * activation_slope<C>(load(value.data + i), forward().inner));
     }
   }
@@ -223,7 +214,7 @@ void conv_stack_backward(const ConvStackBackward<S, Compute<S>>& p) {
   ScratchFrame frame;
   GatV2Packed<C>* convs = frame.take<GatV2Packed<C>>(f.conv_layers);
   GatV2Transposed<C>* transposed = frame.take<GatV2Transposed<C>>(f.conv_layers);
-  int64_t vectors = 0;
+  int64_t totals_size = 0, lanes_size = 0;
   for (int64_t k = 0; k < f.conv_layers; ++k) {
     const int64_t inputs = k == 0 ? f.x.channels : f.hidden;
     convs[k] =
@@ -231,40 +222,52 @@ void conv_stack_backward(const ConvStackBackward<S, Compute<S>>& p) {
     transposed[k] =
         f.gat ? pack_transposed(frame, f.gat[k].lin_l_weight, f.gat[k].lin_r_weight, inputs, f.hidden)
               : pack_transposed<S>(frame, f.gcn[k].lin_weight, nullptr, inputs, f.hidden);
-    vectors += GatV2Sums<C>::vectors(convs[k].padded, inputs);
+    totals_size += GatV2Sums<C>::totals(convs[k].padded, inputs);
+    lanes_size += GatV2Sums<C>::lanes(convs[k].padded);
   }
   const int64_t node_bytes = ((f.conv_layers + 3) * convs[0].padded + f.x.channels + 1) * kVectorBytes;
   const NodeGroups blocks = group_blocks(frame, f.graph, node_bytes);
   const C* edge_weight = compute_weights(frame, f.edge_weight, f.graph.num_entries);
-  const StackBackward<S> stack{p, convs, transposed, edge_weight, blocks.degree, vectors};
+  const StackBackward<S> stack{p, convs, transposed, edge_weight, blocks.degree};
 
   const int64_t chunks = chunk_count<C>(instances), tasks = blocks.count * chunks;
   const int64_t groups = tasks < kGradientGroups ? tasks : kGradientGroups;
-  C* totals = frame.take<C>(groups * vectors);
+  C* totals = frame.take<C>(groups * totals_size);
   const int64_t* group_tasks = balance_tasks(frame, f.graph, blocks, chunks, groups);
   const EdgePartials<C> edges(frame, f.graph, blocks, chunks, groups, group_tasks,
                               p.grad_edge_weight && edge_weight);
   parallel_for(groups, [&](int64_t group) {
     ScratchFrame own;
-    C* sums = own.take<C>(vectors * kLanes<C>);
-    std::memset(sums, 0, static_cast<size_t>(vectors) * kVectorBytes);
+    GatV2Sums<C>* sums = own.take<GatV2Sums<C>>(f.conv_layers);
+    C* lanes = own.take<C>(lanes_size);
+    C* weights = totals + group * totals_size;
+    std::memset(lanes, 0, static_cast<size_t>(lanes_size) * sizeof(C));
+    std::memset(weights, 0, static_cast<size_t>(totals_size) * sizeof(C));
+    for (int64_t k = 0; k < f.conv_layers; ++k) {
+      sums[k] = GatV2Sums<C>::over(weights, lanes, convs[k].padded, convs[k].inputs);
+      weights += GatV2Sums<C>::totals(convs[k].padded, convs[k].inputs);
+      lanes += GatV2Sums<C>::lanes(convs[k].padded);
+    }
     C* edge_gradient = edges.start(group);
     for (int64_t task = group_tasks[group]; task < group_tasks[group + 1]; ++task) {
       const LaneChunk<C> chunk(f.steps, task % chunks * kLanes<C>, instances);
       stack.run(chunk, blocks.begin[task / chunks], blocks.begin[task / chunks + 1], sums, edge_gradient);
     }
-    reduce_lanes(sums, vectors, totals + group * vectors);
+    for (int64_t k = 0; k < f.conv_layers; ++k) {
+      C* rest = sums[k].left_weight + GatV2Sums<C>::weights(convs[k].padded, convs[k].inputs);
+      reduce_lanes(sums[k].left_bias, GatV2Sums<C>::lanes(convs[k].padded) / kLanes<C>, rest);
+    }
   });
 
   const C* own = totals;
   for (int64_t k = 0; k < f.conv_layers; ++k) {
-    if (p.gat) write_gradients(convs[k], own, groups, vectors, p.gat[k]);
+    if (p.gat) write_gradients(convs[k], own, groups, totals_size, p.gat[k]);
     if (p.gcn) {
       const GatV2Grads<C> grads{p.gcn[k].lin_weight, nullptr, nullptr, nullptr, nullptr, nullptr,
                                 p.gcn[k].bias};
-      write_gradients(convs[k], own, groups, vectors, grads);
+      write_gradients(convs[k], own, groups, totals_size, grads);
     }
-    own += GatV2Sums<C>::vectors(convs[k].padded, convs[k].inputs);
+    own += GatV2Sums<C>::totals(convs[k].padded, convs[k].inputs);
   }
   if (p.grad_edge_weight) edges.write(groups, f.graph.num_entries, p.grad_edge_weight);
 }

@@ -52,7 +52,7 @@ struct StackForward {
       TileSpan<const C> x{gathered, stride};
       if (k == 0) {
         for (int64_t i = 0; i < count; ++i) {
-          if (n + i + kPrefetchNodes < end) prefetch(rows, n + i + kPrefetchNodes);
+          prefetch_ahead(rows, n + i, end);
           gather(rows, n + i, gathered + i * stride);
         }
       } else {

@@ -12,19 +12,10 @@ namespace HIERMT_ISA {
 
 namespace {
 
-// Nodes of one task: few enough to balance the load, many enough to repay the call.
-constexpr int64_t kTaskNodes = 4 * kTileRows;
-
-// weight[j, column] for the lanes j of vector v.
-template <class S>
-void pack_column(Compute<S>* to, const S* weight, int64_t row_stride, int64_t column, int64_t hidden,
-                 int64_t v) {
-  using C = Compute<S>;
-  for (int l = 0; l < kLanes<C>; ++l) {
-    const int64_t j = v * kLanes<C> + l;
-    to[l] = j < hidden ? to_compute(weight[j * row_stride + column]) : C(0);
-  }
-}
+// Tiles of one task: few enough to balance the load, many enough to repay the call.
+constexpr int64_t kTaskTiles = 4;
+// Tasks of a problem that has fewer than kTaskTiles tiles for each: enough to come out even.
+constexpr int64_t kEvenTasks = 32;
 
 template <class S>
 class ForwardTile {
@@ -47,9 +38,9 @@ class ForwardTile {
   void run(int64_t first, int count, const S* g) {
     start(first, count, g);
     for (int64_t t = 0; t < p_.steps; ++t) {
-      if (t + kPrefetchSteps < p_.steps) prefetch_rows(t + kPrefetchSteps);
       if (p_.z == nullptr) set_inputs(t);
       for (int64_t v = 0; v < packed_.vectors; ++v) {
+        if (t + kPrefetchSteps < p_.steps) prefetch_rows(t + kPrefetchSteps, v);
         for (int i = 0; i < kTileRows; i += kBlockRows) project(v, i, t);
       }
       for (int64_t v = 0; v < packed_.vectors; ++v) gate(v, t);
@@ -84,9 +75,11 @@ class ForwardTile {
     x_in_place_ = g_in_place_ && even && x.stride_channel == 1;
   }
 
+  // The rows of some nodes, the share of vector v: all at once would wait for the memory.
   // Inline, or GCC takes it for a function without effect and drops the call.
-  HIERMT_INLINE void prefetch_rows(int64_t t) const {
-    for (int i = 0; i < count_; ++i) {
+  HIERMT_INLINE void prefetch_rows(int64_t t, int64_t v) const {
+    const int64_t last = (v + 1) * count_ / packed_.vectors;
+    for (int64_t i = v * count_ / packed_.vectors; i < last; ++i) {
       const int64_t row = (first_ + i) * p_.steps + t;
       if (p_.z != nullptr) {
         prefetch(z_base_[i] + t * p_.z_stride_time, 3 * p_.hidden);
@@ -232,33 +225,6 @@ class ForwardTile {
 }  // namespace
 
 template <class S>
-PackedGates<Compute<S>> pack_gates(const GateWeights<S>& weights, int64_t channels, int64_t hidden,
-                                   ScratchFrame& frame) {
-  using C = Compute<S>;
-  constexpr int kL = kLanes<C>;
-  const int64_t vectors = vectors_for<C>(hidden), inputs = channels + hidden, stride = inputs + hidden;
-  C* bias = frame.take<C>(vectors * 3 * kL);
-  C* input = frame.take<C>(vectors * inputs * 3 * kL);
-  C* state_ur = frame.take<C>(vectors * hidden * 2 * kL);
-  C* state_c = frame.take<C>(vectors * hidden * kL);
-  const S* weight[3] = {weights.u_weight, weights.r_weight, weights.c_weight};
-  const S* gate_bias[3] = {weights.u_bias, weights.r_bias, weights.c_bias};
-  for (int64_t v = 0; v < vectors; ++v) {
-    for (int gate = 0; gate < 3; ++gate) {
-      pack_column(bias + (v * 3 + gate) * kL, gate_bias[gate], 1, 0, hidden, v);
-      for (int64_t k = 0; k < inputs; ++k) {
-        pack_column(input + ((v * inputs + k) * 3 + gate) * kL, weight[gate], stride, k, hidden, v);
-      }
-      for (int64_t k = 0; k < hidden; ++k) {
-        C* to = gate < 2 ? state_ur + ((v * hidden + k) * 2 + gate) * kL : state_c + (v * hidden + k) * kL;
-        pack_column(to, weight[gate], stride, inputs + k, hidden, v);
-      }
-    }
-  }
-  return {vectors, bias, input, state_ur, state_c};
-}
-
-template <class S>
 void gated_scan_forward_range(const GatedScanForward<S>& p, const PackedGates<Compute<S>>& packed,
                               int64_t begin, int64_t end, const S* g) {
   ScratchFrame frame;
@@ -275,18 +241,21 @@ void gated_scan_forward(const GatedScanForward<S>& p) {
   if (nodes == 0 || p.hidden == 0) return;
   ScratchFrame frame;
   const PackedGates<Compute<S>> packed = pack_gates(p.weights, p.x.channels, p.hidden, frame);
-  parallel_for((nodes + kTaskNodes - 1) / kTaskNodes, [&](int64_t task) {
-    const int64_t begin = task * kTaskNodes, rest = nodes - begin;
-    gated_scan_forward_range(p, packed, begin, begin + (rest < kTaskNodes ? rest : kTaskNodes),
+  const int64_t tiles = (nodes + kTileRows - 1) / kTileRows;
+  const int64_t even = tiles < kEvenTasks ? tiles : kEvenTasks;
+  const int64_t tasks = tiles / kTaskTiles > even ? tiles / kTaskTiles : even;
+  parallel_for(tasks, [&](int64_t task) {
+    const Range range = split(tiles, tasks, task);
+    const int64_t begin = range.begin * kTileRows, end = range.end * kTileRows;
+    gated_scan_forward_range(p, packed, begin, end < nodes ? end : nodes,
                              p.g == nullptr ? nullptr : p.g + begin * p.steps * p.hidden);
   });
 }
 
 HIERMT_INSTANTIATE(gated_scan_forward)
 
-#define HIERMT_INSTANTIATE_RANGE(S)                                                                       \
-  template PackedGates<Compute<S>> pack_gates<S>(const GateWeights<S>&, int64_t, int64_t, ScratchFrame&); \
-  template void gated_scan_forward_range<S>(const GatedScanForward<S>&, const PackedGates<Compute<S>>&,   \
+#define HIERMT_INSTANTIATE_RANGE(S)                                                                     \
+  template void gated_scan_forward_range<S>(const GatedScanForward<S>&, const PackedGates<Compute<S>>&, \
                                             int64_t, int64_t, const S*);
 HIERMT_INSTANTIATE_RANGE(float)
 HIERMT_INSTANTIATE_RANGE(double)

@@ -33,14 +33,14 @@ void gated_scan_forward_range(const GatedScanForward<S>& p, const PackedGates<Co
                               int64_t begin, int64_t end, const S* g);
 
 // The gates' parameters for the products of the backward: lanes are input channels. `outputs` vectors of L
-// lanes cover the channels of g and, if grad_x is wanted, of x; they are packed in pairs, the last one alone
-// if odd.
+// lanes cover the channels of g and, if grad_x is wanted, of x. Vectors are packed in pairs, a last one
+// alone.
 template <class C>
 struct PackedGatesTransposed {
   int64_t vectors;    // V, covering H channels of h
   int64_t outputs;    // V, or V + vectors covering F channels of x
-  const C* state_c;   // [V, H, L]                     W_c of r * h
-  const C* state_ur;  // [V, 2, H, L]                  W_u, W_r of h
+  const C* state_c;   // [V / 2, H, 2, L]              W_c of r * h
+  const C* state_ur;  // [V / 2, 2, H, 2, L]           W_u, W_r of h
   const C* input;     // [outputs / 2, 3, H, 2, L]     W_u, W_r, W_c of g and x
 };
 

@@ -1,6 +1,8 @@
 // Backward of the gated scan. Derivatives are functions of the saved outputs: with y a gate after its
 // nonlinearity, sigmoid' = y (1 - y) and tanh' = 1 - y^2. A tile of nodes walks back through time; the rows
 // that the parameter gradients need are kept for a few steps and then multiplied at once.
+#include <type_traits>
+
 #include "gated_scan.h"
 #include "kernels.h"
 #include "parallel.h"
@@ -11,12 +13,15 @@ namespace HIERMT_ISA {
 
 namespace {
 
-// Steps whose rows are kept: a tile's rows then stay in the first-level cache.
+// Steps whose rows are kept: a tile's rows then stay in the first-level cache, or, of wide ones, amortise the
+// sums that leave it.
 constexpr int64_t kChunkSteps = 8;
+constexpr int64_t kWideChunkSteps = 16;
+constexpr int64_t kWideVectors = 4;
 // Groups of nodes with sums of parameter gradients of their own. They follow from the problem alone.
 constexpr int64_t kMostGroups = 64;
 constexpr int64_t kFewestGroups = 8;
-constexpr int64_t kMostSums = int64_t{1} << 22;
+constexpr int64_t kMostSums = int64_t{1} << 20;
 
 template <class C>
 struct Lengths {
@@ -24,13 +29,17 @@ struct Lengths {
       : vectors(vectors_for<C>(hidden)),
         padded(vectors * kLanes<C>),
         inputs(1 + channels + hidden),
-        sums((inputs + hidden) * 3 * padded),
-        row((inputs + 2 * hidden + 2 * kLanes<C> - 1) / kLanes<C> * kLanes<C>) {}
+        row(odd_vectors(inputs + 2 * hidden + 2 * kLanes<C> - 1)),
+        gates(odd_vectors(3 * padded)),
+        chunk_steps(vectors < kWideVectors ? kChunkSteps : kWideChunkSteps) {}
+  // Whole vectors that hold `count` elements; an odd number, so that a column meets every set of the cache.
+  static int64_t odd_vectors(int64_t count) { return (count / kLanes<C> | 1) * kLanes<C>; }
   int64_t vectors;
   int64_t padded;  // V L
   int64_t inputs;  // 1, x, g
-  int64_t sums;
-  int64_t row;  // 1, x, g, h, r * h, and room for the last store to run over
+  int64_t row;     // 1, x, g, h, r * h, and room for the last store to run over
+  int64_t gates;   // dz of the three gates
+  int64_t chunk_steps;
 };
 
 template <class S>
@@ -45,10 +54,10 @@ class BackwardTile {
         f_(p.forward),
         packed_(packed),
         len_(p.forward.x.channels, p.forward.hidden),
-        chunks_((f_.steps + kChunkSteps - 1) / kChunkSteps) {
-    constexpr int64_t kRows = kChunkSteps * kTileRows;
-    rows_ = frame.take<C>(kRows * len_.row);
-    dz_ = frame.take<C>(kRows * 3 * len_.padded);
+        chunks_((f_.steps + len_.chunk_steps - 1) / len_.chunk_steps) {
+    const int64_t rows = len_.chunk_steps * kTileRows;
+    rows_ = frame.take<C>(rows * len_.row);
+    dz_ = frame.take<C>(rows * len_.gates);
     dh_ = frame.take<C>(kTileRows * len_.padded);
   }
 
@@ -61,20 +70,31 @@ class BackwardTile {
     for (int64_t chunk = chunks_ - 1; chunk >= 0; --chunk) {
       const int64_t begin = chunk * f_.steps / chunks_, end = (chunk + 1) * f_.steps / chunks_;
       for (int64_t t = end - 1; t >= begin; --t) {
-        if (t > kPrefetchSteps) prefetch_rows(t - kPrefetchSteps);
         set_rows(t, end - 1 - t);
         for (int64_t v = 0; v < len_.vectors; ++v) differentiate_update(v, t);
-        for (int64_t v = 0; v < len_.vectors; ++v) differentiate_reset(v, t);
-        for (int64_t v = 0; v < len_.vectors; ++v) add_state(v);
-        for (int64_t v = 0; v + 1 < packed_.outputs; v += 2) write_inputs<2>(v, t);
-        if (packed_.outputs % 2 != 0) write_inputs<1>(packed_.outputs - 1, t);
+        in_pairs(len_.vectors, [&](auto together, int64_t v) { differentiate_reset<together()>(v, t); });
+        in_pairs(len_.vectors, [&](auto together, int64_t v) {
+          if (t > kPrefetchSteps) prefetch_rows(t - kPrefetchSteps, v, v + together());
+          add_state<together()>(v);
+        });
       }
+      in_pairs(packed_.outputs, [&](auto together, int64_t v) { write_inputs<together()>(v, begin, end); });
       if (sums != nullptr) add_parameters(sums, (end - begin) * count_);
     }
     if (p_.grad_h0 != nullptr) finish();
   }
 
  private:
+  // run(2, v) for pairs of vectors, run(1, v) for a last one alone.
+  template <class Run>
+  static HIERMT_INLINE void in_pairs(int64_t vectors, Run&& run) {
+    for (int64_t v = 0; v + 1 < vectors; v += 2) run(std::integral_constant<int, 2>{}, v);
+    if (vectors % 2 != 0) run(std::integral_constant<int, 1>{}, vectors - 1);
+  }
+  // Nodes whose products with kVectors vectors stay in the registers together.
+  template <int kVectors>
+  static constexpr int kNodes = kVectors == 1 ? kTileRows : kBlockRows;
+
   HIERMT_INLINE int64_t node(int i) const { return first_ + (i < count_ ? i : 0); }
   HIERMT_INLINE int64_t at(int i, int64_t t) const { return node(i) * f_.steps + t; }
 
@@ -87,9 +107,11 @@ class BackwardTile {
     }
   }
 
+  // The rows of some nodes, the share of the vectors [v, end): all at once would wait for the memory.
   // Inline, or GCC takes it for a function without effect and drops the call.
-  HIERMT_INLINE void prefetch_rows(int64_t t) const {
-    for (int i = 0; i < count_; ++i) {
+  HIERMT_INLINE void prefetch_rows(int64_t t, int64_t v, int64_t end) const {
+    const int64_t last = end * count_ / len_.vectors;
+    for (int64_t i = v * count_ / len_.vectors; i < last; ++i) {
       const int64_t row = i * f_.steps + t;
       prefetch(gate(i, t, 0), 3 * f_.hidden);
       prefetch(f_.h + (at(i, t) - 1) * f_.hidden, f_.hidden);
@@ -106,7 +128,8 @@ class BackwardTile {
   // over them.
   void set_rows(int64_t t, int64_t step) {
     row_ = rows_ + step * count_ * len_.row;
-    for (int gate = 0; gate < 3; ++gate) dz_row_[gate] = dz_ + (step * count_ * 3 + gate) * len_.padded;
+    for (int gate = 0; gate < 3; ++gate)
+      dz_row_[gate] = dz_ + step * count_ * len_.gates + gate * len_.padded;
     for (int i = 0; i < kTileRows; ++i) {
       C* to = row_ + i * len_.row;
       *to++ = C(1);
@@ -135,60 +158,72 @@ class BackwardTile {
       C* carry = dh_ + i * len_.padded + v * kL;
       V dh = load(carry);
       if (p_.grad_h != nullptr) dh += load_channels(p_.grad_h + at(i, t) * f_.hidden, v);
-      store(dz_row_[0] + i * 3 * len_.padded + v * kL, dh * (h - c) * (u * (one - u)));
-      store(dz_row_[2] + i * 3 * len_.padded + v * kL, dh * (one - u) * (one - c * c));
+      store(dz_row_[0] + i * len_.gates + v * kL, dh * (h - c) * (u * (one - u)));
+      store(dz_row_[2] + i * len_.gates + v * kL, dh * (one - u) * (one - c * c));
       store(carry, dh * u);
       store(row_ + i * len_.row + len_.inputs + v * kL, h);
     }
   }
 
-  // c reads r h: cotangents of z_r and, through r, of h.
+  // c reads r h: cotangents of z_r and, through r, of h. kVectors vectors from the v-th on.
+  template <int kVectors>
   HIERMT_INLINE void differentiate_reset(int64_t v, int64_t t) {
     const V one = broadcast(C(1));
-    V drh[1][kTileRows];
-    for (int i = 0; i < kTileRows; ++i) drh[0][i] = V{};
-    add_product<1>(drh, dz_row_[2], 3 * len_.padded, f_.hidden, packed_.state_c + v * f_.hidden * kL);
-    for (int i = 0; i < kTileRows; ++i) {
-      const V r = load_channels(gate(i, t, 1), v);
-      const V h = previous_state(i, t, v);
-      C* carry = dh_ + i * len_.padded + v * kL;
-      store(dz_row_[1] + i * 3 * len_.padded + v * kL, drh[0][i] * h * (r * (one - r)));
-      store(carry, fma(drh[0][i], r, load(carry)));
-      store(row_ + i * len_.row + len_.inputs + f_.hidden + v * kL, r * h);
+    for (int first = 0; first < kTileRows; first += kNodes<kVectors>) {
+      V drh[kVectors][kNodes<kVectors>] = {};
+      add_product<kVectors>(drh, dz_row_[2] + first * len_.gates, len_.gates, f_.hidden,
+                            packed_.state_c + v * f_.hidden * kL);
+      for (int k = 0; k < kVectors; ++k) {
+        for (int n = 0; n < kNodes<kVectors>; ++n) {
+          const int i = first + n;
+          const int64_t lane = (v + k) * kL;
+          const V r = load_channels(gate(i, t, 1), v + k);
+          const V h = load(row_ + i * len_.row + len_.inputs + lane);
+          C* carry = dh_ + i * len_.padded + lane;
+          store(dz_row_[1] + i * len_.gates + lane, drh[k][n] * h * (r * (one - r)));
+          store(carry, fma(drh[k][n], r, load(carry)));
+          store(row_ + i * len_.row + len_.inputs + f_.hidden + lane, r * h);
+        }
+      }
     }
   }
 
   // h through z_u and z_r.
+  template <int kVectors>
   HIERMT_INLINE void add_state(int64_t v) {
     const C* weights = packed_.state_ur + v * 2 * f_.hidden * kL;
-    V dh[1][kTileRows];
-    for (int i = 0; i < kTileRows; ++i) dh[0][i] = V{};
-    add_product<1>(dh, dz_row_[0], 3 * len_.padded, f_.hidden, weights);
-    add_product<1>(dh, dz_row_[1], 3 * len_.padded, f_.hidden, weights + f_.hidden * kL);
-    // The larger terms come last: they would be rounded again with every product.
-    for (int i = 0; i < kTileRows; ++i) {
-      C* carry = dh_ + i * len_.padded + v * kL;
-      store(carry, load(carry) + dh[0][i]);
+    for (int first = 0; first < kTileRows; first += kNodes<kVectors>) {
+      V dh[kVectors][kNodes<kVectors>] = {};
+      for (int gate = 0; gate < 2; ++gate) {
+        add_product<kVectors>(dh, dz_row_[gate] + first * len_.gates, len_.gates, f_.hidden,
+                              weights + gate * f_.hidden * kVectors * kL);
+      }
+      // The larger terms come last: they would be rounded again with every product.
+      for (int k = 0; k < kVectors; ++k) {
+        for (int i = 0; i < kNodes<kVectors>; ++i) {
+          C* carry = dh_ + (first + i) * len_.padded + (v + k) * kL;
+          store(carry, load(carry) + dh[k][i]);
+        }
+      }
     }
   }
 
-  // g and x through all three gates: kVectors output vectors from the v-th on, of kBlockRows nodes at a time.
+  // g and x through all three gates, in the steps [begin, end): kVectors output vectors from the v-th on, of
+  // some nodes at a time, so that wide weights serve many rows before they leave the cache.
   template <int kVectors>
-  HIERMT_INLINE void write_inputs(int64_t v, int64_t t) {
+  HIERMT_INLINE void write_inputs(int64_t v, int64_t begin, int64_t end) {
     const C* weights = packed_.input + v * 3 * f_.hidden * kL;
-    const int64_t gate_stride = f_.hidden * kVectors * kL;
-    for (int first = 0; first < kTileRows; first += kBlockRows) {
-      V dx[kVectors][kBlockRows];
-      for (int k = 0; k < kVectors; ++k) {
-        for (int i = 0; i < kBlockRows; ++i) dx[k][i] = V{};
-      }
-      for (int gate = 0; gate < 3; ++gate) {
-        add_product<kVectors>(dx, dz_row_[gate] + first * 3 * len_.padded, 3 * len_.padded, f_.hidden,
-                              weights + gate * gate_stride);
-      }
-      for (int i = 0; i < kBlockRows; ++i) {
-        if (first + i >= count_) break;
-        for (int k = 0; k < kVectors; ++k) write_input(first + i, t, v + k, dx[k][i]);
+    for (int64_t t = begin; t < end; ++t) {
+      for (int first = 0; first < count_; first += kBlockRows) {
+        const C* dz = dz_ + ((end - 1 - t) * count_ + first) * len_.gates;
+        V dx[kVectors][kBlockRows] = {};
+        for (int gate = 0; gate < 3; ++gate) {
+          add_product<kVectors>(dx, dz + gate * len_.padded, len_.gates, f_.hidden,
+                                weights + gate * f_.hidden * kVectors * kL);
+        }
+        for (int i = 0; i < kBlockRows && first + i < count_; ++i) {
+          for (int k = 0; k < kVectors; ++k) write_input(first + i, t, v + k, dx[k][i]);
+        }
       }
     }
   }
@@ -206,16 +241,20 @@ class BackwardTile {
 
   void add_parameters(C* sums, int64_t rows) const {
     const int64_t stride = 3 * len_.padded;
+    const C* state = rows_ + len_.inputs;
+    C* state_sums = sums + len_.inputs * stride;
     for (int64_t v = 0; v < len_.vectors; ++v) {
-      C* to = sums + v * kL;
-      C* to_state = to + len_.inputs * stride;
-      const C* state = rows_ + len_.inputs;
       const C* dz = dz_ + v * kL;
-      add_outer_product<3>(to, stride, rows_, len_.row, len_.inputs, dz, stride, len_.padded, rows);
-      add_outer_product<2>(to_state, stride, state, len_.row, f_.hidden, dz, stride, len_.padded, rows);
-      add_outer_product<1>(to_state + 2 * len_.padded, stride, state + f_.hidden, len_.row, f_.hidden,
-                           dz + 2 * len_.padded, stride, len_.padded, rows);
+      add_outer_product<3>(sums + v * kL, stride, rows_, len_.row, len_.inputs, dz, len_.gates, len_.padded,
+                           rows);
+      add_outer_product<2>(state_sums + v * kL, stride, state, len_.row, f_.hidden, dz, len_.gates,
+                           len_.padded, rows);
     }
+    in_pairs(len_.vectors, [&](auto together, int64_t v) {
+      const int64_t lane = 2 * len_.padded + v * kL;
+      add_outer_product<together()>(state_sums + lane, stride, state + f_.hidden, len_.row, f_.hidden,
+                                    dz_ + lane, len_.gates, int64_t{kL}, rows);
+    });
   }
 
   void finish() const {
@@ -249,23 +288,12 @@ class BackwardTile {
   int count_ = 0;
   const S* g_ = nullptr;
   S* grad_g_ = nullptr;
-  C* rows_;           // [kChunkSteps * kTileRows, row]        1, x, g, h, r * h
-  C* dz_;             // [kChunkSteps * kTileRows, 3, V L]     cotangents of z_u, z_r, z_c
-  C* dh_;             // [kTileRows, V L]                          cotangent of the state
+  C* rows_;           // [chunk_steps * kTileRows, row]        1, x, g, h, r * h
+  C* dz_;             // [chunk_steps * kTileRows, gates]      cotangents of z_u, z_r, z_c
+  C* dh_;             // [kTileRows, V L]                      cotangent of the state
   C* row_ = nullptr;  // of this step and the tile's first node
   C* dz_row_[3] = {};
 };
-
-// weight[j, column ...] for the lanes of vector v, which cover columns [first, first + count).
-template <class S>
-void pack_row(Compute<S>* to, const S* weight, int64_t row_stride, int64_t j, int64_t first, int64_t count,
-              int64_t v) {
-  using C = Compute<S>;
-  for (int l = 0; l < kLanes<C>; ++l) {
-    const int64_t k = v * kLanes<C> + l;
-    to[l] = k < count ? to_compute(weight[j * row_stride + first + k]) : C(0);
-  }
-}
 
 template <class C>
 int64_t groups_for(int64_t nodes, int64_t sums) {
@@ -276,48 +304,6 @@ int64_t groups_for(int64_t nodes, int64_t sums) {
 }
 
 }  // namespace
-
-template <class S>
-PackedGatesTransposed<Compute<S>> pack_gates_transposed(const GateWeights<S>& weights, int64_t channels,
-                                                        int64_t hidden, bool need_x, ScratchFrame& frame) {
-  using C = Compute<S>;
-  constexpr int kL = kLanes<C>;
-  const int64_t vectors = vectors_for<C>(hidden);
-  const int64_t outputs = vectors + (need_x ? vectors_for<C>(channels) : 0);
-  const int64_t inputs = channels + hidden, stride = inputs + hidden;
-  C* state_c = frame.take<C>(vectors * hidden * kL);
-  C* state_ur = frame.take<C>(vectors * 2 * hidden * kL);
-  C* input = frame.take<C>(outputs * 3 * hidden * kL);
-  const S* weight[3] = {weights.u_weight, weights.r_weight, weights.c_weight};
-  for (int64_t v = 0; v < vectors; ++v) {
-    for (int64_t j = 0; j < hidden; ++j) {
-      pack_row(state_c + (v * hidden + j) * kL, weight[2], stride, j, inputs, hidden, v);
-      for (int gate = 0; gate < 2; ++gate) {
-        C* to = state_ur + ((v * 2 + gate) * hidden + j) * kL;
-        pack_row(to, weight[gate], stride, j, inputs, hidden, v);
-      }
-    }
-  }
-  for (int64_t v = 0; v < outputs; ++v) {
-    const int64_t pair = v - v % 2, together = pair + 1 < outputs ? 2 : 1;
-    for (int gate = 0; gate < 3; ++gate) {
-      for (int64_t j = 0; j < hidden; ++j) {
-        C* to = input + (pair * 3 * hidden + (gate * hidden + j) * together + v - pair) * kL;
-        if (v < vectors) {
-          pack_row(to, weight[gate], stride, j, channels, hidden, v);
-        } else {
-          pack_row(to, weight[gate], stride, j, 0, channels, v - vectors);
-        }
-      }
-    }
-  }
-  return {vectors, outputs, state_c, state_ur, input};
-}
-
-template <class C>
-int64_t gate_sums_size(int64_t channels, int64_t hidden) {
-  return Lengths<C>(channels, hidden).sums;
-}
 
 template <class S>
 void gated_scan_backward_range(const GatedScanBackward<S, Compute<S>>& p,
@@ -331,37 +317,6 @@ void gated_scan_backward_range(const GatedScanBackward<S, Compute<S>>& p,
     tile.run(first, count, g + (first - begin) * row,
              grad_g == nullptr ? nullptr : grad_g + (first - begin) * row, sums);
   }
-}
-
-template <class C>
-void finish_gate_grads(const C* sums, int64_t groups, int64_t channels, int64_t hidden,
-                       const GateGrads<C>& grads) {
-  const Lengths<C> len(channels, hidden);
-  const int64_t columns = len.inputs - 1 + hidden;
-  C* weight[3] = {grads.u_weight, grads.r_weight, grads.c_weight};
-  C* bias[3] = {grads.u_bias, grads.r_bias, grads.c_bias};
-  parallel_for(columns + 1, [&](int64_t k) {
-    ScratchFrame frame;
-    C* total = frame.take<C>(3 * len.padded);
-    for (int64_t j = 0; j < 3 * len.padded; j += kLanes<C>) {
-      // Several sums side by side, then a tree: fewer roundings than one long sum has.
-      Vec<C> sum[8] = {};
-      for (int64_t group = 0; group < groups; ++group) {
-        sum[group % 8] += load(sums + group * len.sums + k * 3 * len.padded + j);
-      }
-      for (int half = 4; half > 0; half /= 2) {
-        for (int i = 0; i < half; ++i) sum[i] += sum[i + half];
-      }
-      store(total + j, sum[0]);
-    }
-    for (int gate = 0; gate < 3; ++gate) {
-      C* to = k == 0 ? bias[gate] : weight[gate];
-      if (to == nullptr) continue;
-      for (int64_t j = 0; j < hidden; ++j) {
-        (k == 0 ? to[j] : to[j * columns + k - 1]) = total[gate * len.padded + j];
-      }
-    }
-  });
 }
 
 template <class S>
@@ -394,14 +349,7 @@ void gated_scan_backward(const GatedScanBackward<S, Compute<S>>& p) {
 
 HIERMT_INSTANTIATE(gated_scan_backward)
 
-template int64_t gate_sums_size<float>(int64_t, int64_t);
-template int64_t gate_sums_size<double>(int64_t, int64_t);
-template void finish_gate_grads<float>(const float*, int64_t, int64_t, int64_t, const GateGrads<float>&);
-template void finish_gate_grads<double>(const double*, int64_t, int64_t, int64_t, const GateGrads<double>&);
-
 #define HIERMT_INSTANTIATE_RANGE(S)                                                                      \
-  template PackedGatesTransposed<Compute<S>> pack_gates_transposed<S>(const GateWeights<S>&, int64_t,    \
-                                                                      int64_t, bool, ScratchFrame&);     \
   template void gated_scan_backward_range<S>(const GatedScanBackward<S, Compute<S>>&,                    \
                                              const PackedGatesTransposed<Compute<S>>&, int64_t, int64_t, \
                                              const S*, S*, Compute<S>*);

@@ -8,36 +8,46 @@
 #pragma once
 
 #include "gatv2_block.h"
+#include "lane_gradient.h"
+#include "parallel.h"
 
 namespace hiermt {
 namespace cpu {
 namespace HIERMT_ISA {
 
-// Sums over nodes and instances, one vector of lanes each, that the tasks of one group share.
+// Sums over nodes and instances that the tasks of one group share: scalars for the weights, a vector of lanes
+// for each channel of the rest.
 template <class C>
 struct GatV2Sums {
-  C* left_weight;   // [padded, inputs]
-  C* right_weight;  // [padded, inputs]
-  C* left_bias;     // [padded]
-  C* right_bias;    // [padded]
-  C* att;           // [padded]
-  C* edge;          // [padded], still to be multiplied with att
-  C* bias;          // [padded]
+  C* left_weight;   // [inputs, columns]
+  C* right_weight;  // [inputs, columns]
+  C* left_bias;     // [padded][lane]
+  C* right_bias;
+  C* att;
+  C* edge;  // still to be multiplied with att
+  C* bias;
 
-  // Vectors in all, and the sums laid out in `data` in the order above.
-  static int64_t vectors(int64_t padded, int64_t inputs) { return padded * (2 * inputs + 5); }
-  static GatV2Sums over(C* data, int64_t padded, int64_t inputs) {
-    constexpr int L = kLanes<C>;
-    const int64_t weight = padded * inputs * L, vector = padded * L;
-    C* vectors = data + 2 * weight;
-    return {data,
-            data + weight,
-            vectors,
-            vectors + vector,
-            vectors + 2 * vector,
-            vectors + 3 * vector,
-            vectors + 4 * vector};
+  // Elements of the sums over the weights and, without their lanes, of all.
+  static int64_t weights(int64_t padded, int64_t inputs) { return 2 * inputs * gradient_columns<C>(padded); }
+  static int64_t totals(int64_t padded, int64_t inputs) {
+    return weights(padded, inputs) + kVectors * padded;
   }
+  static int64_t lanes(int64_t padded) { return kVectors * padded * kLanes<C>; }
+
+  // The sums laid out in the order above, the weights in `weights` and the rest in `lanes`.
+  static GatV2Sums over(C* weights, C* lanes, int64_t padded, int64_t inputs) {
+    const int64_t vector = padded * kLanes<C>;
+    return {weights,
+            weights + inputs * gradient_columns<C>(padded),
+            lanes,
+            lanes + vector,
+            lanes + 2 * vector,
+            lanes + 3 * vector,
+            lanes + 4 * vector};
+  }
+
+ private:
+  static constexpr int64_t kVectors = 5;
 };
 
 // Writable room for the entries of one target.
@@ -160,13 +170,19 @@ struct GatV2BackwardTiles {
 template <class C>
 HIERMT_INLINE void projection_sums(const GatV2Packed<C>& p, const GatV2BackwardTiles<C>& t,
                                    const GatV2Sums<C>& sums, bool with_right) {
-  const TileSpan<const C> dleft = t.dleft, dright = t.right, dout = t.dout;
-  weight_gradient(dleft, p.padded, t.x, p.inputs, 0, t.nodes, sums.left_weight);
-  bias_gradient(dout, p.padded, 0, t.nodes, sums.bias);
+  const TileSpan<const C> d[] = {t.dleft, t.right}, dout = t.dout;
+  C* const weights[] = {sums.left_weight, sums.right_weight};
+  const int matrices = with_right ? 2 : 1;
+  if (p.padded <= kNarrowChannels && p.inputs <= kNarrowChannels) {
+    for (int m = 0; m < matrices; ++m)
+      narrow_weight_gradient(d[m], p.padded, t.x, p.inputs, t.nodes, weights[m]);
+  } else {
+    wide_weight_gradient(d, weights, matrices, p.padded, t.x, p.inputs, t.nodes);
+  }
+  bias_gradient(dout, p.padded, t.nodes, sums.bias);
   if (!with_right) return;
-  weight_gradient(dright, p.padded, t.x, p.inputs, 0, t.nodes, sums.right_weight);
-  bias_gradient(dleft, p.padded, 0, t.nodes, sums.left_bias);
-  bias_gradient(dright, p.padded, 0, t.nodes, sums.right_bias);
+  bias_gradient(d[0], p.padded, t.nodes, sums.left_bias);
+  bias_gradient(d[1], p.padded, t.nodes, sums.right_bias);
 }
 
 // W_l and W_r transposed, for dx = W_l^T dx_l + W_r^T dx_r; a GCN has no `right`.
@@ -194,14 +210,13 @@ HIERMT_INLINE void input_cotangent(const GatV2Transposed<C>& w, const GatV2Backw
   if (w.right.weight) product(w.right, dright, dx, 0, end - begin);
 }
 
-// Adds up the lanes: totals[k] for each vector of the sums, in their order.
+// Adds up the lanes: totals[k] for each of `vectors` vectors.
 template <class C>
-void reduce_lanes(const C* sums, int64_t vectors, C* totals) {
-  for (int64_t k = 0; k < vectors; ++k) totals[k] = reduce_add(load(sums + k * kLanes<C>));
+void reduce_lanes(const C* lanes, int64_t vectors, C* totals) {
+  for (int64_t k = 0; k < vectors; ++k) totals[k] = reduce_add(load(lanes + k * kLanes<C>));
 }
 
-// Writes the gradients that are wanted from totals[group * stride + vector], added up in the order of the
-// groups.
+// Writes the gradients that are wanted from totals[group * stride + k], added up in the order of the groups.
 template <class C>
 void write_gradients(const GatV2Packed<C>& p, const C* totals, int64_t groups, int64_t stride,
                      const GatV2Grads<C>& grads) {
@@ -210,11 +225,13 @@ void write_gradients(const GatV2Packed<C>& p, const C* totals, int64_t groups, i
     for (int64_t g = 0; g < groups; ++g) sum += totals[g * stride + k];
     return static_cast<C>(sum);
   };
-  const int64_t weight = p.padded * p.inputs, vectors = 2 * weight;
-  for (int64_t k = 0; k < p.hidden * p.inputs; ++k) {
-    if (grads.lin_l_weight) grads.lin_l_weight[k] = total(k);
-    if (grads.lin_r_weight) grads.lin_r_weight[k] = total(weight + k);
-  }
+  const int64_t columns = gradient_columns<C>(p.padded), vectors = GatV2Sums<C>::weights(p.padded, p.inputs);
+  C* const weights[] = {grads.lin_l_weight, grads.lin_r_weight};
+  parallel_for(2 * p.inputs, [&](int64_t row) {
+    C* gradient = weights[row / p.inputs];
+    for (int64_t c = 0; c < (gradient ? p.hidden : 0); ++c)
+      gradient[c * p.inputs + row % p.inputs] = total(row * columns + c);
+  });
   for (int64_t c = 0; c < p.hidden; ++c) {
     if (grads.lin_l_bias) grads.lin_l_bias[c] = total(vectors + c);
     if (grads.lin_r_bias) grads.lin_r_bias[c] = total(vectors + p.padded + c);

@@ -1,4 +1,4 @@
-// Dense products on tiles [node][channel][lane]: y = W x + b, its adjoint, and the gradient of W.
+// Dense products on tiles [node][channel][lane]: y = W x + b, and its adjoint.
 //
 // The weights are scalars shared by all lanes, so a product is a matrix product whose "columns" are whole
 // vectors: kNodeTile nodes times kOutTile outputs stay in registers while the inputs stream by.
@@ -68,13 +68,6 @@ C* pack_vector(ScratchFrame& frame, const S* vector, int64_t count, C scale = C(
   return packed;
 }
 
-// Gradients are summed up in two levels, first within a task or a target and then here: a shorter chain of
-// roundings than one long sum.
-template <class C>
-HIERMT_INLINE void add_to(C* sum, Vec<C> value) {
-  store(sum, load(sum) + value);
-}
-
 namespace detail {
 
 template <int kNodes, class C>
@@ -101,31 +94,6 @@ HIERMT_INLINE void product_block(const TileSpan<const C>& x, int64_t node, int64
   }
 }
 
-// sum[o][i] += over the nodes of d[o] * x[i], for kOutTile outputs and kInputs inputs.
-template <int kInputs, class C>
-HIERMT_INLINE void weight_gradient_block(const TileSpan<const C>& d, int64_t output,
-                                         const TileSpan<const C>& x, int64_t input, int64_t inputs,
-                                         int64_t begin, int64_t end, C* sum) {
-  constexpr int L = kLanes<C>;
-  Vec<C> acc[kInputs][kOutTile];
-  for (int i = 0; i < kInputs; ++i) {
-    for (int o = 0; o < kOutTile; ++o) acc[i][o] = zero<C>();
-  }
-  for (int64_t n = begin; n < end; ++n) {
-    const C* column = x.node(n) + input * L;
-    const C* cotangent = d.node(n) + output * L;
-    Vec<C> v[kInputs];
-    for (int i = 0; i < kInputs; ++i) v[i] = load(column + i * L);
-    for (int o = 0; o < kOutTile; ++o) {
-      const Vec<C> dv = load(cotangent + o * L);
-      for (int i = 0; i < kInputs; ++i) acc[i][o] = fma(dv, v[i], acc[i][o]);
-    }
-  }
-  for (int i = 0; i < kInputs; ++i) {
-    for (int o = 0; o < kOutTile; ++o) add_to(sum + ((output + o) * inputs + input + i) * L, acc[i][o]);
-  }
-}
-
 }  // namespace detail
 
 // y[n] = W x[n] + b for the nodes [begin, end); without a bias, y[n] += W x[n].
@@ -144,33 +112,6 @@ HIERMT_INLINE void product(const PackedMatrix<C>& matrix, const TileSpan<const C
       detail::product_block<1>(x, node, matrix.inputs, matrix.weight + o * matrix.inputs,
                                matrix.bias ? matrix.bias + o : nullptr, y, o);
     }
-  }
-}
-
-// dW[o][i][lane] += sum over the nodes of d[n][o] * x[n][i]; `outputs` is padded.
-template <class C>
-HIERMT_INLINE void weight_gradient(const TileSpan<const C>& d, int64_t outputs, const TileSpan<const C>& x,
-                                   int64_t inputs, int64_t begin, int64_t end, C* sum) {
-  for (int64_t o = 0; o < outputs; o += kOutTile) {
-    int64_t i = 0;
-    for (; i + 3 <= inputs; i += 3) detail::weight_gradient_block<3>(d, o, x, i, inputs, begin, end, sum);
-    if (inputs - i == 2) detail::weight_gradient_block<2>(d, o, x, i, inputs, begin, end, sum);
-    if (inputs - i == 1) detail::weight_gradient_block<1>(d, o, x, i, inputs, begin, end, sum);
-  }
-}
-
-// db[o][lane] += sum over the nodes of d[n][o].
-template <class C>
-HIERMT_INLINE void bias_gradient(const TileSpan<const C>& d, int64_t outputs, int64_t begin, int64_t end,
-                                 C* sum) {
-  constexpr int L = kLanes<C>;
-  for (int64_t o = 0; o < outputs; o += kOutTile) {
-    Vec<C> acc[kOutTile];
-    for (int k = 0; k < kOutTile; ++k) acc[k] = zero<C>();
-    for (int64_t n = begin; n < end; ++n) {
-      for (int k = 0; k < kOutTile; ++k) acc[k] += load(d.node(n) + (o + k) * L);
-    }
-    for (int k = 0; k < kOutTile; ++k) add_to(sum + (o + k) * L, acc[k]);
   }
 }
 

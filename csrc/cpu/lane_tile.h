@@ -58,13 +58,22 @@ struct LaneRows {
   }
 };
 
-// How far ahead of its use a node's rows are asked for. The rows of a chunk are a few short runs for each
-// node, too short for the hardware to foresee the next.
+// How much of each lane's rows is asked for ahead of its use, in nodes. The rows of a chunk are a few short
+// runs for each node, too short for the hardware to foresee the next; of long ones more would leave the cache
+// again before they are read.
 constexpr int64_t kPrefetchNodes = 8;
+constexpr int64_t kPrefetchBytes = 512;
 
 template <class S, class C>
-HIERMT_INLINE void prefetch(const LaneRows<S, C>& rows, int64_t node) {
-  for (int l = 0; l < kLanes<C>; ++l) __builtin_prefetch(rows.row[l] + node * rows.stride_node);
+HIERMT_INLINE void prefetch_ahead(const LaneRows<S, C>& rows, int64_t node, int64_t end) {
+  const int64_t bytes = rows.stride_channel == 1 ? rows.channels * static_cast<int64_t>(sizeof(S)) : 1;
+  const int64_t ahead = bytes * kPrefetchNodes <= kPrefetchBytes ? kPrefetchNodes
+                        : bytes <= kPrefetchBytes                ? kPrefetchBytes / bytes
+                                                                 : 1;
+  if (node + ahead >= end) return;
+  for (int l = 0; l < kLanes<C>; ++l) {
+    prefetch(rows.row[l] + (node + ahead) * rows.stride_node, rows.stride_channel == 1 ? rows.channels : 1);
+  }
 }
 
 // The view of a contiguous [N, T, H] tensor.

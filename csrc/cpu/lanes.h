@@ -43,6 +43,19 @@ HIERMT_INLINE void transpose_stage(V (&rows)[kCount]) {
   }
 }
 
+// Lane l of rows[0] becomes a sum of rows[l]: rows that differ in one bit of their number go side by side.
+template <int kDistance, int kCount, class V>
+HIERMT_INLINE void fold_rows(V (&rows)[kCount]) {
+  if constexpr (kDistance < kCount) {
+    using Sequence = std::make_integer_sequence<int, kCount>;
+    for (int i = 0; i < kCount; i += 2 * kDistance) {
+      const V a = rows[i], b = rows[i + kDistance];
+      rows[i] = interleave_low<kDistance>(a, b, Sequence{}) + interleave_high<kDistance>(a, b, Sequence{});
+    }
+    fold_rows<2 * kDistance>(rows);
+  }
+}
+
 template <int kDistance, class V>
 HIERMT_INLINE V fold(V v) {
   constexpr int n = sizeof(V) / sizeof(Lane<V>);
@@ -67,6 +80,14 @@ template <class V>
 HIERMT_INLINE Lane<V> reduce_add(V v) {
   constexpr int n = sizeof(V) / sizeof(Lane<V>);
   return detail::fold<n / 2>(v)[0];
+}
+
+// Lane l = the sum of the lanes of rows[l]; overwrites the rows.
+template <class V, int kCount>
+HIERMT_INLINE V reduce_each(V (&rows)[kCount]) {
+  static_assert(kCount == sizeof(V) / sizeof(Lane<V>), "as many rows as lanes");
+  detail::fold_rows<1>(rows);
+  return rows[0];
 }
 
 }  // namespace HIERMT_ISA
