@@ -31,7 +31,9 @@ def problem(rows: int, hidden: int, features: int, stride: int, dtype: torch.dty
     return [h, *(torch.randn(shape).to(dtype) / shape[-1] ** 0.5 for shape in shapes)]
 
 
-def forward(args: list[Tensor], threshold: int, wanted: int = 15, order: int = 0) -> list[Tensor | None]:
+def forward(
+    args: list[Tensor], threshold: int, wanted: int = 15, environment: dict[str, str] | None = None
+) -> list[Tensor | None]:
     h, dtype = args[0], args[0].dtype
     rows = h.size(0)
     outputs = [
@@ -41,7 +43,7 @@ def forward(args: list[Tensor], threshold: int, wanted: int = 15, order: int = 0
         ((rows,), dtype) if wanted & 8 else None,
     ]
     integers = [rows, h.size(1), args[1].size(0), h.stride(0), threshold]
-    return run("decision", dtype, integers, args, outputs, {"HIERMT_SIMT_ORDER": str(order)})
+    return run("decision", dtype, integers, args, outputs, environment)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -56,6 +58,14 @@ def test_decision(size: tuple[int, int, int, int], dtype: torch.dtype) -> None:
     assert_close(probabilities, rest[0])
     assert torch.equal(predictions, rest[1])
     assert_close(confidences, rest[2])
+
+
+@pytest.mark.parametrize("hidden", [16, 40])
+def test_more_rows_than_the_device_holds_at_once(hidden: int) -> None:
+    args = problem(1900, hidden, 4, hidden, torch.float32)
+    small = forward(args, 500, environment={"HIERMT_SIMT_MULTIPROCESSORS": "1"})
+    for one, other in zip(small, forward(args, 500), strict=True):
+        assert torch.equal(one, other)
 
 
 @pytest.mark.parametrize("wanted", range(16))
@@ -113,5 +123,5 @@ def test_the_order_of_threads_changes_no_bit() -> None:
     args = problem(600, 16, 8, 16, torch.float32)
     first = forward(args, 500)
     for order in (1, 2):
-        again = forward(args, 500, order=order)
+        again = forward(args, 500, environment={"HIERMT_SIMT_ORDER": str(order)})
         assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))

@@ -1,9 +1,9 @@
 // Logits, softmax and the hierarchical decision of a row in one pass; bound by memory.
 //
 // kLanes neighbouring lanes share kLanes rows. They load each row together, four channels a lane, so that
-// every sector is read once; each lane sums its channels of all kLanes rows, and an exchange that halves the
-// rows at each step leaves lane l with the finished logits of row l, so that the stores of a warp are
-// consecutive too.
+// every sector is read once, and ask for all rows before they use the first: what is in flight pays for the
+// latency. Each lane sums its channels of all kLanes rows, and an exchange that halves the rows at each step
+// leaves lane l with the finished logits of row l, so that the stores of a warp are consecutive too.
 #include "decision.cuh"
 #include "decision.h"
 
@@ -13,7 +13,11 @@ namespace {
 constexpr int kThreads = 256;
 constexpr int kChannels = 4;  // that a lane loads at once
 constexpr int kMaxLanes = 8;
-constexpr int64_t kMaxBlocks = 2048;
+// Blocks that fit a multiprocessor at once; more would fold the heads again for nothing.
+template <class S, int kLanes>
+constexpr int kResidentBlocks = std::is_same_v<S, double> ? 1
+                                : kLanes <= 4             ? 3
+                                                          : 2;
 
 template <class S, bool kAligned>
 __device__ __forceinline__ void load_channels(const S* at, int64_t count, Compute<S> (&values)[kChannels]) {
@@ -27,40 +31,66 @@ __device__ __forceinline__ void load_channels(const S* at, int64_t count, Comput
   }
 }
 
-template <class S, int kLanes, bool kAligned>
-__global__ void __launch_bounds__(kThreads) decision_fwd_kernel(DecisionForward<S> p, Compute<S> threshold) {
+// The folded weights of the channels that a lane reads, in registers.
+template <class C>
+struct LaneWeights {
+  C value[kLogits][kChannels];
+
+  __device__ __forceinline__ void read(const C* folded, int64_t hidden, int64_t first) {
+#pragma unroll
+    for (int j = 0; j < kLogits; ++j) {
+#pragma unroll
+      for (int v = 0; v < kChannels; ++v) {
+        value[j][v] = first + v < hidden ? folded[j * hidden + first + v] : C(0);
+      }
+    }
+  }
+};
+
+// kOnce: kLanes lanes hold all channels of a row, so that the weights are read once for all rows.
+template <class S, int kLanes, bool kAligned, bool kOnce>
+__global__ void __launch_bounds__(kThreads, kResidentBlocks<S, kLanes>)
+    decision_fwd_kernel(DecisionForward<S> p, Compute<S> threshold) {
   using C = Compute<S>;
   SharedMemory shared;
-  C* weight = shared.take<C>(kLogits * p.hidden);
+  C* folded = shared.take<C>(kLogits * p.hidden);
   C* bias = shared.take<C>(kLogits);
-  fold_heads(p.weights, p.features, p.hidden, weight, bias);
+  fold_heads(p.weights, p.features, p.hidden, folded, bias);
 
   const int lane = threadIdx.x % kLanes;
+  const int64_t first_channel = lane * kChannels;
+  LaneWeights<C> weights;
+  if (kOnce) weights.read(folded, p.hidden, first_channel);
   // The rows of a warp are consecutive and all its lanes stay together in the loop.
   for (int64_t first = static_cast<int64_t>(blockIdx.x) * kThreads; first < p.rows;
        first += static_cast<int64_t>(gridDim.x) * kThreads) {
     const int64_t group = first + threadIdx.x - lane;
     C partial[kLanes][kLogits] = {};
-    for (int64_t c = lane * kChannels; c < p.hidden; c += kLanes * kChannels) {
+    const auto add_channels = [&](int64_t c) {
       const int64_t count = p.hidden - c;
-      C w[kLogits][kChannels];
+      C values[kLanes][kChannels];
 #pragma unroll
-      for (int j = 0; j < kLogits; ++j) {
-#pragma unroll
-        for (int v = 0; v < kChannels; ++v) w[j][v] = v < count ? weight[j * p.hidden + c + v] : C(0);
+      for (int r = 0; r < kLanes; ++r) {
+        const int64_t row = group + r < p.rows ? group + r : p.rows - 1;
+        load_channels<S, kAligned>(p.h + row * p.stride_row + c, count, values[r]);
       }
 #pragma unroll
       for (int r = 0; r < kLanes; ++r) {
-        if (group + r >= p.rows) break;
-        C values[kChannels];
-        load_channels<S, kAligned>(p.h + (group + r) * p.stride_row + c, count, values);
 #pragma unroll
         for (int j = 0; j < kLogits; ++j) {
 #pragma unroll
           for (int v = 0; v < kChannels; ++v) {
-            if (kAligned || v < count) partial[r][j] = fma(w[j][v], values[v], partial[r][j]);
+            if (kAligned || v < count) partial[r][j] = fma(weights.value[j][v], values[r][v], partial[r][j]);
           }
         }
+      }
+    };
+    if constexpr (kOnce) {
+      if (first_channel < p.hidden) add_channels(first_channel);
+    } else {
+      for (int64_t c = first_channel; c < p.hidden; c += kLanes * kChannels) {
+        weights.read(folded, p.hidden, c);
+        add_channels(c);
       }
     }
 #pragma unroll
@@ -119,20 +149,23 @@ Compute<S> comparable(double threshold) {
   }
 }
 
-template <class S, int kLanes>
+template <class S, int kLanes, bool kOnce>
 cudaError_t decision_launch(const DecisionForward<S>& p, cudaStream_t stream) {
   using C = Compute<S>;
+  int device = 0, multiprocessors = 0;
+  HIERMT_CUDA_RETURN_IF_ERROR(cudaGetDevice(&device));
+  HIERMT_CUDA_RETURN_IF_ERROR(
+      cudaDeviceGetAttribute(&multiprocessors, cudaDevAttrMultiProcessorCount, device));
   const int64_t blocks = ceil_div(p.rows, int64_t{kThreads});
-  const dim3 grid(static_cast<unsigned>(blocks < kMaxBlocks ? blocks : kMaxBlocks));
+  const int64_t most = static_cast<int64_t>(multiprocessors) * kResidentBlocks<S, kLanes>;
+  const dim3 grid(static_cast<unsigned>(blocks < most ? blocks : most));
   const size_t bytes = padded_bytes<C>(kLogits * p.hidden) + padded_bytes<C>(kLogits);
   constexpr size_t kAlignment = alignof(Pack<S, kChannels>);
   const bool aligned = p.hidden % kChannels == 0 && p.stride_row % kChannels == 0 &&
                        reinterpret_cast<uintptr_t>(p.h) % kAlignment == 0;
-  const C threshold = comparable<S>(p.threshold);
-  return aligned
-             ? launch(decision_fwd_kernel<S, kLanes, true>, grid, dim3(kThreads), bytes, stream, p, threshold)
-             : launch(decision_fwd_kernel<S, kLanes, false>, grid, dim3(kThreads), bytes, stream, p,
-                      threshold);
+  return launch(
+      aligned ? decision_fwd_kernel<S, kLanes, true, kOnce> : decision_fwd_kernel<S, kLanes, false, kOnce>,
+      grid, dim3(kThreads), bytes, stream, p, comparable<S>(p.threshold));
 }
 
 }  // namespace
@@ -140,10 +173,11 @@ cudaError_t decision_launch(const DecisionForward<S>& p, cudaStream_t stream) {
 template <class S>
 int decision_forward(const DecisionForward<S>& p, void* stream) {
   const auto on = static_cast<cudaStream_t>(stream);
-  if (p.hidden <= kChannels) return decision_launch<S, 1>(p, on);
-  if (p.hidden <= 2 * kChannels) return decision_launch<S, 2>(p, on);
-  if (p.hidden <= 4 * kChannels) return decision_launch<S, 4>(p, on);
-  return decision_launch<S, kMaxLanes>(p, on);
+  if (p.hidden <= kChannels) return decision_launch<S, 1, true>(p, on);
+  if (p.hidden <= 2 * kChannels) return decision_launch<S, 2, true>(p, on);
+  if (p.hidden <= 4 * kChannels) return decision_launch<S, 4, true>(p, on);
+  if (p.hidden <= kMaxLanes * kChannels) return decision_launch<S, kMaxLanes, true>(p, on);
+  return decision_launch<S, kMaxLanes, false>(p, on);
 }
 
 template <class S>

@@ -318,8 +318,9 @@ cudaError_t launch(dim3 grid, dim3 threads, size_t shared_bytes, const std::func
 }  // namespace simt
 
 cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int) {
-  // An H100, unless a test asks for less shared memory to reach the paths that do without.
-  const char* shared = std::getenv("HIERMT_SIMT_SHARED_BYTES");
-  *value = attribute == cudaDevAttrMultiProcessorCount ? 132 : shared != nullptr ? std::atoi(shared) : 232448;
+  // An H100, unless a test asks for a smaller one to reach what that takes.
+  const bool count = attribute == cudaDevAttrMultiProcessorCount;
+  const char* asked = std::getenv(count ? "HIERMT_SIMT_MULTIPROCESSORS" : "HIERMT_SIMT_SHARED_BYTES");
+  *value = asked != nullptr ? std::atoi(asked) : count ? 132 : 232448;
   return cudaSuccess;
 }
