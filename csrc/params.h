@@ -187,6 +187,35 @@ struct GatedScanBackward {
   GateGrads<C> grads;
 };
 
+// The gated scan from a zero state over B windows of T consecutive days out of one series. What the gates
+// take from x and g depends on the day alone, so it is computed once a day. Node n = window * S + node.
+template <class S>
+struct GatedScanWindowsForward {
+  int64_t windows;        // B
+  int64_t num_nodes;      // S
+  int64_t days;           // D
+  int64_t steps;          // T
+  int64_t hidden;         // H
+  SequenceView<S> x;      // F channels of D days, one copy
+  const S* g;             // [S, D, H]
+  const int64_t* starts;  // [B] first days, each in [0, D - T]; host memory, as the next
+  const int64_t* order;   // [B] windows in the order of their first days
+  GateWeights<S> weights;
+  S* h;       // [N, T, H], or nullptr when only the last state is wanted
+  S* h_last;  // [N, H], or nullptr
+  S* gates;   // [N, T, 3, H], or nullptr when not training
+};
+
+template <class S, class C>
+struct GatedScanWindowsBackward {
+  GatedScanWindowsForward<S> forward;  // h and gates hold the saved values, read only
+  const S* grad_h;                     // [N, T, H] cotangent of h, or nullptr
+  const S* grad_h_last;                // [N, H] cotangent of h_last, or nullptr
+  S* grad_x;                           // [S, D, F] or nullptr
+  S* grad_g;                           // [S, D, H] or nullptr
+  GateGrads<C> grads;
+};
+
 // One T-GCN layer: g = sigmoid(convolution stack of x), then the gated scan of x and g from a zero state.
 template <class S>
 struct TgcnLayerForward {

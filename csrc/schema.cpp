@@ -126,6 +126,23 @@ STABLE_TORCH_LIBRARY(hiermt, m) {
   //   -> [N, T, H] if `sequence`, else [N, H]; no gradient
   m.def("gated_scan_projected(Tensor z, Tensor[] gates, bool sequence) -> Tensor");
 
+  // gated_scan from a zero state over windows of T consecutive days of one series; node n = window * S +
+  // node. What the gates take from x and g is computed once a day. CPU only.
+  //   x [S, D, F], any strides; g [S, D, H]; starts [B] int64: first days; the rest as for gated_scan, N = B
+  //   * S
+  //   -> as gated_scan
+  m.def(
+      "gated_scan_windows(Tensor x, Tensor g, Tensor starts, int steps, Tensor[] gates, bool sequence, bool "
+      "save) "
+      "-> (Tensor out, Tensor h, Tensor saved)");
+
+  //   -> grad_x [S, D, F], grad_g [S, D, H], the gradients of the 6 gate parameters; zero on a day of no
+  //   window
+  m.def(
+      "gated_scan_windows_backward(Tensor grad_out, Tensor x, Tensor g, Tensor starts, int steps, Tensor[] "
+      "gates, "
+      "bool sequence, Tensor h, Tensor saved, bool need_x, bool need_g, bool need_gates) -> Tensor[]");
+
   // Cross entropy of the signal head over all rows, plus that of the direction head over the rows of the
   // mask.
   //   logits [N, 2]; targets [N] int64, 0 or 1, the direction's anything outside the mask; mask [N] bool or

@@ -37,6 +37,18 @@ auto dispatch_floating(const char* op, const char* argument, ScalarType dtype, B
   }
 }
 
+// The same with the storage types that the CPU kernels know.
+template <class Body>
+void dispatch_cpu(const char* op, const char* argument, ScalarType dtype, Body&& body) {
+  dispatch_floating(op, argument, dtype, [&](auto type) {
+    if constexpr (std::is_same_v<typename decltype(type)::type, Half>) {
+      fail(op, argument, "the CPU kernels take Float, Double and BFloat16, got Half");
+    } else {
+      body(type);
+    }
+  });
+}
+
 template <class Body>
 auto dispatch_index(const char* op, const char* argument, const Tensor& tensor, Body&& body) {
   check_index_dtype(op, argument, tensor);

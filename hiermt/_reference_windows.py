@@ -52,3 +52,27 @@ def gated_scan_projected(z: Tensor, gates: Sequence[Tensor], sequence: bool) -> 
     if not sequence:
         return h
     return torch.stack(states, dim=1) if states else z.new_zeros(z.size(0), 0, hidden)
+
+
+def gated_scan_windows(
+    x: Tensor, g: Tensor, starts: Tensor, steps: int, gates: Sequence[Tensor], sequence: bool
+) -> Tensor:
+    r"""The recurrence of :func:`hiermt.reference.gated_scan` from a zero state over windows of one series.
+
+    What the gates take from the inputs depends on the day alone, so it is computed once a day.
+
+    Args:
+        x, g (Tensor): inputs of each day: features, and what the convolution stack made of them.
+        starts (Tensor): first day of each window, each in ``[0, D - steps]``.
+        steps (int): ``T``.
+        gates (sequence of Tensor): ``u.weight, u.bias, r.weight, r.bias, c.weight, c.bias``.
+        sequence (bool): return every state, or only the last.
+
+    Shapes:
+        - **x:** ``[S, D, F]``; **g:** ``[S, D, H]``; **starts:** ``[B]`` int64; weights ``[H, F + 2H]``
+        - **returns:** ``[B * S, T, H]``, or ``[B * S, H]`` if not `sequence`; node ``n`` is ``window * S + stock``
+    """
+    inputs = x.size(-1) + g.size(-1)
+    weight = torch.cat([gate[:, :inputs] for gate in gates[::2]])
+    z = torch.nn.functional.linear(torch.cat([x, g], dim=-1), weight, torch.cat(list(gates[1::2])))
+    return gated_scan_projected(gather_windows(z, starts, steps).flatten(0, 1), gates, sequence)

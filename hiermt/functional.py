@@ -7,18 +7,17 @@ PyG gives them, and ``backend="auto" | "native" | "reference"``.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from hiermt import _backend, reference
+from hiermt._arguments import check_linear, enter, no_autocast
+from hiermt._functional_windows import gated_scan_windows as gated_scan_windows
 from hiermt.gather import gather_windows as gather_windows
 from hiermt.graph import Entries, Graph
 
 ACTIVATIONS = {"none": reference.NONE, "leaky_relu": reference.LEAKY_RELU, "sigmoid": reference.SIGMOID}
-_DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
 
 def gatv2_conv(
@@ -60,12 +59,12 @@ def gatv2_conv(
     if graph.edge_weight is None:
         lin_edge_weight = None
     every = params if lin_edge_weight is None else [*params, lin_edge_weight]
-    (x, *every), native = _enter(x, every, graph, backend)
+    (x, *every), native = enter(x, every, graph, backend)
     check_weights_used(graph, gat=True, edge=lin_edge_weight is not None)
-    _check_linear("lin_l_weight", every[0], x.size(-1))
+    check_linear("lin_l_weight", every[0], x.size(-1))
     entries = graph.entries(reference.GATV2_RULE, lin_edge_weight is not None, x.dtype)
     run = _backend.operator("gatv2_conv", native)
-    with _no_autocast(x):
+    with no_autocast(x):
         return run(  # type: ignore[no-any-return]
             x,
             entries.csr,
@@ -96,10 +95,10 @@ def gcn_conv(
         ValueError: a shape or device does not fit.
         TypeError: dtypes differ.
     """
-    (x, weight, bias), native = _enter(x, [weight, bias], graph, backend)
-    _check_linear("weight", weight, x.size(-1))
+    (x, weight, bias), native = enter(x, [weight, bias], graph, backend)
+    check_linear("weight", weight, x.size(-1))
     entries = graph.entries(reference.GCN_RULE, True, x.dtype)
-    with _no_autocast(x):
+    with no_autocast(x):
         run = _backend.operator("gcn_conv", native)
         return run(x, entries.csr, entries.weight, [weight, bias], _activation(activation))  # type: ignore[no-any-return]
 
@@ -139,9 +138,9 @@ def gated_scan(
     if h0 is not None and h0.shape != (x.size(0), hidden):
         raise ValueError(f"h0: expected [N, H] = {[x.size(0), hidden]}, got {list(h0.shape)}")
     others = [g, *gates] if h0 is None else [g, *gates, h0]
-    (x, g, *rest), native = _enter(x, others, None, backend)
-    _check_linear("u.weight", rest[0], x.size(-1) + 2 * hidden)
-    with _no_autocast(x):
+    (x, g, *rest), native = enter(x, others, None, backend)
+    check_linear("u.weight", rest[0], x.size(-1) + 2 * hidden)
+    with no_autocast(x):
         run = _backend.operator("gated_scan", native)
         return run(x, g, None if h0 is None else rest[6], rest[:6], sequence)  # type: ignore[no-any-return]
 
@@ -190,12 +189,12 @@ def tgcn_layer(
         per_conv = len(conv_params) // conv_layers
         conv_params = [param for i, param in enumerate(conv_params) if (i + 1) % per_conv]
         edge = False
-    (x, *params), native = _enter(x, [*conv_params, *gate_params], graph, backend)
+    (x, *params), native = enter(x, [*conv_params, *gate_params], graph, backend)
     check_weights_used(graph, gat=gat, edge=edge)
-    _check_linear("the first convolution", params[0], x.size(-1))
+    check_linear("the first convolution", params[0], x.size(-1))
     entries = layer_entries(graph, gat, edge, x.dtype)
     convs, gates = params[: len(conv_params)], params[len(conv_params) :]
-    with _no_autocast(x):
+    with no_autocast(x):
         run = _backend.operator("tgcn_layer", native)
         return run(  # type: ignore[no-any-return]
             x,
@@ -224,8 +223,8 @@ def heads(h: Tensor, params: Sequence[Tensor], *, backend: str = "auto") -> tupl
         - **h:** ``[N, H]``; out ``[K, H]``; heads ``[2, K]``
         - **returns:** signal logits ``[N, 2]``, direction logits ``[N, 2]``
     """
-    (h, *params), native = _enter(h, params, None, backend)
-    with _no_autocast(h):
+    (h, *params), native = enter(h, params, None, backend)
+    with no_autocast(h):
         if native:
             signal_logits, direction_logits = _backend.operator("decision", True)(h, *params, 0.5)[:2]
         else:
@@ -255,8 +254,8 @@ def decision(
         ValueError: `threshold` is outside ``[0, 1]``.
     """
     _check_threshold(threshold)
-    (h, *params), native = _enter(h, params, None, backend)
-    with _no_autocast(h):
+    (h, *params), native = enter(h, params, None, backend)
+    with no_autocast(h):
         return _backend.operator("decision", native)(h, *params, threshold)  # type: ignore[no-any-return]
 
 
@@ -284,8 +283,8 @@ def decision_from_logits(
             f"{list(direction_logits.shape)}"
         )
     lead = signal_logits.shape[:-1]
-    (signal, direction), native = _enter(signal_logits.reshape(-1, 2), [direction_logits.reshape(-1, 2)], None, backend)
-    with _no_autocast(signal):
+    (signal, direction), native = enter(signal_logits.reshape(-1, 2), [direction_logits.reshape(-1, 2)], None, backend)
+    with no_autocast(signal):
         run = _backend.operator("decision_from_logits", native)
         probabilities, predictions, confidences = run(signal, direction, threshold)
     return probabilities.reshape(*lead, 4), predictions.reshape(lead), confidences.reshape(lead)
@@ -331,8 +330,8 @@ def multitask_loss(
     _check_labels("signal_targets", signal_targets, None)
     _check_labels("direction_targets", direction_targets, mask)
     # Under autocast a loss is float32, as torch's own is.
-    (signal, direction), native = _enter(signal_logits, [direction_logits], None, backend, torch.float32)
-    with _no_autocast(signal):
+    (signal, direction), native = enter(signal_logits, [direction_logits], None, backend, torch.float32)
+    with no_autocast(signal):
         run = _backend.operator("multitask_loss", native)
         mask = None if mask is None else mask.bool()
         return run(signal, direction, signal_targets.long(), direction_targets.long(), mask, lambda_direction)  # type: ignore[no-any-return]
@@ -352,45 +351,10 @@ def layer_entries(graph: Graph, gat: bool, edge: bool, dtype: torch.dtype) -> En
     return graph.entries(reference.GATV2_RULE, edge, dtype) if gat else graph.entries(reference.GCN_RULE, True, dtype)
 
 
-def _enter(
-    x: Tensor, others: Sequence[Tensor], graph: Graph | None, backend: str, autocast: torch.dtype | None = None
-) -> tuple[list[Tensor], bool]:
-    """Checks devices and dtypes, applies autocast, and says whether the native operator runs."""
-    if graph is not None and graph.device != x.device:
-        raise ValueError(f"x is on {x.device}, the graph on {graph.device}; move one with .to(...)")
-    if graph is not None and x.size(0) % max(graph.num_nodes, 1):
-        raise ValueError(f"x has {x.size(0)} nodes, which is no multiple of the graph's {graph.num_nodes}")
-    tensors = [x, *others]
-    for tensor in others:
-        if tensor.device != x.device:
-            raise ValueError(f"x is on {x.device}, a parameter on {tensor.device}; move one with .to(...)")
-    if torch.is_autocast_enabled(x.device.type):
-        dtype = autocast or torch.get_autocast_dtype(x.device.type)
-        tensors = [t.to(dtype) if t.dtype != torch.float64 else t for t in tensors]
-    dtype = tensors[0].dtype
-    if dtype not in _DTYPES:
-        raise TypeError(f"x: expected float32, float64, bfloat16 or float16, got {dtype}; use x.float()")
-    for tensor in tensors[1:]:
-        if tensor.dtype != dtype:
-            raise TypeError(f"x is {dtype}, a parameter {tensor.dtype}; convert x or the model so that they agree")
-    return tensors, _backend.native(backend, x.device, dtype)
-
-
-def _no_autocast(x: Tensor) -> AbstractContextManager[Any]:
-    """Inside, dtypes are what the arguments say."""
-    kind = x.device.type
-    return torch.autocast(kind, enabled=False) if torch.is_autocast_enabled(kind) else nullcontext()
-
-
 def _activation(name: str) -> int:
     if name not in ACTIVATIONS:
         raise ValueError(f"activation: expected one of {', '.join(ACTIVATIONS)}, got {name!r}")
     return ACTIVATIONS[name]
-
-
-def _check_linear(name: str, weight: Tensor, inputs: int) -> None:
-    if weight.dim() != 2 or weight.size(1) != inputs:
-        raise ValueError(f"{name} takes {weight.size(-1)} channels, but gets {inputs}")
 
 
 def _check_labels(name: str, labels: Tensor, mask: Tensor | None) -> None:

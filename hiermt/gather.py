@@ -1,11 +1,69 @@
-"""Windows gathered out of a series of days."""
+"""Windows of consecutive days out of a series: copied, or read where they lie."""
 
 from __future__ import annotations
+
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from hiermt import _backend
+
+
+class Windows(NamedTuple):
+    r"""``B`` windows of ``T`` consecutive days of one series, none of them copied.
+
+    A model takes it in place of ``x [B, S, T, F]`` and gives the same result. What its first layer computes before
+    the recurrence depends on the day alone; it is computed once for every day that a window has, and not once a window.
+
+    Attributes:
+        series (Tensor): features of each stock and day.
+        starts (Tensor): first day of each window.
+        steps (int): ``T``.
+
+    Shapes:
+        - **series:** ``[S, D, F]``, **starts:** ``[B]`` int64 on the same device
+    """
+
+    series: Tensor
+    starts: Tensor
+    steps: int
+
+    def gather(self, *, backend: str = "auto", check: bool = True) -> Tensor:
+        """The windows themselves, ``[B, S, T, F]``; see :func:`gather_windows`."""
+        return gather_windows(self.series, self.starts, self.steps, backend=backend, check=check)
+
+    def days(self) -> Tensor:
+        """The days that a window has, in order and once each. Waits for the device.
+
+        Raises:
+            IndexError: a window does not lie in the series.
+            ValueError: a shape or device does not fit.
+        """
+        check_starts(self.starts, self.steps, self.series)
+        steps = torch.arange(self.steps, device=self.starts.device)
+        return torch.unique(self.starts.unsqueeze(1) + steps)  # type: ignore[no-any-return]
+
+    def shared(self) -> Windows:
+        """The same windows over a series of the days that one of them has, and no others. Waits for the device.
+
+        Days in one piece are a view of the series, others are copied.
+
+        Raises:
+            IndexError: a window does not lie in the series.
+            ValueError: a shape or device does not fit.
+        """
+        days = self.days()
+        if not days.numel():
+            return Windows(self.series[:, : self.steps], torch.zeros_like(self.starts), self.steps)
+        first, last = int(days[0]), int(days[-1])
+        if last - first + 1 == days.numel():
+            return Windows(self.series[:, first : last + 1], self.starts - first, self.steps)
+        return Windows(self.series.index_select(1, days), torch.searchsorted(days, self.starts), self.steps)
+
+    def to(self, device: torch.device | str) -> Windows:
+        """The same windows on another device."""
+        return Windows(self.series.to(device), self.starts.to(device), self.steps)
 
 
 def gather_windows(series: Tensor, starts: Tensor, steps: int, *, backend: str = "auto", check: bool = True) -> Tensor:
@@ -28,28 +86,37 @@ def gather_windows(series: Tensor, starts: Tensor, steps: int, *, backend: str =
         ValueError: a shape or device does not fit, or `steps` is not in ``[0, D]``.
         TypeError: `series` is not floating point or `starts` not int64.
     """
+    check_starts(starts, steps, series, look=check)
+    if not series.is_floating_point():
+        raise TypeError(f"series: expected floating point, got {series.dtype}; use series.float()")
+    native = _backend.native(backend, series.device, series.dtype)
+    # The copy has no gradient of its own; who wants one gets the twin's.
+    if series.requires_grad and torch.is_grad_enabled():
+        native = False
+    return _backend.operator("gather_windows", native)(series, starts, steps)  # type: ignore[no-any-return]
+
+
+def check_starts(starts: Tensor, steps: int, series: Tensor, *, look: bool = True) -> None:
+    """Refuses windows that do not fit a series ``[S, D, F]``; `look`: at the days themselves, too.
+
+    Raises:
+        IndexError, TypeError, ValueError: as :func:`gather_windows`.
+    """
     if series.dim() != 3:
         raise ValueError(f"series: expected [stocks, days, features], got {list(series.shape)}")
     if starts.dim() != 1:
         raise ValueError(f"starts: expected a vector of first days, got {list(starts.shape)}")
     if starts.dtype != torch.int64:
         raise TypeError(f"starts: expected int64, got {starts.dtype}; use starts.long()")
-    if not series.is_floating_point():
-        raise TypeError(f"series: expected floating point, got {series.dtype}; use series.float()")
     if starts.device != series.device:
         raise ValueError(f"series is on {series.device}, starts on {starts.device}; move one with .to(...)")
     days = series.size(1)
     if not 0 <= steps <= days:
         raise ValueError(f"steps: expected a length in [0, {days}], the days there are, got {steps}")
-    if check and not torch.compiler.is_compiling() and starts.numel():
+    if look and not torch.compiler.is_compiling() and starts.numel():
         low, high = torch.stack(starts.aminmax()).tolist()
         if low < 0 or high > days - steps:
             raise IndexError(
                 f"starts: {low if low < 0 else high} is outside [0, {days - steps + 1}), the days on which a window "
                 f"of {steps} can start in a series of {days}"
             )
-    native = _backend.native(backend, series.device, series.dtype)
-    # The copy has no gradient of its own; who wants one gets the twin's.
-    if series.requires_grad and torch.is_grad_enabled():
-        native = False
-    return _backend.operator("gather_windows", native)(series, starts, steps)  # type: ignore[no-any-return]

@@ -10,6 +10,7 @@ from hiermt import (
     _extension,
     ops_decision,
     ops_gated_scan,
+    ops_gated_scan_windows,
     ops_gatv2_conv,
     ops_gcn_conv,
     ops_graph,
@@ -19,6 +20,7 @@ from hiermt import (
 )
 from hiermt.ops_decision import ALL, CONFIDENCES, LOGITS, PREDICTIONS, PROBABILITIES, decision, decision_from_logits
 from hiermt.ops_gated_scan import gated_scan
+from hiermt.ops_gated_scan_windows import gated_scan_windows
 from hiermt.ops_gatv2_conv import gatv2_conv
 from hiermt.ops_gcn_conv import gcn_conv
 from hiermt.ops_graph import graph_prepare
@@ -36,6 +38,7 @@ __all__ = [
     "decision_from_logits",
     "gated_scan",
     "gated_scan_projected",
+    "gated_scan_windows",
     "gather_windows",
     "gatv2_conv",
     "gcn_conv",
@@ -50,6 +53,7 @@ if not _status.available:
 _FAMILIES = (
     ops_decision,
     ops_gated_scan,
+    ops_gated_scan_windows,
     ops_gatv2_conv,
     ops_gcn_conv,
     ops_graph,

@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from hiermt._reference_windows import gated_scan_projected as gated_scan_projected
+from hiermt._reference_windows import gated_scan_windows as gated_scan_windows
 from hiermt._reference_windows import gather_windows as gather_windows
 
 ATTENTION_SLOPE = 0.2

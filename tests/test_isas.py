@@ -15,7 +15,7 @@ if (_reason := _extension.why_not_native("cpu")) is not None:
     pytest.skip(_reason, allow_module_level=True)
 
 HERE = Path(__file__).resolve().parent
-FILES = ["test_gated_scan.py", "test_gcn_conv.py", "test_vmath.py"]
+FILES = ["test_gated_scan.py", "test_gated_scan_windows.py", "test_gcn_conv.py", "test_vmath.py"]
 
 
 @pytest.mark.parametrize("isa", ["baseline", "avx2", "avx512"])

@@ -34,11 +34,11 @@ class ForwardTile {
     g_ = frame.take<C>(kTileRows * (p.hidden + kL));
   }
 
-  // Nodes [first, first + count), count <= kTileRows; g is the row of the first.
-  void run(int64_t first, int count, const S* g) {
-    start(first, count, g);
+  // Nodes [first, first + count), count <= kTileRows; g or z is the row of the first.
+  void run(int64_t first, int count, const S* g, const S* z) {
+    start(first, count, g, z);
     for (int64_t t = 0; t < p_.steps; ++t) {
-      if (p_.z == nullptr) set_inputs(t);
+      if (!projected_) set_inputs(t);
       for (int64_t v = 0; v < packed_.vectors; ++v) {
         if (t + kPrefetchSteps < p_.steps) prefetch_rows(t + kPrefetchSteps, v);
         for (int i = 0; i < kTileRows; i += kBlockRows) project(v, i, t);
@@ -50,15 +50,16 @@ class ForwardTile {
   }
 
  private:
-  void start(int64_t first, int count, const S* g) {
+  void start(int64_t first, int count, const S* g, const S* z) {
     first_ = first;
     count_ = count;
+    projected_ = z != nullptr;
     const SequenceView<S>& x = p_.x;
     for (int i = 0; i < kTileRows; ++i) {
       // Rows past the count repeat the first node and are never stored.
       const int64_t node = first + (i < count ? i : 0);
-      if (p_.z != nullptr) {
-        z_base_[i] = p_.z + node * p_.z_stride_node;
+      if (projected_) {
+        z_base_[i] = z + (node - first) * p_.z_stride_node;
       } else {
         x_base_[i] = x.data + node / p_.num_nodes * x.stride_copy + node % p_.num_nodes * x.stride_node;
         g_base_[i] = g + (node - first) * p_.steps * p_.hidden;
@@ -68,7 +69,7 @@ class ForwardTile {
         store(h_ + i * padded_ + v * kL, h0);
       }
     }
-    if (p_.z != nullptr) return;
+    if (projected_) return;
     const bool even = x.stride_copy == p_.num_nodes * x.stride_node ||
                       first / p_.num_nodes == (first + kTileRows - 1) / p_.num_nodes;
     g_in_place_ = kInPlace && count == kTileRows;
@@ -81,7 +82,7 @@ class ForwardTile {
     const int64_t last = (v + 1) * count_ / packed_.vectors;
     for (int64_t i = v * count_ / packed_.vectors; i < last; ++i) {
       const int64_t row = (first_ + i) * p_.steps + t;
-      if (p_.z != nullptr) {
+      if (projected_) {
         prefetch(z_base_[i] + t * p_.z_stride_time, 3 * p_.hidden);
       } else {
         prefetch(x_base_[i] + t * p_.x.stride_time, p_.x.stride_channel == 1 ? p_.x.channels : 1);
@@ -130,7 +131,7 @@ class ForwardTile {
   // z_u, z_r = W [x, g, h] + b and the part of z_c that does not wait for r, for rows [i, i + kBlockRows).
   HIERMT_INLINE void project(int64_t v, int i, int64_t t) {
     V z[3][kBlockRows];
-    if (p_.z != nullptr) {
+    if (projected_) {
       for (int gate = 0; gate < 3; ++gate) {
         for (int row = 0; row < kBlockRows; ++row) {
           z[gate][row] = load_channels(z_base_[i + row] + t * p_.z_stride_time + gate * p_.hidden, v);
@@ -204,6 +205,7 @@ class ForwardTile {
   const GatedScanForward<S> p_;
   const PackedGates<C> packed_;
   const int64_t padded_;
+  bool projected_ = false;
   bool x_in_place_ = false;
   bool g_in_place_ = false;
   int64_t first_ = 0;
@@ -226,12 +228,13 @@ class ForwardTile {
 
 template <class S>
 void gated_scan_forward_range(const GatedScanForward<S>& p, const PackedGates<Compute<S>>& packed,
-                              int64_t begin, int64_t end, const S* g) {
+                              int64_t begin, int64_t end, const S* g, const S* z) {
   ScratchFrame frame;
   ForwardTile<S> tile(p, packed, frame);
   for (int64_t first = begin; first < end; first += kTileRows) {
     const int count = static_cast<int>(end - first < kTileRows ? end - first : kTileRows);
-    tile.run(first, count, g == nullptr ? nullptr : g + (first - begin) * p.steps * p.hidden);
+    tile.run(first, count, g == nullptr ? nullptr : g + (first - begin) * p.steps * p.hidden,
+             z == nullptr ? nullptr : z + (first - begin) * p.z_stride_node);
   }
 }
 
@@ -248,7 +251,8 @@ void gated_scan_forward(const GatedScanForward<S>& p) {
     const Range range = split(tiles, tasks, task);
     const int64_t begin = range.begin * kTileRows, end = range.end * kTileRows;
     gated_scan_forward_range(p, packed, begin, end < nodes ? end : nodes,
-                             p.g == nullptr ? nullptr : p.g + begin * p.steps * p.hidden);
+                             p.g == nullptr ? nullptr : p.g + begin * p.steps * p.hidden,
+                             p.z == nullptr ? nullptr : p.z + begin * p.z_stride_node);
   });
 }
 
@@ -256,7 +260,7 @@ HIERMT_INSTANTIATE(gated_scan_forward)
 
 #define HIERMT_INSTANTIATE_RANGE(S)                                                                     \
   template void gated_scan_forward_range<S>(const GatedScanForward<S>&, const PackedGates<Compute<S>>&, \
-                                            int64_t, int64_t, const S*);
+                                            int64_t, int64_t, const S*, const S*);
 HIERMT_INSTANTIATE_RANGE(float)
 HIERMT_INSTANTIATE_RANGE(double)
 HIERMT_INSTANTIATE_RANGE(BFloat16)
