@@ -7,6 +7,7 @@ from hiermt import data, functional, reference
 from hiermt._version import __version__
 from hiermt.conv import GAT, GCN
 from hiermt.dynamic import DynamicGraph
+from hiermt.gather import Windows
 from hiermt.graph import Graph
 from hiermt.inference import hierarchical_inference, inference_hierarchical
 from hiermt.interop import from_reference
@@ -25,6 +26,7 @@ __all__ = [
     "MultiTaskLoss",
     "TGCNCell",
     "TGCN_HierarchicalMT",
+    "Windows",
     "__version__",
     "data",
     "from_reference",

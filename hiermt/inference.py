@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from hiermt import functional
+from hiermt._inputs import shared_inputs
 
 
 def hierarchical_inference(
@@ -67,25 +68,11 @@ def inference_hierarchical(
         ValueError: `confidence_threshold` is outside ``[0, 1]``.
     """
     model.to(device).eval()
-    signal_logits, direction_logits = model(*model_inputs(data, device))
+    signal_logits, direction_logits = model(*shared_inputs(model, data, device))
     probabilities, predictions, confidences = functional.decision_from_logits(
         signal_logits, direction_logits, confidence_threshold
     )
     return predictions, confidences, _parts(probabilities, confidence_threshold)
-
-
-def model_inputs(data: Any, device: torch.device | str) -> tuple[Any, ...]:
-    """``(x, edge_index, edge_weight)`` or ``(x, graph)`` of a batch, on `device`."""
-    graph = getattr(data, "graph", None)
-    x = data.x.to(device)
-    if graph is not None:
-        return x, graph.to(device)
-    edge_weight = getattr(data, "edge_weight", None)
-    if edge_weight is None and getattr(data, "edge_attr", None) is not None:
-        raise ValueError(
-            "data has edge_attr but no edge_weight, so its weights would be ignored; rename it to edge_weight"
-        )
-    return x, data.edge_index.to(device), None if edge_weight is None else edge_weight.to(device)
 
 
 def _parts(probabilities: Tensor, threshold: float) -> dict[str, Tensor]:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from hiermt import _backend, functional
 from hiermt.checkpoint import Pretrained
 from hiermt.conv import GAT, GCN
+from hiermt.gather import Windows
 from hiermt.graph import Graph, as_graph
 
 LAYOUTS = ("NTF", "NFT")
@@ -105,6 +106,13 @@ class TGCNCell(nn.Module):
             backend=stack.backend,
         )
 
+    def run_windows(self, x: Windows, graph: Graph, sequence: bool) -> Tensor:
+        """As :meth:`run_sequence` on the windows, node ``window * S + stock``; each day is convolved once."""
+        g = self.gcn.gate_input(x.series, graph)
+        return functional.gated_scan_windows(
+            x.series, g, x.starts, x.steps, self.gates(), sequence=sequence, backend=self.gcn.backend
+        )
+
 
 class TGCN(Pretrained, nn.Module):
     r"""The T-GCN backbone: cells stacked over the sequence, a linear on the last state (arXiv 1811.05320).
@@ -183,31 +191,47 @@ class TGCN(Pretrained, nn.Module):
         for cell in self._cells():
             cell.gcn.backend = _backend.check(backend)
 
-    def forward(self, x: Tensor, edge_index: Tensor | Graph, edge_weight: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor | Windows, edge_index: Tensor | Graph, edge_weight: Tensor | None = None) -> Tensor:
         """Runs the backbone.
 
         Args:
-            x (Tensor): node features.
+            x (Tensor or Windows): node features; windows of one series need not be copied out of it.
             edge_index (Tensor or Graph): edges.
             edge_weight (Tensor, optional): edge weights. (default: ``None``)
 
         Shapes:
             - **x:** ``[N, T, F]``, or ``[B, N, T, F]`` with one shared graph (``F, T`` swapped for layout ``"NFT"``)
-            - **returns:** ``[N, out_channels]`` or ``[B, N, out_channels]``
+            - **returns:** ``[N, out_channels]`` or, for a batch or windows, ``[B, N, out_channels]``
 
         Raises:
             ValueError: x contradicts the layout or the graph.
         """
         return self.out(self.last_state(x, edge_index, edge_weight))  # type: ignore[no-any-return]
 
-    def last_state(self, x: Tensor, edge_index: Tensor | Graph, edge_weight: Tensor | None = None) -> Tensor:
+    def last_state(self, x: Tensor | Windows, edge_index: Tensor | Graph, edge_weight: Tensor | None = None) -> Tensor:
         """State of the last cell after the last step: as :meth:`forward`, before the output linear."""
+        if isinstance(x, Windows):
+            return self._last_state_of_windows(x, edge_index, edge_weight)
         x = self._time_before_channels(x)
         graph = as_graph(edge_index, edge_weight, x.size(-3), self.backend)
         h = x if x.dim() == 3 else x.reshape(x.size(0) * x.size(1), *x.shape[2:])
         for i, cell in enumerate(self._cells()):
             h = cell.run_sequence(h, graph, sequence=i < len(self.cells) - 1)
         return h.reshape(*x.shape[:-2], self.hidden_size)
+
+    def _last_state_of_windows(
+        self, x: Windows, edge_index: Tensor | Graph, edge_weight: Tensor | None = None
+    ) -> Tensor:
+        if x.series.dim() != 3 or x.series.size(2) != self.in_channels:
+            raise ValueError(f"x: expected windows of a series [N, D, {self.in_channels}], got {list(x.series.shape)}")
+        graph = as_graph(edge_index, edge_weight, x.series.size(0), self.backend)
+        # A compiler does not know how many days there will be, and takes all of them.
+        x = x if torch.compiler.is_compiling() else x.shared()
+        first, *rest = self._cells()
+        h = first.run_windows(x, graph, sequence=bool(rest))
+        for i, cell in enumerate(rest):
+            h = cell.run_sequence(h, graph, sequence=i < len(rest) - 1)
+        return h.reshape(x.starts.size(0), graph.num_nodes, self.hidden_size)
 
     def _cells(self) -> list[TGCNCell]:
         return list(self.cells)  # type: ignore[arg-type]
@@ -286,18 +310,19 @@ class TGCN_HierarchicalMT(Pretrained, nn.Module):
         self.tgcn_backbone.backend = backend
 
     def forward(
-        self, x: Tensor, edge_index: Tensor | Graph, edge_weight: Tensor | None = None
+        self, x: Tensor | Windows, edge_index: Tensor | Graph, edge_weight: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
         """Logits of both heads.
 
         Args:
-            x (Tensor): node features.
+            x (Tensor or Windows): node features; windows of one series need not be copied out of it.
             edge_index (Tensor or Graph): edges.
             edge_weight (Tensor, optional): edge weights. (default: ``None``)
 
         Shapes:
             - **x:** ``[N, T, F]``, or ``[B, N, T, F]`` with one shared graph (``F, T`` swapped for layout ``"NFT"``)
-            - **returns:** signal logits and direction logits, each ``[N, 2]`` or ``[B, N, 2]``
+            - **returns:** signal logits and direction logits, each ``[N, 2]`` or, for a batch or windows,
+              ``[B, N, 2]``
 
         Raises:
             ValueError: x contradicts the layout or the graph.
@@ -311,7 +336,7 @@ class TGCN_HierarchicalMT(Pretrained, nn.Module):
     @torch.no_grad()
     def decide(
         self,
-        x: Tensor,
+        x: Tensor | Windows,
         edge_index: Tensor | Graph,
         edge_weight: Tensor | None = None,
         threshold: float = 0.5,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -12,16 +13,17 @@ from torch import Tensor
 
 from hiermt.data._errors import DataError, need
 from hiermt.data.dataset import WindowDataset, moved, same_device
-from hiermt.gather import gather_windows
+from hiermt.gather import Windows
 from hiermt.graph import Graph
 
 
 @dataclass(frozen=True)
 class WindowBatch:
-    """``B`` windows over one shared graph; a model given it returns ``[B, S, 2]``.
+    """``B`` windows over one shared graph; a model given their `x`, or `windows`, returns ``[B, S, 2]``.
 
     Attributes:
-        x (Tensor): features.
+        windows (Windows): the windows where they lie in the series; nothing is copied.
+        x (Tensor): their features, copied out of the series when they are first asked for.
         edge_index, edge_weight (Tensor): the graph of one window, the same tensors in every batch.
         graph (Graph): the same graph, prepared.
         signal_labels, direction_labels (Tensor, optional): labels, if the dataset has any.
@@ -34,7 +36,7 @@ class WindowBatch:
         - **starts:** ``[B]`` int64
     """
 
-    x: Tensor
+    windows: Windows
     edge_index: Tensor
     edge_weight: Tensor | None
     graph: Graph
@@ -42,17 +44,23 @@ class WindowBatch:
     direction_labels: Tensor | None
     starts: Tensor
 
+    @cached_property
+    def x(self) -> Tensor:
+        """The features, ``[B, S, T, F]``."""
+        # The loader has looked at the start days.
+        return self.windows.gather(check=False)
+
     @property
     def num_nodes(self) -> int:
         """Stocks in the batch: ``B * S``."""
-        return self.x.size(0) * self.x.size(1)
+        return self.windows.starts.size(0) * self.windows.series.size(0)
 
     def to(self, device: torch.device | str) -> WindowBatch:
-        """The same batch on another device; itself if it is already there."""
+        """The same batch on another device; itself if it is already there. Days of no window stay behind."""
         device = torch.device(device)
-        if same_device(self.x.device, device):
+        if same_device(self.windows.series.device, device):
             return self
-        return dataclasses.replace(self, **moved(self, device))
+        return dataclasses.replace(self, **moved(self, device), windows=self.windows.shared().to(device))
 
 
 class WindowLoader:
@@ -158,8 +166,7 @@ class WindowLoader:
         graph = data.graph if graph is None else graph
         own = data.graphs is None
         return WindowBatch(
-            # The constructor has looked at the start days.
-            x=gather_windows(data.series, starts, data.window, check=False),
+            windows=Windows(data.series, starts, data.window),
             edge_index=data.edge_index if own else graph.edge_index,
             edge_weight=data.edge_weight if own else graph.edge_weight,
             graph=graph,
