@@ -1,4 +1,4 @@
-"""Decisions for a whole history: rolling beside batches of windows, a graph that changes, a day at a time.
+"""Windows that share their days: decisions for a whole history, a day at a time, and a training step.
 
 ``pytest bench/test_rolling.py --benchmark-only``; the wall clock is the median of the rounds.
 """
@@ -11,7 +11,7 @@ import pytest
 import torch
 
 import hiermt
-from hiermt import DynamicGraph, Graph, LivePredictor, TGCN_HierarchicalMT, predict_rolling
+from hiermt import DynamicGraph, Graph, LivePredictor, TGCN_HierarchicalMT, Windows, predict_rolling
 from hiermt.functional import gather_windows
 from hiermt.testing import stock_graph
 
@@ -69,6 +69,31 @@ def test_live(benchmark: Any, machine: dict[str, Any], stocks: int, how: str) ->
     benchmark.group = f"live {stocks}"
     benchmark.extra_info.update(machine, stocks=stocks, competitor=how)
     benchmark.pedantic(run, rounds=20, iterations=5, warmup_rounds=5)
+
+
+@pytest.mark.parametrize("order", ["shuffled", "consecutive", "apart"])
+@pytest.mark.parametrize("convolution", ["gatv2", "gcn"])
+@pytest.mark.parametrize("how", ["copied", "shared"])
+def test_training_step(benchmark: Any, machine: dict[str, Any], order: str, convolution: str, how: str) -> None:
+    """Forward, loss, backward and Adam on 32 windows of 480 days x 100 stocks; apart: no day in two windows."""
+    model, _, graph = problem("1000x100", convolution == "gatv2")
+    model.train()
+    optimizer, criterion = hiermt.training.adam(model), hiermt.MultiTaskLoss()
+    series = torch.randn(100, 32 * WINDOW, FEATURES)
+    signal, direction = torch.randint(2, (2, 3200)).unbind(0)
+    days = {"shuffled": torch.randperm(480 - WINDOW + 1)[:32], "consecutive": torch.arange(32)}
+    windows = Windows(series, days.get(order, torch.arange(32) * WINDOW), WINDOW)
+
+    def run() -> None:
+        logits = model(windows if how == "shared" else windows.gather(check=False), graph)
+        terms = criterion.terms(*(part.reshape(-1, 2) for part in logits), signal, direction, signal == 1)
+        optimizer.zero_grad(set_to_none=True)
+        terms.total.backward()
+        optimizer.step()
+
+    benchmark.group = f"training step {order} {convolution}"
+    benchmark.extra_info.update(machine, stocks=3200, competitor=how, days=windows.days().numel())
+    benchmark.pedantic(run, rounds=20, iterations=1, warmup_rounds=3)
 
 
 @pytest.mark.parametrize("how", ["native", "twin"])
