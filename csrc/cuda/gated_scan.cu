@@ -6,7 +6,7 @@ namespace {
 
 // What the gates take from x and g, biases included: [3, H] of a node at a step, H neighbours each.
 template <class In>
-struct GateRows {
+struct ProjectedRows {
   const In* data;
   int64_t stride_node, stride_time;
 };
@@ -28,7 +28,7 @@ __device__ __forceinline__ void write_step(const GatedScanForward<S>& p, int64_t
 // One thread a channel, its weights in registers; the state of a node is seen by the lanes of one warp alone.
 template <class S, class In, int kHidden>
 __global__ void __launch_bounds__(kScanThreads)
-    gated_scan_fwd_kernel(GatedScanForward<S> p, GateRows<In> from_input, int nodes) {
+    gated_scan_fwd_kernel(GatedScanForward<S> p, ProjectedRows<In> from_input, int nodes) {
   using C = Compute<S>;
   static_assert(kWarp % kHidden == 0 && kHidden % 4 == 0);
   SharedMemory memory;
@@ -79,7 +79,7 @@ __global__ void __launch_bounds__(kScanThreads)
 // them.
 template <class S, class In, int kHidden, bool kShared>
 __global__ void __launch_bounds__(kWideThreads)
-    gated_scan_fwd_wide_kernel(GatedScanForward<S> p, GateRows<In> from_input, const Compute<S>* packed,
+    gated_scan_fwd_wide_kernel(GatedScanForward<S> p, ProjectedRows<In> from_input, const Compute<S>* packed,
                                int nodes) {
   using C = Compute<S>;
   const int hidden = kHidden != 0 ? kHidden : static_cast<int>(p.hidden);
@@ -88,9 +88,9 @@ __global__ void __launch_bounds__(kWideThreads)
   SharedMemory memory;
   C* state = memory.take<C>(groups * kNodesPerThread * hidden) + group * kNodesPerThread * hidden;
   C* reset = memory.take<C>(groups * kNodesPerThread * hidden) + group * kNodesPerThread * hidden;
-  const C* u_weight = place_weights<kShared>(packed, hidden, memory) + c;
-  const C* r_weight = u_weight + hidden * hidden;
-  const C* c_weight = r_weight + hidden * hidden;
+  const auto weights = place_weights<kShared, false>(p.weights, static_cast<int>(p.x.channels) + hidden,
+                                                     hidden, packed, c, memory);
+  const C *u_weight = weights.gate(0), *r_weight = weights.gate(1), *c_weight = weights.gate(2);
   const int first_node = (static_cast<int>(blockIdx.x) * groups + group) * kNodesPerThread;
 
   C h[kNodesPerThread];
@@ -114,7 +114,7 @@ __global__ void __launch_bounds__(kWideThreads)
     }
 #pragma unroll 4
     for (int k = 0; k < hidden; ++k) {
-      const C u_k = u_weight[k * hidden], r_k = r_weight[k * hidden];
+      const C u_k = u_weight[k * weights.stride], r_k = r_weight[k * weights.stride];
 #pragma unroll
       for (int q = 0; q < kNodesPerThread; ++q) {
         const C value = state[q * hidden + k];
@@ -131,7 +131,7 @@ __global__ void __launch_bounds__(kWideThreads)
     __syncthreads();
 #pragma unroll 4
     for (int k = 0; k < hidden; ++k) {
-      const C c_k = c_weight[k * hidden];
+      const C c_k = c_weight[k * weights.stride];
 #pragma unroll
       for (int q = 0; q < kNodesPerThread; ++q) candidate[q] += c_k * reset[q * hidden + k];
     }
@@ -166,7 +166,7 @@ struct ForwardMemory {
 
 // The scan of rows that are projected already.
 template <class S, class In>
-cudaError_t recurrence(const GatedScanForward<S>& p, const GateRows<In>& from_input, Compute<S>* packed,
+cudaError_t recurrence(const GatedScanForward<S>& p, const ProjectedRows<In>& from_input, Compute<S>* packed,
                        cudaStream_t stream) {
   const int64_t nodes = p.copies * p.num_nodes;
   if (!supported(nodes, p.steps, p.hidden)) return cudaErrorInvalidValue;
@@ -181,7 +181,7 @@ cudaError_t recurrence(const GatedScanForward<S>& p, const GateRows<In>& from_in
   const auto wide = [&](auto constant) {
     constexpr int kHidden = decltype(constant)::value;
     const WideScan<Compute<S>> plan(p.hidden, 2);
-    HIERMT_CUDA_RETURN_IF_ERROR(pack_recurrent(p, false, packed, stream));
+    if (!plan.shared_weights) HIERMT_CUDA_RETURN_IF_ERROR(pack_recurrent(p, false, packed, stream));
     return launch(plan.shared_weights ? gated_scan_fwd_wide_kernel<S, In, kHidden, true>
                                       : gated_scan_fwd_wide_kernel<S, In, kHidden, false>,
                   plan.grid(nodes), plan.block(), plan.shared_bytes, stream, p, from_input, packed,
@@ -214,7 +214,7 @@ int gated_scan_forward(const GatedScanForward<S>& p, void* workspace, void* stre
 template <class S>
 int gated_scan_recurrence(const GatedScanForward<S>& p, void* workspace, void* stream) {
   const ForwardMemory<Compute<S>> memory(workspace, p.copies * p.num_nodes * p.steps, p.hidden);
-  const GateRows<Compute<S>> rows{memory.from_input, p.steps * 3 * p.hidden, 3 * p.hidden};
+  const ProjectedRows<Compute<S>> rows{memory.from_input, p.steps * 3 * p.hidden, 3 * p.hidden};
   return recurrence(p, rows, memory.packed, static_cast<cudaStream_t>(stream));
 }
 
@@ -226,7 +226,7 @@ size_t gated_scan_projected_workspace(const GatedScanForward<S>& p) {
 template <class S>
 int gated_scan_projected(const GatedScanForward<S>& p, void* workspace, void* stream) {
   const ForwardMemory<Compute<S>> memory(workspace, 0, p.hidden);
-  return recurrence(p, GateRows<S>{p.z, p.z_stride_node, p.z_stride_time}, memory.packed,
+  return recurrence(p, ProjectedRows<S>{p.z, p.z_stride_node, p.z_stride_time}, memory.packed,
                     static_cast<cudaStream_t>(stream));
 }
 

@@ -62,6 +62,11 @@ __global__ void pack_recurrent_kernel(GateWeights<S> weights, int first, int hid
       load(gate_weight(weights, gate) + (transposed ? k * columns + first + c : c * columns + first + k));
 }
 
+// Distance between rows of the weights in shared memory. Odd: lanes that write a column meet no bank twice.
+__host__ __device__ constexpr int64_t shared_stride(int64_t hidden) {
+  return hidden | 1;
+}
+
 // How a scan whose weights live in memory is laid out.
 template <class C>
 struct WideScan {
@@ -76,7 +81,7 @@ struct WideScan {
     cudaGetDevice(&device);
     cudaDeviceGetAttribute(&limit, cudaDevAttrMaxSharedMemoryPerBlockOptin, device);
     const size_t state = exchanges * padded_bytes<C>(groups * kNodesPerThread * hidden);
-    const size_t weights = padded_bytes<C>(3 * hidden * hidden);
+    const size_t weights = padded_bytes<C>(3 * hidden * shared_stride(hidden));
     shared_weights = state + weights <= static_cast<size_t>(limit);
     shared_bytes = state + (shared_weights ? weights : 0);
   }
@@ -95,17 +100,32 @@ cudaError_t pack_recurrent(const GatedScanForward<S>& p, bool transposed, Comput
                 transposed, packed);
 }
 
-// Copies the packed weights into shared memory, or leaves them where they are. No barrier.
-template <bool kShared, class C>
-__device__ __forceinline__ const C* place_weights(const C* packed, int hidden, SharedMemory& memory) {
+// The packed weights as the threads of channel c read them: gate(g)[k * stride].
+template <class C>
+struct ChannelWeights {
+  const C* data;
+  int hidden, stride;
+
+  __device__ __forceinline__ const C* gate(int g) const { return data + g * hidden * stride; }
+};
+
+// Packs the weights into shared memory, or takes the packed copy where they do not fit. No barrier.
+template <bool kShared, bool kTransposed, class S, class C>
+__device__ __forceinline__ ChannelWeights<C> place_weights(const GateWeights<S>& weights, int first,
+                                                           int hidden, const C* packed, int c,
+                                                           SharedMemory& memory) {
   if constexpr (kShared) {
-    C* copy = memory.take<C>(3 * static_cast<size_t>(hidden) * hidden);
+    const int stride = static_cast<int>(shared_stride(hidden));
+    C* copy = memory.take<C>(3 * static_cast<size_t>(hidden) * stride);
     for (int i = static_cast<int>(threadIdx.x); i < 3 * hidden * hidden; i += static_cast<int>(blockDim.x)) {
-      copy[i] = packed[i];
+      const int gate = i / (hidden * hidden), row = i / hidden % hidden, column = i % hidden;
+      const int k = kTransposed ? row : column, channel = kTransposed ? column : row;
+      copy[(gate * hidden + k) * stride + channel] =
+          load(gate_weight(weights, gate) + row * (first + hidden) + first + column);
     }
-    return copy;
+    return {copy + c, hidden, stride};
   } else {
-    return packed;
+    return {packed + c, hidden, hidden};
   }
 }
 

@@ -101,9 +101,9 @@ __global__ void __launch_bounds__(kWideThreads, 1)
   C* u_grads = memory.take<C>(exchange) + mine;
   C* r_grads = memory.take<C>(exchange) + mine;
   C* c_grads = memory.take<C>(exchange) + mine;
-  const C* u_weight = place_weights<kShared>(packed, hidden, memory) + c;
-  const C* r_weight = u_weight + hidden * hidden;
-  const C* c_weight = r_weight + hidden * hidden;
+  const auto weights = place_weights<kShared, true>(f.weights, static_cast<int>(f.x.channels) + hidden,
+                                                    hidden, packed, c, memory);
+  const C *u_weight = weights.gate(0), *r_weight = weights.gate(1), *c_weight = weights.gate(2);
   const int first_node = (static_cast<int>(blockIdx.x) * groups + group) * kNodesPerThread;
 
   C carry[kNodesPerThread];
@@ -134,7 +134,7 @@ __global__ void __launch_bounds__(kWideThreads, 1)
     __syncthreads();
 #pragma unroll 4
     for (int k = 0; k < hidden; ++k) {
-      const C u_k = u_weight[k * hidden], c_k = c_weight[k * hidden];
+      const C u_k = u_weight[k * weights.stride], c_k = c_weight[k * weights.stride];
 #pragma unroll
       for (int q = 0; q < kNodesPerThread; ++q) {
         carry[q] += u_k * u_grads[q * hidden + k];
@@ -151,7 +151,7 @@ __global__ void __launch_bounds__(kWideThreads, 1)
     __syncthreads();
 #pragma unroll 4
     for (int k = 0; k < hidden; ++k) {
-      const C r_k = r_weight[k * hidden];
+      const C r_k = r_weight[k * weights.stride];
 #pragma unroll
       for (int q = 0; q < kNodesPerThread; ++q) carry[q] += r_k * r_grads[q * hidden + k];
     }
@@ -281,7 +281,7 @@ int gated_scan_backward(const GatedScanBackward<S, Compute<S>>& given, void* wor
   const auto wide = [&](auto constant) {
     constexpr int kHidden = decltype(constant)::value;
     const WideScan<C> plan(f.hidden, 3);
-    HIERMT_CUDA_RETURN_IF_ERROR(pack_recurrent(f, true, memory.packed, stream));
+    if (!plan.shared_weights) HIERMT_CUDA_RETURN_IF_ERROR(pack_recurrent(f, true, memory.packed, stream));
     return launch(plan.shared_weights ? gated_scan_bwd_wide_kernel<S, kHidden, true>
                                       : gated_scan_bwd_wide_kernel<S, kHidden, false>,
                   plan.grid(nodes), plan.block(), plan.shared_bytes, stream, p, memory.packed,

@@ -104,6 +104,21 @@ struct StackItems {
   }
 };
 
+// The copy and the steps that a block owns; all blocks of a copy but the last have `chunk` steps.
+struct StackBlock {
+  int copy, first_step, steps;
+
+  __device__ StackBlock(int all_steps, int chunk) {
+    const int chunks = ceil_div(all_steps, chunk);
+    copy = static_cast<int>(blockIdx.x) / chunks;
+    first_step = static_cast<int>(blockIdx.x) % chunks * chunk;
+    steps = all_steps - first_step < chunk ? all_steps - first_step : chunk;
+  }
+  __device__ __forceinline__ int64_t row(const CsrGraph& graph, int all_steps, int node, int step) const {
+    return (copy * graph.num_nodes + node) * all_steps + first_step + step;
+  }
+};
+
 // x of one copy from a block's first step on.
 template <class S>
 struct StackInput {
