@@ -190,9 +190,7 @@ int decision_from_logits(const DecisionFromLogits<S>& p, void* stream) {
 #define HIERMT_INSTANTIATE(S)                                         \
   template int decision_forward<S>(const DecisionForward<S>&, void*); \
   template int decision_from_logits<S>(const DecisionFromLogits<S>&, void*);
-HIERMT_INSTANTIATE(float)
-HIERMT_INSTANTIATE(double)
-HIERMT_INSTANTIATE(BFloat16)
-HIERMT_INSTANTIATE(Half)
+HIERMT_FOR_EACH_STORAGE(HIERMT_INSTANTIATE)
+#undef HIERMT_INSTANTIATE
 
 }  // namespace hiermt::cuda

@@ -135,9 +135,7 @@ int decision_backward(const DecisionBackward<S, Compute<S>>& p, void* workspace,
 #define HIERMT_INSTANTIATE(S)                                                             \
   template size_t decision_backward_workspace<S>(const DecisionBackward<S, Compute<S>>&); \
   template int decision_backward<S>(const DecisionBackward<S, Compute<S>>&, void*, void*);
-HIERMT_INSTANTIATE(float)
-HIERMT_INSTANTIATE(double)
-HIERMT_INSTANTIATE(BFloat16)
-HIERMT_INSTANTIATE(Half)
+HIERMT_FOR_EACH_STORAGE(HIERMT_INSTANTIATE)
+#undef HIERMT_INSTANTIATE
 
 }  // namespace hiermt::cuda

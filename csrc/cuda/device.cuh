@@ -168,6 +168,12 @@ struct ChannelSplit {
   }
 };
 
+// Groups of lanes, one for each row, in a block of so many threads.
+template <int kHidden>
+int64_t groups_per_block(int64_t hidden, int threads) {
+  return threads / ChannelSplit<kHidden>(static_cast<int>(hidden)).lanes;
+}
+
 // Entries past the last row are padding: their gradient is zero. Without a single row all of them are.
 template <class C>
 __global__ void clear_padding_kernel(const int32_t* rowptr, int64_t num_nodes, int64_t num_entries,
@@ -202,3 +208,6 @@ inline bool supported(int64_t nodes, int64_t steps, int64_t hidden) {
 }
 
 }  // namespace hiermt::cuda
+
+// What a launcher is instantiated for: HIERMT_FOR_EACH_STORAGE(X) stands for X(S) of every storage type S.
+#define HIERMT_FOR_EACH_STORAGE(X) X(float) X(double) X(BFloat16) X(Half)

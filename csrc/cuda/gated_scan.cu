@@ -30,23 +30,12 @@ template <class S, class In, int kHidden>
 __global__ void __launch_bounds__(kScanThreads)
     gated_scan_fwd_kernel(GatedScanForward<S> p, ProjectedRows<In> from_input, int nodes) {
   using C = Compute<S>;
-  static_assert(kWarp % kHidden == 0 && kHidden % 4 == 0);
   SharedMemory memory;
-  const int local = static_cast<int>(threadIdx.x) / kHidden, c = static_cast<int>(threadIdx.x) % kHidden;
-  C* state = memory.take<C>(kScanThreads) + local * kHidden;
-  C* reset = memory.take<C>(kScanThreads) + local * kHidden;
-  const int wanted = static_cast<int>(blockIdx.x) * (kScanThreads / kHidden) + local;
-  const int node = wanted < nodes ? wanted : nodes - 1;
-  const int steps = static_cast<int>(p.steps), first = static_cast<int>(p.x.channels) + kHidden;
-
-  C u_weight[kHidden], r_weight[kHidden], c_weight[kHidden];
-#pragma unroll
-  for (int k = 0; k < kHidden; ++k) {
-    const int at = c * (first + kHidden) + first + k;
-    u_weight[k] = load(p.weights.u_weight + at);
-    r_weight[k] = load(p.weights.r_weight + at);
-    c_weight[k] = load(p.weights.c_weight + at);
-  }
+  const NarrowLane<kHidden> lane(nodes);
+  const int node = lane.node, c = lane.channel, steps = static_cast<int>(p.steps);
+  C* state = lane.template exchange<C>(memory);
+  C* reset = lane.template exchange<C>(memory);
+  const LaneRecurrent<C, kHidden> weights(p, c, false);
   C h = p.h0 != nullptr ? load(p.h0 + static_cast<int64_t>(node) * kHidden + c) : C(0);
   state[c] = h;
   __syncwarp();
@@ -62,17 +51,17 @@ __global__ void __launch_bounds__(kScanThreads)
   for (int t = 0; t < steps; ++t) {
     const C u_input = u_next, r_input = r_next, c_input = c_next;
     if (t + 1 < steps) prefetch();
-    const C r = sigmoid(r_input + dot(r_weight, state));
+    const C r = sigmoid(r_input + dot(weights.r, state));
     reset[c] = r * h;
-    const C u = sigmoid(u_input + dot(u_weight, state));
+    const C u = sigmoid(u_input + dot(weights.u, state));
     __syncwarp();
-    const C candidate = tangent(c_input + dot(c_weight, reset));
+    const C candidate = tangent(c_input + dot(weights.c, reset));
     h = u * h + (C(1) - u) * candidate;
     state[c] = h;
-    if (wanted < nodes) write_step(p, first_row + t, c, u, r, candidate, h);
+    if (lane.inside) write_step(p, first_row + t, c, u, r, candidate, h);
     __syncwarp();
   }
-  if (wanted < nodes && p.h_last != nullptr) store(p.h_last + static_cast<int64_t>(node) * kHidden + c, h);
+  if (lane.inside && p.h_last != nullptr) store(p.h_last + static_cast<int64_t>(node) * kHidden + c, h);
 }
 
 // Weights in memory: a thread computes one channel of several nodes, so that a weight is read once for all of
@@ -173,10 +162,8 @@ cudaError_t recurrence(const GatedScanForward<S>& p, const ProjectedRows<In>& fr
   if (nodes == 0) return cudaSuccess;
   const auto narrow = [&](auto constant) {
     constexpr int kHidden = decltype(constant)::value;
-    return launch(gated_scan_fwd_kernel<S, In, kHidden>,
-                  dim3(static_cast<unsigned>(ceil_div<int64_t>(nodes, kScanThreads / kHidden))),
-                  dim3(kScanThreads), 2 * padded_bytes<Compute<S>>(kScanThreads), stream, p, from_input,
-                  static_cast<int>(nodes));
+    return launch(gated_scan_fwd_kernel<S, In, kHidden>, NarrowLane<kHidden>::grid(nodes), dim3(kScanThreads),
+                  2 * padded_bytes<Compute<S>>(kScanThreads), stream, p, from_input, static_cast<int>(nodes));
   };
   const auto wide = [&](auto constant) {
     constexpr int kHidden = decltype(constant)::value;
@@ -236,10 +223,7 @@ int gated_scan_projected(const GatedScanForward<S>& p, void* workspace, void* st
   template int gated_scan_recurrence<S>(const GatedScanForward<S>&, void*, void*); \
   template size_t gated_scan_projected_workspace<S>(const GatedScanForward<S>&);   \
   template int gated_scan_projected<S>(const GatedScanForward<S>&, void*, void*);
-HIERMT_INSTANTIATE(float)
-HIERMT_INSTANTIATE(double)
-HIERMT_INSTANTIATE(BFloat16)
-HIERMT_INSTANTIATE(Half)
+HIERMT_FOR_EACH_STORAGE(HIERMT_INSTANTIATE)
 #undef HIERMT_INSTANTIATE
 
 }  // namespace hiermt::cuda

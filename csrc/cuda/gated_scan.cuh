@@ -35,6 +35,48 @@ __device__ __forceinline__ void load_four(const double* from, double (&values)[4
   for (int i = 0; i < 4; ++i) values[i] = from[i];
 }
 
+// A thread of a scan with the weights in registers: channel `channel` of node `node`; threads past the last
+// node repeat it and write nothing.
+template <int kHidden>
+struct NarrowLane {
+  static_assert(kWarp % kHidden == 0 && kHidden % 4 == 0);
+  int local, channel, node;
+  bool inside;
+
+  __device__ explicit NarrowLane(int nodes)
+      : local(static_cast<int>(threadIdx.x) / kHidden), channel(static_cast<int>(threadIdx.x) % kHidden) {
+    const int wanted = static_cast<int>(blockIdx.x) * (kScanThreads / kHidden) + local;
+    inside = wanted < nodes;
+    node = inside ? wanted : nodes - 1;
+  }
+  // A value for each channel of the node, seen by the lanes of one warp alone.
+  template <class C>
+  __device__ C* exchange(SharedMemory& memory) const {
+    return memory.take<C>(kScanThreads) + local * kHidden;
+  }
+  static dim3 grid(int64_t nodes) {
+    return dim3(static_cast<unsigned>(ceil_div<int64_t>(nodes, kScanThreads / kHidden)));
+  }
+};
+
+// The recurrent weights that channel c reads: those of its own row, or transposed those of its column.
+template <class C, int kHidden>
+struct LaneRecurrent {
+  C u[kHidden], r[kHidden], c[kHidden];
+
+  template <class S>
+  __device__ __forceinline__ LaneRecurrent(const GatedScanForward<S>& p, int channel, bool transposed) {
+    const int first = static_cast<int>(p.x.channels) + kHidden, columns = first + kHidden;
+#pragma unroll
+    for (int k = 0; k < kHidden; ++k) {
+      const int at = first + (transposed ? k * columns + channel : channel * columns + k);
+      u[k] = load(p.weights.u_weight + at);
+      r[k] = load(p.weights.r_weight + at);
+      c[k] = load(p.weights.c_weight + at);
+    }
+  }
+};
+
 // sum_k weights[k] * state[k], in four chains that do not wait for each other.
 template <class C, int kHidden>
 __device__ __forceinline__ C dot(const C (&weights)[kHidden], const C* state) {

@@ -42,25 +42,14 @@ template <class S, int kHidden>
 __global__ void __launch_bounds__(kScanThreads)
     gated_scan_bwd_kernel(GatedScanBackward<S, Compute<S>> p, Compute<S>* grad_gates, int nodes) {
   using C = Compute<S>;
-  static_assert(kWarp % kHidden == 0 && kHidden % 4 == 0);
   SharedMemory memory;
-  const int local = static_cast<int>(threadIdx.x) / kHidden, c = static_cast<int>(threadIdx.x) % kHidden;
-  C* u_grads = memory.take<C>(kScanThreads) + local * kHidden;
-  C* r_grads = memory.take<C>(kScanThreads) + local * kHidden;
-  C* c_grads = memory.take<C>(kScanThreads) + local * kHidden;
-  const int wanted = static_cast<int>(blockIdx.x) * (kScanThreads / kHidden) + local;
-  const int node = wanted < nodes ? wanted : nodes - 1;
+  const NarrowLane<kHidden> lane(nodes);
   const GatedScanForward<S>& f = p.forward;
-  const int steps = static_cast<int>(f.steps), first = static_cast<int>(f.x.channels) + kHidden;
-
-  C u_weight[kHidden], r_weight[kHidden], c_weight[kHidden];
-#pragma unroll
-  for (int k = 0; k < kHidden; ++k) {
-    const int at = k * (first + kHidden) + first + c;
-    u_weight[k] = load(f.weights.u_weight + at);
-    r_weight[k] = load(f.weights.r_weight + at);
-    c_weight[k] = load(f.weights.c_weight + at);
-  }
+  const int node = lane.node, c = lane.channel, steps = static_cast<int>(f.steps);
+  C* u_grads = lane.template exchange<C>(memory);
+  C* r_grads = lane.template exchange<C>(memory);
+  C* c_grads = lane.template exchange<C>(memory);
+  const LaneRecurrent<C, kHidden> weights(f, c, true);
   C carry = last_gradient(p, node, c);
   SavedStep<C> next = steps > 0 ? read_step(p, node, steps - 1, c) : SavedStep<C>{};
   for (int t = steps - 1; t >= 0; --t) {
@@ -72,19 +61,18 @@ __global__ void __launch_bounds__(kScanThreads)
     c_grads[c] = c_grad;
     u_grads[c] = u_grad;
     __syncwarp();
-    const C through_reset = dot(c_weight, c_grads);
+    const C through_reset = dot(weights.c, c_grads);
     const C r_grad = through_reset * step.before * step.r * (C(1) - step.r);
     r_grads[c] = r_grad;
-    carry = grad * step.u + through_reset * step.r + dot(u_weight, u_grads);
+    carry = grad * step.u + through_reset * step.r + dot(weights.u, u_grads);
     __syncwarp();
-    carry += dot(r_weight, r_grads);
-    if (wanted < nodes) {
+    carry += dot(weights.r, r_grads);
+    if (lane.inside) {
       C* out = grad_gates + (static_cast<int64_t>(node) * steps + t) * 3 * kHidden + c;
       out[0] = u_grad, out[kHidden] = r_grad, out[2 * kHidden] = c_grad;
     }
   }
-  if (wanted < nodes && p.grad_h0 != nullptr)
-    store(p.grad_h0 + static_cast<int64_t>(node) * kHidden + c, carry);
+  if (lane.inside && p.grad_h0 != nullptr) store(p.grad_h0 + static_cast<int64_t>(node) * kHidden + c, carry);
 }
 
 template <class S, int kHidden, bool kShared>
@@ -273,10 +261,8 @@ int gated_scan_backward(const GatedScanBackward<S, Compute<S>>& given, void* wor
 
   const auto narrow = [&](auto constant) {
     constexpr int kHidden = decltype(constant)::value;
-    return launch(gated_scan_bwd_kernel<S, kHidden>,
-                  dim3(static_cast<unsigned>(ceil_div<int64_t>(nodes, kScanThreads / kHidden))),
-                  dim3(kScanThreads), 3 * padded_bytes<C>(kScanThreads), stream, p, memory.grad_gates,
-                  static_cast<int>(nodes));
+    return launch(gated_scan_bwd_kernel<S, kHidden>, NarrowLane<kHidden>::grid(nodes), dim3(kScanThreads),
+                  3 * padded_bytes<C>(kScanThreads), stream, p, memory.grad_gates, static_cast<int>(nodes));
   };
   const auto wide = [&](auto constant) {
     constexpr int kHidden = decltype(constant)::value;
@@ -314,10 +300,7 @@ int gated_scan_backward(const GatedScanBackward<S, Compute<S>>& given, void* wor
 #define HIERMT_INSTANTIATE(S)                                                                \
   template size_t gated_scan_backward_workspace<S>(const GatedScanBackward<S, Compute<S>>&); \
   template int gated_scan_backward<S>(const GatedScanBackward<S, Compute<S>>&, void*, void*);
-HIERMT_INSTANTIATE(float)
-HIERMT_INSTANTIATE(double)
-HIERMT_INSTANTIATE(BFloat16)
-HIERMT_INSTANTIATE(Half)
+HIERMT_FOR_EACH_STORAGE(HIERMT_INSTANTIATE)
 #undef HIERMT_INSTANTIATE
 
 }  // namespace hiermt::cuda

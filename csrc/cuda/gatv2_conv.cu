@@ -77,7 +77,7 @@ int gatv2_conv_forward(const GatV2ConvForward<S>& p, void* workspace, void* stre
   HIERMT_CUDA_RETURN_IF_ERROR(project_pair(p, memory.x_l, memory.x_r, stream));
   return dispatch_hidden<S>(p.hidden, [&](auto hidden) {
     constexpr int kHidden = decltype(hidden)::value;
-    const int64_t groups = kGatThreads / ChannelSplit<kHidden>(static_cast<int>(p.hidden)).lanes;
+    const int64_t groups = groups_per_block<kHidden>(p.hidden, kGatThreads);
     return launch(gatv2_conv_fwd_kernel<S, kHidden>, dim3(static_cast<unsigned>(ceil_div(rows, groups))),
                   dim3(kGatThreads), 0, stream, p, memory.x_l, memory.x_r, static_cast<int>(rows));
   });
@@ -86,10 +86,7 @@ int gatv2_conv_forward(const GatV2ConvForward<S>& p, void* workspace, void* stre
 #define HIERMT_INSTANTIATE(S)                                                  \
   template size_t gatv2_conv_forward_workspace<S>(const GatV2ConvForward<S>&); \
   template int gatv2_conv_forward<S>(const GatV2ConvForward<S>&, void*, void*);
-HIERMT_INSTANTIATE(float)
-HIERMT_INSTANTIATE(double)
-HIERMT_INSTANTIATE(BFloat16)
-HIERMT_INSTANTIATE(Half)
+HIERMT_FOR_EACH_STORAGE(HIERMT_INSTANTIATE)
 #undef HIERMT_INSTANTIATE
 
 }  // namespace hiermt::cuda

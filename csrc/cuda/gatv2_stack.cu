@@ -82,10 +82,7 @@ int gatv2_stack_forward(const TgcnLayerForward<S>& p, Compute<S>* from_input, vo
 #define HIERMT_INSTANTIATE(S)                                    \
   template bool gatv2_stack_fits<S>(const TgcnLayerForward<S>&); \
   template int gatv2_stack_forward<S>(const TgcnLayerForward<S>&, Compute<S>*, void*);
-HIERMT_INSTANTIATE(float)
-HIERMT_INSTANTIATE(double)
-HIERMT_INSTANTIATE(BFloat16)
-HIERMT_INSTANTIATE(Half)
+HIERMT_FOR_EACH_STORAGE(HIERMT_INSTANTIATE)
 #undef HIERMT_INSTANTIATE
 
 }  // namespace hiermt::cuda

@@ -10,24 +10,6 @@ constexpr int kGcnThreads = 128;
 // Blocks that sum the gradient of the bias, each with one partial.
 constexpr int64_t kMaxBiasBlocks = 512;
 
-template <class S>
-struct LinWeight {
-  const S* lin_weight;
-  int inputs;
-
-  __device__ Compute<S> weight(int k, int n) const { return load(lin_weight + n * inputs + k); }
-  __device__ Compute<S> bias(int) const { return Compute<S>(0); }
-};
-
-template <class S>
-struct LinTransposed {
-  const S* lin_weight;
-  int inputs;
-
-  __device__ Compute<S> weight(int k, int n) const { return load(lin_weight + k * inputs + n); }
-  __device__ Compute<S> bias(int) const { return Compute<S>(0); }
-};
-
 // What a group of lanes owns: one row, some channels of it a lane.
 template <int kHidden>
 struct GroupRow {
@@ -177,7 +159,7 @@ template <class S>
 cudaError_t project(const GcnConvForward<S>& p, Compute<S>* projected, int64_t rows, cudaStream_t stream) {
   return linear<Compute<S>>(
       SequenceRows<S>{p.x, static_cast<int>(p.graph.num_nodes), static_cast<int>(p.steps)},
-      LinWeight<S>{p.weights.lin_weight, static_cast<int>(p.x.channels)},
+      PlainWeight<S>{p.weights.lin_weight, 1, static_cast<int>(p.x.channels)},
       PairOut<Compute<S>>{projected, nullptr, static_cast<int>(p.hidden)}, rows, p.x.channels, p.hidden,
       stream);
 }
@@ -219,7 +201,7 @@ int gcn_conv_forward(const GcnConvForward<S>& p, void* workspace, void* stream_)
   HIERMT_CUDA_RETURN_IF_ERROR(project(p, projected, rows, stream));
   return dispatch_hidden<S>(p.hidden, [&](auto hidden) {
     constexpr int kHidden = decltype(hidden)::value;
-    const int64_t groups = kGcnThreads / ChannelSplit<kHidden>(static_cast<int>(p.hidden)).lanes;
+    const int64_t groups = groups_per_block<kHidden>(p.hidden, kGcnThreads);
     return launch(gcn_conv_fwd_kernel<S, kHidden>, dim3(static_cast<unsigned>(ceil_div(rows, groups))),
                   dim3(kGcnThreads), 0, stream, p, projected, static_cast<int>(rows));
   });
@@ -267,7 +249,7 @@ int gcn_conv_backward(const GcnConvBackward<S, Compute<S>>& p, Accumulate accumu
   if (p.grad_x == nullptr && p.grads.lin_weight == nullptr) return cudaSuccess;
   HIERMT_CUDA_RETURN_IF_ERROR(dispatch_hidden<S>(f.hidden, [&](auto hidden) {
     constexpr int kHidden = decltype(hidden)::value;
-    const int64_t groups = kGcnThreads / ChannelSplit<kHidden>(static_cast<int>(f.hidden)).lanes;
+    const int64_t groups = groups_per_block<kHidden>(f.hidden, kGcnThreads);
     return launch(gcn_conv_bwd_source_kernel<S, kHidden>, dim3(static_cast<unsigned>(ceil_div(rows, groups))),
                   dim3(kGcnThreads), 0, stream, f, memory.grad_y, memory.projected, static_cast<int>(rows));
   }));
@@ -278,7 +260,7 @@ int gcn_conv_backward(const GcnConvBackward<S, Compute<S>>& p, Accumulate accumu
         rows, f.hidden, f.x.channels, memory.partial, LinGrad<C>{p.grads.lin_weight, channels}, stream));
   }
   if (p.grad_x == nullptr) return cudaSuccess;
-  return linear<C>(grad_projected, LinTransposed<S>{f.weights.lin_weight, channels},
+  return linear<C>(grad_projected, PlainWeight<S>{f.weights.lin_weight, channels, 1},
                    DenseOut<S>{p.grad_x, channels, accumulate.grad_x}, rows, f.hidden, f.x.channels, stream);
 }
 
@@ -287,10 +269,7 @@ int gcn_conv_backward(const GcnConvBackward<S, Compute<S>>& p, Accumulate accumu
   template int gcn_conv_forward<S>(const GcnConvForward<S>&, void*, void*);              \
   template size_t gcn_conv_backward_workspace<S>(const GcnConvBackward<S, Compute<S>>&); \
   template int gcn_conv_backward<S>(const GcnConvBackward<S, Compute<S>>&, Accumulate, void*, void*);
-HIERMT_INSTANTIATE(float)
-HIERMT_INSTANTIATE(double)
-HIERMT_INSTANTIATE(BFloat16)
-HIERMT_INSTANTIATE(Half)
+HIERMT_FOR_EACH_STORAGE(HIERMT_INSTANTIATE)
 #undef HIERMT_INSTANTIATE
 
 }  // namespace hiermt::cuda

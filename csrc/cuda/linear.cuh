@@ -252,6 +252,18 @@ struct SequenceRows {
   }
 };
 
+// A matrix of parameters without a bias: weight(k, n) lies at k * stride_inner + n * stride_column.
+template <class S>
+struct PlainWeight {
+  const S* data;
+  int stride_inner, stride_column;
+
+  __device__ Compute<S> weight(int k, int n) const {
+    return load(data + k * stride_inner + n * stride_column);
+  }
+  __device__ Compute<S> bias(int) const { return Compute<S>(0); }
+};
+
 // Rows of one or two dense arrays of the same width, side by side.
 template <class C>
 struct PairRows {

@@ -170,9 +170,7 @@ int multitask_loss_backward(const MultitaskLossBackward<S>& p, void* stream) {
   template size_t multitask_loss_workspace<S>(const MultitaskLossForward<S>&);          \
   template int multitask_loss_forward<S>(const MultitaskLossForward<S>&, void*, void*); \
   template int multitask_loss_backward<S>(const MultitaskLossBackward<S>&, void*);
-HIERMT_INSTANTIATE(float)
-HIERMT_INSTANTIATE(double)
-HIERMT_INSTANTIATE(BFloat16)
-HIERMT_INSTANTIATE(Half)
+HIERMT_FOR_EACH_STORAGE(HIERMT_INSTANTIATE)
+#undef HIERMT_INSTANTIATE
 
 }  // namespace hiermt::cuda
