@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
+from numbers import Integral
 from typing import Any
 
 import torch
@@ -49,3 +50,11 @@ def check_linear(name: str, weight: Tensor, inputs: int) -> None:
     """Refuses a weight that takes another number of channels than there are."""
     if weight.dim() != 2 or weight.size(1) != inputs:
         raise ValueError(f"{name} takes {weight.size(-1)} channels, but gets {inputs}")
+
+
+def check_integer(name: str, value: object, least: int) -> None:
+    """Refuses what is no integer of `least` or more; a bool is none."""
+    if isinstance(value, bool) or not isinstance(value, Integral):
+        raise TypeError(f"{name}: expected an integer, got {value!r}")
+    if int(value) < least:
+        raise ValueError(f"{name}: expected {least} or more, got {value}")

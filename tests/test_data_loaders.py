@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import ast
+import importlib.util
 import itertools
 from pathlib import Path
 
+import numpy
 import pytest
 import torch
 from properties import given, st
@@ -13,6 +15,7 @@ from properties import given, st
 import hiermt
 from hiermt import data
 from hiermt.data import DataError
+from hiermt.data.loaders import shuffled
 from hiermt.testing import stock_graph
 
 STOCKS, DAYS, FEATURES, WINDOW = 6, 40, 3, 5
@@ -203,8 +206,52 @@ class TestWindowLoader:
             data.WindowLoader(dataset(), [1], 2, drop_last=True)
         with pytest.raises(ValueError, match="batch_size"):
             data.WindowLoader(dataset(), [1], 0)
-        with pytest.raises(DataError, match="vector of integers"):
-            data.WindowLoader(dataset(), torch.tensor([0.5]))
+        with pytest.raises(ValueError, match="batch_size"):
+            data.WindowLoader(dataset(), [1], -3)
+        with pytest.raises(DataError, match=r"expected a vector, got \[1, 2\]"):
+            data.WindowLoader(dataset(), torch.tensor([[0, 1]]))
+
+    @pytest.mark.parametrize(
+        "starts",
+        [
+            [0.5],
+            [1.0],
+            [True, False],
+            ["1"],
+            torch.tensor([0.5]),
+            torch.tensor([True, False]),
+            torch.ones(30, dtype=torch.bool).tolist(),
+        ],
+        ids=str,
+    )
+    def test_start_days_are_integers(self, starts):
+        makers = [data.WindowLoader]
+        makers += [data.PygDataset] if importlib.util.find_spec("torch_geometric") else []
+        for make in makers:
+            with pytest.raises(TypeError, match="starts: expected integers, got"):
+                make(dataset(), starts)
+
+    @pytest.mark.parametrize("starts", [[-1], [3, -2], torch.tensor([-1]), torch.tensor([0, -5], dtype=torch.int32)])
+    def test_negative_start_days_are_refused(self, starts):
+        with pytest.raises(DataError, match=r"starts: expected days in \[0, 36\)"):
+            data.WindowLoader(dataset(), starts)
+
+    def test_any_kind_of_integer_is_a_start_day(self):
+        for starts in ([1, 2], range(1, 3), torch.tensor([1, 2], dtype=torch.int32), numpy.array([1, 2]), iter([1, 2])):
+            assert next(iter(data.WindowLoader(dataset(), starts))).starts.tolist() == [1, 2]
+
+    def test_shuffled_is_a_permutation_that_one_number_decides(self):
+        generator = torch.Generator().manual_seed(0)
+        orders = [shuffled(1000, generator) for _ in range(50)]
+        for order in orders:
+            assert torch.equal(order.sort().values, torch.arange(1000))
+        # Every place sees every part of the positions: 50 orders average 499.5 with a deviation of 41.
+        assert (torch.stack(orders).double().mean(0) - 499.5).abs().max() < 5 * 41
+        state = generator.get_state()
+        following = shuffled(1000, generator)
+        generator.set_state(state)
+        assert torch.equal(shuffled(1000, generator), following)
+        assert shuffled(0, generator).numel() == 0
 
 
 class TestPyg:

@@ -6,15 +6,19 @@ import dataclasses
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
+from numbers import Integral
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from hiermt._arguments import check_integer
 from hiermt.data._errors import DataError, need
 from hiermt.data.dataset import WindowDataset, moved, same_device
 from hiermt.gather import Windows
 from hiermt.graph import Graph
+
+_INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 
 
 @dataclass(frozen=True)
@@ -67,8 +71,9 @@ class WindowLoader:
     """Keeps series and labels on the device and gathers each batch of windows there.
 
     Nothing is stored per window and nothing is collated: a batch is one copy out of the series, and all batches share
-    one prepared graph. The order of the windows comes from a generator of the loader's own, so it does not depend on,
-    or change, the global random state, and it is the same on every device; it goes to the device once an epoch.
+    one prepared graph. The windows are shuffled on the device. One number an epoch, from a generator of the loader's
+    own, decides on their order, so it does not depend on, or change, the global random state, and it is the same on
+    every device.
 
     Where the graph changes over time, the windows of a batch share one: batches are made within a block of days, and
     shuffled among the blocks.
@@ -88,6 +93,7 @@ class WindowLoader:
 
     Raises:
         DataError: a start day has no window, or there is no window at all.
+        TypeError: a start day, or `batch_size`, is no integer.
         ValueError: `batch_size` is below 1, or both `shuffle` and `sampler` are given.
     """
 
@@ -107,8 +113,7 @@ class WindowLoader:
         self.batch_size, self.shuffle, self.drop_last = batch_size, shuffle, drop_last
         self.starts = _starts(dataset, starts)
         self.sampler, self.epoch = sampler, 0
-        if batch_size < 1:
-            raise ValueError(f"batch_size: expected 1 or more, got {batch_size}")
+        check_integer("batch_size", batch_size, 1)
         if shuffle and sampler is not None:
             raise ValueError("shuffle, sampler: the sampler decides on the order; give one of the two")
         graphs = dataset.graphs
@@ -124,6 +129,8 @@ class WindowLoader:
         last = int(self.starts.max())
         self.labelled = last < dataset.num_labelled
         self.generator = torch.Generator().manual_seed(seed)
+        device = self.dataset.series.device
+        self._on_device = self.starts.to(device), self._block.to(device)
 
     def __len__(self) -> int:
         """Batches in an epoch."""
@@ -142,17 +149,19 @@ class WindowLoader:
 
     def plan(self) -> list[tuple[Tensor, Graph]]:
         """The next epoch: first days of the windows of each batch, on the device, and their graph."""
-        order = self._order()
-        device, graphs = self.dataset.series.device, self.dataset.graphs
+        order, graphs = self._order(), self.dataset.graphs
+        starts, block = self._on_device
         if graphs is None:
             cuts = self._cuts([0] * order.numel())
         else:
-            # Windows of one block lie together, in the order they have among themselves.
-            order = order[self._block[order].sort(stable=True).indices]
-            cuts = self._cuts(self._block[order].tolist())
+            # Windows of one block lie together, in the order they have among themselves. How many there are in each
+            # is known here, unless a sampler took some.
+            here = self._block if self.sampler is None else self._block[order.cpu()]
+            order = order[block[order].sort(stable=True).indices]
+            cuts = self._cuts(here.sort().values.tolist())
             if self.shuffle:
                 cuts = [cuts[i] for i in torch.randperm(len(cuts), generator=self.generator).tolist()]
-        starts = self.starts[order].to(device)
+        starts = starts[order]
         return [
             (starts[part.start : part.stop], self.dataset.graph if graphs is None else graphs.graphs[block])
             for part, block in cuts
@@ -185,15 +194,15 @@ class WindowLoader:
         self.epoch = int(state["epoch"])
 
     def _order(self) -> Tensor:
-        """Positions in `starts` in the order of the next epoch."""
+        """Positions in `starts` in the order of the next epoch, on the device."""
         if self.sampler is not None:
             if hasattr(self.sampler, "set_epoch"):
                 self.sampler.set_epoch(self.epoch)
-            order = torch.tensor(list(self.sampler), dtype=torch.int64)
+            order = torch.tensor(list(self.sampler), dtype=torch.int64).to(self._on_device[0].device)
         elif self.shuffle:
-            order = torch.randperm(self.starts.numel(), generator=self.generator)
+            order = shuffled(self.starts.numel(), self.generator, self._on_device[0].device)
         else:
-            order = torch.arange(self.starts.numel())
+            order = torch.arange(self.starts.numel(), device=self._on_device[0].device)
         self.epoch += 1
         return order
 
@@ -287,17 +296,38 @@ class _Order(torch.utils.data.Sampler[int]):
         return self.size
 
     def __iter__(self) -> Iterator[int]:
-        yield from torch.randperm(self.size, generator=self.generator).tolist()
+        yield from shuffled(self.size, self.generator).tolist()
 
 
 def _starts(dataset: WindowDataset, starts: Iterable[int] | Tensor | None) -> Tensor:
     if starts is None:
         return torch.arange(dataset.num_labelled or dataset.num_windows)
-    if isinstance(starts, Tensor):
-        if starts.is_floating_point() or starts.dim() != 1:
-            raise DataError(f"starts: expected a vector of integers, got {starts.dtype} {list(starts.shape)}")
-        starts = starts.cpu().long()
-    else:
-        starts = torch.tensor(list(starts), dtype=torch.int64)
+    if not isinstance(starts, Tensor):
+        days = list(starts)
+        for day in days:
+            # A mask, or a day that was divided: positions would come out, and others than were meant.
+            if isinstance(day, bool) or not isinstance(day, Integral):
+                raise TypeError(f"starts: expected integers, got {day!r}")
+        starts = torch.tensor([int(day) for day in days], dtype=torch.int64)
+    if starts.dtype not in _INTEGERS:
+        raise TypeError(f"starts: expected integers, got {starts.dtype}; of a mask take starts.nonzero().flatten()")
+    if starts.dim() != 1:
+        raise DataError(f"starts: expected a vector, got {list(starts.shape)}")
+    starts = starts.cpu().long()
     dataset.check_starts(starts, labelled=False)
     return starts
+
+
+def shuffled(count: int, generator: torch.Generator, device: torch.device | str = "cpu") -> Tensor:
+    """A permutation of ``[0, count)`` made on `device`, the same on each: only its key comes from the generator."""
+    key = int(torch.randint(-(2**63), 2**63 - 1, (), generator=generator))
+    # splitmix64 (Steele et al., 2014): no two positions get the same number, so there is one order. int64 wraps around.
+    x = key + torch.arange(count, device=device) * -7046029254386353131
+    for shift, factor in ((30, -4658895280553007687), (27, -7723592293110705685)):
+        x = (x ^ _shifted(x, shift)) * factor
+    return (x ^ _shifted(x, 31)).argsort()
+
+
+def _shifted(x: Tensor, bits: int) -> Tensor:
+    """To the right, as if without a sign."""
+    return (x >> bits) & ((1 << (64 - bits)) - 1)
