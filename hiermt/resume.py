@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from hiermt._files import replacing
+from hiermt._processes import Processes
 from hiermt._version import __version__
 from hiermt.checkpoint import load_exactly
 
@@ -23,8 +24,11 @@ def save_state(
     optimizer: torch.optim.Optimizer,
     loaders: Iterable[Any],
     progress: dict[str, Any],
+    common: dict[str, Any] | None = None,
 ) -> None:
     """Writes model, optimiser, random generators and `progress`; an interruption leaves the old file.
+
+    Of several processes that train one model, all call and the first writes; a failure is raised in each of them.
 
     Args:
         path (str or Path): made anew each time, by writing beside it and renaming.
@@ -32,20 +36,42 @@ def save_state(
         optimizer (Optimizer): its ``state_dict`` is stored.
         loaders (iterable): their generators are stored: those of a :class:`hiermt.data.WindowLoader`, and of a
             ``torch.utils.data.DataLoader`` and its sampler.
-        progress (dict): epoch, losses and whatever else; tensors, numbers, strings, lists and dicts.
+        progress (dict): epoch, losses and whatever else; tensors, numbers, strings, lists and dicts. Of several
+            processes each has its own.
+        common (dict, optional): the same of which all processes have one, such as the best weights.
 
     Raises:
         OSError: the file cannot be written, as on a full disk.
     """
+    processes = Processes(model)
+    own, *others = processes.gather(_own_state(loaders, progress))
+    failure: Exception | None = None
+    if processes.rank == 0:
+        try:
+            _write(Path(path), processes.model, optimizer, {**own, "other_processes": others, "common": common or {}})
+        except Exception as error:  # whatever it is, the others must not wait for ever
+            failure = error
+    reason = processes.gather(failure and str(failure))[0]
+    if failure is not None:
+        raise failure
+    if reason is not None:
+        raise OSError(f"{path}: not written by the first process: {reason}")
+
+
+def _own_state(loaders: Iterable[Any], progress: dict[str, Any]) -> dict[str, Any]:
+    """What each process has of its own."""
+    states = [_loader_state(loader) for loader in loaders]
+    return {"random": _random_state(), "loaders": states, "progress": progress}
+
+
+def _write(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, states: dict[str, Any]) -> None:
     content = {
         "format": FORMAT,
         "hiermt": __version__,
         "optimizer_type": type(optimizer).__name__,
         "model": model.state_dict(),
         "optimizer": optimizer.state_dict(),
-        "random": _random_state(),
-        "loaders": [_loader_state(loader) for loader in loaders],
-        "progress": progress,
+        **states,
     }
     # In memory first: the writer inside torch.save turns a full disk into an error that does not say so.
     buffer = io.BytesIO()
@@ -59,14 +85,15 @@ def load_state(
 ) -> dict[str, Any]:
     """Puts everything back as :func:`save_state` found it.
 
-    Nothing is changed unless all of it fits.
+    Nothing is changed unless all of it fits. Of several processes, each reads the file and takes what was its own.
 
     Returns:
-        The ``progress`` that was stored.
+        What was stored as ``progress`` and ``common``.
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: it is damaged, is no training state, or is one of another model, optimiser or loader.
+        ValueError: it is damaged, is no training state, or is one of another model, optimiser, loader or number of
+            processes.
     """
     path = Path(path)
     if not path.is_file():
@@ -79,18 +106,24 @@ def load_state(
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         raise ValueError(f"{path}: not a training state of hiermt; model weights alone cannot be resumed from")
     loaders = list(loaders)
+    processes = Processes(model)
+    written = 1 + len(content.get("other_processes", []))
+    if written != processes.count:
+        raise ValueError(f"{path}: was written by {written} processes, there are {processes.count}")
+    if processes.rank > 0:
+        content |= content["other_processes"][processes.rank - 1]
     _check_optimizer(path, content, optimizer)
     if len(content["loaders"]) != len(loaders):
         raise ValueError(f"{path}: was written with {len(content['loaders'])} loaders, there are {len(loaders)}")
     for stored, loader in zip(content["loaders"], loaders, strict=True):
         if set(stored) != set(_loader_state(loader)):
             raise ValueError(f"{path}: was written with another kind of loader than {type(loader).__name__}")
-    load_exactly(model, content["model"], path)
+    load_exactly(processes.model, content["model"], path)
     optimizer.load_state_dict(content["optimizer"])
     for stored, loader in zip(content["loaders"], loaders, strict=True):
         _set_loader_state(loader, stored)
     _set_random_state(content["random"])
-    return dict(content["progress"])
+    return {**content["progress"], **content.get("common", {})}
 
 
 def _check_optimizer(path: Path, content: dict[str, Any], optimizer: torch.optim.Optimizer) -> None:

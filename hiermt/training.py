@@ -10,12 +10,21 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from hiermt._arguments import check_integer
 from hiermt._capture import CapturedSteps, can_capture
 from hiermt._inputs import shared_inputs
+from hiermt._processes import Processes
 from hiermt.loss import MultiTaskLoss
 from hiermt.resume import load_state, save_state
 
 LOG_EVERY = 10
+
+
+class _Default(float):
+    """A default that can be told from the same number given by a caller."""
+
+
+_ONE = _Default(1.0)
 _NAMES = ("total_loss", "signal_loss", "direction_loss")
 
 Callback = Callable[[int, dict[str, float]], None]
@@ -28,7 +37,7 @@ def train_hierarchical(
     train_dataloader: Iterable[Any],
     test_dataloader: Iterable[Any] | None,
     num_epochs: int = 100,
-    lambda_direction: float = 1.0,
+    lambda_direction: float = _ONE,
     device: torch.device | str = "cpu",
     *,
     callback: Callback | None = None,
@@ -55,17 +64,18 @@ def train_hierarchical(
         train_dataloader, test_dataloader (iterable): batches with ``x``, ``edge_index`` or ``graph``,
             ``edge_weight``, ``signal_labels``, ``direction_labels`` and ``to(device)``; the test loader may be
             ``None``.
-        num_epochs (int): passes over the training data. (default: ``100``)
-        lambda_direction (float): weight of the direction loss if there is no `criterion`; with one it must not
-            contradict the criterion's own. (default: ``1.0``)
+        num_epochs (int): passes over the training data, 0 or more. (default: ``100``)
+        lambda_direction (float): weight of the direction loss if there is no `criterion`; where it is given along with
+            one, it must not contradict the criterion's own. (default: ``1.0``)
         device: where to train. (default: ``"cpu"``)
         callback (callable, optional): called as ``callback(epoch, metrics)`` after each epoch, epochs counted from
             1, with the epoch's average losses. (default: ``None``)
-        patience (int, optional): stop when the test loss has not fallen for so many epochs, and put the best
+        patience (int, optional): stop when the test loss has not fallen for so many epochs, 1 or more, and put the best
             weights back. (default: ``None``, train to the end)
         progress (bool): show a bar, if ``tqdm`` is installed, and the line every tenth epoch. (default: ``True``)
         checkpoint (str or Path, optional): file that holds the state of the training after the last epoch; a crash
-            leaves the one before. (default: ``None``)
+            leaves the one before. Of several processes around a DistributedDataParallel model the first writes, and
+            all go on from it. (default: ``None``)
         resume (bool): go on from `checkpoint` if it is there, equal to the bit to a training that was not
             interrupted. (default: ``False``)
         checkpoint_every (int): epochs from one state to the next; the last epoch is always stored. (default: ``1``)
@@ -81,18 +91,27 @@ def train_hierarchical(
         list with one float an epoch.
 
     Raises:
-        ValueError: a loader is empty, `lambda_direction` contradicts the criterion, `patience` has no test loader, or
-            `checkpoint` is damaged or is one of another model, optimiser or loader, or `share_days` is not possible.
+        ValueError: a loader is empty or its windows have no labels, `lambda_direction` contradicts the criterion,
+            `num_epochs` or `patience` is out of range, `patience` has no test loader, `checkpoint` is damaged or is one
+            of another model, optimiser, loader or number of processes, or `share_days` is not possible.
+        TypeError: `num_epochs`, `patience` or `checkpoint_every` is no integer.
         ImportError: the package ``tensorboard`` is missing.
         OSError: `checkpoint` cannot be written.
     """
     criterion = _criterion(criterion, lambda_direction)
     if resume and checkpoint is None:
         raise ValueError("resume: going on needs the checkpoint to go on from")
-    if checkpoint_every < 1:
-        raise ValueError(f"checkpoint_every: expected 1 or more, got {checkpoint_every}")
-    if patience is not None and test_dataloader is None:
-        raise ValueError("patience: stopping early needs a test_dataloader to watch")
+    check_integer("num_epochs", num_epochs, 0)
+    check_integer("checkpoint_every", checkpoint_every, 1)
+    if patience is not None:
+        check_integer("patience", patience, 1)
+        if test_dataloader is None:
+            raise ValueError("patience: stopping early needs a test_dataloader to watch")
+    named = {"train_dataloader": train_dataloader, "test_dataloader": test_dataloader}
+    for name, loader in named.items():
+        _check_labelled(name, loader)
+    processes = Processes(model)
+    progress = progress and processes.rank == 0
     model.to(device)
     train_losses: list[float] = []
     test_losses: list[float] = []
@@ -100,13 +119,13 @@ def train_hierarchical(
     best = _Best(patience)
     loaders = [loader for loader in (train_dataloader, test_dataloader) if loader is not None]
     first = 1
-    if resume and checkpoint is not None and Path(checkpoint).is_file():
+    if resume and checkpoint is not None and _is_there(Path(checkpoint), processes):
         state = load_state(checkpoint, model, optimizer, loaders)
         first = int(state["epoch"]) + 1
         train_losses, test_losses, history = state["train_losses"], state["test_losses"], state["history"]
         best.load_state_dict(state["best"])
     callbacks = [] if callback is None else [callback]
-    writer = None if tensorboard is None else _summary_writer(tensorboard)
+    writer = None if tensorboard is None or processes.rank > 0 else _summary_writer(tensorboard)
     if writer is not None:
         callbacks.append(lambda epoch, metrics: _write_summary(writer, epoch, metrics))
 
@@ -140,23 +159,24 @@ def train_hierarchical(
                 metrics |= {f"test_{name}": value for name, value in test.items()}
             bar.advance(epoch, metrics)
             if test_losses:
-                best.look(test_losses[-1], model)
+                # Processes with test data of their own have to stop together.
+                every = processes.gather(test_losses[-1])
+                best.look(sum(every) / len(every), processes.model)
             if checkpoint is not None and (epoch % checkpoint_every == 0 or epoch == num_epochs or best.stopped()):
                 progress_made = {
                     "epoch": epoch,
                     "train_losses": train_losses,
                     "test_losses": test_losses,
                     "history": history,
-                    "best": best.state_dict(),
                 }
-                save_state(checkpoint, model, optimizer, loaders, progress_made)
+                save_state(checkpoint, model, optimizer, loaders, progress_made, {"best": best.state_dict()})
             for call in callbacks:
                 call(epoch, metrics)
             if best.stopped():
                 bar.note(f"Epoch {epoch:3d}: test loss has not fallen for {patience} epochs, stopped")
     if writer is not None:
         writer.close()
-    best.restore(model)
+    best.restore(processes.model)
     return train_losses, test_losses, history
 
 
@@ -164,12 +184,31 @@ def _criterion(criterion: nn.Module | None, lambda_direction: float) -> nn.Modul
     if criterion is None:
         return MultiTaskLoss(lambda_direction)
     own = getattr(criterion, "lambda_direction", lambda_direction)
-    if lambda_direction not in (1.0, own):
+    if lambda_direction is not _ONE and lambda_direction != own:
         raise ValueError(
             f"lambda_direction: {lambda_direction} contradicts the criterion's {own}; "
             "set it in one place, or pass criterion=None"
         )
     return criterion
+
+
+def _check_labelled(name: str, loader: Any) -> None:
+    """Refuses a loader that says itself that its windows have no labels."""
+    for holder in (loader, getattr(loader, "dataset", None)):
+        if getattr(holder, "labelled", True) is False:
+            raise ValueError(
+                f"{name}: some of its windows end on a day without labels, so its batches carry none; give the dataset "
+                "labels, and the loader only windows that have one"
+            )
+
+
+def _is_there(path: Path, processes: Processes) -> bool:
+    """Whether there is a state to go on from; all processes have to see the same."""
+    found = processes.gather(path.is_file())
+    if any(found) and not all(found):
+        missing = [rank for rank, there in enumerate(found) if not there]
+        raise ValueError(f"checkpoint: {path} is there for some processes and not for those of rank {missing}")
+    return all(found)
 
 
 def adam(model: nn.Module, lr: float = 1e-3, **options: Any) -> torch.optim.Adam:
@@ -235,6 +274,8 @@ def _losses(
 
 
 def _loss_terms(criterion: nn.Module, logits: tuple[Tensor, Tensor], batch: Any) -> tuple[Tensor, ...]:
+    if getattr(batch, "signal_labels", None) is None or getattr(batch, "direction_labels", None) is None:
+        raise ValueError("a batch has no signal_labels and direction_labels; training and testing need both")
     signal_targets = batch.signal_labels.reshape(-1)
     direction_targets = batch.direction_labels.reshape(-1)
     mask = signal_targets == 1

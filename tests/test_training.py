@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import importlib.util
+import inspect
 import re
 from typing import Any
 
@@ -146,6 +148,64 @@ def test_lambda_direction_is_used_or_refused(batches: list[Batch]) -> None:
     assert history["total_loss"][0] == pytest.approx(total, rel=1e-6)
     with pytest.raises(ValueError, match=r"lambda_direction: 3\.0 contradicts the criterion's 1\.0"):
         hiermt.train_hierarchical(model, sgd, hiermt.MultiTaskLoss(), batches, None, 1, 3.0)
+
+
+def test_an_explicit_lambda_that_contradicts_is_refused_even_if_it_is_the_default(batches: list[Batch]) -> None:
+    model = hiermt.TGCN_HierarchicalMT(5, 4)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
+    for arguments in ((batches, None, 1, 1.0), (batches, None, 1, 2.0)):
+        with pytest.raises(ValueError, match=r"lambda_direction: \d.0 contradicts the criterion's 0\.5"):
+            hiermt.train_hierarchical(model, optimizer, hiermt.MultiTaskLoss(0.5), *arguments)
+    for options in ({}, {"lambda_direction": 0.5}):
+        hiermt.train_hierarchical(
+            model, optimizer, hiermt.MultiTaskLoss(0.5), batches, None, 1, progress=False, **options
+        )
+    assert inspect.signature(hiermt.train_hierarchical).parameters["lambda_direction"].default == 1.0
+
+
+def test_numbers_of_epochs_out_of_range_are_refused(batches: list[Batch]) -> None:
+    model = hiermt.TGCN_HierarchicalMT(5, 4)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
+
+    def train(num_epochs: Any = 1, **options: Any) -> Any:
+        return hiermt.train_hierarchical(
+            model, optimizer, None, batches, batches, num_epochs, progress=False, **options
+        )
+
+    assert train(0) == ([], [], {"signal_loss": [], "direction_loss": [], "total_loss": []})
+    for error, options in (
+        (ValueError, {"num_epochs": -1}),
+        (TypeError, {"num_epochs": 1.5}),
+        (TypeError, {"num_epochs": True}),
+        (ValueError, {"patience": 0}),
+        (ValueError, {"patience": -2}),
+        (TypeError, {"patience": 0.5}),
+        (ValueError, {"checkpoint_every": 0}),
+    ):
+        with pytest.raises(error, match=f"{next(iter(options))}: expected"):
+            train(**options)
+
+
+def test_windows_without_labels_are_refused_before_the_first_epoch(batches: list[Batch]) -> None:
+    edge_index, edge_weight = testing.stock_graph(20, 60)
+    series, labels = torch.randn(20, 30, 5), torch.randint(2, (20, 20))
+    some = hiermt.data.WindowDataset(series, edge_index, edge_weight, 6, labels, labels)
+    none = hiermt.data.WindowDataset(series, edge_index, edge_weight, 6)
+    good = hiermt.data.WindowLoader(some)
+    model = hiermt.TGCN_HierarchicalMT(5, 4)
+    before = copy.deepcopy(model.state_dict())
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    bad = [hiermt.data.WindowLoader(none), hiermt.data.WindowLoader(some, [0, 24])]
+    if importlib.util.find_spec("torch_geometric"):
+        bad.append(hiermt.data.pyg_loader(none))
+    for loader in bad:
+        for name, loaders in (("train_dataloader", (loader, good)), ("test_dataloader", (good, loader))):
+            with pytest.raises(ValueError, match=f"{name}: some of its windows end on a day without labels"):
+                hiermt.train_hierarchical(model, optimizer, None, *loaders, 1, progress=False)
+    batches[0].direction_labels = None
+    with pytest.raises(ValueError, match="a batch has no signal_labels and direction_labels"):
+        hiermt.train_hierarchical(model, optimizer, None, batches[:1], None, 1, progress=False)
+    assert all(torch.equal(model.state_dict()[name], tensor) for name, tensor in before.items())
 
 
 def test_empty_loaders_are_refused(batches: list[Batch]) -> None:
