@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from hiermt import _backend, functional
+from hiermt._arguments import check_integer
 from hiermt.dynamic import DynamicGraph
 from hiermt.graph import Graph
 from hiermt.nn import TGCN_HierarchicalMT, TGCNCell
@@ -69,15 +70,16 @@ def predict_rolling(
         - **returns:** :class:`Decisions` of ``W = (D - window) // stride + 1`` windows
 
     Raises:
-        ValueError: a size, device or dtype does not fit, there are fewer days than `window`, or the series holds NaN
-            or infinity.
+        ValueError: a size or device does not fit, there are fewer days than `window`, `threshold` is no probability, or
+            the series holds NaN or infinity.
+        TypeError: the model, the graph, the dtype or an integer is of another type.
         IndexError: a window ends before the first graph of a :class:`DynamicGraph`.
     """
-    _check(model, series, graph)
+    _check_model(model, graph, threshold, (Graph, DynamicGraph))
+    _check_series("series", model, series, graph, "[stocks, days, {}]")
     stocks, days, _ = series.shape
     for name, value in (("window", window), ("stride", stride), ("chunk", 1 if chunk is None else chunk)):
-        if value < 1:
-            raise ValueError(f"{name}: expected 1 or more, got {value}")
+        check_integer(name, value, 1)
     if days < window:
         raise ValueError(f"series: {days} days are fewer than the {window} of a window")
     _check_finite(series)
@@ -104,11 +106,15 @@ class LivePredictor:
         graph (Graph): of the stocks; make a new predictor when it changes, and give it the last days.
         window (int): ``T``, days in a window. (default: ``25``)
         threshold (float): a stock has a signal iff ``P(signal)`` is above it. (default: ``0.5``)
+
+    Raises:
+        ValueError: `window` is below 1, `threshold` is no probability, or model and graph are on two devices.
+        TypeError: the model, the graph or `window` is of another type.
     """
 
     def __init__(self, model: TGCN_HierarchicalMT, graph: Graph, window: int = 25, *, threshold: float = 0.5) -> None:
-        if window < 1:
-            raise ValueError(f"window: expected 1 or more, got {window}")
+        _check_model(model, graph, threshold, (Graph,))
+        check_integer("window", window, 1)
         self.model, self.window, self.threshold = model.eval(), window, threshold
         self.graph = graph
         self._layer = _FirstLayer(model, graph)
@@ -117,7 +123,9 @@ class LivePredictor:
         self._ring: Tensor | None = None
 
     def extend(self, series: Tensor) -> Decisions | None:
-        """Takes several days, ``[S, D, F]``, and decides on the last; see :meth:`append`."""
+        """Takes several days, ``[S, D, F]``, and decides on the last; see :meth:`append`. All are taken, or none."""
+        _check_series("series", self.model, series, self.graph, "[stocks, days, {}]")
+        _check_finite(series)
         decided = None
         for day in series.unbind(1)[-self.window :]:
             decided = self.append(day)
@@ -135,11 +143,12 @@ class LivePredictor:
             - **returns:** :class:`Decisions` with ``W = 1``, or ``None`` until there are `window` days
 
         Raises:
-            ValueError: a size, device or dtype does not fit, or the day holds NaN or infinity; nothing was taken.
+            ValueError: a size or device does not fit, or the day holds NaN or infinity; nothing was taken.
+            TypeError: the dtype is not the model's; nothing was taken.
         """
+        _check_series("day", self.model, day, self.graph, "[stocks, {}]")
         series = day.unsqueeze(1)
-        _check(self.model, series, self.graph)
-        _check_finite(series)
+        _check_finite(series, "day")
         inputs = self._layer.inputs(series)
         if self._ring is None:
             self._ring = inputs.new_empty(2 * self.window, *inputs.shape[1:])
@@ -249,20 +258,39 @@ def _cells(model: TGCN_HierarchicalMT) -> list[TGCNCell]:
     return list(model.tgcn_backbone.cells)  # type: ignore[arg-type]
 
 
-def _check(model: TGCN_HierarchicalMT, series: Tensor, graph: Graph | DynamicGraph) -> None:
-    if not isinstance(graph, (Graph, DynamicGraph)):
+def _check_model(model: object, graph: object, threshold: float, kinds: tuple[type, ...]) -> None:
+    if not isinstance(model, TGCN_HierarchicalMT):
+        raise TypeError(f"model: expected a hiermt.TGCN_HierarchicalMT, got {type(model).__name__}")
+    if not isinstance(graph, kinds):
         raise TypeError(
-            f"graph: expected a hiermt.Graph, got {type(graph).__name__}; use hiermt.Graph(edge_index, edge_weight, "
-            "num_nodes)"
+            f"graph: expected a hiermt.{' or '.join(kind.__name__ for kind in kinds)}, got {type(graph).__name__}; use "
+            "hiermt.Graph(edge_index, edge_weight, num_nodes)"
         )
-    channels = model.tgcn_backbone.in_channels
-    if series.dim() != 3 or series.size(2) != channels:
-        raise ValueError(f"series: expected [stocks, days, {channels}], got {list(series.shape)}")
+    device = next(model.parameters()).device
+    if graph.device != device:  # type: ignore[attr-defined]
+        raise ValueError(f"the model is on {device}, the graph on {graph.device}; move one")  # type: ignore[attr-defined]
+    if not 0.0 <= threshold <= 1.0:
+        raise ValueError(f"threshold: expected a probability in [0, 1], got {threshold}")
+
+
+def _check_series(
+    name: str, model: TGCN_HierarchicalMT, series: Tensor, graph: Graph | DynamicGraph, shape: str
+) -> None:
+    """`shape` has a gap for the number of features."""
+    channels, weight = model.tgcn_backbone.in_channels, next(model.parameters())
+    if not isinstance(series, Tensor):
+        raise TypeError(f"{name}: expected a Tensor, got {type(series).__name__}")
+    if series.dim() != shape.count(",") + 1 or series.size(-1) != channels:
+        raise ValueError(f"{name}: expected {shape.format(channels)}, got {list(series.shape)}")
     if series.size(0) != graph.num_nodes:
-        raise ValueError(f"series: has {series.size(0)} stocks, the graph {graph.num_nodes} nodes")
+        raise ValueError(f"{name}: has {series.size(0)} stocks, the graph {graph.num_nodes} nodes")
+    if series.device != weight.device:
+        raise ValueError(f"{name} is on {series.device}, the model on {weight.device}; move one with .to(...)")
+    if series.dtype != weight.dtype:
+        raise TypeError(f"{name} is {series.dtype}, the model {weight.dtype}; convert one of them")
 
 
-def _check_finite(series: Tensor) -> None:
+def _check_finite(series: Tensor, name: str = "series") -> None:
     # One pass over the series; only a sum that is not finite makes the second worth it.
     if math.isfinite(float(series.sum())):
         return
@@ -270,7 +298,7 @@ def _check_finite(series: Tensor) -> None:
     if bool(finite.all()):
         return
     stock, day, feature = (~finite).nonzero()[0].tolist()
-    raise ValueError(f"series: stock {stock}, day {day}, feature {feature} is NaN or infinite; repair the series")
+    raise ValueError(f"{name}: stock {stock}, day {day}, feature {feature} is NaN or infinite; repair the series")
 
 
 def _bar(parts: Iterable[tuple[range, Decisions]], total: int, enabled: bool) -> Iterator[tuple[range, Decisions]]:

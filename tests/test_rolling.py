@@ -172,6 +172,54 @@ def test_refuses_what_does_not_fit(backend: str) -> None:
         predict_rolling(model, series, DynamicGraph([(9, graph)]), WINDOW)
 
 
+def test_refuses_other_kinds_of_arguments(backend: str) -> None:
+    model, series, graph = make(backend), history(), stocks()
+    for name in ("window", "stride", "chunk"):
+        for value in (2.0, True, "3"):
+            with pytest.raises(TypeError, match=f"{name}: expected an integer"):
+                predict_rolling(model, series, graph, **{"window": WINDOW, name: value})
+    with pytest.raises(TypeError, match=r"model: expected a hiermt\.TGCN_HierarchicalMT, got TGCN"):
+        predict_rolling(model.tgcn_backbone, series, graph, WINDOW)
+    with pytest.raises(TypeError, match="series: expected a Tensor, got list"):
+        predict_rolling(model, series.tolist(), graph, WINDOW)
+    with pytest.raises(ValueError, match=r"series is on cpu, the model on meta|the model is on meta, the graph on cpu"):
+        predict_rolling(make(backend).to("meta"), series, graph, WINDOW)
+
+
+def test_live_refuses_what_does_not_fit_and_takes_nothing(backend: str) -> None:
+    model, series, graph = make(backend), history(), stocks()
+    for options, error, message in (
+        ({"window": 0}, ValueError, "window: expected 1 or more, got 0"),
+        ({"window": 2.5}, TypeError, "window: expected an integer"),
+        ({"threshold": 1.5}, ValueError, "threshold: expected a probability"),
+        ({"graph": graph.edge_index}, TypeError, r"graph: expected a hiermt\.Graph"),
+        ({"graph": DynamicGraph([(0, graph)])}, TypeError, r"graph: expected a hiermt\.Graph, got DynamicGraph"),
+        ({"model": torch.nn.Linear(2, 2)}, TypeError, "model: expected"),
+    ):
+        with pytest.raises(error, match=message):
+            LivePredictor(**{"model": model, "graph": graph, "window": WINDOW, **options})
+    live = LivePredictor(model, graph, WINDOW)
+    live.extend(series[:, : WINDOW - 1])
+    for day, error, message in (
+        (series[:, :2], ValueError, r"day: expected \[stocks, 5\], got \[12, 2, 5\]"),
+        (series[:, 0, :4], ValueError, r"day: expected \[stocks, 5\], got \[12, 4\]"),
+        (series[:5, 0], ValueError, "day: has 5 stocks, the graph 12 nodes"),
+        (series[:, 0].float(), TypeError, r"day is torch\.float32, the model torch\.float64"),
+        (series[:, 0].tolist(), TypeError, "day: expected a Tensor"),
+        (series[:, 0].to("meta"), ValueError, "day is on meta"),
+    ):
+        with pytest.raises(error, match=message):
+            live.append(day)
+    broken = series[:, :3].clone()
+    broken[2, 1, 0] = float("nan")
+    with pytest.raises(ValueError, match="stock 2, day 1, feature 0"):
+        live.extend(broken)
+    with pytest.raises(ValueError, match=r"series: expected \[stocks, days, 5\]"):
+        live.extend(series[:, 0])
+    assert live.days == WINDOW - 1
+    check(live.append(series[:, WINDOW - 1]), one_by_one(model, series[:, :WINDOW], graph, WINDOW))
+
+
 @pytest.mark.parametrize("gap", [float("nan"), float("inf")])
 def test_a_gap_is_named_and_nothing_is_taken(backend: str, gap: float) -> None:
     model, series, graph = make(backend), history(), stocks()
