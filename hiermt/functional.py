@@ -311,7 +311,8 @@ def multitask_loss(
 
     Shapes:
         - **logits:** ``[N, 2]``; **targets:** ``[N]``; **mask:** ``[N]`` bool
-        - **returns:** total, signal and direction loss, scalars; zero direction loss if `mask` is empty
+        - **returns:** total, signal and direction loss, scalars; zero direction loss if `mask` is empty, and zero
+          losses with zero gradients without a row at all, where PyTorch's mean of nothing is NaN
 
     Raises:
         ValueError: a shape or device does not fit, or, on the CPU, a label is outside {0, 1}.
@@ -331,6 +332,9 @@ def multitask_loss(
     _check_labels("direction_targets", direction_targets, mask)
     # Under autocast a loss is float32, as torch's own is.
     (signal, direction), native = enter(signal_logits, [direction_logits], None, backend, torch.float32)
+    if rows == 0:
+        zeros = signal.sum(), direction.sum()
+        return zeros[0] + lambda_direction * zeros[1], *zeros
     with no_autocast(signal):
         run = _backend.operator("multitask_loss", native)
         mask = None if mask is None else mask.bool()

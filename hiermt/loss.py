@@ -97,7 +97,7 @@ class MultiTaskLoss(nn.Module):
         Shapes:
             - **logits:** ``[*, 2]``; **targets**, **mask:** any shape with as many elements as there are rows
             - **returns:** scalar, and ``{"signal_loss", "direction_loss", "total_loss"}`` as floats, fetched from the
-              device in one copy
+              device in one copy; all zero for a batch without rows
 
         Raises:
             ValueError: a shape does not fit.

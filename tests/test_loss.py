@@ -51,6 +51,17 @@ def test_no_signal_gives_a_zero_direction_loss_with_a_graph() -> None:
     assert torch.equal(direction.grad, torch.zeros_like(direction))
 
 
+@pytest.mark.parametrize("masked", [True, False])
+def test_no_rows_give_zero_losses_with_a_graph(backend: str, masked: bool) -> None:
+    signal, direction, signal_targets, direction_targets = batch(0)
+    mask = signal_targets == 1 if masked else None
+    criterion = hiermt.MultiTaskLoss(0.5, backend=backend)
+    loss, parts = criterion(signal, direction, signal_targets, direction_targets, mask)
+    assert parts == {"signal_loss": 0.0, "direction_loss": 0.0, "total_loss": 0.0}
+    loss.backward()
+    assert signal.grad is not None and signal.grad.shape == (0, 2) and direction.grad is not None
+
+
 def test_rows_outside_the_mask_may_hold_anything() -> None:
     signal, direction, signal_targets, direction_targets = batch()
     mask = signal_targets == 1
