@@ -69,7 +69,8 @@ def make(case: Case, dtype: torch.dtype, gat: bool, seed: int = 0) -> Problem:
         ]
     else:
         params = [random(hidden, channels) * scale, random(hidden)]
-    edge_weight = entries.weight.to(dtype) if entries.weight is not None and (case.weighted or not gat) else None
+    wanted = entries.weight if case.weighted or not gat else None
+    edge_weight = None if wanted is None else wanted.to(dtype).contiguous()
     lin_edge = random(hidden) if gat and case.weighted else None
     total = case.copies * case.nodes
     x = random(total, case.steps, channels)

@@ -15,17 +15,19 @@ from hiermt.testing import tolerance
 
 
 class LayerCase(NamedTuple):
-    """One T-GCN layer; `problem` describes its first convolution."""
+    """One T-GCN layer; `problem` describes its first convolution. The backward of the fused stack has constant edges."""
 
     problem: Case
     gat: bool = True
     conv_layers: int = 2
     between: bool = True
     sequence: bool = True
+    edge_grad: bool = True
 
     def __str__(self) -> str:
         flags = f"{'gat' if self.gat else 'gcn'}{self.conv_layers}-{'between' if self.between else 'after'}"
-        return f"{self.problem}-{flags}-{'sequence' if self.sequence else 'last'}"
+        last = f"{'sequence' if self.sequence else 'last'}{'' if self.edge_grad else '-constant_edges'}"
+        return f"{self.problem}-{flags}-{last}"
 
 
 class Layer(NamedTuple):
@@ -107,13 +109,14 @@ def layer_both(case: LayerCase, dtype: torch.dtype, environment: dict[str, str] 
         return None if tensor is None else tensor.double().detach().clone().requires_grad_()
 
     x = leaf(layer.x.reshape(total, problem.steps, problem.channels))
-    edge_weight = leaf(layer.edge_weight)
+    edge_weight = leaf(layer.edge_weight) if case.edge_grad else None
+    given_weight = layer.edge_weight.double() if edge_weight is None and layer.edge_weight is not None else edge_weight
     conv = [[leaf(p) for p in one] for one in layer.conv]
     gate_params = [leaf(p) for p in layer.gates]
-    edge = case.gat and edge_weight is not None
+    edge = case.gat and given_weight is not None
     flat = [p for one in conv for p in (one if edge or not case.gat else one[:6])]
     expected = reference.tgcn_layer(
-        x, layer.csr, edge_weight, flat, gate_params, case.conv_layers, case.gat, edge, case.between, True
+        x, layer.csr, given_weight, flat, gate_params, case.conv_layers, case.gat, edge, case.between, True
     )
     found = tolerance(dtype)
     torch.testing.assert_close(h.double(), expected.detach(), rtol=found.rtol, atol=found.atol)

@@ -227,10 +227,27 @@ LAYER_CASES = [
     # More convolutions than one launch takes.
     LayerCase(Case(hidden=16, steps=2), gat=False, conv_layers=4),
 ]
+# Without a gradient of the edge weights the stack goes back in one launch.
+FUSED_CASES = [
+    LayerCase(Case(hidden=16, copies=2), edge_grad=False),
+    LayerCase(Case(hidden=8), sequence=False, edge_grad=False),
+    LayerCase(Case(hidden=16, channels=3), conv_layers=1, edge_grad=False),
+    LayerCase(Case(hidden=16, layout="strided"), between=False, edge_grad=False),
+    LayerCase(Case(hidden=16, nodes=40, edges=90, copies=3, steps=6, channels=20), conv_layers=3, edge_grad=False),
+    LayerCase(Case(hidden=8, nodes=3, edges=4, copies=140, steps=3, channels=17), edge_grad=False),
+    # More tasks than blocks: a block adds to its partial sums.
+    LayerCase(Case(hidden=16, nodes=3, edges=4, copies=300, steps=2, channels=2), edge_grad=False),
+    LayerCase(Case(hidden=16, nodes=1, edges=0), edge_grad=False),
+]
 
 
 @with_dtypes(LAYER_CASES)
 def test_tgcn_layer(case: LayerCase, dtype: torch.dtype) -> None:
+    layer_both(case, dtype)
+
+
+@with_dtypes(FUSED_CASES, 3)
+def test_tgcn_layer_with_constant_edges(case: LayerCase, dtype: torch.dtype) -> None:
     layer_both(case, dtype)
 
 
@@ -259,6 +276,8 @@ def raw(op: str, case: Case | ScanCase | LayerCase, dtype: torch.dtype, order: i
         ("tgcn_layer", LayerCase(Case(hidden=8, nodes=20, edges=60))),
         ("tgcn_layer", LayerCase(Case(hidden=16, nodes=12, edges=40, copies=50))),
         ("tgcn_layer", LayerCase(Case(hidden=16, nodes=12, edges=40, copies=50), gat=False)),
+        ("tgcn_layer", LayerCase(Case(hidden=16, nodes=12, edges=40, copies=50), edge_grad=False)),
+        ("tgcn_layer", LayerCase(Case(hidden=8, nodes=20, edges=60, channels=9), edge_grad=False)),
     ],
     ids=lambda value: str(value),
 )

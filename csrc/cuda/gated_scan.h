@@ -29,6 +29,8 @@ int gated_scan_projected(const GatedScanForward<S>& p, void* workspace, void* st
 
 template <class S>
 size_t gated_scan_backward_workspace(const GatedScanBackward<S, Compute<S>>& p);
+// Leaves the cotangents of the gates before their nonlinearity, [N * T, 3H] in Compute<S>, at the start of
+// the workspace.
 template <class S>
 int gated_scan_backward(const GatedScanBackward<S, Compute<S>>& p, void* workspace, void* stream);
 

@@ -7,6 +7,7 @@
 // The projections are computed again, alpha and s' are the only state of an edge, and every sum has one
 // owner.
 #include "gatv2_conv.cuh"
+#include "gatv2_grads.cuh"
 
 namespace hiermt::cuda {
 namespace {
@@ -227,34 +228,6 @@ __global__ void __launch_bounds__(kGatThreads)
     if (threadIdx.x == 0) grad_edge_weight[entry] = accumulate ? grad_edge_weight[entry] + sum : sum;
   }
 }
-
-template <class C>
-struct VectorGrads {
-  GatV2Grads<C> grads;
-  int hidden;
-
-  __device__ void write(int i, C value) const {
-    C* to = i < hidden ? grads.att : i < 2 * hidden ? grads.lin_edge_weight : grads.bias;
-    if (to != nullptr) to[i % hidden] = value;
-  }
-};
-
-template <class C>
-struct MatrixGrads {
-  GatV2Grads<C> grads;
-  int hidden, channels;
-
-  __device__ void write(int i, C value) const {
-    int m = i / (channels + 1);
-    const int k = i - m * (channels + 1);
-    const bool left = m < hidden;
-    if (!left) m -= hidden;
-    C* weight = left ? grads.lin_l_weight : grads.lin_r_weight;
-    C* bias = left ? grads.lin_l_bias : grads.lin_r_bias;
-    if (k < channels && weight != nullptr) weight[m * channels + k] = value;
-    if (k == channels && bias != nullptr) bias[m] = value;
-  }
-};
 
 // [lin_l; lin_r] read from the side of its outputs.
 template <class S>

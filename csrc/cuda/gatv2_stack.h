@@ -2,6 +2,8 @@
 // template fits the shared memory of a block, 8, 16 or 32 channels, and any storage type but double.
 #pragma once
 
+#include <cstddef>
+
 #include "../cpu/storage.h"
 #include "../params.h"
 
@@ -14,5 +16,15 @@ bool gatv2_stack_fits(const TgcnLayerForward<S>& p);
 // cudaStream_t, the result a cudaError_t.
 template <class S>
 int gatv2_stack_forward(const TgcnLayerForward<S>& p, Compute<S>* from_input, void* stream);
+
+// The way back, for up to 16 channels and without a gradient of the edge weights: from the cotangents of the
+// gates [N * T, 3H], which are overwritten, to those of x and of the convolutions' parameters.
+template <class S>
+bool gatv2_stack_backward_fits(const TgcnLayerBackward<S, Compute<S>>& p);
+template <class S>
+size_t gatv2_stack_backward_workspace(const TgcnLayerBackward<S, Compute<S>>& p);
+template <class S>
+int gatv2_stack_backward(const TgcnLayerBackward<S, Compute<S>>& p, Compute<S>* grad_gates, void* workspace,
+                         void* stream);
 
 }  // namespace hiermt::cuda

@@ -136,8 +136,30 @@ int tgcn_layer_forward(const TgcnLayerForward<S>& p, void* workspace, void* stre
   return gated_scan_forward(stack.scan(memory.g), memory.inner, stream);
 }
 
+// Where the stack goes back in one launch: the scan's workspace, then that of the stack.
+template <class S>
+struct FusedBackwardMemory {
+  Workspace memory;
+  unsigned char* scan;
+  unsigned char* stack;
+
+  FusedBackwardMemory(void* base, const TgcnLayerBackward<S, Compute<S>>& p, const Stack<S>& layer)
+      : memory(base) {
+    scan = memory.take<unsigned char>(gated_scan_backward_workspace(gates(p, layer)));
+    stack = memory.take<unsigned char>(gatv2_stack_backward_workspace(p));
+  }
+  // The gates alone: the stack takes their cotangents on to x and g.
+  static GatedScanBackward<S, Compute<S>> gates(const TgcnLayerBackward<S, Compute<S>>& p,
+                                                const Stack<S>& layer) {
+    return {layer.scan(p.forward.g), p.grad_h, p.grad_h_last, nullptr, false, nullptr, nullptr, p.gates};
+  }
+};
+
 template <class S>
 size_t tgcn_layer_backward_workspace(const TgcnLayerBackward<S, Compute<S>>& p) {
+  if (gatv2_stack_backward_fits(p)) {
+    return FusedBackwardMemory<S>(nullptr, p, Stack<S>{p.forward}).memory.bytes();
+  }
   return BackwardMemory<S>(nullptr, p, Stack<S>{p.forward}).memory.bytes();
 }
 
@@ -145,13 +167,20 @@ template <class S>
 int tgcn_layer_backward(const TgcnLayerBackward<S, Compute<S>>& p, void* workspace, void* stream) {
   using Memory = BackwardMemory<S>;
   const Stack<S> stack{p.forward};
+  const bool need_stack =
+      p.grad_x != nullptr || p.gat != nullptr || p.gcn != nullptr || p.grad_edge_weight != nullptr;
+  if (gatv2_stack_backward_fits(p)) {
+    using Fused = FusedBackwardMemory<S>;
+    const Fused memory(workspace, p, stack);
+    const int error = gated_scan_backward(Fused::gates(p, stack), memory.scan, stream);
+    if (error != 0 || !need_stack) return error;
+    return gatv2_stack_backward(p, reinterpret_cast<Compute<S>*>(memory.scan), memory.stack, stream);
+  }
   const Memory memory(workspace, p, stack);
   const int64_t last = p.forward.conv_layers - 1;
   const auto output = [&](int64_t k) {
     return k < 0 ? nullptr : k == last ? p.forward.g : memory.outputs + k * stack.values();
   };
-  const bool need_stack =
-      p.grad_x != nullptr || p.gat != nullptr || p.gcn != nullptr || p.grad_edge_weight != nullptr;
   S* grad_out = memory.grads[0];
   S* grad_in = memory.grads[1];
   if (const int error = gated_scan_backward(Memory::scan(p, stack, need_stack ? grad_out : nullptr),

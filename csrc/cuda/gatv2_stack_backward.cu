@@ -1,0 +1,348 @@
+// The backward of a GATv2 stack in one launch: from the cotangents of the gates to those of x and of every
+// parameter of the convolutions. What is between is computed again in shared memory.
+#include "gated_scan.cuh"
+#include "gatv2_grads.cuh"
+#include "gatv2_stack.h"
+#include "gatv2_stack_backward.cuh"
+
+namespace hiermt::cuda {
+namespace {
+
+// Leaves a thread 184 registers; a hundred nodes at seven steps are two rounds of them.
+constexpr int kThreads = 352;
+// Blocks, each with a partial sum of every parameter's gradient, take turns at the tasks beyond.
+constexpr int64_t kMaxStackBlocks = 2 * kWantedBlocks;
+
+template <class S>
+struct StackBackward {
+  CsrGraph graph;
+  SequenceView<S> x;
+  const S* edge_weight;
+  GatV2Weights<S> convs[kMaxStackConvs];
+  GateWeights<S> gates;
+  Activation last;
+  int conv_layers, steps, chunk, tasks;
+  const S* g;
+  float* grad_gates;  // [N * T, 3H], overwritten
+  S* grad_x;
+  float* partial;  // [blocks, all convolutions]
+};
+
+template <int kHidden>
+struct StackMemory {
+  static size_t inputs_bytes(int64_t nodes, int64_t chunk) {
+    const size_t tile = padded_bytes<float>(nodes * chunk * kHidden);
+    const size_t scratch = padded_bytes<float>(kThreads * kProductSums);
+    return tile > scratch ? tile : scratch;
+  }
+  static size_t bytes(int64_t nodes, int64_t channels, int64_t conv_layers, int64_t chunk) {
+    return 3 * padded_bytes<float>(nodes * chunk * kHidden) + inputs_bytes(nodes, chunk) +
+           RowSoftmax::bytes(nodes, chunk) + padded_bytes<float>(3 * (channels + kHidden) * kHidden) +
+           ConvMemory<kHidden>::bytes(widest_input(channels, kHidden, conv_layers)) +
+           padded_bytes<float>(kThreads / kWarp * 3 * kHidden) + padded_bytes<int>(nodes);
+  }
+};
+
+// Cotangents of x, as far as the gates read it, and of what the last convolution left before its activation.
+template <class S, int kHidden>
+__device__ __forceinline__ void grads_of_gate_inputs(const StackBackward<S>& p, const float* gate_weights,
+                                                     const StackItems& items, int64_t first_row,
+                                                     const Tile<kHidden>& grads) {
+  const int channels = static_cast<int>(p.x.channels);
+  items.for_each([&](int node, int step) {
+    const int64_t row = first_row + static_cast<int64_t>(node) * p.steps + step;
+    float gates[3][kHidden], grad[kHidden];
+#pragma unroll
+    for (int gate = 0; gate < 3; ++gate) {
+      copy_channels<kHidden>(p.grad_gates + (row * 3 + gate) * kHidden, gates[gate]);
+    }
+    const auto grad_of = [&](int k) {
+      float sum = 0.0f;
+#pragma unroll
+      for (int gate = 0; gate < 3; ++gate) {
+        float weights[kHidden];
+        copy_channels<kHidden>(gate_weights + (k * 3 + gate) * kHidden, weights);
+        sum += inner_product(gates[gate], weights);
+      }
+      return sum;
+    };
+    if (p.grad_x != nullptr) {
+      for (int k = 0; k < channels; ++k) store(p.grad_x + row * channels + k, grad_of(k));
+    }
+#pragma unroll
+    for (int k = 0; k < kHidden; ++k) {
+      grad[k] = grad_of(channels + k) * activation_slope(p.last, load(p.g + row * kHidden + k));
+    }
+    grads.write(node, step, grad);
+  });
+}
+
+// Input channels [first, first + H) of x; those past the end are zero.
+template <class S, int kHidden>
+__device__ void stage_input(const StackItems& items, const StackInput<S>& x, int first,
+                            const Tile<kHidden>& inputs) {
+  items.for_each([&](int node, int step) {
+    const S* row = x.row(node, step);
+    float values[kHidden];
+#pragma unroll
+    for (int k = 0; k < kHidden; ++k) {
+      values[k] = first + k < x.channels ? load(row + (first + k) * x.stride_channel) : 0.0f;
+    }
+    inputs.write(node, step, values);
+  });
+}
+
+// The gradient of the bias, third of the vectors in `warp_sums`.
+template <int kHidden>
+__device__ __forceinline__ void sum_grads(const StackItems& items, const Tile<kHidden>& grads,
+                                          float* warp_sums) {
+  float sums[kHidden] = {};
+  items.for_each([&](int node, int step) {
+    float grad[kHidden];
+    grads.read(node, step, grad);
+#pragma unroll
+    for (int c = 0; c < kHidden; ++c) sums[c] += grad[c];
+  });
+  sum_over_warp(sums, 2, 3, warp_sums);
+}
+
+template <class S, int kHidden>
+__global__ void __launch_bounds__(kThreads, 1) gatv2_stack_bwd_kernel(StackBackward<S> p) {
+  SharedMemory memory;
+  const int nodes = static_cast<int>(p.graph.num_nodes), channels = static_cast<int>(p.x.channels);
+  const size_t room = static_cast<size_t>(nodes) * p.chunk * kHidden, scratch = kThreads * kProductSums;
+  float* source_data = memory.take<float>(room);
+  float* target_data = memory.take<float>(room);
+  float* grad_data = memory.take<float>(room);
+  float* input_data = memory.take<float>(room > scratch ? room : scratch);
+  RowSoftmax rows(memory, nodes, p.chunk, p.chunk);
+  float* gate_weights = memory.take<float>(3 * static_cast<size_t>(channels + kHidden) * kHidden);
+  const ConvMemory<kHidden> conv(memory, static_cast<int>(widest_input(channels, kHidden, p.conv_layers)));
+  float* warp_sums = memory.take<float>(kThreads / kWarp * 3 * kHidden);
+  int* order = memory.take<int>(nodes);
+  const int chunks = ceil_div(p.steps, p.chunk);
+  int64_t values = 0;
+  for (int k = 0; k < p.conv_layers; ++k) values += conv_grad_values(k == 0 ? channels : kHidden, kHidden);
+
+  order_by_degree(p.graph, nodes, order);
+  fill_gate_weights<S, kHidden>(p.gates, channels + kHidden, gate_weights);
+  __syncthreads();
+
+  for (int task = static_cast<int>(blockIdx.x); task < p.tasks; task += static_cast<int>(gridDim.x)) {
+    const int copy = task / chunks, first_step = task % chunks * p.chunk;
+    const int chunk = p.steps - first_step < p.chunk ? p.steps - first_step : p.chunk;
+    const StackItems items{nodes, chunk, order};
+    const StackInput<S> x(p.x, copy, first_step);
+    const Tile<kHidden> sources{source_data, chunk}, targets{target_data, chunk}, grads{grad_data, chunk},
+        inputs{input_data, chunk};
+    rows.chunk = chunk;
+    const int64_t first_row = static_cast<int64_t>(copy) * nodes * p.steps + first_step;
+    // Rows of the gates' cotangents have been read when x_r' takes their place.
+    const auto target_row = [&](int node, int step) {
+      return p.grad_gates + (first_row + static_cast<int64_t>(node) * p.steps + step) * 3 * kHidden;
+    };
+    grads_of_gate_inputs<S, kHidden>(p, gate_weights, items, first_row, grads);
+
+    const auto project = [&](int layer, const Tile<kHidden>& to) {
+      __syncthreads();
+      conv.fill(p.convs[layer], layer == 0 ? channels : kHidden);
+      __syncthreads();
+      if (layer == 0) {
+        project_input(items, conv, x, sources, to);
+      } else {
+        project_tile(items, conv, inputs, sources, to);
+      }
+      __syncthreads();
+    };
+    int64_t partial = static_cast<int64_t>(blockIdx.x) * values + values;
+    for (int layer = p.conv_layers - 1; layer >= 0; --layer) {
+      const int width = layer == 0 ? channels : kHidden;
+      partial -= conv_grad_values(width, kHidden);
+      const bool add = task != static_cast<int>(blockIdx.x);
+      const PartialSum vectors{p.partial + partial, add}, matrices{p.partial + partial + 3 * kHidden, add};
+      for (int before = 0; before < layer; ++before) {
+        project(before, inputs);
+        attend(items, p.graph, p.edge_weight, conv, Activation::kLeakyRelu, sources, inputs);
+      }
+      project(layer, targets);
+      sum_grads(items, grads, warp_sums);
+      {
+        float att_sums[kHidden] = {}, edge_sums[kHidden] = {};
+        target_sweep(items, p.graph, p.edge_weight, conv, sources, targets, grads, rows, target_row, att_sums,
+                     edge_sums);
+        sum_over_warp(att_sums, 0, 3, warp_sums);
+        sum_over_warp(edge_sums, 1, 3, warp_sums);
+      }
+      __syncthreads();
+      for (int i = static_cast<int>(threadIdx.x); i < 3 * kHidden; i += static_cast<int>(blockDim.x)) {
+        const float sum = sum_over_warps(warp_sums, i, 3 * kHidden);
+        vectors.put(i, i / kHidden == 1 ? sum * conv.att()[i % kHidden] : sum);
+      }
+      source_sweep(items, p.graph, p.edge_weight, conv, sources, targets, grads, rows);
+      __syncthreads();
+      // Through the projections to the input.
+      items.for_each([&](int node, int step) {
+        float source[kHidden], target[kHidden], grad[kHidden];
+        sources.read(node, step, source);
+        copy_channels<kHidden>(target_row(node, step), target);
+        targets.write(node, step, target);
+        const auto grad_of = [&](int k) {
+          float weights[kHidden], other[kHidden];
+          copy_channels<kHidden>(conv.source + k * kHidden, weights);
+          copy_channels<kHidden>(conv.target + k * kHidden, other);
+          return inner_product(source, weights) + inner_product(target, other);
+        };
+        if (layer == 0) {
+          if (p.grad_x == nullptr) return;
+          S* to = p.grad_x + (first_row + static_cast<int64_t>(node) * p.steps + step) * channels;
+          for (int k = 0; k < channels; ++k) store(to + k, load(to + k) + grad_of(k));
+        } else {
+          inputs.read(node, step, grad);
+#pragma unroll
+          for (int k = 0; k < kHidden; ++k)
+            grad[k] = grad_of(k) * activation_slope(Activation::kLeakyRelu, grad[k]);
+          grads.write(node, step, grad);
+        }
+      });
+      for (int first = 0; first < width; first += kHidden) {
+        if (layer == 0) stage_input(items, x, first, inputs);
+        __syncthreads();
+        weight_products(nodes, sources, targets, inputs, first, width, matrices);
+        __syncthreads();
+      }
+    }
+  }
+}
+
+// Where the sums of all convolutions go.
+struct StackGrads {
+  GatV2Grads<float> convs[kMaxStackConvs];
+  int conv_layers, channels, hidden;
+
+  __device__ void write(int i, float value) const {
+    int layer = 0, width = channels;
+    for (; layer + 1 < conv_layers; ++layer, width = hidden) {
+      const int count = static_cast<int>(conv_grad_values(width, hidden));
+      if (i < count) break;
+      i -= count;
+    }
+    if (i < 3 * hidden) {
+      VectorGrads<float>{convs[layer], hidden}.write(i, value);
+    } else {
+      MatrixGrads<float>{convs[layer], hidden, width}.write(i - 3 * hidden, value);
+    }
+  }
+};
+
+size_t shared_memory_limit() {
+  int device = 0, limit = 0;
+  cudaGetDevice(&device);
+  cudaDeviceGetAttribute(&limit, cudaDevAttrMaxSharedMemoryPerBlockOptin, device);
+  return static_cast<size_t>(limit);
+}
+
+struct BackwardPlan {
+  int64_t chunk, tasks, blocks, values;
+  size_t shared_bytes;
+
+  template <int kHidden, class S>
+  static BackwardPlan of(const TgcnLayerForward<S>& p) {
+    BackwardPlan plan{};
+    const auto bytes = [&](int64_t chunk) {
+      return StackMemory<kHidden>::bytes(p.graph.num_nodes, p.x.channels, p.conv_layers, chunk);
+    };
+    plan.chunk = steps_per_block(p.steps, p.graph.copies, shared_memory_limit(), bytes);
+    plan.shared_bytes = bytes(plan.chunk);
+    plan.tasks = p.graph.copies * ceil_div(p.steps, plan.chunk);
+    plan.blocks = plan.tasks < kMaxStackBlocks ? plan.tasks : kMaxStackBlocks;
+    for (int64_t k = 0; k < p.conv_layers; ++k) {
+      plan.values += conv_grad_values(k == 0 ? p.x.channels : p.hidden, p.hidden);
+    }
+    return plan;
+  }
+};
+
+// More channels would not leave a thread its registers.
+template <class F, class R>
+R dispatch_stack(int64_t hidden, F&& f, R otherwise) {
+  if (hidden == 8) return f(std::integral_constant<int, 8>{});
+  if (hidden == 16) return f(std::integral_constant<int, 16>{});
+  return otherwise;
+}
+
+}  // namespace
+
+template <class S>
+bool gatv2_stack_backward_fits(const TgcnLayerBackward<S, Compute<S>>& p) {
+  if (!gatv2_stack_fits(p.forward) || p.grad_edge_weight != nullptr) return false;
+  return dispatch_stack(
+      p.forward.hidden,
+      [&](auto hidden) {
+        return BackwardPlan::of<decltype(hidden)::value>(p.forward).shared_bytes <= shared_memory_limit();
+      },
+      false);
+}
+
+template <class S>
+size_t gatv2_stack_backward_workspace(const TgcnLayerBackward<S, Compute<S>>& p) {
+  return dispatch_stack(
+      p.forward.hidden,
+      [&](auto hidden) {
+        const BackwardPlan plan = BackwardPlan::of<decltype(hidden)::value>(p.forward);
+        return padded_bytes<float>(plan.blocks * plan.values, 256);
+      },
+      size_t{0});
+}
+
+template <class S>
+int gatv2_stack_backward(const TgcnLayerBackward<S, Compute<S>>& p, Compute<S>* grad_gates, void* workspace,
+                         void* stream_) {
+  if constexpr (std::is_same_v<S, double>) {
+    return cudaErrorInvalidValue;
+  } else {
+    const cudaStream_t stream = static_cast<cudaStream_t>(stream_);
+    const TgcnLayerForward<S>& f = p.forward;
+    StackBackward<S> stack{};
+    stack.graph = f.graph;
+    stack.x = f.x;
+    stack.edge_weight = f.edge_weight;
+    stack.gates = f.gate_weights;
+    stack.last = f.between ? Activation::kSigmoid : Activation::kLeakySigmoid;
+    stack.conv_layers = static_cast<int>(f.conv_layers);
+    stack.steps = static_cast<int>(f.steps);
+    stack.g = f.g;
+    stack.grad_gates = grad_gates;
+    stack.grad_x = p.grad_x;
+    stack.partial = static_cast<float*>(workspace);
+    StackGrads grads{{}, stack.conv_layers, static_cast<int>(f.x.channels), static_cast<int>(f.hidden)};
+    for (int64_t k = 0; k < f.conv_layers; ++k) {
+      stack.convs[k] = f.gat[k];
+      if (p.gat != nullptr) grads.convs[k] = p.gat[k];
+    }
+    const auto run = [&](auto hidden) {
+      constexpr int kHidden = decltype(hidden)::value;
+      const BackwardPlan plan = BackwardPlan::of<kHidden>(f);
+      stack.chunk = static_cast<int>(plan.chunk);
+      stack.tasks = static_cast<int>(plan.tasks);
+      const int64_t threads = stack_threads(f.graph.num_nodes * plan.chunk, kThreads);
+      HIERMT_CUDA_RETURN_IF_ERROR(
+          launch(gatv2_stack_bwd_kernel<S, kHidden>, dim3(static_cast<unsigned>(plan.blocks)),
+                 dim3(static_cast<unsigned>(threads)), plan.shared_bytes, stream, stack));
+      return p.gat == nullptr ? cudaSuccess
+                              : ordered_sum<float>(stack.partial, plan.blocks, plan.values, grads, stream);
+    };
+    return dispatch_stack(f.hidden, run, cudaErrorInvalidValue);
+  }
+}
+
+#define HIERMT_INSTANTIATE(S)                                                                 \
+  template bool gatv2_stack_backward_fits<S>(const TgcnLayerBackward<S, Compute<S>>&);        \
+  template size_t gatv2_stack_backward_workspace<S>(const TgcnLayerBackward<S, Compute<S>>&); \
+  template int gatv2_stack_backward<S>(const TgcnLayerBackward<S, Compute<S>>&, Compute<S>*, void*, void*);
+HIERMT_INSTANTIATE(float)
+HIERMT_INSTANTIATE(double)
+HIERMT_INSTANTIATE(BFloat16)
+HIERMT_INSTANTIATE(Half)
+#undef HIERMT_INSTANTIATE
+
+}  // namespace hiermt::cuda
