@@ -8,8 +8,8 @@
 namespace hiermt::cuda {
 namespace {
 
-// Leaves a thread 184 registers; a hundred nodes at seven steps are two rounds of them.
-constexpr int kThreads = 352;
+// Leaves a thread 168 registers; a hundred nodes at seven steps are two rounds of 352.
+constexpr int kThreads = 384;
 // Blocks, each with a partial sum of every parameter's gradient, take turns at the tasks beyond.
 constexpr int64_t kMaxStackBlocks = 2 * kWantedBlocks;
 
@@ -21,11 +21,12 @@ struct StackBackward {
   GatV2Weights<S> convs[kMaxStackConvs];
   GateWeights<S> gates;
   Activation last;
-  int conv_layers, steps, chunk, tasks;
+  int conv_layers, steps, chunk, chunks, tasks;
   const S* g;
   float* grad_gates;  // [N * T, 3H], overwritten
   S* grad_x;
-  float* partial;  // [blocks, all convolutions]
+  float* partial;  // [blocks, values]: all convolutions
+  int values;
 };
 
 template <int kHidden>
@@ -37,7 +38,7 @@ struct StackMemory {
   }
   static size_t bytes(int64_t nodes, int64_t channels, int64_t conv_layers, int64_t chunk) {
     return 3 * padded_bytes<float>(nodes * chunk * kHidden) + inputs_bytes(nodes, chunk) +
-           RowSoftmax::bytes(nodes, chunk) + padded_bytes<float>(3 * (channels + kHidden) * kHidden) +
+           padded_bytes<float>(3 * nodes * chunk) + padded_bytes<float>(3 * (channels + kHidden) * kHidden) +
            ConvMemory<kHidden>::bytes(widest_input(channels, kHidden, conv_layers)) +
            padded_bytes<float>(kThreads / kWarp * 3 * kHidden) + padded_bytes<int>(nodes);
   }
@@ -46,12 +47,14 @@ struct StackMemory {
 // Cotangents of x, as far as the gates read it, and of what the last convolution left before its activation.
 template <class S, int kHidden>
 __device__ __forceinline__ void grads_of_gate_inputs(const StackBackward<S>& p, const float* gate_weights,
-                                                     const StackItems& items, int64_t first_row,
+                                                     const StackItems& items, int first_row,
                                                      const Tile<kHidden>& grads) {
   const int channels = static_cast<int>(p.x.channels);
+  // Of the sigmoid's argument, which was a leaky_relu's output or not.
+  const float slope_below = p.last == Activation::kLeakySigmoid ? static_cast<float>(kActivationSlope) : 1.0f;
   items.for_each([&](int node, int step) {
-    const int64_t row = first_row + static_cast<int64_t>(node) * p.steps + step;
-    float gates[3][kHidden], grad[kHidden];
+    const int64_t row = first_row + node * p.steps + step;
+    float gates[3][kHidden];
 #pragma unroll
     for (int gate = 0; gate < 3; ++gate) {
       copy_channels<kHidden>(p.grad_gates + (row * 3 + gate) * kHidden, gates[gate]);
@@ -67,13 +70,21 @@ __device__ __forceinline__ void grads_of_gate_inputs(const StackBackward<S>& p, 
       return sum;
     };
     if (p.grad_x != nullptr) {
+#pragma unroll 1
       for (int k = 0; k < channels; ++k) store(p.grad_x + row * channels + k, grad_of(k));
     }
+    // Four channels at a time: more would not leave the sweeps their registers.
+    float4* to = grads.at(node, step);
+#pragma unroll 1
+    for (int k = 0; k < kHidden; k += 4) {
+      float quad[4];
 #pragma unroll
-    for (int k = 0; k < kHidden; ++k) {
-      grad[k] = grad_of(channels + k) * activation_slope(p.last, load(p.g + row * kHidden + k));
+      for (int i = 0; i < 4; ++i) {
+        const float y = load(p.g + row * kHidden + k + i);
+        quad[i] = grad_of(channels + k + i) * y * (1.0f - y) * (y > 0.5f ? 1.0f : slope_below);
+      }
+      to[k / 4 * grads.chunk] = float4{quad[0], quad[1], quad[2], quad[3]};
     }
-    grads.write(node, step, grad);
   });
 }
 
@@ -111,35 +122,33 @@ __global__ void __launch_bounds__(kThreads, 1) gatv2_stack_bwd_kernel(StackBackw
   SharedMemory memory;
   const int nodes = static_cast<int>(p.graph.num_nodes), channels = static_cast<int>(p.x.channels);
   const size_t room = static_cast<size_t>(nodes) * p.chunk * kHidden, scratch = kThreads * kProductSums;
+  // What has a fixed place comes first: its address needs no register.
+  float* warp_sums = memory.take<float>(kThreads / kWarp * 3 * kHidden);
+  float* gate_weights = memory.take<float>(3 * static_cast<size_t>(channels + kHidden) * kHidden);
+  const ConvMemory<kHidden> conv(memory, static_cast<int>(widest_input(channels, kHidden, p.conv_layers)));
+  int* order = memory.take<int>(nodes);
+  float* row_data = memory.take<float>(3 * nodes * p.chunk);
   float* source_data = memory.take<float>(room);
   float* target_data = memory.take<float>(room);
   float* grad_data = memory.take<float>(room);
   float* input_data = memory.take<float>(room > scratch ? room : scratch);
-  RowSoftmax rows(memory, nodes, p.chunk, p.chunk);
-  float* gate_weights = memory.take<float>(3 * static_cast<size_t>(channels + kHidden) * kHidden);
-  const ConvMemory<kHidden> conv(memory, static_cast<int>(widest_input(channels, kHidden, p.conv_layers)));
-  float* warp_sums = memory.take<float>(kThreads / kWarp * 3 * kHidden);
-  int* order = memory.take<int>(nodes);
-  const int chunks = ceil_div(p.steps, p.chunk);
-  int64_t values = 0;
-  for (int k = 0; k < p.conv_layers; ++k) values += conv_grad_values(k == 0 ? channels : kHidden, kHidden);
 
   order_by_degree(p.graph, nodes, order);
   fill_gate_weights<S, kHidden>(p.gates, channels + kHidden, gate_weights);
   __syncthreads();
 
   for (int task = static_cast<int>(blockIdx.x); task < p.tasks; task += static_cast<int>(gridDim.x)) {
-    const int copy = task / chunks, first_step = task % chunks * p.chunk;
+    const int copy = task / p.chunks, first_step = task % p.chunks * p.chunk;
     const int chunk = p.steps - first_step < p.chunk ? p.steps - first_step : p.chunk;
     const StackItems items{nodes, chunk, order};
     const StackInput<S> x(p.x, copy, first_step);
     const Tile<kHidden> sources{source_data, chunk}, targets{target_data, chunk}, grads{grad_data, chunk},
         inputs{input_data, chunk};
-    rows.chunk = chunk;
-    const int64_t first_row = static_cast<int64_t>(copy) * nodes * p.steps + first_step;
+    const RowSoftmax rows{row_data, chunk};
+    const int first_row = copy * nodes * p.steps + first_step;
     // Rows of the gates' cotangents have been read when x_r' takes their place.
     const auto target_row = [&](int node, int step) {
-      return p.grad_gates + (first_row + static_cast<int64_t>(node) * p.steps + step) * 3 * kHidden;
+      return p.grad_gates + static_cast<int64_t>(first_row + node * p.steps + step) * 3 * kHidden;
     };
     grads_of_gate_inputs<S, kHidden>(p, gate_weights, items, first_row, grads);
 
@@ -154,12 +163,15 @@ __global__ void __launch_bounds__(kThreads, 1) gatv2_stack_bwd_kernel(StackBackw
       }
       __syncthreads();
     };
-    int64_t partial = static_cast<int64_t>(blockIdx.x) * values + values;
     for (int layer = p.conv_layers - 1; layer >= 0; --layer) {
       const int width = layer == 0 ? channels : kHidden;
-      partial -= conv_grad_values(width, kHidden);
+      const int before_layer = layer == 0
+                                   ? 0
+                                   : static_cast<int>(conv_grad_values(channels, kHidden) +
+                                                      (layer - 1) * conv_grad_values(kHidden, kHidden));
+      float* partial = p.partial + static_cast<int>(blockIdx.x) * p.values + before_layer;
       const bool add = task != static_cast<int>(blockIdx.x);
-      const PartialSum vectors{p.partial + partial, add}, matrices{p.partial + partial + 3 * kHidden, add};
+      const PartialSum vectors{partial, add}, matrices{partial + 3 * kHidden, add};
       for (int before = 0; before < layer; ++before) {
         project(before, inputs);
         attend(items, p.graph, p.edge_weight, conv, Activation::kLeakyRelu, sources, inputs);
@@ -194,7 +206,7 @@ __global__ void __launch_bounds__(kThreads, 1) gatv2_stack_bwd_kernel(StackBackw
         };
         if (layer == 0) {
           if (p.grad_x == nullptr) return;
-          S* to = p.grad_x + (first_row + static_cast<int64_t>(node) * p.steps + step) * channels;
+          S* to = p.grad_x + static_cast<int64_t>(first_row + node * p.steps + step) * channels;
           for (int k = 0; k < channels; ++k) store(to + k, load(to + k) + grad_of(k));
         } else {
           inputs.read(node, step, grad);
@@ -324,6 +336,8 @@ int gatv2_stack_backward(const TgcnLayerBackward<S, Compute<S>>& p, Compute<S>* 
       const BackwardPlan plan = BackwardPlan::of<kHidden>(f);
       stack.chunk = static_cast<int>(plan.chunk);
       stack.tasks = static_cast<int>(plan.tasks);
+      stack.chunks = ceil_div(stack.steps, stack.chunk);
+      stack.values = static_cast<int>(plan.values);
       const int64_t threads = stack_threads(f.graph.num_nodes * plan.chunk, kThreads);
       HIERMT_CUDA_RETURN_IF_ERROR(
           launch(gatv2_stack_bwd_kernel<S, kHidden>, dim3(static_cast<unsigned>(plan.blocks)),

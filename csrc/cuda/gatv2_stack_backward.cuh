@@ -14,17 +14,13 @@
 
 namespace hiermt::cuda {
 
-// The softmax of each row: maximum, reciprocal of the denominator, sum of alpha alpha'.
+// The softmax of each row, three numbers side by side: maximum, reciprocal of the denominator, sum of alpha
+// alpha'.
 struct RowSoftmax {
-  float *top, *scale, *expected;
+  float* data;
   int chunk;
 
-  __device__ RowSoftmax(SharedMemory& memory, int nodes, int room, int chunk_)
-      : top(memory.take<float>(nodes * room)),
-        scale(memory.take<float>(nodes * room)),
-        expected(memory.take<float>(nodes * room)),
-        chunk(chunk_) {}
-  static size_t bytes(int64_t nodes, int64_t room) { return 3 * padded_bytes<float>(nodes * room); }
+  __device__ __forceinline__ float* at(int node, int step) const { return data + 3 * (node * chunk + step); }
 };
 
 // alpha and s' of an entry from its score and its alpha'.
@@ -78,8 +74,8 @@ __device__ __forceinline__ void target_sweep(const StackItems& items, const CsrG
     }
     const float scale = end > begin ? softmax.scale() : 0.0f;
     expected *= scale;
-    const int item = node * rows.chunk + step;
-    rows.top[item] = softmax.top, rows.scale[item] = scale, rows.expected[item] = expected;
+    float* row = rows.at(node, step);
+    row[0] = softmax.top, row[1] = scale, row[2] = expected;
 
     float grad_target[kHidden] = {};
 #pragma unroll 1
@@ -122,14 +118,14 @@ __device__ __forceinline__ void source_sweep(const StackItems& items, const CsrG
     const int end = graph.t_rowptr[node + 1];
 #pragma unroll 1
     for (int k = graph.t_rowptr[node]; k < end; ++k) {
-      const int other = graph.t_row[k], item = other * rows.chunk + step;
+      const int other = graph.t_row[k];
+      const float* row = rows.at(other, step);
       const float edge_weight = edge_weights != nullptr ? load(edge_weights + graph.t_perm[k]) : 0.0f;
       float target[kHidden], grad[kHidden];
       targets.read(other, step, target);
       grads.read(other, step, grad);
       const EdgeCotangent cotangent(attention_score<kHidden>(source, target, att, edge, edge_weight),
-                                    inner_product(grad, source), rows.top[item], rows.scale[item],
-                                    rows.expected[item]);
+                                    inner_product(grad, source), row[0], row[1], row[2]);
 #pragma unroll
       for (int c = 0; c < kHidden; ++c) {
         const float z = source[c] + (target[c] + edge_weight * edge[c]);

@@ -93,11 +93,10 @@ struct StackItems {
   __device__ __forceinline__ void for_each(F&& f) const {
     const int items = nodes * chunk;
     const int width = static_cast<int>(blockDim.x), thread = static_cast<int>(threadIdx.x);
-    bool backwards = false;
-    for (int first = 0; first < items; first += width, backwards = !backwards) {
-      const int count = items - first < width ? items - first : width;
+    for (int round = 0; round * width < items; ++round) {
+      const int first = round * width, count = items - first < width ? items - first : width;
       if (thread >= count) continue;
-      const int item = first + (backwards ? count - 1 - thread : thread);
+      const int item = first + (round % 2 == 1 ? count - 1 - thread : thread);
       const int rank = item / chunk;
       f(order[rank], item - rank * chunk);
     }
