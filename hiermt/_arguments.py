@@ -20,24 +20,24 @@ def enter(
     x: Tensor, others: Sequence[Tensor], graph: Graph | None, backend: str, autocast: torch.dtype | None = None
 ) -> tuple[list[Tensor], bool]:
     """Checks devices and dtypes, applies autocast, and says whether the native operator runs."""
-    if graph is not None and graph.device != x.device:
-        raise ValueError(f"x is on {x.device}, the graph on {graph.device}; move one with .to(...)")
+    device = x.device
+    if graph is not None and graph.device != device:
+        raise ValueError(f"x is on {device}, the graph on {graph.device}; move one with .to(...)")
     if graph is not None and x.size(0) % max(graph.num_nodes, 1):
         raise ValueError(f"x has {x.size(0)} nodes, which is no multiple of the graph's {graph.num_nodes}")
     tensors = [x, *others]
-    for tensor in others:
-        if tensor.device != x.device:
-            raise ValueError(f"x is on {x.device}, a parameter on {tensor.device}; move one with .to(...)")
-    if torch.is_autocast_enabled(x.device.type):
-        dtype = autocast or torch.get_autocast_dtype(x.device.type)
+    if torch.is_autocast_enabled(device.type):
+        dtype = autocast or torch.get_autocast_dtype(device.type)
         tensors = [t.to(dtype) if t.dtype != torch.float64 else t for t in tensors]
     dtype = tensors[0].dtype
     if dtype not in _DTYPES:
         raise TypeError(f"x: expected float32, float64, bfloat16 or float16, got {dtype}; use x.float()")
-    for tensor in tensors[1:]:
+    for tensor in tensors:
+        if tensor.device != device:
+            raise ValueError(f"x is on {device}, a parameter on {tensor.device}; move one with .to(...)")
         if tensor.dtype != dtype:
             raise TypeError(f"x is {dtype}, a parameter {tensor.dtype}; convert x or the model so that they agree")
-    return tensors, _backend.native(backend, x.device, dtype)
+    return tensors, _backend.native(backend, device, dtype)
 
 
 def no_autocast(x: Tensor) -> AbstractContextManager[Any]:

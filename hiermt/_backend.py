@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from functools import cache
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -45,8 +47,11 @@ def native(backend: str, device: torch.device, dtype: torch.dtype = torch.float3
 
 def operator(name: str, use_native: bool) -> Callable[..., Any]:
     """The operator `name`, native or twin."""
-    if use_native:
-        from hiermt import ops
+    return getattr(_native_operators() if use_native else reference, name)  # type: ignore[no-any-return]
 
-        return getattr(ops, name)  # type: ignore[no-any-return]
-    return getattr(reference, name)  # type: ignore[no-any-return]
+
+@cache
+def _native_operators() -> ModuleType:
+    from hiermt import ops
+
+    return ops

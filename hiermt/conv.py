@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from hiermt import _backend, functional
+from hiermt._parameters import linear, parameter, submodule
 from hiermt.graph import Graph, as_graph
 
 CONV_ACTIVATIONS = ("between", "after")
@@ -34,19 +35,20 @@ class GATv2Conv(nn.Module):
 
     def reset_parameters(self) -> None:
         """Glorot for weights, as PyG initialises them; the bias starts at zero."""
-        for linear in (self.lin_l, self.lin_r, self.lin_edge):
-            if linear is not None:
-                _glorot(linear.weight)
-        for linear in (self.lin_l, self.lin_r):
-            bound = 1 / math.sqrt(linear.in_features) if linear.in_features else 0.0
-            nn.init.uniform_(linear.bias, -bound, bound)
+        for lin in (self.lin_l, self.lin_r, self.lin_edge):
+            if lin is not None:
+                _glorot(lin.weight)
+        for lin in (self.lin_l, self.lin_r):
+            bound = 1 / math.sqrt(lin.in_features) if lin.in_features else 0.0
+            nn.init.uniform_(lin.bias, -bound, bound)
         _glorot(self.att)
         nn.init.zeros_(self.bias)
 
     def flat(self) -> list[Tensor]:
         """The parameters in the order the operators take them."""
-        params = [self.lin_l.weight, self.lin_l.bias, self.lin_r.weight, self.lin_r.bias, self.att, self.bias]
-        return params if self.lin_edge is None else [*params, self.lin_edge.weight]
+        params = [*linear(self, "lin_l"), *linear(self, "lin_r"), parameter(self, "att"), parameter(self, "bias")]
+        edge = submodule(self, "lin_edge")
+        return params if edge is None else [*params, parameter(edge, "weight")]
 
 
 class GCNConv(nn.Module):
@@ -70,7 +72,7 @@ class GCNConv(nn.Module):
 
     def flat(self) -> list[Tensor]:
         """The parameters in the order the operators take them."""
-        return [self.lin.weight, self.bias]
+        return [parameter(submodule(self, "lin"), "weight"), parameter(self, "bias")]
 
 
 class _ConvStack(nn.Module):
@@ -91,7 +93,8 @@ class _ConvStack(nn.Module):
 
     def flat(self) -> list[Tensor]:
         """The parameters of all convolutions in the order the operators take them."""
-        return [tensor for conv in self.convs for tensor in conv.flat()]  # type: ignore[operator]
+        convs = submodule(self, "convs")._modules.values()
+        return [tensor for conv in convs for tensor in conv.flat()]  # type: ignore[operator, union-attr]
 
     def forward(self, x: Tensor, edge_index: Tensor | Graph, edge_weight: Tensor | None = None) -> Tensor:
         """Applies the stack.

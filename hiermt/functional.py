@@ -226,7 +226,7 @@ def heads(h: Tensor, params: Sequence[Tensor], *, backend: str = "auto") -> tupl
     (h, *params), native = enter(h, params, None, backend)
     with no_autocast(h):
         if native:
-            signal_logits, direction_logits = _backend.operator("decision", True)(h, *params, 0.5)[:2]
+            signal_logits, direction_logits = _backend.operator("head_logits", True)(h, *params)
         else:
             features = torch.nn.functional.linear(h, params[0], params[1])
             signal_logits = torch.nn.functional.linear(features, params[2], params[3])
@@ -365,6 +365,11 @@ def _check_labels(name: str, labels: Tensor, mask: Tensor | None) -> None:
     """Refuses labels outside {0, 1}; on a GPU the look would cost a synchronisation, so loaders look there."""
     if labels.device.type != "cpu" or torch.compiler.is_compiling():
         return
+    if labels.numel() and not labels.is_floating_point() and labels.dtype != torch.bool:
+        # Integers, as almost always: two numbers tell.
+        low, high = torch.aminmax(labels if mask is None else labels * mask)
+        if int(low) >= 0 and int(high) <= 1:
+            return
     wrong = (labels != 0) & (labels != 1)
     if mask is not None:
         wrong = wrong & mask.bool()

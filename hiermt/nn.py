@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from hiermt import _backend, functional
+from hiermt._parameters import linear, submodule
 from hiermt.checkpoint import Pretrained
 from hiermt.conv import GAT, GCN
 from hiermt.gather import Windows
@@ -63,7 +64,7 @@ class TGCNCell(nn.Module):
 
     def gates(self) -> list[Tensor]:
         """The gate parameters in the order the operators take them."""
-        return [tensor for lin in (self.lin_u, self.lin_r, self.lin_c) for tensor in (lin.weight, lin.bias)]
+        return [*linear(self, "lin_u"), *linear(self, "lin_r"), *linear(self, "lin_c")]
 
     def forward(
         self,
@@ -184,7 +185,7 @@ class TGCN(Pretrained, nn.Module):
     @property
     def backend(self) -> str:
         """Who computes; assign ``"auto"``, ``"native"`` or ``"reference"`` to change it."""
-        return next(iter(self._cells())).gcn.backend
+        return self._cells()[0].gcn.backend
 
     @backend.setter
     def backend(self, backend: str) -> None:
@@ -215,9 +216,10 @@ class TGCN(Pretrained, nn.Module):
         x = self._time_before_channels(x)
         graph = as_graph(edge_index, edge_weight, x.size(-3), self.backend)
         h = x if x.dim() == 3 else x.reshape(x.size(0) * x.size(1), *x.shape[2:])
-        for i, cell in enumerate(self._cells()):
-            h = cell.run_sequence(h, graph, sequence=i < len(self.cells) - 1)
-        return h.reshape(*x.shape[:-2], self.hidden_size)
+        cells = self._cells()
+        for i, cell in enumerate(cells):
+            h = cell.run_sequence(h, graph, sequence=i < len(cells) - 1)
+        return h if x.dim() == 3 else h.reshape(*x.shape[:-2], self.hidden_size)
 
     def _last_state_of_windows(
         self, x: Windows, edge_index: Tensor | Graph, edge_weight: Tensor | None = None
@@ -234,7 +236,7 @@ class TGCN(Pretrained, nn.Module):
         return h.reshape(x.starts.size(0), graph.num_nodes, self.hidden_size)
 
     def _cells(self) -> list[TGCNCell]:
-        return list(self.cells)  # type: ignore[arg-type]
+        return list(submodule(self, "cells")._modules.values())  # type: ignore[arg-type]
 
     def _time_before_channels(self, x: Tensor) -> Tensor:
         if not isinstance(x, Tensor) or not x.is_floating_point():
@@ -328,9 +330,10 @@ class TGCN_HierarchicalMT(Pretrained, nn.Module):
             ValueError: x contradicts the layout or the graph.
         """
         h = self.tgcn_backbone.last_state(x, edge_index, edge_weight)
-        signal, direction = functional.heads(
-            h.reshape(-1, self.tgcn_backbone.hidden_size), self._head_params(), backend=self.backend
-        )
+        flat = h if h.dim() == 2 else h.reshape(-1, self.tgcn_backbone.hidden_size)
+        signal, direction = functional.heads(flat, self._head_params(), backend=self.backend)
+        if h.dim() == 2:
+            return signal, direction
         return signal.reshape(*h.shape[:-1], 2), direction.reshape(*h.shape[:-1], 2)
 
     @torch.no_grad()
@@ -360,8 +363,8 @@ class TGCN_HierarchicalMT(Pretrained, nn.Module):
         return predictions.reshape(lead), confidences.reshape(lead), probabilities.reshape(*lead, 4)
 
     def _head_params(self) -> list[Tensor]:
-        linears = (self.tgcn_backbone.out[0], self.signal_head, self.direction_head)
-        return [tensor for lin in linears for tensor in (lin.weight, lin.bias)]  # type: ignore[misc]
+        out = submodule(submodule(self, "tgcn_backbone"), "out")
+        return [*linear(out, "0"), *linear(self, "signal_head"), *linear(self, "direction_head")]
 
 
 def _check_positive(**sizes: int) -> None:

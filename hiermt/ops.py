@@ -18,7 +18,16 @@ from hiermt import (
     ops_tgcn_layer,
     ops_windows,
 )
-from hiermt.ops_decision import ALL, CONFIDENCES, LOGITS, PREDICTIONS, PROBABILITIES, decision, decision_from_logits
+from hiermt.ops_decision import (
+    ALL,
+    CONFIDENCES,
+    LOGITS,
+    PREDICTIONS,
+    PROBABILITIES,
+    decision,
+    decision_from_logits,
+    head_logits,
+)
 from hiermt.ops_gated_scan import gated_scan
 from hiermt.ops_gated_scan_windows import gated_scan_windows
 from hiermt.ops_gatv2_conv import gatv2_conv
@@ -43,6 +52,7 @@ __all__ = [
     "gatv2_conv",
     "gcn_conv",
     "graph_prepare",
+    "head_logits",
     "multitask_loss",
     "tgcn_layer",
 ]

@@ -31,7 +31,22 @@ def decision(
     """
     params = (out_weight, out_bias, signal_weight, signal_bias, direction_weight, direction_bias)
     dense = [param.contiguous() for param in params]
-    return torch.ops.hiermt.decision(h, *dense, threshold, outputs)  # type: ignore[no-any-return]
+    return _decision(h, *dense, threshold, outputs)  # type: ignore[no-any-return]
+
+
+def head_logits(
+    h: Tensor,
+    out_weight: Tensor,
+    out_bias: Tensor,
+    signal_weight: Tensor,
+    signal_bias: Tensor,
+    direction_weight: Tensor,
+    direction_bias: Tensor,
+) -> tuple[Tensor, Tensor]:
+    """Output linear and heads alone."""
+    params = (out_weight, out_bias, signal_weight, signal_bias, direction_weight, direction_bias)
+    signal, direction, *_ = _decision(h, *[param.contiguous() for param in params], 0.5, LOGITS)
+    return signal, direction
 
 
 def decision_from_logits(
@@ -61,7 +76,8 @@ def _backward(ctx: Any, grad_signal: Tensor | None, grad_direction: Tensor | Non
     need_params = [need and use for need, use in zip(need_params, used, strict=True)]
     grad_signal = torch.zeros_like(given) if grad_signal is None else grad_signal
     grad_direction = torch.zeros_like(given) if grad_direction is None else grad_direction
-    grad_h, *grads = torch.ops.hiermt.decision_backward(
+    grad_h, *grads = ops_rules.call(
+        torch.ops.hiermt.decision_backward.default,
         grad_signal,
         grad_direction,
         h,
@@ -72,8 +88,14 @@ def _backward(ctx: Any, grad_signal: Tensor | None, grad_direction: Tensor | Non
         need_h,
         any(need_params),
     )
-    params = [grad.to(h.dtype) if need else None for grad, need in zip(grads, need_params, strict=True)]
+    params = [
+        None if not need else grad if grad.dtype == h.dtype else grad.to(h.dtype)
+        for grad, need in zip(grads, need_params, strict=True)
+    ]
     return (grad_h if need_h else None, *params, None, None)
+
+
+_decision = ops_rules.EagerOperator("decision", _backward, _setup_context)
 
 
 def _double_backward(ctx: Any, *grads: Any) -> NoReturn:

@@ -7,6 +7,8 @@ from typing import Any, NoReturn
 import torch
 from torch import Tensor
 
+from hiermt import ops_rules
+
 
 def multitask_loss(
     signal_logits: Tensor,
@@ -20,7 +22,7 @@ def multitask_loss(
 
     A label in the mask that is no class gives NaN.
     """
-    total, signal, direction, _ = torch.ops.hiermt.multitask_loss(
+    total, signal, direction, _ = _loss(
         signal_logits, direction_logits, signal_targets, direction_targets, mask, lambda_direction
     )
     return total, signal, direction
@@ -39,10 +41,19 @@ def _backward(ctx: Any, *grads: Tensor | None) -> tuple[Any, ...]:
     need_signal, need_direction, *_ = ctx.needs_input_grad
     if all(grad is None for grad in grads[:3]):
         return (None,) * 6
-    grad_signal, grad_direction = torch.ops.hiermt.multitask_loss_backward(
-        *grads[:3], *tensors, count, ctx.lambda_direction, need_signal, need_direction
+    grad_signal, grad_direction = ops_rules.call(
+        torch.ops.hiermt.multitask_loss_backward.default,
+        *grads[:3],
+        *tensors,
+        count,
+        ctx.lambda_direction,
+        need_signal,
+        need_direction,
     )
     return grad_signal if need_signal else None, grad_direction if need_direction else None, None, None, None, None
+
+
+_loss = ops_rules.EagerOperator("multitask_loss", _backward, _setup_context)
 
 
 def _double_backward(ctx: Any, *grads: Any) -> NoReturn:

@@ -32,8 +32,8 @@ def tgcn_layer(
     if save and not torch.compiler.is_compiling():
         lengths = len(convs), len(gates)
         return _EagerLayer.apply(flags, tuple(csr), lengths, x, weight, *convs, *gates)  # type: ignore[no-any-return, no-untyped-call]
-    out, *_ = torch.ops.hiermt.tgcn_layer(x, list(csr), weight, convs, gates, *flags, save)
-    return out  # type: ignore[no-any-return]
+    arguments = (x, list(csr), weight, convs, gates, *flags, save)
+    return ops_rules.call_unrecorded(torch.ops.hiermt.tgcn_layer.default, *arguments)[0]  # type: ignore[no-any-return]
 
 
 def _any_requires_grad(*tensors: Tensor | None) -> bool:
@@ -48,7 +48,8 @@ class _EagerLayer(torch.autograd.Function):
         ctx: Any, flags: Any, csr: Any, lengths: Any, x: Tensor, weight: Tensor | None, *params: Tensor
     ) -> Tensor:
         convs, gates = list(params[: lengths[0]]), list(params[lengths[0] :])
-        output = torch.ops.hiermt.tgcn_layer(x, list(csr), weight, convs, gates, *flags, True)
+        operator = torch.ops.hiermt.tgcn_layer.default
+        output = ops_rules.call(operator, x, list(csr), weight, convs, gates, *flags, True)
         _save(ctx, x, csr, weight, convs, gates, flags, output)
         return output[0]  # type: ignore[no-any-return]
 
@@ -92,7 +93,8 @@ def _gradients(
         return None, None, [None] * convs, [None] * gates
     x, weight, h, saved_gates, g, *rest = ctx.saved_tensors
     csr, conv_params, gate_params = rest[:entries], rest[entries : entries + convs], rest[entries + convs :]
-    grads = torch.ops.hiermt.tgcn_layer_backward(
+    grads = ops_rules.call(
+        torch.ops.hiermt.tgcn_layer_backward.default,
         grad_out.contiguous(),
         x,
         csr,
@@ -111,7 +113,10 @@ def _gradients(
 
     def wanted(found: list[Tensor], params: list[Tensor], need: list[bool]) -> list[Tensor | None]:
         triples = zip(found, params, need, strict=True)
-        return [grad.to(param.dtype) if needed else None for grad, param, needed in triples]
+        return [
+            None if not needed else grad if grad.dtype == param.dtype else grad.to(param.dtype)
+            for grad, param, needed in triples
+        ]
 
     return (
         grads[0] if need_x else None,
