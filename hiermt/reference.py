@@ -11,25 +11,22 @@ channels, ``H`` hidden channels, ``E`` entries of the compressed sparse rows (CS
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from hiermt._reference_convs import ACTIVATION_SLOPE as ACTIVATION_SLOPE
+from hiermt._reference_convs import LEAKY_RELU as LEAKY_RELU
+from hiermt._reference_convs import NONE as NONE
+from hiermt._reference_convs import SIGMOID as SIGMOID
+from hiermt._reference_convs import Edges, by_pieces, gatv2, gcn
+from hiermt._reference_convs import entry_rows as entry_rows
 from hiermt._reference_windows import gated_scan_projected as gated_scan_projected
 from hiermt._reference_windows import gated_scan_windows as gated_scan_windows
 from hiermt._reference_windows import gather_windows as gather_windows
 
-ATTENTION_SLOPE = 0.2
-ACTIVATION_SLOPE = 0.01
-SOFTMAX_EPSILON = 1e-16
-
-# Elements of an intermediate above which the CPU twin works in pieces: 1 MB of float32. Autograd keeps the pieces, so
-# that they are in memory all the same; four times larger ones are fewer.
-CACHE_ELEMENTS = 1 << 18
-
-NONE, LEAKY_RELU, SIGMOID = 0, 1, 2
 GATV2_RULE, GCN_RULE = 0, 1
 
 
@@ -89,12 +86,6 @@ def graph_prepare(edge_index: Tensor, num_nodes: int, rule: int) -> tuple[Tensor
     )
 
 
-def entry_rows(rowptr: Tensor, num_entries: int) -> Tensor:
-    """Row (target node) of each CSR entry; padding entries get row ``S``. ``[S+1] -> [E]``, int64."""
-    entry = torch.arange(num_entries, device=rowptr.device, dtype=rowptr.dtype)
-    return torch.searchsorted(rowptr[1:], entry, right=True)
-
-
 def gatv2_conv(
     x: Tensor,
     csr: Sequence[Tensor],
@@ -122,12 +113,12 @@ def gatv2_conv(
         - **edge_weight:** ``[E]``
         - **returns:** ``[N, T, H]``
     """
-    edges = _Edges(csr)
-    return _by_pieces(
+    edges = Edges(csr)
+    return by_pieces(
         x,
         edges,
         params[5].numel(),
-        lambda part: _gatv2(part, edges, edge_weight, params, lin_edge, activation),
+        lambda part: gatv2(part, edges, edge_weight, params, lin_edge, activation),
     )
 
 
@@ -148,8 +139,8 @@ def gcn_conv(x: Tensor, csr: Sequence[Tensor], norm: Tensor, params: Sequence[Te
         - **norm:** ``[E]``
         - **returns:** ``[N, T, H]``
     """
-    edges = _Edges(csr)
-    return _by_pieces(x, edges, params[1].numel(), lambda part: _gcn(part, edges, norm, params, activation))
+    edges = Edges(csr)
+    return by_pieces(x, edges, params[1].numel(), lambda part: gcn(part, edges, norm, params, activation))
 
 
 def gated_scan(x: Tensor, g: Tensor, h0: Tensor | None, gates: Sequence[Tensor], sequence: bool) -> Tensor:
@@ -224,7 +215,7 @@ def tgcn_layer(
         - **x:** ``[N, T, F]``
         - **returns:** ``[N, T, H]``, or ``[N, H]`` if not `sequence`
     """
-    edges = _Edges(csr)
+    edges = Edges(csr)
     per_conv = len(conv_params) // conv_layers
 
     def conv_stack(part: Tensor) -> Tensor:
@@ -232,12 +223,12 @@ def tgcn_layer(
             params = conv_params[i * per_conv : (i + 1) * per_conv]
             activation = NONE if between and i == conv_layers - 1 else LEAKY_RELU
             if gat:
-                part = _gatv2(part, edges, edge_weight, params[:6], params[6] if edge else None, activation)
+                part = gatv2(part, edges, edge_weight, params[:6], params[6] if edge else None, activation)
             else:
-                part = _gcn(part, edges, edge_weight, params, activation)
+                part = gcn(part, edges, edge_weight, params, activation)
         return torch.sigmoid(part)
 
-    g = _by_pieces(x, edges, gate_params[0].size(0), conv_stack)
+    g = by_pieces(x, edges, gate_params[0].size(0), conv_stack)
     return gated_scan(x, g, None, gate_params, sequence)
 
 
@@ -328,98 +319,3 @@ def multitask_loss(
         per_row = F.cross_entropy(logits, direction_targets.masked_fill(~mask, 0), reduction="none")
         direction = per_row.masked_fill(~mask, 0.0).sum() / mask.sum().clamp(min=1)
     return signal + lambda_direction * direction, signal, direction
-
-
-class _Edges:
-    """The two ends of each entry, as indices."""
-
-    def __init__(self, csr: Sequence[Tensor]) -> None:
-        self.num_nodes = csr[0].numel() - 1
-        self.source = csr[1].long()
-        self.row = entry_rows(csr[0], self.source.numel())
-        # Padding reads some node, and is dropped in the sums.
-        self.target = self.row.clamp(max=max(self.num_nodes - 1, 0))
-
-
-def _gatv2(
-    x: Tensor,
-    edges: _Edges,
-    edge_weight: Tensor | None,
-    params: Sequence[Tensor],
-    lin_edge: Tensor | None,
-    activation: int,
-) -> Tensor:
-    """:func:`gatv2_conv` on ``[S, F, M]``."""
-    lin_l_weight, lin_l_bias, lin_r_weight, lin_r_bias, att, bias = params
-    x_l = _project(x, lin_l_weight, lin_l_bias)  # [S, H, M]
-    x_r = _project(x, lin_r_weight, lin_r_bias)
-    x_j = x_l.index_select(0, edges.source)  # [E, H, M]
-    z = x_j + x_r.index_select(0, edges.target)
-    if edge_weight is not None and lin_edge is not None:
-        z += (edge_weight.unsqueeze(-1) * lin_edge.reshape(1, -1)).unsqueeze(-1)
-    z = F.leaky_relu(z, ATTENTION_SLOPE, inplace=True)
-    score = torch.bmm(att.reshape(1, 1, -1).expand(z.size(0), -1, -1), z).squeeze(1)  # [E, M]
-    alpha = _row_softmax(score, edges.row, edges.num_nodes)
-    y = _row_sum(alpha.unsqueeze(1) * x_j, edges.row, edges.num_nodes) + bias.unsqueeze(-1)
-    return _activate(y, activation)
-
-
-def _gcn(x: Tensor, edges: _Edges, norm: Tensor | None, params: Sequence[Tensor], activation: int) -> Tensor:
-    """:func:`gcn_conv` on ``[S, F, M]``."""
-    assert norm is not None
-    weight, bias = params
-    message = norm.view(-1, 1, 1) * _project(x, weight, None).index_select(0, edges.source)  # [E, H, M]
-    return _activate(_row_sum(message, edges.row, edges.num_nodes) + bias.unsqueeze(-1), activation)
-
-
-def _project(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """A linear on the middle dimension, ``[S, F, M] -> [S, H, M]``."""
-    weight = weight.expand(x.size(0), -1, -1)
-    return torch.bmm(weight, x) if bias is None else torch.baddbmm(bias.view(1, -1, 1), weight, x)
-
-
-def _by_pieces(x: Tensor, edges: _Edges, hidden: int, run: Callable[[Tensor], Tensor]) -> Tensor:
-    """Runs ``[S, F, M] -> [S, H, M]`` on ``[N, T, F]``, whose instances ``M`` are copies times steps.
-
-    Instances are contiguous, so that an edge moves whole rows. On a CPU they come in pieces small enough that a
-    tensor with one row per edge stays near the cache; a compiler fuses those tensors and gets the whole.
-    """
-    steps, channels = x.shape[1:]
-    copies = x.size(0) // edges.num_nodes if edges.num_nodes else 1
-    x = x.reshape(copies, edges.num_nodes, steps, channels).permute(1, 3, 0, 2)  # [S, F, B, T]
-    dim, size = 2, max(copies, 1)
-    if not (torch.compiler.is_compiling() or x.is_cuda):
-        per_instance = max(edges.source.numel() * hidden, 1)
-        elements = 4 * CACHE_ELEMENTS if torch.is_grad_enabled() else CACHE_ELEMENTS
-        dim, size = 2, elements // (per_instance * max(steps, 1))
-        if size == 0:
-            dim, size = 3, max(elements // (per_instance * copies), 1)
-    parts = []
-    for part in torch.split(x, size, dim):
-        some_copies, some_steps = part.shape[2:]
-        y = run(part.reshape(edges.num_nodes, channels, some_copies * some_steps))
-        parts.append(y.reshape(edges.num_nodes, hidden, some_copies, some_steps))
-    y = parts[0] if len(parts) == 1 else torch.cat(parts, dim)
-    return y.permute(2, 0, 3, 1).reshape(copies * edges.num_nodes, steps, hidden)  # [B, S, T, H]
-
-
-def _row_sum(values: Tensor, row: Tensor, num_rows: int) -> Tensor:
-    """Sums the entries of each row; row `num_rows` holds the padding and is dropped."""
-    out = values.new_zeros(num_rows + 1, *values.shape[1:])
-    return out.index_add_(0, row, values)[:num_rows]
-
-
-def _row_softmax(score: Tensor, row: Tensor, num_rows: int) -> Tensor:
-    """Softmax over the entries of each row, as PyG has it: maximum subtracted, epsilon in the denominator."""
-    index = row.unsqueeze(-1).expand_as(score)
-    top = score.new_full((num_rows + 1, score.size(1)), -torch.inf)
-    top.scatter_reduce_(0, index, score.detach(), "amax")
-    exp = torch.exp(score - top.index_select(0, row))
-    total = score.new_zeros(num_rows + 1, score.size(1)).index_add_(0, row, exp) + SOFTMAX_EPSILON
-    return exp / total.index_select(0, row)
-
-
-def _activate(y: Tensor, activation: int) -> Tensor:
-    if activation == SIGMOID:
-        return torch.sigmoid(y)
-    return F.leaky_relu(y, ACTIVATION_SLOPE) if activation == LEAKY_RELU else y
