@@ -6,10 +6,11 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import pytest
 import torch
+from gatv2_cases import gradients, make
 from graphs import small_graphs
 from properties import given, settings
 from torch import Tensor
@@ -33,44 +34,6 @@ SHAPES = [
     (5, 1, 17, 33),
     (4, 4, 8, 8),
 ]
-
-
-class Case(NamedTuple):
-    x: Tensor
-    csr: list[Tensor]
-    edge_weight: Tensor | None
-    params: list[Tensor]
-    lin_edge: Tensor | None
-
-    def leaves(self) -> list[Tensor]:
-        optional = [tensor for tensor in (self.edge_weight, self.lin_edge) if tensor is not None]
-        return [self.x, *self.params, *optional]
-
-    def to(self, dtype: torch.dtype) -> Case:
-        def copy(value: Tensor | None) -> Any:
-            return None if value is None else value.detach().to(dtype).requires_grad_()
-
-        params = [copy(param) for param in self.params]
-        return Case(copy(self.x), self.csr, copy(self.edge_weight), params, copy(self.lin_edge))
-
-
-def make(
-    copies: int, t: int, f: int, h: int, dtype: torch.dtype = torch.float32, edge: bool = True, nodes: int = 20
-) -> Case:
-    edge_index, weight = stock_graph(nodes, nodes * 4, isolated=2)
-    csr = Graph(edge_index, weight, nodes).entries(reference.GATV2_RULE, edge, torch.float64)
-    scale = 1 / max(f, 1) ** 0.5
-    shapes = [(h, f), (h,), (h, f), (h,), (1, 1, h), (h,)]
-    params = [torch.randn(shape) * (scale if len(shape) == 2 else 0.4) for shape in shapes]
-    lin_edge = torch.randn(h, 1) * 0.5 if edge else None
-    return Case(torch.randn(copies * nodes, t, f), csr.csr, csr.weight, params, lin_edge).to(dtype)
-
-
-def gradients(run: Callable[..., Tensor], case: Case, activation: int) -> tuple[Tensor, list[Tensor]]:
-    """Output and the gradient of everything, under a cotangent that is the same for every implementation."""
-    out = run(*case, activation)
-    cotangent = torch.cos(torch.arange(out.numel(), dtype=torch.float64)).reshape(out.shape).to(out.dtype)
-    return out, list(torch.autograd.grad(out, case.leaves(), cotangent))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
@@ -322,91 +285,3 @@ def test_every_instruction_set(isa: str) -> None:
     command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", __file__, "-k", select]
     process = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert process.returncode == 0, process.stdout
-
-
-def test_only_what_is_asked_for_is_computed() -> None:
-    case = make(2, 3, 2, 5)
-    names = ["x", *range(6), "edge_weight", "lin_edge"]
-    full = dict(zip(names, gradients(reference.gatv2_conv, case, reference.NONE)[1], strict=True))
-    for index, name in enumerate(names):
-        only = [leaf.detach() for leaf in case.leaves()]
-        only[index].requires_grad_()
-        out = ops.gatv2_conv(only[0], case.csr, only[7], only[1:7], only[8], reference.NONE)
-        cotangent = torch.cos(torch.arange(out.numel(), dtype=torch.float64)).reshape(out.shape).float()
-        (grad,) = torch.autograd.grad(out, [only[index]], cotangent)
-        assert_close(grad, full[name], gradient=True)
-
-
-@pytest.mark.parametrize("edge", [True, False])
-def test_opcheck(edge: bool) -> None:
-    case = make(2, 3, 2, 4, edge=edge)
-    torch.library.opcheck(torch.ops.hiermt.gatv2_conv, (*case, reference.SIGMOID))
-    plain = Case(*[value if isinstance(value, list) or value is None else value.detach() for value in case])
-    params = [param.detach() for param in plain.params]
-    out = torch.ops.hiermt.gatv2_conv(plain.x, plain.csr, plain.edge_weight, params, plain.lin_edge, 2)
-    torch.library.opcheck(
-        torch.ops.hiermt.gatv2_conv_backward,
-        (torch.ones_like(out), plain.x, out, plain.csr, plain.edge_weight, params, plain.lin_edge, 2, True, True, edge),
-    )
-
-
-def test_double_backward_is_refused_by_name() -> None:
-    case = make(1, 2, 2, 3)
-    (grad,) = torch.autograd.grad(ops.gatv2_conv(*case, 0).sum(), [case.x], create_graph=True)
-    with pytest.raises(NotImplementedError, match="gatv2_conv"):
-        grad.sum().backward()
-
-
-def test_autocast() -> None:
-    case = make(2, 4, 3, 5)
-    with torch.autocast("cpu", torch.bfloat16):
-        out = ops.gatv2_conv(*case, reference.SIGMOID)
-    assert out.dtype == torch.bfloat16
-    assert_close(out, reference.gatv2_conv(*case, reference.SIGMOID))
-    out.float().sum().backward()
-    assert case.x.grad is not None and case.x.grad.dtype == torch.float32
-
-
-def test_arguments_are_checked_before_anything_is_read() -> None:
-    case = make(2, 3, 2, 5)
-    good = [case.x.detach(), case.csr, case.edge_weight, case.params, case.lin_edge, 0]
-
-    def refuses(position: int, value: object, message: str) -> None:
-        with torch.no_grad(), pytest.raises(RuntimeError, match=message):
-            torch.ops.hiermt.gatv2_conv(*good[:position], value, *good[position + 1 :])
-
-    refuses(0, torch.randn(40, 3), r"x: expected a shape \[N, T, F\], got \[40, 3\]")
-    refuses(0, torch.randn(41, 3, 2), "x: expected a multiple of the graph's 20 nodes in dimension 0, got 41")
-    refuses(0, torch.randn(40, 3, 3), r"lin_l.weight: expected a shape \[H, 3\], got \[5, 2\]")
-    refuses(0, torch.randn(40, 3, 2).double(), "expected dtype Double, got Float")
-    refuses(1, case.csr[:5], "csr: expected 6 tensors, got 5")
-    refuses(1, [case.csr[0].long(), *case.csr[1:]], "rowptr: expected dtype Int, got Long")
-    refuses(2, torch.randn(3), r"edge_weight: expected a shape \[\d+\], got \[3\]")
-    refuses(3, case.params[:5], "params: expected 6 tensors, got 5")
-    refuses(4, None, "edge_weight: needs lin_edge")
-    refuses(5, 3, "activation: expected 0")
-
-
-def test_compiles_without_graph_break_for_any_size() -> None:
-    case = make(1, 3, 2, 5)
-
-    def run(x: Tensor) -> Tensor:
-        return ops.gatv2_conv(x, case.csr, case.edge_weight, case.params, case.lin_edge, reference.SIGMOID).mul(2)
-
-    compiled = torch.compile(run, fullgraph=True, dynamic=True, backend="aot_eager")
-    for copies in (1, 3):
-        x = torch.randn(20 * copies, 3, 2)
-        assert torch.equal(compiled(x), run(x))
-
-
-@pytest.mark.parametrize("blocks", [[], [0], [0, 10**6], [0, 2], [1, 3], [0, 5, 3]])
-def test_blocks_that_do_not_cover_the_nodes_are_refused(blocks: list[int]) -> None:
-    reason = _extension.why_not_native("cpu")
-    if reason is not None:
-        pytest.skip(reason)
-    edge_index = torch.tensor([[0, 1, 2], [1, 2, 0]])
-    rowptr, col, _, t_rowptr, t_row, t_perm, _ = torch.ops.hiermt.graph_prepare(edge_index, 3, 0)
-    csr = [rowptr, col, t_rowptr, t_row, t_perm, torch.tensor(blocks, dtype=torch.int32)]
-    params = [torch.randn(5, 4), torch.randn(5), torch.randn(5, 4), *torch.randn(3, 5)]
-    with pytest.raises(RuntimeError, match="blocks"):
-        torch.ops.hiermt.gatv2_conv(torch.randn(6, 2, 4), csr, None, params, None, 0)
