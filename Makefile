@@ -44,6 +44,7 @@ bench: $(VENV)/.env-test build
 
 gpu:
 	$(PYTHON) bench/gpu.py
+	$(PYTHON) bench/report.py --readme
 
 # The CPU kernels under AddressSanitizer and UBSan, in a copy of the package of its own.
 SANITIZED := build/sanitized

@@ -110,7 +110,7 @@ class Clock:
 
 def inputs_that_rotate(x: torch.Tensor) -> list[torch.Tensor]:
     """So many random inputs like `x` that together they do not fit the cache, within reason."""
-    cache = torch.cuda.get_device_properties(0).L2_cache_size if x.is_cuda else 0
+    cache = getattr(torch.cuda.get_device_properties(0), "L2_cache_size", 0) if x.is_cuda else 0
     count = min(MAX_INPUTS, max(3, -(-2 * cache // max(1, x.numel() * x.element_size()))))
     return [torch.randn_like(x) for _ in range(count)]
 

@@ -164,6 +164,10 @@ def run(case: OperatorCase, native: bool, device: str, dtype: torch.dtype) -> Ou
             return value
         if not value.is_floating_point():
             return value.to(device)
+        if not value.is_contiguous():  # an overlapping view of what is copied whole
+            whole = value.as_strided((value.untyped_storage().nbytes() // value.element_size(),), (1,), 0)
+            whole = whole.to(dtype).to(device)
+            return whole.as_strided(value.size(), value.stride(), value.storage_offset())
         leaves.append(value.to(dtype).to(device).requires_grad_(case.gradient))
         return leaves[-1]
 

@@ -213,6 +213,17 @@ def test_context_survives_bad_calls() -> None:
     assert model(x, edges, weights)[0].isfinite().all()
 
 
+@pytest.mark.parametrize("variant", [VARIANTS[0], VARIANTS[3]], ids=str)
+def test_rolling_prediction(variant: tuple[int, bool, int, int | None, str]) -> None:
+    model = problem(variant, torch.float32)[0]
+    edges, weights = stock_graph(40, 200)
+    series = torch.randn(40, 20, 13)
+    found = hiermt.predict_rolling(model, series.cuda(), Graph(edges.cuda(), weights.cuda(), 40), 7, chunk=4)
+    model.cpu().double().backend = "reference"
+    expected = hiermt.predict_rolling(model, series.double(), Graph(edges, weights.double(), 40), 7)
+    assert_close(found.probabilities.cpu(), expected.probabilities)
+
+
 @pytest.mark.parametrize("nodes", [0, 1])
 def test_next_to_nothing(nodes: int) -> None:
     model = hiermt.TGCN_HierarchicalMT(13).cuda()

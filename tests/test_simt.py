@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 from simt_cases import (
@@ -17,7 +19,7 @@ from simt_cases import (
     scan_both,
 )
 from simt_harness import SimtFault, compiler, run
-from simt_layers import LayerCase, layer_both, layer_forward
+from simt_layers import LayerCase, layer_arguments, layer_both, layer_forward, make_layer
 
 from hiermt import reference
 from hiermt.testing import tolerance
@@ -249,6 +251,27 @@ def test_tgcn_layer(case: LayerCase, dtype: torch.dtype) -> None:
 @with_dtypes(FUSED_CASES, 3)
 def test_tgcn_layer_with_constant_edges(case: LayerCase, dtype: torch.dtype) -> None:
     layer_both(case, dtype)
+
+
+@pytest.mark.parametrize(
+    ("case", "dtype", "launches"),
+    [
+        (LayerCase(Case(hidden=16)), torch.float32, 2),
+        (LayerCase(Case(hidden=32), conv_layers=3), torch.bfloat16, 2),
+        (LayerCase(Case(hidden=16), gat=False), torch.float32, 2),
+        (LayerCase(Case(hidden=8), gat=False, conv_layers=1), torch.float16, 2),
+        (LayerCase(Case(hidden=64, steps=2)), torch.float32, 6),
+        (LayerCase(Case(hidden=5), gat=False), torch.float32, 6),
+        (LayerCase(Case(hidden=16)), torch.float64, 6),
+    ],
+    ids=str,
+)
+def test_launches_of_a_layer(case: LayerCase, dtype: torch.dtype, launches: int, tmp_path: Path) -> None:
+    layer, path = make_layer(case, dtype), tmp_path / "launches"
+    shape = (case.problem.copies * case.problem.nodes, case.problem.steps, case.problem.hidden)
+    environment = {"HIERMT_SIMT_LAUNCHES": str(path)}
+    run("tgcn_layer", dtype, *layer_arguments(case, layer), [(shape, dtype), None, None, None], environment)
+    assert int(path.read_text()) == launches
 
 
 def raw(op: str, case: Case | ScanCase | LayerCase, dtype: torch.dtype, order: int) -> list[torch.Tensor | None]:
