@@ -15,7 +15,7 @@ from hiermt.testing import tolerance
 
 
 class LayerCase(NamedTuple):
-    """One T-GCN layer; `problem` describes its first convolution. The backward of the fused stack has constant edges."""
+    """One T-GCN layer; `problem` describes its first convolution. The fused backward has constant edges."""
 
     problem: Case
     gat: bool = True
