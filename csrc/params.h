@@ -88,7 +88,8 @@ struct GatV2ConvForward {
   const S* edge_weight;  // [E] in CSR order, or nullptr
   GatV2Weights<S> weights;
   Activation activation;
-  S* out;  // [N, T, H] after the activation
+  S* out;             // [N, T, H] after the activation
+  bool tf32 = false;  // CUDA may round the operands of dense float32 products to TF32
 };
 
 template <class S, class C>
@@ -121,7 +122,8 @@ struct GcnConvForward {
   const S* norm;  // [E] d_j^-1/2 w_ij d_i^-1/2 in CSR order
   GcnWeights<S> weights;
   Activation activation;
-  S* out;  // [N, T, H]
+  S* out;             // [N, T, H]
+  bool tf32 = false;  // as for GATv2
 };
 
 template <class S, class C>
@@ -173,6 +175,7 @@ struct GatedScanForward {
   const S* z = nullptr;
   int64_t z_stride_node = 0;
   int64_t z_stride_time = 0;
+  bool tf32 = false;  // CUDA may round the operands of dense float32 products to TF32
 };
 
 template <class S, class C>
@@ -229,10 +232,11 @@ struct TgcnLayerForward {
   const GcnWeights<S>* gcn;    // [conv_layers] without gat
   bool between;                // leaky_relu between the convolutions only, or after the last one too
   GateWeights<S> gate_weights;
-  S* h;       // [N, T, H], or nullptr when only the last state is wanted
-  S* h_last;  // [N, H], or nullptr
-  S* gates;   // [N, T, 3, H], or nullptr when not training
-  S* g;       // [N, T, H], or nullptr when not training
+  S* h;               // [N, T, H], or nullptr when only the last state is wanted
+  S* h_last;          // [N, H], or nullptr
+  S* gates;           // [N, T, 3, H], or nullptr when not training
+  S* g;               // [N, T, H], or nullptr when not training
+  bool tf32 = false;  // CUDA may round the operands of dense float32 products to TF32
 };
 
 template <class S, class C>

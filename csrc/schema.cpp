@@ -77,11 +77,13 @@ STABLE_TORCH_LIBRARY(hiermt, m) {
   //   between: leaky_relu between the convolutions only, or after the last one too
   //   save: keep what the backward reads, on the CPU 5 H elements a node and step; CUDA keeps h and g and
   //     computes the gates again, 2 H
+  //   tf32: CUDA may round the operands of dense float32 products to TF32
   //   -> out [N, T, H] if `sequence`, else [N, H]; if saved: h [N, T, H] unless it is `out`, gates
   //      [N, T, 3, H] (CPU), g [N, T, H]
   m.def(
       "tgcn_layer(Tensor x, Tensor[] csr, Tensor? edge_weight, Tensor[] conv_params, Tensor[] gate_params, "
-      "int conv_layers, bool gat, bool edge, bool between, bool sequence, bool save) -> "
+      "int conv_layers, bool gat, bool edge, bool between, bool sequence, bool save, "
+      "bool tf32) -> "
       "(Tensor out, Tensor h, Tensor gates, Tensor g)");
 
   // grad_out: the cotangent of out, contiguous; h: the whole sequence; gates: not read by CUDA
@@ -90,7 +92,8 @@ STABLE_TORCH_LIBRARY(hiermt, m) {
       "tgcn_layer_backward(Tensor grad_out, Tensor x, Tensor[] csr, Tensor? edge_weight, Tensor[] "
       "conv_params, "
       "Tensor[] gate_params, int conv_layers, bool gat, bool edge, bool between, bool sequence, Tensor h, "
-      "Tensor gates, Tensor g, bool need_x, bool need_conv, bool need_gates, bool need_edge_weight) -> "
+      "Tensor gates, Tensor g, bool need_x, bool need_conv, bool need_gates, bool need_edge_weight, "
+      "bool tf32) -> "
       "Tensor[]");
 
   // Output linear [K, H], signal and direction heads [2, K], softmax, decision, in one pass over h [N, H]

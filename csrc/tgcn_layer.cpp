@@ -88,7 +88,7 @@ struct Layer {
 
   Layer(const Arguments& a, const Tensor& x, const std::optional<Tensor>& edge_weight,
         const std::vector<Tensor>& conv_params, const std::vector<Tensor>& gates, S* h, S* h_last,
-        S* saved_gates, S* saved_g)
+        S* saved_gates, S* saved_g, bool tf32)
       : gat(gat_weights<S>(a, conv_params)),
         gcn(gcn_weights<S>(a, conv_params)),
         params{a.graph,
@@ -105,7 +105,8 @@ struct Layer {
                h,
                h_last,
                saved_gates,
-               saved_g} {}
+               saved_g,
+               tf32} {}
 };
 
 std::tuple<Tensor, Tensor, Tensor, Tensor> tgcn_layer(Tensor x, std::vector<Tensor> csr,
@@ -113,7 +114,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> tgcn_layer(Tensor x, std::vector<Tens
                                                       std::vector<Tensor> conv_params,
                                                       std::vector<Tensor> gate_params, int64_t conv_layers,
                                                       bool gat, bool edge, bool between, bool sequence,
-                                                      bool save) {
+                                                      bool save, bool tf32) {
   constexpr const char* op = "tgcn_layer";
   const Arguments a =
       check_arguments(op, x, csr, edge_weight, conv_params, gate_params, conv_layers, gat, edge, between);
@@ -127,7 +128,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> tgcn_layer(Tensor x, std::vector<Tens
   dispatch_floating(op, "x", a.dtype, [&](auto type) {
     using S = typename decltype(type)::type;
     const Layer<S> layer(a, x, edge_weight, conv_params, gate_params, output<S>(h, need_h),
-                         output<S>(last, !sequence), output<S>(gates, save_gates), output<S>(g, save));
+                         output<S>(last, !sequence), output<S>(gates, save_gates), output<S>(g, save), tf32);
     const TgcnLayerForward<S>& p = layer.params;
     run_native<S>(
         op, "x", x, [&](const auto& kernels) { kernels.tgcn_layer_forward(p); },
@@ -145,7 +146,7 @@ std::vector<Tensor> tgcn_layer_backward(Tensor grad_out, Tensor x, std::vector<T
                                         std::vector<Tensor> gate_params, int64_t conv_layers, bool gat,
                                         bool edge, bool between, bool sequence, Tensor h, Tensor gates,
                                         Tensor g, bool need_x, bool need_conv, bool need_gates,
-                                        bool need_edge_weight) {
+                                        bool need_edge_weight, bool tf32) {
   constexpr const char* op = "tgcn_layer_backward";
   const Arguments a =
       check_arguments(op, x, csr, edge_weight, conv_params, gate_params, conv_layers, gat, edge, between);
@@ -173,7 +174,7 @@ std::vector<Tensor> tgcn_layer_backward(Tensor grad_out, Tensor x, std::vector<T
     // The kernel only reads what was saved.
     const auto saved = [](const Tensor& tensor) { return const_cast<S*>(data<S>(tensor)); };
     const Layer<S> layer(a, x, edge_weight, conv_params, gate_params, saved(h), nullptr,
-                         x.is_cpu() ? saved(gates) : nullptr, saved(g));
+                         x.is_cpu() ? saved(gates) : nullptr, saved(g), tf32);
     std::vector<GatV2Grads<C>> gat_grads;
     std::vector<GcnGrads<C>> gcn_grads;
     for (int64_t k = 0; k < (need_conv ? conv_layers : 0); ++k) {

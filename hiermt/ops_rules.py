@@ -94,3 +94,15 @@ def register_autocast(name: str) -> None:
                 return operator(*tree_map(cast, args))
 
         _library.impl(name, rule, f"Autocast{device_type.upper()}")  # type: ignore[no-untyped-call]
+
+
+def allows_tf32(x: Tensor) -> bool:
+    """Whether dense float32 products of ``x``'s device may round their operands, as torch's own do there.
+
+    ``torch.set_float32_matmul_precision("high")`` and ``torch.backends.cuda.matmul.fp32_precision = "tf32"`` allow it.
+    """
+    if not x.is_cuda or x.dtype != torch.float32:
+        return False
+    if torch.compiler.is_compiling():  # of the two settings the one that can be traced, with a guard
+        return torch.backends.cuda.matmul.allow_tf32
+    return torch.backends.cuda.matmul.fp32_precision == "tf32"  # type: ignore[no-any-return]

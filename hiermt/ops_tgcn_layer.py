@@ -29,10 +29,11 @@ def tgcn_layer(
     weight = None if edge_weight is None or (gat and not edge) else edge_weight.contiguous()
     save = torch.is_grad_enabled() and _any_requires_grad(x, weight, *convs, *gates)
     flags = (conv_layers, gat, edge, between, sequence)
+    tf32 = ops_rules.allows_tf32(x)
     if save and not torch.compiler.is_compiling():
         lengths = len(convs), len(gates)
-        return _EagerLayer.apply(flags, tuple(csr), lengths, x, weight, *convs, *gates)  # type: ignore[no-any-return, no-untyped-call]
-    arguments = (x, list(csr), weight, convs, gates, *flags, save)
+        return _EagerLayer.apply(flags, tf32, tuple(csr), lengths, x, weight, *convs, *gates)  # type: ignore[no-any-return, no-untyped-call]
+    arguments = (x, list(csr), weight, convs, gates, *flags, save, tf32)
     return ops_rules.call_unrecorded(torch.ops.hiermt.tgcn_layer.default, *arguments)[0]  # type: ignore[no-any-return]
 
 
@@ -45,21 +46,21 @@ class _EagerLayer(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, flags: Any, csr: Any, lengths: Any, x: Tensor, weight: Tensor | None, *params: Tensor
+        ctx: Any, flags: Any, tf32: bool, csr: Any, lengths: Any, x: Tensor, weight: Tensor | None, *params: Tensor
     ) -> Tensor:
         convs, gates = list(params[: lengths[0]]), list(params[lengths[0] :])
         operator = torch.ops.hiermt.tgcn_layer.default
-        output = ops_rules.call(operator, x, list(csr), weight, convs, gates, *flags, True)
-        _save(ctx, x, csr, weight, convs, gates, flags, output)
+        output = ops_rules.call(operator, x, list(csr), weight, convs, gates, *flags, True, tf32)
+        _save(ctx, x, csr, weight, convs, gates, flags, tf32, output)
         return output[0]  # type: ignore[no-any-return]
 
     @staticmethod
     def backward(ctx: Any, grad_out: Tensor | None) -> tuple[Any, ...]:
-        need_x, need_weight, *need_params = ctx.needs_input_grad[3:]
+        need_x, need_weight, *need_params = ctx.needs_input_grad[4:]
         convs = ctx.lengths[1]
         need = need_x, need_weight, need_params[:convs], need_params[convs:]
         grad_x, grad_weight, grad_convs, grad_gates = _gradients(ctx, grad_out, *need)
-        return None, None, None, grad_x, grad_weight, *grad_convs, *grad_gates
+        return None, None, None, None, grad_x, grad_weight, *grad_convs, *grad_gates
 
 
 def _save(
@@ -70,12 +71,13 @@ def _save(
     convs: Sequence[Tensor],
     gates: Sequence[Tensor],
     flags: Sequence[Any],
+    tf32: bool,
     output: tuple[Tensor, ...],
 ) -> None:
     out, h, saved_gates, g = output
     sequence = flags[-1]
     ctx.set_materialize_grads(False)
-    ctx.flags = flags
+    ctx.flags, ctx.tf32 = flags, tf32
     ctx.lengths = len(csr), len(convs), len(gates)
     ctx.save_for_backward(x, weight, out if sequence else h, saved_gates, g, *csr, *convs, *gates)
 
@@ -109,6 +111,7 @@ def _gradients(
         any(need_convs),
         any(need_gates),
         need_weight,
+        ctx.tf32,
     )
 
     def wanted(found: list[Tensor], params: list[Tensor], need: list[bool]) -> list[Tensor | None]:
@@ -127,11 +130,11 @@ def _gradients(
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    x, csr, weight, convs, gates, *flags, save = inputs
+    x, csr, weight, convs, gates, *flags, save, tf32 = inputs
     ctx.mark_non_differentiable(*output[1:])
     ctx.saved = save
     if save:
-        _save(ctx, x, csr, weight, convs, gates, flags, output)
+        _save(ctx, x, csr, weight, convs, gates, flags, tf32, output)
 
 
 def _backward(ctx: Any, grad_out: Tensor | None, *_: Any) -> tuple[Any, ...]:
@@ -139,7 +142,7 @@ def _backward(ctx: Any, grad_out: Tensor | None, *_: Any) -> tuple[Any, ...]:
         raise RuntimeError("hiermt::tgcn_layer was called with save=False: it has no gradient")
     need_x, _, need_weight, need_convs, need_gates, *_ = ctx.needs_input_grad
     grad_x, grad_weight, convs, gates = _gradients(ctx, grad_out, need_x, need_weight, need_convs, need_gates)
-    return grad_x, [None] * ctx.lengths[0], grad_weight, convs, gates, *[None] * 6
+    return grad_x, [None] * ctx.lengths[0], grad_weight, convs, gates, *[None] * 7
 
 
 def _double_backward(ctx: Any, *grads: Any) -> NoReturn:
@@ -158,6 +161,7 @@ def _fake(
     between: bool,
     sequence: bool,
     save: bool,
+    tf32: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     nodes, steps, hidden = x.size(0), x.size(1), conv_params[0].size(0)
 
@@ -190,6 +194,7 @@ def _fake_backward(
     need_conv: bool,
     need_gates: bool,
     need_edge_weight: bool,
+    tf32: bool,
 ) -> list[Tensor]:
     compute = torch.float64 if x.dtype == torch.float64 else torch.float32
 

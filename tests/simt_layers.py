@@ -94,8 +94,13 @@ def layer_forward(case: LayerCase, dtype: torch.dtype, spoil: Callable[[Layer], 
     return h, expected
 
 
-def layer_both(case: LayerCase, dtype: torch.dtype, environment: dict[str, str] | None = None) -> list[Tensor | None]:
-    """Forward and backward, asserted against the twin; returns all of both."""
+def layer_both(
+    case: LayerCase,
+    dtype: torch.dtype,
+    environment: dict[str, str] | None = None,
+    accuracy: torch.dtype | None = None,
+) -> list[Tensor | None]:
+    """Forward and backward, asserted against the twin as accurate as `accuracy` (`dtype`); returns all of both."""
     layer = make_layer(case, dtype)
     problem = case.problem
     total = problem.copies * problem.nodes
@@ -118,7 +123,7 @@ def layer_both(case: LayerCase, dtype: torch.dtype, environment: dict[str, str] 
     expected = reference.tgcn_layer(
         x, layer.csr, given_weight, flat, gate_params, case.conv_layers, case.gat, edge, case.between, True
     )
-    found = tolerance(dtype)
+    found = tolerance(accuracy or dtype)
     torch.testing.assert_close(h.double(), expected.detach(), rtol=found.rtol, atol=found.atol)
 
     cotangent = torch.randn(sequence[0], generator=torch.Generator().manual_seed(5)).to(dtype)
@@ -138,5 +143,5 @@ def layer_both(case: LayerCase, dtype: torch.dtype, environment: dict[str, str] 
         if p is not None:
             one = next(truth)
             pairs.append((f"argument {i}", grad, torch.zeros_like(p) if one is None else one))
-    assert_gradients(pairs, dtype)
+    assert_gradients(pairs, accuracy or dtype)
     return [h, h_last, g, *grads]

@@ -91,6 +91,26 @@ def test_model_and_gradients_match_the_float64_twin(
         assert_close(grad / scale, truth / scale, gradient=True)
 
 
+@pytest.mark.parametrize("variant", [VARIANTS[3], VARIANTS[4]], ids=str)
+def test_tf32_only_when_torch_allows_it(variant: tuple[int, bool, int, int | None, str]) -> None:
+    model, x, edges, weights = problem(variant, torch.float32)
+    model.backend = "native"  # type: ignore[assignment]
+
+    def gradients() -> list[Tensor]:
+        return list(torch.autograd.grad(losses(model, x, edges, weights)[1], list(model.parameters())))
+
+    exact = gradients()
+    torch.set_float32_matmul_precision("high")
+    try:
+        rounded = gradients()
+    finally:
+        torch.set_float32_matmul_precision("highest")
+    assert any(not torch.equal(a, b) for a, b in zip(exact, rounded, strict=True))
+    for a, b in zip(exact, rounded, strict=True):
+        assert float((a - b).norm()) <= 1e-2 * max(float(a.norm()), 1e-3)
+    assert all(torch.equal(a, b) for a, b in zip(exact, gradients(), strict=True))
+
+
 def test_gradient_of_the_edge_weights() -> None:
     model, x, edges, weights = problem(VARIANTS[0], torch.float32)
     assert weights is not None

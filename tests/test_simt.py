@@ -274,6 +274,25 @@ def test_launches_of_a_layer(case: LayerCase, dtype: torch.dtype, launches: int,
     assert int(path.read_text()) == launches
 
 
+@pytest.mark.parametrize(
+    "case",
+    [
+        LayerCase(Case(hidden=64, nodes=5, edges=8, steps=3)),
+        LayerCase(Case(hidden=40, channels=21, steps=3), gat=False),
+        LayerCase(Case(hidden=16, channels=13), gat=False, edge_grad=False),
+    ],
+    ids=str,
+)
+def test_tensor_cores(case: LayerCase) -> None:
+    """TF32 moves the numbers, as far as 10 bits of mantissa let one expect; bfloat16 and half always take this way."""
+    exact = layer_both(case, torch.float32)
+    rounded = layer_both(case, torch.float32, {"HIERMT_SIMT_TF32": "1"}, torch.bfloat16)
+    pairs = [(a, b) for a, b in zip(exact, rounded, strict=True) if a is not None]
+    assert any(not torch.equal(a, b) for a, b in pairs)
+    for a, b in pairs:
+        assert float((a - b).norm()) <= 4e-3 * float(a.norm())
+
+
 def raw(op: str, case: Case | ScanCase | LayerCase, dtype: torch.dtype, order: int) -> list[torch.Tensor | None]:
     """Every output of the forward and the backward, under one order of threads and blocks."""
     collected: list[torch.Tensor | None] = []

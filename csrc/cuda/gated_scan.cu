@@ -192,9 +192,10 @@ int gated_scan_forward(const GatedScanForward<S>& p, void* workspace, void* stre
   if (!supported(nodes, p.steps, p.hidden)) return cudaErrorInvalidValue;
   const ForwardMemory<C> memory(workspace, rows, p.hidden);
   const int hidden = static_cast<int>(p.hidden), channels = static_cast<int>(p.x.channels);
-  HIERMT_CUDA_RETURN_IF_ERROR(linear<C>(
-      GateInputs<S, false>{p}, GateColumns<S>{p.weights, channels + 2 * hidden, hidden, 0},
-      PairOut<C>{memory.from_input, nullptr, 3 * hidden}, rows, channels + hidden, 3 * p.hidden, stream));
+  HIERMT_CUDA_RETURN_IF_ERROR(
+      linear<C>(GateInputs<S, false>{p}, GateColumns<S>{p.weights, channels + 2 * hidden, hidden, 0},
+                PairOut<C>{memory.from_input, nullptr, 3 * hidden}, rows, channels + hidden, 3 * p.hidden,
+                stream, use_tensor_cores<S>(p.tf32)));
   return gated_scan_recurrence(p, workspace, stream_);
 }
 

@@ -228,11 +228,12 @@ template <class S>
 cudaError_t compute_gates(const GatedScanForward<S>& f, int64_t rows, cudaStream_t stream) {
   using C = Compute<S>;
   const int hidden = static_cast<int>(f.hidden), columns = static_cast<int>(f.x.channels) + 2 * hidden;
-  HIERMT_CUDA_RETURN_IF_ERROR(linear<C>(GateInputs<S, false>{f},
-                                        GateColumns<S>{f.weights, columns, hidden, 0},
-                                        GateOut<S>{f.gates, hidden, 0}, rows, columns, 2 * f.hidden, stream));
+  const bool tensor = use_tensor_cores<S>(f.tf32);
+  HIERMT_CUDA_RETURN_IF_ERROR(
+      linear<C>(GateInputs<S, false>{f}, GateColumns<S>{f.weights, columns, hidden, 0},
+                GateOut<S>{f.gates, hidden, 0}, rows, columns, 2 * f.hidden, stream, tensor));
   return linear<C>(GateInputs<S, true>{f}, GateColumns<S>{f.weights, columns, hidden, 2},
-                   GateOut<S>{f.gates, hidden, 2}, rows, columns, f.hidden, stream);
+                   GateOut<S>{f.gates, hidden, 2}, rows, columns, f.hidden, stream, tensor);
 }
 
 }  // namespace
@@ -258,6 +259,7 @@ int gated_scan_backward(const GatedScanBackward<S, Compute<S>>& given, void* wor
   }
   const int hidden = static_cast<int>(f.hidden), channels = static_cast<int>(f.x.channels);
   const int columns = channels + 2 * hidden;
+  const bool tensor = use_tensor_cores<S>(f.tf32);
 
   const auto narrow = [&](auto constant) {
     constexpr int kHidden = decltype(constant)::value;
@@ -279,22 +281,22 @@ int gated_scan_backward(const GatedScanBackward<S, Compute<S>>& given, void* wor
   if (grads.u_weight || grads.u_bias || grads.r_weight || grads.r_bias) {
     HIERMT_CUDA_RETURN_IF_ERROR(weight_grad<C>(
         GateRows<C>{memory.grad_gates, 3 * hidden, 0}, GateInputs<S, false>{f}, rows, 2 * f.hidden, columns,
-        memory.partial, GateGradsOut<C>{grads, columns, hidden, 0}, stream));
+        memory.partial, GateGradsOut<C>{grads, columns, hidden, 0}, stream, tensor));
   }
   if (grads.c_weight || grads.c_bias) {
     HIERMT_CUDA_RETURN_IF_ERROR(weight_grad<C>(
         GateRows<C>{memory.grad_gates, 3 * hidden, 2 * hidden}, GateInputs<S, true>{f}, rows, f.hidden,
-        columns, memory.partial, GateGradsOut<C>{grads, columns, hidden, 2}, stream));
+        columns, memory.partial, GateGradsOut<C>{grads, columns, hidden, 2}, stream, tensor));
   }
   const GateRows<C> grad_rows{memory.grad_gates, 3 * hidden, 0};
   if (p.grad_x != nullptr) {
     HIERMT_CUDA_RETURN_IF_ERROR(linear<C>(grad_rows, TransposedInputWeights<S>{f.weights, columns, hidden, 0},
                                           DenseOut<S>{p.grad_x, channels, p.accumulate_grad_x}, rows,
-                                          3 * f.hidden, channels, stream));
+                                          3 * f.hidden, channels, stream, tensor));
   }
   if (p.grad_g == nullptr) return cudaSuccess;
   return linear<C>(grad_rows, TransposedInputWeights<S>{f.weights, columns, hidden, channels},
-                   DenseOut<S>{p.grad_g, hidden, false}, rows, 3 * f.hidden, f.hidden, stream);
+                   DenseOut<S>{p.grad_g, hidden, false}, rows, 3 * f.hidden, f.hidden, stream, tensor);
 }
 
 #define HIERMT_INSTANTIATE(S)                                                                \

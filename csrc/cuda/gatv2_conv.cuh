@@ -38,7 +38,7 @@ cudaError_t project_pair(const GatV2ConvForward<S>& p, Compute<S>* x_l, Compute<
   return linear<Compute<S>>(
       SequenceRows<S>{p.x, static_cast<int>(p.graph.num_nodes), static_cast<int>(p.steps)},
       PairWeights<S>{p.weights, channels, hidden}, PairOut<Compute<S>>{x_l, x_r, hidden}, rows, channels,
-      2 * hidden, stream);
+      2 * hidden, stream, use_tensor_cores<S>(p.tf32));
 }
 
 // leaky_relu of a score's argument: the larger of two lines, which costs no comparison and keeps NaN.

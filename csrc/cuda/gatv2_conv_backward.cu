@@ -317,15 +317,16 @@ int gatv2_conv_backward(const GatV2ConvBackward<S, Compute<S>>& p, Accumulate ac
   }
   const PairRows<C> grad_projections{memory.x_l, memory.grad_x_r, hidden};
   if (wants_matrices(p.grads)) {
-    HIERMT_CUDA_RETURN_IF_ERROR(weight_grad<C>(
-        grad_projections,
-        SequenceRows<S>{f.x, static_cast<int>(f.graph.num_nodes), static_cast<int>(f.steps)}, rows,
-        2 * f.hidden, f.x.channels, memory.partial, MatrixGrads<C>{p.grads, hidden, channels}, stream));
+    HIERMT_CUDA_RETURN_IF_ERROR(
+        weight_grad<C>(grad_projections,
+                       SequenceRows<S>{f.x, static_cast<int>(f.graph.num_nodes), static_cast<int>(f.steps)},
+                       rows, 2 * f.hidden, f.x.channels, memory.partial,
+                       MatrixGrads<C>{p.grads, hidden, channels}, stream, use_tensor_cores<S>(f.tf32)));
   }
   if (p.grad_x == nullptr) return cudaSuccess;
   return linear<C>(grad_projections, TransposedPair<S>{f.weights, channels, hidden},
                    DenseOut<S>{p.grad_x, channels, accumulate.grad_x}, rows, 2 * f.hidden, f.x.channels,
-                   stream);
+                   stream, use_tensor_cores<S>(f.tf32));
 }
 
 #define HIERMT_INSTANTIATE(S)                                                                \

@@ -161,7 +161,7 @@ cudaError_t project(const GcnConvForward<S>& p, Compute<S>* projected, int64_t r
       SequenceRows<S>{p.x, static_cast<int>(p.graph.num_nodes), static_cast<int>(p.steps)},
       PlainWeight<S>{p.weights.lin_weight, 1, static_cast<int>(p.x.channels)},
       PairOut<Compute<S>>{projected, nullptr, static_cast<int>(p.hidden)}, rows, p.x.channels, p.hidden,
-      stream);
+      stream, use_tensor_cores<S>(p.tf32));
 }
 
 template <class C>
@@ -257,11 +257,13 @@ int gcn_conv_backward(const GcnConvBackward<S, Compute<S>>& p, Accumulate accumu
   if (p.grads.lin_weight != nullptr) {
     HIERMT_CUDA_RETURN_IF_ERROR(weight_grad<C>(
         grad_projected, SequenceRows<S>{f.x, static_cast<int>(f.graph.num_nodes), static_cast<int>(f.steps)},
-        rows, f.hidden, f.x.channels, memory.partial, LinGrad<C>{p.grads.lin_weight, channels}, stream));
+        rows, f.hidden, f.x.channels, memory.partial, LinGrad<C>{p.grads.lin_weight, channels}, stream,
+        use_tensor_cores<S>(f.tf32)));
   }
   if (p.grad_x == nullptr) return cudaSuccess;
   return linear<C>(grad_projected, PlainWeight<S>{f.weights.lin_weight, channels, 1},
-                   DenseOut<S>{p.grad_x, channels, accumulate.grad_x}, rows, f.hidden, f.x.channels, stream);
+                   DenseOut<S>{p.grad_x, channels, accumulate.grad_x}, rows, f.hidden, f.x.channels, stream,
+                   use_tensor_cores<S>(f.tf32));
 }
 
 #define HIERMT_INSTANTIATE(S)                                                            \

@@ -13,18 +13,18 @@
 #include <type_traits>
 
 #include "device.cuh"
+#include "tile_product.cuh"
 
 namespace hiermt::cuda {
 
 constexpr int kTileRows = 64;
 constexpr int kTileColumns = 32;
 constexpr int kTileInner = 16;
-constexpr int kThreadTile = 4;
 constexpr int kLinearThreads = (kTileRows / kThreadTile) * (kTileColumns / kThreadTile);
-// Keeps four neighbours of a row 16-byte aligned and columns in different banks.
-constexpr int kTilePad = 4;
+// Keeps four neighbours of a row 16-byte aligned, and what the lanes of a warp read in different banks.
+constexpr int kTilePad = 8;
 
-template <class C, class In, class Weight, class Out>
+template <class C, bool kTensor, class In, class Weight, class Out>
 __global__ void __launch_bounds__(kLinearThreads, 8)
     linear_kernel(In in, Weight weight, Out out, int rows, int inner, int columns) {
   SharedMemory memory;
@@ -34,64 +34,56 @@ __global__ void __launch_bounds__(kLinearThreads, 8)
   const int thread = static_cast<int>(threadIdx.x);
   const int first_row = static_cast<int>(blockIdx.x) * kTileRows;
   const int first_column = static_cast<int>(blockIdx.y) * kTileColumns;
-  const int my_column = thread % (kTileColumns / kThreadTile) * kThreadTile;
-  const int my_row = thread / (kTileColumns / kThreadTile) * kThreadTile;
+  TileProduct<C, kTensor, kTileRows + kTilePad, kTileColumns + kTilePad> product(thread, kTileColumns);
+  using Product = decltype(product);
 
   for (int r = thread; r < kTileRows; r += kLinearThreads) {
     row_of[r] = in.row(first_row + r < rows ? first_row + r : rows - 1);
   }
-  C sum[kThreadTile][kThreadTile] = {};
   for (int first = 0; first < inner; first += kTileInner) {
     __syncthreads();
     for (int i = thread; i < kTileRows * kTileInner; i += kLinearThreads) {
       const int r = i / kTileInner, k = i % kTileInner;
-      in_tile[k * (kTileRows + kTilePad) + r] = first + k < inner ? in.load(row_of[r], first + k) : C(0);
+      in_tile[k * (kTileRows + kTilePad) + r] =
+          first + k < inner ? Product::operand(in.load(row_of[r], first + k)) : C(0);
     }
     for (int i = thread; i < kTileColumns * kTileInner; i += kLinearThreads) {
       const int n = i / kTileInner, k = i % kTileInner;
       weight_tile[k * (kTileColumns + kTilePad) + n] =
-          first + k < inner && first_column + n < columns ? weight.weight(first + k, first_column + n) : C(0);
+          first + k < inner && first_column + n < columns
+              ? Product::operand(weight.weight(first + k, first_column + n))
+              : C(0);
     }
     __syncthreads();
     const int count = inner - first < kTileInner ? inner - first : kTileInner;
 #pragma unroll 4
-    for (int k = 0; k < count; ++k) {
-      C a[kThreadTile], b[kThreadTile];
-#pragma unroll
-      for (int i = 0; i < kThreadTile; ++i) {
-        a[i] = in_tile[k * (kTileRows + kTilePad) + my_row + i];
-        b[i] = weight_tile[k * (kTileColumns + kTilePad) + my_column + i];
-      }
-#pragma unroll
-      for (int i = 0; i < kThreadTile; ++i) {
-#pragma unroll
-        for (int j = 0; j < kThreadTile; ++j) sum[i][j] += a[i] * b[j];
-      }
+    for (int k = 0; k < count; k += Product::kInner) {
+      product.step(in_tile + k * (kTileRows + kTilePad), weight_tile + k * (kTileColumns + kTilePad));
     }
   }
-#pragma unroll
-  for (int j = 0; j < kThreadTile; ++j) {
-    const int n = first_column + my_column + j;
-    if (n >= columns) break;
-    const C offset = weight.bias(n);
-#pragma unroll
-    for (int i = 0; i < kThreadTile; ++i) {
-      const int row = first_row + my_row + i;
-      if (row < rows) out.write(row, n, sum[i][j] + offset);
-    }
-  }
+  product.for_each([&](int m, int n, C sum) {
+    const int row = first_row + m, column = first_column + n;
+    if (row < rows && column < columns) out.write(row, column, sum + weight.bias(column));
+  });
 }
 
+// tensor: by tensor cores, where C is float.
 template <class C, class In, class Weight, class Out>
 cudaError_t linear(const In& in, const Weight& weight, const Out& out, int64_t rows, int64_t inner,
-                   int64_t columns, cudaStream_t stream) {
+                   int64_t columns, cudaStream_t stream, bool tensor = false) {
   const size_t shared = padded_bytes<typename In::Row>(kTileRows) +
                         padded_bytes<C>(kTileInner * (kTileRows + kTilePad)) +
                         padded_bytes<C>(kTileInner * (kTileColumns + kTilePad));
   const dim3 grid(static_cast<unsigned>(ceil_div<int64_t>(rows, kTileRows)),
                   static_cast<unsigned>(ceil_div<int64_t>(columns, kTileColumns)));
-  return launch(linear_kernel<C, In, Weight, Out>, grid, dim3(kLinearThreads), shared, stream, in, weight,
-                out, static_cast<int>(rows), static_cast<int>(inner), static_cast<int>(columns));
+  const auto run = [&](auto kernel) {
+    return launch(kernel, grid, dim3(kLinearThreads), shared, stream, in, weight, out, static_cast<int>(rows),
+                  static_cast<int>(inner), static_cast<int>(columns));
+  };
+  if constexpr (std::is_same_v<C, float>) {
+    if (tensor) return run(linear_kernel<C, true, In, Weight, Out>);
+  }
+  return run(linear_kernel<C, false, In, Weight, Out>);
 }
 
 constexpr int kGradTile = 32;
@@ -101,7 +93,7 @@ constexpr int kGradSliceThreads = (kGradTile / kThreadTile) * (kGradTile / kThre
 constexpr int kGradThreads = kGradSliceThreads * kGradSlices;
 
 // Input `inputs` is a column of ones: its gradient is that of the bias.
-template <class C, class Cotangent, class In>
+template <class C, bool kTensor, class Cotangent, class In>
 __global__ void __launch_bounds__(kGradThreads)
     weight_grad_kernel(Cotangent cotangent, In in, int rows, int rows_per_chunk, int outputs, int inputs,
                        C* partial) {
@@ -112,49 +104,33 @@ __global__ void __launch_bounds__(kGradThreads)
   C* slices = memory.take<C>(kGradSlices * kGradTile * kGradTile);
   const int thread = static_cast<int>(threadIdx.x);
   const int slice = thread / kGradSliceThreads, member = thread % kGradSliceThreads;
-  const int my_output = member / (kGradTile / kThreadTile) * kThreadTile;
-  const int my_input = member % (kGradTile / kThreadTile) * kThreadTile;
+  TileProduct<C, kTensor, kStride, kStride> product(member, kGradTile);
+  using Product = decltype(product);
   const int first_output = static_cast<int>(blockIdx.y) * kGradTile;
   const int first_input = static_cast<int>(blockIdx.z) * kGradTile;
   const int begin = static_cast<int>(blockIdx.x) * rows_per_chunk;
   const int end = rows - begin < rows_per_chunk ? rows : begin + rows_per_chunk;
 
-  C sum[kThreadTile][kThreadTile] = {};
   for (int first = begin; first < end; first += kGradRows) {
     __syncthreads();
     for (int i = thread; i < kGradRows * kGradTile; i += kGradThreads) {
       const int r = i / kGradTile, c = i % kGradTile;
       const bool inside = first + r < end;
       const int output = first_output + c, input = first_input + c;
-      left[r * kStride + c] =
-          inside && output < outputs ? cotangent.load(cotangent.row(first + r), output) : C(0);
+      left[r * kStride + c] = inside && output < outputs
+                                  ? Product::operand(cotangent.load(cotangent.row(first + r), output))
+                                  : C(0);
       right[r * kStride + c] = !inside || input > inputs ? C(0)
-                               : input == inputs         ? C(1)
-                                                         : in.load(in.row(first + r), input);
+                               : input == inputs ? C(1)
+                                                 : Product::operand(in.load(in.row(first + r), input));
     }
     __syncthreads();
 #pragma unroll 2
-    for (int r = slice; r < kGradRows; r += kGradSlices) {
-      C a[kThreadTile], b[kThreadTile];
-#pragma unroll
-      for (int i = 0; i < kThreadTile; ++i) {
-        a[i] = left[r * kStride + my_output + i];
-        b[i] = right[r * kStride + my_input + i];
-      }
-#pragma unroll
-      for (int i = 0; i < kThreadTile; ++i) {
-#pragma unroll
-        for (int j = 0; j < kThreadTile; ++j) sum[i][j] += a[i] * b[j];
-      }
+    for (int r = slice * Product::kInner; r < kGradRows; r += kGradSlices * Product::kInner) {
+      product.step(left + r * kStride, right + r * kStride);
     }
   }
-#pragma unroll
-  for (int i = 0; i < kThreadTile; ++i) {
-#pragma unroll
-    for (int j = 0; j < kThreadTile; ++j) {
-      slices[(slice * kGradTile + my_output + i) * kGradTile + my_input + j] = sum[i][j];
-    }
-  }
+  product.for_each([&](int m, int n, C sum) { slices[(slice * kGradTile + m) * kGradTile + n] = sum; });
   __syncthreads();
   for (int i = thread; i < kGradTile * kGradTile; i += kGradThreads) {
     const int output = first_output + i / kGradTile, input = first_input + i % kGradTile;
@@ -223,17 +199,25 @@ inline int64_t weight_grad_values(int64_t rows, int64_t outputs, int64_t inputs)
 // bias.
 template <class C, class Cotangent, class In, class Out>
 cudaError_t weight_grad(const Cotangent& cotangent, const In& in, int64_t rows, int64_t outputs,
-                        int64_t inputs, C* partial, const Out& out, cudaStream_t stream) {
+                        int64_t inputs, C* partial, const Out& out, cudaStream_t stream,
+                        bool tensor = false) {
   const GradChunks chunks(rows);
   const dim3 grid(static_cast<unsigned>(chunks.count),
                   static_cast<unsigned>(ceil_div<int64_t>(outputs, kGradTile)),
                   static_cast<unsigned>(ceil_div<int64_t>(inputs + 1, kGradTile)));
   const size_t shared = 2 * padded_bytes<C>(kGradRows * (kGradTile + kTilePad)) +
                         padded_bytes<C>(kGradSlices * kGradTile * kGradTile);
-  HIERMT_CUDA_RETURN_IF_ERROR(launch(weight_grad_kernel<C, Cotangent, In>, grid, dim3(kGradThreads), shared,
-                                     stream, cotangent, in, static_cast<int>(rows),
-                                     static_cast<int>(chunks.rows_per_chunk), static_cast<int>(outputs),
-                                     static_cast<int>(inputs), partial));
+  const auto run = [&](auto kernel) {
+    return launch(kernel, grid, dim3(kGradThreads), shared, stream, cotangent, in, static_cast<int>(rows),
+                  static_cast<int>(chunks.rows_per_chunk), static_cast<int>(outputs),
+                  static_cast<int>(inputs), partial);
+  };
+  if constexpr (std::is_same_v<C, float>) {
+    HIERMT_CUDA_RETURN_IF_ERROR(run(tensor ? weight_grad_kernel<C, true, Cotangent, In>
+                                           : weight_grad_kernel<C, false, Cotangent, In>));
+  } else {
+    HIERMT_CUDA_RETURN_IF_ERROR(run(weight_grad_kernel<C, false, Cotangent, In>));
+  }
   return ordered_sum<C>(partial, chunks.count, outputs * (inputs + 1), out, stream);
 }
 

@@ -29,14 +29,16 @@ struct Stack {
     return p.between ? Activation::kSigmoid : Activation::kLeakySigmoid;
   }
   GatV2ConvForward<S> gat(int64_t k, const S* before, S* out) const {
-    return {p.graph, input(k, before), p.steps, p.hidden, p.edge_weight, p.gat[k], activation(k), out};
+    return {p.graph,  input(k, before), p.steps, p.hidden, p.edge_weight,
+            p.gat[k], activation(k),    out,     p.tf32};
   }
   GcnConvForward<S> gcn(int64_t k, const S* before, S* out) const {
-    return {p.graph, input(k, before), p.steps, p.hidden, p.edge_weight, p.gcn[k], activation(k), out};
+    return {p.graph,  input(k, before), p.steps, p.hidden, p.edge_weight,
+            p.gcn[k], activation(k),    out,     p.tf32};
   }
   GatedScanForward<S> scan(const S* g) const {
-    return {p.graph.copies, p.graph.num_nodes, p.steps, p.hidden, p.x,    g,
-            nullptr,        p.gate_weights,    p.h,     p.h_last, p.gates};
+    return {p.graph.copies, p.graph.num_nodes, p.steps, p.hidden, p.x, g,     nullptr, p.gate_weights, p.h,
+            p.h_last,       p.gates,           nullptr, 0,        0,   p.tf32};
   }
 
   size_t conv_workspace(int64_t k) const {

@@ -1,4 +1,5 @@
 // Runs one launcher of csrc/cuda on the host: runner OP DTYPE, arguments on stdin, results on stdout.
+#include <cstdlib>
 #include <string>
 
 #include "arguments.h"
@@ -156,6 +157,7 @@ struct Layer {
     p.gat = is_gat ? gat.data() : nullptr;
     p.gcn = is_gat ? nullptr : gcn.data();
     p.gate_weights = read_gates<S>(a);
+    p.tf32 = std::getenv("HIERMT_SIMT_TF32") != nullptr;
   }
 };
 
