@@ -104,5 +104,5 @@ def allows_tf32(x: Tensor) -> bool:
     if not x.is_cuda or x.dtype != torch.float32:
         return False
     if torch.compiler.is_compiling():  # of the two settings the one that can be traced, with a guard
-        return torch.backends.cuda.matmul.allow_tf32
-    return torch.backends.cuda.matmul.fp32_precision == "tf32"  # type: ignore[no-any-return]
+        return bool(torch.backends.cuda.matmul.allow_tf32)
+    return bool(torch.backends.cuda.matmul.fp32_precision == "tf32")
