@@ -119,12 +119,9 @@ struct WideScan {
 
   WideScan(int64_t hidden_, int exchanges)
       : hidden(hidden_), groups(static_cast<int>(kWideThreads / hidden_)) {
-    int device = 0, limit = 0;
-    cudaGetDevice(&device);
-    cudaDeviceGetAttribute(&limit, cudaDevAttrMaxSharedMemoryPerBlockOptin, device);
     const size_t state = exchanges * padded_bytes<C>(groups * kNodesPerThread * hidden);
     const size_t weights = padded_bytes<C>(3 * hidden * shared_stride(hidden));
-    shared_weights = state + weights <= static_cast<size_t>(limit);
+    shared_weights = state + weights <= shared_memory_limit();
     shared_bytes = state + (shared_weights ? weights : 0);
   }
   dim3 grid(int64_t nodes) const {

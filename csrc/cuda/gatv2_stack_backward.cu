@@ -246,13 +246,6 @@ struct StackGrads {
   }
 };
 
-size_t shared_memory_limit() {
-  int device = 0, limit = 0;
-  cudaGetDevice(&device);
-  cudaDeviceGetAttribute(&limit, cudaDevAttrMaxSharedMemoryPerBlockOptin, device);
-  return static_cast<size_t>(limit);
-}
-
 struct BackwardPlan {
   int64_t chunk, tasks, blocks, values;
   size_t shared_bytes;
@@ -353,10 +346,7 @@ int gatv2_stack_backward(const TgcnLayerBackward<S, Compute<S>>& p, Compute<S>* 
   template bool gatv2_stack_backward_fits<S>(const TgcnLayerBackward<S, Compute<S>>&);        \
   template size_t gatv2_stack_backward_workspace<S>(const TgcnLayerBackward<S, Compute<S>>&); \
   template int gatv2_stack_backward<S>(const TgcnLayerBackward<S, Compute<S>>&, Compute<S>*, void*, void*);
-HIERMT_INSTANTIATE(float)
-HIERMT_INSTANTIATE(double)
-HIERMT_INSTANTIATE(BFloat16)
-HIERMT_INSTANTIATE(Half)
+HIERMT_FOR_EACH_STORAGE(HIERMT_INSTANTIATE)
 #undef HIERMT_INSTANTIATE
 
 }  // namespace hiermt::cuda

@@ -29,6 +29,14 @@ __host__ __device__ constexpr I ceil_div(I a, I b) {
   return (a + b - 1) / b;
 }
 
+// What a block of the current device gets when it asks.
+inline size_t shared_memory_limit() {
+  int device = 0, limit = 0;
+  cudaGetDevice(&device);
+  cudaDeviceGetAttribute(&limit, cudaDevAttrMaxSharedMemoryPerBlockOptin, device);
+  return static_cast<size_t>(limit);
+}
+
 // Bytes that `count` values take in a SharedMemory or in a workspace.
 template <class T>
 __host__ __device__ constexpr size_t padded_bytes(size_t count, size_t alignment = 16) {
