@@ -8,6 +8,36 @@
 
 namespace hiermt {
 
+inline void check_offsets(const char* op, const char* argument, const Tensor& offsets, int64_t end) {
+  const int32_t* values = data<int32_t>(offsets);
+  const int64_t rows = offsets.numel() - 1;
+  bool rises = values[0] == 0 && values[rows] <= end;
+  for (int64_t i = 0; i < rows; ++i) rises &= values[i] <= values[i + 1];
+  if (!rises) fail(op, argument, "expected offsets that rise from 0 to at most ", end);
+}
+
+// values[first, last) all lie in [low, high).
+inline void check_range(const char* op, const char* argument, const int32_t* values, int64_t first,
+                        int64_t last, int32_t low, int32_t high) {
+  bool inside = true;
+  for (int64_t i = first; i < last; ++i) inside &= (values[i] >= low) & (values[i] < high);
+  if (!inside) fail(op, argument, "expected values in [", low, ", ", high, ") at ", first, " to ", last);
+}
+
+// The kernels of the CPU follow the lists of a block without looking, and keep no more than the block's nodes
+// and entries. On a GPU to look would wait for the device.
+inline void check_lists(const char* op, const CsrGraph& graph, const std::vector<Tensor>& csr) {
+  check_offsets(op, "rowptr", csr[0], graph.num_entries);
+  check_offsets(op, "t_rowptr", csr[2], graph.num_entries);
+  for (int64_t k = 0; k < graph.num_blocks; ++k) {
+    const int32_t low = graph.blocks[k], high = graph.blocks[k + 1];
+    const int32_t first = graph.rowptr[low], last = graph.rowptr[high];
+    check_range(op, "col", graph.col, first, last, low, high);
+    check_range(op, "t_row", graph.t_row, graph.t_rowptr[low], graph.t_rowptr[high], low, high);
+    check_range(op, "t_perm", graph.t_perm, graph.t_rowptr[low], graph.t_rowptr[high], first, last);
+  }
+}
+
 // csr = rowptr, col, t_rowptr, t_row, t_perm, blocks of a template with S nodes; x holds N = copies * S
 // nodes.
 inline CsrGraph graph_of(const char* op, const std::vector<Tensor>& csr, const Tensor& x) {
@@ -37,16 +67,18 @@ inline CsrGraph graph_of(const char* op, const std::vector<Tensor>& csr, const T
   bool covers = nodes == 0 || (blocks > 0 && cut[0] == 0 && cut[blocks] == nodes);
   for (int64_t k = 0; covers && k < blocks; ++k) covers = cut[k] <= cut[k + 1];
   if (!covers) fail(op, "blocks", "expected ranges that cover the ", nodes, " nodes in order");
-  return {nodes,
-          entries,
-          nodes == 0 ? 0 : rows / nodes,
-          blocks,
-          data<int32_t>(csr[0]),
-          data<int32_t>(csr[1]),
-          data<int32_t>(csr[2]),
-          data<int32_t>(csr[3]),
-          data<int32_t>(csr[4]),
-          data<int32_t>(csr[5])};
+  const CsrGraph graph{nodes,
+                       entries,
+                       nodes == 0 ? 0 : rows / nodes,
+                       blocks,
+                       data<int32_t>(csr[0]),
+                       data<int32_t>(csr[1]),
+                       data<int32_t>(csr[2]),
+                       data<int32_t>(csr[3]),
+                       data<int32_t>(csr[4]),
+                       data<int32_t>(csr[5])};
+  if (x.is_cpu() && nodes > 0) check_lists(op, graph, csr);
+  return graph;
 }
 
 // x [copies * nodes, T, F], any strides.

@@ -59,6 +59,21 @@ def test_autocast() -> None:
     assert case.x.grad is not None and case.x.grad.dtype == torch.float32
 
 
+def test_forged_lists_of_a_graph_are_refused() -> None:
+    case = make(2, 3, 2, 5)
+    params, names = [param.detach() for param in case.params], ["rowptr", "col", "t_rowptr", "t_row", "t_perm"]
+    for index, name in enumerate(names):
+        for position, value in ((0, -1), (0, 1 << 30), (1, 1 << 20)):
+            csr = [part.clone() for part in case.csr]
+            csr[index][position] = value
+            with torch.no_grad(), pytest.raises(RuntimeError, match=f"{name}: expected (offsets|values)"):
+                torch.ops.hiermt.gatv2_conv(case.x, csr, case.edge_weight, params, case.lin_edge, 0)
+    # Nor may a block be cut where an edge crosses.
+    csr = [*case.csr[:5], torch.arange(case.csr[0].numel(), dtype=torch.int32)]
+    with torch.no_grad(), pytest.raises(RuntimeError, match="col: expected values"):
+        torch.ops.hiermt.gatv2_conv(case.x, csr, case.edge_weight, params, case.lin_edge, 0)
+
+
 def test_arguments_are_checked_before_anything_is_read() -> None:
     case = make(2, 3, 2, 5)
     good = [case.x.detach(), case.csr, case.edge_weight, case.params, case.lin_edge, 0]
