@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from functools import cache
 from types import ModuleType
 from typing import Any
 
@@ -37,6 +36,8 @@ def native(backend: str, device: torch.device, dtype: torch.dtype = torch.float3
     reason = _extension.why_not_native(device.type)
     if reason is None and device.type == "cpu" and dtype == torch.float16:
         reason = "the CPU kernels take float32, float64 and bfloat16, not float16"
+    if reason is None and _transformed():
+        reason = "torch.func (grad, vmap, jvp, ...) transforms the call, which PyTorch operators alone support"
     if reason is not None and backend == "native":
         raise RuntimeError(
             f"backend 'native' was asked for but cannot run on {device.type}: {reason}; "
@@ -45,13 +46,18 @@ def native(backend: str, device: torch.device, dtype: torch.dtype = torch.float3
     return reason is None
 
 
+def _transformed() -> bool:
+    """Whether a transform of ``torch.func`` surrounds the call; a compiler that traces one sees PyTorch operators."""
+    return not torch.compiler.is_compiling() and torch._C._are_functorch_transforms_active()
+
+
 def operator(name: str, use_native: bool) -> Callable[..., Any]:
     """The operator `name`, native or twin."""
     return getattr(_native_operators() if use_native else reference, name)  # type: ignore[no-any-return]
 
 
-@cache
 def _native_operators() -> ModuleType:
+    # Where it is not asked for, it is not imported: without the extension there are no such operators.
     from hiermt import ops
 
     return ops
