@@ -107,7 +107,12 @@ class _ConvStack(nn.Module):
         Shapes:
             - **x:** ``[N, F]``, ``[N, T, F]`` or ``[B, N, T, F]`` with one shared graph
             - **returns:** the same with ``H`` in place of ``F``
+
+        Raises:
+            ValueError: x has another number of dimensions, or does not fit the graph or the convolutions.
         """
+        if x.dim() not in (2, 3, 4):
+            raise ValueError(f"x: expected [N, F], [N, T, F] or [B, N, T, F], got {list(x.shape)}")
         lead = x.shape[:-1]
         graph = as_graph(edge_index, edge_weight, x.size(-2 if x.dim() == 2 else -3), self.backend)
         if x.dim() == 2:
