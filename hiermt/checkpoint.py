@@ -66,8 +66,11 @@ class Pretrained:
             ValueError: a file is damaged, or holds another kind of model.
             ImportError: the package ``safetensors`` is missing.
         """
-        folder = Path(folder)
-        config = read_config(folder)
+        return cls._load(Path(folder), backend, {})
+
+    @classmethod
+    def _load(cls: type[Model], folder: Path, backend: str, changes: dict[str, Any]) -> Model:
+        config = {**read_config(folder), **changes}
         # Nested sections belong to whoever added them, such as `hiermt train`.
         name = config.pop("model", None)
         config.pop("hiermt", None)
@@ -156,11 +159,12 @@ def _safetensors() -> tuple[Any, Any]:
     return load_file, save_file
 
 
-def load_model(folder: str | Path, *, backend: str = "auto") -> TGCN | TGCN_HierarchicalMT:
-    """Builds whichever model `folder` holds; see :meth:`Pretrained.from_pretrained`."""
+def load_model(folder: str | Path, *, backend: str = "auto", **changes: Any) -> TGCN | TGCN_HierarchicalMT:
+    """Builds whichever model `folder` holds, `changes` in place of what its config says; see
+    :meth:`Pretrained.from_pretrained`."""
     from hiermt import nn
 
     name = read_config(Path(folder)).get("model")
     if name not in ("TGCN", "TGCN_HierarchicalMT"):
         raise ValueError(f"{Path(folder) / CONFIG}: unknown model {name!r}")
-    return getattr(nn, name).from_pretrained(folder, backend=backend)  # type: ignore[no-any-return]
+    return getattr(nn, name)._load(Path(folder), backend, changes)  # type: ignore[no-any-return]

@@ -21,7 +21,7 @@ _CONV = re.compile(r"cells\.0\.gcn\.convs\.(\d+)\.")
 def from_reference(
     source: nn.Module | Mapping[str, Tensor] | str | os.PathLike[str],
     *,
-    layout: str = "NFT",
+    layout: str | None = None,
     conv_activation: str | None = None,
     backend: str = "auto",
     verbose: bool = True,
@@ -34,10 +34,11 @@ def from_reference(
 
     Args:
         source (Module, mapping or path): two-headed model or bare backbone.
-        layout (str): order of x that the new model takes. The modules in use take ``[N, F, T]``.
-            (default: ``"NFT"``)
-        conv_activation (str, optional): no parameter tells where the leaky_relu stands. (default: ``None``: read it
-            from a module that has the attribute; else ``"after"`` for one convolution, ``"between"`` for more)
+        layout (str, optional): order of x that the new model takes. (default: ``None``: what a folder says; else
+            ``"NFT"``, as the modules in use take ``[N, F, T]``)
+        conv_activation (str, optional): no parameter tells where the leaky_relu stands. (default: ``None``: what a
+            folder says, or a module that has the attribute; else ``"after"`` for one convolution, ``"between"`` for
+            more)
         backend (str): who computes. (default: ``"auto"``)
         verbose (bool): print what was inferred. (default: ``True``)
 
@@ -46,10 +47,13 @@ def from_reference(
         TypeError: `source` is none of the above.
         FileNotFoundError: the file is not there.
     """
+    if isinstance(source, (str, os.PathLike)) and (Path(source) / CONFIG).is_file():
+        given = {"layout": layout, "conv_activation": conv_activation}
+        changes = {key: value for key, value in given.items() if value is not None}
+        return load_model(Path(source), backend=backend, **changes)
+    layout = "NFT" if layout is None else layout
     if isinstance(source, (str, os.PathLike)):
         path = Path(source)
-        if path.is_dir() and (path / CONFIG).is_file():
-            return load_model(path, backend=backend)
         return _build(read_tensors(path), str(path), None, layout, conv_activation, backend, verbose)
     if isinstance(source, nn.Module):
         return _build(

@@ -194,6 +194,17 @@ def test_save_and_load_give_the_same_model(tmp_path: Path) -> None:
         assert type(hiermt.from_reference(tmp_path)) is type(model)
 
 
+def test_a_folder_gives_way_to_what_is_asked_for(tmp_path: Path) -> None:
+    hiermt.TGCN(5, 3, 7, layout="NTF", conv_activation="after").save_pretrained(tmp_path)
+    plain = hiermt.from_reference(tmp_path)
+    assert (plain.config["layout"], plain.config["conv_activation"]) == ("NTF", "after")
+    changed = hiermt.from_reference(tmp_path, layout="NFT", conv_activation="between")
+    assert (changed.config["layout"], changed.config["conv_activation"]) == ("NFT", "between")
+    assert changed(torch.randn(20, 5, 6), *testing.stock_graph(20, 60)).shape == (20, 3)
+    with pytest.raises(ValueError, match="layout"):
+        hiermt.from_reference(tmp_path, layout="TNF")
+
+
 def test_load_refuses_what_does_not_fit(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"config\.json"):
         hiermt.TGCN.from_pretrained(tmp_path)
