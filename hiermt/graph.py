@@ -142,11 +142,10 @@ class Graph:
             used = int(rowptr[-1])
             col, edge, t_row, t_perm = col[:used], edge[:used], t_row[:used], t_perm[:used]
         edge_weight = self.edge_weight if weighted else None
-        row = reference.entry_rows(rowptr, col.numel())
         if rule == reference.GCN_RULE:
-            weight: Tensor | None = _gcn_norm(row, col, edge, edge_weight, self.num_nodes, dtype)
+            weight: Tensor | None = _gcn_norm(rowptr, col, edge, edge_weight, dtype)
         elif edge_weight is not None:
-            weight = _gatv2_weight(row, edge, edge_weight, self.num_nodes).to(dtype)
+            weight = _gatv2_weight(rowptr, edge, edge_weight).to(dtype)
         else:
             weight = None
         entries = Entries(rowptr, col, t_rowptr, t_row, t_perm, blocks, edge, weight)
@@ -237,19 +236,19 @@ def _check_range(edge_index: Tensor, num_nodes: int) -> None:
         )
 
 
-def _gatv2_weight(row: Tensor, edge: Tensor, edge_weight: Tensor, num_nodes: int) -> Tensor:
+def _gatv2_weight(rowptr: Tensor, edge: Tensor, edge_weight: Tensor) -> Tensor:
     """Weight of each entry; an added loop has the mean of the node's incoming weights, 0 if there are none."""
+    row = reference.entry_rows(rowptr, edge.numel())
     weight = torch.cat([edge_weight, edge_weight.new_zeros(1)])
     weight = weight.index_select(0, torch.where(edge < 0, edge_weight.numel(), edge))
-    total = weight.new_zeros(num_nodes + 1).index_add(0, row, weight)
-    count = weight.new_zeros(num_nodes + 1).index_add(0, row, (edge >= 0).to(weight.dtype))
-    return torch.where(edge < 0, (total / count.clamp(min=1)).index_select(0, row), weight)
+    count = _row_sums(rowptr, (edge >= 0).to(weight.dtype))
+    mean = _row_sums(rowptr, weight) / count.clamp(min=1)
+    return torch.where(edge < 0, mean.index_select(0, row), weight)
 
 
-def _gcn_norm(
-    row: Tensor, col: Tensor, edge: Tensor, edge_weight: Tensor | None, num_nodes: int, dtype: torch.dtype
-) -> Tensor:
+def _gcn_norm(rowptr: Tensor, col: Tensor, edge: Tensor, edge_weight: Tensor | None, dtype: torch.dtype) -> Tensor:
     """``d_j^-1/2 w_ij d_i^-1/2`` of each entry; an added loop weighs 1."""
+    row = reference.entry_rows(rowptr, edge.numel())
     accumulate = torch.float64 if dtype == torch.float64 else torch.float32
     if edge_weight is None:
         weight = torch.ones(edge.shape, dtype=accumulate, device=edge.device)
@@ -257,10 +256,21 @@ def _gcn_norm(
         weight = edge_weight.to(accumulate)
         weight = torch.cat([weight, weight.new_ones(1)])
         weight = weight.index_select(0, torch.where(edge < 0, edge_weight.numel(), edge))
-    degree = weight.new_zeros(num_nodes + 1).index_add(0, row, weight)
-    scale = degree.pow(-0.5)
+    scale = _row_sums(rowptr, weight).pow(-0.5)
     scale = scale.masked_fill(scale == torch.inf, 0.0)
-    return (scale.index_select(0, col) * weight * scale.index_select(0, row)).to(dtype)
+    return (_pick(scale, col) * weight * _pick(scale, row)).to(dtype)
+
+
+def _row_sums(rowptr: Tensor, values: Tensor) -> Tensor:
+    """Sum over the entries of each row, in their order, and a zero for the row that padding belongs to."""
+    sums = torch.segment_reduce(values, "sum", offsets=rowptr, unsafe=True, initial=0)
+    return torch.nn.functional.pad(sums, (0, 1))
+
+
+def _pick(values: Tensor, index: Tensor) -> Tensor:
+    """``values[index]``, whose gradient adds up in a fixed order: on a GPU indexing sorts, where `index_select` adds
+    atomically, and on a CPU it is the other way round."""
+    return values[index] if values.is_cuda else values.index_select(0, index)
 
 
 def _template(entries: Entries) -> Entries:

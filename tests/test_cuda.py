@@ -142,6 +142,15 @@ def test_twenty_runs_give_the_same_bits() -> None:
         assert all(torch.equal(a, b) for a, b in zip(found, first, strict=True))
 
 
+@pytest.mark.parametrize("use_gat", [True, False])
+def test_gradients_of_trained_weights_have_the_same_bits(use_gat: bool) -> None:
+    model, x, edges, weights = problem((16, use_gat, 2, 1, "between"), torch.float32, copies=8)
+    assert weights is not None
+    leaf = weights.requires_grad_()
+    first, *others = (torch.autograd.grad(losses(model, x, edges, leaf)[1], [leaf])[0] for _ in range(20))
+    assert all(torch.equal(first, other) for other in others)
+
+
 def test_captured_forward_reads_new_data() -> None:
     model, x, edges, weights = problem(VARIANTS[0], torch.float32)
     graph = Graph(edges, weights, x.size(0))
