@@ -103,7 +103,7 @@ class Graph:
 
     def to(self, device: torch.device | str) -> Graph:
         """The same graph on another device; itself if it is already there."""
-        if self.edge_index.device == torch.device(device):
+        if same_device(self.device, torch.device(device)):
             return self
         weight = None if self.edge_weight is None else self.edge_weight.to(device)
         return Graph(self.edge_index.to(device), weight, self.num_nodes, backend=self._backend)
@@ -152,6 +152,13 @@ class Graph:
         if self._traced or (weight is not None and weight.requires_grad):
             return entries
         return _template(entries)
+
+
+def same_device(here: torch.device, there: torch.device) -> bool:
+    """Whether a tensor on `here` need not move; ``cuda`` without a number is the current one."""
+    if str(there) == "cuda":
+        there = torch.device("cuda", torch.cuda.current_device())
+    return here == there
 
 
 class _Cached(NamedTuple):

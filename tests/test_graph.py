@@ -9,6 +9,7 @@ import torch
 from graphs import small_graphs
 from properties import HealthCheck, given, settings
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 import hiermt
 from hiermt import reference, testing
@@ -235,3 +236,12 @@ def test_prepared_without_grad_serves_training(mode: type[torch.no_grad]) -> Non
         assert tensor is None or not tensor.is_inference()
     found = trained.entries(reference.GATV2_RULE, True, torch.float32).weight
     assert found is not None and found.requires_grad
+
+
+def test_moved_to_the_current_gpu_it_stays_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    # A tensor on a GPU has a numbered device, callers mostly say "cuda".
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    with FakeTensorMode():
+        graph = hiermt.Graph(torch.empty(2, 0, dtype=torch.int64, device="cuda:0"), None, 4)
+        assert graph.to("cuda") is graph and graph.to("cuda:0") is graph
+        assert graph.to("cuda:1").device == torch.device("cuda:1")

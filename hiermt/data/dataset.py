@@ -15,7 +15,7 @@ from hiermt.data.features import FeatureTable, Scale
 from hiermt.data.labels import THRESHOLD, hierarchical_labels, next_returns
 from hiermt.data.windows import num_windows, windows
 from hiermt.dynamic import DynamicGraph
-from hiermt.graph import Graph, as_graph
+from hiermt.graph import Graph, as_graph, same_device
 
 
 @dataclass(frozen=True)
@@ -192,10 +192,3 @@ def moved(holder: Any, device: torch.device) -> dict[str, Any]:
     fields = {field.name: getattr(holder, field.name) for field in dataclasses.fields(holder)}
     kinds = (Tensor, Graph, DynamicGraph)
     return {name: value.to(device) for name, value in fields.items() if isinstance(value, kinds)}
-
-
-def same_device(here: torch.device, there: torch.device) -> bool:
-    """Whether a tensor on `here` need not move; ``cuda`` without a number is the current one."""
-    if str(there) == "cuda":
-        there = torch.device("cuda", torch.cuda.current_device())
-    return here == there

@@ -14,9 +14,9 @@ from torch import Tensor
 
 from hiermt._arguments import check_integer
 from hiermt.data._errors import DataError, need
-from hiermt.data.dataset import WindowDataset, moved, same_device
+from hiermt.data.dataset import WindowDataset, moved
 from hiermt.gather import Windows
-from hiermt.graph import Graph
+from hiermt.graph import Graph, same_device
 
 _INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 
