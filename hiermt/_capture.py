@@ -39,50 +39,73 @@ def can_capture(
 class CapturedSteps:
     """Runs steps one by one at first, and replays them once they are warm.
 
-    A step on another number of windows, or on another graph than the last one captured, runs plainly or is captured
-    anew. A learning rate that was changed is captured anew, too.
+    A step on another number of windows runs plainly, and so does the first one on a graph, which prepares it. A step on
+    another graph, or with another learning rate, is captured anew once the rate has stayed for two steps: a capture
+    costs as much as dozens of steps.
     """
 
     def __init__(self, loader: WindowLoader, optimizer: torch.optim.Optimizer, step: Step) -> None:
         self.loader, self.optimizer, self.step = loader, optimizer, step
         self.warm = 0
+        self.prepared: set[int] = set()
+        self.hyper: tuple[Any, ...] = ()
         self.captured: dict[int, tuple[tuple[Any, ...], torch.cuda.CUDAGraph, Tensor, Tensor]] = {}
+        self.stream: torch.cuda.Stream | None = None
+        self.pool: Any = None
 
     def run(self, starts: Tensor, graph: Graph) -> Tensor:
         """The losses of a step on the windows that start on these days."""
-        if starts.numel() != self.loader.batch_size or self.warm < _WARM_UP:
+        # A stream belongs to the device that is current, which need not be that of the model.
+        with torch.cuda.device_of(starts):
+            return self._run(starts, graph)
+
+    def _run(self, starts: Tensor, graph: Graph) -> Tensor:
+        before, self.hyper = self.hyper, _hyper(self.optimizer)
+        if starts.numel() != self.loader.batch_size:
             return self._plain(starts, graph)
-        hyper = tuple(
-            value
-            for group in self.optimizer.param_groups
-            for key, value in sorted(group.items())
-            if key != "params" and not isinstance(value, Tensor)
-        )
         found = self.captured.get(id(graph))
-        if found is None or found[0] != hyper:
-            found = self._capture(hyper, starts, graph)
+        if found is None or found[0] != self.hyper:
+            if self.warm < _WARM_UP or id(graph) not in self.prepared or self.hyper != before:
+                return self._plain(starts, graph)
+            found = self._capture(self.hyper, starts, graph)
         _, replay, static_starts, losses = found
         static_starts.copy_(starts)
         replay.replay()
         return losses
 
     def _plain(self, starts: Tensor, graph: Graph) -> Tensor:
-        # On a side stream, as what is captured later has to have run on one.
-        stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
-        stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(stream):
+        # On a side stream, as what is captured later has to have run on one; always the same, whose memory is kept.
+        if self.stream is None:
+            self.stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+        self.stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(self.stream):
             losses = self.step(self.loader.gather(starts, graph))
-        torch.cuda.current_stream().wait_stream(stream)
+        torch.cuda.current_stream().wait_stream(self.stream)
         self.warm += 1
+        self.prepared.add(id(graph))
         return losses
 
     def _capture(
         self, hyper: tuple[Any, ...], starts: Tensor, graph: Graph
     ) -> tuple[tuple[Any, ...], torch.cuda.CUDAGraph, Tensor, Tensor]:
+        # All captures share their memory: they never run side by side, and nothing of one is read after the next has
+        # begun but its parameters and losses, which are kept.
+        if self.pool is None:
+            self.pool = torch.cuda.graph_pool_handle()
         static_starts = starts.clone()
         replay = torch.cuda.CUDAGraph()
         self.optimizer.zero_grad(set_to_none=True)
-        with torch.cuda.graph(replay):
+        with torch.cuda.graph(replay, pool=self.pool):
             losses = self.step(self.loader.gather(static_starts, graph))
         self.captured[id(graph)] = (hyper, replay, static_starts, losses)
         return self.captured[id(graph)]
+
+
+def _hyper(optimizer: torch.optim.Optimizer) -> tuple[Any, ...]:
+    """What a captured step of the optimiser holds as numbers; tensors are read anew in each replay."""
+    return tuple(
+        value
+        for group in optimizer.param_groups
+        for key, value in sorted(group.items())
+        if key != "params" and not isinstance(value, Tensor)
+    )

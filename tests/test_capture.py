@@ -95,6 +95,30 @@ def test_a_changed_learning_rate_is_captured_anew(captures: list[int]) -> None:
     assert captures == [8, 8]
 
 
+def test_a_graph_is_prepared_before_its_first_capture(captures: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
+    # To sort edges waits for the device, which a capture does not allow.
+    capture = _capture.CapturedSteps._capture
+
+    def checked(self: _capture.CapturedSteps, hyper: tuple[Any, ...], starts: Tensor, graph: Graph) -> Any:
+        assert graph._entries
+        return capture(self, hyper, starts, graph)
+
+    monkeypatch.setattr(_capture.CapturedSteps, "_capture", checked)
+    train(True, changing=True)
+    assert captures == [8, 8]
+
+
+def test_a_learning_rate_that_changes_with_each_step_is_not_captured(captures: list[int]) -> None:
+    model = TGCN_HierarchicalMT(FEATURES, 4)
+    optimizer = training.adam(model, 1e-2)
+    loader = data.WindowLoader(dataset(), range(24), 8)
+    optimizer.register_step_post_hook(lambda optimizer, *_: optimizer.param_groups[0].update(lr=optimizer.lr_left()))
+    rates = iter([1e-2] * 4 + [1e-2 * 0.9**i for i in range(20)])
+    optimizer.lr_left = lambda: next(rates)  # type: ignore[attr-defined]
+    train_hierarchical(model, optimizer, None, loader, None, 5, progress=False)
+    assert captures == [8]
+
+
 def test_only_what_can_be_captured_is(monkeypatch: pytest.MonkeyPatch) -> None:
     model = TGCN_HierarchicalMT(FEATURES, 4)
     loader = data.WindowLoader(dataset(), range(30), 8)
