@@ -56,7 +56,7 @@ class CapturedSteps:
     def run(self, starts: Tensor, graph: Graph) -> Tensor:
         """The losses of a step on the windows that start on these days."""
         # A stream belongs to the device that is current, which need not be that of the model.
-        with torch.cuda.device_of(starts):
+        with torch.cuda.device_of(starts):  # type: ignore[no-untyped-call]
             return self._run(starts, graph)
 
     def _run(self, starts: Tensor, graph: Graph) -> Tensor:
