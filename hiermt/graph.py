@@ -119,7 +119,9 @@ class Graph:
         key = (rule, weighted, dtype)
         if key in self._entries:
             return self._entries[key]
-        if not torch.compiler.is_compiling() and torch.is_inference_mode_enabled() and not self._traced:
+        if self._traced or torch.compiler.is_compiling():
+            return self._prepare(rule, weighted, dtype, traced=True)
+        if torch.is_inference_mode_enabled():
             # What is kept here serves a training step too, which cannot save inference tensors.
             with torch.inference_mode(False), torch.no_grad():
                 entries = self._prepare(rule, weighted, dtype)
@@ -127,7 +129,7 @@ class Graph:
             entries = self._prepare(rule, weighted, dtype)
         # A weight that requires grad belongs to one autograd graph only, and under no_grad to none.
         trained = weighted and self.edge_weight is not None and self.edge_weight.requires_grad
-        if not self._traced and not trained:
+        if not trained:
             self._entries[key] = entries
         return entries
 
@@ -135,10 +137,11 @@ class Graph:
         weights = "no weights" if self.edge_weight is None else "weights"
         return f"Graph(num_nodes={self.num_nodes}, num_edges={self.num_edges}, {weights}, device='{self.device}')"
 
-    def _prepare(self, rule: int, weighted: bool, dtype: torch.dtype) -> Entries:
+    def _prepare(self, rule: int, weighted: bool, dtype: torch.dtype, traced: bool = False) -> Entries:
+        # A compiler knows neither how many entries there will be nor what they hold: nothing is cut.
         prepare = _backend.operator("graph_prepare", _backend.native(self._backend, self.device))
         rowptr, col, edge, t_rowptr, t_row, t_perm, blocks = prepare(self.edge_index, self.num_nodes, rule)
-        if not self._traced:
+        if not traced:
             used = int(rowptr[-1])
             col, edge, t_row, t_perm = col[:used], edge[:used], t_row[:used], t_perm[:used]
         edge_weight = self.edge_weight if weighted else None
@@ -149,7 +152,7 @@ class Graph:
         else:
             weight = None
         entries = Entries(rowptr, col, t_rowptr, t_row, t_perm, blocks, edge, weight)
-        if self._traced or (weight is not None and weight.requires_grad):
+        if traced or (weight is not None and weight.requires_grad):
             return entries
         return _template(entries)
 
