@@ -14,7 +14,6 @@ import sysconfig
 import warnings
 from collections.abc import Iterable
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -90,8 +89,9 @@ def why_not_native(device_type: str) -> str | None:
     if _status.build["cuda"] is None:
         why = _status.left_out.get("cuda")
         return "the extension was built without CUDA kernels" + (f": {why}" if why else "")
-    missing = _without_cuda_kernel()
-    return f"there are no CUDA kernels yet for {', '.join(missing)}" if missing else None
+    if _without_cuda_kernel:
+        return f"there are no CUDA kernels yet for {', '.join(_without_cuda_kernel)}"
+    return None
 
 
 def _load(package: Path) -> NativeStatus:
@@ -161,11 +161,6 @@ def _without_kernel(key: str, names: Iterable[str]) -> list[str]:
     )
 
 
-@cache
-def _without_cuda_kernel() -> list[str]:
-    return _without_kernel("CUDA", set(OPERATORS) - ON_CPU_ALONE)
-
-
 def _left_out(package: Path) -> dict[str, str]:
     """The report that setup.py leaves beside the binary."""
     try:
@@ -195,3 +190,4 @@ def _warn(text: str) -> None:
 
 
 _status = _start()
+_without_cuda_kernel = _without_kernel("CUDA", set(OPERATORS) - ON_CPU_ALONE) if _status.available else []

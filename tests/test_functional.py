@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import threading
 from typing import Any
 
@@ -158,6 +160,7 @@ def test_grad_scaler_step_equals_a_plain_step() -> None:
 
 @pytest.mark.parametrize("use_gat", [True, False])
 def test_compiles_without_a_break_for_any_size(use_gat: bool, backend: str) -> None:
+    torch._dynamo.reset()
     model = hiermt.TGCN_HierarchicalMT(5, 8, 1, use_gat, backend=backend)
     compiled = torch.compile(model, fullgraph=True, dynamic=True, backend="aot_eager")
     for nodes in (20, 33, 47):
@@ -167,6 +170,36 @@ def test_compiles_without_a_break_for_any_size(use_gat: bool, backend: str) -> N
             testing.assert_close(found, wanted)
     compiled(x, edge_index, edge_weight)[0].sum().backward()
     assert model.signal_head.weight.grad is not None
+
+
+@pytest.mark.parametrize("use_gat", [True, False])
+def test_compiles_without_a_break_on_a_graph_not_used_before(use_gat: bool, backend: str) -> None:
+    torch._dynamo.reset()
+    model = hiermt.TGCN_HierarchicalMT(5, 8, 1, use_gat, backend=backend)
+    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
+    graph = hiermt.Graph(*EDGES, 20)
+    x = torch.randn(20, 4, 5)
+    traced = compiled(x, graph)
+    for found, wanted, again in zip(traced, model(x, graph), compiled(x, graph), strict=True):
+        testing.assert_close(found, wanted)
+        testing.assert_close(again, wanted)
+
+
+def test_compiles_without_a_break_as_the_first_thing_of_a_process() -> None:
+    program = """
+import torch, hiermt
+from hiermt.testing import stock_graph
+
+model, criterion = hiermt.TGCN_HierarchicalMT(5, 8, 1), hiermt.MultiTaskLoss()
+
+def step(x, edge_index, edge_weight, labels):
+    return criterion.terms(*model(x, edge_index, edge_weight), labels, labels).total
+
+compiled = torch.compile(step, fullgraph=True, backend="aot_eager")
+compiled(torch.randn(20, 4, 5), *stock_graph(20, 60), torch.ones(20, dtype=torch.int64)).backward()
+"""
+    done = subprocess.run([sys.executable, "-W", "error::UserWarning", "-c", program], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
 
 
 def test_double_backward_is_refused_by_name() -> None:
