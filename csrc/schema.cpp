@@ -21,7 +21,7 @@ STABLE_TORCH_LIBRARY(hiermt, m) {
   //      t_row [E], t_perm [E], blocks [any]: cuts of [0, S) that no edge crosses.  E = E0 + S; the entries
   //      past rowptr[S], one for each dropped loop, are padding.
   m.def(
-      "graph_prepare(Tensor edge_index, int num_nodes, int rule) -> "
+      "graph_prepare(Tensor edge_index, SymInt num_nodes, int rule) -> "
       "(Tensor rowptr, Tensor col, Tensor entry_edge, Tensor t_rowptr, Tensor t_row, Tensor t_perm, Tensor "
       "blocks)");
 
@@ -135,14 +135,14 @@ STABLE_TORCH_LIBRARY(hiermt, m) {
   //   * S
   //   -> as gated_scan
   m.def(
-      "gated_scan_windows(Tensor x, Tensor g, Tensor starts, int steps, Tensor[] gates, bool sequence, bool "
+      "gated_scan_windows(Tensor x, Tensor g, Tensor starts, SymInt steps, Tensor[] gates, bool sequence, bool "
       "save) "
       "-> (Tensor out, Tensor h, Tensor saved)");
 
   //   -> grad_x [S, D, F], grad_g [S, D, H], the gradients of the 6 gate parameters; zero on a day of no
   //   window
   m.def(
-      "gated_scan_windows_backward(Tensor grad_out, Tensor x, Tensor g, Tensor starts, int steps, Tensor[] "
+      "gated_scan_windows_backward(Tensor grad_out, Tensor x, Tensor g, Tensor starts, SymInt steps, Tensor[] "
       "gates, "
       "bool sequence, Tensor h, Tensor saved, bool need_x, bool need_g, bool need_gates) -> Tensor[]");
 
@@ -166,5 +166,5 @@ STABLE_TORCH_LIBRARY(hiermt, m) {
   // Windows of `steps` consecutive days, copied out of a series.
   //   series [S, D, F]; starts [B] int64: first days
   //   -> [B, S, steps, F]; no gradient
-  m.def("gather_windows(Tensor series, Tensor starts, int steps) -> Tensor");
+  m.def("gather_windows(Tensor series, Tensor starts, SymInt steps) -> Tensor");
 }

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch._dynamo.testing import CompileCounterWithBackend
 
 import hiermt
 from hiermt import _extension, functional, testing
@@ -162,12 +163,14 @@ def test_grad_scaler_step_equals_a_plain_step() -> None:
 def test_compiles_without_a_break_for_any_size(use_gat: bool, backend: str) -> None:
     torch._dynamo.reset()
     model = hiermt.TGCN_HierarchicalMT(5, 8, 1, use_gat, backend=backend)
-    compiled = torch.compile(model, fullgraph=True, dynamic=True, backend="aot_eager")
-    for nodes in (20, 33, 47):
+    counter = CompileCounterWithBackend("aot_eager")
+    compiled = torch.compile(model, fullgraph=True, dynamic=True, backend=counter)
+    for nodes in (20, 33, 47, 58):
         edge_index, edge_weight = testing.stock_graph(nodes, 3 * nodes // 2 * 2)
         x = torch.randn(nodes, 4, 5)
         for found, wanted in zip(compiled(x, edge_index, edge_weight), model(x, edge_index, edge_weight), strict=True):
             testing.assert_close(found, wanted)
+    assert counter.frame_count <= 2
     compiled(x, edge_index, edge_weight)[0].sum().backward()
     assert model.signal_head.weight.grad is not None
 
@@ -200,6 +203,22 @@ compiled(torch.randn(20, 4, 5), *stock_graph(20, 60), torch.ones(20, dtype=torch
 """
     done = subprocess.run([sys.executable, "-W", "error::UserWarning", "-c", program], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize(("use_gat", "strict"), [(True, False), (False, True)])
+def test_exports_for_any_number_of_nodes_and_edges(use_gat: bool, strict: bool, backend: str) -> None:
+    model = hiermt.TGCN_HierarchicalMT(5, 8, 1, use_gat, backend=backend)
+    nodes, edges = torch.export.Dim("nodes", min=2, max=4096), torch.export.Dim("edges", min=2, max=1 << 20)
+    program = torch.export.export(
+        model,
+        (torch.randn(20, 4, 5), *EDGES),
+        dynamic_shapes=({0: nodes}, {1: edges}, {0: edges}),
+        strict=strict,
+    )
+    for count in (20, 37):
+        x, given = torch.randn(count, 4, 5), testing.stock_graph(count, 3 * count // 2 * 2)
+        for found, wanted in zip(program.module()(x, *given), model(x, *given), strict=True):
+            testing.assert_close(found, wanted)
 
 
 def test_double_backward_is_refused_by_name() -> None:
