@@ -69,7 +69,7 @@ class Clock:
                     step()
         except Exception as error:
             self.wait()
-            return steps, f"eager ({type(error).__name__} in capture)"
+            return steps, f"eager (in capture {type(error).__name__}: {error})"[:500]
         return [graph.replay for graph in graphs], "graph replay"
 
     def rounds(self, calls: list[Step], count: int, repeats: int) -> list[float]:
@@ -243,10 +243,16 @@ def main() -> int:
         figure.update(_figure_or_error(job))
         print(figure, flush=True)
         options.path.write_text(json.dumps(figures))
-        bench.clock.wait()
-        if bench.clock.gpu:
-            torch.cuda.empty_cache()
+        if bench.clock.gpu and (left := _figure_or_error(tidy)):
+            print(f"after {name}: {left['error']}", flush=True)
     return 1 if any("error" in figure for figure in figures) else 0
+
+
+def tidy() -> dict[str, Any]:
+    """Gives memory back before the next case."""
+    torch.cuda.synchronize()
+    torch.cuda.empty_cache()
+    return {}
 
 
 def _figure_or_error(job: Callable[[], dict[str, Any]]) -> dict[str, Any]:

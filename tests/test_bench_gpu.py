@@ -12,6 +12,8 @@ from typing import Any
 
 import pytest
 
+from hiermt import _extension
+
 BENCH = Path(__file__).parent.parent / "bench"
 
 
@@ -77,6 +79,14 @@ def test_a_sanitizer_that_came_to_no_end_is_a_failure(gpu: Any, tmp_path: Path) 
     assert run.failed() == ["check"]
     run.stage("check", lambda: {"racecheck": {"exit": 0, "faults": 2}})
     assert run.failed() == ["check"]
+
+
+def test_kernels_that_cannot_run_are_a_failure(gpu: Any, tmp_path: Path) -> None:
+    run = gpu.Run([tmp_path], dry=True)
+    (found,) = run.commands(gpu.Command([sys.executable, "-c", gpu.KERNELS], 60, {"HIERMT_BACKEND": "reference"}))
+    reason = _extension.why_not_native("cuda")
+    assert found["exit"] == (0 if reason is None else 1)
+    assert reason is None or reason in found["tail"]
 
 
 def test_a_dry_run_goes_all_the_way(gpu: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
