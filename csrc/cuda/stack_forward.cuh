@@ -12,6 +12,12 @@ constexpr size_t kStackSharedBytes = 112 * 1024;
 constexpr int64_t kMaxStackNodes = 4096;
 constexpr int64_t kMaxStackChannels = 1024;
 
+// Small GPUs have 99 kB for a block.
+inline size_t stack_shared_limit() {
+  const size_t limit = shared_memory_limit();
+  return limit < kStackSharedBytes ? limit : kStackSharedBytes;
+}
+
 // Parameters by value: a kernel cannot follow the host arrays of a layer.
 template <class S, class Weights>
 struct StackForward {
@@ -55,7 +61,8 @@ bool stack_fits(const TgcnLayerForward<S>& p, Bytes&& bytes) {
   const int64_t nodes = p.graph.num_nodes;
   if (std::is_same_v<S, double> || p.conv_layers > kMaxStackConvs || p.steps == 0) return false;
   if (nodes == 0 || nodes > kMaxStackNodes || p.x.channels > kMaxStackChannels) return false;
-  return dispatch_stack(p.hidden, [&](auto hidden) { return bytes(hidden, 1) <= kStackSharedBytes; }, false);
+  return dispatch_stack(
+      p.hidden, [&](auto hidden) { return bytes(hidden, 1) <= stack_shared_limit(); }, false);
 }
 
 // kernel(channels of the stack, as a constant): the kernel for them.
@@ -77,7 +84,7 @@ cudaError_t launch_stack(const TgcnLayerForward<S>& p, const Weights* convs, Com
   stack.from_input = from_input;
   const auto run = [&](auto hidden) {
     const auto of_steps = [&](int64_t chunk) { return bytes(hidden, chunk); };
-    const int64_t chunk = steps_per_block(p.steps, copies, kStackSharedBytes, of_steps);
+    const int64_t chunk = steps_per_block(p.steps, copies, stack_shared_limit(), of_steps);
     const int64_t threads = stack_threads(nodes * chunk, kStackThreads<decltype(hidden)::value>);
     stack.chunk = static_cast<int>(chunk);
     return launch(kernel(hidden), dim3(static_cast<unsigned>(copies * ceil_div<int64_t>(p.steps, chunk))),

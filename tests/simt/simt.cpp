@@ -5,6 +5,7 @@
 #include <ucontext.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cstdarg>
 #include <cstdio>
 #include <map>
@@ -305,9 +306,12 @@ struct LaunchCount {
 
 cudaError_t launch(dim3 grid, dim3 threads, size_t shared_bytes, const std::function<void()>& body) {
   ++launch_count.launches;
-  constexpr size_t kMaxThreads = 1024, kMaxSharedBytes = 232448;
+  constexpr size_t kMaxThreads = 1024, kSharedBytesOfAny = 48 * 1024;
+  int limit = 0;
+  cudaDeviceGetAttribute(&limit, cudaDevAttrMaxSharedMemoryPerBlockOptin, 0);
+  const size_t shared_limit = std::max(kSharedBytesOfAny, static_cast<size_t>(limit));
   const size_t count = size_t{threads.x} * threads.y * threads.z;
-  if (count > kMaxThreads || shared_bytes > kMaxSharedBytes || grid.y > 65535 || grid.z > 65535) {
+  if (count > kMaxThreads || shared_bytes > shared_limit || grid.y > 65535 || grid.z > 65535) {
     return cudaErrorInvalidConfiguration;
   }
   if (block.fibers.size() < count) block.fibers.resize(kMaxThreads);
