@@ -43,7 +43,11 @@ TOOLS = ("memcheck", "racecheck", "initcheck", "synccheck")
 NOT_HERE = ("test_simt*", "test_cuda_resources.py", "test_isas.py", "test_cli*", "test_ddp.py")
 # The twin's matrix products are asked to be deterministic, for which cuBLAS wants to be told.
 PYTEST_ENVIRONMENT = {"CUBLAS_WORKSPACE_CONFIG": ":4096:8"}
-GPU_TESTS = ("tests/test_operator_cases.py", "tests/test_cuda.py")
+# Each list in a process of its own.
+GPU_TESTS = (
+    ["tests/test_operator_cases.py"],
+    ["tests/test_cuda.py", "tests/test_cuda_hostile.py", "tests/test_cuda_training.py"],
+)
 PROBE = """
 import json, sys, torch
 gpu = torch.cuda.is_available()
@@ -212,7 +216,7 @@ def test(run: Run) -> Any:
     if importlib.util.find_spec("pytest") is None:
         return {"error": "no pytest"}
     only = ["--collect-only"] if run.dry else []
-    words = [pytest_words(*only, path, processes=4) for path in GPU_TESTS]
+    words = [pytest_words(*only, *paths, processes=4) for paths in GPU_TESTS]
     return run.commands(*(Command(one, BUDGETS["test"], PYTEST_ENVIRONMENT) for one in words))
 
 
@@ -262,7 +266,9 @@ def check(run: Run) -> Any:
     for tool in TOOLS:
         words = sanitizer(tool)
         jobs[tool] = None if words is None else Command(words, limit, memory)
-    ignored = [f"--ignore-glob=tests/{name}" for name in NOT_HERE] + [f"--ignore={name}" for name in GPU_TESTS]
+    ignored = [f"--ignore-glob=tests/{name}" for name in NOT_HERE] + [
+        f"--ignore={name}" for names in GPU_TESTS for name in names
+    ]
     if importlib.util.find_spec("pytest") is not None:
         words = pytest_words("tests", *ignored, *(["--collect-only"] if run.dry else []), processes=8)
         jobs["tests"] = Command(words, limit, PYTEST_ENVIRONMENT)

@@ -45,3 +45,17 @@ def backend(request: pytest.FixtureRequest) -> str:
         if reason is not None:
             pytest.skip(reason)
     return str(request.param)
+
+
+@pytest.fixture(params=["default", "own"])
+def cuda_stream(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Torch's default stream on a GPU, then one of its own. cuBLAS, not ours, may be indeterminate."""
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    if request.param == "default":
+        yield
+        return
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        yield
+    torch.cuda.current_stream().wait_stream(side)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import pytest
 import torch
 from torch import Tensor, nn
@@ -14,7 +12,10 @@ from hiermt.graph import Graph
 from hiermt.testing import assert_close, batched, stock_graph
 
 REASON = "needs a GPU" if not torch.cuda.is_available() else _extension.why_not_native("cuda")
-pytestmark = pytest.mark.skipif(REASON is not None, reason=str(REASON))
+pytestmark = [
+    pytest.mark.skipif(REASON is not None, reason=str(REASON)),
+    pytest.mark.usefixtures("cuda_stream"),
+]
 
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 # (hidden, use_gat, conv_layers, edge_dim, conv_activation): one launch for the stack, one each, weights in memory.
@@ -26,20 +27,6 @@ VARIANTS = [
     (64, True, 2, 1, "between"),
     (20, True, 2, 1, "after"),
 ]
-
-
-@pytest.fixture(params=["default", "own"], autouse=True)
-def stream(request: pytest.FixtureRequest) -> Iterator[None]:
-    """Every test runs on torch's default stream and on one of its own."""
-    torch.use_deterministic_algorithms(False)  # cuBLAS, not ours, asks for a setting
-    if request.param == "default":
-        yield
-        return
-    side = torch.cuda.Stream()
-    side.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(side):
-        yield
-    torch.cuda.current_stream().wait_stream(side)
 
 
 def problem(

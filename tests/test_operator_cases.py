@@ -22,7 +22,7 @@ def device(request: pytest.FixtureRequest) -> Iterator[str]:
         pytest.skip("needs a GPU")
     if (reason := _extension.why_not_native(name)) is not None:
         pytest.skip(reason)
-    torch.use_deterministic_algorithms(False)  # cuBLAS, not ours, asks for a setting
+    torch.use_deterministic_algorithms(True, warn_only=True)  # cuBLAS, not ours, asks for a setting
     with torch.cuda.stream(torch.cuda.Stream()) if request.param.endswith("stream") else nullcontext():
         yield name
 
