@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 import pytest
 import torch
+from native_checks import STRIDES, assert_as_exact_as_the_twin, assert_same_bits, strided
 from torch import Tensor
 
 from hiermt import _extension, functional, reference
@@ -78,18 +79,11 @@ def test_equals_twin(shape: tuple[int, int, int, int], sequence: bool, dtype: to
 
 
 def test_error_is_at_most_twice_the_twins() -> None:
-    """Root mean square in float32 against float64, of the output and every gradient, at the size that users have."""
+    """In float32 against float64, at the size that users have."""
     case = make(400, 25, 13, 16)
     exact = gradients(reference.gated_scan, case.to(torch.float64), True)
-    native = gradients(ops.gated_scan, case, True)
-    twin = gradients(reference.gated_scan, case, True)
-
-    def errors(found: tuple[Tensor, list[Tensor]]) -> list[float]:
-        pairs = zip([found[0], *found[1]], [exact[0], *exact[1]], strict=True)
-        return [float((a - b).detach().pow(2).mean()) ** 0.5 for a, b in pairs]
-
-    for ours, theirs in zip(errors(native), errors(twin), strict=True):
-        assert ours <= 2 * theirs
+    native, twin = (gradients(run, case, True) for run in (ops.gated_scan, reference.gated_scan))
+    assert_as_exact_as_the_twin(native, twin, exact)
 
 
 @pytest.mark.parametrize("sequence", [True, False])
@@ -102,26 +96,9 @@ def test_gradcheck(sequence: bool) -> None:
     assert torch.autograd.gradcheck(run, case.leaves())
 
 
-def views(kind: str) -> tuple[Tensor, Tensor]:
-    """A view of memory that is laid out in its own way, and the same numbers contiguous: ``[9, 5, 4]``."""
-    if kind == "NFT":
-        x = torch.randn(9, 4, 5).transpose(1, 2)
-    elif kind == "TNF":
-        x = torch.randn(5, 9, 4).transpose(0, 1)
-    elif kind == "slice":
-        x = torch.randn(12, 9, 11)[2:11, 1:6, 3:7]
-    elif kind == "step":
-        x = torch.randn(18, 10, 8)[::2, ::2, ::2]
-    elif kind == "windows":
-        x = torch.randn(4, 13).unfold(1, 5, 1).permute(1, 2, 0)
-    else:
-        x = torch.randn(1, 5, 4).expand(9, 5, 4)
-    return x, x.contiguous()
-
-
-@pytest.mark.parametrize("kind", ["NFT", "TNF", "slice", "step", "windows", "expanded"])
+@pytest.mark.parametrize("kind", STRIDES)
 def test_any_strides_of_x(kind: str) -> None:
-    view, dense = views(kind)
+    view, dense = strided(kind, 9, 5, 4)
     case = make(9, 5, 4, 6)
     outs = [gradients(ops.gated_scan, case._replace(x=x.detach().requires_grad_()), True) for x in (view, dense)]
     assert torch.equal(outs[0][0], outs[1][0])
@@ -192,16 +169,7 @@ def test_same_bits_alone_and_among_others() -> None:
 
 def test_same_bits_for_any_thread_count_and_run() -> None:
     case = make(700, 5, 4, 16)
-    runs = []
-    try:
-        for threads in (1, 2, *[2] * 18):
-            torch.set_num_threads(threads)
-            out, grads = gradients(ops.gated_scan, case, True)
-            runs.append([out, *grads])
-    finally:
-        torch.set_num_threads(2)
-    for run in runs[1:]:
-        assert all(torch.equal(a, b) for a, b in zip(run, runs[0], strict=True))
+    assert_same_bits(lambda: gradients(ops.gated_scan, case, True))
 
 
 def test_only_what_is_asked_for_is_computed_and_kept() -> None:

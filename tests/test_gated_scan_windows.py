@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 import pytest
 import torch
+from native_checks import assert_as_exact_as_the_twin, assert_same_bits
 from torch import Tensor
 
 from hiermt import _extension, functional, reference
@@ -99,20 +100,13 @@ def test_same_bits_forward_and_same_gradients_as_windows_one_by_one(name: str, d
 
 
 def test_error_is_at_most_twice_the_twins() -> None:
-    """Root mean square in float32 against float64, of the output and every gradient, at the size that users have."""
+    """In float32 against float64, at the size that users have."""
     gates = [torch.randn(16, 45) * 0.3 if i % 2 == 0 else torch.randn(16) * 0.3 for i in range(6)]
     case = Case(torch.randn(40, 120, 13), torch.rand(40, 120, 16), torch.randperm(96)[:16], 25, gates)
     case = case.to(torch.float32)
     exact = gradients(reference.gated_scan_windows, case.to(torch.float64), True)
-    native = gradients(ops.gated_scan_windows, case, True)
-    twin = gradients(reference.gated_scan_windows, case, True)
-
-    def errors(found: tuple[Tensor, list[Tensor]]) -> list[float]:
-        pairs = zip([found[0], *found[1]], [exact[0], *exact[1]], strict=True)
-        return [float((a - b).detach().pow(2).mean()) ** 0.5 for a, b in pairs]
-
-    for ours, theirs in zip(errors(native), errors(twin), strict=True):
-        assert ours <= 2 * theirs
+    native, twin = (gradients(run, case, True) for run in (ops.gated_scan_windows, reference.gated_scan_windows))
+    assert_as_exact_as_the_twin(native, twin, exact)
 
 
 @pytest.mark.parametrize("sequence", [True, False])
@@ -175,16 +169,7 @@ def test_any_strides_of_x(kind: str) -> None:
 @pytest.mark.parametrize("name", ["shuffled", "many groups", "many tiles"])
 def test_same_bits_for_any_thread_count_and_run(name: str) -> None:
     case = make(name)
-    runs = []
-    try:
-        for threads in (1, 2, *[2] * 8):
-            torch.set_num_threads(threads)
-            out, grads = gradients(ops.gated_scan_windows, case, True)
-            runs.append([out, *grads])
-    finally:
-        torch.set_num_threads(2)
-    for run in runs[1:]:
-        assert all(torch.equal(a, b) for a, b in zip(run, runs[0], strict=True))
+    assert_same_bits(lambda: gradients(ops.gated_scan_windows, case, True), runs=10)
 
 
 @pytest.mark.parametrize("sequence", [True, False])

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
-from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
 from gatv2_cases import gradients, make
 from graphs import small_graphs
+from native_checks import STRIDES, assert_as_exact_as_the_twin, assert_same_bits, strided
 from properties import given, settings
 from torch import Tensor
 
@@ -103,22 +100,11 @@ def test_equals_pyg_on_any_small_graph(case: tuple[int, Tensor, Tensor]) -> None
 
 
 def test_error_is_at_most_twice_the_twins() -> None:
-    """In float32 against float64, at the size that users have.
-
-    Root mean square over the output, the gradient of x and those of all parameters together: the error of a
-    few elements is a matter of luck in either.
-    """
+    """In float32 against float64, at the size that users have."""
     case = make(4, 25, 13, 16, nodes=100)
     exact = gradients(reference.gatv2_conv, case.to(torch.float64), reference.SIGMOID)
-
-    def errors(run: Callable[..., Tensor]) -> list[float]:
-        out, grads = gradients(run, case, reference.SIGMOID)
-        pairs = zip([out, *grads], [exact[0], *exact[1]], strict=True)
-        value, x, *params = [float((a.detach().double() - b).norm()) for a, b in pairs]
-        return [value, x, sum(error**2 for error in params) ** 0.5]
-
-    for ours, theirs in zip(errors(ops.gatv2_conv), errors(reference.gatv2_conv), strict=True):
-        assert ours <= 2 * theirs
+    native, twin = (gradients(run, case, reference.SIGMOID) for run in (ops.gatv2_conv, reference.gatv2_conv))
+    assert_as_exact_as_the_twin(native, twin, exact, together=True)
 
 
 @pytest.mark.parametrize("edge", [True, False])
@@ -148,27 +134,12 @@ def test_one_block_alone_shared_out_among_threads(nodes: int, steps: int) -> Non
         assert_close(got, want, gradient=True)
 
 
-def views(kind: str) -> tuple[Tensor, Tensor]:
-    """A view of memory that is laid out in its own way, and the same numbers contiguous: ``[40, 18, 4]``."""
-    if kind == "NFT":
-        x = torch.randn(40, 4, 18).transpose(1, 2)
-    elif kind == "TNF":
-        x = torch.randn(18, 40, 4).transpose(0, 1)
-    elif kind == "slice":
-        x = torch.randn(44, 20, 11)[2:42, 1:19, 3:7]
-    elif kind == "step":
-        x = torch.randn(80, 36, 8)[::2, ::2, ::2]
-    elif kind == "windows":
-        x = torch.randn(4, 57).unfold(1, 18, 1).permute(1, 2, 0)
-    else:
-        x = torch.randn(1, 18, 4).expand(40, 18, 4)
-    return x, x.contiguous()
-
-
-@pytest.mark.parametrize("kind", ["NFT", "TNF", "slice", "step", "windows", "expanded"])
+@pytest.mark.parametrize("kind", STRIDES)
 def test_any_strides_of_x(kind: str) -> None:
     case = make(2, 18, 4, 6)
-    outs = [gradients(ops.gatv2_conv, case._replace(x=x.requires_grad_()), reference.NONE) for x in views(kind)]
+    outs = [
+        gradients(ops.gatv2_conv, case._replace(x=x.requires_grad_()), reference.NONE) for x in strided(kind, 40, 18, 4)
+    ]
     assert torch.equal(outs[0][0], outs[1][0])
     for a, b in zip(outs[0][1], outs[1][1], strict=True):
         assert torch.equal(a, b)
@@ -258,30 +229,4 @@ def test_same_bits_alone_and_among_others() -> None:
 
 def test_same_bits_for_any_thread_count_and_run() -> None:
     case = make(8, 25, 5, 16, nodes=50)
-    runs = []
-    try:
-        for threads in (1, 2, *[2] * 18):
-            torch.set_num_threads(threads)
-            out, grads = gradients(ops.gatv2_conv, case, reference.SIGMOID)
-            runs.append([out, *grads])
-    finally:
-        torch.set_num_threads(2)
-    for run in runs[1:]:
-        assert all(torch.equal(a, b) for a, b in zip(run, runs[0], strict=True))
-
-
-@pytest.mark.timeout(900)
-@pytest.mark.parametrize("isa", ["baseline", "avx2", "avx512"])
-def test_every_instruction_set(isa: str) -> None:
-    """The same tests in a process of its own, on each set of kernels that this machine can run."""
-    chosen = "from hiermt import _extension; print(_extension.native_status().build['cpu_isa'])"
-    environment = {**os.environ, "HIERMT_CPU_ISA": isa}
-    process = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", chosen], env=environment, capture_output=True, text=True
-    )
-    if process.stdout.strip() != isa:
-        pytest.skip(f"this machine or build has no {isa}")
-    select = "test_equals_twin or test_gradcheck or strides or alone or huge"
-    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", __file__, "-k", select]
-    process = subprocess.run(command, env=environment, capture_output=True, text=True)
-    assert process.returncode == 0, process.stdout
+    assert_same_bits(lambda: gradients(ops.gatv2_conv, case, reference.SIGMOID))

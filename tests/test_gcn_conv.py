@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 import pytest
 import torch
+from native_checks import STRIDES, assert_as_exact_as_the_twin, assert_same_bits, strided
 from torch import Tensor
 
 from hiermt import Graph, _extension, reference
@@ -111,31 +112,18 @@ def test_gradcheck(activation: int) -> None:
 
 
 def test_error_is_at_most_twice_the_twins() -> None:
-    """Root mean square in float32 against float64, of the output and every gradient."""
+    """In float32 against float64, at the size that users have."""
     case = make(stock_graph(), 100, 4, 25, 13, 16)
     exact = gradients(reference.gcn_conv, case.to(torch.float64), reference.SIGMOID)
-
-    def errors(run: Callable[..., Tensor]) -> list[float]:
-        out, grads = gradients(run, case, reference.SIGMOID)
-        pairs = zip([out, *grads], [exact[0], *exact[1]], strict=True)
-        return [float((a - b).detach().pow(2).mean()) ** 0.5 for a, b in pairs]
-
-    for ours, theirs in zip(errors(ops.gcn_conv), errors(reference.gcn_conv), strict=True):
-        assert ours <= 2 * theirs
+    native, twin = (gradients(run, case, reference.SIGMOID) for run in (ops.gcn_conv, reference.gcn_conv))
+    assert_as_exact_as_the_twin(native, twin, exact)
 
 
-@pytest.mark.parametrize("kind", ["NFT", "slice", "expanded"])
+@pytest.mark.parametrize("kind", STRIDES)
 def test_any_strides_of_x(kind: str) -> None:
-    x = {
-        "NFT": torch.randn(14, 4, 5).transpose(1, 2),
-        "slice": torch.randn(16, 9, 8)[1:15, 2:7, ::2],
-        "expanded": torch.randn(14, 1, 4).expand(14, 5, 4),
-    }[kind]
     case = make(some_edges(7, 20), 7, 2, 5, 4, 6)
-    runs = [
-        gradients(ops.gcn_conv, case._replace(x=view.detach().requires_grad_()), reference.SIGMOID)
-        for view in (x, x.contiguous())
-    ]
+    views = [case._replace(x=x.requires_grad_()) for x in strided(kind, 14, 5, 4)]
+    runs = [gradients(ops.gcn_conv, view, reference.SIGMOID) for view in views]
     for a, b in zip([runs[0][0], *runs[0][1]], [runs[1][0], *runs[1][1]], strict=True):
         assert torch.equal(a, b)
 
@@ -171,16 +159,7 @@ def test_nan_and_infinity_reach_what_the_twins_reach(where: str, value: float) -
 
 def test_same_bits_for_any_thread_count_and_run() -> None:
     case = make(stock_graph(), 100, 8, 12, 13, 16)
-    runs = []
-    try:
-        for threads in (1, 2, *[2] * 18):
-            torch.set_num_threads(threads)
-            out, grads = gradients(ops.gcn_conv, case, reference.SIGMOID)
-            runs.append([out, *grads])
-    finally:
-        torch.set_num_threads(2)
-    for run in runs[1:]:
-        assert all(torch.equal(a, b) for a, b in zip(run, runs[0], strict=True))
+    assert_same_bits(lambda: gradients(ops.gcn_conv, case, reference.SIGMOID))
 
 
 def test_one_large_graph() -> None:

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import pytest
 import torch
 from graphs import small_graphs
+from native_checks import STRIDES, assert_as_exact_as_the_twin, assert_same_bits, strided
 from properties import given, settings
 from torch import Tensor
 
@@ -170,18 +168,11 @@ def test_equals_pyg_on_any_small_graph(case: tuple[int, Tensor, Tensor]) -> None
 
 
 def test_error_is_at_most_twice_the_twins() -> None:
-    """In float32 against float64: root mean square over output, gradient of x, gradients of all parameters."""
+    """In float32 against float64, at the size that users have."""
     case = make((4, 25, 13, 16), nodes=100)
     exact = gradients(reference.tgcn_layer, case.to(torch.float64), True)
-
-    def errors(run: Callable[..., Tensor]) -> list[float]:
-        out, grads = gradients(run, case, True)
-        pairs = zip([out, *grads], [exact[0], *exact[1]], strict=True)
-        value, x, *params = [float((a.detach().double() - b).norm()) for a, b in pairs]
-        return [value, x, sum(error**2 for error in params) ** 0.5]
-
-    for ours, theirs in zip(errors(ops.tgcn_layer), errors(reference.tgcn_layer), strict=True):
-        assert ours <= 2 * theirs
+    native, twin = (gradients(run, case, True) for run in (ops.tgcn_layer, reference.tgcn_layer))
+    assert_as_exact_as_the_twin(native, twin, exact, together=True)
 
 
 @pytest.mark.parametrize("sequence", [True, False])
@@ -198,16 +189,11 @@ def test_gradcheck(variant: tuple[int, bool, bool, bool], sequence: bool) -> Non
     assert torch.autograd.gradcheck(run, case.leaves())
 
 
-@pytest.mark.parametrize("kind", ["NFT", "windows", "slice"])
+@pytest.mark.parametrize("kind", STRIDES)
 def test_any_strides_of_x(kind: str) -> None:
-    if kind == "NFT":
-        x = torch.randn(40, 4, 18).transpose(1, 2)
-    elif kind == "windows":
-        x = torch.randn(4, 57).unfold(1, 18, 1).permute(1, 2, 0)
-    else:
-        x = torch.randn(44, 20, 11)[2:42, 1:19, 3:7]
     case = make((2, 18, 4, 6))
-    outs = [gradients(ops.tgcn_layer, case._replace(x=v.requires_grad_()), True) for v in (x, x.contiguous())]
+    views = [case._replace(x=x.requires_grad_()) for x in strided(kind, 40, 18, 4)]
+    outs = [gradients(ops.tgcn_layer, view, True) for view in views]
     assert torch.equal(outs[0][0], outs[1][0])
     for a, b in zip(outs[0][1], outs[1][1], strict=True):
         assert torch.equal(a, b)
@@ -239,32 +225,7 @@ def test_nan_infinity_and_saturation(variant: tuple[int, bool, bool, bool], valu
 
 def test_same_bits_for_any_thread_count_and_run() -> None:
     case = make((8, 25, 5, 16), nodes=50)
-    runs = []
-    try:
-        for threads in (1, 2, *[2] * 18):
-            torch.set_num_threads(threads)
-            out, grads = gradients(ops.tgcn_layer, case, False)
-            runs.append([out, *grads])
-    finally:
-        torch.set_num_threads(2)
-    for run in runs[1:]:
-        assert all(torch.equal(a, b) for a, b in zip(run, runs[0], strict=True))
-
-
-@pytest.mark.timeout(900)
-@pytest.mark.parametrize("isa", ["baseline", "avx2", "avx512"])
-def test_every_instruction_set(isa: str) -> None:
-    """The same tests in a process of its own, on each set of kernels that this machine can run."""
-    chosen = "from hiermt import _extension; print(_extension.native_status().build['cpu_isa'])"
-    environment = {**os.environ, "HIERMT_CPU_ISA": isa}
-    probe = [sys.executable, "-W", "ignore", "-c", chosen]
-    process = subprocess.run(probe, env=environment, capture_output=True, text=True)
-    if process.stdout.strip() != isa:
-        pytest.skip(f"this machine or build has no {isa}")
-    select = "(test_equals_twin and dtype0) or test_gradcheck or strides or bfloat16"
-    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", __file__, "-k", select]
-    process = subprocess.run(command, env=environment, capture_output=True, text=True)
-    assert process.returncode == 0, process.stdout
+    assert_same_bits(lambda: gradients(ops.tgcn_layer, case, False))
 
 
 @pytest.mark.parametrize("sequence", [True, False])
