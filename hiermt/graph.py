@@ -44,7 +44,8 @@ class Graph:
 
     Pass it to a model in place of ``edge_index`` to pay for the preparation once; a raw ``edge_index`` works too
     and is remembered as long as the tensor lives and is not changed. A graph that consists of equal copies of a
-    smaller one, as a PyG ``Batch`` of one static graph does, is recognised and stored once.
+    smaller one, as a PyG ``Batch`` of one static graph does, is recognised and stored once. Tensors that PyTorch sees
+    changed in place are prepared anew, except inside a compiled function.
 
     Args:
         edge_index (Tensor): sources in row 0, targets in row 1.
@@ -90,6 +91,7 @@ class Graph:
         self._backend = backend
         self._traced = traced
         self._entries: dict[tuple[int, bool, torch.dtype], Entries] = {}
+        self._versions = self._written()
 
     @property
     def num_edges(self) -> int:
@@ -117,9 +119,15 @@ class Graph:
             dtype (torch.dtype): dtype of the weights returned.
         """
         key = (rule, weighted, dtype)
+        compiling = self._traced or torch.compiler.is_compiling()
+        if not compiling and self._versions != (versions := self._written()):
+            # Weights may change with every step of a training, where nothing may wait for the device.
+            if self._versions[0] != versions[0]:
+                _check_range(self.edge_index, self.num_nodes)
+            self._entries, self._versions = {}, versions
         if key in self._entries:
             return self._entries[key]
-        if self._traced or torch.compiler.is_compiling():
+        if compiling:
             return self._prepare(rule, weighted, dtype, traced=True)
         if torch.is_inference_mode_enabled():
             # What is kept here serves a training step too, which cannot save inference tensors.
@@ -136,6 +144,13 @@ class Graph:
     def __repr__(self) -> str:
         weights = "no weights" if self.edge_weight is None else "weights"
         return f"Graph(num_nodes={self.num_nodes}, num_edges={self.num_edges}, {weights}, device='{self.device}')"
+
+    def _written(self) -> tuple[int, ...]:
+        """How often PyTorch saw each tensor written to; of inference tensors it keeps no count."""
+        tensors = (self.edge_index, self.edge_weight)
+        if self._traced:
+            return ()
+        return tuple(0 if tensor is None or tensor.is_inference() else tensor._version for tensor in tensors)
 
     def _prepare(self, rule: int, weighted: bool, dtype: torch.dtype, traced: bool = False) -> Entries:
         # A compiler knows neither how many entries there will be nor what they hold: nothing is cut.

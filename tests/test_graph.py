@@ -245,3 +245,21 @@ def test_moved_to_the_current_gpu_it_stays_itself(monkeypatch: pytest.MonkeyPatc
         graph = hiermt.Graph(torch.empty(2, 0, dtype=torch.int64, device="cuda:0"), None, 4)
         assert graph.to("cuda") is graph and graph.to("cuda:0") is graph
         assert graph.to("cuda:1").device == torch.device("cuda:1")
+
+
+@pytest.mark.parametrize("use_gat", [True, False])
+def test_tensors_changed_in_place_are_prepared_anew(use_gat: bool, backend: str) -> None:
+    model = hiermt.TGCN_HierarchicalMT(5, 8, 1, use_gat, backend=backend)
+    x = torch.randn(20, 4, 5)
+    edge_index, edge_weight = testing.stock_graph(20, 60)
+    graph = hiermt.Graph(edge_index, edge_weight, 20)
+    results = []
+    for change in (lambda: None, lambda: edge_weight.mul_(3), lambda: edge_index.copy_(edge_index.flip(1))):
+        change()
+        found = model(x, graph)[0]
+        assert torch.equal(found, model(x, hiermt.Graph(edge_index.clone(), edge_weight.clone(), 20))[0])
+        assert not any(torch.equal(found, other) for other in results)
+        results.append(found)
+    edge_index[0, 0] = 20
+    with pytest.raises(IndexError, match="outside"):
+        model(x, graph)
