@@ -39,8 +39,8 @@ def can_capture(
 class CapturedSteps:
     """Runs steps one by one at first, and replays them once they are warm.
 
-    A step on another number of windows runs plainly, and so does the first one on a graph, which prepares it. A step on
-    another graph, or with another learning rate, is captured anew once the rate has stayed for two steps: a capture
+    A step on another number of windows runs plainly, and so does the first one on each graph, which prepares it. A step
+    on another graph, or with another learning rate, is captured anew once the rate has stayed for two steps: a capture
     costs as much as dozens of steps.
     """
 
@@ -81,8 +81,10 @@ class CapturedSteps:
         with torch.cuda.stream(self.stream):
             losses = self.step(self.loader.gather(starts, graph))
         torch.cuda.current_stream().wait_stream(self.stream)
-        self.warm += 1
-        self.prepared.add(id(graph))
+        # A smaller batch may have run on other kernels than those a capture would meet first.
+        if starts.numel() == self.loader.batch_size:
+            self.warm += 1
+            self.prepared.add(id(graph))
         return losses
 
     def _capture(
