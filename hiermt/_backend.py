@@ -34,6 +34,8 @@ def native(backend: str, device: torch.device, dtype: torch.dtype = torch.float3
     if backend == "reference":
         return False
     reason = _extension.why_not_native(device.type)
+    if reason is None and device.type == "cuda" and not torch.compiler.is_compiling():
+        reason = _extension.why_not_gpu(device.index)
     if reason is None and device.type == "cpu" and dtype == torch.float16:
         reason = "the CPU kernels take float32, float64 and bfloat16, not float16"
     if reason is None and _transformed():

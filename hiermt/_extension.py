@@ -9,11 +9,13 @@ from __future__ import annotations
 import importlib
 import json
 import os
+import re
 import struct
 import sysconfig
 import warnings
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -92,6 +94,31 @@ def why_not_native(device_type: str) -> str | None:
     if _without_cuda_kernel:
         return f"there are no CUDA kernels yet for {', '.join(_without_cuda_kernel)}"
     return None
+
+
+@cache
+def why_not_gpu(index: int | None) -> str | None:
+    """Why one of this machine's GPUs, the current one if ``None``, runs none of the kernels; ``None`` if it does."""
+    if not torch.cuda.is_available():
+        return None
+    capability = torch.cuda.get_device_capability(index)
+    built = tuple(_status.build["cuda_architectures"])
+    if any(_runs(architecture, *capability) for architecture in built):
+        return None
+    return (
+        f"the CUDA kernels were built for {', '.join(built)}, this GPU has compute capability "
+        f"{'.'.join(map(str, capability))}; the sources take 8.0 and newer, chosen by TORCH_CUDA_ARCH_LIST"
+    )
+
+
+def _runs(architecture: str, major: int, minor: int) -> bool:
+    """Whether code for an architecture, in CMake's spelling, runs on a GPU of this compute capability."""
+    number, feature, kind = re.fullmatch(r"(\d+)([af]?)(-\w+)?", architecture).groups()  # type: ignore[union-attr]
+    built = divmod(int(number), 10)
+    if feature:
+        return built == (major, minor)
+    # Machine code serves its own generation, PTX every later one too.
+    return (built[0] == major and built[1] <= minor) or (kind != "-real" and built <= (major, minor))
 
 
 def _load(package: Path) -> NativeStatus:

@@ -106,4 +106,7 @@ def _who(device_type: str) -> str:
 
 def _gpu(index: int) -> str:
     major, minor = torch.cuda.get_device_capability(index)
-    return f"{_who('cuda')} on {torch.cuda.get_device_name(index)} (sm_{major}{minor})"
+    who, native = _who("cuda"), not _extension.why_not_native("cuda")
+    if native and (reason := _extension.why_not_gpu(index)):
+        who = f"pure-PyTorch operators: {reason};"
+    return f"{who} on {torch.cuda.get_device_name(index)} (sm_{major}{minor})"

@@ -5,6 +5,7 @@ Each case runs in a process of its own on a copy of the package.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import re
@@ -21,7 +22,7 @@ import setuptools
 import torch
 
 import hiermt
-from hiermt import _extension, info
+from hiermt import _backend, _extension, info
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = Path(hiermt.__file__).parent
@@ -219,6 +220,40 @@ def test_cuda_is_never_missing_in_silence() -> None:
         assert "without CUDA kernels" in str(_extension.why_not_native("cuda"))
         assert "without CUDA kernels" in info.format(info.collect())
     assert "no native operators for mps" in str(_extension.why_not_native("mps")) or not status.available
+
+
+@pytest.mark.parametrize(
+    ("built", "capability", "runs"),
+    [
+        (("80-real", "90-real", "100"), (9, 0), True),
+        (("80-real", "90-real", "100"), (8, 9), True),
+        (("80-real", "90-real", "100"), (12, 0), True),
+        (("80-real", "90-real", "100"), (7, 5), False),
+        (("90-real",), (8, 0), False),
+        (("90-real",), (10, 0), False),
+        (("90a",), (9, 0), True),
+        (("90a",), (10, 0), False),
+        (("86-real",), (8, 0), False),
+        (("80-virtual",), (9, 0), True),
+    ],
+)
+def test_a_gpu_without_kernels_gets_the_twins(
+    built: tuple[str, ...], capability: tuple[int, int], runs: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    status = dataclasses.replace(_extension.native_status(), build={"cuda_architectures": built})
+    monkeypatch.setattr(_extension, "_status", status)
+    monkeypatch.setattr(_extension, "why_not_native", lambda device_type: None)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda index: capability)
+    _extension.why_not_gpu.cache_clear()
+    try:
+        device = torch.device("cuda:0")
+        assert _backend.native("auto", device) is runs
+        if not runs:
+            with pytest.raises(RuntimeError, match="compute capability"):
+                _backend.native("native", device)
+    finally:
+        _extension.why_not_gpu.cache_clear()
 
 
 def test_info_command() -> None:
