@@ -168,7 +168,8 @@ def run(case: OperatorCase, native: bool, device: str, dtype: torch.dtype) -> Ou
             whole = value.as_strided((value.untyped_storage().nbytes() // value.element_size(),), (1,), 0)
             whole = whole.to(dtype).to(device)
             return whole.as_strided(value.size(), value.stride(), value.storage_offset())
-        leaves.append(value.to(dtype).to(device).requires_grad_(case.gradient))
+        # A copy: cases share tensors, and each wants leaves of its own.
+        leaves.append(value.clone().to(dtype).to(device).requires_grad_(case.gradient))
         return leaves[-1]
 
     arguments = [place(argument) for argument in case.arguments]
