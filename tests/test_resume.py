@@ -231,16 +231,3 @@ def test_adam_is_fused_where_torch_offers_it() -> None:
     assert training.adam(model).defaults["fused"]
     assert not training.adam(model, foreach=False).defaults["fused"]
     assert training.adam(model, 0.5, betas=(0.5, 0.5)).defaults["lr"] == 0.5
-
-
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
-def test_captured_steps_equal_plain_ones_on_a_gpu() -> None:
-    losses = {}
-    for capture in (False, True):
-        torch.manual_seed(0)
-        model = TGCN_HierarchicalMT(FEATURES, 16).cuda()
-        batches = data.WindowLoader(dataset(), range(30), 8, shuffle=True, device="cuda")
-        losses[capture] = train_hierarchical(
-            model, training.adam(model), None, batches, None, 4, device="cuda", progress=False, capture=capture
-        )
-    assert losses[False] == losses[True]
