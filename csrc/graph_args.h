@@ -46,9 +46,9 @@ inline CsrGraph graph_of(const char* op, const std::vector<Tensor>& csr, const T
   for (size_t i = 0; i < csr.size(); ++i) {
     check_dtype(op, names[i], csr[i], ScalarType::Int);
     check_contiguous(op, names[i], csr[i]);
-    if (i < 5) check_device(op, names[i], csr[i], "x", x);
+    // Blocks may stay on the CPU, where alone they are read.
+    if (i < 5 || !csr[i].is_cpu()) check_device(op, names[i], csr[i], "x", x);
   }
-  if (!csr[5].is_cpu()) fail(op, "blocks", "expected a CPU tensor, got one on ", device_of(csr[5]));
   check_shape(op, "rowptr", csr[0], {"S + 1"});
   const int64_t nodes = csr[0].numel() - 1, entries = csr[1].numel();
   if (nodes < 0) fail(op, "rowptr", "expected a shape [S + 1], got [0]");
@@ -62,9 +62,9 @@ inline CsrGraph graph_of(const char* op, const std::vector<Tensor>& csr, const T
   if (nodes == 0 ? rows != 0 : rows % nodes != 0) {
     fail(op, "x", "expected a multiple of the graph's ", nodes, " nodes in dimension 0, got ", rows);
   }
-  const int64_t blocks = csr[5].numel() > 0 ? csr[5].numel() - 1 : 0;
-  const int32_t* cut = data<int32_t>(csr[5]);
-  bool covers = nodes == 0 || (blocks > 0 && cut[0] == 0 && cut[blocks] == nodes);
+  const int64_t blocks = x.is_cpu() && csr[5].numel() > 0 ? csr[5].numel() - 1 : 0;
+  const int32_t* cut = x.is_cpu() ? data<int32_t>(csr[5]) : nullptr;
+  bool covers = nodes == 0 || !x.is_cpu() || (blocks > 0 && cut[0] == 0 && cut[blocks] == nodes);
   for (int64_t k = 0; covers && k < blocks; ++k) covers = cut[k] <= cut[k + 1];
   if (!covers) fail(op, "blocks", "expected ranges that cover the ", nodes, " nodes in order");
   const CsrGraph graph{nodes,

@@ -6,7 +6,7 @@
 //           (node n = copy * S + node), T time steps, F input channels, H hidden channels, E entries of the
 //           CSR after the convolution's self-loop rule, E0 edges as given, K channels between two linears
 // csr:      rowptr [S+1], col [E], t_rowptr [S+1], t_row [E], t_perm [E], blocks [any], all int32; blocks on
-//           the CPU
+//           the CPU, or on a GPU like the rest, where nobody reads them
 // dtypes:   float is any of float32, float64, bfloat16 and, on CUDA, float16; one op call sees one of them.
 //           Gradients of parameters have the dtype that the kernel computes in: float64 for float64, else
 //           float32.
@@ -135,14 +135,16 @@ STABLE_TORCH_LIBRARY(hiermt, m) {
   //   * S
   //   -> as gated_scan
   m.def(
-      "gated_scan_windows(Tensor x, Tensor g, Tensor starts, SymInt steps, Tensor[] gates, bool sequence, bool "
+      "gated_scan_windows(Tensor x, Tensor g, Tensor starts, SymInt steps, Tensor[] gates, bool sequence, "
+      "bool "
       "save) "
       "-> (Tensor out, Tensor h, Tensor saved)");
 
   //   -> grad_x [S, D, F], grad_g [S, D, H], the gradients of the 6 gate parameters; zero on a day of no
   //   window
   m.def(
-      "gated_scan_windows_backward(Tensor grad_out, Tensor x, Tensor g, Tensor starts, SymInt steps, Tensor[] "
+      "gated_scan_windows_backward(Tensor grad_out, Tensor x, Tensor g, Tensor starts, SymInt steps, "
+      "Tensor[] "
       "gates, "
       "bool sequence, Tensor h, Tensor saved, bool need_x, bool need_g, bool need_gates) -> Tensor[]");
 

@@ -19,7 +19,7 @@ class Entries(NamedTuple):
 
     Shapes:
         - **rowptr**, **t_rowptr:** ``[S+1]`` int32; **col**, **t_row**, **t_perm:** ``[E]`` int32
-        - **blocks:** ``[K+1]`` int32 on the CPU, node ranges that no edge leaves
+        - **blocks:** ``[K+1]`` int32, node ranges that no edge leaves; ``[0]`` on a GPU, whose kernels need none
         - **edge:** ``[E]`` int64, column of ``edge_index`` behind an entry, -1 for an added loop
         - **weight:** ``[E]`` weight (GATv2) or norm (GCN) of an entry, ``None`` for a GATv2 without weights
     """
@@ -159,6 +159,10 @@ class Graph:
         if not traced:
             used = int(rowptr[-1])
             col, edge, t_row, t_perm = col[:used], edge[:used], t_row[:used], t_perm[:used]
+        if rowptr.is_cuda:
+            # Nobody reads them there, and torch.compile cannot keep a CPU tensor among the inputs of a CUDA graph: it
+            # would write the next call's into memory that is free.
+            blocks = rowptr.new_empty(0)
         edge_weight = self.edge_weight if weighted else None
         if rule == reference.GCN_RULE:
             weight: Tensor | None = _gcn_norm(rowptr, col, edge, edge_weight, dtype)
@@ -337,5 +341,7 @@ def _is_periodic(entries: Entries, rowptr: Tensor, size: int, copies: int, per_c
 
 
 def _cut_blocks(blocks: Tensor, size: int) -> Tensor:
+    if blocks.is_cuda:
+        return blocks
     inside = blocks[blocks < size]
     return torch.cat([inside, torch.tensor([size], dtype=blocks.dtype)])
