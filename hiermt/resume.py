@@ -77,7 +77,7 @@ def _write(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, state
     buffer = io.BytesIO()
     torch.save(content, buffer)
     with replacing(path) as temporary:
-        temporary.write_bytes(buffer.getbuffer())
+        temporary.write_bytes(buffer.getvalue())
 
 
 def load_state(
