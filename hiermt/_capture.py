@@ -97,7 +97,8 @@ class CapturedSteps:
         static_starts = starts.clone()
         replay = torch.cuda.CUDAGraph()
         self.optimizer.zero_grad(set_to_none=True)
-        with torch.cuda.graph(replay, pool=self.pool):
+        # Not on the stream that torch keeps for captures, which belongs to the device of the first of them.
+        with torch.cuda.graph(replay, pool=self.pool, stream=self.stream):
             losses = self.step(self.loader.gather(static_starts, graph))
         self.captured[id(graph)] = (hyper, replay, static_starts, losses)
         return self.captured[id(graph)]
