@@ -183,6 +183,19 @@ def assert_gradients(pairs: list[tuple[str, Tensor | None, Tensor]], dtype: torc
         )
 
 
+def assert_gradient_norms(pairs: list[tuple[str, Tensor | None, Tensor]]) -> None:
+    """Float32 gradients as a whole: the error of each against its own norm, and a little of the largest one.
+
+    A term that is off by 0.1 % hides in the tolerance of single elements, not here.
+    """
+    largest = max((float(expected.norm()) for _, _, expected in pairs), default=0.0)
+    for name, grad, expected in pairs:
+        if grad is not None:
+            error = float((grad.double() - expected).norm())
+            allowed = 2e-5 * float(expected.norm()) + 1e-7 * largest
+            assert error <= allowed, f"gradient of {name}: its error has the norm {error:.3g}, {allowed:.3g} allowed"
+
+
 class ScanCase(NamedTuple):
     """A gated scan; `last` asks for the gradient through the last state only."""
 

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
-from simt_cases import Case, assert_gradients, conv_arguments, make
+from simt_cases import Case, assert_gradient_norms, assert_gradients, conv_arguments, make
 from simt_harness import run
 from torch import Tensor
 
@@ -144,4 +144,6 @@ def layer_both(
             one = next(truth)
             pairs.append((f"argument {i}", grad, torch.zeros_like(p) if one is None else one))
     assert_gradients(pairs, accuracy or dtype)
+    if (accuracy or dtype) == torch.float32:
+        assert_gradient_norms(pairs)
     return [h, h_last, g, *grads]

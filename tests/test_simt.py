@@ -217,8 +217,9 @@ LAYER_CASES = [
     LayerCase(Case(hidden=8, weighted=False), conv_layers=1, between=False),
     LayerCase(Case(hidden=16), gat=False),
     LayerCase(Case(hidden=5, layout="strided"), conv_layers=3),
-    LayerCase(Case(hidden=32, steps=2), gat=False, conv_layers=1, between=False, sequence=False),
     LayerCase(Case(hidden=64, steps=2, nodes=5, edges=8)),
+    LayerCase(Case(hidden=64, steps=3, channels=64, copies=50, nodes=3, edges=4), gat=False, between=False),
+    LayerCase(Case(hidden=32, steps=2), gat=False, conv_layers=1, between=False, sequence=False),
     # Enough copies that a block takes several steps, the last block of a copy fewer.
     LayerCase(Case(hidden=8, nodes=3, edges=4, copies=60, steps=5), conv_layers=1),
     LayerCase(Case(hidden=16, nodes=3, edges=4, copies=140, steps=3, channels=3)),
@@ -226,6 +227,11 @@ LAYER_CASES = [
     LayerCase(Case(hidden=16, nodes=40, edges=90, copies=3, steps=6, channels=20), gat=False, conv_layers=3),
     LayerCase(Case(hidden=8, nodes=3, edges=4, copies=60, steps=5, layout="strided"), gat=False, conv_layers=1),
     LayerCase(Case(hidden=32, nodes=12, edges=40, steps=3), gat=False, between=False),
+    LayerCase(Case(hidden=64, nodes=61, edges=300, steps=3, channels=20), conv_layers=3, between=False),
+    LayerCase(Case(hidden=64, nodes=9, edges=30, steps=5, copies=40, channels=1, layout="strided"), conv_layers=1),
+    LayerCase(Case(hidden=64, nodes=61, edges=300, steps=2, channels=33), gat=False),
+    # More channels of x than of the item.
+    LayerCase(Case(hidden=64, nodes=3, edges=4, steps=2, channels=65)),
     # More convolutions than one launch takes.
     LayerCase(Case(hidden=16, steps=2), gat=False, conv_layers=4),
 ]
@@ -234,21 +240,28 @@ FUSED_CASES = [
     LayerCase(Case(hidden=16, copies=2), edge_grad=False),
     LayerCase(Case(hidden=8), sequence=False, edge_grad=False),
     LayerCase(Case(hidden=16, channels=3), conv_layers=1, edge_grad=False),
+    # Four lanes an item, then eight.
+    LayerCase(Case(hidden=32, nodes=7, edges=30, steps=2, channels=35), edge_grad=False),
+    LayerCase(Case(hidden=64, nodes=5, edges=20, steps=2), edge_grad=False),
     LayerCase(Case(hidden=16, layout="strided"), between=False, edge_grad=False),
     LayerCase(Case(hidden=16, nodes=40, edges=90, copies=3, steps=6, channels=20), conv_layers=3, edge_grad=False),
     LayerCase(Case(hidden=8, nodes=3, edges=4, copies=140, steps=3, channels=17), edge_grad=False),
     # More tasks than blocks: a block adds to its partial sums.
     LayerCase(Case(hidden=16, nodes=3, edges=4, copies=300, steps=2, channels=2), edge_grad=False),
     LayerCase(Case(hidden=16, nodes=1, edges=0), edge_grad=False),
+    LayerCase(Case(hidden=32, nodes=41, edges=200, copies=50, steps=5, channels=35), edge_grad=False),
+    LayerCase(Case(hidden=32, nodes=1, edges=0, channels=3), conv_layers=1, between=False, edge_grad=False),
+    LayerCase(Case(hidden=64, nodes=21, edges=100, steps=3, channels=64), conv_layers=3, edge_grad=False),
+    LayerCase(Case(hidden=64, nodes=3, edges=4, copies=140, steps=2, channels=2), between=False, edge_grad=False),
 ]
 
 
-@with_dtypes(LAYER_CASES)
+@with_dtypes(LAYER_CASES, 7)
 def test_tgcn_layer(case: LayerCase, dtype: torch.dtype) -> None:
     layer_both(case, dtype)
 
 
-@with_dtypes(FUSED_CASES, 3)
+@with_dtypes(FUSED_CASES, 5)
 def test_tgcn_layer_with_constant_edges(case: LayerCase, dtype: torch.dtype) -> None:
     layer_both(case, dtype)
 
@@ -260,7 +273,10 @@ def test_tgcn_layer_with_constant_edges(case: LayerCase, dtype: torch.dtype) -> 
         (LayerCase(Case(hidden=32), conv_layers=3), torch.bfloat16, 2),
         (LayerCase(Case(hidden=16), gat=False), torch.float32, 2),
         (LayerCase(Case(hidden=8), gat=False, conv_layers=1), torch.float16, 2),
-        (LayerCase(Case(hidden=64, steps=2)), torch.float32, 6),
+        (LayerCase(Case(hidden=64, steps=2)), torch.float32, 2),
+        (LayerCase(Case(hidden=64, steps=2, channels=64), gat=False), torch.bfloat16, 2),
+        (LayerCase(Case(hidden=64, steps=2, channels=65)), torch.float32, 6),
+        (LayerCase(Case(hidden=40, steps=2)), torch.float32, 6),
         (LayerCase(Case(hidden=5), gat=False), torch.float32, 6),
         (LayerCase(Case(hidden=16)), torch.float64, 6),
     ],
@@ -320,6 +336,9 @@ def raw(op: str, case: Case | ScanCase | LayerCase, dtype: torch.dtype, order: i
         ("tgcn_layer", LayerCase(Case(hidden=16, nodes=12, edges=40, copies=50), gat=False)),
         ("tgcn_layer", LayerCase(Case(hidden=16, nodes=12, edges=40, copies=50), edge_grad=False)),
         ("tgcn_layer", LayerCase(Case(hidden=8, nodes=20, edges=60, channels=9), edge_grad=False)),
+        ("tgcn_layer", LayerCase(Case(hidden=32, nodes=12, edges=40, copies=50), edge_grad=False)),
+        ("tgcn_layer", LayerCase(Case(hidden=64, nodes=20, edges=60, channels=9), edge_grad=False)),
+        ("tgcn_layer", LayerCase(Case(hidden=64, nodes=20, edges=60, channels=9, steps=2), gat=False)),
     ],
     ids=lambda value: str(value),
 )

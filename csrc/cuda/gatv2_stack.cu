@@ -3,6 +3,7 @@
 #include "gatv2_stack.cuh"
 #include "gatv2_stack.h"
 #include "stack_forward.cuh"
+#include "wide_stack.cuh"
 
 namespace hiermt::cuda {
 namespace {
@@ -36,7 +37,8 @@ __global__ void __launch_bounds__(kStackThreads<kHidden>, 1)
       project_tile(items, conv, own, sources, own);
     }
     __syncthreads();
-    attend(items, p.graph, p.edge_weight, conv, stack_activation(layer, p.conv_layers, p.last), sources, own);
+    attend(items, p.graph, p.edge_weight, conv.vectors, stack_activation(layer, p.conv_layers, p.last),
+           sources, own);
   }
 
   // What the gates read of x and g.
@@ -45,6 +47,45 @@ __global__ void __launch_bounds__(kStackThreads<kHidden>, 1)
     own.read(node, step, g);
     p.finish(gates, x, block, node, step, g);
   });
+}
+
+template <class S, int kHidden>
+__global__ void __launch_bounds__(kStackThreads<kHidden>, 2)
+    gatv2_stack_wide_fwd_kernel(StackForward<S, GatV2Weights<S>> p) {
+  constexpr int kLanes = kStackLanes<kHidden>;
+  using Items = Tile<kHidden, kLanes>;
+  SharedMemory memory;
+  const int nodes = static_cast<int>(p.graph.num_nodes);
+  const StackBlock block(p.steps, p.chunk);
+  const StackInput<S> x(p.x, block.copy, block.first_step);
+  const Items sources{memory.take<float>(Items::values(nodes, p.chunk)), block.steps};
+  const Items own{memory.take<float>(Items::values(nodes, p.chunk)), block.steps};
+  const WideMatrix<kHidden> matrix{
+      memory.take<float>(wide_matrix_values<kHidden>(x.channels, p.conv_layers, 2))};
+  const ConvVectors<kHidden> vectors(memory);
+  int* order = memory.take<int>(nodes);
+  const StackItems items{nodes, block.steps, order};
+
+  order_by_degree(p.graph, nodes, order);
+  stage_rows(items, x, own);
+  for (int layer = 0; layer < p.conv_layers; ++layer) {
+    const int inputs = layer == 0 ? x.channels : kHidden, quads = ceil_div(inputs, 4);
+    const WideMatrix<kHidden> target{matrix.data + WideMatrix<kHidden>::values(inputs)};
+    const GatV2Weights<S>& weights = p.convs[layer];
+    __syncthreads();
+    matrix.fill(weights.lin_l_weight, inputs, inputs);
+    target.fill(weights.lin_r_weight, inputs, inputs);
+    vectors.fill(weights);
+    __syncthreads();
+    project_tile(items, matrix.data, vectors.source_bias(), own, quads, sources);
+    // The same thread has the same items: what it overwrites now, it has read.
+    project_tile(items, target.data, vectors.target_bias(), own, quads, own);
+    __syncthreads();
+    attend(items, p.graph, p.edge_weight, vectors, stack_activation(layer, p.conv_layers, p.last), sources,
+           own);
+  }
+  __syncthreads();
+  finish_wide(p, block, items, x, matrix, own, sources);
 }
 
 // Shared memory of a block with `chunk` steps.
@@ -56,6 +97,9 @@ struct StackBytes {
   size_t operator()(Hidden, int64_t chunk) const {
     constexpr int kHidden = Hidden::value;
     const int64_t nodes = p.graph.num_nodes;
+    if constexpr (kHidden == kWideHidden) {
+      return wide_stack_bytes<kHidden>(p, chunk, 2) + ConvVectors<kHidden>::bytes();
+    }
     return 2 * padded_bytes<float>(nodes * chunk * kHidden) + GateMemory<kHidden>::bytes(p.x.channels) +
            ConvMemory<kHidden>::bytes(widest_input(p.x.channels, kHidden, p.conv_layers)) +
            padded_bytes<int>(nodes);
@@ -74,7 +118,14 @@ int gatv2_stack_forward(const TgcnLayerForward<S>& p, Compute<S>* from_input, vo
   if constexpr (std::is_same_v<S, double>) {
     return cudaErrorInvalidValue;
   } else {
-    const auto kernel = [](auto hidden) { return gatv2_stack_fwd_kernel<S, decltype(hidden)::value>; };
+    const auto kernel = [](auto hidden) {
+      constexpr int kHidden = decltype(hidden)::value;
+      if constexpr (kHidden == kWideHidden) {
+        return gatv2_stack_wide_fwd_kernel<S, kHidden>;
+      } else {
+        return gatv2_stack_fwd_kernel<S, kHidden>;
+      }
+    };
     return launch_stack(p, p.gat, from_input, static_cast<cudaStream_t>(stream), StackBytes<S>{p}, kernel);
   }
 }

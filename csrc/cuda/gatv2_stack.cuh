@@ -7,18 +7,53 @@
 
 namespace hiermt::cuda {
 
+// What of a convolution has one value a channel: biases of both projections, att, edge, bias, [5, H].
+template <int kHidden>
+struct ConvVectors {
+  float* data;
+
+  static constexpr int kValues = 5 * kHidden;
+
+  explicit __device__ ConvVectors(float* data_) : data(data_) {}
+  explicit __device__ ConvVectors(SharedMemory& memory) : data(memory.take<float>(kValues)) {}
+  static size_t bytes() { return padded_bytes<float>(kValues); }
+
+  template <class S>
+  __device__ void fill(const GatV2Weights<S>& weights) const {
+    for (int c = static_cast<int>(threadIdx.x); c < kHidden; c += static_cast<int>(blockDim.x)) {
+      data[c] = load(weights.lin_l_bias + c);
+      data[kHidden + c] = load(weights.lin_r_bias + c);
+      data[2 * kHidden + c] = load(weights.att + c);
+      data[3 * kHidden + c] = weights.lin_edge_weight != nullptr ? load(weights.lin_edge_weight + c) : 0.0f;
+      data[4 * kHidden + c] = load(weights.bias + c);
+    }
+  }
+  __device__ const float* source_bias() const { return data; }
+  __device__ const float* target_bias() const { return data + kHidden; }
+  __device__ const float* att() const { return data + 2 * kHidden; }
+  __device__ const float* edge() const { return data + 3 * kHidden; }
+  __device__ const float* bias() const { return data + 4 * kHidden; }
+};
+
 // Weights of one convolution, input channel by input channel.
 template <int kHidden>
 struct ConvMemory {
-  float *source, *target, *vectors;  // [F, H], [F, H], [5, H]: biases of both, att, edge, bias
+  float *source, *target;  // [F, H] each
+  ConvVectors<kHidden> vectors;
 
   __device__ ConvMemory(SharedMemory& memory, int inputs)
       : source(memory.take<float>(inputs * kHidden)),
         target(memory.take<float>(inputs * kHidden)),
-        vectors(memory.take<float>(5 * kHidden)) {}
+        vectors(memory) {}
+  // In a piece of values(inputs) that somebody else has taken.
+  __device__ ConvMemory(float* data, int inputs)
+      : source(data), target(data + inputs * kHidden), vectors(data + 2 * inputs * kHidden) {}
 
+  __host__ __device__ static constexpr int64_t values(int64_t inputs) {
+    return 2 * inputs * kHidden + ConvVectors<kHidden>::kValues;
+  }
   static size_t bytes(int64_t inputs) {
-    return 2 * padded_bytes<float>(inputs * kHidden) + padded_bytes<float>(5 * kHidden);
+    return 2 * padded_bytes<float>(inputs * kHidden) + ConvVectors<kHidden>::bytes();
   }
 
   template <class S>
@@ -28,42 +63,35 @@ struct ConvMemory {
       source[i] = load(weights.lin_l_weight + from);
       target[i] = load(weights.lin_r_weight + from);
     }
-    for (int c = static_cast<int>(threadIdx.x); c < kHidden; c += static_cast<int>(blockDim.x)) {
-      vectors[c] = load(weights.lin_l_bias + c);
-      vectors[kHidden + c] = load(weights.lin_r_bias + c);
-      vectors[2 * kHidden + c] = load(weights.att + c);
-      vectors[3 * kHidden + c] =
-          weights.lin_edge_weight != nullptr ? load(weights.lin_edge_weight + c) : 0.0f;
-      vectors[4 * kHidden + c] = load(weights.bias + c);
-    }
+    vectors.fill(weights);
   }
-  __device__ const float* att() const { return vectors + 2 * kHidden; }
-  __device__ const float* edge() const { return vectors + 3 * kHidden; }
-  __device__ const float* bias() const { return vectors + 4 * kHidden; }
 };
 
 // Both projections of each item, of x or of what a convolution left; `targets` may be the tile that is read.
-template <int kHidden, class ForEachInput>
+template <int kHidden, int kLanes, class ForEachInput>
 __device__ __forceinline__ void project_item(const ConvMemory<kHidden>& conv, int node, int step,
-                                             const Tile<kHidden>& sources, const Tile<kHidden>& targets,
+                                             unsigned mask, const Tile<kHidden, kLanes>& sources,
+                                             const Tile<kHidden, kLanes>& targets,
                                              ForEachInput&& for_each_input) {
-  float source[kHidden], target[kHidden];
-  copy_channels<kHidden>(conv.vectors, source);
-  copy_channels<kHidden>(conv.vectors + kHidden, target);
+  float source[kHidden / kLanes], target[kHidden / kLanes];
+  copy_channels<kHidden, kLanes>(conv.vectors.source_bias(), source);
+  copy_channels<kHidden, kLanes>(conv.vectors.target_bias(), target);
   for_each_input([&](int k, float value) {
-    add_scaled<kHidden>(conv.source + k * kHidden, value, source);
-    add_scaled<kHidden>(conv.target + k * kHidden, value, target);
+    add_scaled<kHidden, kLanes>(conv.source + k * kHidden, value, source);
+    add_scaled<kHidden, kLanes>(conv.target + k * kHidden, value, target);
   });
+  // Every lane of the item has read all of its row.
+  if constexpr (kLanes > 1) __syncwarp(mask);
   sources.write(node, step, source);
   targets.write(node, step, target);
 }
 
-template <class S, int kHidden>
+template <class S, int kHidden, int kLanes>
 __device__ __forceinline__ void project_input(const StackItems& items, const ConvMemory<kHidden>& conv,
-                                              const StackInput<S>& x, const Tile<kHidden>& sources,
-                                              const Tile<kHidden>& targets) {
-  items.for_each([&](int node, int step) {
-    project_item(conv, node, step, sources, targets, [&](auto&& add) {
+                                              const StackInput<S>& x, const Tile<kHidden, kLanes>& sources,
+                                              const Tile<kHidden, kLanes>& targets) {
+  items.for_each_shared<kLanes>([&](int node, int step, unsigned mask) {
+    project_item(conv, node, step, mask, sources, targets, [&](auto&& add) {
       const S* row = x.row(node, step);
 #pragma unroll 4
       for (int k = 0; k < x.channels; ++k) add(k, load(row + k * x.stride_channel));
@@ -71,12 +99,13 @@ __device__ __forceinline__ void project_input(const StackItems& items, const Con
   });
 }
 
-template <int kHidden>
+template <int kHidden, int kLanes>
 __device__ __forceinline__ void project_tile(const StackItems& items, const ConvMemory<kHidden>& conv,
-                                             const Tile<kHidden>& inputs, const Tile<kHidden>& sources,
-                                             const Tile<kHidden>& targets) {
-  items.for_each([&](int node, int step) {
-    project_item(conv, node, step, sources, targets, [&](auto&& add) {
+                                             const Tile<kHidden, kLanes>& inputs,
+                                             const Tile<kHidden, kLanes>& sources,
+                                             const Tile<kHidden, kLanes>& targets) {
+  items.for_each_shared<kLanes>([&](int node, int step, unsigned mask) {
+    project_item(conv, node, step, mask, sources, targets, [&](auto&& add) {
       const float4* row = inputs.at(node, step);
 #pragma unroll 2
       for (int q = 0; q < kHidden / 4; ++q) {
@@ -92,13 +121,14 @@ __device__ __forceinline__ void project_tile(const StackItems& items, const Conv
 
 // att . leaky(z) with z = source + (target + edge_weight * edge), in four chains that do not wait for each
 // other.
-template <int kHidden>
-__device__ __forceinline__ float attention_score(const float (&source)[kHidden],
-                                                 const float (&target)[kHidden], const float (&att)[kHidden],
-                                                 const float (&edge)[kHidden], float edge_weight) {
+template <int kChannels>
+__device__ __forceinline__ float attention_score(const float (&source)[kChannels],
+                                                 const float (&target)[kChannels],
+                                                 const float (&att)[kChannels],
+                                                 const float (&edge)[kChannels], float edge_weight) {
   float scores[4] = {};
 #pragma unroll
-  for (int c = 0; c < kHidden; ++c) {
+  for (int c = 0; c < kChannels; ++c) {
     const float z = source[c] + (target[c] + edge_weight * edge[c]);
     scores[c % 4] += att[c] * attention_leaky(z);
   }
@@ -106,49 +136,63 @@ __device__ __forceinline__ float attention_score(const float (&source)[kHidden],
 }
 
 // y = activation(sum_j alpha_ij x_l[j] + bias), which replaces x_r[i] in `own`.
-template <class S, int kHidden>
+template <class S, int kHidden, int kLanes>
 __device__ __forceinline__ void attend(const StackItems& items, const CsrGraph& graph, const S* edge_weights,
-                                       const ConvMemory<kHidden>& conv, Activation activation,
-                                       const Tile<kHidden>& sources, const Tile<kHidden>& own) {
-  float att[kHidden], edge[kHidden];
-  copy_channels<kHidden>(conv.att(), att);
-  copy_channels<kHidden>(conv.edge(), edge);
-  items.for_each([&](int node, int step) {
-    float target[kHidden], sum[kHidden] = {};
+                                       const ConvVectors<kHidden>& vectors, Activation activation,
+                                       const Tile<kHidden, kLanes>& sources,
+                                       const Tile<kHidden, kLanes>& own) {
+  constexpr int kChannels = kHidden / kLanes;
+  float att[kChannels], edge[kChannels];
+  copy_channels<kHidden, kLanes>(vectors.att(), att);
+  copy_channels<kHidden, kLanes>(vectors.edge(), edge);
+  items.for_each_shared<kLanes>([&](int node, int step, unsigned mask) {
+    float target[kChannels], sum[kChannels] = {};
     own.read(node, step, target);
     OnlineSoftmax<float> softmax;
     const int begin = graph.rowptr[node], end = graph.rowptr[node + 1];
-    const auto visit = [&](int entry, float (&source)[kHidden]) {
-      sources.read(graph.col[entry], step, source);
-      return attention_score<kHidden>(source, target, att, edge,
-                                      edge_weights != nullptr ? load(edge_weights + entry) : 0.0f);
+    // An item that has no such entry looks at itself.
+    const auto visit = [&](int entry, float (&source)[kChannels]) {
+      const bool inside = kLanes == 1 || entry < end;
+      sources.read(inside ? graph.col[entry] : node, step, source);
+      // Read again: lanes that share items run in twos of a block, with half of the registers.
+      if constexpr (kLanes > 1) copy_channels<kHidden, kLanes>(vectors.edge(), edge);
+      return item_sum<kLanes>(
+          attention_score<kChannels>(source, target, att, edge,
+                                     inside && edge_weights != nullptr ? load(edge_weights + entry) : 0.0f),
+          mask);
     };
-    int entry = begin;
-    for (; entry + 1 < end; entry += 2) {
-      float first[kHidden], second[kHidden];
-      const float first_score = visit(entry, first), second_score = visit(entry + 1, second);
-      softmax.see(first_score, second_score);
+    const auto see_one = [&](float score, const float (&source)[kChannels]) {
+      softmax.see(score);
 #pragma unroll
-      for (int c = 0; c < kHidden; ++c) {
-        sum[c] = sum[c] * softmax.keep + softmax.weight * first[c] + softmax.second_weight * second[c];
+      for (int c = 0; c < kChannels; ++c) sum[c] = sum[c] * softmax.keep + softmax.weight * source[c];
+    };
+    const int last = begin + most_entries<kLanes>(end - begin, mask);
+    int entry = begin;
+    for (; entry + 1 < last; entry += 2) {
+      float first[kChannels], second[kChannels];
+      const float first_score = visit(entry, first), second_score = visit(entry + 1, second);
+      if (kLanes == 1 || entry + 1 < end) {
+        softmax.see(first_score, second_score);
+#pragma unroll
+        for (int c = 0; c < kChannels; ++c) {
+          sum[c] = sum[c] * softmax.keep + softmax.weight * first[c] + softmax.second_weight * second[c];
+        }
+      } else if (entry < end) {
+        see_one(first_score, first);
       }
     }
-    if (entry < end) {
-      float source[kHidden];
-      softmax.see(visit(entry, source));
-#pragma unroll
-      for (int c = 0; c < kHidden; ++c) sum[c] = sum[c] * softmax.keep + softmax.weight * source[c];
+    if (entry < last) {
+      float source[kChannels];
+      const float score = visit(entry, source);
+      if (kLanes == 1 || entry < end) see_one(score, source);
     }
     const float scale = end > begin ? softmax.scale() : 0.0f;
+    float bias[kChannels];
+    copy_channels<kHidden, kLanes>(vectors.bias(), bias);
 #pragma unroll
-    for (int c = 0; c < kHidden; ++c) sum[c] = activate(activation, sum[c] * scale + conv.bias()[c]);
+    for (int c = 0; c < kChannels; ++c) sum[c] = activate(activation, sum[c] * scale + bias[c]);
     own.write(node, step, sum);
   });
-}
-
-// Activation of convolution k.
-__host__ __device__ constexpr Activation stack_activation(int k, int conv_layers, Activation last) {
-  return k + 1 == conv_layers ? last : Activation::kLeakyRelu;
 }
 
 }  // namespace hiermt::cuda

@@ -4,12 +4,20 @@
 #include "gatv2_grads.cuh"
 #include "gatv2_stack.h"
 #include "gatv2_stack_backward.cuh"
+#include "stack_forward.cuh"
 
 namespace hiermt::cuda {
 namespace {
 
 // Leaves a thread 168 registers; a hundred nodes at seven steps are two rounds of 352.
 constexpr int kThreads = 384;
+// How many lanes share an item: sixteen channels each would not leave them their registers at 64, and eight
+// lanes read the items of a tile without meeting at a bank.
+template <int kHidden>
+constexpr int kBackwardLanes = kHidden <= 16 ? 1 : kHidden / 8;
+// At 64 channels the weights of the gates and those of a convolution take the same place in turn.
+template <int kHidden>
+constexpr bool kTakeTurns = kHidden > 32;
 // Blocks, each with a partial sum of every parameter's gradient, take turns at the tasks beyond.
 constexpr int64_t kMaxStackBlocks = 2 * kWantedBlocks;
 
@@ -31,47 +39,59 @@ struct StackBackward {
 
 template <int kHidden>
 struct StackMemory {
-  static size_t inputs_bytes(int64_t nodes, int64_t chunk) {
-    const size_t tile = padded_bytes<float>(nodes * chunk * kHidden);
-    const size_t scratch = padded_bytes<float>(kThreads * kProductSums);
+  using Items = Tile<kHidden, kBackwardLanes<kHidden>>;
+
+  __host__ __device__ static constexpr int64_t input_values(int64_t nodes, int64_t chunk) {
+    const int64_t tile = Items::values(nodes, chunk), scratch = kThreads * kProductSums;
     return tile > scratch ? tile : scratch;
   }
+  // Of the gates, or of the gates and a convolution in turn.
+  __host__ __device__ static constexpr int64_t weight_values(int64_t channels, int64_t widest) {
+    const int64_t gates = 3 * (channels + kHidden) * kHidden, conv = ConvMemory<kHidden>::values(widest);
+    return kTakeTurns<kHidden> && conv > gates ? conv : gates;
+  }
   static size_t bytes(int64_t nodes, int64_t channels, int64_t conv_layers, int64_t chunk) {
-    return 3 * padded_bytes<float>(nodes * chunk * kHidden) + inputs_bytes(nodes, chunk) +
-           padded_bytes<float>(3 * nodes * chunk) + padded_bytes<float>(3 * (channels + kHidden) * kHidden) +
-           ConvMemory<kHidden>::bytes(widest_input(channels, kHidden, conv_layers)) +
+    const int64_t widest = widest_input(channels, kHidden, conv_layers);
+    return 3 * padded_bytes<float>(Items::values(nodes, chunk)) +
+           padded_bytes<float>(input_values(nodes, chunk)) + padded_bytes<float>(3 * nodes * chunk) +
+           padded_bytes<float>(weight_values(channels, widest)) +
+           (kTakeTurns<kHidden> ? 0 : ConvMemory<kHidden>::bytes(widest)) +
            padded_bytes<float>(kThreads / kWarp * 3 * kHidden) + padded_bytes<int>(nodes);
   }
 };
 
 // Cotangents of x, as far as the gates read it, and of what the last convolution left before its activation.
-template <class S, int kHidden>
+template <class S, int kHidden, int kLanes>
 __device__ __forceinline__ void grads_of_gate_inputs(const StackBackward<S>& p, const float* gate_weights,
                                                      const StackItems& items, int first_row,
-                                                     const Tile<kHidden>& grads) {
-  const int channels = static_cast<int>(p.x.channels);
+                                                     const Tile<kHidden, kLanes>& grads) {
+  constexpr int kChannels = kHidden / kLanes;
+  const int channels = static_cast<int>(p.x.channels), lane = lane_of_item<kLanes>();
   // Of the sigmoid's argument, which was a leaky_relu's output or not.
   const float slope_below = p.last == Activation::kLeakySigmoid ? static_cast<float>(kActivationSlope) : 1.0f;
-  items.for_each([&](int node, int step) {
+  items.for_each_shared<kLanes>([&](int node, int step, unsigned mask) {
     const int64_t row = first_row + node * p.steps + step;
-    float gates[3][kHidden];
+    float gates[3][kChannels];
 #pragma unroll
     for (int gate = 0; gate < 3; ++gate) {
-      copy_channels<kHidden>(p.grad_gates + (row * 3 + gate) * kHidden, gates[gate]);
+      copy_channels<kHidden, kLanes>(p.grad_gates + (row * 3 + gate) * kHidden, gates[gate]);
     }
     const auto grad_of = [&](int k) {
       float sum = 0.0f;
 #pragma unroll
       for (int gate = 0; gate < 3; ++gate) {
-        float weights[kHidden];
-        copy_channels<kHidden>(gate_weights + (k * 3 + gate) * kHidden, weights);
+        float weights[kChannels];
+        copy_channels<kHidden, kLanes>(gate_weights + (k * 3 + gate) * kHidden, weights);
         sum += inner_product(gates[gate], weights);
       }
-      return sum;
+      return item_sum<kLanes>(sum, mask);
     };
     if (p.grad_x != nullptr) {
 #pragma unroll 1
-      for (int k = 0; k < channels; ++k) store(p.grad_x + row * channels + k, grad_of(k));
+      for (int k = 0; k < channels; ++k) {
+        const float grad = grad_of(k);
+        if (k % kLanes == lane) store(p.grad_x + row * channels + k, grad);
+      }
     }
     // Four channels at a time: more would not leave the sweeps their registers.
     float4* to = grads.at(node, step);
@@ -83,66 +103,72 @@ __device__ __forceinline__ void grads_of_gate_inputs(const StackBackward<S>& p, 
         const float y = load(p.g + row * kHidden + k + i);
         quad[i] = grad_of(channels + k + i) * y * (1.0f - y) * (y > 0.5f ? 1.0f : slope_below);
       }
-      to[k / 4 * grads.chunk] = float4{quad[0], quad[1], quad[2], quad[3]};
+      if (k / 4 % kLanes == lane) to[k / 4 * grads.chunk] = float4{quad[0], quad[1], quad[2], quad[3]};
     }
   });
 }
 
 // Input channels [first, first + H) of x; those past the end are zero.
-template <class S, int kHidden>
+template <class S, int kHidden, int kLanes>
 __device__ void stage_input(const StackItems& items, const StackInput<S>& x, int first,
-                            const Tile<kHidden>& inputs) {
-  items.for_each([&](int node, int step) {
+                            const Tile<kHidden, kLanes>& inputs) {
+  items.for_each_shared<kLanes>([&](int node, int step, unsigned) {
     const S* row = x.row(node, step);
-    float values[kHidden];
+    float values[kHidden / kLanes];
 #pragma unroll
-    for (int k = 0; k < kHidden; ++k) {
-      values[k] = first + k < x.channels ? load(row + (first + k) * x.stride_channel) : 0.0f;
+    for (int c = 0; c < kHidden / kLanes; ++c) {
+      const int k = first + c / 4 * 4 * kLanes + 4 * lane_of_item<kLanes>() + c % 4;
+      values[c] = k < x.channels ? load(row + k * x.stride_channel) : 0.0f;
     }
     inputs.write(node, step, values);
   });
 }
 
 // The gradient of the bias, third of the vectors in `warp_sums`.
-template <int kHidden>
-__device__ __forceinline__ void sum_grads(const StackItems& items, const Tile<kHidden>& grads,
+template <int kHidden, int kLanes>
+__device__ __forceinline__ void sum_grads(const StackItems& items, const Tile<kHidden, kLanes>& grads,
                                           float* warp_sums) {
-  float sums[kHidden] = {};
-  items.for_each([&](int node, int step) {
-    float grad[kHidden];
+  constexpr int kChannels = kHidden / kLanes;
+  float sums[kChannels] = {};
+  items.for_each_shared<kLanes>([&](int node, int step, unsigned) {
+    float grad[kChannels];
     grads.read(node, step, grad);
 #pragma unroll
-    for (int c = 0; c < kHidden; ++c) sums[c] += grad[c];
+    for (int c = 0; c < kChannels; ++c) sums[c] += grad[c];
   });
-  sum_over_warp(sums, 2, 3, warp_sums);
+  sum_over_warp<kHidden, kLanes>(sums, 2, 3, warp_sums);
 }
 
 template <class S, int kHidden>
 __global__ void __launch_bounds__(kThreads, 1) gatv2_stack_bwd_kernel(StackBackward<S> p) {
   SharedMemory memory;
   const int nodes = static_cast<int>(p.graph.num_nodes), channels = static_cast<int>(p.x.channels);
-  const size_t room = static_cast<size_t>(nodes) * p.chunk * kHidden, scratch = kThreads * kProductSums;
+  constexpr int kLanes = kBackwardLanes<kHidden>, kChannels = kHidden / kLanes;
+  using Items = Tile<kHidden, kLanes>;
+  using Sizes = StackMemory<kHidden>;
+  const size_t room = Items::values(nodes, p.chunk);
   // What has a fixed place comes first: its address needs no register.
   float* warp_sums = memory.take<float>(kThreads / kWarp * 3 * kHidden);
-  float* gate_weights = memory.take<float>(3 * static_cast<size_t>(channels + kHidden) * kHidden);
-  const ConvMemory<kHidden> conv(memory, static_cast<int>(widest_input(channels, kHidden, p.conv_layers)));
+  const int widest = static_cast<int>(widest_input(channels, kHidden, p.conv_layers));
+  float* gate_weights = memory.take<float>(Sizes::weight_values(channels, widest));
+  const ConvMemory<kHidden> conv =
+      kTakeTurns<kHidden> ? ConvMemory<kHidden>(gate_weights, widest) : ConvMemory<kHidden>(memory, widest);
   int* order = memory.take<int>(nodes);
   float* row_data = memory.take<float>(3 * nodes * p.chunk);
   float* source_data = memory.take<float>(room);
   float* target_data = memory.take<float>(room);
   float* grad_data = memory.take<float>(room);
-  float* input_data = memory.take<float>(room > scratch ? room : scratch);
+  float* input_data = memory.take<float>(Sizes::input_values(nodes, p.chunk));
 
   order_by_degree(p.graph, nodes, order);
-  fill_gate_weights<S, kHidden>(p.gates, channels + kHidden, gate_weights);
+  if (!kTakeTurns<kHidden>) fill_gate_weights<S, kHidden>(p.gates, channels + kHidden, gate_weights);
   __syncthreads();
 
   for (int task = static_cast<int>(blockIdx.x); task < p.tasks; task += static_cast<int>(gridDim.x)) {
     const int copy = task / p.chunks, first_step = task % p.chunks * p.chunk;
     const int chunk = p.steps - first_step < p.chunk ? p.steps - first_step : p.chunk;
     const StackItems items{nodes, chunk, order};
-    const StackInput<S> x(p.x, copy, first_step);
-    const Tile<kHidden> sources{source_data, chunk}, targets{target_data, chunk}, grads{grad_data, chunk},
+    const Items sources{source_data, chunk}, targets{target_data, chunk}, grads{grad_data, chunk},
         inputs{input_data, chunk};
     const RowSoftmax rows{row_data, chunk};
     const int first_row = copy * nodes * p.steps + first_step;
@@ -150,14 +176,18 @@ __global__ void __launch_bounds__(kThreads, 1) gatv2_stack_bwd_kernel(StackBackw
     const auto target_row = [&](int node, int step) {
       return p.grad_gates + static_cast<int64_t>(first_row + node * p.steps + step) * 3 * kHidden;
     };
-    grads_of_gate_inputs<S, kHidden>(p, gate_weights, items, first_row, grads);
+    if (kTakeTurns<kHidden>) {
+      fill_gate_weights<S, kHidden>(p.gates, channels + kHidden, gate_weights);
+      __syncthreads();
+    }
+    grads_of_gate_inputs(p, gate_weights, items, first_row, grads);
 
-    const auto project = [&](int layer, const Tile<kHidden>& to) {
+    const auto project = [&](int layer, const Items& to) {
       __syncthreads();
       conv.fill(p.convs[layer], layer == 0 ? channels : kHidden);
       __syncthreads();
       if (layer == 0) {
-        project_input(items, conv, x, sources, to);
+        project_input(items, conv, StackInput<S>(p.x, copy, first_step), sources, to);
       } else {
         project_tile(items, conv, inputs, sources, to);
       }
@@ -174,50 +204,61 @@ __global__ void __launch_bounds__(kThreads, 1) gatv2_stack_bwd_kernel(StackBackw
       const PartialSum vectors{partial, add}, matrices{partial + 3 * kHidden, add};
       for (int before = 0; before < layer; ++before) {
         project(before, inputs);
-        attend(items, p.graph, p.edge_weight, conv, Activation::kLeakyRelu, sources, inputs);
+        attend(items, p.graph, p.edge_weight, conv.vectors, Activation::kLeakyRelu, sources, inputs);
       }
       project(layer, targets);
       sum_grads(items, grads, warp_sums);
       {
-        float att_sums[kHidden] = {}, edge_sums[kHidden] = {};
-        target_sweep(items, p.graph, p.edge_weight, conv, sources, targets, grads, rows, target_row, att_sums,
-                     edge_sums);
-        sum_over_warp(att_sums, 0, 3, warp_sums);
-        sum_over_warp(edge_sums, 1, 3, warp_sums);
+        float att_sums[kChannels] = {}, edge_sums[kChannels] = {};
+        target_sweep(items, p.graph, p.edge_weight, conv.vectors, sources, targets, grads, rows, target_row,
+                     att_sums, edge_sums);
+        sum_over_warp<kHidden, kLanes>(att_sums, 0, 3, warp_sums);
+        sum_over_warp<kHidden, kLanes>(edge_sums, 1, 3, warp_sums);
       }
       __syncthreads();
       for (int i = static_cast<int>(threadIdx.x); i < 3 * kHidden; i += static_cast<int>(blockDim.x)) {
         const float sum = sum_over_warps(warp_sums, i, 3 * kHidden);
-        vectors.put(i, i / kHidden == 1 ? sum * conv.att()[i % kHidden] : sum);
+        vectors.put(i, i / kHidden == 1 ? sum * conv.vectors.att()[i % kHidden] : sum);
       }
-      source_sweep(items, p.graph, p.edge_weight, conv, sources, targets, grads, rows);
+      source_sweep(items, p.graph, p.edge_weight, conv.vectors, sources, targets, grads, rows);
       __syncthreads();
       // Through the projections to the input.
-      items.for_each([&](int node, int step) {
-        float source[kHidden], target[kHidden], grad[kHidden];
+      items.template for_each_shared<kLanes>([&](int node, int step, unsigned mask) {
+        float source[kChannels], target[kChannels], grad[kChannels];
         sources.read(node, step, source);
-        copy_channels<kHidden>(target_row(node, step), target);
+        copy_channels<kHidden, kLanes>(target_row(node, step), target);
         targets.write(node, step, target);
         const auto grad_of = [&](int k) {
-          float weights[kHidden], other[kHidden];
-          copy_channels<kHidden>(conv.source + k * kHidden, weights);
-          copy_channels<kHidden>(conv.target + k * kHidden, other);
-          return inner_product(source, weights) + inner_product(target, other);
+          float weights[kChannels], other[kChannels];
+          copy_channels<kHidden, kLanes>(conv.source + k * kHidden, weights);
+          copy_channels<kHidden, kLanes>(conv.target + k * kHidden, other);
+          return item_sum<kLanes>(inner_product(source, weights) + inner_product(target, other), mask);
         };
+        const int lane = lane_of_item<kLanes>();
         if (layer == 0) {
           if (p.grad_x == nullptr) return;
           S* to = p.grad_x + static_cast<int64_t>(first_row + node * p.steps + step) * channels;
-          for (int k = 0; k < channels; ++k) store(to + k, load(to + k) + grad_of(k));
+          for (int k = 0; k < channels; ++k) {
+            const float through = grad_of(k);
+            if (k % kLanes == lane) store(to + k, load(to + k) + through);
+          }
         } else {
           inputs.read(node, step, grad);
 #pragma unroll
-          for (int k = 0; k < kHidden; ++k)
-            grad[k] = grad_of(k) * activation_slope(Activation::kLeakyRelu, grad[k]);
+          for (int c = 0; c < kChannels; ++c) {
+            float mine = 0.0f;
+#pragma unroll
+            for (int l = 0; l < kLanes; ++l) {
+              const float through = grad_of((c / 4 * kLanes + l) * 4 + c % 4);
+              if (l == lane) mine = through;
+            }
+            grad[c] = mine * activation_slope(Activation::kLeakyRelu, grad[c]);
+          }
           grads.write(node, step, grad);
         }
       });
       for (int first = 0; first < width; first += kHidden) {
-        if (layer == 0) stage_input(items, x, first, inputs);
+        if (layer == 0) stage_input(items, StackInput<S>(p.x, copy, first_step), first, inputs);
         __syncthreads();
         weight_products(nodes, sources, targets, inputs, first, width, matrices);
         __syncthreads();
@@ -266,14 +307,6 @@ struct BackwardPlan {
     return plan;
   }
 };
-
-// More channels would not leave a thread its registers.
-template <class F, class R>
-R dispatch_stack(int64_t hidden, F&& f, R otherwise) {
-  if (hidden == 8) return f(std::integral_constant<int, 8>{});
-  if (hidden == 16) return f(std::integral_constant<int, 16>{});
-  return otherwise;
-}
 
 }  // namespace
 
@@ -331,7 +364,9 @@ int gatv2_stack_backward(const TgcnLayerBackward<S, Compute<S>>& p, Compute<S>* 
       stack.tasks = static_cast<int>(plan.tasks);
       stack.chunks = ceil_div(stack.steps, stack.chunk);
       stack.values = static_cast<int>(plan.values);
-      const int64_t threads = stack_threads(f.graph.num_nodes * plan.chunk, kThreads);
+      const int64_t items = f.graph.num_nodes * plan.chunk * kBackwardLanes<kHidden>;
+      const int64_t wanted = items > kLeastThreads<kHidden> ? items : kLeastThreads<kHidden>;
+      const int64_t threads = stack_threads(wanted, kThreads);
       HIERMT_CUDA_RETURN_IF_ERROR(
           launch(gatv2_stack_bwd_kernel<S, kHidden>, dim3(static_cast<unsigned>(plan.blocks)),
                  dim3(static_cast<unsigned>(threads)), plan.shared_bytes, stream, stack));

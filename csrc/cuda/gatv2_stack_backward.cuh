@@ -37,104 +37,137 @@ __device__ __forceinline__ float through_leaky(float grad_score, float z) {
   return z > 0.0f ? grad_score : static_cast<float>(kAttentionSlope) * grad_score;
 }
 
-template <int kHidden>
-__device__ __forceinline__ float inner_product(const float (&a)[kHidden], const float (&b)[kHidden]) {
+template <int kChannels>
+__device__ __forceinline__ float inner_product(const float (&a)[kChannels], const float (&b)[kChannels]) {
   float sums[4] = {};
 #pragma unroll
-  for (int c = 0; c < kHidden; ++c) sums[c % 4] += a[c] * b[c];
+  for (int c = 0; c < kChannels; ++c) sums[c % 4] += a[c] * b[c];
   return (sums[0] + sums[1]) + (sums[2] + sums[3]);
 }
 
+// One edge as both sweeps see it: the score and alpha' of its ends, which the lanes of an item add up.
+template <int kHidden, int kLanes>
+struct EdgeView {
+  static constexpr int kChannels = kHidden / kLanes;
+  float att[kChannels], edge[kChannels];
+
+  __device__ __forceinline__ explicit EdgeView(const ConvVectors<kHidden>& vectors) {
+    copy_channels<kHidden, kLanes>(vectors.att(), att);
+    copy_channels<kHidden, kLanes>(vectors.edge(), edge);
+  }
+  __device__ __forceinline__ float score(const float (&source)[kChannels], const float (&target)[kChannels],
+                                         float edge_weight, unsigned mask) const {
+    return item_sum<kLanes>(attention_score<kChannels>(source, target, att, edge, edge_weight), mask);
+  }
+  __device__ __forceinline__ float grad_alpha(const float (&grad)[kChannels],
+                                              const float (&source)[kChannels], unsigned mask) const {
+    return item_sum<kLanes>(inner_product(grad, source), mask);
+  }
+  __device__ __forceinline__ float argument(float source, float target, float edge_weight, int c) const {
+    return source + (target + edge_weight * edge[c]);
+  }
+};
+
 // Leaves each row's softmax in `rows` and x_r' where target_row(node, step) points. Adds the items of this
 // thread to what becomes the gradients of att and of lin_edge / att.
-template <class S, int kHidden, class TargetRow>
+template <class S, int kHidden, int kLanes, class TargetRow>
 __device__ __forceinline__ void target_sweep(const StackItems& items, const CsrGraph& graph,
-                                             const S* edge_weights, const ConvMemory<kHidden>& conv,
-                                             const Tile<kHidden>& sources, const Tile<kHidden>& targets,
-                                             const Tile<kHidden>& grads, const RowSoftmax& rows,
-                                             TargetRow&& target_row, float (&att_sums)[kHidden],
-                                             float (&edge_sums)[kHidden]) {
-  float att[kHidden], edge[kHidden];
-  copy_channels<kHidden>(conv.att(), att);
-  copy_channels<kHidden>(conv.edge(), edge);
-  items.for_each([&](int node, int step) {
-    float target[kHidden], grad[kHidden];
+                                             const S* edge_weights, const ConvVectors<kHidden>& vectors,
+                                             const Tile<kHidden, kLanes>& sources,
+                                             const Tile<kHidden, kLanes>& targets,
+                                             const Tile<kHidden, kLanes>& grads, const RowSoftmax& rows,
+                                             TargetRow&& target_row, float (&att_sums)[kHidden / kLanes],
+                                             float (&edge_sums)[kHidden / kLanes]) {
+  constexpr int kChannels = kHidden / kLanes;
+  const EdgeView<kHidden, kLanes> view(vectors);
+  items.for_each_shared<kLanes>([&](int node, int step, unsigned mask) {
+    float target[kChannels], grad[kChannels];
     targets.read(node, step, target);
     grads.read(node, step, grad);
     const int begin = graph.rowptr[node], end = graph.rowptr[node + 1];
+    const int last = begin + most_entries<kLanes>(end - begin, mask);
+    // Calls f(weight, source, score, alpha') for each entry.
+    const auto for_each_entry = [&](auto&& f) {
+#pragma unroll 1
+      for (int entry = begin; entry < last; ++entry) {
+        // An item that has no such entry looks at itself.
+        const bool inside = kLanes == 1 || entry < end;
+        const float edge_weight = inside && edge_weights != nullptr ? load(edge_weights + entry) : 0.0f;
+        float source[kChannels];
+        sources.read(inside ? graph.col[entry] : node, step, source);
+        const float score = view.score(source, target, edge_weight, mask);
+        const float grad_alpha = view.grad_alpha(grad, source, mask);
+        if (inside) f(edge_weight, source, score, grad_alpha);
+      }
+    };
     OnlineSoftmax<float> softmax;
     float expected = 0.0f;
-#pragma unroll 1
-    for (int entry = begin; entry < end; ++entry) {
-      const float edge_weight = edge_weights != nullptr ? load(edge_weights + entry) : 0.0f;
-      float source[kHidden];
-      sources.read(graph.col[entry], step, source);
-      softmax.see(attention_score<kHidden>(source, target, att, edge, edge_weight));
-      expected = expected * softmax.keep + softmax.weight * inner_product(grad, source);
-    }
+    for_each_entry([&](float, const float (&)[kChannels], float score, float grad_alpha) {
+      softmax.see(score);
+      expected = expected * softmax.keep + softmax.weight * grad_alpha;
+    });
     const float scale = end > begin ? softmax.scale() : 0.0f;
     expected *= scale;
-    float* row = rows.at(node, step);
-    row[0] = softmax.top, row[1] = scale, row[2] = expected;
+    if (lane_of_item<kLanes>() == 0) {
+      float* row = rows.at(node, step);
+      row[0] = softmax.top, row[1] = scale, row[2] = expected;
+    }
 
-    float grad_target[kHidden] = {};
-#pragma unroll 1
-    for (int entry = begin; entry < end; ++entry) {
-      const float edge_weight = edge_weights != nullptr ? load(edge_weights + entry) : 0.0f;
-      float source[kHidden];
-      sources.read(graph.col[entry], step, source);
-      const EdgeCotangent cotangent(attention_score<kHidden>(source, target, att, edge, edge_weight),
-                                    inner_product(grad, source), softmax.top, scale, expected);
+    float grad_target[kChannels] = {};
+    for_each_entry([&](float edge_weight, const float (&source)[kChannels], float score, float grad_alpha) {
+      const EdgeCotangent cotangent(score, grad_alpha, softmax.top, scale, expected);
 #pragma unroll
-      for (int c = 0; c < kHidden; ++c) {
-        const float z = source[c] + (target[c] + edge_weight * edge[c]);
+      for (int c = 0; c < kChannels; ++c) {
+        const float z = view.argument(source[c], target[c], edge_weight, c);
         const float through = through_leaky(cotangent.score, z);
         grad_target[c] += through;
         att_sums[c] += through * z;
         edge_sums[c] += through * edge_weight;
       }
-    }
-    float4* to = reinterpret_cast<float4*>(target_row(node, step));
+    });
 #pragma unroll
-    for (int c = 0; c < kHidden; c += 4) {
-      to[c / 4] = float4{att[c] * grad_target[c], att[c + 1] * grad_target[c + 1],
-                         att[c + 2] * grad_target[c + 2], att[c + 3] * grad_target[c + 3]};
-    }
+    for (int c = 0; c < kChannels; ++c) grad_target[c] = view.att[c] * grad_target[c];
+    write_channels<kHidden, kLanes>(grad_target, target_row(node, step));
   });
 }
 
 // Replaces x_l by its gradient: a thread reads no other row of it.
-template <class S, int kHidden>
+template <class S, int kHidden, int kLanes>
 __device__ __forceinline__ void source_sweep(const StackItems& items, const CsrGraph& graph,
-                                             const S* edge_weights, const ConvMemory<kHidden>& conv,
-                                             const Tile<kHidden>& sources, const Tile<kHidden>& targets,
-                                             const Tile<kHidden>& grads, const RowSoftmax& rows) {
-  float att[kHidden], edge[kHidden];
-  copy_channels<kHidden>(conv.att(), att);
-  copy_channels<kHidden>(conv.edge(), edge);
-  items.for_each([&](int node, int step) {
-    float source[kHidden], message[kHidden] = {}, through_score[kHidden] = {};
+                                             const S* edge_weights, const ConvVectors<kHidden>& vectors,
+                                             const Tile<kHidden, kLanes>& sources,
+                                             const Tile<kHidden, kLanes>& targets,
+                                             const Tile<kHidden, kLanes>& grads, const RowSoftmax& rows) {
+  constexpr int kChannels = kHidden / kLanes;
+  const EdgeView<kHidden, kLanes> view(vectors);
+  items.for_each_shared<kLanes>([&](int node, int step, unsigned mask) {
+    float source[kChannels], message[kChannels] = {}, through_score[kChannels] = {};
     sources.read(node, step, source);
-    const int end = graph.t_rowptr[node + 1];
+    const int begin = graph.t_rowptr[node], end = graph.t_rowptr[node + 1];
+    const int last = begin + most_entries<kLanes>(end - begin, mask);
 #pragma unroll 1
-    for (int k = graph.t_rowptr[node]; k < end; ++k) {
-      const int other = graph.t_row[k];
-      const float* row = rows.at(other, step);
-      const float edge_weight = edge_weights != nullptr ? load(edge_weights + graph.t_perm[k]) : 0.0f;
-      float target[kHidden], grad[kHidden];
+    for (int k = begin; k < last; ++k) {
+      const bool inside = kLanes == 1 || k < end;
+      const int other = inside ? graph.t_row[k] : node;
+      const float edge_weight =
+          inside && edge_weights != nullptr ? load(edge_weights + graph.t_perm[k]) : 0.0f;
+      float target[kChannels], grad[kChannels];
       targets.read(other, step, target);
       grads.read(other, step, grad);
-      const EdgeCotangent cotangent(attention_score<kHidden>(source, target, att, edge, edge_weight),
-                                    inner_product(grad, source), row[0], row[1], row[2]);
+      const float score = view.score(source, target, edge_weight, mask);
+      const float grad_alpha = view.grad_alpha(grad, source, mask);
+      if (!inside) continue;
+      const float* row = rows.at(other, step);
+      const EdgeCotangent cotangent(score, grad_alpha, row[0], row[1], row[2]);
 #pragma unroll
-      for (int c = 0; c < kHidden; ++c) {
-        const float z = source[c] + (target[c] + edge_weight * edge[c]);
+      for (int c = 0; c < kChannels; ++c) {
+        const float z = view.argument(source[c], target[c], edge_weight, c);
         message[c] += cotangent.alpha * grad[c];
         through_score[c] += through_leaky(cotangent.score, z);
       }
     }
 #pragma unroll
-    for (int c = 0; c < kHidden; ++c) message[c] += att[c] * through_score[c];
+    for (int c = 0; c < kChannels; ++c) message[c] += view.att[c] * through_score[c];
     sources.write(node, step, message);
   });
 }
@@ -147,15 +180,18 @@ struct PartialSum {
   __device__ void put(int i, float value) const { at[i] = add ? at[i] + value : value; }
 };
 
-// Sums of a vector's channels over the threads of each warp, into scratch[warp][of `vectors`][H].
-template <int kHidden>
-__device__ __forceinline__ void sum_over_warp(const float (&values)[kHidden], int vector, int vectors,
-                                              float* scratch) {
+// Sums of a vector's channels over the items of each warp, into scratch[warp][of `vectors`][H].
+template <int kHidden, int kLanes>
+__device__ __forceinline__ void sum_over_warp(const float (&values)[kHidden / kLanes], int vector,
+                                              int vectors, float* scratch) {
   float* to = scratch + (static_cast<int>(threadIdx.x) / kWarp * vectors + vector) * kHidden;
+  to += 4 * lane_of_item<kLanes>();
 #pragma unroll
-  for (int c = 0; c < kHidden; ++c) {
-    const float total = group_sum(values[c], kWarp);
-    if (static_cast<int>(threadIdx.x) % kWarp == 0) to[c] = total;
+  for (int c = 0; c < kHidden / kLanes; ++c) {
+    float total = values[c];
+#pragma unroll
+    for (int bit = kWarp / 2; bit >= kLanes; bit /= 2) total += __shfl_xor_sync(kFullMask, total, bit);
+    if (threadIdx.x % kWarp / kLanes == 0) to[c / 4 * 4 * kLanes + c % 4] = total;
   }
 }
 
@@ -169,6 +205,14 @@ __device__ __forceinline__ float sum_over_warps(const float* scratch, int i, int
 // A thread of weight_products holds four cotangents times four inputs, and the cotangents alone.
 constexpr int kProductSums = 4 * 4 + 4;
 
+// Products of four rows of [x_l'; x_r'] with four inputs.
+template <int kHidden>
+constexpr int kProducts = 2 * (kHidden / 4) * (kHidden / 4);
+// Up to here a block has at least a thread for each and shares out their rows; beyond, a thread has several.
+constexpr int kMaxSharedProducts = 128;
+template <int kHidden>
+constexpr int kLeastThreads = kProducts<kHidden> > kMaxSharedProducts ? 1 : kProducts<kHidden>;
+
 // Values of the partial sum of one convolution: att, lin_edge, bias, then what MatrixGrads reads.
 __host__ __device__ constexpr int64_t conv_grad_values(int64_t inputs, int64_t hidden) {
   return 3 * hidden + 2 * hidden * (inputs + 1);
@@ -176,46 +220,68 @@ __host__ __device__ constexpr int64_t conv_grad_values(int64_t inputs, int64_t h
 
 // Of the products of [x_l'; x_r'] with `inputs`, which hold the input channels from `first` on of `channels`.
 // The tile of the inputs is overwritten.
-template <int kHidden>
-__device__ void weight_products(int nodes, const Tile<kHidden>& sources, const Tile<kHidden>& targets,
-                                const Tile<kHidden>& inputs, int first, int channels, const PartialSum& out) {
-  constexpr int kQuads = kHidden / 4, kPairs = 2 * kQuads * kQuads;
-  const int slices = static_cast<int>(blockDim.x) / kPairs, slice = static_cast<int>(threadIdx.x) / kPairs;
-  const int pair = static_cast<int>(threadIdx.x) % kPairs;
-  const int row = pair / kQuads, column = pair % kQuads, chunk = inputs.chunk;
-  const Tile<kHidden> cotangents{row < kQuads ? sources.data : targets.data, chunk};
-  float sums[kProductSums] = {};
-  for (int node = slice < slices ? slice : nodes; node < nodes; node += slices) {
-    const float4* left = cotangents.at(node, 0) + row % kQuads * chunk;
-    const float4* right = inputs.at(node, 0) + column * chunk;
-    for (int step = 0; step < chunk; ++step) {
-      const float4 a = left[step], b = right[step];
-      const float lefts[4] = {a.x, a.y, a.z, a.w}, rights[4] = {b.x, b.y, b.z, b.w};
+template <int kHidden, int kLanes>
+__device__ void weight_products(int nodes, const Tile<kHidden, kLanes>& sources,
+                                const Tile<kHidden, kLanes>& targets, const Tile<kHidden, kLanes>& inputs,
+                                int first, int channels, const PartialSum& out) {
+  constexpr int kQuads = kHidden / 4, kPairs = kProducts<kHidden>;
+  const int thread = static_cast<int>(threadIdx.x), threads = static_cast<int>(blockDim.x);
+  const int chunk = inputs.chunk;
+  // Four rows of cotangents times four inputs, over every `slices`-th node from `slice` on.
+  const auto products = [&](int pair, int slice, int slices, float (&sums)[kProductSums]) {
+    const int row = pair / kQuads, column = pair % kQuads;
+    const Tile<kHidden, kLanes> cotangents{row < kQuads ? sources.data : targets.data, chunk};
+    for (int node = slice; node < nodes; node += slices) {
+      const float4* left = cotangents.at(node, 0) + row % kQuads * chunk;
+      const float4* right = inputs.at(node, 0) + column * chunk;
+      for (int step = 0; step < chunk; ++step) {
+        const float4 a = left[step], b = right[step];
+        const float lefts[4] = {a.x, a.y, a.z, a.w}, rights[4] = {b.x, b.y, b.z, b.w};
 #pragma unroll
-      for (int i = 0; i < 4; ++i) {
+        for (int i = 0; i < 4; ++i) {
 #pragma unroll
-        for (int k = 0; k < 4; ++k) sums[4 * i + k] += lefts[i] * rights[k];
-        sums[16 + i] += lefts[i];
+          for (int k = 0; k < 4; ++k) sums[4 * i + k] += lefts[i] * rights[k];
+          sums[16 + i] += lefts[i];
+        }
       }
     }
-  }
-  __syncthreads();
-  float* scratch = inputs.data;
-  if (slice < slices) {
+  };
+  if constexpr (kPairs > kMaxSharedProducts) {
+    for (int pair = thread; pair < kPairs; pair += threads) {
+      float sums[kProductSums] = {};
+      products(pair, 0, 1, sums);
+      const int column = pair % kQuads * 4;
 #pragma unroll
-    for (int i = 0; i < kProductSums; ++i) scratch[(slice * kPairs + pair) * kProductSums + i] = sums[i];
-  }
-  __syncthreads();
-  for (int i = static_cast<int>(threadIdx.x); i < 2 * kHidden * (kHidden + 1);
-       i += static_cast<int>(blockDim.x)) {
-    const int m = i / (kHidden + 1), k = i % (kHidden + 1);
-    const bool bias = k == kHidden;
-    if (bias ? first != 0 : first + k >= channels) continue;
-    const int from =
-        (m / 4 * kQuads + (bias ? 0 : k / 4)) * kProductSums + (bias ? 16 + m % 4 : m % 4 * 4 + k % 4);
-    float total = 0.0f;
-    for (int s = 0; s < slices; ++s) total += scratch[s * kPairs * kProductSums + from];
-    out.put(m * (channels + 1) + (bias ? channels : first + k), total);
+      for (int i = 0; i < 4; ++i) {
+        const int row = (pair / kQuads * 4 + i) * (channels + 1);
+#pragma unroll
+        for (int k = 0; k < 4; ++k) {
+          if (first + column + k < channels) out.put(row + first + column + k, sums[4 * i + k]);
+        }
+        if (first == 0 && column == 0) out.put(row + channels, sums[16 + i]);
+      }
+    }
+  } else {
+    const int slices = threads / kPairs, slice = thread / kPairs, pair = thread % kPairs;
+    float sums[kProductSums] = {};
+    products(pair, slice < slices ? slice : nodes, slices, sums);
+    __syncthreads();
+    float* scratch = inputs.data;
+    if (slice < slices) {
+#pragma unroll
+      for (int i = 0; i < kProductSums; ++i) scratch[(slice * kPairs + pair) * kProductSums + i] = sums[i];
+    }
+    __syncthreads();
+    for (int i = thread; i < 2 * kHidden * (kHidden + 1); i += threads) {
+      const int m = i / (kHidden + 1), k = i % (kHidden + 1);
+      const bool bias = k == kHidden;
+      if (bias ? first != 0 : first + k >= channels) continue;
+      const int from =
+          (m / 4 * kQuads + (bias ? 0 : k / 4)) * kProductSums + (bias ? 16 + m % 4 : m % 4 * 4 + k % 4);
+      float total = 0.0f;
+      for (int s = 0; s < slices; ++s) total += scratch[s * kPairs * kProductSums + from];
+      out.put(m * (channels + 1) + (bias ? channels : first + k), total);
+    }
   }
 }
 

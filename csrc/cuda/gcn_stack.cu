@@ -3,6 +3,7 @@
 // once with the next projection, or with the gates: one barrier a convolution.
 #include "gcn_stack.h"
 #include "stack_forward.cuh"
+#include "wide_stack.cuh"
 
 namespace hiermt::cuda {
 namespace {
@@ -38,6 +39,22 @@ struct GcnMemory {
   }
 };
 
+// sum_j norm_ij of what `projected` holds, before the bias.
+template <class S, int kHidden, int kLanes>
+__device__ __forceinline__ void sum_neighbours(const StackForward<S, GcnWeights<S>>& p, int node, int step,
+                                               const Tile<kHidden, kLanes>& projected,
+                                               float (&y)[kHidden / kLanes]) {
+  const int end = p.graph.rowptr[node + 1];
+#pragma unroll 2
+  for (int entry = p.graph.rowptr[node]; entry < end; ++entry) {
+    const float norm = load(p.edge_weight + entry);
+    float source[kHidden / kLanes];
+    projected.read(p.graph.col[entry], step, source);
+#pragma unroll
+    for (int c = 0; c < kHidden / kLanes; ++c) y[c] += norm * source[c];
+  }
+}
+
 template <class S, int kHidden>
 __global__ void __launch_bounds__(kStackThreads<kHidden>, 1)
     gcn_stack_fwd_kernel(StackForward<S, GcnWeights<S>> p) {
@@ -69,19 +86,11 @@ __global__ void __launch_bounds__(kStackThreads<kHidden>, 1)
 
   for (int layer = 0; layer < p.conv_layers; ++layer) {
     const bool is_last = layer + 1 == p.conv_layers;
-    const Activation activation = is_last ? p.last : Activation::kLeakyRelu;
+    const Activation activation = stack_activation(layer, p.conv_layers, p.last);
     __syncthreads();
     items.for_each([&](int node, int step) {
       float y[kHidden] = {};
-      const int end = p.graph.rowptr[node + 1];
-#pragma unroll 2
-      for (int entry = p.graph.rowptr[node]; entry < end; ++entry) {
-        const float norm = load(p.edge_weight + entry);
-        float source[kHidden];
-        projected.read(p.graph.col[entry], step, source);
-#pragma unroll
-        for (int c = 0; c < kHidden; ++c) y[c] += norm * source[c];
-      }
+      sum_neighbours(p, node, step, projected, y);
 #pragma unroll
       for (int c = 0; c < kHidden; ++c) y[c] = activate(activation, y[c] + convs.biases[layer * kHidden + c]);
       if (!is_last) {
@@ -100,6 +109,46 @@ __global__ void __launch_bounds__(kStackThreads<kHidden>, 1)
   }
 }
 
+template <class S, int kHidden>
+__global__ void __launch_bounds__(kStackThreads<kHidden>, 2)
+    gcn_stack_wide_fwd_kernel(StackForward<S, GcnWeights<S>> p) {
+  constexpr int kLanes = kStackLanes<kHidden>;
+  using Items = Tile<kHidden, kLanes>;
+  SharedMemory memory;
+  const int nodes = static_cast<int>(p.graph.num_nodes);
+  const StackBlock block(p.steps, p.chunk);
+  const StackInput<S> x(p.x, block.copy, block.first_step);
+  const Items projected{memory.take<float>(Items::values(nodes, p.chunk)), block.steps};
+  const Items own{memory.take<float>(Items::values(nodes, p.chunk)), block.steps};
+  const WideMatrix<kHidden> matrix{
+      memory.take<float>(wide_matrix_values<kHidden>(x.channels, p.conv_layers, 1))};
+  int* order = memory.take<int>(nodes);
+  const StackItems items{nodes, block.steps, order};
+
+  order_by_degree(p.graph, nodes, order);
+  stage_rows(items, x, own);
+  for (int layer = 0; layer < p.conv_layers; ++layer) {
+    const int inputs = layer == 0 ? x.channels : kHidden;
+    const Activation activation = stack_activation(layer, p.conv_layers, p.last);
+    const S* bias = p.convs[layer].bias + 4 * lane_of_item<kLanes>();
+    matrix.fill(p.convs[layer].lin_weight, inputs, inputs);
+    __syncthreads();
+    project_tile(items, matrix.data, nullptr, own, ceil_div(inputs, 4), projected);
+    __syncthreads();
+    items.template for_each_shared<kLanes>([&](int node, int step, unsigned) {
+      float y[kHidden / kLanes] = {};
+      sum_neighbours(p, node, step, projected, y);
+#pragma unroll
+      for (int c = 0; c < kHidden / kLanes; ++c) {
+        y[c] = activate(activation, y[c] + load(bias + c / 4 * 4 * kLanes + c % 4));
+      }
+      own.write(node, step, y);
+    });
+  }
+  __syncthreads();
+  finish_wide(p, block, items, x, matrix, own, projected);
+}
+
 // Shared memory of a block with `chunk` steps.
 template <class S>
 struct StackBytes {
@@ -109,6 +158,7 @@ struct StackBytes {
   size_t operator()(Hidden, int64_t chunk) const {
     constexpr int kHidden = Hidden::value;
     const int64_t nodes = p.graph.num_nodes;
+    if constexpr (kHidden == kWideHidden) return wide_stack_bytes<kHidden>(p, chunk, 1);
     return 2 * padded_bytes<float>(nodes * chunk * kHidden) + GateMemory<kHidden>::bytes(p.x.channels) +
            GcnMemory<kHidden>::bytes(p.x.channels, p.conv_layers) + padded_bytes<int>(nodes);
   }
@@ -126,7 +176,14 @@ int gcn_stack_forward(const TgcnLayerForward<S>& p, Compute<S>* from_input, void
   if constexpr (std::is_same_v<S, double>) {
     return cudaErrorInvalidValue;
   } else {
-    const auto kernel = [](auto hidden) { return gcn_stack_fwd_kernel<S, decltype(hidden)::value>; };
+    const auto kernel = [](auto hidden) {
+      constexpr int kHidden = decltype(hidden)::value;
+      if constexpr (kHidden == kWideHidden) {
+        return gcn_stack_wide_fwd_kernel<S, kHidden>;
+      } else {
+        return gcn_stack_fwd_kernel<S, kHidden>;
+      }
+    };
     return launch_stack(p, p.gcn, from_input, static_cast<cudaStream_t>(stream), StackBytes<S>{p}, kernel);
   }
 }

@@ -2,6 +2,9 @@
 // edge leaves a block. A thread owns one node at one step (an item) with all its channels, so a score needs
 // no exchange between lanes; lanes are neighbouring steps of the same node first, which walk the same entries
 // and read a neighbour's channels in one piece.
+//
+// Where an item has more channels than a thread has registers for, kLanes neighbouring lanes share it. They
+// take turns at its quads of channels: local quad q of lane l is quad q * kLanes + l of the item.
 #pragma once
 
 #include "device.cuh"
@@ -14,24 +17,55 @@ constexpr int64_t kWantedBlocks = 132;
 constexpr int kMaxSortedNodes = 1024;
 constexpr int kMaxStackConvs = 3;
 
+// The most threads of a block. At 64 channels two rounds for a hundred nodes, four lanes each, and room for a
+// second block.
 template <int kHidden>
-constexpr int kStackThreads = kHidden <= 16 ? 384 : 256;
+constexpr int kStackThreads = kHidden <= 16   ? 384
+                              : kHidden <= 32 ? 256
+                                              : 224;
 
-template <int kHidden>
-__device__ __forceinline__ void copy_channels(const float* from, float (&to)[kHidden]) {
+// Which of the lanes of an item this thread is.
+template <int kLanes>
+__device__ __forceinline__ int lane_of_item() {
+  return kLanes == 1 ? 0 : static_cast<int>(threadIdx.x) % kLanes;
+}
+
+// Adds up what the lanes of an item have, for all lanes of `mask`; every one of them gets the sum.
+template <int kLanes>
+__device__ __forceinline__ float item_sum(float value, unsigned mask) {
 #pragma unroll
-  for (int c = 0; c < kHidden; c += 4) {
-    const float4 quad = *reinterpret_cast<const float4*>(from + c);
+  for (int bit = 1; bit < kLanes; bit *= 2) value += __shfl_xor_sync(mask, value, bit);
+  return value;
+}
+
+// This lane's channels of a row of kHidden.
+template <int kHidden, int kLanes = 1>
+__device__ __forceinline__ void copy_channels(const float* from, float (&to)[kHidden / kLanes]) {
+  from += 4 * lane_of_item<kLanes>();
+#pragma unroll
+  for (int c = 0; c < kHidden / kLanes; c += 4) {
+    const float4 quad = *reinterpret_cast<const float4*>(from + c * kLanes);
     to[c] = quad.x, to[c + 1] = quad.y, to[c + 2] = quad.z, to[c + 3] = quad.w;
   }
 }
 
-// sum[c] += value * weights[c]
-template <int kHidden>
-__device__ __forceinline__ void add_scaled(const float* weights, float value, float (&sum)[kHidden]) {
+template <int kHidden, int kLanes>
+__device__ __forceinline__ void write_channels(const float (&from)[kHidden / kLanes], float* to) {
+  to += 4 * lane_of_item<kLanes>();
 #pragma unroll
-  for (int c = 0; c < kHidden; c += 4) {
-    const float4 quad = *reinterpret_cast<const float4*>(weights + c);
+  for (int c = 0; c < kHidden / kLanes; c += 4) {
+    *reinterpret_cast<float4*>(to + c * kLanes) = float4{from[c], from[c + 1], from[c + 2], from[c + 3]};
+  }
+}
+
+// sum[c] += value * weights[c], this lane's channels of `weights`.
+template <int kHidden, int kLanes = 1>
+__device__ __forceinline__ void add_scaled(const float* weights, float value,
+                                           float (&sum)[kHidden / kLanes]) {
+  weights += 4 * lane_of_item<kLanes>();
+#pragma unroll
+  for (int c = 0; c < kHidden / kLanes; c += 4) {
+    const float4 quad = *reinterpret_cast<const float4*>(weights + c * kLanes);
     sum[c] += value * quad.x;
     sum[c + 1] += value * quad.y;
     sum[c + 2] += value * quad.z;
@@ -40,28 +74,36 @@ __device__ __forceinline__ void add_scaled(const float* weights, float value, fl
 }
 
 // Channels of (node, step) in shared memory, four by four, steps of a node side by side.
-template <int kHidden>
+template <int kHidden, int kLanes = 1>
 struct Tile {
+  static constexpr int kQuads = kHidden / 4, kOwn = kQuads / kLanes;
+  // A quarter of a warp reads the items of several nodes at once: they begin at different banks.
+  static constexpr int kPad = kLanes > 1 && kLanes < 8 ? kLanes : 0;
   float* data;
   int chunk;
 
-  __device__ __forceinline__ float4* at(int node, int step) const {
-    return reinterpret_cast<float4*>(data) + node * (kHidden / 4) * chunk + step;
+  __host__ __device__ static constexpr int64_t values(int64_t nodes, int64_t chunk) {
+    return nodes * (kQuads * chunk + kPad) * 4;
   }
-  __device__ __forceinline__ void read(int node, int step, float (&values)[kHidden]) const {
-    const float4* from = at(node, step);
+  // Quad q of the item lies q * chunk further.
+  __device__ __forceinline__ float4* at(int node, int step) const {
+    return reinterpret_cast<float4*>(data) + node * (kQuads * chunk + kPad) + step;
+  }
+  // A lane reads and writes its own channels.
+  __device__ __forceinline__ void read(int node, int step, float (&values)[kHidden / kLanes]) const {
+    const float4* from = at(node, step) + lane_of_item<kLanes>() * chunk;
 #pragma unroll
-    for (int q = 0; q < kHidden / 4; ++q) {
-      const float4 quad = from[q * chunk];
+    for (int q = 0; q < kOwn; ++q) {
+      const float4 quad = from[q * kLanes * chunk];
       values[4 * q] = quad.x, values[4 * q + 1] = quad.y, values[4 * q + 2] = quad.z,
                  values[4 * q + 3] = quad.w;
     }
   }
-  __device__ __forceinline__ void write(int node, int step, const float (&values)[kHidden]) const {
-    float4* to = at(node, step);
+  __device__ __forceinline__ void write(int node, int step, const float (&values)[kHidden / kLanes]) const {
+    float4* to = at(node, step) + lane_of_item<kLanes>() * chunk;
 #pragma unroll
-    for (int q = 0; q < kHidden / 4; ++q) {
-      to[q * chunk] = float4{values[4 * q], values[4 * q + 1], values[4 * q + 2], values[4 * q + 3]};
+    for (int q = 0; q < kOwn; ++q) {
+      to[q * kLanes * chunk] = float4{values[4 * q], values[4 * q + 1], values[4 * q + 2], values[4 * q + 3]};
     }
   }
 };
@@ -101,7 +143,34 @@ struct StackItems {
       f(order[rank], item - rank * chunk);
     }
   }
+
+  // Calls f(node, step, mask) for the items of this thread's group of kLanes; the lanes of `mask` are in the
+  // same call, so that they may exchange values.
+  template <int kLanes, class F>
+  __device__ __forceinline__ void for_each_shared(F&& f) const {
+    if constexpr (kLanes == 1) {
+      for_each([&](int node, int step) { f(node, step, kFullMask); });
+    } else {
+      const int items = nodes * chunk;
+      const int width = static_cast<int>(blockDim.x) / kLanes, group = static_cast<int>(threadIdx.x) / kLanes;
+      for (int round = 0; round * width < items; ++round) {
+        const int first = round * width, count = items - first < width ? items - first : width;
+        const unsigned mask = __ballot_sync(kFullMask, group < count);
+        if (group < count) {
+          const int item = first + (round % 2 == 1 ? count - 1 - group : group);
+          const int rank = item / chunk;
+          f(order[rank], item - rank * chunk, mask);
+        }
+      }
+    }
+  }
 };
+
+// The most entries that one of the items of `mask` has: lanes that share items walk together.
+template <int kLanes>
+__device__ __forceinline__ int most_entries(int entries, unsigned mask) {
+  return kLanes == 1 ? entries : __reduce_max_sync(mask, entries);
+}
 
 // The copy and the steps that a block owns; all blocks of a copy but the last have `chunk` steps.
 struct StackBlock {
@@ -144,6 +213,11 @@ __device__ void fill_gate_weights(const GateWeights<S>& gates, int inputs, float
     const S* weight = gate == 0 ? gates.u_weight : gate == 1 ? gates.r_weight : gates.c_weight;
     gate_weights[i] = load(weight + c * (inputs + kHidden) + k);
   }
+}
+
+// Activation of convolution k.
+__host__ __device__ constexpr Activation stack_activation(int k, int conv_layers, Activation last) {
+  return k + 1 == conv_layers ? last : Activation::kLeakyRelu;
 }
 
 // The widest input of a convolution of the stack, for the memory of its weights.

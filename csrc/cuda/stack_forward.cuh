@@ -1,5 +1,5 @@
 // The forward of a stack of convolutions in one launch: what its kernel is given, when it fits, and how it is
-// launched. Sizes: 8, 16 or 32 channels, any storage type but double.
+// launched. Sizes: 8, 16, 32 or 64 channels, any storage type but double.
 #pragma once
 
 #include "gate_inputs.cuh"
@@ -11,6 +11,11 @@ namespace hiermt::cuda {
 constexpr size_t kStackSharedBytes = 112 * 1024;
 constexpr int64_t kMaxStackNodes = 4096;
 constexpr int64_t kMaxStackChannels = 1024;
+// Four lanes share an item from here on, and its x goes through a tile: no more of them than the item has.
+constexpr int kWideHidden = 64;
+
+template <int kHidden>
+constexpr int kStackLanes = kHidden < kWideHidden ? 1 : 4;
 
 // Small GPUs have 99 kB for a block.
 inline size_t stack_shared_limit() {
@@ -52,6 +57,7 @@ R dispatch_stack(int64_t hidden, F&& f, R otherwise) {
   if (hidden == 8) return f(std::integral_constant<int, 8>{});
   if (hidden == 16) return f(std::integral_constant<int, 16>{});
   if (hidden == 32) return f(std::integral_constant<int, 32>{});
+  if (hidden == kWideHidden) return f(std::integral_constant<int, kWideHidden>{});
   return otherwise;
 }
 
@@ -61,6 +67,7 @@ bool stack_fits(const TgcnLayerForward<S>& p, Bytes&& bytes) {
   const int64_t nodes = p.graph.num_nodes;
   if (std::is_same_v<S, double> || p.conv_layers > kMaxStackConvs || p.steps == 0) return false;
   if (nodes == 0 || nodes > kMaxStackNodes || p.x.channels > kMaxStackChannels) return false;
+  if (p.hidden == kWideHidden && p.x.channels > kWideHidden) return false;
   return dispatch_stack(
       p.hidden, [&](auto hidden) { return bytes(hidden, 1) <= stack_shared_limit(); }, false);
 }
@@ -85,7 +92,8 @@ cudaError_t launch_stack(const TgcnLayerForward<S>& p, const Weights* convs, Com
   const auto run = [&](auto hidden) {
     const auto of_steps = [&](int64_t chunk) { return bytes(hidden, chunk); };
     const int64_t chunk = steps_per_block(p.steps, copies, stack_shared_limit(), of_steps);
-    const int64_t threads = stack_threads(nodes * chunk, kStackThreads<decltype(hidden)::value>);
+    constexpr int kHidden = decltype(hidden)::value;
+    const int64_t threads = stack_threads(nodes * chunk * kStackLanes<kHidden>, kStackThreads<kHidden>);
     stack.chunk = static_cast<int>(chunk);
     return launch(kernel(hidden), dim3(static_cast<unsigned>(copies * ceil_div<int64_t>(p.steps, chunk))),
                   dim3(static_cast<unsigned>(threads)), of_steps(chunk), stream, stack);
