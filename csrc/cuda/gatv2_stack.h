@@ -1,5 +1,6 @@
 // The convolution stack of a layer and what its gates read of x and g, in one launch: for graphs whose
-// template fits the shared memory of a block, 8, 16 or 32 channels, and any storage type but double.
+// template fits the shared memory of a block, 8, 16, 32 or 64 channels (at 64 no more of x than that), and
+// any storage type but double.
 #pragma once
 
 #include <cstddef>
@@ -17,8 +18,8 @@ bool gatv2_stack_fits(const TgcnLayerForward<S>& p);
 template <class S>
 int gatv2_stack_forward(const TgcnLayerForward<S>& p, Compute<S>* from_input, void* stream);
 
-// The way back, for up to 16 channels and without a gradient of the edge weights: from the cotangents of the
-// gates [N * T, 3H], which are overwritten, to those of x and of the convolutions' parameters.
+// The way back, for templates that fit, too, and without a gradient of the edge weights: from the cotangents
+// of the gates [N * T, 3H], which are overwritten, to those of x and of the convolutions' parameters.
 template <class S>
 bool gatv2_stack_backward_fits(const TgcnLayerBackward<S, Compute<S>>& p);
 template <class S>

@@ -1,5 +1,6 @@
 // A stack of GCN convolutions and what the gates of the layer read of x and g, in one launch: for graphs
-// whose template fits the shared memory of a block, 8, 16 or 32 channels, and any storage type but double.
+// whose template fits the shared memory of a block, 8, 16, 32 or 64 channels (at 64 no more of x than that),
+// and any storage type but double.
 #pragma once
 
 #include "../cpu/storage.h"

@@ -24,9 +24,13 @@ struct WideMatrix {
     const int warp = static_cast<int>(threadIdx.x) / kWarp, lane = static_cast<int>(threadIdx.x) % kWarp;
     const int warps = static_cast<int>(blockDim.x) / kWarp, padded = ceil_div(inputs, 4) * 4;
     for (int k = lane; k < padded; k += kWarp) {
+      const S* at = from + warp * columns + k;
+      float* to = data + k * kStride + warp;
+      if (k < inputs) {
 #pragma unroll 4
-      for (int c = warp; c < kHidden; c += warps) {
-        data[k * kStride + c] = k < inputs ? load(from + c * columns + k) : 0.0f;
+        for (int c = warp; c < kHidden; c += warps, at += warps * columns, to += warps) *to = load(at);
+      } else {
+        for (int c = warp; c < kHidden; c += warps, to += warps) *to = 0.0f;
       }
     }
   }
