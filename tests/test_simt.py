@@ -276,6 +276,9 @@ def test_tgcn_layer_with_constant_edges(case: LayerCase, dtype: torch.dtype) -> 
         (LayerCase(Case(hidden=64, steps=2)), torch.float32, 2),
         (LayerCase(Case(hidden=64, steps=2, channels=64), gat=False), torch.bfloat16, 2),
         (LayerCase(Case(hidden=64, steps=2, channels=65)), torch.float32, 6),
+        # The largest template of 64 channels, and one node more.
+        (LayerCase(Case(hidden=64, steps=1, nodes=122)), torch.float32, 2),
+        (LayerCase(Case(hidden=64, steps=1, nodes=123)), torch.float32, 6),
         (LayerCase(Case(hidden=40, steps=2)), torch.float32, 6),
         (LayerCase(Case(hidden=5), gat=False), torch.float32, 6),
         (LayerCase(Case(hidden=16)), torch.float64, 6),
@@ -287,6 +290,25 @@ def test_launches_of_a_layer(case: LayerCase, dtype: torch.dtype, launches: int,
     shape = (case.problem.copies * case.problem.nodes, case.problem.steps, case.problem.hidden)
     environment = {"HIERMT_SIMT_LAUNCHES": str(path)}
     run("tgcn_layer", dtype, *layer_arguments(case, layer), [(shape, dtype), None, None, None], environment)
+    assert int(path.read_text()) == launches
+
+
+@pytest.mark.parametrize(
+    ("case", "shared_bytes", "launches"),
+    [
+        (LayerCase(Case(hidden=16), edge_grad=False), 232448, 9),
+        (LayerCase(Case(hidden=64, steps=2, nodes=100, channels=64), edge_grad=False), 232448, 9),
+        # What a block takes at 32 channels, and one byte less.
+        (LayerCase(Case(hidden=32), edge_grad=False), 66784, 9),
+        (LayerCase(Case(hidden=32), edge_grad=False), 66783, 25),
+        (LayerCase(Case(hidden=16), gat=False, edge_grad=False), 232448, 23),
+    ],
+    ids=str,
+)
+def test_launches_of_a_layer_backward(case: LayerCase, shared_bytes: int, launches: int, tmp_path: Path) -> None:
+    path = tmp_path / "launches"
+    limit = {"HIERMT_SIMT_SHARED_BYTES": str(shared_bytes)}
+    layer_both(case, torch.float32, {"HIERMT_SIMT_LAUNCHES": str(path), **limit})
     assert int(path.read_text()) == launches
 
 

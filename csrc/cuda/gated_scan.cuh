@@ -197,20 +197,28 @@ struct GateColumns {
   }
 };
 
+// The reset gate of every row, `stride` values apart.
+template <class S>
+struct ResetGate {
+  S* data;
+  int stride;
+};
+
 // [x_t, g_t], and for the gradient of the weights also the state before the step, reset or not.
 template <class S, bool kReset>
 struct GateInputs {
   struct Row {
-    int64_t x, dense, node;
+    int64_t x, dense, node, reset;
     bool first_step;
   };
   GatedScanForward<S> p;
+  ResetGate<S> reset = {};
 
   __device__ Row row(int r) const {
     const int steps = static_cast<int>(p.steps);
     const RowIndex at(r, static_cast<int>(p.num_nodes), steps);
     return {sequence_offset(p.x, at), static_cast<int64_t>(r) * p.hidden,
-            static_cast<int64_t>(r / steps) * p.hidden, at.step == 0};
+            static_cast<int64_t>(r / steps) * p.hidden, static_cast<int64_t>(r) * reset.stride, at.step == 0};
   }
   __device__ Compute<S> load(const Row& row, int k) const {
     const int channels = static_cast<int>(p.x.channels), hidden = static_cast<int>(p.hidden);
@@ -224,7 +232,7 @@ struct GateInputs {
     } else if (p.h0 != nullptr) {
       state = cuda::load(p.h0 + row.node + k);
     }
-    return kReset ? state * cuda::load(p.gates + 3 * row.dense + hidden + k) : state;
+    return kReset ? state * cuda::load(reset.data + row.reset + k) : state;
   }
 };
 

@@ -4,7 +4,8 @@
 //   r' = q h_{t-1} r (1 - r)      h'_{t-1} = h' u + q r + W_u^T u' + W_r^T r'
 //
 // The scan writes u', r', c'; what they mean for the inputs and the weights is dense work over all steps.
-// Gates that were not saved are computed again from the states, all steps at once.
+// Gates that were not saved are computed again from the states, all steps at once. Where they are as wide as
+// their cotangents they take the place of these, but for r, which the weights of c read once more.
 #include "gated_scan.cuh"
 
 namespace hiermt::cuda {
@@ -18,14 +19,15 @@ struct SavedStep {
 
 template <class S>
 __device__ __forceinline__ SavedStep<Compute<S>> read_step(const GatedScanBackward<S, Compute<S>>& p,
-                                                           int64_t node, int t, int c) {
+                                                           const ResetGate<S>& reset, int64_t node, int t,
+                                                           int c) {
   using C = Compute<S>;
   const GatedScanForward<S>& f = p.forward;
   const int64_t row = node * f.steps + t, at = row * f.hidden + c;
   const S* gates = f.gates + 3 * row * f.hidden + c;
   SavedStep<C> step;
   step.u = load(gates);
-  step.r = load(gates + f.hidden);
+  step.r = load(reset.data + row * reset.stride + c);
   step.candidate = load(gates + 2 * f.hidden);
   step.before = t > 0 ? load(f.h + at - f.hidden) : f.h0 != nullptr ? load(f.h0 + node * f.hidden + c) : C(0);
   step.grad = p.grad_h != nullptr ? load(p.grad_h + at) : C(0);
@@ -40,7 +42,8 @@ __device__ __forceinline__ Compute<S> last_gradient(const GatedScanBackward<S, C
 
 template <class S, int kHidden>
 __global__ void __launch_bounds__(kScanThreads)
-    gated_scan_bwd_kernel(GatedScanBackward<S, Compute<S>> p, Compute<S>* grad_gates, int nodes) {
+    gated_scan_bwd_kernel(GatedScanBackward<S, Compute<S>> p, ResetGate<S> reset, Compute<S>* grad_gates,
+                          int nodes) {
   using C = Compute<S>;
   SharedMemory memory;
   const NarrowLane<kHidden> lane(nodes);
@@ -51,10 +54,10 @@ __global__ void __launch_bounds__(kScanThreads)
   C* c_grads = lane.template exchange<C>(memory);
   const LaneRecurrent<C, kHidden> weights(f, c, true);
   C carry = last_gradient(p, node, c);
-  SavedStep<C> next = steps > 0 ? read_step(p, node, steps - 1, c) : SavedStep<C>{};
+  SavedStep<C> next = steps > 0 ? read_step(p, reset, node, steps - 1, c) : SavedStep<C>{};
   for (int t = steps - 1; t >= 0; --t) {
     const SavedStep<C> step = next;
-    if (t > 0) next = read_step(p, node, t - 1, c);
+    if (t > 0) next = read_step(p, reset, node, t - 1, c);
     const C grad = carry + step.grad;
     const C c_grad = grad * (C(1) - step.u) * (C(1) - step.candidate * step.candidate);
     const C u_grad = grad * (step.before - step.candidate) * step.u * (C(1) - step.u);
@@ -77,8 +80,8 @@ __global__ void __launch_bounds__(kScanThreads)
 
 template <class S, int kHidden, bool kShared>
 __global__ void __launch_bounds__(kWideThreads, 1)
-    gated_scan_bwd_wide_kernel(GatedScanBackward<S, Compute<S>> p, const Compute<S>* packed,
-                               Compute<S>* grad_gates, int nodes) {
+    gated_scan_bwd_wide_kernel(GatedScanBackward<S, Compute<S>> p, ResetGate<S> reset,
+                               const Compute<S>* packed, Compute<S>* grad_gates, int nodes) {
   using C = Compute<S>;
   const GatedScanForward<S>& f = p.forward;
   const int hidden = kHidden != 0 ? kHidden : static_cast<int>(f.hidden);
@@ -107,7 +110,7 @@ __global__ void __launch_bounds__(kWideThreads, 1)
     C through_reset[kNodesPerThread] = {};
 #pragma unroll
     for (int q = 0; q < kNodesPerThread; ++q) {
-      step[q] = read_step(p, node[q], t, c);
+      step[q] = read_step(p, reset, node[q], t, c);
       const C grad = carry[q] + step[q].grad;
       const C c_grad = grad * (C(1) - step[q].u) * (C(1) - step[q].candidate * step[q].candidate);
       const C u_grad = grad * (step[q].before - step[q].candidate) * step[q].u * (C(1) - step[q].u);
@@ -196,11 +199,14 @@ struct GateRows {
 template <class S>
 struct GateOut {
   S* gates;  // [N * T, 3H]
+  ResetGate<S> reset;
   int hidden, first_gate;
 
   __device__ void write(int row, int n, Compute<S> value) const {
-    store(gates + static_cast<int64_t>(row) * 3 * hidden + first_gate * hidden + n,
-          first_gate == 2 ? tangent(value) : sigmoid(value));
+    S* to = gates + static_cast<int64_t>(row) * 3 * hidden + first_gate * hidden + n;
+    if (first_gate == 0 && n >= hidden)
+      to = reset.data + static_cast<int64_t>(row) * reset.stride + n - hidden;
+    store(to, first_gate == 2 ? tangent(value) : sigmoid(value));
   }
 };
 
@@ -209,14 +215,24 @@ struct BackwardMemory {
   using C = Compute<S>;
   Workspace memory;
   C* grad_gates;  // [N * T, 3H]
-  S* gates;       // [N * T, 3H], unless they were saved
-  C* packed;      // [3, H, H]
+  S* gates;       // [N * T, 3H]: saved, in the place of the cotangents, or of their own
+  ResetGate<S> reset;
+  C* packed;  // [3, H, H]
   C* partial;
 
   BackwardMemory(void* base, const GatedScanBackward<S, C>& p, int64_t rows) : memory(base) {
     const int64_t hidden = p.forward.hidden;
     grad_gates = memory.template take<C>(rows * 3 * hidden);
-    gates = p.forward.gates != nullptr ? p.forward.gates : memory.template take<S>(rows * 3 * hidden);
+    gates = p.forward.gates;
+    bool in_place = false;
+    if constexpr (std::is_same_v<S, C>) {
+      in_place = gates == nullptr;
+      if (in_place) gates = grad_gates;
+    }
+    if (p.forward.gates == nullptr && !in_place) gates = memory.template take<S>(rows * 3 * hidden);
+    const int width = static_cast<int>(hidden);
+    reset = in_place ? ResetGate<S>{memory.template take<S>(rows * hidden), width}
+                     : ResetGate<S>{gates + hidden, 3 * width};
     packed = memory.template take<C>(3 * hidden * hidden);
     partial =
         memory.template take<C>(weight_grad_values(rows, 2 * hidden, p.forward.x.channels + 2 * hidden));
@@ -225,15 +241,16 @@ struct BackwardMemory {
 
 // u and r from the states before, then c from r.
 template <class S>
-cudaError_t compute_gates(const GatedScanForward<S>& f, int64_t rows, cudaStream_t stream) {
+cudaError_t compute_gates(const GatedScanForward<S>& f, const ResetGate<S>& reset, int64_t rows,
+                          cudaStream_t stream) {
   using C = Compute<S>;
   const int hidden = static_cast<int>(f.hidden), columns = static_cast<int>(f.x.channels) + 2 * hidden;
   const bool tensor = use_tensor_cores<S>(f.tf32);
   HIERMT_CUDA_RETURN_IF_ERROR(
       linear<C>(GateInputs<S, false>{f}, GateColumns<S>{f.weights, columns, hidden, 0},
-                GateOut<S>{f.gates, hidden, 0}, rows, columns, 2 * f.hidden, stream, tensor));
-  return linear<C>(GateInputs<S, true>{f}, GateColumns<S>{f.weights, columns, hidden, 2},
-                   GateOut<S>{f.gates, hidden, 2}, rows, columns, f.hidden, stream, tensor);
+                GateOut<S>{f.gates, reset, hidden, 0}, rows, columns, 2 * f.hidden, stream, tensor));
+  return linear<C>(GateInputs<S, true>{f, reset}, GateColumns<S>{f.weights, columns, hidden, 2},
+                   GateOut<S>{f.gates, reset, hidden, 2}, rows, columns, f.hidden, stream, tensor);
 }
 
 }  // namespace
@@ -255,7 +272,7 @@ int gated_scan_backward(const GatedScanBackward<S, Compute<S>>& given, void* wor
   const BackwardMemory<S> memory(workspace, p, rows);
   if (f.gates == nullptr) {
     p.forward.gates = memory.gates;
-    HIERMT_CUDA_RETURN_IF_ERROR(compute_gates(f, rows, stream));
+    HIERMT_CUDA_RETURN_IF_ERROR(compute_gates(f, memory.reset, rows, stream));
   }
   const int hidden = static_cast<int>(f.hidden), channels = static_cast<int>(f.x.channels);
   const int columns = channels + 2 * hidden;
@@ -264,7 +281,8 @@ int gated_scan_backward(const GatedScanBackward<S, Compute<S>>& given, void* wor
   const auto narrow = [&](auto constant) {
     constexpr int kHidden = decltype(constant)::value;
     return launch(gated_scan_bwd_kernel<S, kHidden>, NarrowLane<kHidden>::grid(nodes), dim3(kScanThreads),
-                  3 * padded_bytes<C>(kScanThreads), stream, p, memory.grad_gates, static_cast<int>(nodes));
+                  3 * padded_bytes<C>(kScanThreads), stream, p, memory.reset, memory.grad_gates,
+                  static_cast<int>(nodes));
   };
   const auto wide = [&](auto constant) {
     constexpr int kHidden = decltype(constant)::value;
@@ -272,7 +290,7 @@ int gated_scan_backward(const GatedScanBackward<S, Compute<S>>& given, void* wor
     if (!plan.shared_weights) HIERMT_CUDA_RETURN_IF_ERROR(pack_recurrent(f, true, memory.packed, stream));
     return launch(plan.shared_weights ? gated_scan_bwd_wide_kernel<S, kHidden, true>
                                       : gated_scan_bwd_wide_kernel<S, kHidden, false>,
-                  plan.grid(nodes), plan.block(), plan.shared_bytes, stream, p, memory.packed,
+                  plan.grid(nodes), plan.block(), plan.shared_bytes, stream, p, memory.reset, memory.packed,
                   memory.grad_gates, static_cast<int>(nodes));
   };
   if (nodes > 0) HIERMT_CUDA_RETURN_IF_ERROR(dispatch_scan<S>(f.hidden, narrow, wide));
@@ -285,8 +303,8 @@ int gated_scan_backward(const GatedScanBackward<S, Compute<S>>& given, void* wor
   }
   if (grads.c_weight || grads.c_bias) {
     HIERMT_CUDA_RETURN_IF_ERROR(weight_grad<C>(
-        GateRows<C>{memory.grad_gates, 3 * hidden, 2 * hidden}, GateInputs<S, true>{f}, rows, f.hidden,
-        columns, memory.partial, GateGradsOut<C>{grads, columns, hidden, 2}, stream, tensor));
+        GateRows<C>{memory.grad_gates, 3 * hidden, 2 * hidden}, GateInputs<S, true>{f, memory.reset}, rows,
+        f.hidden, columns, memory.partial, GateGradsOut<C>{grads, columns, hidden, 2}, stream, tensor));
   }
   const GateRows<C> grad_rows{memory.grad_gates, 3 * hidden, 0};
   if (p.grad_x != nullptr) {
