@@ -142,6 +142,17 @@ def test_more_channels_than_a_warp_shares() -> None:
         model(torch.randn(NODES, STEPS, FEATURES, device=DEVICE), edges.to(DEVICE), weights.to(DEVICE))
 
 
+def test_a_refused_launch_leaves_no_error_behind() -> None:
+    def decide(hidden: int) -> Tensor:
+        shapes = ((4, hidden), (4,), (2, 4), (2,), (2, 4), (2,))
+        params = [torch.zeros(*shape, device=DEVICE) for shape in shapes]
+        return functional.decision(torch.zeros(3, hidden, device=DEVICE), params, backend="native")[3]
+
+    with pytest.raises(RuntimeError, match="hiermt::decision"):
+        decide(20_000)  # the folded heads take more shared memory than there is
+    assert torch.equal(decide(16), torch.ones(3, dtype=torch.int64, device=DEVICE))
+
+
 def test_no_second_derivative() -> None:
     model, _, x, edges, weights = make(16, True)
     (grad,) = torch.autograd.grad(model(x.requires_grad_(), edges, weights)[0].sum(), [x], create_graph=True)

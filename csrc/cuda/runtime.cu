@@ -5,7 +5,9 @@
 namespace hiermt::cuda {
 
 int set_device(int device) {
-  return cudaSetDevice(device);
+  const cudaError_t error = cudaSetDevice(device);
+  if (error != cudaSuccess) cudaGetLastError();  // or the next launch would find it
+  return error;
 }
 
 const char* error_string(int error) {
