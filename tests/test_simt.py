@@ -298,6 +298,7 @@ def test_launches_of_a_layer(case: LayerCase, dtype: torch.dtype, launches: int,
     [
         (LayerCase(Case(hidden=16), edge_grad=False), 232448, 9),
         (LayerCase(Case(hidden=64, steps=2, nodes=100, channels=64), edge_grad=False), 232448, 9),
+        (LayerCase(Case(hidden=64, steps=2, nodes=100, channels=64), edge_grad=False), 166912, 25),
         # What a block takes at 32 channels, and one byte less.
         (LayerCase(Case(hidden=32), edge_grad=False), 66784, 9),
         (LayerCase(Case(hidden=32), edge_grad=False), 66783, 25),
@@ -309,6 +310,14 @@ def test_launches_of_a_layer_backward(case: LayerCase, shared_bytes: int, launch
     path = tmp_path / "launches"
     limit = {"HIERMT_SIMT_SHARED_BYTES": str(shared_bytes)}
     layer_both(case, torch.float32, {"HIERMT_SIMT_LAUNCHES": str(path), **limit})
+    assert int(path.read_text()) == launches
+
+
+@pytest.mark.parametrize(("hidden", "launches"), [(32, 9), (64, 25)])
+def test_launches_of_a_layer_backward_on_tensor_cores(hidden: int, launches: int, tmp_path: Path) -> None:
+    path = tmp_path / "launches"
+    case = LayerCase(Case(hidden=hidden, steps=2), edge_grad=False)
+    layer_both(case, torch.bfloat16, {"HIERMT_SIMT_LAUNCHES": str(path)})
     assert int(path.read_text()) == launches
 
 

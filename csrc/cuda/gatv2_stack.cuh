@@ -58,12 +58,17 @@ struct ConvMemory {
 
   template <class S>
   __device__ void fill(const GatV2Weights<S>& weights, int inputs) const {
+    vectors.fill(weights);
+    if constexpr (kHidden > 32) {
+      transpose_weights<kHidden>(weights.lin_l_weight, inputs, inputs, source, kHidden);
+      transpose_weights<kHidden>(weights.lin_r_weight, inputs, inputs, target, kHidden);
+      return;
+    }
     for (int i = static_cast<int>(threadIdx.x); i < inputs * kHidden; i += static_cast<int>(blockDim.x)) {
       const int from = i % kHidden * inputs + i / kHidden;
       source[i] = load(weights.lin_l_weight + from);
       target[i] = load(weights.lin_r_weight + from);
     }
-    vectors.fill(weights);
   }
 };
 

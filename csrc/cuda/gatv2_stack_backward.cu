@@ -267,6 +267,12 @@ __global__ void __launch_bounds__(kThreads, 1) gatv2_stack_bwd_kernel(StackBackw
   }
 }
 
+// Whether products on tensor cores, which this way has no use for, gain more than launches and memory cost.
+template <class S>
+constexpr bool leaves_to_tensor_cores(int64_t hidden, bool tf32) {
+  return hidden > 32 && use_tensor_cores<S>(tf32);
+}
+
 // Where the sums of all convolutions go.
 struct StackGrads {
   GatV2Grads<float> convs[kMaxStackConvs];
@@ -313,6 +319,7 @@ struct BackwardPlan {
 template <class S>
 bool gatv2_stack_backward_fits(const TgcnLayerBackward<S, Compute<S>>& p) {
   if (!gatv2_stack_fits(p.forward) || p.grad_edge_weight != nullptr) return false;
+  if (leaves_to_tensor_cores<S>(p.forward.hidden, p.forward.tf32)) return false;
   return dispatch_stack(
       p.forward.hidden,
       [&](auto hidden) {
@@ -359,19 +366,23 @@ int gatv2_stack_backward(const TgcnLayerBackward<S, Compute<S>>& p, Compute<S>* 
     }
     const auto run = [&](auto hidden) {
       constexpr int kHidden = decltype(hidden)::value;
-      const BackwardPlan plan = BackwardPlan::of<kHidden>(f);
-      stack.chunk = static_cast<int>(plan.chunk);
-      stack.tasks = static_cast<int>(plan.tasks);
-      stack.chunks = ceil_div(stack.steps, stack.chunk);
-      stack.values = static_cast<int>(plan.values);
-      const int64_t items = f.graph.num_nodes * plan.chunk * kBackwardLanes<kHidden>;
-      const int64_t wanted = items > kLeastThreads<kHidden> ? items : kLeastThreads<kHidden>;
-      const int64_t threads = stack_threads(wanted, kThreads);
-      HIERMT_CUDA_RETURN_IF_ERROR(
-          launch(gatv2_stack_bwd_kernel<S, kHidden>, dim3(static_cast<unsigned>(plan.blocks)),
-                 dim3(static_cast<unsigned>(threads)), plan.shared_bytes, stream, stack));
-      return p.gat == nullptr ? cudaSuccess
-                              : ordered_sum<float>(stack.partial, plan.blocks, plan.values, grads, stream);
+      if constexpr (leaves_to_tensor_cores<S>(kHidden, false)) {
+        return cudaErrorInvalidValue;
+      } else {
+        const BackwardPlan plan = BackwardPlan::of<kHidden>(f);
+        stack.chunk = static_cast<int>(plan.chunk);
+        stack.tasks = static_cast<int>(plan.tasks);
+        stack.chunks = ceil_div(stack.steps, stack.chunk);
+        stack.values = static_cast<int>(plan.values);
+        const int64_t items = f.graph.num_nodes * plan.chunk * kBackwardLanes<kHidden>;
+        const int64_t wanted = items > kLeastThreads<kHidden> ? items : kLeastThreads<kHidden>;
+        const int64_t threads = stack_threads(wanted, kThreads);
+        HIERMT_CUDA_RETURN_IF_ERROR(
+            launch(gatv2_stack_bwd_kernel<S, kHidden>, dim3(static_cast<unsigned>(plan.blocks)),
+                   dim3(static_cast<unsigned>(threads)), plan.shared_bytes, stream, stack));
+        return p.gat == nullptr ? cudaSuccess
+                                : ordered_sum<float>(stack.partial, plan.blocks, plan.values, grads, stream);
+      }
     };
     return dispatch_stack(f.hidden, run, cudaErrorInvalidValue);
   }

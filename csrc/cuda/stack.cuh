@@ -205,9 +205,31 @@ struct StackInput {
   }
 };
 
+// to[k * stride + c] = from[c * columns + k] for the first `inputs` columns. A warp takes eight rows of four
+// columns: what it reads and what it writes lies in pieces.
+template <int kHidden, class S>
+__device__ void transpose_weights(const S* from, int columns, int inputs, float* to, int stride) {
+  constexpr int kRows = 8, kColumns = kWarp / kRows, kTiles = kHidden / kRows;
+  const int lane = static_cast<int>(threadIdx.x) % kWarp, warps = static_cast<int>(blockDim.x) / kWarp;
+  const int tiles = kTiles * ceil_div(inputs, kColumns);
+#pragma unroll 4
+  for (int tile = static_cast<int>(threadIdx.x) / kWarp; tile < tiles; tile += warps) {
+    const int c = tile % kTiles * kRows + lane / kColumns, k = tile / kTiles * kColumns + lane % kColumns;
+    if (k < inputs) to[k * stride + c] = load(from + c * columns + k);
+  }
+}
+
 // gate_weights[k][gate][c] of the first `inputs` columns of the three gates.
 template <class S, int kHidden>
 __device__ void fill_gate_weights(const GateWeights<S>& gates, int inputs, float* gate_weights) {
+  if constexpr (kHidden > 32) {
+    for (int gate = 0; gate < 3; ++gate) {
+      const S* weight = gate == 0 ? gates.u_weight : gate == 1 ? gates.r_weight : gates.c_weight;
+      transpose_weights<kHidden>(weight, inputs + kHidden, inputs, gate_weights + gate * kHidden,
+                                 3 * kHidden);
+    }
+    return;
+  }
   for (int i = static_cast<int>(threadIdx.x); i < 3 * inputs * kHidden; i += static_cast<int>(blockDim.x)) {
     const int c = i % kHidden, gate = i / kHidden % 3, k = i / (3 * kHidden);
     const S* weight = gate == 0 ? gates.u_weight : gate == 1 ? gates.r_weight : gates.c_weight;
