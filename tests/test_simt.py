@@ -19,7 +19,7 @@ from simt_cases import (
     scan_both,
 )
 from simt_harness import SimtFault, compiler, run
-from simt_layers import LayerCase, layer_arguments, layer_both, layer_forward, make_layer
+from simt_layers import Layer, LayerCase, layer_arguments, layer_both, layer_forward, make_layer
 
 from hiermt import reference
 from hiermt.testing import tolerance
@@ -430,6 +430,21 @@ def test_nan_and_infinity_go_where_the_twin_sends_them(op: str, value: float) ->
             out, expected = conv_forward(case, torch.float32, op == "gatv2_conv", spoil=spoil)
         assert torch.equal(out.isnan(), expected.isnan())
         torch.testing.assert_close(out.double(), expected, rtol=2e-4, atol=2e-5, equal_nan=True)
+
+
+def test_an_entry_at_minus_infinity_has_no_part_in_a_stack() -> None:
+    def spoil(layer: Layer) -> None:
+        for conv in layer.conv:
+            att, edge = conv[4], conv[6]
+            assert att is not None and edge is not None
+            att.abs_()
+            edge.abs_()
+        assert layer.edge_weight is not None
+        layer.edge_weight[3] = -float("inf")
+
+    out, expected = layer_forward(LayerCase(Case(hidden=16, steps=6)), torch.float32, spoil)
+    assert expected.isfinite().all()
+    torch.testing.assert_close(out.double(), expected, rtol=2e-4, atol=2e-5)
 
 
 @pytest.mark.parametrize(("hidden", "copies", "steps"), [(257, 1, 1), (0, 1, 1), (16, 2**20, 2**11)])

@@ -8,6 +8,10 @@
 namespace hiermt::cuda {
 namespace {
 
+// Scores in two parts take registers that a thread with 32 channels does not have.
+template <int kHidden>
+constexpr bool kSplitScores = kHidden <= 16;
+
 template <class S, int kHidden>
 __global__ void __launch_bounds__(kStackThreads<kHidden>, 1)
     gatv2_stack_fwd_kernel(StackForward<S, GatV2Weights<S>> p) {
@@ -21,6 +25,8 @@ __global__ void __launch_bounds__(kStackThreads<kHidden>, 1)
   const Tile<kHidden> own{memory.take<float>(static_cast<size_t>(nodes) * p.chunk * kHidden), block.steps};
   const GateMemory<kHidden> gates(memory, x.channels);
   const ConvMemory<kHidden> conv(memory, static_cast<int>(widest_input(x.channels, kHidden, p.conv_layers)));
+  float* linear = nullptr;
+  if constexpr (kSplitScores<kHidden>) linear = memory.take<float>(static_cast<size_t>(nodes) * p.chunk);
   int* order = memory.take<int>(nodes);
   const StackItems items{nodes, block.steps, order};
 
@@ -36,9 +42,16 @@ __global__ void __launch_bounds__(kStackThreads<kHidden>, 1)
     } else {
       project_tile(items, conv, own, sources, own);
     }
-    __syncthreads();
-    attend(items, p.graph, p.edge_weight, conv.vectors, stack_activation(layer, p.conv_layers, p.last),
-           sources, own);
+    const Activation activation = stack_activation(layer, p.conv_layers, p.last);
+    if constexpr (kSplitScores<kHidden>) {
+      score_sources(items, conv.vectors, sources, linear);
+      __syncthreads();
+      attend(items, p.graph, p.edge_weight, conv.vectors, activation, sources, own,
+             static_cast<const float*>(linear));
+    } else {
+      __syncthreads();
+      attend(items, p.graph, p.edge_weight, conv.vectors, activation, sources, own);
+    }
   }
 
   // What the gates read of x and g.
@@ -102,7 +115,7 @@ struct StackBytes {
     }
     return 2 * padded_bytes<float>(nodes * chunk * kHidden) + GateMemory<kHidden>::bytes(p.x.channels) +
            ConvMemory<kHidden>::bytes(widest_input(p.x.channels, kHidden, p.conv_layers)) +
-           padded_bytes<int>(nodes);
+           padded_bytes<float>(kSplitScores<kHidden> ? nodes * chunk : 0) + padded_bytes<int>(nodes);
   }
 };
 

@@ -124,6 +124,14 @@ __device__ __forceinline__ void project_tile(const StackItems& items, const Conv
   });
 }
 
+template <int kChannels>
+__device__ __forceinline__ float inner_product(const float (&a)[kChannels], const float (&b)[kChannels]) {
+  float sums[4] = {};
+#pragma unroll
+  for (int c = 0; c < kChannels; ++c) sums[c % 4] += a[c] * b[c];
+  return (sums[0] + sums[1]) + (sums[2] + sums[3]);
+}
+
 // att . leaky(z) with z = source + (target + edge_weight * edge), in four chains that do not wait for each
 // other.
 template <int kChannels>
@@ -140,63 +148,151 @@ __device__ __forceinline__ float attention_score(const float (&source)[kChannels
   return (scores[0] + scores[1]) + (scores[2] + scores[3]);
 }
 
-// y = activation(sum_j alpha_ij x_l[j] + bias), which replaces x_r[i] in `own`.
-template <class S, int kHidden, int kLanes>
-__device__ __forceinline__ void attend(const StackItems& items, const CsrGraph& graph, const S* edge_weights,
-                                       const ConvVectors<kHidden>& vectors, Activation activation,
-                                       const Tile<kHidden, kLanes>& sources,
-                                       const Tile<kHidden, kLanes>& own) {
-  constexpr int kChannels = kHidden / kLanes;
-  float att[kChannels], edge[kChannels];
-  copy_channels<kHidden, kLanes>(vectors.att(), att);
-  copy_channels<kHidden, kLanes>(vectors.edge(), edge);
-  items.for_each_shared<kLanes>([&](int node, int step, unsigned mask) {
-    float target[kChannels], sum[kChannels] = {};
-    own.read(node, step, target);
-    OnlineSoftmax<float> softmax;
-    const int begin = graph.rowptr[node], end = graph.rowptr[node + 1];
-    // An item that has no such entry looks at itself.
-    const auto visit = [&](int entry, float (&source)[kChannels]) {
-      const bool inside = kLanes == 1 || entry < end;
-      sources.read(inside ? graph.col[entry] : node, step, source);
-      // Read again: lanes that share items run in twos of a block, with half of the registers.
-      if constexpr (kLanes > 1) copy_channels<kHidden, kLanes>(vectors.edge(), edge);
-      return item_sum<kLanes>(
-          attention_score<kChannels>(source, target, att, edge,
-                                     inside && edge_weights != nullptr ? load(edge_weights + entry) : 0.0f),
-          mask);
-    };
-    const auto see_one = [&](float score, const float (&source)[kChannels]) {
-      softmax.see(score);
+// att . leaky(z) is 0.6 att . z + 0.4 att . |z|, whose first part is one number a source and one an entry;
+// the target's is the same for all entries of a node and cancels in the softmax. Where z is -inf the two
+// parts are inf - inf: a row whose softmax comes out as NaN is computed again by the letter.
+constexpr float kLinearPart = static_cast<float>(0.5 * (1 + kAttentionSlope));
+constexpr float kAbsolutePart = static_cast<float>(0.5 * (1 - kAttentionSlope));
+
+// 0.6 att . x_l of each item.
+template <int kHidden>
+__device__ __forceinline__ void score_sources(const StackItems& items, const ConvVectors<kHidden>& vectors,
+                                              const Tile<kHidden>& sources, float* linear) {
+  float att[kHidden];
+  copy_channels<kHidden>(vectors.att(), att);
+  items.for_each([&](int node, int step) {
+    float source[kHidden];
+    sources.read(node, step, source);
+    linear[node * items.chunk + step] = kLinearPart * inner_product(att, source);
+  });
+}
+
+// 0.4 att . |z|, where `att` is scaled already.
+template <int kChannels>
+__device__ __forceinline__ float absolute_score(const float (&source)[kChannels],
+                                                const float (&target)[kChannels],
+                                                const float (&att)[kChannels], const float (&edge)[kChannels],
+                                                float edge_weight) {
+  float scores[4] = {};
 #pragma unroll
-      for (int c = 0; c < kChannels; ++c) sum[c] = sum[c] * softmax.keep + softmax.weight * source[c];
-    };
+  for (int c = 0; c < kChannels; ++c) {
+    scores[c % 4] += att[c] * fabsf(source[c] + (target[c] + edge_weight * edge[c]));
+  }
+  return (scores[0] + scores[1]) + (scores[2] + scores[3]);
+}
+
+// What a row sums over its entries, alpha_ij x_l[j] before the softmax's denominator.
+template <int kChannels>
+struct AttendedRow {
+  float sum[kChannels] = {};
+  OnlineSoftmax<float> softmax;
+
+  __device__ __forceinline__ void see(float score, const float (&source)[kChannels]) {
+    softmax.see(score);
+#pragma unroll
+    for (int c = 0; c < kChannels; ++c) sum[c] = sum[c] * softmax.keep + softmax.weight * source[c];
+  }
+  __device__ __forceinline__ void see(float first_score, const float (&first)[kChannels], float second_score,
+                                      const float (&second)[kChannels]) {
+    softmax.see(first_score, second_score);
+#pragma unroll
+    for (int c = 0; c < kChannels; ++c) {
+      sum[c] = sum[c] * softmax.keep + softmax.weight * first[c] + softmax.second_weight * second[c];
+    }
+  }
+  // Walks the entries in pairs; score(entry, source) reads the source and scores it. Lanes that share items
+  // score together as often as the longest row of a warp wants it.
+  template <int kLanes, class Score>
+  __device__ __forceinline__ void walk(int begin, int end, unsigned mask, Score&& score) {
     const int last = begin + most_entries<kLanes>(end - begin, mask);
     int entry = begin;
     for (; entry + 1 < last; entry += 2) {
       float first[kChannels], second[kChannels];
-      const float first_score = visit(entry, first), second_score = visit(entry + 1, second);
+      const float first_score = score(entry, first), second_score = score(entry + 1, second);
       if (kLanes == 1 || entry + 1 < end) {
-        softmax.see(first_score, second_score);
-#pragma unroll
-        for (int c = 0; c < kChannels; ++c) {
-          sum[c] = sum[c] * softmax.keep + softmax.weight * first[c] + softmax.second_weight * second[c];
-        }
+        see(first_score, first, second_score, second);
       } else if (entry < end) {
-        see_one(first_score, first);
+        see(first_score, first);
       }
     }
     if (entry < last) {
       float source[kChannels];
-      const float score = visit(entry, source);
-      if (kLanes == 1 || entry < end) see_one(score, source);
+      const float only = score(entry, source);
+      if (kLanes == 1 || entry < end) see(only, source);
     }
-    const float scale = end > begin ? softmax.scale() : 0.0f;
+  }
+  __device__ __forceinline__ float scale(int entries) const { return entries > 0 ? softmax.scale() : 0.0f; }
+};
+
+// y = activation(sum_j alpha_ij x_l[j] + bias), which replaces x_r[i] in `own`. `linear` is what
+// score_sources left, or nothing for scores by the letter.
+template <class S, int kHidden, int kLanes, class Linear = std::nullptr_t>
+__device__ __forceinline__ void attend(const StackItems& items, const CsrGraph& graph, const S* edge_weights,
+                                       const ConvVectors<kHidden>& vectors, Activation activation,
+                                       const Tile<kHidden, kLanes>& sources, const Tile<kHidden, kLanes>& own,
+                                       Linear linear = nullptr) {
+  constexpr bool kSplit = !std::is_same_v<Linear, std::nullptr_t>;
+  static_assert(!kSplit || kLanes == 1);
+  constexpr int kChannels = kHidden / kLanes;
+  float att[kChannels], edge[kChannels];
+  copy_channels<kHidden, kLanes>(vectors.att(), att);
+  copy_channels<kHidden, kLanes>(vectors.edge(), edge);
+  const float edge_linear = kSplit ? kLinearPart * inner_product(att, edge) : 0.0f;
+  if constexpr (kSplit) {
+#pragma unroll
+    for (int c = 0; c < kChannels; ++c) att[c] *= kAbsolutePart;
+  }
+  items.for_each_shared<kLanes>([&](int node, int step, unsigned mask) {
+    float target[kChannels];
+    own.read(node, step, target);
+    const int begin = graph.rowptr[node], end = graph.rowptr[node + 1];
+    const auto weight_of = [&](int entry) {
+      return edge_weights != nullptr ? load(edge_weights + entry) : 0.0f;
+    };
+    const auto by_letter = [&](int entry, float (&source)[kChannels]) {
+      // An item that has no such entry looks at itself.
+      const bool inside = kLanes == 1 || entry < end;
+      sources.read(inside ? graph.col[entry] : node, step, source);
+      // Read again: lanes that share items run in twos of a block, with half of the registers.
+      if constexpr (kLanes > 1) copy_channels<kHidden, kLanes>(vectors.edge(), edge);
+      const float weight = inside ? weight_of(entry) : 0.0f;
+      if constexpr (kSplit) {
+        // att is scaled here; what stands unscaled in shared memory is read as it is needed.
+        float score = 0.0f;
+#pragma unroll
+        for (int c = 0; c < kHidden; ++c) {
+          score += vectors.att()[c] * attention_leaky(source[c] + (target[c] + weight * edge[c]));
+        }
+        return score;
+      } else {
+        return item_sum<kLanes>(attention_score<kChannels>(source, target, att, edge, weight), mask);
+      }
+    };
+    AttendedRow<kChannels> row;
+    float scale;
+    if constexpr (kSplit) {
+      row.template walk<kLanes>(begin, end, mask, [&](int entry, float (&source)[kChannels]) {
+        const int from = graph.col[entry];
+        sources.read(from, step, source);
+        const float weight = weight_of(entry);
+        return linear[from * items.chunk + step] + edge_linear * weight +
+               absolute_score<kChannels>(source, target, att, edge, weight);
+      });
+      scale = row.scale(end - begin);
+      if (scale != scale) {
+        row = {};
+        row.template walk<kLanes>(begin, end, mask, by_letter);
+        scale = row.scale(end - begin);
+      }
+    } else {
+      row.template walk<kLanes>(begin, end, mask, by_letter);
+      scale = row.scale(end - begin);
+    }
     float bias[kChannels];
     copy_channels<kHidden, kLanes>(vectors.bias(), bias);
 #pragma unroll
-    for (int c = 0; c < kChannels; ++c) sum[c] = activate(activation, sum[c] * scale + bias[c]);
-    own.write(node, step, sum);
+    for (int c = 0; c < kChannels; ++c) row.sum[c] = activate(activation, row.sum[c] * scale + bias[c]);
+    own.write(node, step, row.sum);
   });
 }
 

@@ -37,14 +37,6 @@ __device__ __forceinline__ float through_leaky(float grad_score, float z) {
   return z > 0.0f ? grad_score : static_cast<float>(kAttentionSlope) * grad_score;
 }
 
-template <int kChannels>
-__device__ __forceinline__ float inner_product(const float (&a)[kChannels], const float (&b)[kChannels]) {
-  float sums[4] = {};
-#pragma unroll
-  for (int c = 0; c < kChannels; ++c) sums[c % 4] += a[c] * b[c];
-  return (sums[0] + sums[1]) + (sums[2] + sums[3]);
-}
-
 // One edge as both sweeps see it: the score and alpha' of its ends, which the lanes of an item add up.
 template <int kHidden, int kLanes>
 struct EdgeView {
