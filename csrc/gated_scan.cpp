@@ -7,15 +7,12 @@
 #include <tuple>
 #include <vector>
 
+#include "gate_args.h"
 #include "graph_args.h"
 #include "native_call.h"
 
 namespace hiermt {
 namespace {
-
-constexpr int kGateParams = 6;
-const char* const kGateNames[kGateParams] = {"u.weight", "u.bias",   "r.weight",
-                                             "r.bias",   "c.weight", "c.bias"};
 
 struct Arguments {
   int64_t nodes, steps, channels, hidden;
@@ -29,45 +26,35 @@ Arguments check_arguments(const char* op, const Tensor& x, const Tensor& g, cons
   const int64_t nodes = x.size(0), steps = x.size(1), channels = x.size(2), hidden = g.size(2);
   check_parameter(op, "g", g, {nodes, steps, hidden}, "x", x);
   if (h0) check_parameter(op, "h0", *h0, {nodes, hidden}, "x", x);
-  if (gates.size() != kGateParams) fail(op, "gates", "expected 6 tensors, got ", gates.size());
-  for (int i = 0; i < kGateParams; i += 2) {
-    check_parameter(op, kGateNames[i], gates[i], {hidden, channels + 2 * hidden}, "x", x);
-    check_parameter(op, kGateNames[i + 1], gates[i + 1], {hidden}, "x", x);
-  }
+  check_gates(op, gates, channels, hidden, "x", x);
   check_cuda_limits(op, x, hidden);
   return {nodes, steps, channels, hidden, x.scalar_type()};
 }
 
 template <class S>
 GatedScanForward<S> forward_params(const Arguments& a, const Tensor& x, const Tensor& g,
-                                   const std::optional<Tensor>& h0, const std::vector<Tensor>& gates, S* h,
-                                   S* h_last, S* saved) {
-  return {1,
-          a.nodes,
-          a.steps,
-          a.hidden,
-          view_of<S>(x, a.nodes),
-          data<S>(g),
-          data<S>(h0),
-          {data<S>(gates[0]), data<S>(gates[1]), data<S>(gates[2]), data<S>(gates[3]), data<S>(gates[4]),
-           data<S>(gates[5])},
-          h,
-          h_last,
-          saved};
+                                   const std::optional<Tensor>& h0, const std::vector<Tensor>& gates) {
+  GatedScanForward<S> p{};
+  p.copies = 1;
+  p.num_nodes = a.nodes;
+  p.steps = a.steps;
+  p.hidden = a.hidden;
+  p.x = view_of<S>(x, a.nodes);
+  p.g = data<S>(g);
+  p.h0 = data<S>(h0);
+  p.weights = gate_weights<S>(gates);
+  return p;
 }
 
 std::tuple<Tensor, Tensor, Tensor> gated_scan(Tensor x, Tensor g, std::optional<Tensor> h0,
                                               std::vector<Tensor> gates, bool sequence, bool save) {
   constexpr const char* op = "gated_scan";
   const Arguments a = check_arguments(op, x, g, h0, gates);
-  const bool need_h = sequence || save;
-  const Tensor h = need_h ? empty({a.nodes, a.steps, a.hidden}, a.dtype, x) : empty({0}, a.dtype, x);
-  const Tensor last = sequence ? empty({0}, a.dtype, x) : empty({a.nodes, a.hidden}, a.dtype, x);
-  const Tensor saved = save ? empty({a.nodes, a.steps, 3, a.hidden}, a.dtype, x) : empty({0}, a.dtype, x);
+  const ScanOutputs outputs(a.nodes, a.steps, a.hidden, sequence, save, save, x);
   dispatch_floating(op, "x", a.dtype, [&](auto type) {
     using S = typename decltype(type)::type;
-    const auto p = forward_params<S>(a, x, g, h0, gates, output<S>(h, need_h), output<S>(last, !sequence),
-                                     output<S>(saved, save));
+    auto p = forward_params<S>(a, x, g, h0, gates);
+    outputs.fill(p);
     run_native<S>(
         op, "x", x, [&](const auto& kernels) { kernels.gated_scan_forward(p); },
         [&](void* stream) {
@@ -75,7 +62,7 @@ std::tuple<Tensor, Tensor, Tensor> gated_scan(Tensor x, Tensor g, std::optional<
           return cuda::gated_scan_forward(p, workspace.mutable_data_ptr(), stream);
         });
   });
-  return sequence ? std::make_tuple(h, last, saved) : std::make_tuple(last, h, saved);
+  return {outputs.out(), outputs.other(), outputs.gates};
 }
 
 Tensor gated_scan_projected(Tensor z, std::vector<Tensor> gates, bool sequence) {
@@ -86,15 +73,10 @@ Tensor gated_scan_projected(Tensor z, std::vector<Tensor> gates, bool sequence) 
   if (channels < 0) fail(op, kGateNames[0], "expected a shape [H, F + 2 H], got ", shape_of(gates[0]));
   check_shape(op, "z", z, {"N", "T", 3 * hidden});
   if (hidden > 0 && z.stride(2) != 1) z = dense(z);
-  for (int i = 0; i < kGateParams; i += 2) {
-    check_parameter(op, kGateNames[i], gates[i], {hidden, channels + 2 * hidden}, "z", z);
-    check_parameter(op, kGateNames[i + 1], gates[i + 1], {hidden}, "z", z);
-  }
+  check_gates(op, gates, channels, hidden, "z", z);
   check_cuda_limits(op, z, hidden);
   const int64_t nodes = z.size(0), steps = z.size(1);
-  const Tensor h =
-      sequence ? empty({nodes, steps, hidden}, z.scalar_type(), z) : empty({0}, z.scalar_type(), z);
-  const Tensor last = sequence ? empty({0}, z.scalar_type(), z) : empty({nodes, hidden}, z.scalar_type(), z);
+  const ScanOutputs outputs(nodes, steps, hidden, sequence, false, false, z);
   dispatch_floating(op, "z", z.scalar_type(), [&](auto type) {
     using S = typename decltype(type)::type;
     GatedScanForward<S> p{};
@@ -103,10 +85,8 @@ Tensor gated_scan_projected(Tensor z, std::vector<Tensor> gates, bool sequence) 
     p.steps = steps;
     p.hidden = hidden;
     p.x.channels = channels;
-    p.weights = {data<S>(gates[0]), data<S>(gates[1]), data<S>(gates[2]),
-                 data<S>(gates[3]), data<S>(gates[4]), data<S>(gates[5])};
-    p.h = output<S>(h, sequence);
-    p.h_last = output<S>(last, !sequence);
+    p.weights = gate_weights<S>(gates);
+    outputs.fill(p);
     p.z = data<S>(z);
     p.z_stride_node = z.stride(0);
     p.z_stride_time = z.stride(1);
@@ -117,7 +97,7 @@ Tensor gated_scan_projected(Tensor z, std::vector<Tensor> gates, bool sequence) 
           return cuda::gated_scan_projected(p, workspace.mutable_data_ptr(), stream);
         });
   });
-  return sequence ? h : last;
+  return outputs.out();
 }
 
 std::vector<Tensor> gated_scan_backward(Tensor grad_out, Tensor x, Tensor g, std::optional<Tensor> h0,
@@ -125,13 +105,8 @@ std::vector<Tensor> gated_scan_backward(Tensor grad_out, Tensor x, Tensor g, std
                                         bool need_x, bool need_g, bool need_h0, bool need_gates) {
   constexpr const char* op = "gated_scan_backward";
   const Arguments a = check_arguments(op, x, g, h0, gates);
-  check_parameter(op, "h", h, {a.nodes, a.steps, a.hidden}, "x", x);
-  check_parameter(op, "saved", saved, {a.nodes, a.steps, 3, a.hidden}, "x", x);
-  if (sequence) {
-    check_parameter(op, "grad_out", grad_out, {a.nodes, a.steps, a.hidden}, "x", x);
-  } else {
-    check_parameter(op, "grad_out", grad_out, {a.nodes, a.hidden}, "x", x);
-  }
+  const ScanCotangent cotangent{sequence, grad_out, h, saved};
+  cotangent.check(op, a.nodes, a.steps, a.hidden, true, x);
 
   std::vector<Tensor> grads;
   const auto add = [&](bool wanted, std::initializer_list<int64_t> sizes) {
@@ -145,18 +120,13 @@ std::vector<Tensor> gated_scan_backward(Tensor grad_out, Tensor x, Tensor g, std
   dispatch_floating(op, "x", a.dtype, [&](auto type) {
     using S = typename decltype(type)::type;
     using C = Compute<S>;
-    // The kernel only reads what was saved.
-    S* states = const_cast<S*>(data<S>(h));
-    S* saved_gates = const_cast<S*>(data<S>(saved));
-    const auto gate = [&](int i) { return output<C>(grads[3 + i], need_gates); };
-    const GatedScanBackward<S, C> p{forward_params<S>(a, x, g, h0, gates, states, nullptr, saved_gates),
-                                    sequence ? data<S>(grad_out) : nullptr,
-                                    sequence ? nullptr : data<S>(grad_out),
-                                    output<S>(grads[0], need_x),
-                                    false,
-                                    output<S>(grads[1], need_g),
-                                    output<S>(grads[2], need_h0),
-                                    {gate(0), gate(1), gate(2), gate(3), gate(4), gate(5)}};
+    GatedScanBackward<S, C> p{};
+    p.forward = forward_params<S>(a, x, g, h0, gates);
+    cotangent.fill(p, true);
+    p.grad_x = output<S>(grads[0], need_x);
+    p.grad_g = output<S>(grads[1], need_g);
+    p.grad_h0 = output<S>(grads[2], need_h0);
+    p.grads = gate_grads<C>(grads, 3, need_gates);
     run_native<S>(
         op, "x", x, [&](const auto& kernels) { kernels.gated_scan_backward(p); },
         [&](void* stream) {

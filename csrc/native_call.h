@@ -23,10 +23,9 @@ void run_native(const char* op, const char* argument, const Tensor& tensor, OnCp
   }
 }
 
-// What a GPU cannot count is refused before anything is launched. x [N, T, ...]
-inline void check_cuda_limits(const char* op, const Tensor& x, int64_t hidden) {
+// What a GPU cannot count is refused before anything is launched.
+inline void check_cuda_limits(const char* op, const Tensor& x, int64_t nodes, int64_t steps, int64_t hidden) {
   if (x.is_cpu()) return;
-  const int64_t nodes = x.size(0), steps = x.size(1);
   if (hidden < 1 || hidden > cuda::kMaxHidden) {
     fail(op, "x", "the CUDA kernels take 1 to ", cuda::kMaxHidden, " hidden channels, got ", hidden,
          "; backend='reference' takes any");
@@ -35,6 +34,10 @@ inline void check_cuda_limits(const char* op, const Tensor& x, int64_t hidden) {
     fail(op, "x", "the CUDA kernels take up to ", cuda::kMaxRows, " rows (N * T), got ", nodes, " * ", steps,
          "; split the batch");
   }
+}
+// x [N, T, ...]
+inline void check_cuda_limits(const char* op, const Tensor& x, int64_t hidden) {
+  check_cuda_limits(op, x, x.size(0), x.size(1), hidden);
 }
 
 // Scratch memory for a CUDA launcher, from torch's allocator: free again in the order of the stream.

@@ -190,36 +190,47 @@ struct GatedScanBackward {
   GateGrads<C> grads;
 };
 
+// Windows of consecutive days out of one series: node n = window * S + stock. Where there are such, S nodes
+// and D steps of the input make count * S nodes of `steps` steps of the scan.
+struct DayWindows {
+  bool given;  // else there are none, and the rest means nothing
+  int64_t count;
+  int64_t steps;
+  const int64_t* starts;  // [count] first days, each in [0, D - steps]; where the tensors are
+  const int64_t* order;   // [count] windows in the order of their first days; CPU only
+};
+
 // The gated scan from a zero state over B windows of T consecutive days out of one series. What the gates
 // take from x and g depends on the day alone, so it is computed once a day. Node n = window * S + node.
 template <class S>
 struct GatedScanWindowsForward {
-  int64_t windows;        // B
-  int64_t num_nodes;      // S
-  int64_t days;           // D
-  int64_t steps;          // T
-  int64_t hidden;         // H
-  SequenceView<S> x;      // F channels of D days, one copy
-  const S* g;             // [S, D, H]
-  const int64_t* starts;  // [B] first days, each in [0, D - T]; host memory, as the next
-  const int64_t* order;   // [B] windows in the order of their first days
+  DayWindows windows;  // B, T
+  int64_t num_nodes;   // S
+  int64_t days;        // D
+  int64_t hidden;      // H
+  SequenceView<S> x;   // F channels of D days, one copy
+  const S* g;          // [S, D, H]
   GateWeights<S> weights;
-  S* h;       // [N, T, H], or nullptr when only the last state is wanted
-  S* h_last;  // [N, H], or nullptr
-  S* gates;   // [N, T, 3, H], or nullptr when not training
+  S* h;               // [N, T, H], or nullptr when only the last state is wanted
+  S* h_last;          // [N, H], or nullptr
+  S* gates;           // [N, T, 3, H], or nullptr when not training
+  bool tf32 = false;  // CUDA may round the operands of dense float32 products to TF32
 };
 
 template <class S, class C>
 struct GatedScanWindowsBackward {
-  GatedScanWindowsForward<S> forward;  // h and gates hold the saved values, read only
-  const S* grad_h;                     // [N, T, H] cotangent of h, or nullptr
-  const S* grad_h_last;                // [N, H] cotangent of h_last, or nullptr
-  S* grad_x;                           // [S, D, F] or nullptr
-  S* grad_g;                           // [S, D, H] or nullptr
+  GatedScanWindowsForward<S>
+      forward;           // h and gates hold the saved values, read only; CUDA does without gates
+  const S* grad_h;       // [N, T, H] cotangent of h, or nullptr
+  const S* grad_h_last;  // [N, H] cotangent of h_last, or nullptr
+  S* grad_x;             // [S, D, F] or nullptr
+  S* grad_g;             // [S, D, H] or nullptr
   GateGrads<C> grads;
 };
 
 // One T-GCN layer: g = sigmoid(convolution stack of x), then the gated scan of x and g from a zero state.
+// With windows x is the series they are of, one copy of the graph and T = D its days; h, h_last and gates are
+// those of the windows.
 template <class S>
 struct TgcnLayerForward {
   CsrGraph graph;
@@ -237,6 +248,7 @@ struct TgcnLayerForward {
   S* gates;           // [N, T, 3, H], or nullptr when not training
   S* g;               // [N, T, H], or nullptr when not training
   bool tf32 = false;  // CUDA may round the operands of dense float32 products to TF32
+  DayWindows windows{};
 };
 
 template <class S, class C>

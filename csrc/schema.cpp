@@ -78,12 +78,17 @@ STABLE_TORCH_LIBRARY(hiermt, m) {
   //   save: keep what the backward reads, on the CPU 5 H elements a node and step; CUDA keeps h and g and
   //     computes the gates again, 2 H
   //   tf32: CUDA may round the operands of dense float32 products to TF32
+  //   starts: first days [B] int64 of windows of `steps` days of x, which is then a series [S, D, F]; N = B *
+  //   S
+  //     below, T = steps, and only g stays [S, D, H]. Convolutions, and what the gates take from x and g, are
+  //     computed once a day. A window outside the series is refused on the CPU; on CUDA its values mean
+  //     nothing.
   //   -> out [N, T, H] if `sequence`, else [N, H]; if saved: h [N, T, H] unless it is `out`, gates
   //      [N, T, 3, H] (CPU), g [N, T, H]
   m.def(
       "tgcn_layer(Tensor x, Tensor[] csr, Tensor? edge_weight, Tensor[] conv_params, Tensor[] gate_params, "
       "int conv_layers, bool gat, bool edge, bool between, bool sequence, bool save, "
-      "bool tf32) -> "
+      "bool tf32, Tensor? starts, SymInt steps) -> "
       "(Tensor out, Tensor h, Tensor gates, Tensor g)");
 
   // grad_out: the cotangent of out, contiguous; h: the whole sequence; gates: not read by CUDA
@@ -93,7 +98,7 @@ STABLE_TORCH_LIBRARY(hiermt, m) {
       "conv_params, "
       "Tensor[] gate_params, int conv_layers, bool gat, bool edge, bool between, bool sequence, Tensor h, "
       "Tensor gates, Tensor g, bool need_x, bool need_conv, bool need_gates, bool need_edge_weight, "
-      "bool tf32) -> "
+      "bool tf32, Tensor? starts, SymInt steps) -> "
       "Tensor[]");
 
   // Output linear [K, H], signal and direction heads [2, K], softmax, decision, in one pass over h [N, H]
@@ -130,23 +135,27 @@ STABLE_TORCH_LIBRARY(hiermt, m) {
   m.def("gated_scan_projected(Tensor z, Tensor[] gates, bool sequence) -> Tensor");
 
   // gated_scan from a zero state over windows of T consecutive days of one series; node n = window * S +
-  // node. What the gates take from x and g is computed once a day. CPU only.
+  // node. What the gates take from x and g is computed once a day.
   //   x [S, D, F], any strides; g [S, D, H]; starts [B] int64: first days; the rest as for gated_scan, N = B
   //   * S
-  //   -> as gated_scan
+  //   save: CUDA keeps h alone and computes the gates again
+  //   tf32: as for tgcn_layer
+  //   -> as gated_scan. A window outside the series is refused on the CPU; on CUDA its values mean nothing.
   m.def(
       "gated_scan_windows(Tensor x, Tensor g, Tensor starts, SymInt steps, Tensor[] gates, bool sequence, "
       "bool "
-      "save) "
+      "save, bool tf32) "
       "-> (Tensor out, Tensor h, Tensor saved)");
 
+  // saved: not read by CUDA
   //   -> grad_x [S, D, F], grad_g [S, D, H], the gradients of the 6 gate parameters; zero on a day of no
   //   window
   m.def(
       "gated_scan_windows_backward(Tensor grad_out, Tensor x, Tensor g, Tensor starts, SymInt steps, "
       "Tensor[] "
       "gates, "
-      "bool sequence, Tensor h, Tensor saved, bool need_x, bool need_g, bool need_gates) -> Tensor[]");
+      "bool sequence, Tensor h, Tensor saved, bool need_x, bool need_g, bool need_gates, bool tf32) -> "
+      "Tensor[]");
 
   // Cross entropy of the signal head over all rows, plus that of the direction head over the rows of the
   // mask.

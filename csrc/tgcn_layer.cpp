@@ -6,17 +6,17 @@
 #include <string>
 #include <tuple>
 
+#include "gate_args.h"
 #include "graph_args.h"
 #include "native_call.h"
+#include "window_args.h"
 
 namespace hiermt {
 namespace {
 
-constexpr int64_t kGateParams = 6;
 const char* const kGatNames[] = {"lin_l.weight", "lin_l.bias", "lin_r.weight",   "lin_r.bias",
                                  "att",          "bias",       "lin_edge.weight"};
 const char* const kGcnNames[] = {"lin.weight", "bias"};
-const char* const kGateNames[] = {"u.weight", "u.bias", "r.weight", "r.bias", "c.weight", "c.bias"};
 
 struct Arguments {
   CsrGraph graph;
@@ -24,12 +24,15 @@ struct Arguments {
   bool gat, edge, between;
   int64_t per_conv;
   ScalarType dtype;
+  // The windows, if there are, and what the scan runs over: nodes and steps of x, or those of the windows.
+  std::optional<WindowArguments> windows;
+  int64_t scan_nodes, scan_steps;
 };
 
 Arguments check_arguments(const char* op, const Tensor& x, const std::vector<Tensor>& csr,
                           const std::optional<Tensor>& edge_weight, const std::vector<Tensor>& conv_params,
                           const std::vector<Tensor>& gate_params, int64_t conv_layers, bool gat, bool edge,
-                          bool between) {
+                          bool between, const std::optional<Tensor>& starts, int64_t steps) {
   const CsrGraph graph = graph_of(op, csr, x);
   const int64_t per_conv = gat ? (edge ? 7 : 6) : 2, channels = x.size(2);
   if (conv_layers < 1) fail(op, "conv_layers", "expected at least 1, got ", conv_layers);
@@ -56,7 +59,15 @@ Arguments check_arguments(const char* op, const Tensor& x, const std::vector<Ten
   if (!gat && !edge_weight) fail(op, "edge_weight", "a GCN needs the norm of each entry, got None");
   if (gat && !edge && edge_weight) fail(op, "edge_weight", "needs a GATv2 with an edge term");
   check_cuda_limits(op, x, hidden);
-  return {graph, x.size(1), channels, hidden, conv_layers, gat, edge, between, per_conv, x.scalar_type()};
+  Arguments a{graph,   x.size(1), channels,        hidden,       conv_layers, gat,      edge,
+              between, per_conv,  x.scalar_type(), std::nullopt, x.size(0),   x.size(1)};
+  if (!starts) return a;
+  check_shape(op, "x", x, {graph.num_nodes, "D", channels});
+  a.windows = check_windows(op, *starts, steps, a.steps, "x", x);
+  a.scan_nodes = a.windows->count * graph.num_nodes;
+  a.scan_steps = steps;
+  check_cuda_limits(op, x, a.scan_nodes, a.scan_steps, hidden);
+  return a;
 }
 
 template <class S>
@@ -87,8 +98,7 @@ struct Layer {
   TgcnLayerForward<S> params;
 
   Layer(const Arguments& a, const Tensor& x, const std::optional<Tensor>& edge_weight,
-        const std::vector<Tensor>& conv_params, const std::vector<Tensor>& gates, S* h, S* h_last,
-        S* saved_gates, S* saved_g, bool tf32)
+        const std::vector<Tensor>& conv_params, const std::vector<Tensor>& gates, S* g, bool tf32)
       : gat(gat_weights<S>(a, conv_params)),
         gcn(gcn_weights<S>(a, conv_params)),
         params{a.graph,
@@ -100,36 +110,29 @@ struct Layer {
                a.gat ? gat.data() : nullptr,
                a.gat ? nullptr : gcn.data(),
                a.between,
-               {data<S>(gates[0]), data<S>(gates[1]), data<S>(gates[2]), data<S>(gates[3]), data<S>(gates[4]),
-                data<S>(gates[5])},
-               h,
-               h_last,
-               saved_gates,
-               saved_g,
-               tf32} {}
+               gate_weights<S>(gates),
+               nullptr,
+               nullptr,
+               nullptr,
+               g,
+               tf32,
+               a.windows ? a.windows->days() : DayWindows{}} {}
 };
 
-std::tuple<Tensor, Tensor, Tensor, Tensor> tgcn_layer(Tensor x, std::vector<Tensor> csr,
-                                                      std::optional<Tensor> edge_weight,
-                                                      std::vector<Tensor> conv_params,
-                                                      std::vector<Tensor> gate_params, int64_t conv_layers,
-                                                      bool gat, bool edge, bool between, bool sequence,
-                                                      bool save, bool tf32) {
+std::tuple<Tensor, Tensor, Tensor, Tensor> tgcn_layer(
+    Tensor x, std::vector<Tensor> csr, std::optional<Tensor> edge_weight, std::vector<Tensor> conv_params,
+    std::vector<Tensor> gate_params, int64_t conv_layers, bool gat, bool edge, bool between, bool sequence,
+    bool save, bool tf32, std::optional<Tensor> starts, int64_t steps) {
   constexpr const char* op = "tgcn_layer";
-  const Arguments a =
-      check_arguments(op, x, csr, edge_weight, conv_params, gate_params, conv_layers, gat, edge, between);
-  const int64_t nodes = x.size(0);
-  const bool need_h = sequence || save;
-  const Tensor h = need_h ? empty({nodes, a.steps, a.hidden}, a.dtype, x) : empty({0}, a.dtype, x);
-  const Tensor last = sequence ? empty({0}, a.dtype, x) : empty({nodes, a.hidden}, a.dtype, x);
-  const bool save_gates = save && x.is_cpu();
-  const Tensor gates = save_gates ? empty({nodes, a.steps, 3, a.hidden}, a.dtype, x) : empty({0}, a.dtype, x);
-  const Tensor g = save ? empty({nodes, a.steps, a.hidden}, a.dtype, x) : empty({0}, a.dtype, x);
+  const Arguments a = check_arguments(op, x, csr, edge_weight, conv_params, gate_params, conv_layers, gat,
+                                      edge, between, starts, steps);
+  const ScanOutputs outputs(a.scan_nodes, a.scan_steps, a.hidden, sequence, save, save && x.is_cpu(), x);
+  const Tensor g = save ? empty({x.size(0), a.steps, a.hidden}, a.dtype, x) : empty({0}, a.dtype, x);
   dispatch_floating(op, "x", a.dtype, [&](auto type) {
     using S = typename decltype(type)::type;
-    const Layer<S> layer(a, x, edge_weight, conv_params, gate_params, output<S>(h, need_h),
-                         output<S>(last, !sequence), output<S>(gates, save_gates), output<S>(g, save), tf32);
-    const TgcnLayerForward<S>& p = layer.params;
+    Layer<S> layer(a, x, edge_weight, conv_params, gate_params, output<S>(g, save), tf32);
+    TgcnLayerForward<S>& p = layer.params;
+    outputs.fill(p);
     run_native<S>(
         op, "x", x, [&](const auto& kernels) { kernels.tgcn_layer_forward(p); },
         [&](void* stream) {
@@ -137,8 +140,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> tgcn_layer(Tensor x, std::vector<Tens
           return cuda::tgcn_layer_forward(p, workspace.mutable_data_ptr(), stream);
         });
   });
-  // Two outputs of an operator must not be one tensor: the sequence is saved under its first name.
-  return sequence ? std::make_tuple(h, last, gates, g) : std::make_tuple(last, h, gates, g);
+  return {outputs.out(), outputs.other(), outputs.gates, g};
 }
 
 std::vector<Tensor> tgcn_layer_backward(Tensor grad_out, Tensor x, std::vector<Tensor> csr,
@@ -146,19 +148,15 @@ std::vector<Tensor> tgcn_layer_backward(Tensor grad_out, Tensor x, std::vector<T
                                         std::vector<Tensor> gate_params, int64_t conv_layers, bool gat,
                                         bool edge, bool between, bool sequence, Tensor h, Tensor gates,
                                         Tensor g, bool need_x, bool need_conv, bool need_gates,
-                                        bool need_edge_weight, bool tf32) {
+                                        bool need_edge_weight, bool tf32, std::optional<Tensor> starts,
+                                        int64_t steps) {
   constexpr const char* op = "tgcn_layer_backward";
-  const Arguments a =
-      check_arguments(op, x, csr, edge_weight, conv_params, gate_params, conv_layers, gat, edge, between);
+  const Arguments a = check_arguments(op, x, csr, edge_weight, conv_params, gate_params, conv_layers, gat,
+                                      edge, between, starts, steps);
   const int64_t nodes = x.size(0);
-  check_parameter(op, "h", h, {nodes, a.steps, a.hidden}, "x", x);
-  if (x.is_cpu()) check_parameter(op, "gates", gates, {nodes, a.steps, 3, a.hidden}, "x", x);
+  const ScanCotangent cotangent{sequence, grad_out, h, gates};
+  cotangent.check(op, a.scan_nodes, a.scan_steps, a.hidden, x.is_cpu(), x);
   check_parameter(op, "g", g, {nodes, a.steps, a.hidden}, "x", x);
-  if (sequence) {
-    check_parameter(op, "grad_out", grad_out, {nodes, a.steps, a.hidden}, "x", x);
-  } else {
-    check_parameter(op, "grad_out", grad_out, {nodes, a.hidden}, "x", x);
-  }
   const bool need_weight = need_edge_weight && edge_weight.has_value();
 
   // grad_x, the parameters of the convolutions, those of the gates, edge_weight
@@ -172,9 +170,7 @@ std::vector<Tensor> tgcn_layer_backward(Tensor grad_out, Tensor x, std::vector<T
     using S = typename decltype(type)::type;
     using C = Compute<S>;
     // The kernel only reads what was saved.
-    const auto saved = [](const Tensor& tensor) { return const_cast<S*>(data<S>(tensor)); };
-    const Layer<S> layer(a, x, edge_weight, conv_params, gate_params, saved(h), nullptr,
-                         x.is_cpu() ? saved(gates) : nullptr, saved(g), tf32);
+    const Layer<S> layer(a, x, edge_weight, conv_params, gate_params, const_cast<S*>(data<S>(g)), tf32);
     std::vector<GatV2Grads<C>> gat_grads;
     std::vector<GcnGrads<C>> gcn_grads;
     for (int64_t k = 0; k < (need_conv ? conv_layers : 0); ++k) {
@@ -185,15 +181,14 @@ std::vector<Tensor> tgcn_layer_backward(Tensor grad_out, Tensor x, std::vector<T
         gcn_grads.push_back({grad(0), grad(1)});
       }
     }
-    const auto gate = [&](int64_t i) { return output<C>(grads[1 + conv_params.size() + i], need_gates); };
-    const TgcnLayerBackward<S, C> p{layer.params,
-                                    sequence ? data<S>(grad_out) : nullptr,
-                                    sequence ? nullptr : data<S>(grad_out),
-                                    output<S>(grads[0], need_x),
-                                    gat_grads.empty() ? nullptr : gat_grads.data(),
-                                    gcn_grads.empty() ? nullptr : gcn_grads.data(),
-                                    {gate(0), gate(1), gate(2), gate(3), gate(4), gate(5)},
-                                    output<C>(grads.back(), need_weight)};
+    TgcnLayerBackward<S, C> p{};
+    p.forward = layer.params;
+    cotangent.fill(p, x.is_cpu());
+    p.grad_x = output<S>(grads[0], need_x);
+    p.gat = gat_grads.empty() ? nullptr : gat_grads.data();
+    p.gcn = gcn_grads.empty() ? nullptr : gcn_grads.data();
+    p.gates = gate_grads<C>(grads, 1 + conv_params.size(), need_gates);
+    p.grad_edge_weight = output<C>(grads.back(), need_weight);
     run_native<S>(
         op, "x", x, [&](const auto& kernels) { kernels.tgcn_layer_backward(p); },
         [&](void* stream) {

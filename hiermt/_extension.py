@@ -45,8 +45,6 @@ OPERATORS = (
     "gated_scan_windows",
     "gated_scan_windows_backward",
 )
-# Never called with tensors on a GPU, which copies the windows instead.
-ON_CPU_ALONE = {"gated_scan_windows", "gated_scan_windows_backward"}
 _REBUILD = "pip install --no-build-isolation . in hiermt's source tree (python -m hiermt info tells more)"
 
 
@@ -217,4 +215,4 @@ def _warn(text: str) -> None:
 
 
 _status = _start()
-_without_cuda_kernel = _without_kernel("CUDA", set(OPERATORS) - ON_CPU_ALONE) if _status.available else []
+_without_cuda_kernel = _without_kernel("CUDA", OPERATORS) if _status.available else []

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from hiermt import _backend
+from hiermt import _backend, gather
 from hiermt._arguments import check_linear, enter, no_autocast
 from hiermt.gather import check_starts
 
@@ -24,7 +24,7 @@ def gated_scan_windows(
     r"""The recurrence of :func:`gated_scan` from a zero state, over windows of consecutive days of one series.
 
     What the gates take from the inputs depends on the day alone. It is computed once a day, however many windows the
-    day lies in, and so is its gradient, summed over the windows in the order of their first days.
+    day lies in, and so is its gradient, summed over the windows in an order that does not change.
 
     Args:
         x (Tensor): input of the layer, day by day.
@@ -33,14 +33,15 @@ def gated_scan_windows(
         steps (int): ``T``, days in a window.
         gates (sequence of Tensor): ``u.weight, u.bias, r.weight, r.bias, c.weight, c.bias``.
         sequence (bool): return every state, or only the last. (default: ``True``)
-        backend (str): who computes. The native operator runs on the CPU alone. (default: ``"auto"``)
+        backend (str): who computes. (default: ``"auto"``)
 
     Shapes:
         - **x:** ``[S, D, F]``; **g:** ``[S, D, H]``; **starts:** ``[B]`` int64; weights ``[H, F + 2H]``, biases ``[H]``
         - **returns:** ``[B * S, T, H]``, or ``[B * S, H]`` if not `sequence`; node ``n`` is ``window * S + stock``
 
     Raises:
-        IndexError: a window does not lie in the series; looked at on the CPU only.
+        IndexError: a window does not lie in the series; looked at on the CPU only. On a GPU, where that would wait for
+            the device, the values of such a window mean nothing.
         ValueError: a shape or device does not fit.
         TypeError: dtypes differ, or `starts` is not int64.
     """
@@ -49,10 +50,9 @@ def gated_scan_windows(
         raise ValueError(
             f"g: expected [S, D, H] = {[*x.shape[:2], hidden]} for this x and these gates, got {list(g.shape)}"
         )
-    check_starts(starts, steps, x)
+    check_starts(starts, steps, x, look=not gather.waits(x))
     (x, g, *params), native = enter(x, [g, *gates], None, backend)
     check_linear("u.weight", params[0], x.size(-1) + 2 * hidden)
     with no_autocast(x):
-        # On a GPU there is the twin alone.
-        run = _backend.operator("gated_scan_windows", native and not x.is_cuda)
+        run = _backend.operator("gated_scan_windows", native)
         return run(x, g, starts, steps, params, sequence)  # type: ignore[no-any-return]

@@ -125,16 +125,6 @@ class _ConvStack(nn.Module):
             y = self._convolve(y, graph, conv, activation)
         return y.reshape(*lead, y.size(-1))
 
-    def gate_input(self, x: Tensor, graph: Graph) -> Tensor:
-        """What the gates read beside x: the sigmoid of the stack (arXiv 1811.05320, eq. 2), ``[N, T, F]`` to
-        ``[N, T, H]``."""
-        y = x
-        for i, conv in enumerate(self.convs):
-            last = i == len(self.convs) - 1
-            activation = "sigmoid" if last and self.conv_activation == "between" else "leaky_relu"
-            y = self._convolve(y, graph, conv, activation)
-        return y if self.conv_activation == "between" else torch.sigmoid(y)
-
     def _convolve(self, x: Tensor, graph: Graph, conv: Any, activation: str) -> Tensor:
         run: Any = functional.gatv2_conv if self.gat else functional.gcn_conv
         return run(x, graph, *conv.flat(), activation=activation, backend=self.backend)  # type: ignore[no-any-return]

@@ -11,9 +11,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from hiermt import _backend, reference
+from hiermt import _backend, gather, reference
 from hiermt._arguments import check_linear, enter, no_autocast
 from hiermt._functional_windows import gated_scan_windows as gated_scan_windows
+from hiermt.gather import Windows, check_starts
 from hiermt.gather import gather_windows as gather_windows
 from hiermt.graph import Entries, Graph
 
@@ -146,7 +147,7 @@ def gated_scan(
 
 
 def tgcn_layer(
-    x: Tensor,
+    x: Tensor | Windows,
     graph: Graph,
     conv_params: Sequence[Tensor],
     gate_params: Sequence[Tensor],
@@ -161,7 +162,8 @@ def tgcn_layer(
     r"""One T-GCN layer: convolution stack, sigmoid, gated scan (arXiv 1811.05320, eqs. 2 to 6).
 
     Args:
-        x (Tensor): input of the layer.
+        x (Tensor or Windows): input of the layer. Of windows every day of the series is convolved, and projected for
+            the gates, once; the scan runs over the windows.
         graph (Graph): edges and weights.
         conv_params (sequence of Tensor): convolution after convolution; GATv2: ``lin_l.weight, lin_l.bias,
             lin_r.weight, lin_r.bias, att, bias`` and, if `edge`, ``lin_edge.weight``; GCN: ``lin.weight, bias``.
@@ -175,10 +177,11 @@ def tgcn_layer(
         backend (str): who computes. (default: ``"auto"``)
 
     Shapes:
-        - **x:** ``[N, T, F]``
+        - **x:** ``[N, T, F]``, or windows of a series ``[S, D, F]`` with ``N = B * S``, node ``window * S + stock``
         - **returns:** ``[N, T, H]``, or ``[N, H]`` if not `sequence`
 
     Raises:
+        IndexError: a window does not lie in the series; looked at on the CPU only.
         ValueError: a shape or device does not fit, or the graph has weights that nothing reads.
         TypeError: dtypes differ.
     """
@@ -189,15 +192,21 @@ def tgcn_layer(
         per_conv = len(conv_params) // conv_layers
         conv_params = [param for i, param in enumerate(conv_params) if (i + 1) % per_conv]
         edge = False
-    (x, *params), native = enter(x, [*conv_params, *gate_params], graph, backend)
+    starts, steps = None, 0
+    if isinstance(x, Windows):
+        check_starts(x.starts, x.steps, x.series, look=not gather.waits(x.series))
+        x, starts, steps = x
+        if x.size(0) != graph.num_nodes:
+            raise ValueError(f"x: windows of {x.size(0)} stocks, but the graph has {graph.num_nodes} nodes")
+    (series, *params), native = enter(x, [*conv_params, *gate_params], graph, backend)
     check_weights_used(graph, gat=gat, edge=edge)
-    check_linear("the first convolution", params[0], x.size(-1))
-    entries = layer_entries(graph, gat, edge, x.dtype)
+    check_linear("the first convolution", params[0], series.size(-1))
+    entries = layer_entries(graph, gat, edge, series.dtype)
     convs, gates = params[: len(conv_params)], params[len(conv_params) :]
-    with no_autocast(x):
+    with no_autocast(series):
         run = _backend.operator("tgcn_layer", native)
         return run(  # type: ignore[no-any-return]
-            x,
+            series,
             entries.csr,
             entries.weight,
             convs,
@@ -207,6 +216,8 @@ def tgcn_layer(
             edge,
             conv_activation == "between",
             sequence,
+            starts,
+            steps,
         )
 
 

@@ -10,11 +10,27 @@ from torch import Tensor
 from hiermt import _backend
 
 
+class DayRange(NamedTuple):
+    """What is known on the host of the days that a batch of windows has.
+
+    Attributes:
+        first, stop (int): every window lies in ``[first, stop)``.
+        days (int): so many days, counted from the first that one of the windows has, hold all of them.
+    """
+
+    first: int
+    stop: int
+    days: int
+
+
 class Windows(NamedTuple):
     r"""``B`` windows of ``T`` consecutive days of one series, none of them copied.
 
     A model takes it in place of ``x [B, S, T, F]`` and gives the same result. What its first layer computes before
-    the recurrence depends on the day alone; it is computed once for every day that a window has, and not once a window.
+    the recurrence depends on the day alone; it is computed once for every day, and not once a window. On the CPU these
+    are the days that a window has. On a GPU, where looking at `starts` would wait for the device, they are all days of
+    the series (see :meth:`within`), unless the windows have fewer one by one; a day of no window must be finite there.
+    A window that does not lie in the series is refused on the CPU; on a GPU its values mean nothing.
 
     Attributes:
         series (Tensor): features of each stock and day.
@@ -61,9 +77,30 @@ class Windows(NamedTuple):
             return Windows(self.series[:, first : last + 1], self.starts - first, self.steps)
         return Windows(self.series.index_select(1, days), torch.searchsorted(days, self.starts), self.steps)
 
+    def within(self, reach: DayRange) -> Windows:
+        """The same windows over ``reach.days`` days of the series, without waiting for the device or asking for starts.
+
+        The values of a window outside `reach` mean nothing.
+        """
+        first, stop, days = reach
+        if days == stop - first:
+            if days == self.series.size(1):
+                return self
+            return Windows(self.series[:, first:stop], self.starts - first, self.steps)
+        if not self.starts.numel():
+            return Windows(self.series[:, first : first + days], self.starts, self.steps)
+        begin = self.starts.amin(0, keepdim=True).clamp(first, stop - days)
+        series = gather_windows(self.series, begin, days, check=False)[0]
+        return Windows(series, self.starts - begin, self.steps)
+
     def to(self, device: torch.device | str) -> Windows:
         """The same windows on another device."""
         return Windows(self.series.to(device), self.starts.to(device), self.steps)
+
+
+def waits(tensor: Tensor) -> bool:
+    """Whether looking at the values of `tensor` waits for a device."""
+    return tensor.is_cuda
 
 
 def gather_windows(series: Tensor, starts: Tensor, steps: int, *, backend: str = "auto", check: bool = True) -> Tensor:

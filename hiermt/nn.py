@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from hiermt import _backend, functional
+from hiermt import _backend, functional, gather
 from hiermt._parameters import linear, submodule
 from hiermt.checkpoint import Pretrained
 from hiermt.conv import GAT, GCN
@@ -91,8 +91,11 @@ class TGCNCell(nn.Module):
         backend = self.gcn.backend
         return functional.gated_scan(x_t.unsqueeze(1), g.unsqueeze(1), h, self.gates(), sequence=False, backend=backend)
 
-    def run_sequence(self, x: Tensor, graph: Graph, sequence: bool) -> Tensor:
-        """All time steps from a zero state: ``[N, T, F] -> [N, T, H]``, or ``[N, H]`` if not `sequence`."""
+    def run_sequence(self, x: Tensor | Windows, graph: Graph, sequence: bool) -> Tensor:
+        """All time steps from a zero state: ``[N, T, F] -> [N, T, H]``, or ``[N, H]`` if not `sequence`.
+
+        Of windows the node is ``window * S + stock``, and each day of the series is convolved once.
+        """
         stack = self.gcn
         return functional.tgcn_layer(
             x,
@@ -105,13 +108,6 @@ class TGCNCell(nn.Module):
             conv_activation=stack.conv_activation,
             sequence=sequence,
             backend=stack.backend,
-        )
-
-    def run_windows(self, x: Windows, graph: Graph, sequence: bool) -> Tensor:
-        """As :meth:`run_sequence` on the windows, node ``window * S + stock``; each day is convolved once."""
-        g = self.gcn.gate_input(x.series, graph)
-        return functional.gated_scan_windows(
-            x.series, g, x.starts, x.steps, self.gates(), sequence=sequence, backend=self.gcn.backend
         )
 
 
@@ -227,13 +223,18 @@ class TGCN(Pretrained, nn.Module):
         if x.series.dim() != 3 or x.series.size(2) != self.in_channels:
             raise ValueError(f"x: expected windows of a series [N, D, {self.in_channels}], got {list(x.series.shape)}")
         graph = as_graph(edge_index, edge_weight, x.series.size(0), self.backend)
-        # A compiler does not know how many days there will be, and takes all of them.
-        x = x if torch.compiler.is_compiling() else x.shared()
-        first, *rest = self._cells()
-        h = first.run_windows(x, graph, sequence=bool(rest))
-        for i, cell in enumerate(rest):
-            h = cell.run_sequence(h, graph, sequence=i < len(rest) - 1)
-        return h.reshape(x.starts.size(0), graph.num_nodes, self.hidden_size)
+        # A compiler does not know how many days there will be, and takes all of them; so does a GPU, which nobody asks
+        # unless it has to be waited for, as long as they are fewer than those of the windows one by one.
+        h: Tensor | Windows = x
+        if not torch.compiler.is_compiling():
+            if not gather.waits(x.series):
+                h = x.shared()
+            elif x.series.size(1) > x.starts.size(0) * x.steps:
+                h = x.gather(check=False).flatten(0, 1)
+        cells = self._cells()
+        for i, cell in enumerate(cells):
+            h = cell.run_sequence(h, graph, sequence=i < len(cells) - 1)
+        return h.reshape(x.starts.size(0), graph.num_nodes, self.hidden_size)  # type: ignore[union-attr]
 
     def _cells(self) -> list[TGCNCell]:
         return list(submodule(self, "cells")._modules.values())  # type: ignore[arg-type]

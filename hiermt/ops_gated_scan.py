@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NoReturn
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from hiermt import ops_rules
-
-_GATES = 6
 
 
 def gated_scan(x: Tensor, g: Tensor, h0: Tensor | None, gates: Sequence[Tensor], sequence: bool) -> Tensor:
@@ -18,66 +16,38 @@ def gated_scan(x: Tensor, g: Tensor, h0: Tensor | None, gates: Sequence[Tensor],
     g = g.contiguous()
     state = None if h0 is None else h0.contiguous()
     params = [param.contiguous() for param in gates]
-    save = torch.is_grad_enabled() and any(
-        tensor is not None and tensor.requires_grad for tensor in (x, g, state, *params)
-    )
+    save = ops_rules.is_recorded(x, g, state, *params)
     out, *_ = torch.ops.hiermt.gated_scan(x, g, state, params, sequence, save)
     return out  # type: ignore[no-any-return]
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
     x, g, h0, gates, ctx.sequence, ctx.saved = inputs
-    out, h, saved = output
-    ctx.set_materialize_grads(False)
-    ctx.mark_non_differentiable(h, saved)
-    if ctx.saved:
-        ctx.save_for_backward(x, g, h0, out if ctx.sequence else h, saved, *gates)
+    ops_rules.save_scan(ctx, output, (x, g, h0), gates)
 
 
 def _backward(ctx: Any, grad_out: Tensor | None, *_: Any) -> tuple[Any, ...]:
     need_x, need_g, need_h0, need_gates, *_ = ctx.needs_input_grad
     if grad_out is None:
-        return None, None, None, [None] * _GATES, None, None
-    if not ctx.saved:
-        raise RuntimeError("hiermt::gated_scan was called with save=False: it has no gradient")
-    x, g, h0, h, saved, *gates = ctx.saved_tensors
-    grad_x, grad_g, grad_h0, *grads = torch.ops.hiermt.gated_scan_backward(
-        grad_out.contiguous(),
-        x,
-        g,
-        h0,
-        gates,
-        ctx.sequence,
-        h,
-        saved,
-        need_x,
-        need_g,
-        need_h0,
-        any(need_gates),
-    )
-    triples = zip(grads, gates, need_gates, strict=True)
+        return None, None, None, [None] * len(need_gates), None, None
+    (x, g, h0), h, saved, gates = ops_rules.saved_scan(ctx, "gated_scan", 3)
+    need = need_x, need_g, need_h0, any(need_gates)
+    arguments = (grad_out.contiguous(), x, g, h0, gates, ctx.sequence, h, saved, *need)
+    grad_x, grad_g, grad_h0, *grads = torch.ops.hiermt.gated_scan_backward(*arguments)
     return (
         grad_x if need_x else None,
         grad_g if need_g else None,
         grad_h0 if need_h0 else None,
-        [grad.to(gate.dtype) if need else None for grad, gate, need in triples],
+        ops_rules.gradients_of(gates, grads, need_gates),
         None,
         None,
     )
-
-
-def _double_backward(ctx: Any, *grads: Any) -> NoReturn:
-    raise NotImplementedError("hiermt.gated_scan has no second derivative; use backend='reference' for double backward")
 
 
 def _fake(
     x: Tensor, g: Tensor, h0: Tensor | None, gates: list[Tensor], sequence: bool, save: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
-    nodes, steps, hidden = g.shape
-    h = x.new_empty((nodes, steps, hidden) if sequence or save else (0,))
-    last = x.new_empty((0,) if sequence else (nodes, hidden))
-    saved = x.new_empty((nodes, steps, 3, hidden) if save else (0,))
-    return (h, last, saved) if sequence else (last, h, saved)
+    return ops_rules.fake_scan(x, g.shape, sequence, save, save)
 
 
 def _fake_backward(
@@ -94,20 +64,14 @@ def _fake_backward(
     need_h0: bool,
     need_gates: bool,
 ) -> list[Tensor]:
-    compute = torch.float64 if x.dtype == torch.float64 else torch.float32
-    nodes, _, hidden = g.shape
     return [
         x.new_empty(x.shape if need_x else (0,)),
         x.new_empty(g.shape if need_g else (0,)),
-        x.new_empty((nodes, hidden) if need_h0 else (0,)),
-        *(x.new_empty(gate.shape if need_gates else (0,), dtype=compute) for gate in gates),
+        x.new_empty((g.size(0), g.size(2)) if need_h0 else (0,)),
+        *ops_rules.fake_gradients(x, gates, need_gates),
     ]
 
 
 def register() -> None:
     """Attaches the rules to the operators; called once, when the extension is there."""
-    torch.library.register_fake("hiermt::gated_scan", _fake)
-    torch.library.register_fake("hiermt::gated_scan_backward", _fake_backward)
-    torch.library.register_autograd("hiermt::gated_scan", _backward, setup_context=_setup_context)
-    torch.library.register_autograd("hiermt::gated_scan_backward", _double_backward)
-    ops_rules.register_autocast("gated_scan")
+    ops_rules.register("gated_scan", _fake, _fake_backward, _setup_context, _backward)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NoReturn
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -73,10 +73,6 @@ def _edge_gradient(grad: Tensor, edge_weight: Tensor | None, lin_edge: Tensor) -
     return torch.zeros_like(lin_edge) if edge_weight is None else grad.to(lin_edge.dtype)
 
 
-def _double_backward(ctx: Any, *grads: Any) -> NoReturn:
-    raise NotImplementedError("hiermt.gatv2_conv has no second derivative; use backend='reference' for double backward")
-
-
 def _fake(
     x: Tensor,
     csr: list[Tensor],
@@ -117,8 +113,4 @@ def _fake_backward(
 
 def register() -> None:
     """Attaches the rules to the operators; called once, when the extension is there."""
-    torch.library.register_fake("hiermt::gatv2_conv", _fake)
-    torch.library.register_fake("hiermt::gatv2_conv_backward", _fake_backward)
-    torch.library.register_autograd("hiermt::gatv2_conv", _backward, setup_context=_setup_context)
-    torch.library.register_autograd("hiermt::gatv2_conv_backward", _double_backward)
-    ops_rules.register_autocast("gatv2_conv")
+    ops_rules.register("gatv2_conv", _fake, _fake_backward, _setup_context, _backward)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NoReturn
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -43,10 +43,6 @@ def _backward(ctx: Any, grad_out: Tensor | None) -> tuple[Any, ...]:
     )
 
 
-def _double_backward(ctx: Any, *grads: Any) -> NoReturn:
-    raise NotImplementedError("hiermt.gcn_conv has no second derivative; use backend='reference' for double backward")
-
-
 def _fake(x: Tensor, csr: list[Tensor], norm: Tensor, params: list[Tensor], activation: int) -> Tensor:
     return x.new_empty(x.size(0), x.size(1), params[0].size(0))
 
@@ -73,8 +69,4 @@ def _fake_backward(
 
 def register() -> None:
     """Attaches the rules to the operators; called once, when the extension is there."""
-    torch.library.register_fake("hiermt::gcn_conv", _fake)
-    torch.library.register_fake("hiermt::gcn_conv_backward", _fake_backward)
-    torch.library.register_autograd("hiermt::gcn_conv", _backward, setup_context=_setup_context)
-    torch.library.register_autograd("hiermt::gcn_conv_backward", _double_backward)
-    ops_rules.register_autocast("gcn_conv")
+    ops_rules.register("gcn_conv", _fake, _fake_backward, _setup_context, _backward)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import cached_property
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
@@ -73,6 +74,27 @@ class EagerOperator:
         return call_unrecorded(self.operator, *args)
 
 
+def register(
+    name: str,
+    fake: Callable[..., Any],
+    fake_backward: Callable[..., Any],
+    setup_context: Callable[..., None],
+    backward: Callable[..., Any],
+) -> None:
+    """Attaches its rules to the operator `name` and to ``<name>_backward``, which has no gradient of its own."""
+
+    def double_backward(ctx: Any, *grads: Any) -> NoReturn:
+        raise NotImplementedError(
+            f"hiermt.{name} has no second derivative; use backend='reference' for double backward"
+        )
+
+    torch.library.register_fake(f"hiermt::{name}", fake)
+    torch.library.register_fake(f"hiermt::{name}_backward", fake_backward)
+    torch.library.register_autograd(f"hiermt::{name}", backward, setup_context=setup_context)
+    torch.library.register_autograd(f"hiermt::{name}_backward", double_backward)
+    register_autocast(name)
+
+
 def register_autocast(name: str) -> None:
     """Lets the operator `name` compute in the dtype of the autocast region it is called in.
 
@@ -108,3 +130,63 @@ def allows_tf32(x: Tensor) -> bool:
     if torch.compiler.is_compiling():  # of the two settings the one that can be traced, with a guard
         return bool(torch.backends.cuda.matmul.allow_tf32)
     return bool(torch.backends.cuda.matmul.fp32_precision == "tf32")
+
+
+def is_recorded(*tensors: Tensor | None) -> bool:
+    """Whether autograd will want the gradient of one of the tensors."""
+    return torch.is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in tensors)
+
+
+@contextmanager
+def windows_outside() -> Iterator[None]:
+    """Turns what an operator says of a window outside the series into an IndexError."""
+    try:
+        yield
+    except RuntimeError as error:
+        # The stable ABI carries one type of exception only.
+        if "is outside the days" in str(error):
+            raise IndexError(str(error)) from None
+        raise
+
+
+def fake_scan(
+    x: Tensor, shape: Sequence[int], sequence: bool, save: bool, save_gates: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    """What a scan returns: out, the sequence ``[N, T, H]`` of `shape` or an empty tensor, and the gates."""
+    nodes, steps, hidden = shape
+    h = x.new_empty((nodes, steps, hidden) if sequence or save else (0,))
+    last = x.new_empty((0,) if sequence else (nodes, hidden))
+    gates = x.new_empty((nodes, steps, 3, hidden) if save_gates else (0,))
+    return (h, last, gates) if sequence else (last, h, gates)
+
+
+def fake_gradients(x: Tensor, params: Sequence[Tensor], wanted: bool) -> list[Tensor]:
+    """Gradients of parameters, in the dtype that the kernels compute in."""
+    compute = torch.float64 if x.dtype == torch.float64 else torch.float32
+    return [x.new_empty(param.shape if wanted else (0,), dtype=compute) for param in params]
+
+
+def gradients_of(params: Sequence[Tensor], grads: Sequence[Tensor], need: Sequence[bool]) -> list[Tensor | None]:
+    """The gradients that are wanted, each in the dtype of its parameter."""
+    triples = zip(params, grads, need, strict=True)
+    return [
+        None if not needed else grad if grad.dtype == param.dtype else grad.to(param.dtype)
+        for param, grad, needed in triples
+    ]
+
+
+def save_scan(ctx: Any, output: tuple[Tensor, ...], inputs: Sequence[Any], gates: Sequence[Tensor]) -> None:
+    """Keeps what the backward of a scan reads, if ``ctx.saved``; `output` is out, the sequence, the gates' values."""
+    out, h, saved = output
+    ctx.set_materialize_grads(False)
+    ctx.mark_non_differentiable(h, saved)
+    if ctx.saved:
+        ctx.save_for_backward(*inputs, out if ctx.sequence else h, saved, *gates)
+
+
+def saved_scan(ctx: Any, name: str, count: int) -> tuple[Any, Tensor, Tensor, list[Tensor]]:
+    """What :func:`save_scan` kept: `count` inputs, the sequence, the gates' values, the parameters of the gates."""
+    if not ctx.saved:
+        raise RuntimeError(f"hiermt::{name} was called with save=False: it has no gradient")
+    tensors = ctx.saved_tensors
+    return tensors[:count], tensors[count], tensors[count + 1], list(tensors[count + 2 :])

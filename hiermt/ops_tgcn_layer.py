@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NoReturn
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -22,23 +22,41 @@ def tgcn_layer(
     edge: bool,
     between: bool,
     sequence: bool,
+    starts: Tensor | None = None,
+    steps: int = 0,
 ) -> Tensor:
-    """One T-GCN layer; :func:`hiermt.reference.tgcn_layer` says what it computes."""
+    """One T-GCN layer; :func:`hiermt.reference.tgcn_layer` says what it computes.
+
+    Raises:
+        IndexError: a window does not lie in the series; looked at on the CPU only.
+    """
     convs = [param.contiguous() for param in conv_params]
     gates = [param.contiguous() for param in gate_params]
     weight = None if edge_weight is None or (gat and not edge) else edge_weight.contiguous()
-    save = torch.is_grad_enabled() and _any_requires_grad(x, weight, *convs, *gates)
+    save = ops_rules.is_recorded(x, weight, *convs, *gates)
     flags = (conv_layers, gat, edge, between, sequence)
-    tf32 = ops_rules.allows_tf32(x)
+    extra = (ops_rules.allows_tf32(x), starts, steps)
+    if starts is not None and not torch.compiler.is_compiling():
+        with ops_rules.windows_outside():
+            return _run(x, csr, weight, convs, gates, flags, save, extra)
+    return _run(x, csr, weight, convs, gates, flags, save, extra)
+
+
+def _run(
+    x: Tensor,
+    csr: Sequence[Tensor],
+    weight: Tensor | None,
+    convs: list[Tensor],
+    gates: list[Tensor],
+    flags: tuple[Any, ...],
+    save: bool,
+    extra: tuple[bool, Tensor | None, int],
+) -> Tensor:
     if save and not torch.compiler.is_compiling():
         lengths = len(convs), len(gates)
-        return _EagerLayer.apply(flags, tf32, tuple(csr), lengths, x, weight, *convs, *gates)  # type: ignore[no-any-return, no-untyped-call]
-    arguments = (x, list(csr), weight, convs, gates, *flags, save, tf32)
+        return _EagerLayer.apply(flags, extra, tuple(csr), lengths, x, weight, *convs, *gates)  # type: ignore[no-any-return, no-untyped-call]
+    arguments = (x, list(csr), weight, convs, gates, *flags, save, *extra)
     return ops_rules.call_unrecorded(torch.ops.hiermt.tgcn_layer.default, *arguments)[0]  # type: ignore[no-any-return]
-
-
-def _any_requires_grad(*tensors: Tensor | None) -> bool:
-    return any(tensor is not None and tensor.requires_grad for tensor in tensors)
 
 
 class _EagerLayer(torch.autograd.Function):
@@ -46,12 +64,12 @@ class _EagerLayer(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, flags: Any, tf32: bool, csr: Any, lengths: Any, x: Tensor, weight: Tensor | None, *params: Tensor
+        ctx: Any, flags: Any, extra: Any, csr: Any, lengths: Any, x: Tensor, weight: Tensor | None, *params: Tensor
     ) -> Tensor:
         convs, gates = list(params[: lengths[0]]), list(params[lengths[0] :])
         operator = torch.ops.hiermt.tgcn_layer.default
-        output = ops_rules.call(operator, x, list(csr), weight, convs, gates, *flags, True, tf32)
-        _save(ctx, x, csr, weight, convs, gates, flags, tf32, output)
+        output = ops_rules.call(operator, x, list(csr), weight, convs, gates, *flags, True, *extra)
+        _save(ctx, x, csr, weight, convs, gates, flags, extra, output)
         return output[0]  # type: ignore[no-any-return]
 
     @staticmethod
@@ -71,15 +89,16 @@ def _save(
     convs: Sequence[Tensor],
     gates: Sequence[Tensor],
     flags: Sequence[Any],
-    tf32: bool,
+    extra: Sequence[Any],
     output: tuple[Tensor, ...],
 ) -> None:
     out, h, saved_gates, g = output
     sequence = flags[-1]
     ctx.set_materialize_grads(False)
-    ctx.flags, ctx.tf32 = flags, tf32
+    ctx.flags = flags
+    ctx.tf32, starts, ctx.steps = extra
     ctx.lengths = len(csr), len(convs), len(gates)
-    ctx.save_for_backward(x, weight, out if sequence else h, saved_gates, g, *csr, *convs, *gates)
+    ctx.save_for_backward(x, weight, starts, out if sequence else h, saved_gates, g, *csr, *convs, *gates)
 
 
 def _gradients(
@@ -93,7 +112,7 @@ def _gradients(
     entries, convs, gates = ctx.lengths
     if grad_out is None:
         return None, None, [None] * convs, [None] * gates
-    x, weight, h, saved_gates, g, *rest = ctx.saved_tensors
+    x, weight, starts, h, saved_gates, g, *rest = ctx.saved_tensors
     csr, conv_params, gate_params = rest[:entries], rest[entries : entries + convs], rest[entries + convs :]
     grads = ops_rules.call(
         torch.ops.hiermt.tgcn_layer_backward.default,
@@ -112,29 +131,24 @@ def _gradients(
         any(need_gates),
         need_weight,
         ctx.tf32,
+        starts,
+        ctx.steps,
     )
-
-    def wanted(found: list[Tensor], params: list[Tensor], need: list[bool]) -> list[Tensor | None]:
-        triples = zip(found, params, need, strict=True)
-        return [
-            None if not needed else grad if grad.dtype == param.dtype else grad.to(param.dtype)
-            for grad, param, needed in triples
-        ]
 
     return (
         grads[0] if need_x else None,
         grads[-1].to(x.dtype) if need_weight else None,
-        wanted(grads[1 : 1 + convs], conv_params, need_convs),
-        wanted(grads[1 + convs : -1], gate_params, need_gates),
+        ops_rules.gradients_of(conv_params, grads[1 : 1 + convs], need_convs),
+        ops_rules.gradients_of(gate_params, grads[1 + convs : -1], need_gates),
     )
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    x, csr, weight, convs, gates, *flags, save, tf32 = inputs
+    x, csr, weight, convs, gates, *flags, save, tf32, starts, steps = inputs
     ctx.mark_non_differentiable(*output[1:])
     ctx.saved = save
     if save:
-        _save(ctx, x, csr, weight, convs, gates, flags, tf32, output)
+        _save(ctx, x, csr, weight, convs, gates, flags, (tf32, starts, steps), output)
 
 
 def _backward(ctx: Any, grad_out: Tensor | None, *_: Any) -> tuple[Any, ...]:
@@ -142,11 +156,7 @@ def _backward(ctx: Any, grad_out: Tensor | None, *_: Any) -> tuple[Any, ...]:
         raise RuntimeError("hiermt::tgcn_layer was called with save=False: it has no gradient")
     need_x, _, need_weight, need_convs, need_gates, *_ = ctx.needs_input_grad
     grad_x, grad_weight, convs, gates = _gradients(ctx, grad_out, need_x, need_weight, need_convs, need_gates)
-    return grad_x, [None] * ctx.lengths[0], grad_weight, convs, gates, *[None] * 7
-
-
-def _double_backward(ctx: Any, *grads: Any) -> NoReturn:
-    raise NotImplementedError("hiermt.tgcn_layer has no second derivative; use backend='reference' for double backward")
+    return grad_x, [None] * ctx.lengths[0], grad_weight, convs, gates, *[None] * 9
 
 
 def _fake(
@@ -162,17 +172,14 @@ def _fake(
     sequence: bool,
     save: bool,
     tf32: bool,
+    starts: Tensor | None,
+    steps: int,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    nodes, steps, hidden = x.size(0), x.size(1), conv_params[0].size(0)
-
-    def empty(*shape: int, wanted: bool) -> Tensor:
-        return x.new_empty(shape if wanted else (0,))
-
-    h = empty(nodes, steps, hidden, wanted=sequence or save)
-    last = empty(nodes, hidden, wanted=not sequence)
-    gates = empty(nodes, steps, 3, hidden, wanted=save and x.device.type == "cpu")  # CUDA computes them again
-    g = empty(nodes, steps, hidden, wanted=save)
-    return (h, last, gates, g) if sequence else (last, h, gates, g)
+    nodes, days, hidden = x.size(0), x.size(1), conv_params[0].size(0)
+    shape = (nodes, days, hidden) if starts is None else (starts.size(0) * nodes, steps, hidden)
+    g = x.new_empty((nodes, days, hidden) if save else (0,))
+    # CUDA computes the gates again.
+    return *ops_rules.fake_scan(x, shape, sequence, save, save and x.device.type == "cpu"), g
 
 
 def _fake_backward(
@@ -195,25 +202,18 @@ def _fake_backward(
     need_gates: bool,
     need_edge_weight: bool,
     tf32: bool,
+    starts: Tensor | None,
+    steps: int,
 ) -> list[Tensor]:
-    compute = torch.float64 if x.dtype == torch.float64 else torch.float32
-
-    def like(tensor: Tensor | None, wanted: bool) -> Tensor:
-        shape = tensor.shape if tensor is not None and wanted else (0,)
-        return x.new_empty(shape, dtype=compute)
-
+    weight = x.new_empty(0) if edge_weight is None else edge_weight
     return [
         x.new_empty(x.shape if need_x else (0,)),
-        *(like(param, need_conv) for param in conv_params),
-        *(like(param, need_gates) for param in gate_params),
-        like(edge_weight, need_edge_weight),
+        *ops_rules.fake_gradients(x, conv_params, need_conv),
+        *ops_rules.fake_gradients(x, gate_params, need_gates),
+        *ops_rules.fake_gradients(x, [weight], need_edge_weight),
     ]
 
 
 def register() -> None:
     """Attaches the rules to the operators; called once, when the extension is there."""
-    torch.library.register_fake("hiermt::tgcn_layer", _fake)
-    torch.library.register_fake("hiermt::tgcn_layer_backward", _fake_backward)
-    torch.library.register_autograd("hiermt::tgcn_layer", _backward, setup_context=_setup_context)
-    torch.library.register_autograd("hiermt::tgcn_layer_backward", _double_backward)
-    ops_rules.register_autocast("tgcn_layer")
+    ops_rules.register("tgcn_layer", _fake, _fake_backward, _setup_context, _backward)

@@ -195,6 +195,8 @@ def tgcn_layer(
     edge: bool,
     between: bool,
     sequence: bool,
+    starts: Tensor | None = None,
+    steps: int = 0,
 ) -> Tensor:
     r"""One T-GCN layer: convolution stack, sigmoid, gated scan (arXiv 1811.05320, eqs. 2 to 6).
 
@@ -210,9 +212,12 @@ def tgcn_layer(
         edge (bool): whether each GATv2 has an edge term.
         between (bool): leaky_relu between the convolutions only, or after the last one too.
         sequence (bool): return every state, or only the last.
+        starts (Tensor, optional): first day of each window, if the scan runs over windows of `steps` days of x, as in
+            :func:`gated_scan_windows`. (default: ``None``)
+        steps (int): ``T`` of the windows. (default: ``0``)
 
     Shapes:
-        - **x:** ``[N, T, F]``
+        - **x:** ``[N, T, F]``, or ``[S, D, F]`` with `starts` ``[B]`` int64, where ``N`` is ``B * S``
         - **returns:** ``[N, T, H]``, or ``[N, H]`` if not `sequence`
     """
     edges = Edges(csr)
@@ -229,6 +234,8 @@ def tgcn_layer(
         return torch.sigmoid(part)
 
     g = by_pieces(x, edges, gate_params[0].size(0), conv_stack)
+    if starts is not None:
+        return gated_scan_windows(x, g, starts, steps, gate_params, sequence)
     return gated_scan(x, g, None, gate_params, sequence)
 
 

@@ -15,7 +15,10 @@ from hiermt.testing import tolerance
 
 
 class LayerCase(NamedTuple):
-    """One T-GCN layer; `problem` describes its first convolution. The fused backward has constant edges."""
+    """One T-GCN layer; `problem` describes its first convolution. The fused backward has constant edges.
+
+    `starts` are first days of windows of `window` steps, if x is the series they are of.
+    """
 
     problem: Case
     gat: bool = True
@@ -23,11 +26,23 @@ class LayerCase(NamedTuple):
     between: bool = True
     sequence: bool = True
     edge_grad: bool = True
+    starts: tuple[int, ...] | None = None
+    window: int = 0
+
+    @property
+    def nodes(self) -> int:
+        """What the scan runs over."""
+        return (self.problem.copies if self.starts is None else len(self.starts)) * self.problem.nodes
+
+    @property
+    def steps(self) -> int:
+        return self.problem.steps if self.starts is None else self.window
 
     def __str__(self) -> str:
         flags = f"{'gat' if self.gat else 'gcn'}{self.conv_layers}-{'between' if self.between else 'after'}"
         last = f"{'sequence' if self.sequence else 'last'}{'' if self.edge_grad else '-constant_edges'}"
-        return f"{self.problem}-{flags}-{last}"
+        windows = "" if self.starts is None else f"-{len(self.starts)}x{self.window}"
+        return f"{self.problem}-{flags}-{last}{windows}"
 
 
 class Layer(NamedTuple):
@@ -64,8 +79,13 @@ def layer_arguments(case: LayerCase, layer: Layer) -> tuple[list[int], list[Tens
     integers, inputs = conv_arguments(case.problem, problem, case.gat)
     # conv_arguments ends with the activation and the parameters of one convolution.
     integers[-1:] = [case.conv_layers, int(case.gat), int(case.between)]
+    integers += [-1 if case.starts is None else len(case.starts), case.window]
     head = inputs[:7]
-    return integers, [*head, *(p for conv in layer.conv for p in conv), *layer.gates]
+    return integers, [*head, *(p for conv in layer.conv for p in conv), *layer.gates, first_days(case)]
+
+
+def first_days(case: LayerCase) -> Tensor | None:
+    return None if case.starts is None else torch.tensor(case.starts, dtype=torch.int64)
 
 
 def layer_forward(case: LayerCase, dtype: torch.dtype, spoil: Callable[[Layer], None]) -> tuple[Tensor, Tensor]:
@@ -104,9 +124,10 @@ def layer_both(
     layer = make_layer(case, dtype)
     problem = case.problem
     total = problem.copies * problem.nodes
-    sequence, state = ((total, problem.steps, problem.hidden), dtype), ((total, problem.hidden), dtype)
+    sequence, state = ((case.nodes, case.steps, problem.hidden), dtype), ((case.nodes, problem.hidden), dtype)
+    inner = ((total, problem.steps, problem.hidden), dtype)
     integers, inputs = layer_arguments(case, layer)
-    h, h_last, _, g = run("tgcn_layer", dtype, integers, inputs, [sequence, state, None, sequence], environment)
+    h, h_last, _, g = run("tgcn_layer", dtype, integers, inputs, [sequence, state, None, inner], environment)
     (alone,) = run("tgcn_layer", dtype, integers, inputs, [None, state, None, None], environment)[1:2]
     assert torch.equal(alone, h_last)
 
@@ -120,9 +141,9 @@ def layer_both(
     gate_params = [leaf(p) for p in layer.gates]
     edge = case.gat and given_weight is not None
     flat = [p for one in conv for p in (one if edge or not case.gat else one[:6])]
-    expected = reference.tgcn_layer(
-        x, layer.csr, given_weight, flat, gate_params, case.conv_layers, case.gat, edge, case.between, True
-    )
+    flags = (case.conv_layers, case.gat, edge, case.between, True)
+    windows = (first_days(case), case.window)
+    expected = reference.tgcn_layer(x, layer.csr, given_weight, flat, gate_params, *flags, *windows)
     found = tolerance(accuracy or dtype)
     torch.testing.assert_close(h.double(), expected.detach(), rtol=found.rtol, atol=found.atol)
 

@@ -186,7 +186,7 @@ def test_empty(stocks: int, windows: int, steps: int, sequence: bool) -> None:
 def test_only_what_is_asked_for_is_computed_and_kept() -> None:
     case = make("apart")
     with torch.no_grad():
-        out, h, saved = torch.ops.hiermt.gated_scan_windows(*case, False, False)
+        out, h, saved = torch.ops.hiermt.gated_scan_windows(*case, False, False, False)
     assert out.shape == (9, 3) and h.numel() == 0 and saved.numel() == 0
     _, every = gradients(ops.gated_scan_windows, case, True)
     for index in range(len(every)):
@@ -200,11 +200,12 @@ def test_only_what_is_asked_for_is_computed_and_kept() -> None:
 @pytest.mark.parametrize("sequence", [True, False])
 def test_opcheck(sequence: bool) -> None:
     case = make("apart")
-    torch.library.opcheck(torch.ops.hiermt.gated_scan_windows, (*case, sequence, True))
+    torch.library.opcheck(torch.ops.hiermt.gated_scan_windows, (*case, sequence, True, False))
     x, g, *gates = [value.detach() for value in case.leaves()]
-    out, h, saved = torch.ops.hiermt.gated_scan_windows(x, g, case.starts, case.steps, gates, sequence, True)
-    arguments = (torch.ones_like(out), x, g, case.starts, case.steps, gates, sequence, out if sequence else h, saved)
-    torch.library.opcheck(torch.ops.hiermt.gated_scan_windows_backward, (*arguments, True, True, True))
+    inputs = (x, g, case.starts, case.steps, gates, sequence)
+    out, h, saved = torch.ops.hiermt.gated_scan_windows(*inputs, True, False)
+    arguments = (torch.ones_like(out), *inputs, out if sequence else h, saved)
+    torch.library.opcheck(torch.ops.hiermt.gated_scan_windows_backward, (*arguments, True, True, True, False))
 
 
 def test_double_backward_is_refused_by_name() -> None:
@@ -243,7 +244,7 @@ def test_arguments_are_checked(backend: str) -> None:
 
 def test_the_operator_checks_again() -> None:
     x, g, starts, steps, gates = make("apart")
-    good = [x.detach(), g.detach(), starts, steps, [gate.detach() for gate in gates], True, False]
+    good = [x.detach(), g.detach(), starts, steps, [gate.detach() for gate in gates], True, False, False]
     for position, value, message in (
         (0, torch.randn(3, 40), r"x: expected a shape \[S, D, F\]"),
         (1, torch.randn(3, 39, 3), r"g: expected a shape \[3, 40, H\]"),

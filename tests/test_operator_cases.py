@@ -32,8 +32,6 @@ def device(request: pytest.FixtureRequest) -> Iterator[str]:
 def test_native_equals_the_twin(case: OperatorCase, dtype: torch.dtype, device: str) -> None:
     if device == "cpu" and dtype == torch.float16:
         pytest.skip("the CPU kernels know no float16")
-    if device == "cuda" and case.op in _extension.ON_CPU_ALONE:
-        pytest.skip("runs on the CPU alone")
     compare(case, device, dtype)
 
 

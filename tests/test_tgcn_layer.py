@@ -247,7 +247,7 @@ def test_keeps_five_states_a_node_and_step(sequence: bool) -> None:
         saved.pop(tensor.untyped_storage().data_ptr(), None)
     assert sum(saved.values()) == 5 * 40 * 7 * 5 * 4
     with torch.no_grad():
-        _, *kept = torch.ops.hiermt.tgcn_layer(*arguments, False, False)
+        _, *kept = torch.ops.hiermt.tgcn_layer(*arguments, False, False, None, 0)
     assert all(tensor.numel() == 0 for tensor in kept)
 
 
@@ -270,16 +270,16 @@ def test_only_what_is_asked_for_is_computed() -> None:
 def test_opcheck(variant: tuple[int, bool, bool, bool], sequence: bool) -> None:
     case = make((2, 3, 2, 4), variant)
     arguments = (case.x, case.csr, case.edge_weight, case.convs, case.gates, *case.flags, sequence)
-    torch.library.opcheck(torch.ops.hiermt.tgcn_layer, (*arguments, True, False))
+    torch.library.opcheck(torch.ops.hiermt.tgcn_layer, (*arguments, True, False, None, 0))
     plain = make((2, 3, 2, 4), variant)
     weight = None if plain.edge_weight is None else plain.edge_weight.detach()
     convs, gates = [p.detach() for p in plain.convs], [p.detach() for p in plain.gates]
     inputs = (plain.x.detach(), plain.csr, weight, convs, gates, *plain.flags, sequence)
-    out, h, saved, g = torch.ops.hiermt.tgcn_layer(*inputs, True, False)
+    out, h, saved, g = torch.ops.hiermt.tgcn_layer(*inputs, True, False, None, 0)
     states = out if sequence else h
     torch.library.opcheck(
         torch.ops.hiermt.tgcn_layer_backward,
-        (torch.ones_like(out), *inputs, states, saved, g, True, True, True, weight is not None, False),
+        (torch.ones_like(out), *inputs, states, saved, g, True, True, True, weight is not None, False, None, 0),
     )
 
 
@@ -287,7 +287,7 @@ def test_eager_and_registered_rules_agree() -> None:
     case = make((2, 5, 3, 4))
 
     def registered(*arguments: Any) -> Tensor:
-        return torch.ops.hiermt.tgcn_layer(*arguments, True, False)[0]  # type: ignore[no-any-return]
+        return torch.ops.hiermt.tgcn_layer(*arguments, True, False, None, 0)[0]  # type: ignore[no-any-return]
 
     eager, direct = gradients(ops.tgcn_layer, case, True), gradients(registered, case, True)
     assert torch.equal(eager[0], direct[0])
@@ -304,7 +304,19 @@ def test_double_backward_is_refused_by_name() -> None:
 
 def test_arguments_are_checked_before_anything_is_read() -> None:
     case = make((2, 3, 2, 5))
-    good = [case.x.detach(), case.csr, case.edge_weight, case.convs, case.gates, *case.flags, True, False, False]
+    good = [
+        case.x.detach(),
+        case.csr,
+        case.edge_weight,
+        case.convs,
+        case.gates,
+        *case.flags,
+        True,
+        False,
+        False,
+        None,
+        0,
+    ]
 
     def refuses(position: int, value: object, message: str) -> None:
         with torch.no_grad(), pytest.raises(RuntimeError, match=message):

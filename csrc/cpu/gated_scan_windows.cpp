@@ -100,9 +100,9 @@ class DayProjection {
 template <class S>
 GatedScanForward<S> scan_of(const GatedScanWindowsForward<S>& p, int64_t days) {
   GatedScanForward<S> scan{};
-  scan.copies = p.windows;
+  scan.copies = p.windows.count;
   scan.num_nodes = p.num_nodes;
-  scan.steps = p.steps;
+  scan.steps = p.windows.steps;
   scan.hidden = p.hidden;
   scan.x.channels = p.x.channels;
   scan.weights = p.weights;
@@ -118,7 +118,7 @@ GatedScanForward<S> scan_of(const GatedScanWindowsForward<S>& p, int64_t days) {
 
 template <class S>
 void gated_scan_windows_forward(const GatedScanWindowsForward<S>& p) {
-  if (p.windows == 0 || p.num_nodes == 0 || p.hidden == 0) return;
+  if (p.windows.count == 0 || p.num_nodes == 0 || p.hidden == 0) return;
   ScratchFrame frame;
   const PackedGates<Compute<S>> packed = pack_gates(p.weights, p.x.channels, p.hidden, frame);
   const WindowGroups<S> groups(p, frame);
@@ -136,9 +136,9 @@ void gated_scan_windows_forward(const GatedScanWindowsForward<S>& p) {
       projection.run(first + i, group.first_day, group.end_day, z + i * scan.z_stride_node);
     }
     for (int64_t i = group.begin; i < group.end; ++i) {
-      const int64_t window = p.order[i], node = window * p.num_nodes + first;
+      const int64_t window = p.windows.order[i], node = window * p.num_nodes + first;
       gated_scan_forward_range<S>(scan, packed, node, node + count, nullptr,
-                                  z + (p.starts[window] - group.first_day) * scan.z_stride_time);
+                                  z + (p.windows.starts[window] - group.first_day) * scan.z_stride_time);
     }
   });
 }

@@ -32,8 +32,8 @@ const Day* kinds_of_days(const GatedScanWindowsForward<S>& p, const WindowGroups
                          ScratchFrame& frame) {
   Day* days = frame.take<Day>(p.days);
   for (int64_t day = 0; day < p.days; ++day) days[day] = Day::kInNoWindow;
-  for (int64_t window = 0; window < p.windows; ++window) {
-    for (int64_t t = 0; t < p.steps; ++t) days[p.starts[window] + t] = Day::kInOneGroup;
+  for (int64_t window = 0; window < p.windows.count; ++window) {
+    for (int64_t t = 0; t < p.windows.steps; ++t) days[p.windows.starts[window] + t] = Day::kInOneGroup;
   }
   // Groups are in order, and a day that two of them span lies in windows of both.
   for (int64_t i = 1; i < groups.count(); ++i) {
@@ -47,9 +47,9 @@ template <class S>
 GatedScanBackward<S, Compute<S>> scan_of(const GatedScanWindowsBackward<S, Compute<S>>& p) {
   const GatedScanWindowsForward<S>& f = p.forward;
   GatedScanBackward<S, Compute<S>> scan{};
-  scan.forward.copies = f.windows;
+  scan.forward.copies = f.windows.count;
   scan.forward.num_nodes = f.num_nodes;
-  scan.forward.steps = f.steps;
+  scan.forward.steps = f.windows.steps;
   scan.forward.hidden = f.hidden;
   scan.forward.x.channels = f.x.channels;
   scan.forward.weights = f.weights;
@@ -111,8 +111,8 @@ class WindowsBackward {
       C* dz = task_frame.take<C>(size);
       for (int64_t i = 0; i < size; ++i) dz[i] = C(0);
       for (int64_t i = group.begin; i < group.end; ++i) {
-        const int64_t window = f_.order[i];
-        C* to = dz + (f_.starts[window] - group.first_day) * row_;
+        const int64_t window = f_.windows.order[i];
+        C* to = dz + (f_.windows.starts[window] - group.first_day) * row_;
         tile.run(window * f_.num_nodes + first, count, {nullptr, nullptr, sums, to, node_size});
       }
       for (int64_t i = 0; i < count; ++i) {

@@ -37,6 +37,11 @@ GatedScanForward<S> scan_of(const TgcnLayerForward<S>& p, const S* g) {
           nullptr,        p.gate_weights,    p.h,     p.h_last, p.gates};
 }
 
+template <class S>
+GatedScanWindowsForward<S> windows_of(const TgcnLayerForward<S>& p, const S* g) {
+  return {p.windows, p.graph.num_nodes, p.steps, p.hidden, p.x, g, p.gate_weights, p.h, p.h_last, p.gates};
+}
+
 }  // namespace
 
 template <class S>
@@ -45,6 +50,7 @@ void tgcn_layer_forward(const TgcnLayerForward<S>& p) {
   const int64_t count = p.graph.copies * p.graph.num_nodes * p.steps * p.hidden;
   S* g = p.g != nullptr ? p.g : frame.take<S>(count);
   conv_stack_forward(stack_of(p, g));
+  if (p.windows.given) return gated_scan_windows_forward(windows_of<S>(p, g));
   gated_scan_forward(scan_of<S>(p, g));
 }
 
@@ -53,8 +59,13 @@ void tgcn_layer_backward(const TgcnLayerBackward<S, Compute<S>>& p) {
   ScratchFrame frame;
   const TgcnLayerForward<S>& f = p.forward;
   S* grad_g = frame.take<S>(f.graph.copies * f.graph.num_nodes * f.steps * f.hidden);
-  gated_scan_backward<S>(
-      {scan_of<S>(f, f.g), p.grad_h, p.grad_h_last, p.grad_x, false, grad_g, nullptr, p.gates});
+  if (f.windows.given) {
+    gated_scan_windows_backward<S>(
+        {windows_of<S>(f, f.g), p.grad_h, p.grad_h_last, p.grad_x, grad_g, p.gates});
+  } else {
+    gated_scan_backward<S>(
+        {scan_of<S>(f, f.g), p.grad_h, p.grad_h_last, p.grad_x, false, grad_g, nullptr, p.gates});
+  }
   conv_stack_backward<S>({stack_of(f, f.g), grad_g, p.grad_x, true, p.gat, p.gcn, p.grad_edge_weight});
 }
 

@@ -24,13 +24,14 @@ class WindowGroups {
   WindowGroups(const GatedScanWindowsForward<S>& p, ScratchFrame& frame)
       : tiles_((p.num_nodes + kTileRows - 1) / kTileRows) {
     count_ = tiles_ > 0 ? (kFewestTasks + tiles_ - 1) / tiles_ : 0;
-    if (count_ > p.windows) count_ = p.windows;
+    if (count_ > p.windows.count) count_ = p.windows.count;
     groups_ = frame.take<WindowGroup>(count_);
     int64_t rows = 0;
     for (int64_t i = 0; i < count_; ++i) {
-      const int64_t begin = p.windows * i / count_, end = p.windows * (i + 1) / count_;
-      const int64_t first = p.starts[p.order[begin]], last = p.starts[p.order[end - 1]];
-      groups_[i] = {begin, end, first, last + p.steps, rows};
+      const int64_t begin = p.windows.count * i / count_, end = p.windows.count * (i + 1) / count_;
+      const int64_t first = p.windows.starts[p.windows.order[begin]],
+                    last = p.windows.starts[p.windows.order[end - 1]];
+      groups_[i] = {begin, end, first, last + p.windows.steps, rows};
       rows += groups_[i].end_day - first;
     }
     rows_ = rows;

@@ -4,11 +4,28 @@
 namespace hiermt::cuda {
 namespace {
 
-// What the gates take from x and g, biases included: [3, H] of a node at a step, H neighbours each.
+// What the gates take from x and g, biases included: [3, H] of a node at a step, H neighbours each. of(node)
+// is where those of a node begin, stride_time lies between its steps.
 template <class In>
 struct ProjectedRows {
+  using Value = In;
   const In* data;
   int64_t stride_node, stride_time;
+
+  __device__ __forceinline__ const In* of(int64_t node) const { return data + node * stride_node; }
+};
+
+// The same where nodes are windows over the days of a series, [S, D, 3H].
+template <class In>
+struct ProjectedDays {
+  using Value = In;
+  const In* data;
+  WindowDays windows;
+  int64_t stride_time;
+
+  __device__ __forceinline__ const In* of(int64_t node) const {
+    return data + windows.first_row(static_cast<int>(node)) * stride_time;
+  }
 };
 
 // Writes what a step leaves behind, as far as it is wanted.
@@ -26,9 +43,9 @@ __device__ __forceinline__ void write_step(const GatedScanForward<S>& p, int64_t
 }
 
 // One thread a channel, its weights in registers; the state of a node is seen by the lanes of one warp alone.
-template <class S, class In, int kHidden>
+template <class S, class Rows, int kHidden>
 __global__ void __launch_bounds__(kScanThreads)
-    gated_scan_fwd_kernel(GatedScanForward<S> p, ProjectedRows<In> from_input, int nodes) {
+    gated_scan_fwd_kernel(GatedScanForward<S> p, Rows from_input, int nodes) {
   using C = Compute<S>;
   SharedMemory memory;
   const NarrowLane<kHidden> lane(nodes);
@@ -41,7 +58,7 @@ __global__ void __launch_bounds__(kScanThreads)
   __syncwarp();
 
   const int64_t first_row = static_cast<int64_t>(node) * steps;
-  const In* inputs = from_input.data + node * from_input.stride_node + c;
+  const typename Rows::Value* inputs = from_input.of(node) + c;
   C u_next = C(0), r_next = C(0), c_next = C(0);
   const auto prefetch = [&] {
     u_next = load(inputs), r_next = load(inputs + kHidden), c_next = load(inputs + 2 * kHidden);
@@ -66,10 +83,9 @@ __global__ void __launch_bounds__(kScanThreads)
 
 // Weights in memory: a thread computes one channel of several nodes, so that a weight is read once for all of
 // them.
-template <class S, class In, int kHidden, bool kShared>
+template <class S, class Rows, int kHidden, bool kShared>
 __global__ void __launch_bounds__(kWideThreads)
-    gated_scan_fwd_wide_kernel(GatedScanForward<S> p, ProjectedRows<In> from_input, const Compute<S>* packed,
-                               int nodes) {
+    gated_scan_fwd_wide_kernel(GatedScanForward<S> p, Rows from_input, const Compute<S>* packed, int nodes) {
   using C = Compute<S>;
   const int hidden = kHidden != 0 ? kHidden : static_cast<int>(p.hidden);
   const int steps = static_cast<int>(p.steps), groups = static_cast<int>(blockDim.x) / hidden;
@@ -84,12 +100,12 @@ __global__ void __launch_bounds__(kWideThreads)
 
   C h[kNodesPerThread];
   int64_t rows[kNodesPerThread];
-  const In* inputs[kNodesPerThread];
+  const typename Rows::Value* inputs[kNodesPerThread];
 #pragma unroll
   for (int q = 0; q < kNodesPerThread; ++q) {
     const int64_t node = first_node + q < nodes ? first_node + q : nodes - 1;
     rows[q] = node * steps;
-    inputs[q] = from_input.data + node * from_input.stride_node + c;
+    inputs[q] = from_input.of(node) + c;
     h[q] = p.h0 != nullptr ? load(p.h0 + node * hidden + c) : C(0);
     state[q * hidden + c] = h[q];
   }
@@ -154,23 +170,24 @@ struct ForwardMemory {
 };
 
 // The scan of rows that are projected already.
-template <class S, class In>
-cudaError_t recurrence(const GatedScanForward<S>& p, const ProjectedRows<In>& from_input, Compute<S>* packed,
+template <class S, class Rows>
+cudaError_t recurrence(const GatedScanForward<S>& p, const Rows& from_input, Compute<S>* packed,
                        cudaStream_t stream) {
   const int64_t nodes = p.copies * p.num_nodes;
   if (!supported(nodes, p.steps, p.hidden)) return cudaErrorInvalidValue;
   if (nodes == 0) return cudaSuccess;
   const auto narrow = [&](auto constant) {
     constexpr int kHidden = decltype(constant)::value;
-    return launch(gated_scan_fwd_kernel<S, In, kHidden>, NarrowLane<kHidden>::grid(nodes), dim3(kScanThreads),
-                  2 * padded_bytes<Compute<S>>(kScanThreads), stream, p, from_input, static_cast<int>(nodes));
+    return launch(gated_scan_fwd_kernel<S, Rows, kHidden>, NarrowLane<kHidden>::grid(nodes),
+                  dim3(kScanThreads), 2 * padded_bytes<Compute<S>>(kScanThreads), stream, p, from_input,
+                  static_cast<int>(nodes));
   };
   const auto wide = [&](auto constant) {
     constexpr int kHidden = decltype(constant)::value;
     const WideScan<Compute<S>> plan(p.hidden, 2);
     if (!plan.shared_weights) HIERMT_CUDA_RETURN_IF_ERROR(pack_recurrent(p, false, packed, stream));
-    return launch(plan.shared_weights ? gated_scan_fwd_wide_kernel<S, In, kHidden, true>
-                                      : gated_scan_fwd_wide_kernel<S, In, kHidden, false>,
+    return launch(plan.shared_weights ? gated_scan_fwd_wide_kernel<S, Rows, kHidden, true>
+                                      : gated_scan_fwd_wide_kernel<S, Rows, kHidden, false>,
                   plan.grid(nodes), plan.block(), plan.shared_bytes, stream, p, from_input, packed,
                   static_cast<int>(nodes));
   };
@@ -218,12 +235,20 @@ int gated_scan_projected(const GatedScanForward<S>& p, void* workspace, void* st
                     static_cast<cudaStream_t>(stream));
 }
 
-#define HIERMT_INSTANTIATE(S)                                                      \
-  template size_t gated_scan_forward_workspace<S>(const GatedScanForward<S>&);     \
-  template int gated_scan_forward<S>(const GatedScanForward<S>&, void*, void*);    \
-  template int gated_scan_recurrence<S>(const GatedScanForward<S>&, void*, void*); \
-  template size_t gated_scan_projected_workspace<S>(const GatedScanForward<S>&);   \
-  template int gated_scan_projected<S>(const GatedScanForward<S>&, void*, void*);
+template <class S>
+cudaError_t scan_windows(const GatedScanForward<S>& p, const Compute<S>* from_days, const WindowDays& windows,
+                         Compute<S>* packed, cudaStream_t stream) {
+  return recurrence(p, ProjectedDays<Compute<S>>{from_days, windows, 3 * p.hidden}, packed, stream);
+}
+
+#define HIERMT_INSTANTIATE(S)                                                                            \
+  template size_t gated_scan_forward_workspace<S>(const GatedScanForward<S>&);                           \
+  template int gated_scan_forward<S>(const GatedScanForward<S>&, void*, void*);                          \
+  template int gated_scan_recurrence<S>(const GatedScanForward<S>&, void*, void*);                       \
+  template size_t gated_scan_projected_workspace<S>(const GatedScanForward<S>&);                         \
+  template int gated_scan_projected<S>(const GatedScanForward<S>&, void*, void*);                        \
+  template cudaError_t scan_windows<S>(const GatedScanForward<S>&, const Compute<S>*, const WindowDays&, \
+                                       Compute<S>*, cudaStream_t);
 HIERMT_FOR_EACH_STORAGE(HIERMT_INSTANTIATE)
 #undef HIERMT_INSTANTIATE
 

@@ -9,6 +9,7 @@
 
 #include "gated_scan.h"
 #include "linear.cuh"
+#include "windows.cuh"
 
 namespace hiermt::cuda {
 
@@ -235,5 +236,11 @@ struct GateInputs {
     return kReset ? state * cuda::load(reset.data + row.reset + k) : state;
   }
 };
+
+// The recurrence alone, over windows: p describes the windows, from_days [S * D, 3H] holds what the gates
+// take from a day, packed 3 H * H values of scratch memory.
+template <class S>
+cudaError_t scan_windows(const GatedScanForward<S>& p, const Compute<S>* from_days, const WindowDays& windows,
+                         Compute<S>* packed, cudaStream_t stream);
 
 }  // namespace hiermt::cuda

@@ -6,7 +6,7 @@
 // The scan writes u', r', c'; what they mean for the inputs and the weights is dense work over all steps.
 // Gates that were not saved are computed again from the states, all steps at once. Where they are as wide as
 // their cotangents they take the place of these, but for r, which the weights of c read once more.
-#include "gated_scan.cuh"
+#include "gate_grads.cuh"
 
 namespace hiermt::cuda {
 namespace {
@@ -153,107 +153,48 @@ __global__ void __launch_bounds__(kWideThreads, 1)
   }
 }
 
-// The input columns of the gates from the side of their outputs, [3H, F + H].
-template <class S>
-struct TransposedInputWeights {
-  GateWeights<S> weights;
-  int columns, hidden, first;
-
-  __device__ Compute<S> weight(int k, int n) const {
-    const int gate = k / hidden;
-    return load(gate_weight(weights, gate) + (k - gate * hidden) * columns + first + n);
-  }
-  __device__ Compute<S> bias(int) const { return Compute<S>(0); }
-};
-
-// Gradients of gates [first, last): rows of u and r, or rows of c.
-template <class C>
-struct GateGradsOut {
-  GateGrads<C> grads;
-  int columns, hidden, first_gate;
-
-  __device__ void write(int i, C value) const {
-    const int m = i / (columns + 1), k = i - m * (columns + 1);
-    const int gate = first_gate + m / hidden, c = m % hidden;
-    C* weight = gate == 0 ? grads.u_weight : gate == 1 ? grads.r_weight : grads.c_weight;
-    C* bias = gate == 0 ? grads.u_bias : gate == 1 ? grads.r_bias : grads.c_bias;
-    if (k < columns && weight != nullptr) weight[c * columns + k] = value;
-    if (k == columns && bias != nullptr) bias[c] = value;
-  }
-};
-
-// Some columns of grad_gates [N * T, 3H].
-template <class C>
-struct GateRows {
-  struct Row {
-    int64_t offset;
-  };
-  const C* grad_gates;
-  int width, first;
-
-  __device__ Row row(int r) const { return {static_cast<int64_t>(r) * width + first}; }
-  __device__ C load(const Row& row, int k) const { return grad_gates[row.offset + k]; }
-};
-
-// One of the gates' columns, after its nonlinearity.
-template <class S>
-struct GateOut {
-  S* gates;  // [N * T, 3H]
-  ResetGate<S> reset;
-  int hidden, first_gate;
-
-  __device__ void write(int row, int n, Compute<S> value) const {
-    S* to = gates + static_cast<int64_t>(row) * 3 * hidden + first_gate * hidden + n;
-    if (first_gate == 0 && n >= hidden)
-      to = reset.data + static_cast<int64_t>(row) * reset.stride + n - hidden;
-    store(to, first_gate == 2 ? tangent(value) : sigmoid(value));
-  }
-};
-
 template <class S>
 struct BackwardMemory {
   using C = Compute<S>;
   Workspace memory;
-  C* grad_gates;  // [N * T, 3H]
-  S* gates;       // [N * T, 3H]: saved, in the place of the cotangents, or of their own
-  ResetGate<S> reset;
+  GateWorkspace<S> gates;
   C* packed;  // [3, H, H]
   C* partial;
 
-  BackwardMemory(void* base, const GatedScanBackward<S, C>& p, int64_t rows) : memory(base) {
+  BackwardMemory(void* base, const GatedScanBackward<S, C>& p, int64_t rows)
+      : memory(base), gates(memory, p.forward.gates, rows, p.forward.hidden) {
     const int64_t hidden = p.forward.hidden;
-    grad_gates = memory.template take<C>(rows * 3 * hidden);
-    gates = p.forward.gates;
-    bool in_place = false;
-    if constexpr (std::is_same_v<S, C>) {
-      in_place = gates == nullptr;
-      if (in_place) gates = grad_gates;
-    }
-    if (p.forward.gates == nullptr && !in_place) gates = memory.template take<S>(rows * 3 * hidden);
-    const int width = static_cast<int>(hidden);
-    reset = in_place ? ResetGate<S>{memory.template take<S>(rows * hidden), width}
-                     : ResetGate<S>{gates + hidden, 3 * width};
     packed = memory.template take<C>(3 * hidden * hidden);
     partial =
         memory.template take<C>(weight_grad_values(rows, 2 * hidden, p.forward.x.channels + 2 * hidden));
   }
 };
 
-// u and r from the states before, then c from r.
-template <class S>
-cudaError_t compute_gates(const GatedScanForward<S>& f, const ResetGate<S>& reset, int64_t rows,
-                          cudaStream_t stream) {
-  using C = Compute<S>;
-  const int hidden = static_cast<int>(f.hidden), columns = static_cast<int>(f.x.channels) + 2 * hidden;
-  const bool tensor = use_tensor_cores<S>(f.tf32);
-  HIERMT_CUDA_RETURN_IF_ERROR(
-      linear<C>(GateInputs<S, false>{f}, GateColumns<S>{f.weights, columns, hidden, 0},
-                GateOut<S>{f.gates, reset, hidden, 0}, rows, columns, 2 * f.hidden, stream, tensor));
-  return linear<C>(GateInputs<S, true>{f, reset}, GateColumns<S>{f.weights, columns, hidden, 2},
-                   GateOut<S>{f.gates, reset, hidden, 2}, rows, columns, f.hidden, stream, tensor);
-}
-
 }  // namespace
+
+template <class S>
+cudaError_t scan_back(const GatedScanBackward<S, Compute<S>>& p, const GateWorkspace<S>& gates,
+                      Compute<S>* packed, cudaStream_t stream) {
+  using C = Compute<S>;
+  const GatedScanForward<S>& f = p.forward;
+  const int64_t nodes = f.copies * f.num_nodes;
+  const auto narrow = [&](auto constant) {
+    constexpr int kHidden = decltype(constant)::value;
+    return launch(gated_scan_bwd_kernel<S, kHidden>, NarrowLane<kHidden>::grid(nodes), dim3(kScanThreads),
+                  3 * padded_bytes<C>(kScanThreads), stream, p, gates.reset, gates.grads,
+                  static_cast<int>(nodes));
+  };
+  const auto wide = [&](auto constant) {
+    constexpr int kHidden = decltype(constant)::value;
+    const WideScan<C> plan(f.hidden, 3);
+    if (!plan.shared_weights) HIERMT_CUDA_RETURN_IF_ERROR(pack_recurrent(f, true, packed, stream));
+    return launch(plan.shared_weights ? gated_scan_bwd_wide_kernel<S, kHidden, true>
+                                      : gated_scan_bwd_wide_kernel<S, kHidden, false>,
+                  plan.grid(nodes), plan.block(), plan.shared_bytes, stream, p, gates.reset, packed,
+                  gates.grads, static_cast<int>(nodes));
+  };
+  return nodes == 0 ? cudaSuccess : dispatch_scan<S>(f.hidden, narrow, wide);
+}
 
 template <class S>
 size_t gated_scan_backward_workspace(const GatedScanBackward<S, Compute<S>>& p) {
@@ -271,42 +212,30 @@ int gated_scan_backward(const GatedScanBackward<S, Compute<S>>& given, void* wor
   if (!supported(nodes, f.steps, f.hidden)) return cudaErrorInvalidValue;
   const BackwardMemory<S> memory(workspace, p, rows);
   if (f.gates == nullptr) {
-    p.forward.gates = memory.gates;
-    HIERMT_CUDA_RETURN_IF_ERROR(compute_gates(f, memory.reset, rows, stream));
+    p.forward.gates = memory.gates.values;
+    HIERMT_CUDA_RETURN_IF_ERROR(compute_gates(f, GateInputs<S, false>{f},
+                                              GateInputs<S, true>{f, memory.gates.reset}, memory.gates.reset,
+                                              rows, stream));
   }
   const int hidden = static_cast<int>(f.hidden), channels = static_cast<int>(f.x.channels);
   const int columns = channels + 2 * hidden;
   const bool tensor = use_tensor_cores<S>(f.tf32);
 
-  const auto narrow = [&](auto constant) {
-    constexpr int kHidden = decltype(constant)::value;
-    return launch(gated_scan_bwd_kernel<S, kHidden>, NarrowLane<kHidden>::grid(nodes), dim3(kScanThreads),
-                  3 * padded_bytes<C>(kScanThreads), stream, p, memory.reset, memory.grad_gates,
-                  static_cast<int>(nodes));
-  };
-  const auto wide = [&](auto constant) {
-    constexpr int kHidden = decltype(constant)::value;
-    const WideScan<C> plan(f.hidden, 3);
-    if (!plan.shared_weights) HIERMT_CUDA_RETURN_IF_ERROR(pack_recurrent(f, true, memory.packed, stream));
-    return launch(plan.shared_weights ? gated_scan_bwd_wide_kernel<S, kHidden, true>
-                                      : gated_scan_bwd_wide_kernel<S, kHidden, false>,
-                  plan.grid(nodes), plan.block(), plan.shared_bytes, stream, p, memory.reset, memory.packed,
-                  memory.grad_gates, static_cast<int>(nodes));
-  };
-  if (nodes > 0) HIERMT_CUDA_RETURN_IF_ERROR(dispatch_scan<S>(f.hidden, narrow, wide));
+  HIERMT_CUDA_RETURN_IF_ERROR(scan_back(p, memory.gates, memory.packed, stream));
 
   const GateGrads<C>& grads = p.grads;
   if (grads.u_weight || grads.u_bias || grads.r_weight || grads.r_bias) {
     HIERMT_CUDA_RETURN_IF_ERROR(weight_grad<C>(
-        GateRows<C>{memory.grad_gates, 3 * hidden, 0}, GateInputs<S, false>{f}, rows, 2 * f.hidden, columns,
-        memory.partial, GateGradsOut<C>{grads, columns, hidden, 0}, stream, tensor));
+        GateRows<C>{memory.gates.grads, 3 * hidden, 0}, GateInputs<S, false>{f}, rows, 2 * f.hidden, columns,
+        memory.partial, GateGradsOut<C>{grads, columns, hidden, 0, 0, columns}, stream, tensor));
   }
   if (grads.c_weight || grads.c_bias) {
-    HIERMT_CUDA_RETURN_IF_ERROR(weight_grad<C>(
-        GateRows<C>{memory.grad_gates, 3 * hidden, 2 * hidden}, GateInputs<S, true>{f, memory.reset}, rows,
-        f.hidden, columns, memory.partial, GateGradsOut<C>{grads, columns, hidden, 2}, stream, tensor));
+    HIERMT_CUDA_RETURN_IF_ERROR(
+        weight_grad<C>(GateRows<C>{memory.gates.grads, 3 * hidden, 2 * hidden},
+                       GateInputs<S, true>{f, memory.gates.reset}, rows, f.hidden, columns, memory.partial,
+                       GateGradsOut<C>{grads, columns, hidden, 2, 0, columns}, stream, tensor));
   }
-  const GateRows<C> grad_rows{memory.grad_gates, 3 * hidden, 0};
+  const GateRows<C> grad_rows{memory.gates.grads, 3 * hidden, 0};
   if (p.grad_x != nullptr) {
     HIERMT_CUDA_RETURN_IF_ERROR(linear<C>(grad_rows, TransposedInputWeights<S>{f.weights, columns, hidden, 0},
                                           DenseOut<S>{p.grad_x, channels, p.accumulate_grad_x}, rows,
@@ -317,9 +246,11 @@ int gated_scan_backward(const GatedScanBackward<S, Compute<S>>& given, void* wor
                    DenseOut<S>{p.grad_g, hidden, false}, rows, 3 * f.hidden, f.hidden, stream, tensor);
 }
 
-#define HIERMT_INSTANTIATE(S)                                                                \
-  template size_t gated_scan_backward_workspace<S>(const GatedScanBackward<S, Compute<S>>&); \
-  template int gated_scan_backward<S>(const GatedScanBackward<S, Compute<S>>&, void*, void*);
+#define HIERMT_INSTANTIATE(S)                                                                         \
+  template size_t gated_scan_backward_workspace<S>(const GatedScanBackward<S, Compute<S>>&);          \
+  template int gated_scan_backward<S>(const GatedScanBackward<S, Compute<S>>&, void*, void*);         \
+  template cudaError_t scan_back<S>(const GatedScanBackward<S, Compute<S>>&, const GateWorkspace<S>&, \
+                                    Compute<S>*, cudaStream_t);
 HIERMT_FOR_EACH_STORAGE(HIERMT_INSTANTIATE)
 #undef HIERMT_INSTANTIATE
 

@@ -1,5 +1,6 @@
 // One T-GCN layer (arXiv 1811.05320, eqs. 2 to 6): the convolution stack for all steps, then the scan.
 #include "gated_scan.h"
+#include "gated_scan_windows.h"
 #include "gatv2_conv.h"
 #include "gatv2_stack.h"
 #include "gcn_conv.h"
@@ -41,6 +42,24 @@ struct Stack {
             p.h_last,       p.gates,           nullptr, 0,        0,   p.tf32};
   }
 
+  GatedScanWindowsForward<S> windows(const S* g) const {
+    return {p.windows, p.graph.num_nodes, p.steps, p.hidden, p.x, g, p.gate_weights,
+            p.h,       p.h_last,          p.gates, p.tf32};
+  }
+  size_t scan_workspace() const {
+    return p.windows.given ? gated_scan_windows_forward_workspace(windows(nullptr))
+                           : gated_scan_forward_workspace(scan(nullptr));
+  }
+  int run_scan(const S* g, void* workspace, void* stream) const {
+    return p.windows.given ? gated_scan_windows_forward(windows(g), workspace, stream)
+                           : gated_scan_forward(scan(g), workspace, stream);
+  }
+  // Over what the gates take from x and g, which lies at the start of the workspace.
+  int run_recurrence(void* workspace, void* stream) const {
+    return p.windows.given ? gated_scan_windows_recurrence(windows(p.g), workspace, stream)
+                           : gated_scan_recurrence(scan(p.g), workspace, stream);
+  }
+
   size_t conv_workspace(int64_t k) const {
     return p.gat != nullptr ? gatv2_conv_forward_workspace(gat(k, nullptr, nullptr))
                             : gcn_conv_forward_workspace(gcn(k, nullptr, nullptr));
@@ -65,9 +84,33 @@ struct ForwardMemory {
   ForwardMemory(void* base, const Stack<S>& stack) : memory(base) {
     g = stack.p.g != nullptr ? stack.p.g : memory.take<S>(stack.values());
     for (int i = 0; i < 2; ++i) between[i] = stack.depth() > i + 1 ? memory.take<S>(stack.values()) : nullptr;
-    size_t bytes = gated_scan_forward_workspace(stack.scan(nullptr));
+    size_t bytes = stack.scan_workspace();
     for (int64_t k = 0; k < stack.depth(); ++k) bytes = larger(bytes, stack.conv_workspace(k));
     inner = memory.take<unsigned char>(bytes);
+  }
+};
+
+// The scan of a layer backward; to x and to g where somebody wants them.
+template <class S>
+struct ScanBackward {
+  using C = Compute<S>;
+  const TgcnLayerBackward<S, C>& p;
+  const Stack<S> stack;
+  S *grad_x, *grad_g;
+
+  GatedScanBackward<S, C> plain() const {
+    return {stack.scan(p.forward.g), p.grad_h, p.grad_h_last, grad_x, false, grad_g, nullptr, p.gates};
+  }
+  GatedScanWindowsBackward<S, C> windows() const {
+    return {stack.windows(p.forward.g), p.grad_h, p.grad_h_last, grad_x, grad_g, p.gates};
+  }
+  size_t workspace() const {
+    return p.forward.windows.given ? gated_scan_windows_backward_workspace(windows())
+                                   : gated_scan_backward_workspace(plain());
+  }
+  int run(void* workspace, void* stream) const {
+    return p.forward.windows.given ? gated_scan_windows_backward(windows(), workspace, stream)
+                                   : gated_scan_backward(plain(), workspace, stream);
   }
 };
 
@@ -83,7 +126,7 @@ struct BackwardMemory {
     grads[0] = memory.take<S>(stack.values());
     grads[1] = stack.depth() > 1 ? memory.take<S>(stack.values()) : nullptr;
     outputs = memory.take<S>((stack.depth() - 1) * stack.values());
-    size_t bytes = gated_scan_backward_workspace(scan(p, stack, nullptr));
+    size_t bytes = ScanBackward<S>{p, stack, p.grad_x, grads[0]}.workspace();
     for (int64_t k = 0; k < stack.depth(); ++k) {
       bytes = larger(bytes, stack.conv_workspace(k));
       bytes = larger(bytes,
@@ -94,9 +137,6 @@ struct BackwardMemory {
     inner = memory.take<unsigned char>(bytes);
   }
 
-  static GatedScanBackward<S, C> scan(const TgcnLayerBackward<S, C>& p, const Stack<S>& stack, S* grad_g) {
-    return {stack.scan(p.forward.g), p.grad_h, p.grad_h_last, p.grad_x, false, grad_g, nullptr, p.gates};
-  }
   static GatV2ConvBackward<S, C> gat(const TgcnLayerBackward<S, C>& p, const Stack<S>& stack, int64_t k,
                                      const S* before, S* out, const S* grad_out, S* grad_in) {
     return {stack.gat(k, before, out), grad_out, grad_in, p.gat != nullptr ? p.gat[k] : GatV2Grads<C>{},
@@ -114,7 +154,7 @@ struct BackwardMemory {
 template <class S>
 size_t tgcn_layer_forward_workspace(const TgcnLayerForward<S>& p) {
   const Stack<S> stack{p};
-  if (gatv2_stack_fits(p) || gcn_stack_fits(p)) return gated_scan_forward_workspace(stack.scan(nullptr));
+  if (gatv2_stack_fits(p) || gcn_stack_fits(p)) return stack.scan_workspace();
   return ForwardMemory<S>(nullptr, stack).memory.bytes();
 }
 
@@ -126,7 +166,7 @@ int tgcn_layer_forward(const TgcnLayerForward<S>& p, void* workspace, void* stre
     Compute<S>* const from_input = static_cast<Compute<S>*>(workspace);
     const int error = p.gat != nullptr ? gatv2_stack_forward(p, from_input, stream)
                                        : gcn_stack_forward(p, from_input, stream);
-    return error != 0 ? error : gated_scan_recurrence(stack.scan(p.g), workspace, stream);
+    return error != 0 ? error : stack.run_recurrence(workspace, stream);
   }
   const ForwardMemory<S> memory(workspace, stack);
   const S* before = nullptr;
@@ -135,7 +175,7 @@ int tgcn_layer_forward(const TgcnLayerForward<S>& p, void* workspace, void* stre
     if (const int error = stack.run_conv(k, before, out, memory.inner, stream)) return error;
     before = out;
   }
-  return gated_scan_forward(stack.scan(memory.g), memory.inner, stream);
+  return stack.run_scan(memory.g, memory.inner, stream);
 }
 
 // Where the stack goes back in one launch: the scan's workspace, then that of the stack.
@@ -147,13 +187,13 @@ struct FusedBackwardMemory {
 
   FusedBackwardMemory(void* base, const TgcnLayerBackward<S, Compute<S>>& p, const Stack<S>& layer)
       : memory(base) {
-    scan = memory.take<unsigned char>(gated_scan_backward_workspace(gates(p, layer)));
+    scan = memory.take<unsigned char>(gates(p, layer).workspace());
     stack = memory.take<unsigned char>(gatv2_stack_backward_workspace(p));
   }
-  // The gates alone: the stack takes their cotangents on to x and g.
-  static GatedScanBackward<S, Compute<S>> gates(const TgcnLayerBackward<S, Compute<S>>& p,
-                                                const Stack<S>& layer) {
-    return {layer.scan(p.forward.g), p.grad_h, p.grad_h_last, nullptr, false, nullptr, nullptr, p.gates};
+  // The gates alone: the stack takes their cotangents, those of the days where there are windows, on to x and
+  // g.
+  static ScanBackward<S> gates(const TgcnLayerBackward<S, Compute<S>>& p, const Stack<S>& layer) {
+    return {p, layer, nullptr, nullptr};
   }
 };
 
@@ -174,7 +214,7 @@ int tgcn_layer_backward(const TgcnLayerBackward<S, Compute<S>>& p, void* workspa
   if (gatv2_stack_backward_fits(p)) {
     using Fused = FusedBackwardMemory<S>;
     const Fused memory(workspace, p, stack);
-    const int error = gated_scan_backward(Fused::gates(p, stack), memory.scan, stream);
+    const int error = Fused::gates(p, stack).run(memory.scan, stream);
     if (error != 0 || !need_stack) return error;
     return gatv2_stack_backward(p, reinterpret_cast<Compute<S>*>(memory.scan), memory.stack, stream);
   }
@@ -185,10 +225,8 @@ int tgcn_layer_backward(const TgcnLayerBackward<S, Compute<S>>& p, void* workspa
   };
   S* grad_out = memory.grads[0];
   S* grad_in = memory.grads[1];
-  if (const int error = gated_scan_backward(Memory::scan(p, stack, need_stack ? grad_out : nullptr),
-                                            memory.inner, stream)) {
-    return error;
-  }
+  const ScanBackward<S> scan{p, stack, p.grad_x, need_stack ? grad_out : nullptr};
+  if (const int error = scan.run(memory.inner, stream)) return error;
   if (!need_stack) return cudaSuccess;
   for (int64_t k = 0; k < last; ++k) {
     if (const int error = stack.run_conv(k, output(k - 1), output(k), memory.inner, stream)) return error;

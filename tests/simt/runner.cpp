@@ -11,6 +11,7 @@
 #include "decision_runner.h"
 #include "faults.h"
 #include "training_runner.h"
+#include "windows_runner.h"
 
 namespace {
 
@@ -157,6 +158,10 @@ struct Layer {
     p.gat = is_gat ? gat.data() : nullptr;
     p.gcn = is_gat ? nullptr : gcn.data();
     p.gate_weights = read_gates<S>(a);
+    p.windows.count = a.integer();
+    p.windows.steps = a.integer();
+    p.windows.given = p.windows.count >= 0;
+    p.windows.starts = a.in<int64_t>();
     p.tf32 = std::getenv("HIERMT_SIMT_TF32") != nullptr;
   }
 };
@@ -311,6 +316,8 @@ int run(const std::string& op, Arguments& a) {
   if (op == "decision_backward") return simt::run_decision_backward<S>(a);
   if (op == "multitask_loss") return simt::run_multitask_loss<S>(a);
   if (op == "multitask_loss_backward") return simt::run_multitask_loss_backward<S>(a);
+  if (op == "gated_scan_windows") return simt::run_gated_scan_windows<S>(a);
+  if (op == "gated_scan_windows_backward") return simt::run_gated_scan_windows_backward<S>(a);
   if (op == "gather_windows") return simt::run_gather_windows<S>(a);
   return -1;
 }

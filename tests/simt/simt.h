@@ -183,6 +183,9 @@ T __ldg(const T* at) {
   return *at;
 }
 
+inline int __ffs(int value) {
+  return __builtin_ffs(value);
+}
 inline float __fdividef(float a, float b) {
   return a / b;
 }
