@@ -46,7 +46,7 @@ PYTEST_ENVIRONMENT = {"CUBLAS_WORKSPACE_CONFIG": ":4096:8"}
 # Each list in a process of its own.
 GPU_TESTS = (
     ["tests/test_operator_cases.py"],
-    ["tests/test_cuda.py", "tests/test_cuda_hostile.py", "tests/test_cuda_training.py"],
+    ["tests/test_cuda.py", "tests/test_cuda_hostile.py", "tests/test_cuda_training.py", "tests/test_cuda_windows.py"],
 )
 PROBE = """
 import json, sys, torch

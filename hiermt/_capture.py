@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from hiermt.data import WindowBatch, WindowLoader
-from hiermt.graph import Graph
+from hiermt.data.loaders import PlannedBatch
 from hiermt.loss import MultiTaskLoss
 
 _WARM_UP = 3
@@ -53,55 +53,57 @@ class CapturedSteps:
         self.stream: torch.cuda.Stream | None = None
         self.pool: Any = None
 
-    def run(self, starts: Tensor, graph: Graph) -> Tensor:
-        """The losses of a step on the windows that start on these days."""
+    def run(self, batch: PlannedBatch) -> Tensor:
+        """The losses of a step on the windows of a batch."""
         # A stream belongs to the device that is current, which need not be that of the model.
-        with torch.cuda.device_of(starts):  # type: ignore[no-untyped-call]
-            return self._run(starts, graph)
+        with torch.cuda.device_of(batch.starts):  # type: ignore[no-untyped-call]
+            return self._run(batch)
 
-    def _run(self, starts: Tensor, graph: Graph) -> Tensor:
+    def _run(self, batch: PlannedBatch) -> Tensor:
+        starts, graph = batch.starts, batch.graph
         before, self.hyper = self.hyper, _hyper(self.optimizer)
         if starts.numel() != self.loader.batch_size:
-            return self._plain(starts, graph)
+            return self._plain(batch)
         found = self.captured.get(id(graph))
         if found is None or found[0] != self.hyper:
             if self.warm < _WARM_UP or id(graph) not in self.prepared or self.hyper != before:
-                return self._plain(starts, graph)
-            found = self._capture(self.hyper, starts, graph)
+                return self._plain(batch)
+            found = self._capture(self.hyper, batch)
         _, replay, static_starts, losses = found
         static_starts.copy_(starts)
         replay.replay()
         return losses
 
-    def _plain(self, starts: Tensor, graph: Graph) -> Tensor:
+    def _plain(self, batch: PlannedBatch) -> Tensor:
         # On a side stream, as what is captured later has to have run on one; always the same, whose memory is kept.
         if self.stream is None:
             self.stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
         self.stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(self.stream):
-            losses = self.step(self.loader.gather(starts, graph))
+            losses = self.step(self.loader.gather(*batch))
         torch.cuda.current_stream().wait_stream(self.stream)
         # A smaller batch may have run on other kernels than those a capture would meet first.
-        if starts.numel() == self.loader.batch_size:
+        if batch.starts.numel() == self.loader.batch_size:
             self.warm += 1
-            self.prepared.add(id(graph))
+            self.prepared.add(id(batch.graph))
         return losses
 
     def _capture(
-        self, hyper: tuple[Any, ...], starts: Tensor, graph: Graph
+        self, hyper: tuple[Any, ...], batch: PlannedBatch
     ) -> tuple[tuple[Any, ...], torch.cuda.CUDAGraph, Tensor, Tensor]:
         # All captures share their memory: they never run side by side, and nothing of one is read after the next has
         # begun but its parameters and losses, which are kept.
         if self.pool is None:
             self.pool = torch.cuda.graph_pool_handle()
-        static_starts = starts.clone()
+        # A loader says the same of the days of all batches of a graph, so that what is captured fits them all.
+        static_starts = batch.starts.clone()
         replay = torch.cuda.CUDAGraph()
         self.optimizer.zero_grad(set_to_none=True)
         # Not on the stream that torch keeps for captures, which belongs to the device of the first of them.
         with torch.cuda.graph(replay, pool=self.pool, stream=self.stream):
-            losses = self.step(self.loader.gather(static_starts, graph))
-        self.captured[id(graph)] = (hyper, replay, static_starts, losses)
-        return self.captured[id(graph)]
+            losses = self.step(self.loader.gather(*batch._replace(starts=static_starts)))
+        self.captured[id(batch.graph)] = (hyper, replay, static_starts, losses)
+        return self.captured[id(batch.graph)]
 
 
 def _hyper(optimizer: torch.optim.Optimizer) -> tuple[Any, ...]:

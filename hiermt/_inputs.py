@@ -7,12 +7,15 @@ from typing import Any
 import torch
 from torch import nn
 
+from hiermt import _backend, gather
 from hiermt.gather import Windows
 from hiermt.nn import TGCN, TGCN_HierarchicalMT
 
 # Sharing pays where a batch has at most so many different days to a day of its windows, with attention and with GCN.
 # bench/NOTES.md has the measurements: sharing is as fast as copying at 0.6 to 0.66 and at 0.5.
 MOST_DAYS = {True: 0.5, False: 0.4}
+# On a GPU, of the days that are computed: reckoned there, not yet measured.
+MOST_DAYS_ON_GPU = 0.65
 
 
 def shared_inputs(
@@ -28,12 +31,15 @@ def shared_inputs(
     """
     if share is False:
         return model_inputs(batch, device)
-    reason = why_not_shared(model, batch, device)
+    if isinstance(getattr(batch, "windows", None), Windows):
+        batch = batch.to(device)
+    reason = why_not_shared(model, batch)
     if share and reason is not None:
         raise ValueError(f"share_days: {reason}; leave it at None to share only where that is possible and pays")
-    if reason is not None or (share is None and not _pays(model, batch.windows)):
+    if reason is not None or (share is None and not _pays(model, batch)):
         return model_inputs(batch, device)
-    return batch.windows, batch.graph
+    windows = batch.windows
+    return (windows.within(batch.reach) if gather.waits(windows.series) else windows), batch.graph
 
 
 def model_inputs(data: Any, device: torch.device | str) -> tuple[Any, ...]:
@@ -50,7 +56,7 @@ def model_inputs(data: Any, device: torch.device | str) -> tuple[Any, ...]:
     return x, data.edge_index.to(device), None if edge_weight is None else edge_weight.to(device)
 
 
-def why_not_shared(model: nn.Module, batch: Any, device: torch.device | str) -> str | None:
+def why_not_shared(model: nn.Module, batch: Any) -> str | None:
     """Why the windows of `batch` cannot share their days, ``None`` if they can."""
     windows = getattr(batch, "windows", None)
     if not isinstance(windows, Windows):
@@ -60,8 +66,13 @@ def why_not_shared(model: nn.Module, batch: Any, device: torch.device | str) -> 
         return f"a {type(model).__name__} takes no windows"
     if backbone.layout != "NTF":
         return f"the model has layout='{backbone.layout}'"
-    if windows.series.is_cuda or torch.device(device).type == "cuda":
-        return "the kernels of a GPU do not share days"
+    if gather.waits(windows.series):
+        if batch.reach is None:
+            return (
+                "on a GPU a WindowLoader has to know which days its batches have; this one leaves out days in between"
+            )
+        if not _backend.native(backbone.backend, windows.series.device, windows.series.dtype):
+            return "on a GPU the native operators alone share days"
     return None
 
 
@@ -73,7 +84,10 @@ def _backbone(model: nn.Module) -> TGCN | None:
     return model if isinstance(model, TGCN) else None
 
 
-def _pays(model: nn.Module, windows: Windows) -> bool:
+def _pays(model: nn.Module, batch: Any) -> bool:
+    windows = batch.windows
+    if gather.waits(windows.series):
+        return bool(batch.reach.days <= MOST_DAYS_ON_GPU * windows.starts.numel() * windows.steps)
     backbone = _backbone(model)
-    most = MOST_DAYS[backbone is None or backbone.config["use_gat"]]
-    return windows.days().numel() <= most * windows.starts.numel() * windows.steps
+    most = MOST_DAYS[backbone is None or bool(backbone.config["use_gat"])]
+    return bool(windows.days().numel() <= most * windows.starts.numel() * windows.steps)

@@ -9,7 +9,19 @@ import pytest
 import torch
 from torch import Tensor
 
-from hiermt import DynamicGraph, Graph, MultiTaskLoss, TGCN_HierarchicalMT, _capture, data, train_hierarchical, training
+from hiermt import (
+    DynamicGraph,
+    Graph,
+    MultiTaskLoss,
+    TGCN_HierarchicalMT,
+    _capture,
+    _inputs,
+    data,
+    gather,
+    train_hierarchical,
+    training,
+)
+from hiermt.data.loaders import PlannedBatch
 from hiermt.testing import stock_graph
 
 STOCKS, DAYS, FEATURES, WINDOW = 6, 40, 3, 5
@@ -28,11 +40,11 @@ def dataset(changing: bool = False) -> data.WindowDataset:
 class Replay:
     """Does when replayed what a captured graph does: the step, on whatever lies in the static tensors."""
 
-    def __init__(self, steps: _capture.CapturedSteps, starts: Tensor, graph: Graph, losses: Tensor) -> None:
-        self.steps, self.starts, self.graph, self.losses = steps, starts, graph, losses
+    def __init__(self, steps: _capture.CapturedSteps, batch: PlannedBatch, losses: Tensor) -> None:
+        self.steps, self.batch, self.losses = steps, batch, losses
 
     def replay(self) -> None:
-        self.losses.copy_(self.steps.step(self.steps.loader.gather(self.starts, self.graph)))
+        self.losses.copy_(self.steps.step(self.steps.loader.gather(*self.batch)))
 
 
 @pytest.fixture
@@ -40,11 +52,12 @@ def captures(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Makes a CPU pass for a GPU; the sizes of the batches that were captured."""
     sizes: list[int] = []
 
-    def capture(self: _capture.CapturedSteps, hyper: tuple[Any, ...], starts: Tensor, graph: Graph) -> Any:
-        sizes.append(starts.numel())
-        static, losses = starts.clone(), torch.full((3,), float("nan"), dtype=torch.float64)
-        self.captured[id(graph)] = (hyper, Replay(self, static, graph, losses), static, losses)
-        return self.captured[id(graph)]
+    def capture(self: _capture.CapturedSteps, hyper: tuple[Any, ...], batch: PlannedBatch) -> Any:
+        sizes.append(batch.starts.numel())
+        static, losses = batch.starts.clone(), torch.full((3,), float("nan"), dtype=torch.float64)
+        replay = Replay(self, batch._replace(starts=static), losses)
+        self.captured[id(batch.graph)] = (hyper, replay, static, losses)
+        return self.captured[id(batch.graph)]
 
     class Stream:
         def wait_stream(self, other: object) -> None: ...
@@ -76,8 +89,16 @@ def train(capture: bool, changing: bool = False, callback: Any = None) -> tuple[
     return result, {name: tensor.clone() for name, tensor in model.state_dict().items()}
 
 
+@pytest.mark.parametrize("gpu", [False, True])
 @pytest.mark.parametrize("changing", [False, True])
-def test_equal_to_plain_steps_to_the_bit(captures: list[int], changing: bool) -> None:
+def test_equal_to_plain_steps_to_the_bit(
+    captures: list[int], changing: bool, gpu: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if gpu:  # Days are shared as the loader knows them.
+        monkeypatch.setattr(gather, "waits", lambda tensor: True)
+        monkeypatch.setattr(_inputs, "MOST_DAYS_ON_GPU", 0.95)
+        monkeypatch.setattr(_inputs._backend, "native", lambda *_: True)
+    assert _inputs.gather.waits(torch.empty(0)) == gpu
     found, expected = train(True, changing), train(False, changing)
     assert found[0] == expected[0]
     assert all(torch.equal(found[1][name], tensor) for name, tensor in expected[1].items())
@@ -99,9 +120,9 @@ def test_a_graph_is_prepared_before_its_first_capture(captures: list[int], monke
     # To sort edges waits for the device, which a capture does not allow.
     capture = _capture.CapturedSteps._capture
 
-    def checked(self: _capture.CapturedSteps, hyper: tuple[Any, ...], starts: Tensor, graph: Graph) -> Any:
-        assert graph._entries
-        return capture(self, hyper, starts, graph)
+    def checked(self: _capture.CapturedSteps, hyper: tuple[Any, ...], batch: PlannedBatch) -> Any:
+        assert batch.graph._entries
+        return capture(self, hyper, batch)
 
     monkeypatch.setattr(_capture.CapturedSteps, "_capture", checked)
     torch.manual_seed(0)

@@ -33,7 +33,9 @@ def dataset(blocks: int) -> data.WindowDataset:
     return data.WindowDataset.with_graphs(series, graphs, WINDOW, *labels)
 
 
-def train(capture: bool, blocks: int, device: str, use_gat: bool) -> tuple[Any, list[Tensor]]:
+def train(
+    capture: bool, blocks: int, device: str, use_gat: bool, share: bool | None = None, shuffle: bool = True
+) -> tuple[Any, list[Tensor]]:
     """Losses and parameters after a few epochs, the learning rate halved on the way."""
     torch.manual_seed(0)
     model = hiermt.TGCN_HierarchicalMT(FEATURES, 16, use_gat=use_gat).to(device)
@@ -47,13 +49,14 @@ def train(capture: bool, blocks: int, device: str, use_gat: bool) -> tuple[Any, 
         model,
         optimizer,
         None,
-        data.WindowLoader(dataset(blocks), range(45), 8, shuffle=True, device=device),
+        data.WindowLoader(dataset(blocks), range(45), 8, shuffle=shuffle, device=device),
         data.WindowLoader(dataset(blocks), range(45, 50), 8, device=device),
         7,
         device=device,
         progress=False,
         capture=capture,
         callback=halve,
+        share_days=share,
     )
     return losses, [param.detach().clone() for param in model.parameters()]
 
@@ -68,7 +71,7 @@ def test_captured_steps_equal_plain_ones(
     capture = _capture.CapturedSteps._capture
 
     def counted(self: _capture.CapturedSteps, *args: Any) -> Any:
-        captured.append(id(args[2]))
+        captured.append(id(args[1].graph))
         return capture(self, *args)
 
     monkeypatch.setattr(_capture.CapturedSteps, "_capture", counted)
@@ -80,6 +83,18 @@ def test_captured_steps_equal_plain_ones(
     assert found[0] == expected[0]
     assert all(torch.equal(one, other) for one, other in zip(found[1], expected[1], strict=True))
     assert found[0][0][-1] < found[0][0][0]
+
+
+@pytest.mark.parametrize("use_gat", [True, False])
+@pytest.mark.parametrize("shuffle", [True, False])
+@pytest.mark.parametrize("blocks", [1, 3])
+def test_captured_steps_that_share_days(blocks: int, shuffle: bool, use_gat: bool) -> None:
+    plain = train(False, blocks, DEVICE, use_gat, True, shuffle)
+    captured = train(True, blocks, DEVICE, use_gat, True, shuffle)
+    copied = train(True, blocks, DEVICE, use_gat, False, shuffle)
+    assert captured[0] == plain[0]
+    assert all(torch.equal(one, other) for one, other in zip(captured[1], plain[1], strict=True))
+    assert captured[0][0] == pytest.approx(copied[0][0], rel=1e-3)
 
 
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")

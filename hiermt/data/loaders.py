@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from numbers import Integral
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -15,7 +15,7 @@ from torch import Tensor
 from hiermt._arguments import check_integer
 from hiermt.data._errors import DataError, need
 from hiermt.data.dataset import WindowDataset, moved
-from hiermt.gather import Windows
+from hiermt.gather import DayRange, Windows
 from hiermt.graph import Graph, same_device
 
 _INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
@@ -32,6 +32,7 @@ class WindowBatch:
         graph (Graph): the same graph, prepared.
         signal_labels, direction_labels (Tensor, optional): labels, if the dataset has any.
         starts (Tensor): first day of each window.
+        reach (DayRange, optional): which days of the series they have, as far as the host knows.
 
     Shapes:
         - **x:** ``[B, S, T, F]``
@@ -47,6 +48,7 @@ class WindowBatch:
     signal_labels: Tensor | None
     direction_labels: Tensor | None
     starts: Tensor
+    reach: DayRange | None = None
 
     @cached_property
     def x(self) -> Tensor:
@@ -64,7 +66,17 @@ class WindowBatch:
         device = torch.device(device)
         if same_device(self.windows.series.device, device):
             return self
-        return dataclasses.replace(self, **moved(self, device), windows=self.windows.shared().to(device))
+        windows = self.windows.shared().to(device)
+        days = windows.series.size(1)
+        return dataclasses.replace(self, **moved(self, device), windows=windows, reach=DayRange(0, days, days))
+
+
+class PlannedBatch(NamedTuple):
+    """First days of the windows of a batch, on the device, their graph, and what the host knows of their days."""
+
+    starts: Tensor
+    graph: Graph
+    reach: DayRange | None
 
 
 class WindowLoader:
@@ -131,6 +143,7 @@ class WindowLoader:
         self.generator = torch.Generator().manual_seed(seed)
         device = self.dataset.series.device
         self._on_device = self.starts.to(device), self._block.to(device)
+        self._reach = self._reaches()
 
     def __len__(self) -> int:
         """Batches in an epoch."""
@@ -144,11 +157,11 @@ class WindowLoader:
         return full + (0 if self.drop_last else sum(count % self.batch_size > 0 for count in counts))
 
     def __iter__(self) -> Iterator[WindowBatch]:
-        for starts, graph in self.plan():
-            yield self.gather(starts, graph)
+        for planned in self.plan():
+            yield self.gather(*planned)
 
-    def plan(self) -> list[tuple[Tensor, Graph]]:
-        """The next epoch: first days of the windows of each batch, on the device, and their graph."""
+    def plan(self) -> list[PlannedBatch]:
+        """The next epoch, batch by batch."""
         order, graphs = self._order(), self.dataset.graphs
         starts, block = self._on_device
         if graphs is None:
@@ -163,12 +176,19 @@ class WindowLoader:
                 cuts = [cuts[i] for i in torch.randperm(len(cuts), generator=self.generator).tolist()]
         starts = starts[order]
         return [
-            (starts[part.start : part.stop], self.dataset.graph if graphs is None else graphs.graphs[block])
+            PlannedBatch(
+                starts[part.start : part.stop],
+                self.dataset.graph if graphs is None else graphs.graphs[block],
+                self._reach.get(block),
+            )
             for part, block in cuts
         ]
 
-    def gather(self, starts: Tensor, graph: Graph | None = None) -> WindowBatch:
-        """The batch of windows that start on these days, ``[B]`` int64 on the device of the dataset."""
+    def gather(self, starts: Tensor, graph: Graph | None = None, reach: DayRange | None = None) -> WindowBatch:
+        """The batch of windows that start on these days, ``[B]`` int64 on the device of the dataset.
+
+        `reach` is what the caller knows of their days; on a GPU it takes that to share them.
+        """
         data = self.dataset
         labels = data.labels_by_day if self.labelled else None
         ends = starts + (data.window - 1)
@@ -182,6 +202,7 @@ class WindowLoader:
             signal_labels=None if labels is None else labels[0].index_select(0, ends),
             direction_labels=None if labels is None else labels[1].index_select(0, ends),
             starts=starts,
+            reach=reach,
         )
 
     def state_dict(self) -> dict[str, Any]:
@@ -192,6 +213,25 @@ class WindowLoader:
         """Goes on where :meth:`state_dict` was taken."""
         self.generator.set_state(state["generator"])
         self.epoch = int(state["epoch"])
+
+    def _reaches(self) -> dict[int, DayRange]:
+        """What is known of every batch of a block of days; nothing of blocks with a day that no window has.
+
+        All batches of a block have as many days: what is computed for them has one shape, and can be captured.
+        """
+        window = self.dataset.window
+        found: dict[int, DayRange] = {}
+        for block in set(self._block.tolist()):
+            starts = self.starts[self._block == block]
+            if bool((starts.sort().values.diff() > window).any()):
+                continue
+            first, stop = int(starts.min()), int(starts.max()) + window
+            days = stop - first
+            if not self.shuffle and self.sampler is None:
+                parts = torch.split(starts, self.batch_size)
+                days = max(int(part.max() - part.min()) + window for part in parts)
+            found[block] = DayRange(first, stop, days)
+        return found
 
     def _order(self) -> Tensor:
         """Positions in `starts` in the order of the next epoch, on the device."""
