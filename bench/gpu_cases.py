@@ -13,6 +13,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ import cases
 import torch
 
 import hiermt
-from hiermt import _extension, functional
+from hiermt import _extension, _inputs, data, functional
 
 Step = Callable[[], Any]
 
@@ -180,6 +181,33 @@ class Bench:
         result = self.clock.time([step], graph=self.graph)
         return {**result, "stocks_per_s": case.stocks / result["ms"] * 1e3, **memory}
 
+    def windows(self, shuffle: bool, share: bool) -> dict[str, Any]:
+        """A step on 32 windows of a series of 504 days, gathered anew in it; their days computed once, or copied."""
+        case = self.case(32)
+        edges = hiermt.testing.stock_graph(case.nodes, case.edges, isolated=min(3, case.nodes // 20))
+        days, steps = (504, case.steps) if not self.dry else (40, case.steps)
+        series = torch.randn(case.nodes, days, case.features)
+        labels = [torch.randint(0, 2, (case.nodes, days)) for _ in range(2)]
+        dataset = data.WindowDataset(series, *edges, steps, *labels).to(self.device)
+        loader = data.WindowLoader(dataset, range(days - steps + 1), 4 if self.dry else 32, shuffle=shuffle)
+        model = cases.problem(case, self.competitor, self.device)[0].train()
+        criterion = hiermt.MultiTaskLoss()
+        optimizer = hiermt.training.adam(model)
+        planned = loader.plan()[0]
+
+        def step() -> None:
+            batch = loader.gather(*planned)
+            logits = model(*_inputs.shared_inputs(model, batch, self.device, share))
+            assert batch.signal_labels is not None and batch.direction_labels is not None
+            signal, direction = batch.signal_labels.reshape(-1), batch.direction_labels.reshape(-1)
+            optimizer.zero_grad(set_to_none=False)
+            criterion.terms(*(one.reshape(-1, 2) for one in logits), signal, direction, signal == 1).total.backward()
+            optimizer.step()
+
+        step()
+        self.clock.wait()
+        return self.clock.time([step], graph=True)
+
     def decision(self) -> dict[str, Any]:
         """The decision over ten million rows against a copy of its input in the same run, by bytes moved."""
         rows, hidden = 10_000 if self.dry else 10_000_000, 16
@@ -209,6 +237,10 @@ class Bench:
         ]
         if self.competitor == "native":
             found.append(("decision, 10 M rows", self.decision))
+            for order in ("consecutive", "shuffled"):
+                for how in ("copied", "shared"):
+                    sizes = {"shuffle": order == "shuffled", "share": how == "shared"}
+                    found.append((f"training step, 32 {order} windows, {how}", partial(self.windows, **sizes)))
         if not self.competitor.startswith(("twin", "pyg")):
             found.append(("forward, 1024 graphs", lambda: self.forward(1024)))
         return found
