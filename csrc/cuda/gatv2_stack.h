@@ -18,8 +18,8 @@ bool gatv2_stack_fits(const TgcnLayerForward<S>& p);
 template <class S>
 int gatv2_stack_forward(const TgcnLayerForward<S>& p, Compute<S>* from_input, void* stream);
 
-// The way back, for templates that fit, too, and without a gradient of the edge weights: from the cotangents
-// of the gates [N * T, 3H], which are overwritten, to those of x and of the convolutions' parameters.
+// The way back, for templates that fit, too: from the cotangents of the gates [N * T, 3H], which are
+// overwritten, to those of x, of the convolutions' parameters and of the edge weights.
 template <class S>
 bool gatv2_stack_backward_fits(const TgcnLayerBackward<S, Compute<S>>& p);
 template <class S>

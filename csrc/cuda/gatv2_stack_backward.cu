@@ -11,6 +11,8 @@ namespace {
 
 // Leaves a thread 168 registers; a hundred nodes at seven steps are two rounds of 352.
 constexpr int kThreads = 384;
+// With the gradient of the edge weights these would not do.
+constexpr int kThreadsWithEdges = 256;
 // How many lanes share an item: sixteen channels each would not leave them their registers at 64, and eight
 // lanes read the items of a tile without meeting at a bank.
 template <int kHidden>
@@ -33,7 +35,8 @@ struct StackBackward {
   const S* g;
   float* grad_gates;  // [N * T, 3H], overwritten
   S* grad_x;
-  float* partial;  // [blocks, values]: all convolutions
+  float* partial;     // [blocks, values]: all convolutions
+  float* grad_edges;  // [copies * T, E], or nullptr
   int values;
 };
 
@@ -139,10 +142,12 @@ __device__ __forceinline__ void sum_grads(const StackItems& items, const Tile<kH
   sum_over_warp<kHidden, kLanes>(sums, 2, 3, warp_sums);
 }
 
-template <class S, int kHidden>
-__global__ void __launch_bounds__(kThreads, 1) gatv2_stack_bwd_kernel(StackBackward<S> p) {
+template <class S, int kHidden, bool kEdges>
+__global__ void __launch_bounds__(kEdges ? kThreadsWithEdges : kThreads, 1)
+    gatv2_stack_bwd_kernel(StackBackward<S> p) {
   SharedMemory memory;
   const int nodes = static_cast<int>(p.graph.num_nodes), channels = static_cast<int>(p.x.channels);
+  const int entries = static_cast<int>(p.graph.num_entries);
   constexpr int kLanes = kBackwardLanes<kHidden>, kChannels = kHidden / kLanes;
   using Items = Tile<kHidden, kLanes>;
   using Sizes = StackMemory<kHidden>;
@@ -210,8 +215,12 @@ __global__ void __launch_bounds__(kThreads, 1) gatv2_stack_bwd_kernel(StackBackw
       sum_grads(items, grads, warp_sums);
       {
         float att_sums[kChannels] = {}, edge_sums[kChannels] = {};
-        target_sweep(items, p.graph, p.edge_weight, conv.vectors, sources, targets, grads, rows, target_row,
-                     att_sums, edge_sums);
+        const int64_t first_instance = copy * p.steps + first_step;
+        const EdgeSums edge_weight_sums{kEdges ? p.grad_edges + first_instance * entries : nullptr, entries,
+                                        layer + 1 < p.conv_layers};
+        if (kEdges && !edge_weight_sums.add) edge_weight_sums.clear_padding(p.graph.rowptr[nodes], chunk);
+        target_sweep<kEdges>(items, p.graph, p.edge_weight, conv.vectors, sources, targets, grads, rows,
+                             target_row, att_sums, edge_sums, edge_weight_sums);
         sum_over_warp<kHidden, kLanes>(att_sums, 0, 3, warp_sums);
         sum_over_warp<kHidden, kLanes>(edge_sums, 1, 3, warp_sums);
       }
@@ -267,32 +276,6 @@ __global__ void __launch_bounds__(kThreads, 1) gatv2_stack_bwd_kernel(StackBackw
   }
 }
 
-// Whether products on tensor cores, which this way has no use for, gain more than launches and memory cost.
-template <class S>
-constexpr bool leaves_to_tensor_cores(int64_t hidden, bool tf32) {
-  return hidden > 32 && use_tensor_cores<S>(tf32);
-}
-
-// Where the sums of all convolutions go.
-struct StackGrads {
-  GatV2Grads<float> convs[kMaxStackConvs];
-  int conv_layers, channels, hidden;
-
-  __device__ void write(int i, float value) const {
-    int layer = 0, width = channels;
-    for (; layer + 1 < conv_layers; ++layer, width = hidden) {
-      const int count = static_cast<int>(conv_grad_values(width, hidden));
-      if (i < count) break;
-      i -= count;
-    }
-    if (i < 3 * hidden) {
-      VectorGrads<float>{convs[layer], hidden}.write(i, value);
-    } else {
-      MatrixGrads<float>{convs[layer], hidden, width}.write(i - 3 * hidden, value);
-    }
-  }
-};
-
 struct BackwardPlan {
   int64_t chunk, tasks, blocks, values;
   size_t shared_bytes;
@@ -318,7 +301,7 @@ struct BackwardPlan {
 
 template <class S>
 bool gatv2_stack_backward_fits(const TgcnLayerBackward<S, Compute<S>>& p) {
-  if (!gatv2_stack_fits(p.forward) || p.grad_edge_weight != nullptr) return false;
+  if (!gatv2_stack_fits(p.forward)) return false;
   if (leaves_to_tensor_cores<S>(p.forward.hidden, p.forward.tf32)) return false;
   return dispatch_stack(
       p.forward.hidden,
@@ -334,7 +317,8 @@ size_t gatv2_stack_backward_workspace(const TgcnLayerBackward<S, Compute<S>>& p)
       p.forward.hidden,
       [&](auto hidden) {
         const BackwardPlan plan = BackwardPlan::of<decltype(hidden)::value>(p.forward);
-        return padded_bytes<float>(plan.blocks * plan.values, 256);
+        const int64_t edges = p.grad_edge_weight != nullptr ? edge_values(p.forward) : 0;
+        return padded_bytes<float>(plan.blocks * plan.values, 256) + padded_bytes<float>(edges, 256);
       },
       size_t{0});
 }
@@ -376,10 +360,18 @@ int gatv2_stack_backward(const TgcnLayerBackward<S, Compute<S>>& p, Compute<S>* 
         stack.values = static_cast<int>(plan.values);
         const int64_t items = f.graph.num_nodes * plan.chunk * kBackwardLanes<kHidden>;
         const int64_t wanted = items > kLeastThreads<kHidden> ? items : kLeastThreads<kHidden>;
-        const int64_t threads = stack_threads(wanted, kThreads);
-        HIERMT_CUDA_RETURN_IF_ERROR(
-            launch(gatv2_stack_bwd_kernel<S, kHidden>, dim3(static_cast<unsigned>(plan.blocks)),
-                   dim3(static_cast<unsigned>(threads)), plan.shared_bytes, stream, stack));
+        const bool edges = p.grad_edge_weight != nullptr;
+        if (edges) stack.grad_edges = stack.partial + padded_bytes<float>(plan.blocks * plan.values, 256) / 4;
+        const int64_t threads = stack_threads(wanted, edges ? kThreadsWithEdges : kThreads);
+        HIERMT_CUDA_RETURN_IF_ERROR(launch(
+            edges ? gatv2_stack_bwd_kernel<S, kHidden, true> : gatv2_stack_bwd_kernel<S, kHidden, false>,
+            dim3(static_cast<unsigned>(plan.blocks)), dim3(static_cast<unsigned>(threads)), plan.shared_bytes,
+            stream, stack));
+        if (edges) {
+          const EdgeWeightGrads out{f.graph.rowptr, static_cast<int>(f.graph.num_nodes), p.grad_edge_weight};
+          HIERMT_CUDA_RETURN_IF_ERROR(ordered_sum<float>(stack.grad_edges, f.graph.copies * f.steps,
+                                                         f.graph.num_entries, out, stream));
+        }
         return p.gat == nullptr ? cudaSuccess
                                 : ordered_sum<float>(stack.partial, plan.blocks, plan.values, grads, stream);
       }

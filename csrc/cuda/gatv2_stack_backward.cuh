@@ -10,6 +10,7 @@
 // hold.
 #pragma once
 
+#include "gatv2_grads.cuh"
 #include "gatv2_stack.cuh"
 
 namespace hiermt::cuda {
@@ -60,16 +61,37 @@ struct EdgeView {
   }
 };
 
+// What the edges of a task leave of the edge weights' gradient, [step][entry]: set by the convolution that
+// goes back first, added to by the others. One thread owns an entry at a step.
+struct EdgeSums {
+  float* at;
+  int entries;
+  bool add;
+
+  __device__ __forceinline__ void put(int entry, int step, float value) const {
+    float* to = at + static_cast<int64_t>(step) * entries + entry;
+    *to = add ? *to + value : value;
+  }
+  // Of entries past the last row there is nothing to add up.
+  __device__ void clear_padding(int first, int steps) const {
+    for (int i = first + static_cast<int>(threadIdx.x); i < entries; i += static_cast<int>(blockDim.x)) {
+      for (int step = 0; step < steps; ++step) at[static_cast<int64_t>(step) * entries + i] = 0.0f;
+    }
+  }
+};
+
 // Leaves each row's softmax in `rows` and x_r' where target_row(node, step) points. Adds the items of this
-// thread to what becomes the gradients of att and of lin_edge / att.
-template <class S, int kHidden, int kLanes, class TargetRow>
+// thread to what becomes the gradients of att and of lin_edge / att, and if kEdges, those of its edges to
+// `edge_weight_sums`.
+template <bool kEdges, class S, int kHidden, int kLanes, class TargetRow>
 __device__ __forceinline__ void target_sweep(const StackItems& items, const CsrGraph& graph,
                                              const S* edge_weights, const ConvVectors<kHidden>& vectors,
                                              const Tile<kHidden, kLanes>& sources,
                                              const Tile<kHidden, kLanes>& targets,
                                              const Tile<kHidden, kLanes>& grads, const RowSoftmax& rows,
                                              TargetRow&& target_row, float (&att_sums)[kHidden / kLanes],
-                                             float (&edge_sums)[kHidden / kLanes]) {
+                                             float (&edge_sums)[kHidden / kLanes],
+                                             const EdgeSums& edge_weight_sums) {
   constexpr int kChannels = kHidden / kLanes;
   const EdgeView<kHidden, kLanes> view(vectors);
   items.for_each_shared<kLanes>([&](int node, int step, unsigned mask) {
@@ -78,7 +100,7 @@ __device__ __forceinline__ void target_sweep(const StackItems& items, const CsrG
     grads.read(node, step, grad);
     const int begin = graph.rowptr[node], end = graph.rowptr[node + 1];
     const int last = begin + most_entries<kLanes>(end - begin, mask);
-    // Calls f(weight, source, score, alpha') for each entry.
+    // Calls f(entry, weight, source, score, alpha') for each entry, the other lanes of the item too.
     const auto for_each_entry = [&](auto&& f) {
 #pragma unroll 1
       for (int entry = begin; entry < last; ++entry) {
@@ -89,12 +111,12 @@ __device__ __forceinline__ void target_sweep(const StackItems& items, const CsrG
         sources.read(inside ? graph.col[entry] : node, step, source);
         const float score = view.score(source, target, edge_weight, mask);
         const float grad_alpha = view.grad_alpha(grad, source, mask);
-        if (inside) f(edge_weight, source, score, grad_alpha);
+        if (inside) f(entry, edge_weight, source, score, grad_alpha);
       }
     };
     OnlineSoftmax<float> softmax;
     float expected = 0.0f;
-    for_each_entry([&](float, const float (&)[kChannels], float score, float grad_alpha) {
+    for_each_entry([&](int, float, const float (&)[kChannels], float score, float grad_alpha) {
       softmax.see(score);
       expected = expected * softmax.keep + softmax.weight * grad_alpha;
     });
@@ -106,17 +128,25 @@ __device__ __forceinline__ void target_sweep(const StackItems& items, const CsrG
     }
 
     float grad_target[kChannels] = {};
-    for_each_entry([&](float edge_weight, const float (&source)[kChannels], float score, float grad_alpha) {
-      const EdgeCotangent cotangent(score, grad_alpha, softmax.top, scale, expected);
+    for_each_entry(
+        [&](int entry, float edge_weight, const float (&source)[kChannels], float score, float grad_alpha) {
+          const EdgeCotangent cotangent(score, grad_alpha, softmax.top, scale, expected);
+          float grad_weights[4] = {};
 #pragma unroll
-      for (int c = 0; c < kChannels; ++c) {
-        const float z = view.argument(source[c], target[c], edge_weight, c);
-        const float through = through_leaky(cotangent.score, z);
-        grad_target[c] += through;
-        att_sums[c] += through * z;
-        edge_sums[c] += through * edge_weight;
-      }
-    });
+          for (int c = 0; c < kChannels; ++c) {
+            const float z = view.argument(source[c], target[c], edge_weight, c);
+            const float through = through_leaky(cotangent.score, z);
+            grad_target[c] += through;
+            att_sums[c] += through * z;
+            edge_sums[c] += through * edge_weight;
+            if constexpr (kEdges) grad_weights[c % 4] += through * (view.att[c] * view.edge[c]);
+          }
+          if constexpr (kEdges) {
+            const float mine = (grad_weights[0] + grad_weights[1]) + (grad_weights[2] + grad_weights[3]);
+            const float grad = item_sum<kLanes>(mine, item_mask<kLanes>());
+            if (lane_of_item<kLanes>() == 0) edge_weight_sums.put(entry, step, grad);
+          }
+        });
 #pragma unroll
     for (int c = 0; c < kChannels; ++c) grad_target[c] = view.att[c] * grad_target[c];
     write_channels<kHidden, kLanes>(grad_target, target_row(node, step));
@@ -275,6 +305,47 @@ __device__ void weight_products(int nodes, const Tile<kHidden, kLanes>& sources,
       out.put(m * (channels + 1) + (bias ? channels : first + k), total);
     }
   }
+}
+
+// Where the sums of all convolutions go.
+struct StackGrads {
+  GatV2Grads<float> convs[kMaxStackConvs];
+  int conv_layers, channels, hidden;
+
+  __device__ void write(int i, float value) const {
+    int layer = 0, width = channels;
+    for (; layer + 1 < conv_layers; ++layer, width = hidden) {
+      const int count = static_cast<int>(conv_grad_values(width, hidden));
+      if (i < count) break;
+      i -= count;
+    }
+    if (i < 3 * hidden) {
+      VectorGrads<float>{convs[layer], hidden}.write(i, value);
+    } else {
+      MatrixGrads<float>{convs[layer], hidden, width}.write(i - 3 * hidden, value);
+    }
+  }
+};
+
+// Where the sums over all steps of the edge weights' gradient go; entries past the last row are padding.
+struct EdgeWeightGrads {
+  const int32_t* rowptr;
+  int nodes;
+  float* to;
+
+  __device__ void write(int i, float value) const { to[i] = i < rowptr[nodes] ? value : 0.0f; }
+};
+
+// Whether products on tensor cores, which this way has no use for, gain more than launches and memory cost.
+template <class S>
+constexpr bool leaves_to_tensor_cores(int64_t hidden, bool tf32) {
+  return hidden > 32 && use_tensor_cores<S>(tf32);
+}
+
+// One for each entry and step of each copy.
+template <class S>
+int64_t edge_values(const TgcnLayerForward<S>& p) {
+  return p.graph.copies * p.steps * p.graph.num_entries;
 }
 
 }  // namespace hiermt::cuda

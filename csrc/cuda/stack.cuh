@@ -30,6 +30,13 @@ __device__ __forceinline__ int lane_of_item() {
   return kLanes == 1 ? 0 : static_cast<int>(threadIdx.x) % kLanes;
 }
 
+// The lanes of this thread's item.
+template <int kLanes>
+__device__ __forceinline__ unsigned item_mask() {
+  const int lane = static_cast<int>(threadIdx.x) % kWarp;
+  return kLanes == 1 ? 1u << lane : ((1u << kLanes) - 1) << (lane / kLanes * kLanes);
+}
+
 // Adds up what the lanes of an item have, for all lanes of `mask`; every one of them gets the sum.
 template <int kLanes>
 __device__ __forceinline__ float item_sum(float value, unsigned mask) {
