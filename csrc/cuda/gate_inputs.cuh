@@ -29,34 +29,37 @@ struct GateMemory {
   }
 };
 
-// to[gate][c] = W [x, g] + b, where `from` is the item's row of x.
-template <class S, int kHidden>
+// Leaves W [x, g] + b of the three gates for each item, [3, H], where `row(i)` is item i's row of it; g is
+// what `tile` holds.
+template <class S, int kHidden, int kItems, class Row>
 __device__ __forceinline__ void write_gate_inputs(const GateMemory<kHidden>& gates, const StackInput<S>& x,
-                                                  const S* from, const float (&g)[kHidden], float* to) {
-  // Wide gates one after another: all sums of three would not fit the registers.
-  constexpr int kAtOnce = kHidden > 16 ? 1 : 3;
-  float4* quads = reinterpret_cast<float4*>(to);
+                                                  const Tile<kHidden>& tile, const ItemGroup<kItems>& group,
+                                                  Row&& row) {
+  // One gate after another where the sums of all three would not fit the registers.
+  constexpr int kAtOnce = kItems * kHidden > 16 ? 1 : 3;
 #pragma unroll 1
   for (int first = 0; first < 3; first += kAtOnce) {
-    float sum[kAtOnce][kHidden];
-    const auto add = [&](int k, float value) {
+    float sums[kAtOnce][kItems][kHidden];
 #pragma unroll
-      for (int i = 0; i < kAtOnce; ++i) {
-        add_scaled<kHidden>(gates.weights + (k * 3 + first + i) * kHidden, value, sum[i]);
+    for (int gate = 0; gate < kAtOnce; ++gate) {
+#pragma unroll
+      for (int i = 0; i < kItems; ++i) {
+        copy_channels<kHidden>(gates.biases + (first + gate) * kHidden, sums[gate][i]);
+      }
+    }
+    const auto add = [&](int k, const float (&values)[kItems]) {
+#pragma unroll
+      for (int gate = 0; gate < kAtOnce; ++gate) {
+        add_scaled<kHidden, kItems>(gates.weights + (k * 3 + first + gate) * kHidden, values, sums[gate]);
       }
     };
+    for_each_channel(x, group, add);
+    for_each_channel(tile, group, [&](int k, const float (&values)[kItems]) { add(x.channels + k, values); });
 #pragma unroll
-    for (int i = 0; i < kAtOnce; ++i) copy_channels<kHidden>(gates.biases + (first + i) * kHidden, sum[i]);
-#pragma unroll 2
-    for (int k = 0; k < x.channels; ++k) add(k, load(from + k * x.stride_channel));
+    for (int i = 0; i < kItems; ++i) {
 #pragma unroll
-    for (int k = 0; k < kHidden; ++k) add(x.channels + k, g[k]);
-#pragma unroll
-    for (int i = 0; i < kAtOnce; ++i) {
-#pragma unroll
-      for (int q = 0; q < kHidden / 4; ++q) {
-        quads[(first + i) * (kHidden / 4) + q] =
-            float4{sum[i][4 * q], sum[i][4 * q + 1], sum[i][4 * q + 2], sum[i][4 * q + 3]};
+      for (int gate = 0; gate < kAtOnce; ++gate) {
+        write_channels<kHidden, 1>(sums[gate][i], row(i) + (first + gate) * kHidden);
       }
     }
   }

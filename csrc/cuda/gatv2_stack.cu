@@ -38,9 +38,9 @@ __global__ void __launch_bounds__(kStackThreads<kHidden>, 1)
     conv.fill(p.convs[layer], layer == 0 ? x.channels : kHidden);
     __syncthreads();
     if (layer == 0) {
-      project_input(items, conv, x, sources, own);
+      project_input<true>(items, conv, x, sources, own);
     } else {
-      project_tile(items, conv, own, sources, own);
+      project_tile<true>(items, conv, own, sources, own);
     }
     const Activation activation = stack_activation(layer, p.conv_layers, p.last);
     if constexpr (kSplitScores<kHidden>) {
@@ -54,12 +54,8 @@ __global__ void __launch_bounds__(kStackThreads<kHidden>, 1)
     }
   }
 
-  // What the gates read of x and g.
-  items.for_each([&](int node, int step) {
-    float g[kHidden];
-    own.read(node, step, g);
-    p.finish(gates, x, block, node, step, g);
-  });
+  // A thread goes on with its own items.
+  items.for_each_pair([&](const auto& group) { p.finish(gates, x, block, own, group); });
 }
 
 template <class S, int kHidden>

@@ -91,37 +91,72 @@ __device__ __forceinline__ void project_item(const ConvMemory<kHidden>& conv, in
   targets.write(node, step, target);
 }
 
-template <class S, int kHidden, int kLanes>
+// The same for the items of one thread, all at once.
+template <int kHidden, int kItems, class ForEachInput>
+__device__ __forceinline__ void project_group(const ConvMemory<kHidden>& conv, const ItemGroup<kItems>& group,
+                                              const Tile<kHidden>& sources, const Tile<kHidden>& targets,
+                                              ForEachInput&& for_each_input) {
+  float source[kItems][kHidden], target[kItems][kHidden];
+#pragma unroll
+  for (int i = 0; i < kItems; ++i) {
+    copy_channels<kHidden>(conv.vectors.source_bias(), source[i]);
+    copy_channels<kHidden>(conv.vectors.target_bias(), target[i]);
+  }
+  for_each_input([&](int k, const float (&values)[kItems]) {
+    add_scaled<kHidden, kItems>(conv.source + k * kHidden, values, source);
+    add_scaled<kHidden, kItems>(conv.target + k * kHidden, values, target);
+  });
+#pragma unroll
+  for (int i = 0; i < kItems; ++i) {
+    sources.write(group.node[i], group.step[i], source[i]);
+    targets.write(group.node[i], group.step[i], target[i]);
+  }
+}
+
+// kPairs: two items of a thread at once, for a kernel that has registers left.
+template <bool kPairs, class S, int kHidden, int kLanes>
 __device__ __forceinline__ void project_input(const StackItems& items, const ConvMemory<kHidden>& conv,
                                               const StackInput<S>& x, const Tile<kHidden, kLanes>& sources,
                                               const Tile<kHidden, kLanes>& targets) {
-  items.for_each_shared<kLanes>([&](int node, int step, unsigned mask) {
-    project_item(conv, node, step, mask, sources, targets, [&](auto&& add) {
-      const S* row = x.row(node, step);
-#pragma unroll 4
-      for (int k = 0; k < x.channels; ++k) add(k, load(row + k * x.stride_channel));
+  if constexpr (kPairs) {
+    items.for_each_pair([&](const auto& group) {
+      project_group(conv, group, sources, targets, [&](auto&& add) { for_each_channel(x, group, add); });
     });
-  });
+  } else {
+    items.for_each_shared<kLanes>([&](int node, int step, unsigned mask) {
+      project_item(conv, node, step, mask, sources, targets, [&](auto&& add) {
+        const S* row = x.row(node, step);
+#pragma unroll 4
+        for (int k = 0; k < x.channels; ++k) add(k, load(row + k * x.stride_channel));
+      });
+    });
+  }
 }
 
-template <int kHidden, int kLanes>
+template <bool kPairs, int kHidden, int kLanes>
 __device__ __forceinline__ void project_tile(const StackItems& items, const ConvMemory<kHidden>& conv,
                                              const Tile<kHidden, kLanes>& inputs,
                                              const Tile<kHidden, kLanes>& sources,
                                              const Tile<kHidden, kLanes>& targets) {
-  items.for_each_shared<kLanes>([&](int node, int step, unsigned mask) {
-    project_item(conv, node, step, mask, sources, targets, [&](auto&& add) {
-      const float4* row = inputs.at(node, step);
-#pragma unroll 2
-      for (int q = 0; q < kHidden / 4; ++q) {
-        const float4 quad = row[q * inputs.chunk];
-        add(4 * q + 0, quad.x);
-        add(4 * q + 1, quad.y);
-        add(4 * q + 2, quad.z);
-        add(4 * q + 3, quad.w);
-      }
+  if constexpr (kPairs) {
+    items.for_each_pair([&](const auto& group) {
+      project_group(conv, group, sources, targets, [&](auto&& add) { for_each_channel(inputs, group, add); });
     });
-  });
+  } else {
+    items.for_each_shared<kLanes>([&](int node, int step, unsigned mask) {
+      project_item(conv, node, step, mask, sources, targets, [&](auto&& add) {
+        const float4* row = inputs.at(node, step);
+#pragma unroll 2
+        for (int q = 0; q < kHidden / 4; ++q) {
+          const float4 quad = row[q * inputs.chunk];
+          add(4 * q + 0, quad.x);
+          add(4 * q + 1, quad.y);
+          add(4 * q + 2, quad.z);
+          add(4 * q + 3, quad.w);
+        }
+      });
+    });
+  }
 }
 
 template <int kChannels>

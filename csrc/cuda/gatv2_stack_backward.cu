@@ -192,9 +192,9 @@ __global__ void __launch_bounds__(kEdges ? kThreadsWithEdges : kThreads, 1)
       conv.fill(p.convs[layer], layer == 0 ? channels : kHidden);
       __syncthreads();
       if (layer == 0) {
-        project_input(items, conv, StackInput<S>(p.x, copy, first_step), sources, to);
+        project_input<false>(items, conv, StackInput<S>(p.x, copy, first_step), sources, to);
       } else {
-        project_tile(items, conv, inputs, sources, to);
+        project_tile<false>(items, conv, inputs, sources, to);
       }
       __syncthreads();
     };

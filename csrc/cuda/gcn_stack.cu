@@ -74,34 +74,38 @@ __global__ void __launch_bounds__(kStackThreads<kHidden>, 1)
   gates.fill(p.gates, x.channels);
   convs.fill(p, x.channels);
   __syncthreads();
-  items.for_each([&](int node, int step) {
-    const S* row = x.row(node, step);
-    float sum[kHidden] = {};
-#pragma unroll 4
-    for (int k = 0; k < x.channels; ++k) {
-      add_scaled<kHidden>(convs.weights + k * kHidden, load(row + k * x.stride_channel), sum);
-    }
-    projected.write(node, step, sum);
+  items.for_each_pair([&](const auto& group) {
+    constexpr int kItems = std::decay_t<decltype(group)>::kItems;
+    float sums[kItems][kHidden] = {};
+    for_each_channel(x, group, [&](int k, const float (&values)[kItems]) {
+      add_scaled<kHidden, kItems>(convs.weights + k * kHidden, values, sums);
+    });
+#pragma unroll
+    for (int i = 0; i < kItems; ++i) projected.write(group.node[i], group.step[i], sums[i]);
   });
 
   for (int layer = 0; layer < p.conv_layers; ++layer) {
     const bool is_last = layer + 1 == p.conv_layers;
     const Activation activation = stack_activation(layer, p.conv_layers, p.last);
     __syncthreads();
+    // What neighbours read stays as it is; what a thread makes of it is its own.
     items.for_each([&](int node, int step) {
       float y[kHidden] = {};
       sum_neighbours(p, node, step, projected, y);
 #pragma unroll
       for (int c = 0; c < kHidden; ++c) y[c] = activate(activation, y[c] + convs.biases[layer * kHidden + c]);
-      if (!is_last) {
-        const float* weights = convs.of(layer + 1, x.channels);
-        float sum[kHidden] = {};
+      next.write(node, step, y);
+    });
+    items.for_each_pair([&](const auto& group) {
+      if (is_last) return p.finish(gates, x, block, next, group);
+      constexpr int kItems = std::decay_t<decltype(group)>::kItems;
+      const float* weights = convs.of(layer + 1, x.channels);
+      float sums[kItems][kHidden] = {};
+      for_each_channel(next, group, [&](int k, const float (&values)[kItems]) {
+        add_scaled<kHidden, kItems>(weights + k * kHidden, values, sums);
+      });
 #pragma unroll
-        for (int k = 0; k < kHidden; ++k) add_scaled<kHidden>(weights + k * kHidden, y[k], sum);
-        next.write(node, step, sum);
-        return;
-      }
-      p.finish(gates, x, block, node, step, y);
+      for (int i = 0; i < kItems; ++i) next.write(group.node[i], group.step[i], sums[i]);
     });
     const Tile<kHidden> used = projected;
     projected = next;

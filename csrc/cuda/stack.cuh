@@ -80,6 +80,24 @@ __device__ __forceinline__ void add_scaled(const float* weights, float value,
   }
 }
 
+// The same for several values at once: a weight that is read serves all of them. To read 16 bytes from shared
+// memory keeps it busy for two cycles even where all threads read the same.
+template <int kHidden, int kItems>
+__device__ __forceinline__ void add_scaled(const float* weights, const float (&values)[kItems],
+                                           float (&sums)[kItems][kHidden]) {
+#pragma unroll
+  for (int c = 0; c < kHidden; c += 4) {
+    const float4 quad = *reinterpret_cast<const float4*>(weights + c);
+#pragma unroll
+    for (int i = 0; i < kItems; ++i) {
+      sums[i][c] += values[i] * quad.x;
+      sums[i][c + 1] += values[i] * quad.y;
+      sums[i][c + 2] += values[i] * quad.z;
+      sums[i][c + 3] += values[i] * quad.w;
+    }
+  }
+}
+
 // Channels of (node, step) in shared memory, four by four, steps of a node side by side.
 template <int kHidden, int kLanes = 1>
 struct Tile {
@@ -131,6 +149,13 @@ __device__ inline void order_by_degree(const CsrGraph& graph, int nodes, int* or
   }
 }
 
+// Some items of one thread.
+template <int kCount>
+struct ItemGroup {
+  static constexpr int kItems = kCount;
+  int node[kCount], step[kCount];
+};
+
 // The items of a block, and which thread has which: the same in every round of calls.
 struct StackItems {
   int nodes, chunk;
@@ -140,14 +165,29 @@ struct StackItems {
   // that had a node of high degree gets one of low degree next.
   template <class F>
   __device__ __forceinline__ void for_each(F&& f) const {
-    const int items = nodes * chunk;
-    const int width = static_cast<int>(blockDim.x), thread = static_cast<int>(threadIdx.x);
-    for (int round = 0; round * width < items; ++round) {
-      const int first = round * width, count = items - first < width ? items - first : width;
-      if (thread >= count) continue;
-      const int item = first + (round % 2 == 1 ? count - 1 - thread : thread);
+    const int width = static_cast<int>(blockDim.x), rounds = ceil_div(nodes * chunk, width);
+    for (int round = 0; round < rounds; ++round) {
+      const int item = item_of(round);
+      if (item < 0) continue;
       const int rank = item / chunk;
       f(order[rank], item - rank * chunk);
+    }
+  }
+
+  // The same, two rounds at once where this thread has an item in both: f(ItemGroup<2>) or f(ItemGroup<1>).
+  template <class F>
+  __device__ __forceinline__ void for_each_pair(F&& f) const {
+    const int width = static_cast<int>(blockDim.x), rounds = ceil_div(nodes * chunk, width);
+    for (int round = 0; round < rounds; round += 2) {
+      const int item = item_of(round), other = round + 1 < rounds ? item_of(round + 1) : -1;
+      if (item < 0) continue;
+      const int rank = item / chunk;
+      if (other < 0) {
+        f(ItemGroup<1>{{order[rank]}, {item - rank * chunk}});
+      } else {
+        const int other_rank = other / chunk;
+        f(ItemGroup<2>{{order[rank], order[other_rank]}, {item - rank * chunk, other - other_rank * chunk}});
+      }
     }
   }
 
@@ -170,6 +210,16 @@ struct StackItems {
         }
       }
     }
+  }
+
+ private:
+  // What this thread has in a round, -1 for nothing.
+  __device__ __forceinline__ int item_of(int round) const {
+    const int width = static_cast<int>(blockDim.x), thread = static_cast<int>(threadIdx.x);
+    const int first = round * width, items = nodes * chunk;
+    const int count = items - first < width ? items - first : width;
+    if (thread >= count) return -1;
+    return first + (round % 2 == 1 ? count - 1 - thread : thread);
   }
 };
 
@@ -223,6 +273,44 @@ __device__ void transpose_weights(const S* from, int columns, int inputs, float*
   for (int tile = static_cast<int>(threadIdx.x) / kWarp; tile < tiles; tile += warps) {
     const int c = tile % kTiles * kRows + lane / kColumns, k = tile / kTiles * kColumns + lane % kColumns;
     if (k < inputs) to[k * stride + c] = load(from + c * columns + k);
+  }
+}
+
+// Calls add(k, values) for each channel k of the items' rows of x.
+template <class S, int kItems, class Add>
+__device__ __forceinline__ void for_each_channel(const StackInput<S>& x, const ItemGroup<kItems>& group,
+                                                 Add&& add) {
+  const S* rows[kItems];
+#pragma unroll
+  for (int i = 0; i < kItems; ++i) rows[i] = x.row(group.node[i], group.step[i]);
+#pragma unroll 2
+  for (int k = 0; k < x.channels; ++k) {
+    float values[kItems];
+#pragma unroll
+    for (int i = 0; i < kItems; ++i) values[i] = load(rows[i] + k * x.stride_channel);
+    add(k, values);
+  }
+}
+
+// The same for the items' rows of a tile.
+template <int kHidden, int kItems, class Add>
+__device__ __forceinline__ void for_each_channel(const Tile<kHidden>& tile, const ItemGroup<kItems>& group,
+                                                 Add&& add) {
+#pragma unroll 1
+  for (int q = 0; q < kHidden / 4; ++q) {
+    float4 quads[kItems];
+#pragma unroll
+    for (int i = 0; i < kItems; ++i) quads[i] = tile.at(group.node[i], group.step[i])[q * tile.chunk];
+    const auto channel = [&](int k, float float4::* part) {
+      float values[kItems];
+#pragma unroll
+      for (int i = 0; i < kItems; ++i) values[i] = quads[i].*part;
+      add(4 * q + k, values);
+    };
+    channel(0, &float4::x);
+    channel(1, &float4::y);
+    channel(2, &float4::z);
+    channel(3, &float4::w);
   }
 }
 

@@ -36,18 +36,25 @@ struct StackForward {
   S* g;
   float* from_input;
 
-  // Keeps g of an item for the backward, and leaves what its gates take from x and g.
-  template <int kHidden>
+  // Keeps g of the items, which `tile` holds, for the backward, and leaves what their gates take from x and
+  // g.
+  template <int kHidden, int kItems>
   __device__ __forceinline__ void finish(const GateMemory<kHidden>& gate_memory, const StackInput<S>& input,
-                                         const StackBlock& block, int node, int step,
-                                         const float (&values)[kHidden]) const {
-    const int64_t row = block.row(graph, steps, node, step);
+                                         const StackBlock& block, const Tile<kHidden>& tile,
+                                         const ItemGroup<kItems>& group) const {
+    const auto row = [&](int i) { return block.row(graph, steps, group.node[i], group.step[i]); };
     if (g != nullptr) {
 #pragma unroll
-      for (int c = 0; c < kHidden; ++c) store(g + row * kHidden + c, values[c]);
+      for (int i = 0; i < kItems; ++i) {
+        float values[kHidden];
+        tile.read(group.node[i], group.step[i], values);
+        S* to = g + row(i) * kHidden;
+#pragma unroll
+        for (int c = 0; c < kHidden; ++c) store(to + c, values[c]);
+      }
     }
-    write_gate_inputs<S, kHidden>(gate_memory, input, input.row(node, step), values,
-                                  from_input + row * 3 * kHidden);
+    write_gate_inputs(gate_memory, input, tile, group,
+                      [&](int i) { return from_input + row(i) * 3 * kHidden; });
   }
 };
 
