@@ -283,7 +283,7 @@ __device__ __forceinline__ void for_each_channel(const StackInput<S>& x, const I
   const S* rows[kItems];
 #pragma unroll
   for (int i = 0; i < kItems; ++i) rows[i] = x.row(group.node[i], group.step[i]);
-#pragma unroll 2
+#pragma unroll 4
   for (int k = 0; k < x.channels; ++k) {
     float values[kItems];
 #pragma unroll
