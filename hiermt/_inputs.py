@@ -11,9 +11,9 @@ from hiermt import _backend, gather
 from hiermt.gather import Windows
 from hiermt.nn import TGCN, TGCN_HierarchicalMT
 
-# Sharing pays where a batch has at most so many different days to a day of its windows, with attention and with GCN.
-# bench/NOTES.md has the measurements: sharing is as fast as copying at 0.6 to 0.66 and at 0.5.
-MOST_DAYS = {True: 0.5, False: 0.4}
+# Sharing pays where a batch has at most so many different days to a day of its windows; bench/NOTES.md has the
+# measurements.
+MOST_DAYS = 0.5
 # On a GPU, of the days that are computed: reckoned there, not yet measured.
 MOST_DAYS_ON_GPU = 0.65
 
@@ -36,7 +36,7 @@ def shared_inputs(
     reason = why_not_shared(model, batch)
     if share and reason is not None:
         raise ValueError(f"share_days: {reason}; leave it at None to share only where that is possible and pays")
-    if reason is not None or (share is None and not _pays(model, batch)):
+    if reason is not None or (share is None and not _pays(batch)):
         return model_inputs(batch, device)
     windows = batch.windows
     return (windows.within(batch.reach) if gather.waits(windows.series) else windows), batch.graph
@@ -84,10 +84,8 @@ def _backbone(model: nn.Module) -> TGCN | None:
     return model if isinstance(model, TGCN) else None
 
 
-def _pays(model: nn.Module, batch: Any) -> bool:
+def _pays(batch: Any) -> bool:
     windows = batch.windows
     if gather.waits(windows.series):
         return bool(batch.reach.days <= MOST_DAYS_ON_GPU * windows.starts.numel() * windows.steps)
-    backbone = _backbone(model)
-    most = MOST_DAYS[backbone is None or bool(backbone.config["use_gat"])]
-    return bool(windows.days().numel() <= most * windows.starts.numel() * windows.steps)
+    return bool(windows.days().numel() <= MOST_DAYS * windows.starts.numel() * windows.steps)

@@ -84,9 +84,9 @@ def train_hierarchical(
         share_days (bool, optional): whether what the first layer computes for a day is computed once for all windows
             of a batch that have it, forward and backward; the same numbers, with sums of gradients in another order. It
             takes a :class:`hiermt.data.WindowLoader`. (default: ``None``, where it pays: a batch has at most half as
-            many different days as its windows have together, 0.4 times with GCN. On a GPU, where nobody waits for the
-            days of a batch, at most 0.65 times as many lie between the first and the last that it can have: the span of
-            a batch where the loader does not shuffle, else that of all windows of the loader)
+            many different days as its windows have together. On a GPU, where nobody waits for the days of a batch, at
+            most 0.65 times as many lie between the first and the last that it can have: the span of a batch where the
+            loader does not shuffle, else that of all windows of the loader)
 
     Returns:
         Training loss and test loss of each epoch, and ``{"signal_loss", "direction_loss", "total_loss"}``, each a

@@ -162,14 +162,13 @@ def test_share_follows_the_count() -> None:
     source = dataset()
     loader = data.WindowLoader(source, range(44), 4)
 
-    def shares(starts: list[int], use_gat: bool = True) -> bool:
-        model = TGCN_HierarchicalMT(FEATURES, use_gat=use_gat).double()
+    def shares(starts: list[int]) -> bool:
+        model = TGCN_HierarchicalMT(FEATURES).double()
         batch = loader.gather(torch.tensor(starts))
         return isinstance(_inputs.shared_inputs(model, batch, "cpu")[0], Windows)
 
     # 24 days of windows: 12 different ones are half of them.
     assert shares([0, 1, 2, 3]) and shares([0, 0, 10, 10]) and shares([0, 3, 6, 3])
-    assert not shares([0, 3, 6, 3], use_gat=False) and shares([0, 1, 2, 3], use_gat=False)
     assert not shares([0, 3, 7, 3]) and not shares([0, 10, 20, 30]) and not shares([5])
 
 
