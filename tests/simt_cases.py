@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import NamedTuple
 
+import pytest
 import torch
 from simt_harness import run
 from torch import Tensor
@@ -267,3 +268,11 @@ def scan_both(case: ScanCase, dtype: torch.dtype, environment: dict[str, str] | 
             pairs.append((name, grad, torch.zeros_like(tensor).double() if one is None else one))
     assert_gradients(pairs, dtype)
     return [h, h_last, gates, *grads]
+
+
+def with_dtypes(cases: list, first: int = 5) -> pytest.MarkDecorator:
+    """Every case in float32; the `first` ones, which meet every specialisation, in the other dtypes too."""
+    pairs = [(case, torch.float32) for case in cases]
+    pairs += [(case, dtype) for dtype in DTYPES[1:] for case in cases[:first]]
+    names = [f"{case}-{str(dtype).removeprefix('torch.')}" for case, dtype in pairs]
+    return pytest.mark.parametrize(("case", "dtype"), pairs, ids=names)
