@@ -14,16 +14,8 @@ The way through, one step per line::
 
 from hiermt.data._errors import DataError, DataWarning
 from hiermt.data.dataset import WindowDataset
-from hiermt.data.features import (
-    BAR_FEATURES,
-    CLOSE_FEATURES,
-    FEATURES,
-    WARM_UP,
-    FeatureTable,
-    Scale,
-    compute_features,
-    read_features,
-)
+from hiermt.data.feature_table import FeatureTable, Scale, read_features
+from hiermt.data.features import BAR_FEATURES, CLOSE_FEATURES, FEATURES, WARM_UP, compute_features
 from hiermt.data.graph import (
     correlation_graph,
     graph_from_adjacency,

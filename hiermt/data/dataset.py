@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from hiermt.data._errors import DataError
-from hiermt.data.features import FeatureTable, Scale
+from hiermt.data.feature_table import FeatureTable, Scale
 from hiermt.data.labels import THRESHOLD, hierarchical_labels, next_returns
 from hiermt.data.windows import num_windows, windows
 from hiermt.dynamic import DynamicGraph
