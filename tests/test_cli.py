@@ -231,7 +231,7 @@ class TestPredict:
         frame[frame.Symbol != "S3"].to_csv(tmp_path / "few.csv", index=False)
         fails(capsys, *predict, tmp_path / "few.csv", match="no prices for S3")
         frame[["Symbol", "Date", "Close"]].to_csv(tmp_path / "close.csv", index=False)
-        fails(capsys, *predict, tmp_path / "close.csv", match="no feature intraday_volatility")
+        fails(capsys, *predict, tmp_path / "close.csv", match="no feature Intraday_Volatility")
         fails(capsys, *predict, prices, "--days", 5000, match="263 days with a full window")
         fails(capsys, "predict", "--model", tmp_path / "no", "--prices", prices, match="no such folder")
         fails(capsys, "predict", "--model", tmp_path, "--prices", prices, match="config.json")

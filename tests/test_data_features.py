@@ -12,112 +12,21 @@ from hiermt import data
 from hiermt.data import DataError, DataWarning
 
 pd = pytest.importorskip("pandas")
-DAYS = 200
 
 
-def random_prices(stocks=4, days=DAYS, seed=0, bars=True):
-    random = np.random.default_rng(seed)
-    close = 50 * np.exp(np.cumsum(random.normal(0, 0.02, (stocks, days)), axis=1))
-    opened = close * np.exp(random.normal(0, 0.01, close.shape))
-    high = np.maximum(close, opened) * (1 + random.uniform(0, 0.01, close.shape))
-    low = np.minimum(close, opened) * (1 - random.uniform(0, 0.01, close.shape))
-    dates = pd.bdate_range("2020-01-01", periods=days).to_numpy().astype("datetime64[D]")
-    symbols = tuple(f"S{i}" for i in range(stocks))
-    return data.Prices(symbols, dates, close, *((opened, high, low) if bars else ()))
+def feature_table(seed=0, stocks=4, days=5):
+    """The 13 published names over random values."""
+    generator = torch.Generator().manual_seed(seed)
+    values = torch.randn(stocks, days, len(data.FEATURES), generator=generator)
+    dates = np.datetime64("2020-01-01") + np.arange(days)
+    close = torch.rand(stocks, days, generator=generator, dtype=torch.float64) + 1
+    return data.FeatureTable(values, data.FEATURES, tuple(f"S{i}" for i in range(stocks)), dates, close)
 
 
-def oracle(prices, macd="relative"):
-    """The 13 features written with pandas, one stock at a time."""
-    tables = []
-    for i in range(len(prices.symbols)):
-        o, h, low, c = (pd.Series(getattr(prices, name)[i]) for name in ("open", "high", "low", "close"))
-        r = np.log(c).diff()
-        change = c.diff().fillna(0)
-        up = change.clip(lower=0).ewm(alpha=1 / 14, adjust=False).mean()
-        down = (-change).clip(lower=0).ewm(alpha=1 / 14, adjust=False).mean()
-        line = c.ewm(span=12, adjust=False).mean() - c.ewm(span=26, adjust=False).mean()
-        table = pd.DataFrame(
-            {
-                "log_return": r,
-                **{f"log_return_{n}d": r.rolling(n).sum() for n in (5, 10, 21, 42)},
-                "log_return_scaled": r / r.rolling(60).std(),
-                "simple_return": c.pct_change(),
-                "rsi": (100 - 100 / (1 + up / down)) / 100,
-                "macd": line / c if macd == "relative" else line,
-                "intraday_volatility": (h - low) / c,
-                "intraday_momentum": (c - o) / o,
-                "upper_shadow": (h - np.maximum(o, c)) / (h - low),
-                "lower_shadow": (np.minimum(o, c) - low) / (h - low),
-            }
-        )
-        tables.append(table.to_numpy()[60:])
-    return np.stack(tables), tuple(table.columns)
-
-
-class TestFeatures:
-    @pytest.mark.parametrize("macd", ["relative", "price"])
-    def test_equal_an_independent_formula(self, macd):
-        prices = random_prices()
-        table = data.compute_features(prices, macd=macd)
-        expected, names = oracle(prices, macd)
-        assert table.names == names == data.FEATURES
-        assert table.values.shape == (4, DAYS - data.WARM_UP, 13)
-        assert not np.isnan(expected).any()
-        np.testing.assert_allclose(table.values.numpy(), expected, rtol=1e-5, atol=1e-6)
-        np.testing.assert_array_equal(table.close.numpy(), prices.close[:, 60:])
-        np.testing.assert_array_equal(table.dates, prices.dates[60:])
-
-    def test_close_only_says_what_is_missing(self):
-        with pytest.warns(DataWarning, match="9 of the 13.*upper_shadow"):
-            table = data.compute_features(random_prices(bars=False))
-        assert table.names == data.CLOSE_FEATURES
-        full = data.compute_features(random_prices())
-        assert torch.equal(table.values, full.values[..., :9])
-
-    def test_future_prices_do_not_change_past_features(self):
-        prices = random_prices()
-        cut = 120
-        changed = {name: getattr(prices, name).copy() for name in ("open", "high", "low", "close")}
-        for array in changed.values():
-            array[:, cut:] *= 3.7
-        before = data.compute_features(prices).values
-        after = data.compute_features(dataclasses.replace(prices, **changed)).values
-        day = cut - data.WARM_UP
-        assert torch.equal(before[:, :day], after[:, :day])
-        assert not torch.equal(before[:, day], after[:, day])
-
-    def test_more_history_at_the_end_does_not_change_features(self):
-        prices = random_prices()
-        shorter = dataclasses.replace(
-            prices,
-            dates=prices.dates[:150],
-            **{n: getattr(prices, n)[:, :150] for n in ("open", "high", "low", "close")},
-        )
-        assert torch.equal(data.compute_features(shorter).values, data.compute_features(prices).values[:, :90])
-
-    def test_constant_prices_give_finite_features(self):
-        ones = np.full((2, 100), 7.0)
-        prices = data.Prices(("A", "B"), random_prices(days=100).dates, ones, ones, ones, ones)
-        values = data.compute_features(prices).values
-        assert torch.isfinite(values).all()
-        assert (values[..., data.FEATURES.index("rsi")] == 0.5).all()
-        assert (values[..., data.FEATURES.index("log_return_scaled")] == 0).all()
-
-    def test_only_rising_prices_have_full_strength(self):
-        close = np.tile(np.linspace(10, 20, 100), (2, 1))
-        prices = data.Prices(("A", "B"), random_prices(days=100).dates, close, close, close, close)
-        assert (data.compute_features(prices).values[..., data.FEATURES.index("rsi")] == 1).all()
-
-    def test_too_few_days_and_bad_option(self):
-        with pytest.raises(DataError, match="60 days of prices, but features need more than 60"):
-            data.compute_features(random_prices(days=60))
-        assert data.compute_features(random_prices(days=61)).num_days == 1
-        with pytest.raises(ValueError, match="macd"):
-            data.compute_features(random_prices(), macd="other")
-
+class TestTable:
     def test_select(self):
-        table = data.compute_features(random_prices())
-        assert torch.equal(table.select(["rsi"]).values[..., 0], table.values[..., 7])
+        table = feature_table()
+        assert torch.equal(table.select(["RSI"]).values[..., 0], table.values[..., 7])
         assert table.select_symbols(["S2", "S0"]).symbols == ("S2", "S0")
         assert torch.equal(table.select_symbols(["S2"]).close[0], table.close[2])
         with pytest.raises(DataError, match="no feature volume"):
@@ -126,7 +35,7 @@ class TestFeatures:
             table.select_symbols(["XX"])
 
     def test_shapes_must_agree(self):
-        table = data.compute_features(random_prices())
+        table = feature_table()
         with pytest.raises(DataError, match="expected \\[stocks, days, features\\]"):
             dataclasses.replace(table, names=table.names[:3])
         with pytest.raises(DataError, match="close: expected"):
@@ -328,10 +237,10 @@ class TestGraph:
                 data.read_adjacency(tmp_path / f"{name}.npy")
 
     def test_graph_of_the_training_days_ignores_the_test_days(self):
-        close = torch.from_numpy(random_prices(bars=False).close)
-        split = data.time_split(DAYS, 10)
+        close = torch.from_numpy(np.exp(np.cumsum(np.random.default_rng(0).normal(0, 0.02, (4, 200)), axis=1)))
+        split = data.time_split(200, 10)
         changed = close.clone()
-        changed[:, split.train_days :] = torch.rand(4, DAYS - split.train_days).double() + 1
+        changed[:, split.train_days :] = torch.rand(4, 200 - split.train_days).double() + 1
         graphs = [data.correlation_graph(data.next_returns(c)[:, : split.train_days - 1], -1) for c in (close, changed)]
         assert torch.equal(graphs[0][0], graphs[1][0])
         assert torch.equal(graphs[0][1], graphs[1][1])

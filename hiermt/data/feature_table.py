@@ -20,16 +20,20 @@ class FeatureTable:
     """Features of ``S`` stocks on ``D`` days, with the closes that labels and graphs are made of.
 
     Attributes:
-        values (Tensor): the features.
-        names (tuple of str): what the last dimension holds.
+        values (Tensor): the features, finite.
+        names (tuple of str): what the last dimension holds, each name once.
         symbols (tuple of str): what the first dimension holds.
         dates (numpy.ndarray): what the second dimension holds.
         close (Tensor): closing prices.
 
     Shapes:
-        - **values:** ``[S, D, F]`` float32
+        - **values:** ``[S, D, F]`` floating point
         - **dates:** ``[D]`` datetime64[D]
         - **close:** ``[S, D]`` float64
+
+    Raises:
+        DataError: the shapes do not agree, a name is there twice, or a value is NaN or infinite in the dtype of
+            `values`; the message names stock, day and feature.
     """
 
     values: Tensor
@@ -46,6 +50,17 @@ class FeatureTable:
             )
         if self.close.shape != self.values.shape[:2]:
             raise DataError(f"close: expected [stocks, days] = {list(expected[:2])}, got {list(self.close.shape)}")
+        again = [name for i, name in enumerate(self.names) if name in self.names[:i]]
+        if again:
+            raise DataError(f"names: '{again[0]}' is there twice; give each feature a name of its own")
+        finite = torch.isfinite(self.values)
+        if not bool(finite.all()):
+            stock, day, feature = (~finite).nonzero()[0].tolist()
+            raise DataError(
+                f"feature {self.names[feature]} of {self.symbols[stock]} on {self.dates[day]} is "
+                f"{float(self.values[stock, day, feature]):g} in {self.values.dtype}; correct the value, or use a "
+                "wider dtype if it is finite in one"
+            )
 
     @property
     def num_days(self) -> int:
@@ -104,8 +119,8 @@ class Scale:
         return ((values.double() - mean) / deviation).to(values.dtype)
 
 
-def read_features(source: Any) -> FeatureTable:
-    """Reads features that somebody else computed, in the published long form.
+def read_features(source: Any, *, dtype: torch.dtype = torch.float32) -> FeatureTable:
+    """Reads ready features in the published long form.
 
     Expected are a ``Symbol``, a ``Date`` and a ``Close`` column; every other column is a feature, in the order of
     the table. Each stock needs a row for each day. The stocks keep the order in which the table first names them,
@@ -113,12 +128,16 @@ def read_features(source: Any) -> FeatureTable:
 
     Args:
         source (str, Path or pandas.DataFrame): CSV (also gzipped), Parquet, or a DataFrame.
+        dtype (torch.dtype): of the features. (default: ``torch.float32``)
 
     Raises:
         FileNotFoundError: there is no such file.
-        DataError: a column is missing, a cell is empty or no number, or a stock lacks a day.
+        DataError: a column is missing, a cell is empty or not a number, a stock lacks a day, or a feature is not finite
+            in `dtype`.
+        TypeError: `dtype` is not a floating point dtype.
         ImportError: pandas is not installed.
     """
+    check_floating(dtype)
     table = read_table(source)
     keys = {"Symbol": table.find(SYMBOL_NAMES), "Date": table.find(DATE_NAMES), "Close": table.find(("close",))}
     absent = [name for name, column in keys.items() if column is None]
@@ -153,9 +172,15 @@ def read_features(source: Any) -> FeatureTable:
     close = columns[str(keys["Close"])][np.argsort(key)]
     shape = (len(order), len(days))
     return FeatureTable(
-        torch.from_numpy(cells.reshape(*shape, -1)).float(),
+        torch.from_numpy(cells.reshape(*shape, -1)).to(dtype),
         tuple(names),
         tuple(order),
         days,
         torch.from_numpy(close.reshape(shape)),
     )
+
+
+def check_floating(dtype: object) -> None:
+    """Raises TypeError unless `dtype` is a floating point dtype of torch."""
+    if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
+        raise TypeError(f"dtype: expected a floating point torch.dtype such as torch.float32, got {dtype!r}")

@@ -1,34 +1,35 @@
-"""Features of each stock and day, computed from that day and the days before it only."""
+"""The published features of each stock and day, computed from that day and the days before it only."""
 
 from __future__ import annotations
 
 import warnings
+
 import numpy as np
 import torch
 from numpy.lib.stride_tricks import sliding_window_view
 
 from hiermt.data._errors import DataError, DataWarning
-from hiermt.data.feature_table import FeatureTable
-from hiermt.data.prices import FloatArray, Prices
+from hiermt.data.feature_table import FeatureTable, check_floating
+from hiermt.data.prices import OHLC, FloatArray, Prices
 
 CLOSE_FEATURES = (
-    "log_return",
-    "log_return_5d",
-    "log_return_10d",
-    "log_return_21d",
-    "log_return_42d",
-    "log_return_scaled",
-    "simple_return",
-    "rsi",
-    "macd",
+    "SimpleReturn",
+    "LogReturn",
+    "Ret_1W",
+    "Ret_2W",
+    "Ret_1M",
+    "Ret_2M",
+    "Norm_Ret",
+    "RSI",
+    "MACD",
 )
-"""What closing prices alone give."""
+"""Names of the features that closing prices alone give: the first nine of :data:`FEATURES`."""
 
-BAR_FEATURES = ("intraday_volatility", "intraday_momentum", "upper_shadow", "lower_shadow")
-"""What needs open, high and low too."""
+BAR_FEATURES = ("Intraday_Volatility", "Intraday_Momentum", "Upper_Shadow_Ratio", "Lower_Shadow_Ratio")
+"""Names of the features that need open, high and low, too."""
 
 FEATURES = CLOSE_FEATURES + BAR_FEATURES
-"""All 13, in the order of the last dimension of x."""
+"""Names of the 13 published features, in the published order, which is that of the last dimension of x."""
 
 WARM_UP = 60
 """Days before the first day that has every feature."""
@@ -38,84 +39,139 @@ _DEVIATION = 60
 _RSI_PERIOD = 14
 _MACD_FAST, _MACD_SLOW = 12, 26
 
+# A log return is exact to a few 1e-16. A deviation, or a return, up to here is rounding: a ratio of two would be noise.
+_ROUNDING = 1e-14
 
-def compute_features(prices: Prices, *, macd: str = "relative") -> FeatureTable:
-    r"""The 13 features of daily bars, or the 9 that closing prices alone give.
 
-    With :math:`C, O, H, L` close, open, high, low and :math:`r_t = \log(C_t / C_{t-1})`:
+def compute_features(prices: Prices, *, dtype: torch.dtype = torch.float32) -> FeatureTable:
+    r"""The 13 published features of daily bars, or the 9 of them that closing prices alone give.
 
-    =========================  ===========================================================================
-    ``log_return``             :math:`r_t`
-    ``log_return_5d ... 42d``  sum of the last 5, 10, 21, 42 log returns
-    ``log_return_scaled``      :math:`r_t` over the sample deviation of the last 60 (0 if that is 0)
-    ``simple_return``          :math:`C_t / C_{t-1} - 1`
-    ``rsi``                    Wilder's relative strength index over 14 days / 100 (0.5 without moves)
-    ``macd``                   exponential mean over 12 days less that over 26, divided by the close
-    ``intraday_volatility``    :math:`(H - L) / C`
-    ``intraday_momentum``      :math:`(C - O) / O`
-    ``upper_shadow``           :math:`(H - \max(O, C)) / (H - L)` (0 if ``H = L``)
-    ``lower_shadow``           :math:`(\min(O, C) - L) / (H - L)` (0 if ``H = L``)
-    =========================  ===========================================================================
+    With :math:`C, O, H, L` close, open, high and low, :math:`s_t = C_t / C_{t-1} - 1` and
+    :math:`r_t = \log(1 + s_t)`, and :math:`\sigma_t` the sample standard deviation (``ddof=1``) of the last 60 log
+    returns, :math:`r_{t-59}` to :math:`r_t`, in this order:
 
-    A feature of day ``t`` reads days up to ``t`` only. The first :data:`WARM_UP` days, which lack history, are
-    left out. ``rsi`` and ``macd`` remember, with fading weight, all days since the first.
+    =======================  =============================================================================
+    ``SimpleReturn``         :math:`s_t`
+    ``LogReturn``            :math:`r_t`
+    ``Ret_1W``               :math:`(r_{t-4} + ... + r_t) / \sigma_t`, 5 days
+    ``Ret_2W``               the same over 10 days
+    ``Ret_1M``               the same over 21 days
+    ``Ret_2M``               the same over 42 days
+    ``Norm_Ret``             :math:`r_t / \sigma_t`
+    ``RSI``                  Wilder's relative strength index over 14 days / 100: :math:`g / (g + l)` with
+                             :math:`g, l` the exponential means (:math:`\alpha = 1/14`) of gains and losses
+    ``MACD``                 exponential mean of :math:`C` over 12 days (:math:`\alpha = 2/13`) less that
+                             over 26 (:math:`\alpha = 2/27`), in the currency of the prices
+    ``Intraday_Volatility``  :math:`(H - L) / C`
+    ``Intraday_Momentum``    :math:`(C - O) / O`
+    ``Upper_Shadow_Ratio``   :math:`(H - \max(O, C)) / C`
+    ``Lower_Shadow_Ratio``   :math:`(\min(O, C) - L) / C`
+    =======================  =============================================================================
+
+    ``RSI`` and ``MACD`` equal ``ta.momentum.rsi(close, 14) / 100`` and ``ta.trend.macd(close, 26, 12)`` of the package
+    ``ta``: the exponential means are recursive (``adjust=False``) and start with the first day of `prices`, which they
+    remember with fading weight. No feature is scaled (see :class:`Scale`), and a feature of day ``t`` reads days up to
+    ``t`` only. The first :data:`WARM_UP` days, which lack 60 returns, are left out.
+
+    Where a denominator is 0: a stock whose price has not moved for 60 days has 0 for ``Ret_*`` and ``Norm_Ret``; one
+    that moved by the same log return on each of them is refused, as its returns have no deviation to be measured by.
+    ``RSI`` is 1 where there has not been a loss since the first day, even without a gain, as in ``ta``.
 
     Args:
         prices (Prices): what :func:`hiermt.data.read_prices` returns.
-        macd (str): ``"relative"``, so that a stock at 2 and one at 200 dollars compare, or ``"price"`` for the
-            line as it is, in units of the price. (default: ``"relative"``)
+        dtype (torch.dtype): of the features; they are computed in float64. (default: ``torch.float32``)
 
-    Shapes:
-        - **returns:** values ``[S, D - 60, F]`` with ``F`` 13, or 9 without bars
+    Returns:
+        :class:`FeatureTable` with :data:`FEATURES`, or with :data:`CLOSE_FEATURES` and a warning where `prices` lack
+        open, high or low.
 
     Raises:
-        DataError: there are not more than :data:`WARM_UP` days.
-        ValueError: `macd` is neither of the two.
+        DataError: there are not more than :data:`WARM_UP` days, a price is not a positive number, or a feature is not
+            finite in `dtype`; the message names stock, day and feature.
+        TypeError: `dtype` is not a floating point dtype.
     """
-    if macd not in ("relative", "price"):
-        raise ValueError(f"macd: expected 'relative' or 'price', got {macd!r}")
+    check_floating(dtype)
     days = len(prices.dates)
     if days <= WARM_UP:
         raise DataError(f"{days} days of prices, but features need more than {WARM_UP}; give a longer history")
-    close = prices.close
-    log_return = np.zeros_like(close)
-    log_return[:, 1:] = np.diff(np.log(close), axis=1)
-    simple_return = np.zeros_like(close)
-    simple_return[:, 1:] = close[:, 1:] / close[:, :-1] - 1
-    line = _ewm(close, 2 / (_MACD_FAST + 1)) - _ewm(close, 2 / (_MACD_SLOW + 1))
-    columns = [
-        log_return,
-        *(_rolling(log_return, length, "sum") for length in _SUMS),
-        _ratio(log_return, _rolling(log_return, _DEVIATION, "std")),
-        simple_return,
-        _rsi(close),
-        line / close if macd == "relative" else line,
-    ]
-    names: tuple[str, ...] = CLOSE_FEATURES
-    if prices.open is not None and prices.high is not None and prices.low is not None:
-        span = prices.high - prices.low
-        columns += [
-            span / close,
-            (close - prices.open) / prices.open,
-            _ratio(prices.high - np.maximum(prices.open, close), span),
-            _ratio(np.minimum(prices.open, close) - prices.low, span),
-        ]
-        names = FEATURES
-    else:
-        warnings.warn(
-            f"closing prices only: {len(CLOSE_FEATURES)} of the {len(FEATURES)} features are computed; "
-            f"{', '.join(BAR_FEATURES)} need Open, High and Low",
-            DataWarning,
-            stacklevel=2,
-        )
+    panels = _panels(prices)
+    names: tuple[str, ...] = FEATURES
+    # What overflows is refused below, with its name.
+    with np.errstate(over="ignore", divide="ignore", invalid="ignore"):
+        columns = _close_features(prices, panels["close"])
+        if len(panels) == len(OHLC):
+            columns += _bar_features(**panels)
+        else:
+            names = CLOSE_FEATURES
+            warnings.warn(
+                f"closing prices only: {len(CLOSE_FEATURES)} of the {len(FEATURES)} features are computed; "
+                f"{', '.join(BAR_FEATURES)} need Open, High and Low",
+                DataWarning,
+                stacklevel=2,
+            )
     values = np.stack([column[:, WARM_UP:] for column in columns], axis=-1)
     return FeatureTable(
-        torch.from_numpy(values).float(),
+        torch.from_numpy(values).to(dtype),
         names,
         prices.symbols,
         prices.dates[WARM_UP:],
-        torch.from_numpy(close[:, WARM_UP:].copy()),
+        torch.from_numpy(panels["close"][:, WARM_UP:].copy()),
     )
+
+
+def _panels(prices: Prices) -> dict[str, FloatArray]:
+    """The prices by name in float64: all four, or the close alone where another is missing."""
+    given = {name: getattr(prices, name) for name in OHLC}
+    if any(array is None for array in given.values()):
+        given = {"close": prices.close}
+    panels = {name: np.asarray(array, dtype=np.float64) for name, array in given.items()}
+    shape = (len(prices.symbols), len(prices.dates))
+    for name, panel in panels.items():
+        if panel.shape != shape:
+            raise DataError(f"{name}: expected [stocks, days] = {list(shape)}, got {list(panel.shape)}")
+        bad = ~(np.isfinite(panel) & (panel > 0))
+        if bad.any():
+            stock, day = np.argwhere(bad)[0]
+            raise DataError(
+                f"{name} of {prices.symbols[stock]} on {prices.dates[day]} is {panel[stock, day]:g}; prices must be "
+                "positive numbers: read them with read_prices, which bridges gaps, or correct the price"
+            )
+    return panels
+
+
+def _close_features(prices: Prices, close: FloatArray) -> list[FloatArray]:
+    ratio = np.ones_like(close)
+    ratio[:, 1:] = close[:, 1:] / close[:, :-1]
+    log_return = np.log(ratio)
+    deviation = _rolling(log_return, _DEVIATION, "std")
+    still = deviation <= _ROUNDING
+    steady = still & (np.abs(log_return) > _ROUNDING)
+    steady[:, :WARM_UP] = False
+    if steady.any():
+        stock, day = np.argwhere(steady)[0]
+        raise DataError(
+            f"Norm_Ret of {prices.symbols[stock]} on {prices.dates[day]} is not finite: the price changed by the same "
+            f"factor {ratio[stock, day]:g} on each of the last {_DEVIATION} days, so its log returns have no deviation "
+            "to be divided by; correct the prices or remove the stock"
+        )
+    deviation[still] = np.inf
+    return [
+        ratio - 1,
+        log_return,
+        *(_rolling(log_return, length, "sum") / deviation for length in _SUMS),
+        log_return / deviation,
+        _rsi(close),
+        _ewm(close, 2 / (_MACD_FAST + 1)) - _ewm(close, 2 / (_MACD_SLOW + 1)),
+    ]
+
+
+def _bar_features(open: FloatArray, high: FloatArray, low: FloatArray, close: FloatArray) -> list[FloatArray]:
+    return [
+        (high - low) / close,
+        (close - open) / open,
+        (high - np.maximum(open, close)) / close,
+        (np.minimum(open, close) - low) / close,
+    ]
 
 
 def _rolling(values: FloatArray, length: int, how: str) -> FloatArray:
@@ -146,10 +202,4 @@ def _rsi(close: FloatArray) -> FloatArray:
     change = np.diff(close, axis=1, prepend=close[:, :1])
     gain = _ewm(np.maximum(change, 0), 1 / _RSI_PERIOD)
     loss = _ewm(np.maximum(-change, 0), 1 / _RSI_PERIOD)
-    total = gain + loss
-    return np.where(total > 0, _ratio(gain, total), 0.5)
-
-
-def _ratio(above: FloatArray, below: FloatArray) -> FloatArray:
-    """``above / below``, 0 where `below` is 0."""
-    return np.divide(above, below, out=np.zeros_like(above), where=below > 0)
+    return np.divide(gain, gain + loss, out=np.ones_like(gain), where=loss > 0)
