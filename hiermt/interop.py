@@ -32,6 +32,10 @@ def from_reference(
     both. Given a state dict or a file (``.safetensors``, ``.pt``, ``.pth``, or a folder written by
     ``save_pretrained``), it holds copies.
 
+    A foreign checkpoint does not say which features it was trained on, so the new model takes any. One trained on the
+    published data expects those of :data:`hiermt.data.FEATURES`, in that order; assign them to ``model.feature_names``
+    to have others refused.
+
     Args:
         source (Module, mapping or path): two-headed model or bare backbone.
         layout (str, optional): order of x that the new model takes. (default: ``None``: what a folder says; else
@@ -95,6 +99,8 @@ def _build(
         model = TGCN(**sizes, out_channels=out_channels, output_activation=activation, layout=layout, backend=backend)
     load_exactly(model, state, name)
     _adopt(model, state, module)
+    if isinstance(module, (TGCN, TGCN_HierarchicalMT)):
+        model.feature_names = module.feature_names
     if verbose:
         found = ", ".join(f"{key}={value!r}" for key, value in model.config.items())
         print(f"hiermt.from_reference: {type(model).__name__}({found})")

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from hiermt import _backend, functional, gather
+from hiermt._feature_names import FeatureNames
 from hiermt._parameters import linear, submodule
 from hiermt.checkpoint import Pretrained
 from hiermt.conv import GAT, GCN
@@ -111,7 +113,7 @@ class TGCNCell(nn.Module):
         )
 
 
-class TGCN(Pretrained, nn.Module):
+class TGCN(FeatureNames, Pretrained, nn.Module):
     r"""The T-GCN backbone: cells stacked over the sequence, a linear on the last state (arXiv 1811.05320).
 
     Args:
@@ -126,6 +128,9 @@ class TGCN(Pretrained, nn.Module):
         conv_activation (str): leaky_relu ``"between"`` the convolutions or ``"after"`` each.
             (default: ``"between"``)
         layout (str): order of x: ``"NTF"`` or ``"NFT"``. (default: ``"NTF"``)
+        feature_names (sequence of str, optional): names of the features, in order, such as those of a
+            :class:`hiermt.data.FeatureTable`. They are saved with the model, and data whose names differ are refused.
+            (default: ``None``, any features)
         backend (str): who computes: ``"auto"``, ``"native"`` or ``"reference"``. (default: ``"auto"``)
     """
 
@@ -142,6 +147,7 @@ class TGCN(Pretrained, nn.Module):
         edge_dim: int | None = 1,
         conv_activation: str = "between",
         layout: str = "NTF",
+        feature_names: Sequence[str] | None = None,
         backend: str = "auto",
     ) -> None:
         super().__init__()
@@ -163,6 +169,7 @@ class TGCN(Pretrained, nn.Module):
             "conv_activation": conv_activation,
             "layout": layout,
         }
+        self.feature_names = feature_names
         self.cells = nn.ModuleList(
             TGCNCell(
                 in_channels if i == 0 else hidden_size,
@@ -256,7 +263,7 @@ class TGCN(Pretrained, nn.Module):
         return x if self.layout == "NTF" else x.transpose(-1, -2)
 
 
-class TGCN_HierarchicalMT(Pretrained, nn.Module):
+class TGCN_HierarchicalMT(FeatureNames, Pretrained, nn.Module):
     r"""T-GCN with two heads that decide hierarchically: is there a signal, and if so, which way.
 
     Args:
@@ -269,6 +276,9 @@ class TGCN_HierarchicalMT(Pretrained, nn.Module):
         conv_activation (str): leaky_relu ``"between"`` the convolutions or ``"after"`` each.
             (default: ``"between"``)
         layout (str): order of x: ``"NTF"`` or ``"NFT"``. (default: ``"NTF"``)
+        feature_names (sequence of str, optional): names of the features, in order, such as those of a
+            :class:`hiermt.data.FeatureTable`. They are saved with the model, and data whose names differ are refused.
+            (default: ``None``, any features)
         backend (str): who computes: ``"auto"``, ``"native"`` or ``"reference"``. (default: ``"auto"``)
     """
 
@@ -283,6 +293,7 @@ class TGCN_HierarchicalMT(Pretrained, nn.Module):
         edge_dim: int | None = 1,
         conv_activation: str = "between",
         layout: str = "NTF",
+        feature_names: Sequence[str] | None = None,
         backend: str = "auto",
     ) -> None:
         super().__init__()
@@ -302,6 +313,7 @@ class TGCN_HierarchicalMT(Pretrained, nn.Module):
         self.signal_head = nn.Linear(hidden_size, 2)
         self.direction_head = nn.Linear(hidden_size, 2)
         self.config = {k: v for k, v in self.tgcn_backbone.config.items() if k != "out_channels"}
+        self.feature_names = feature_names
 
     @property
     def backend(self) -> str:

@@ -98,7 +98,7 @@ class HierarchicalMT(nn.Module):
 
 def like(model: TGCN_HierarchicalMT) -> HierarchicalMT:
     """The PyG model with the sizes and a copy of the weights of `model`."""
-    config = {key: value for key, value in model.config.items() if key != "layout"}
+    config = {key: value for key, value in model.config.items() if key not in ("layout", "feature_names")}
     parameter = next(model.parameters())
     twin = HierarchicalMT(**config).to(parameter.device, parameter.dtype)
     twin.load_state_dict(model.state_dict(), strict=True)
