@@ -7,9 +7,14 @@ The way through, one step per line::
     split = hiermt.data.time_split(table.num_days, window=25)
     returns = hiermt.data.next_returns(table.close)[:, : split.train_days - 1]
     edge_index, edge_weight = hiermt.data.correlation_graph(returns)
-    scale = hiermt.data.Scale.fit(table.values[:, : split.train_days])
+    scale = hiermt.data.Scale.fit(table.values[:, : split.train_days], table.names)
     dataset = hiermt.data.WindowDataset.from_table(table, edge_index, edge_weight, scale=scale)
     loader = hiermt.data.WindowLoader(dataset, split.train, batch_size=32, shuffle=True)
+    model = hiermt.TGCN_HierarchicalMT(len(table.names), feature_names=table.names)
+
+The names of the features travel with table, scale, dataset, model and checkpoint, and are compared where two of them
+meet. A model without names, such as one taken over by ``from_reference``, takes any features; one that was trained on
+the published data expects :data:`FEATURES` in that order: assign ``model.feature_names = hiermt.data.FEATURES``.
 """
 
 from hiermt.data._errors import DataError, DataWarning

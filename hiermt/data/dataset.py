@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from hiermt._feature_names import as_names, check_same
 from hiermt.data._errors import DataError
 from hiermt.data.feature_table import FeatureTable, Scale
 from hiermt.data.labels import THRESHOLD, hierarchical_labels, next_returns
@@ -29,6 +31,8 @@ class WindowDataset:
         signal_labels, direction_labels (Tensor, optional): labels of each day; the last days may have none.
         graphs (DynamicGraph, optional): graphs that change over time, in place of `edge_index` and `edge_weight`; see
             :meth:`with_graphs`.
+        feature_names (tuple of str, optional): what the last dimension of `series` holds; a model with other names
+            refuses the dataset. ``None`` fits any model.
 
     Shapes:
         - **series:** ``[S, D, F]``
@@ -47,14 +51,16 @@ class WindowDataset:
     signal_labels: Tensor | None = None
     direction_labels: Tensor | None = None
     graphs: DynamicGraph | None = None
+    feature_names: tuple[str, ...] | None = None
 
     def __post_init__(self) -> None:
         windows(self.series, self.window)
+        names = as_names(self.feature_names, self.series.size(-1))
+        object.__setattr__(self, "feature_names", names)
         if not bool(torch.isfinite(self.series).all()):
             stock, day, feature = (~torch.isfinite(self.series)).nonzero()[0].tolist()
-            raise DataError(
-                f"series: stock {stock}, day {day}, feature {feature} is NaN or infinite; repair the series"
-            )
+            label = feature if names is None else names[feature]
+            raise DataError(f"series: stock {stock}, day {day}, feature {label} is NaN or infinite; repair the series")
         if (self.signal_labels is None) != (self.direction_labels is None):
             raise DataError("signal_labels, direction_labels: give both or neither")
         for name in ("signal_labels", "direction_labels"):
@@ -102,10 +108,15 @@ class WindowDataset:
             scale (Scale, optional): fitted on the training days. (default: ``None``, features as they are)
             threshold (float): of the labels. (default: ``0.0055``)
             horizon (int): trading days ahead. (default: ``1``)
+
+        Raises:
+            ValueError: `scale` was fitted on other features, or on the same in another order.
         """
+        if scale is not None:
+            check_same("table", table.names, scale.names, "the scale")
         signal, direction = hierarchical_labels(next_returns(table.close, horizon), threshold)
         series = table.values if scale is None else scale.apply(table.values)
-        return cls(series, edge_index, edge_weight, window, signal, direction)
+        return cls(series, edge_index, edge_weight, window, signal, direction, feature_names=table.names)
 
     @classmethod
     def with_graphs(
@@ -115,6 +126,8 @@ class WindowDataset:
         window: int,
         signal_labels: Tensor | None = None,
         direction_labels: Tensor | None = None,
+        *,
+        feature_names: Sequence[str] | None = None,
     ) -> WindowDataset:
         """A dataset whose graph changes over time: a window is computed on the graph of its last day.
 
@@ -123,12 +136,22 @@ class WindowDataset:
             graphs (DynamicGraph): one graph for each block of days.
             window (int): ``T``.
             signal_labels, direction_labels (Tensor, optional): labels of each day.
+            feature_names (sequence of str, optional): of the series. (default: ``None``)
 
         Raises:
             DataError: a graph has another number of nodes than there are stocks, or the first window has none.
         """
         first = graphs.graphs[0]
-        return cls(series, first.edge_index, first.edge_weight, window, signal_labels, direction_labels, graphs)
+        return cls(
+            series,
+            first.edge_index,
+            first.edge_weight,
+            window,
+            signal_labels,
+            direction_labels,
+            graphs,
+            as_names(feature_names, series.size(-1)),
+        )
 
     @property
     def num_stocks(self) -> int:

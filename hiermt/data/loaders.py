@@ -33,6 +33,7 @@ class WindowBatch:
         signal_labels, direction_labels (Tensor, optional): labels, if the dataset has any.
         starts (Tensor): first day of each window.
         reach (DayRange, optional): which days of the series they have, as far as the host knows.
+        feature_names (tuple of str, optional): those of the dataset.
 
     Shapes:
         - **x:** ``[B, S, T, F]``
@@ -49,6 +50,7 @@ class WindowBatch:
     direction_labels: Tensor | None
     starts: Tensor
     reach: DayRange | None = None
+    feature_names: tuple[str, ...] | None = None
 
     @cached_property
     def x(self) -> Tensor:
@@ -203,6 +205,7 @@ class WindowLoader:
             direction_labels=None if labels is None else labels[1].index_select(0, ends),
             starts=starts,
             reach=reach,
+            feature_names=data.feature_names,
         )
 
     def state_dict(self) -> dict[str, Any]:
