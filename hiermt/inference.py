@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from hiermt import functional
+from hiermt._feature_names import check_same, names_of
 from hiermt._inputs import shared_inputs
 
 
@@ -65,8 +66,9 @@ def inference_hierarchical(
           ``{"signal_preds", "signal_conf", "direction_preds", "direction_conf"}``, each ``[N]``
 
     Raises:
-        ValueError: `confidence_threshold` is outside ``[0, 1]``.
+        ValueError: `confidence_threshold` is outside ``[0, 1]``, or `data` names other features than the model.
     """
+    check_same("data", names_of(data), names_of(model))
     model.to(device).eval()
     signal_logits, direction_logits = model(*shared_inputs(model, data, device))
     probabilities, predictions, confidences = functional.decision_from_logits(

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from hiermt._feature_names import KEY, check_same, names_of
 from hiermt._files import replacing
 from hiermt._processes import Processes
 from hiermt._version import __version__
@@ -71,6 +72,7 @@ def _write(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, state
         "optimizer_type": type(optimizer).__name__,
         "model": model.state_dict(),
         "optimizer": optimizer.state_dict(),
+        KEY: names_of(model),
         **states,
     }
     # In memory first: the writer inside torch.save turns a full disk into an error that does not say so.
@@ -93,7 +95,7 @@ def load_state(
     Raises:
         FileNotFoundError: there is no such file.
         ValueError: it is damaged, is no training state, or is one of another model, optimiser, loader or number of
-            processes.
+            processes, or of a model of other features.
     """
     path = Path(path)
     if not path.is_file():
@@ -118,6 +120,7 @@ def load_state(
     for stored, loader in zip(content["loaders"], loaders, strict=True):
         if set(stored) != set(_loader_state(loader)):
             raise ValueError(f"{path}: was written with another kind of loader than {type(loader).__name__}")
+    check_same(path, content.get(KEY), names_of(processes.model))
     load_exactly(processes.model, content["model"], path)
     optimizer.load_state_dict(content["optimizer"])
     for stored, loader in zip(content["loaders"], loaders, strict=True):

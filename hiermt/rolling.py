@@ -8,7 +8,7 @@ not once a window, and the recurrence reads it in place.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -17,6 +17,7 @@ from torch.nn import functional as F
 
 from hiermt import _backend, functional
 from hiermt._arguments import check_integer
+from hiermt._feature_names import as_names, check_same
 from hiermt.dynamic import DynamicGraph
 from hiermt.graph import Graph
 from hiermt.nn import TGCN_HierarchicalMT, TGCNCell
@@ -49,6 +50,7 @@ def predict_rolling(
     threshold: float = 0.5,
     chunk: int | None = None,
     progress: bool = False,
+    feature_names: Sequence[str] | None = None,
 ) -> Decisions:
     r"""Decides for every stock and every window of a history, as the model would window by window.
 
@@ -64,19 +66,22 @@ def predict_rolling(
         threshold (float): a stock has a signal iff ``P(signal)`` is above it. (default: ``0.5``)
         chunk (int, optional): windows computed together. (default: as many as have about 3,200 nodes)
         progress (bool): show a bar, if ``tqdm`` is installed. (default: ``False``)
+        feature_names (sequence of str, optional): of the series, such as ``dataset.feature_names``; they have to be
+            those of the model, if it has any. (default: ``None``, not compared)
 
     Shapes:
         - **series:** ``[S, D, F]``
         - **returns:** :class:`Decisions` of ``W = (D - window) // stride + 1`` windows
 
     Raises:
-        ValueError: a size or device does not fit, there are fewer days than `window`, `threshold` is no probability, or
-            the series holds NaN or infinity.
+        ValueError: a size or device does not fit, the features are not those of the model, there are fewer days than
+            `window`, `threshold` is no probability, or the series holds NaN or infinity.
         TypeError: the model, the graph, the dtype or an integer is of another type.
         IndexError: a window ends before the first graph of a :class:`DynamicGraph`.
     """
     _check_model(model, graph, threshold, (Graph, DynamicGraph))
     _check_series("series", model, series, graph, "[stocks, days, {}]")
+    _check_names(model, feature_names)
     stocks, days, _ = series.shape
     for name, value in (("window", window), ("stride", stride), ("chunk", 1 if chunk is None else chunk)):
         check_integer(name, value, 1)
@@ -106,14 +111,25 @@ class LivePredictor:
         graph (Graph): of the stocks; make a new predictor when it changes, and give it the last days.
         window (int): ``T``, days in a window. (default: ``25``)
         threshold (float): a stock has a signal iff ``P(signal)`` is above it. (default: ``0.5``)
+        feature_names (sequence of str, optional): of the days, as for :func:`predict_rolling`. (default: ``None``)
 
     Raises:
-        ValueError: `window` is below 1, `threshold` is no probability, or model and graph are on two devices.
+        ValueError: `window` is below 1, `threshold` is no probability, the features are not those of the model, or
+            model and graph are on two devices.
         TypeError: the model, the graph or `window` is of another type.
     """
 
-    def __init__(self, model: TGCN_HierarchicalMT, graph: Graph, window: int = 25, *, threshold: float = 0.5) -> None:
+    def __init__(
+        self,
+        model: TGCN_HierarchicalMT,
+        graph: Graph,
+        window: int = 25,
+        *,
+        threshold: float = 0.5,
+        feature_names: Sequence[str] | None = None,
+    ) -> None:
         _check_model(model, graph, threshold, (Graph,))
+        _check_names(model, feature_names)
         check_integer("window", window, 1)
         self.model, self.window, self.threshold = model.eval(), window, threshold
         self.graph = graph
@@ -271,6 +287,10 @@ def _check_model(model: object, graph: object, threshold: float, kinds: tuple[ty
         raise ValueError(f"the model is on {device}, the graph on {graph.device}; move one")  # type: ignore[attr-defined]
     if not 0.0 <= threshold <= 1.0:
         raise ValueError(f"threshold: expected a probability in [0, 1], got {threshold}")
+
+
+def _check_names(model: TGCN_HierarchicalMT, names: Sequence[str] | None) -> None:
+    check_same("series", as_names(names, model.tgcn_backbone.in_channels), model.feature_names)
 
 
 def _check_series(

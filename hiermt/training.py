@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from hiermt._arguments import check_integer
 from hiermt._capture import CapturedSteps, can_capture
+from hiermt._feature_names import check_same, names_of
 from hiermt._inputs import shared_inputs
 from hiermt._processes import Processes
 from hiermt.loss import MultiTaskLoss
@@ -93,7 +94,8 @@ def train_hierarchical(
         list with one float an epoch.
 
     Raises:
-        ValueError: a loader is empty or its windows have no labels, `lambda_direction` contradicts the criterion,
+        ValueError: a loader is empty, its windows have no labels, or its features are not those that the model names,
+            `lambda_direction` contradicts the criterion,
             `num_epochs` or `patience` is out of range, `patience` has no test loader, `checkpoint` is damaged or is one
             of another model, optimiser, loader or number of processes, or `share_days` is not possible.
         TypeError: `num_epochs`, `patience` or `checkpoint_every` is no integer.
@@ -112,6 +114,7 @@ def train_hierarchical(
     named = {"train_dataloader": train_dataloader, "test_dataloader": test_dataloader}
     for name, loader in named.items():
         _check_labelled(name, loader)
+        check_same(name, names_of(loader), names_of(model))
     processes = Processes(model)
     progress = progress and processes.rank == 0
     model.to(device)
