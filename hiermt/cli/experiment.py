@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from hiermt import data
+from hiermt._feature_names import as_names, check_same
 from hiermt.checkpoint import WEIGHTS, read_config
 from hiermt.data import DataError, FeatureTable, Scale, Split, WindowDataset, WindowLoader
 from hiermt.nn import TGCN_HierarchicalMT
@@ -86,7 +87,7 @@ class Experiment:
                 sectors=None if sectors is None else data.sectors_of(table.symbols, sectors),
                 sector_bonus=settings.sector_bonus,
             )
-        scale = Scale.fit(table.values[:, : split.train_days])
+        scale = Scale.fit(table.values[:, : split.train_days], table.names)
         dataset = WindowDataset.from_table(
             table,
             *edges,
@@ -175,7 +176,13 @@ def decide(
     """Decides for consecutive windows, on the CPU when done."""
     days = slice(starts.start, starts.stop + dataset.window - 1)
     decisions = predict_rolling(
-        model, dataset.series[:, days], dataset.graph, dataset.window, threshold=confidence, progress=progress
+        model,
+        dataset.series[:, days],
+        dataset.graph,
+        dataset.window,
+        threshold=confidence,
+        progress=progress,
+        feature_names=dataset.feature_names,
     )
     return Decisions(*(part.cpu() for part in decisions))
 
@@ -215,15 +222,18 @@ class Trained:
         try:
             graph, scale = described["graph"], described["scale"]
             weight = graph["weight"]
+            # A folder from before models had names says here alone what they are.
+            features = as_names(tuple(described["features"]), model.tgcn_backbone.in_channels) or ()
+            check_same(f"{folder}: 'features' in config.json", features, model.feature_names)
             return cls(
                 model=model,
                 symbols=tuple(described["symbols"]),
-                features=tuple(described["features"]),
+                features=features,
                 window=int(described["window"]),
                 horizon=int(described["horizon"]),
                 threshold=float(described["threshold"]),
                 confidence=float(described["confidence"]),
-                scale=Scale(_vector(scale["mean"]), _vector(scale["deviation"])),
+                scale=Scale(_vector(scale["mean"]), _vector(scale["deviation"]), features),
                 edge_index=torch.tensor([graph["source"], graph["target"]], dtype=torch.int64).reshape(2, -1),
                 edge_weight=None if weight is None else torch.tensor(weight, dtype=torch.float32),
             )
@@ -233,7 +243,8 @@ class Trained:
     def dataset(self, table: FeatureTable, device: torch.device | str = "cpu") -> WindowDataset:
         """The windows of a table, scaled as in the training."""
         series = self.scale.apply(table.select(self.features).values)
-        return WindowDataset(series, self.edge_index, self.edge_weight, self.window).to(device)
+        dataset = WindowDataset(series, self.edge_index, self.edge_weight, self.window, feature_names=self.features)
+        return dataset.to(device)
 
 
 def fingerprint(path: Path) -> str:

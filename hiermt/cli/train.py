@@ -43,7 +43,12 @@ def run(args: argparse.Namespace) -> int:
     experiment = Experiment.prepare(table, options.settings(args), edges=edges, sectors=sectors, device=device)
     torch.manual_seed(args.seed)
     model = TGCN_HierarchicalMT(
-        len(table.names), args.hidden, args.layers, use_gat=not args.gcn, backend=args.backend
+        len(table.names),
+        args.hidden,
+        args.layers,
+        use_gat=not args.gcn,
+        feature_names=table.names,
+        backend=args.backend,
     ).to(device)
     print(
         f"{len(table.symbols)} stocks, {table.num_days:,} days, {len(table.names)} features, "
