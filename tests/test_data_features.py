@@ -65,6 +65,10 @@ class TestReadyFeatures:
         [
             (lambda f: f.drop(columns="Close"), "no Close column"),
             (lambda f: f.drop(columns=["f1", "f2"]), "no feature beside"),
+            (lambda f: f.rename(columns={"f1": "Unnamed: 3"}), "column 'Unnamed: 3' has no name"),
+            (lambda f: f.assign(Close=[1, 2, 0, 3, 4, 5]), "row 2, column 'Close': the price is 0"),
+            (lambda f: f.assign(Close=[1, 2, 1, -3, 4, 5]), "row 3, column 'Close': the price is -3"),
+            (lambda f: f.rename(columns={"f1": " "}), "column ' ' has no name"),
             (lambda f: f.drop(index=2), "B has 0 rows for 2024-01-03"),
             (lambda f: pd.concat([f, f.iloc[[4]]]), "A has 2 rows for 2024-01-02"),
             (lambda f: f.assign(f2=[0, 1, None, 3, 4, 5]), "row 2, column 'f2': the cell is empty"),
@@ -74,6 +78,13 @@ class TestReadyFeatures:
     def test_refused(self, change, message):
         with pytest.raises(DataError, match=message):
             data.read_features(change(self.frame()))
+
+    def test_an_index_written_along_is_no_feature(self, tmp_path):
+        self.frame().to_csv(tmp_path / "f.csv")
+        self.frame()[::-1].to_csv(tmp_path / "reversed.csv")
+        for source in (tmp_path / "f.csv", tmp_path / "reversed.csv", self.frame().reset_index()):
+            with pytest.warns(DataWarning, match="numbers the rows, so it is left out"):
+                assert data.read_features(source).names == ("f1", "f2")
 
 
 class TestScale:

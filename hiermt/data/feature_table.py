@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -11,9 +12,9 @@ import torch
 from torch import Tensor
 
 from hiermt._feature_names import as_names
-from hiermt.data._errors import DataError
-from hiermt.data.prices import DayArray
-from hiermt.data.table import DATE_NAMES, SYMBOL_NAMES, read_table
+from hiermt.data._errors import DataError, DataWarning
+from hiermt.data.prices import DayArray, FloatArray
+from hiermt.data.table import DATE_NAMES, SYMBOL_NAMES, Table, read_table
 
 
 @dataclass(frozen=True)
@@ -174,8 +175,8 @@ def read_features(source: Any, *, dtype: torch.dtype = torch.float32) -> Feature
     """Reads ready features in the published long form.
 
     Expected are a ``Symbol``, a ``Date`` and a ``Close`` column; every other column is a feature, in the order of
-    the table. Each stock needs a row for each day. The stocks keep the order in which the table first names them,
-    which is the order of the rows of an adjacency file.
+    the table; an index that was written along is left out with a warning. Each stock needs a row for each day. The
+    stocks keep the order in which the table first names them, which is the order of the rows of an adjacency file.
 
     Args:
         source (str, Path or pandas.DataFrame): CSV (also gzipped), Parquet, or a DataFrame.
@@ -183,8 +184,8 @@ def read_features(source: Any, *, dtype: torch.dtype = torch.float32) -> Feature
 
     Raises:
         FileNotFoundError: there is no such file.
-        DataError: a column is missing, a cell is empty or not a number, a stock lacks a day, or a feature is not finite
-            in `dtype`.
+        DataError: a column is missing or has no name, a cell is empty or not a number, a stock lacks a day, or a
+            feature is not finite in `dtype`.
         TypeError: `dtype` is not a floating point dtype.
         ImportError: pandas is not installed.
     """
@@ -196,10 +197,11 @@ def read_features(source: Any, *, dtype: torch.dtype = torch.float32) -> Feature
         raise DataError(
             f"{table.source}: no {' and no '.join(absent)} column; expected Symbol, Date, Close and features"
         )
-    names = [column for column in table.columns if column not in keys.values()]
+    columns = {name: table.numbers(name) for name in table.columns if name not in (keys["Symbol"], keys["Date"])}
+    names = [name for name in columns if name != keys["Close"] and not _is_row_number(table, name, columns[name])]
     if not names:
         raise DataError(f"{table.source}: no feature beside Symbol, Date and Close; add one column per feature")
-    columns = {name: table.numbers(name) for name in [*names, str(keys["Close"])]}
+    columns = {name: columns[name] for name in [*names, str(keys["Close"])]}
     for name, column in columns.items():
         empty = np.isnan(column)
         if empty.any():
@@ -207,6 +209,13 @@ def read_features(source: Any, *, dtype: torch.dtype = torch.float32) -> Feature
                 f"{table.where(int(empty.argmax()))}, column '{name}': the cell is empty; a ready feature table "
                 "must be complete: fill it in or drop the day for all stocks"
             )
+    close = columns[str(keys["Close"])]
+    if (close <= 0).any():
+        row = int((close <= 0).argmax())
+        raise DataError(
+            f"{table.where(row)}, column '{keys['Close']}': the price is {close[row]:g}; labels are returns, so prices "
+            "must be above 0: correct it, or use prices that are not scaled"
+        )
     named, dates = table.symbols(str(keys["Symbol"])), table.dates(str(keys["Date"]))
     order: dict[str, int] = {}
     stock = np.fromiter((order.setdefault(name, len(order)) for name in named), np.intp, len(named))
@@ -220,15 +229,29 @@ def read_features(source: Any, *, dtype: torch.dtype = torch.float32) -> Feature
             f"{days[wrong % len(days)]}; expected exactly one per stock and day"
         )
     cells = np.stack([columns[name] for name in names], axis=-1)[np.argsort(key)]
-    close = columns[str(keys["Close"])][np.argsort(key)]
     shape = (len(order), len(days))
     return FeatureTable(
         torch.from_numpy(cells.reshape(*shape, -1)).to(dtype),
         tuple(names),
         tuple(order),
         days,
-        torch.from_numpy(close.reshape(shape)),
+        torch.from_numpy(close[np.argsort(key)].reshape(shape)),
     )
+
+
+def _is_row_number(table: Table, name: str, column: FloatArray) -> bool:
+    """Whether a column is an index that was written along; it would tell a model the day."""
+    unnamed = not name.strip() or name.lower().startswith("unnamed:")
+    if (unnamed or name in ("index", "level_0")) and bool((np.diff(np.sort(column)) == 1).all()):
+        warnings.warn(
+            f"{table.source}: column '{name}' numbers the rows, so it is left out; write the table without its index",
+            DataWarning,
+            stacklevel=4,
+        )
+        return True
+    if unnamed:
+        raise DataError(f"{table.source}: column '{name}' has no name; name the feature, or remove the column")
+    return False
 
 
 def check_floating(dtype: object) -> None:
