@@ -8,8 +8,11 @@ import torch
 from torch import nn
 
 from hiermt import _backend, gather
+from hiermt._parameters import runs
 from hiermt.gather import Windows
 from hiermt.nn import TGCN, TGCN_HierarchicalMT
+
+_TWO_HEADED, _BACKBONE = TGCN_HierarchicalMT.forward, TGCN.forward
 
 # Sharing pays where a batch has at most so many different days to a day of its windows; bench/NOTES.md has the
 # measurements.
@@ -63,7 +66,7 @@ def why_not_shared(model: nn.Module, batch: Any) -> str | None:
         return "the batches are no windows of one series, as those of a hiermt.data.WindowLoader are"
     backbone = _backbone(model)
     if backbone is None:
-        return f"a {type(model).__name__} takes no windows"
+        return f"a {type(model).__name__} takes no windows, or has a forward or a hook of its own that may not"
     if backbone.layout != "NTF":
         return f"the model has layout='{backbone.layout}'"
     if gather.waits(windows.series):
@@ -79,9 +82,9 @@ def why_not_shared(model: nn.Module, batch: Any) -> str | None:
 def _backbone(model: nn.Module) -> TGCN | None:
     if isinstance(model, nn.parallel.DistributedDataParallel):
         model = model.module
-    if isinstance(model, TGCN_HierarchicalMT):
+    if isinstance(model, TGCN_HierarchicalMT) and runs(model, _TWO_HEADED):
         return model.tgcn_backbone
-    return model if isinstance(model, TGCN) else None
+    return model if isinstance(model, TGCN) and runs(model, _BACKBONE) else None
 
 
 def _pays(batch: Any) -> bool:

@@ -49,23 +49,35 @@ def gatv2(
     lin_l_weight, lin_l_bias, lin_r_weight, lin_r_bias, att, bias = params
     x_l = _project(x, lin_l_weight, lin_l_bias)  # [S, H, M]
     x_r = _project(x, lin_r_weight, lin_r_bias)
+    edge = None
+    if edge_weight is not None and lin_edge is not None:
+        edge = edge_weight.unsqueeze(-1) * lin_edge.reshape(1, -1)
+    return activate(attend(x_l, x_r, edges, edge, att) + bias.unsqueeze(-1), activation)
+
+
+def attend(x_l: Tensor, x_r: Tensor, edges: Edges, edge: Tensor | None, att: Tensor) -> Tensor:
+    """The attention of a GATv2 over what was projected: ``[S, H, M]`` twice, the edge term ``[E, H]``."""
     x_j = x_l.index_select(0, edges.source)  # [E, H, M]
     z = x_j + x_r.index_select(0, edges.target)
-    if edge_weight is not None and lin_edge is not None:
-        z += (edge_weight.unsqueeze(-1) * lin_edge.reshape(1, -1)).unsqueeze(-1)
+    if edge is not None:
+        z += edge.unsqueeze(-1)
     z = F.leaky_relu(z, ATTENTION_SLOPE, inplace=True)
     score = torch.bmm(att.reshape(1, 1, -1).expand(z.size(0), -1, -1), z).squeeze(1)  # [E, M]
     alpha = _row_softmax(score, edges.row, edges.num_nodes)
-    y = _row_sum(alpha.unsqueeze(1) * x_j, edges.row, edges.num_nodes) + bias.unsqueeze(-1)
-    return activate(y, activation)
+    return _row_sum(alpha.unsqueeze(1) * x_j, edges.row, edges.num_nodes)
 
 
 def gcn(x: Tensor, edges: Edges, norm: Tensor | None, params: Sequence[Tensor], activation: int) -> Tensor:
     """:func:`hiermt.reference.gcn_conv` on ``[S, F, M]``."""
     assert norm is not None
     weight, bias = params
-    message = norm.view(-1, 1, 1) * _project(x, weight, None).index_select(0, edges.source)  # [E, H, M]
-    return activate(_row_sum(message, edges.row, edges.num_nodes) + bias.unsqueeze(-1), activation)
+    return activate(propagate(_project(x, weight, None), edges, norm) + bias.unsqueeze(-1), activation)
+
+
+def propagate(x: Tensor, edges: Edges, norm: Tensor) -> Tensor:
+    """The sums of a GCN over what was projected, ``[S, H, M]``."""
+    message = norm.view(-1, 1, 1) * x.index_select(0, edges.source)  # [E, H, M]
+    return _row_sum(message, edges.row, edges.num_nodes)
 
 
 def _project(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:

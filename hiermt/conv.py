@@ -9,23 +9,26 @@ import torch
 from torch import Tensor, nn
 
 from hiermt import _backend, functional
-from hiermt._parameters import linear, parameter, submodule
+from hiermt._functional_projected import activate, gatv2_projected, gcn_projected
+from hiermt._parameters import has_global_hook, linear, matrix, parameter, runs, submodule
 from hiermt.graph import Graph, as_graph
 
 CONV_ACTIVATIONS = ("between", "after")
 
 
 class GATv2Conv(nn.Module):
-    """Parameters of one GATv2 convolution with one head, named as in PyG's ``GATv2Conv``.
+    r"""A GATv2 convolution with one head (arXiv 2105.14491), its parameters named as in PyG's ``GATv2Conv``.
 
     Args:
         in_channels (int): ``F``.
         out_channels (int): ``H``.
-        edge_dim (int, optional): 1 for an edge term that reads the edge weights, or ``None``.
+        edge_dim (int, optional): 1 for an edge term that reads the edge weights, or ``None``. (default: ``1``)
+        backend (str): ``"auto"``, ``"native"`` or ``"reference"``. (default: ``"auto"``)
     """
 
-    def __init__(self, in_channels: int, out_channels: int, edge_dim: int | None = 1) -> None:
+    def __init__(self, in_channels: int, out_channels: int, edge_dim: int | None = 1, *, backend: str = "auto") -> None:
         super().__init__()
+        self.backend = _backend.check(backend)
         self.lin_l = nn.Linear(in_channels, out_channels)
         self.lin_r = nn.Linear(in_channels, out_channels)
         self.att = nn.Parameter(torch.empty(1, 1, out_channels))
@@ -44,23 +47,44 @@ class GATv2Conv(nn.Module):
         _glorot(self.att)
         nn.init.zeros_(self.bias)
 
-    def flat(self) -> list[Tensor]:
-        """The parameters in the order the operators take them."""
-        params = [*linear(self, "lin_l"), *linear(self, "lin_r"), parameter(self, "att"), parameter(self, "bias")]
-        edge = submodule(self, "lin_edge")
-        return params if edge is None else [*params, parameter(edge, "weight")]
+    def flat(self) -> list[Tensor] | None:
+        """The parameters in the order the operators take them; ``None`` if a part of it computes something else."""
+        lin_l, lin_r = linear(self, "lin_l"), linear(self, "lin_r")
+        att, bias = parameter(self, "att"), parameter(self, "bias")
+        if lin_l is None or lin_r is None or att is None or bias is None:
+            return None
+        if submodule(self, "lin_edge") is None:
+            return [*lin_l, *lin_r, att, bias]
+        edge = matrix(self, "lin_edge")
+        return None if edge is None else [*lin_l, *lin_r, att, bias, edge]
+
+    def forward(self, x: Tensor, edge_index: Tensor | Graph, edge_weight: Tensor | None = None) -> Tensor:
+        """Convolves, as PyG's does; arguments and shapes are those of :meth:`GAT.forward`."""
+        return _on_sequence(self, x, edge_index, edge_weight)
+
+    def convolve(self, x: Tensor, graph: Graph, activation: str, backend: str) -> Tensor:
+        """``[N, T, F] -> [N, T, H]``, and an activation that :mod:`hiermt.functional` knows."""
+        params = None if has_global_hook() else self.flat()
+        if params is not None:
+            return functional.gatv2_conv(x, graph, *params, activation=activation, backend=backend)
+        lin_edge: Any = self.lin_edge
+        functional.check_weights_used(graph, gat=True, edge=lin_edge is not None)
+        y = gatv2_projected(self.lin_l(x), self.lin_r(x), graph, lin_edge, self.att)
+        return activate(y if self.bias is None else y + self.bias, activation)
 
 
 class GCNConv(nn.Module):
-    """Parameters of one GCN convolution, named as in PyG's ``GCNConv``.
+    r"""A GCN convolution (arXiv 1609.02907), its parameters named as in PyG's ``GCNConv``.
 
     Args:
         in_channels (int): ``F``.
         out_channels (int): ``H``.
+        backend (str): ``"auto"``, ``"native"`` or ``"reference"``. (default: ``"auto"``)
     """
 
-    def __init__(self, in_channels: int, out_channels: int) -> None:
+    def __init__(self, in_channels: int, out_channels: int, *, backend: str = "auto") -> None:
         super().__init__()
+        self.backend = _backend.check(backend)
         self.lin = nn.Linear(in_channels, out_channels, bias=False)
         self.bias = nn.Parameter(torch.empty(out_channels))
         self.reset_parameters()
@@ -70,9 +94,26 @@ class GCNConv(nn.Module):
         _glorot(self.lin.weight)
         nn.init.zeros_(self.bias)
 
-    def flat(self) -> list[Tensor]:
-        """The parameters in the order the operators take them."""
-        return [parameter(submodule(self, "lin"), "weight"), parameter(self, "bias")]
+    def flat(self) -> list[Tensor] | None:
+        """The parameters in the order the operators take them; ``None`` if a part of it computes something else."""
+        weight, bias = matrix(self, "lin"), parameter(self, "bias")
+        return None if weight is None or bias is None else [weight, bias]
+
+    def forward(self, x: Tensor, edge_index: Tensor | Graph, edge_weight: Tensor | None = None) -> Tensor:
+        """Convolves, as PyG's does; arguments and shapes are those of :meth:`GCN.forward`."""
+        return _on_sequence(self, x, edge_index, edge_weight)
+
+    def convolve(self, x: Tensor, graph: Graph, activation: str, backend: str) -> Tensor:
+        """``[N, T, F] -> [N, T, H]``, and an activation that :mod:`hiermt.functional` knows."""
+        params = None if has_global_hook() else self.flat()
+        if params is not None:
+            return functional.gcn_conv(x, graph, *params, activation=activation, backend=backend)
+        y = gcn_projected(self.lin(x), graph)
+        return activate(y if self.bias is None else y + self.bias, activation)
+
+
+# The methods that the kernels of a whole stack stand in for, as they are here.
+_CONV_FORWARDS = {True: GATv2Conv.forward, False: GCNConv.forward}
 
 
 class _ConvStack(nn.Module):
@@ -89,12 +130,32 @@ class _ConvStack(nn.Module):
             raise ValueError("conv_layers: expected at least 1, got 0")
         self.convs = nn.ModuleList(convs)
         self.conv_activation = conv_activation
-        self.backend = _backend.check(backend)
+        self.backend = backend
 
-    def flat(self) -> list[Tensor]:
-        """The parameters of all convolutions in the order the operators take them."""
-        convs = submodule(self, "convs")._modules.values()
-        return [tensor for conv in convs for tensor in conv.flat()]  # type: ignore[operator, union-attr]
+    @property
+    def backend(self) -> str:
+        """``"auto"``, ``"native"`` or ``"reference"``; assign to change it."""
+        return self._backend
+
+    @backend.setter
+    def backend(self, backend: str) -> None:
+        self._backend = _backend.check(backend)
+        for conv in self.convs:
+            if isinstance(conv, (GATv2Conv, GCNConv)):
+                conv.backend = self._backend
+
+    def flat(self) -> list[Tensor] | None:
+        """The parameters of all convolutions in the order the operators take them; ``None`` if a part of the stack
+        computes something else than they do."""
+        flat: list[Tensor] = []
+        for conv in submodule(self, "convs")._modules.values():
+            if not runs(conv, _CONV_FORWARDS[self.gat]) or self.edge != (conv._modules.get("lin_edge") is not None):
+                return None
+            params = conv.flat()
+            if params is None:
+                return None
+            flat += params
+        return flat
 
     def forward(self, x: Tensor, edge_index: Tensor | Graph, edge_weight: Tensor | None = None) -> Tensor:
         """Applies the stack.
@@ -111,23 +172,41 @@ class _ConvStack(nn.Module):
         Raises:
             ValueError: x has another number of dimensions, or does not fit the graph or the convolutions.
         """
-        if x.dim() not in (2, 3, 4):
-            raise ValueError(f"x: expected [N, F], [N, T, F] or [B, N, T, F], got {list(x.shape)}")
-        lead = x.shape[:-1]
-        graph = as_graph(edge_index, edge_weight, x.size(-2 if x.dim() == 2 else -3), self.backend)
-        if x.dim() == 2:
-            y = x.unsqueeze(1)
-        else:
-            y = x if x.dim() == 3 else x.reshape(x.size(0) * x.size(1), *x.shape[2:])
+        return _on_sequence(self, x, edge_index, edge_weight)
+
+    def convolve(self, x: Tensor, graph: Graph, activation: str, backend: str) -> Tensor:
+        """``[N, T, F] -> [N, T, H]``, each convolution called as it is, or computed where that is the same."""
+        hooked = has_global_hook()
         for i, conv in enumerate(self.convs):
             last = i == len(self.convs) - 1
-            activation = "none" if last and self.conv_activation == "between" else "leaky_relu"
-            y = self._convolve(y, graph, conv, activation)
-        return y.reshape(*lead, y.size(-1))
+            inner = activation if last and self.conv_activation == "between" else "leaky_relu"
+            if not hooked and runs(conv, _CONV_FORWARDS[self.gat]):
+                x = conv.convolve(x, graph, inner, backend)  # type: ignore[operator]
+            else:
+                x = activate(step_by_step(conv, x, graph), inner)
+        return x
 
-    def _convolve(self, x: Tensor, graph: Graph, conv: Any, activation: str) -> Tensor:
-        run: Any = functional.gatv2_conv if self.gat else functional.gcn_conv
-        return run(x, graph, *conv.flat(), activation=activation, backend=self.backend)  # type: ignore[no-any-return]
+
+def step_by_step(module: nn.Module, x: Tensor, graph: Graph) -> Tensor:
+    """A module that takes what a convolution of PyG takes, called for each time step of ``[N, T, F]``."""
+    edge_index, edge_weight = graph.edges(x.size(0) // max(graph.num_nodes, 1))
+    if x.size(1) == 0:
+        return module(x.new_zeros(x.size(0), x.size(2)), edge_index, edge_weight).unsqueeze(1)[:, :0]  # type: ignore[no-any-return]
+    return torch.stack([module(step, edge_index, edge_weight) for step in x.unbind(1)], dim=1)
+
+
+def _on_sequence(module: Any, x: Tensor, edge_index: Tensor | Graph, edge_weight: Tensor | None) -> Tensor:
+    """What every convolution does with its arguments before it convolves ``[N, T, F]``."""
+    if x.dim() not in (2, 3, 4):
+        raise ValueError(f"x: expected [N, F], [N, T, F] or [B, N, T, F], got {list(x.shape)}")
+    lead, backend = x.shape[:-1], getattr(module, "backend", "auto")
+    graph = as_graph(edge_index, edge_weight, x.size(-2 if x.dim() == 2 else -3), backend)
+    if x.dim() == 2:
+        y = x.unsqueeze(1)
+    else:
+        y = x if x.dim() == 3 else x.reshape(x.size(0) * x.size(1), *x.shape[2:])
+    y = module.convolve(y, graph, "none", backend)
+    return y.reshape(*lead, y.size(-1))  # type: ignore[no-any-return]
 
 
 class GAT(_ConvStack):

@@ -13,12 +13,11 @@ from torch import Tensor
 
 from hiermt import _backend, gather, reference
 from hiermt._arguments import check_linear, enter, no_autocast
+from hiermt._functional_projected import ACTIVATIONS as ACTIVATIONS
 from hiermt._functional_windows import gated_scan_windows as gated_scan_windows
 from hiermt.gather import Windows, check_starts
 from hiermt.gather import gather_windows as gather_windows
 from hiermt.graph import Entries, Graph
-
-ACTIVATIONS = {"none": reference.NONE, "leaky_relu": reference.LEAKY_RELU, "sigmoid": reference.SIGMOID}
 
 
 def gatv2_conv(

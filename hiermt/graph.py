@@ -110,6 +110,14 @@ class Graph:
         weight = None if self.edge_weight is None else self.edge_weight.to(device)
         return Graph(self.edge_index.to(device), weight, self.num_nodes, backend=self._backend)
 
+    def edges(self, copies: int = 1) -> tuple[Tensor, Tensor | None]:
+        """``edge_index`` and ``edge_weight`` of so many disjoint copies of the graph, as a PyG ``Batch`` has them."""
+        if copies <= 1:
+            return self.edge_index, self.edge_weight
+        shift = torch.arange(copies, device=self.device, dtype=self.edge_index.dtype).mul_(self.num_nodes)
+        edge_index = (self.edge_index.unsqueeze(1) + shift.view(1, -1, 1)).reshape(2, -1)
+        return edge_index, None if self.edge_weight is None else self.edge_weight.repeat(copies)
+
     def entries(self, rule: int, weighted: bool, dtype: torch.dtype) -> Entries:
         """CSR and weights under the self-loop rule of a convolution, computed once per combination.
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from hiermt import _backend, functional, gather
 from hiermt._feature_names import FeatureNames
-from hiermt._parameters import linear, submodule
+from hiermt._parameters import has_global_hook, linear, runs, submodule
 from hiermt.checkpoint import Pretrained
 from hiermt.conv import GAT, GCN
 from hiermt.gather import Windows
@@ -64,9 +64,22 @@ class TGCNCell(nn.Module):
         self.lin_r = nn.Linear(in_channels + 2 * hidden_size, hidden_size)
         self.lin_c = nn.Linear(in_channels + 2 * hidden_size, hidden_size)
 
-    def gates(self) -> list[Tensor]:
-        """The gate parameters in the order the operators take them."""
-        return [*linear(self, "lin_u"), *linear(self, "lin_r"), *linear(self, "lin_c")]
+    def gates(self) -> list[Tensor] | None:
+        """The gate parameters in the order the operators take them; ``None`` if a gate computes something else."""
+        u, r, c = linear(self, "lin_u"), linear(self, "lin_r"), linear(self, "lin_c")
+        return None if u is None or r is None or c is None else [*u, *r, *c]
+
+    def flat(self) -> tuple[list[Tensor], list[Tensor]] | None:
+        """The parameters of the convolutions and of the gates, as :func:`hiermt.functional.tgcn_layer` takes them.
+
+        ``None`` if the cell or one of its parts computes something else than that function: a subclass, an adapter, a
+        patched ``forward``, a hook.
+        """
+        stack = submodule(self, "gcn")
+        if not (runs(self, _FORWARDS[TGCNCell]) and runs(stack, _FORWARDS[GAT])):
+            return None
+        convs, gates = stack.flat(), self.gates()
+        return None if convs is None or gates is None else (convs, gates)
 
     def forward(
         self,
@@ -90,20 +103,29 @@ class TGCNCell(nn.Module):
         if x_t.dim() != 2 or x_t.size(1) != self.in_channels:
             raise ValueError(f"x_t: expected [N, {self.in_channels}], got {list(x_t.shape)}")
         g = torch.sigmoid(self.gcn(x_t, edge_index, edge_weight))
-        backend = self.gcn.backend
-        return functional.gated_scan(x_t.unsqueeze(1), g.unsqueeze(1), h, self.gates(), sequence=False, backend=backend)
+        gates = None if has_global_hook() else self.gates()
+        if gates is not None:
+            backend = getattr(self.gcn, "backend", "auto")
+            return functional.gated_scan(x_t.unsqueeze(1), g.unsqueeze(1), h, gates, sequence=False, backend=backend)
+        h = g.new_zeros(g.size(0), self.hidden_size) if h is None else h
+        u = torch.sigmoid(self.lin_u(torch.cat([x_t, g, h], dim=-1)))
+        r = torch.sigmoid(self.lin_r(torch.cat([x_t, g, h], dim=-1)))
+        c = torch.tanh(self.lin_c(torch.cat([x_t, g, r * h], dim=-1)))
+        return u * h + (1 - u) * c
 
-    def run_sequence(self, x: Tensor | Windows, graph: Graph, sequence: bool) -> Tensor:
+    def run_sequence(
+        self, x: Tensor | Windows, graph: Graph, params: tuple[list[Tensor], list[Tensor]], sequence: bool
+    ) -> Tensor:
         """All time steps from a zero state: ``[N, T, F] -> [N, T, H]``, or ``[N, H]`` if not `sequence`.
 
-        Of windows the node is ``window * S + stock``, and each day of the series is convolved once.
+        Of windows the node is ``window * S + stock``, and each day of the series is convolved once. `params` is what
+        :meth:`flat` returned.
         """
         stack = self.gcn
         return functional.tgcn_layer(
             x,
             graph,
-            stack.flat(),
-            self.gates(),
+            *params,
             conv_layers=len(stack.convs),
             gat=stack.gat,
             edge=stack.edge,
@@ -158,6 +180,7 @@ class TGCN(FeatureNames, Pretrained, nn.Module):
             raise TypeError(f"output_activation: expected a Module such as nn.Sigmoid(), got {output_activation!r}")
         self.in_channels, self.out_channels, self.hidden_size = in_channels, out_channels, hidden_size
         self.layout = layout
+        self._backend = backend
         self.config: dict[str, Any] = {
             "in_channels": in_channels,
             "out_channels": out_channels,
@@ -187,13 +210,15 @@ class TGCN(FeatureNames, Pretrained, nn.Module):
 
     @property
     def backend(self) -> str:
-        """Who computes; assign ``"auto"``, ``"native"`` or ``"reference"`` to change it."""
-        return self._cells()[0].gcn.backend
+        """``"auto"``, ``"native"`` or ``"reference"``; assign to change it."""
+        return self._backend
 
     @backend.setter
     def backend(self, backend: str) -> None:
+        self._backend = _backend.check(backend)
         for cell in self._cells():
-            cell.gcn.backend = _backend.check(backend)
+            if isinstance(cell, TGCNCell) and isinstance(cell.gcn, (GAT, GCN)):
+                cell.gcn.backend = backend
 
     def forward(self, x: Tensor | Windows, edge_index: Tensor | Graph, edge_weight: Tensor | None = None) -> Tensor:
         """Runs the backbone.
@@ -210,22 +235,46 @@ class TGCN(FeatureNames, Pretrained, nn.Module):
         Raises:
             ValueError: x contradicts the layout or the graph.
         """
-        return self.out(self.last_state(x, edge_index, edge_weight))  # type: ignore[no-any-return]
+        h = self.last_state(x, edge_index, edge_weight)
+        if h.dim() == 2:
+            return self.out(h)  # type: ignore[no-any-return]
+        # What its user put in place of the linear may look at more than the last dimension.
+        return self.out(h.flatten(0, 1)).unflatten(0, h.shape[:2])  # type: ignore[no-any-return]
 
     def last_state(self, x: Tensor | Windows, edge_index: Tensor | Graph, edge_weight: Tensor | None = None) -> Tensor:
         """State of the last cell after the last step: as :meth:`forward`, before the output linear."""
+        cells = self._cells()
+        params = _flat(cells)
         if isinstance(x, Windows):
-            return self._last_state_of_windows(x, edge_index, edge_weight)
+            if params is not None:
+                return self._last_state_of_windows(x, edge_index, edge_weight, params)
+            x = x.gather().transpose(-1, -2) if self.layout == "NFT" else x.gather()
         x = self._time_before_channels(x)
         graph = as_graph(edge_index, edge_weight, x.size(-3), self.backend)
         h = x if x.dim() == 3 else x.reshape(x.size(0) * x.size(1), *x.shape[2:])
-        cells = self._cells()
-        for i, cell in enumerate(cells):
-            h = cell.run_sequence(h, graph, sequence=i < len(cells) - 1)
+        if params is not None:
+            for i, cell in enumerate(cells):
+                h = cell.run_sequence(h, graph, params[i], sequence=i < len(cells) - 1)
+        else:
+            h = self._step_by_step(h, graph)
         return h if x.dim() == 3 else h.reshape(*x.shape[:-2], self.hidden_size)
 
+    def _step_by_step(self, x: Tensor, graph: Graph) -> Tensor:
+        """The cells called one time step after the other, as the model that this one replaces does it."""
+        edges = graph.edges(x.size(0) // max(graph.num_nodes, 1))
+        cells = self._cells()
+        states = [x.new_zeros(x.size(0), self.hidden_size)] * len(cells)
+        for step in x.unbind(1):
+            for i, cell in enumerate(cells):
+                states[i] = step = cell(step, *edges, states[i])
+        return states[-1]
+
     def _last_state_of_windows(
-        self, x: Windows, edge_index: Tensor | Graph, edge_weight: Tensor | None = None
+        self,
+        x: Windows,
+        edge_index: Tensor | Graph,
+        edge_weight: Tensor | None,
+        params: list[tuple[list[Tensor], list[Tensor]]],
     ) -> Tensor:
         if x.series.dim() != 3 or x.series.size(2) != self.in_channels:
             raise ValueError(f"x: expected windows of a series [N, D, {self.in_channels}], got {list(x.series.shape)}")
@@ -240,11 +289,11 @@ class TGCN(FeatureNames, Pretrained, nn.Module):
                 h = x.gather(check=False).flatten(0, 1)
         cells = self._cells()
         for i, cell in enumerate(cells):
-            h = cell.run_sequence(h, graph, sequence=i < len(cells) - 1)
+            h = cell.run_sequence(h, graph, params[i], sequence=i < len(cells) - 1)
         return h.reshape(x.starts.size(0), graph.num_nodes, self.hidden_size)  # type: ignore[union-attr]
 
     def _cells(self) -> list[TGCNCell]:
-        return list(submodule(self, "cells")._modules.values())  # type: ignore[arg-type]
+        return list(submodule(self, "cells")._modules.values())
 
     def _time_before_channels(self, x: Tensor) -> Tensor:
         if not isinstance(x, Tensor) or not x.is_floating_point():
@@ -342,12 +391,28 @@ class TGCN_HierarchicalMT(FeatureNames, Pretrained, nn.Module):
         Raises:
             ValueError: x contradicts the layout or the graph.
         """
+        params = self._head_params()
+        if params is None:
+            return self._call_parts(x, edge_index, edge_weight)
         h = self.tgcn_backbone.last_state(x, edge_index, edge_weight)
         flat = h if h.dim() == 2 else h.reshape(-1, self.tgcn_backbone.hidden_size)
-        signal, direction = functional.heads(flat, self._head_params(), backend=self.backend)
+        signal, direction = functional.heads(flat, params, backend=self.backend)
         if h.dim() == 2:
             return signal, direction
         return signal.reshape(*h.shape[:-1], 2), direction.reshape(*h.shape[:-1], 2)
+
+    def _call_parts(
+        self, x: Tensor | Windows, edge_index: Tensor | Graph, edge_weight: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """Backbone and heads called as they are."""
+        backbone = self.tgcn_backbone
+        if isinstance(x, Windows) and not runs(backbone, _FORWARDS[TGCN]):
+            x = x.gather()
+        features = backbone(x, edge_index, edge_weight)
+        if features.dim() == 2:
+            return self.signal_head(features), self.direction_head(features)
+        lead, flat = features.shape[:-1], features.flatten(0, -2)
+        return self.signal_head(flat).unflatten(0, lead), self.direction_head(flat).unflatten(0, lead)
 
     @torch.no_grad()
     def decide(
@@ -367,17 +432,49 @@ class TGCN_HierarchicalMT(FeatureNames, Pretrained, nn.Module):
             - **returns:** predictions ``[N]`` int64, confidences ``[N]``, probabilities ``[N, 4]`` (noise, signal,
               down, up), each with a leading ``B`` if x has one
         """
+        params = self._head_params() if runs(self, _FORWARDS[TGCN_HierarchicalMT]) else None
+        if params is None:
+            signal, direction = self(x, edge_index, edge_weight)
+            probabilities, predictions, confidences = functional.decision_from_logits(
+                signal, direction, threshold, backend=self.backend
+            )
+            return predictions, confidences, probabilities
         h = self.tgcn_backbone.last_state(x, edge_index, edge_weight)
         flat = h.reshape(-1, self.tgcn_backbone.hidden_size)
-        *_, probabilities, predictions, confidences = functional.decision(
-            flat, self._head_params(), threshold, backend=self.backend
-        )
+        *_, probabilities, predictions, confidences = functional.decision(flat, params, threshold, backend=self.backend)
         lead = h.shape[:-1]
         return predictions.reshape(lead), confidences.reshape(lead), probabilities.reshape(*lead, 4)
 
-    def _head_params(self) -> list[Tensor]:
-        out = submodule(submodule(self, "tgcn_backbone"), "out")
-        return [*linear(out, "0"), *linear(self, "signal_head"), *linear(self, "direction_head")]
+    def _head_params(self) -> list[Tensor] | None:
+        """Output linear and heads as the operators take them; ``None`` if one of them computes something else."""
+        backbone = submodule(self, "tgcn_backbone")
+        out_layers = submodule(backbone, "out")
+        if has_global_hook() or not (runs(backbone, _FORWARDS[TGCN]) and runs(out_layers, _SEQUENTIAL)):
+            return None
+        if len(out_layers._modules) != 1:
+            return None
+        out, signal, direction = linear(out_layers, "0"), linear(self, "signal_head"), linear(self, "direction_head")
+        if out is None or signal is None or direction is None or signal[0].size(0) != 2 or direction[0].size(0) != 2:
+            return None
+        return [*out, *signal, *direction]
+
+
+# The methods that a kernel stands in for, as they are here: what a user patches or overrides is another one.
+_FORWARDS: dict[type, Any] = {kind: kind.forward for kind in (GAT, TGCNCell, TGCN, TGCN_HierarchicalMT)}
+_SEQUENTIAL = nn.Sequential.forward
+
+
+def _flat(cells: list[TGCNCell]) -> list[tuple[list[Tensor], list[Tensor]]] | None:
+    """The parameters of all cells; ``None`` if one of them has to be called."""
+    if has_global_hook():
+        return None
+    params = []
+    for cell in cells:
+        found = cell.flat() if isinstance(cell, TGCNCell) else None
+        if found is None:
+            return None
+        params.append(found)
+    return params
 
 
 def _check_positive(**sizes: int) -> None:
