@@ -13,7 +13,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from torch.nn.modules import module as _torch_module
 
@@ -49,13 +48,13 @@ def has_global_hook() -> bool:
 
 def parameter(module: nn.Module, name: str) -> Tensor | None:
     """``module.<name>``"""
-    found = None if torch.compiler.is_compiling() else module._parameters.get(name)
+    found = module._parameters.get(name)
     return getattr(module, name) if found is None else found
 
 
 def submodule(module: nn.Module, name: str) -> Any:
     """``module.<name>``"""
-    found = None if torch.compiler.is_compiling() else module._modules.get(name)
+    found = module._modules.get(name)
     return getattr(module, name) if found is None else found
 
 
@@ -64,8 +63,11 @@ def linear(module: nn.Module, name: str) -> tuple[Tensor, Tensor] | None:
     found = submodule(module, name)
     if not runs(found, _LINEAR):
         return None
-    weight, bias = parameter(found, "weight"), parameter(found, "bias")
-    return None if weight is None or bias is None else (weight, bias)
+    parameters = found._parameters
+    weight, bias = parameters.get("weight"), parameters.get("bias")
+    if weight is None or bias is None:  # parametrized, or no bias
+        weight, bias = found.weight, found.bias
+    return None if bias is None else (weight, bias)
 
 
 def matrix(module: nn.Module, name: str) -> Tensor | None:
