@@ -20,7 +20,7 @@ def gather_windows(series: Tensor, starts: Tensor, steps: int) -> Tensor:
         - **series:** ``[S, D, F]``, **starts:** ``[B]`` int64
         - **returns:** ``[B, S, T, F]``
     """
-    day = starts.unsqueeze(1) + torch.arange(steps, device=starts.device)
+    day = starts.unsqueeze(1) + torch.arange(steps, dtype=torch.int64, device=starts.device)
     picked = series.index_select(1, day.reshape(-1)).reshape(series.size(0), *day.shape, series.size(2))
     return picked.transpose(0, 1).contiguous()
 

@@ -77,8 +77,10 @@ class Pretrained:
         if name != cls.__name__:
             raise ValueError(f"{folder / CONFIG}: holds a {name}, not a {cls.__name__}")
         state = read_tensors(folder / WEIGHTS)
+        sizes = {key: value for key, value in config.items() if not isinstance(value, dict)}
         try:
-            model = cls(**{key: value for key, value in config.items() if not isinstance(value, dict)}, backend=backend)
+            with torch.device("cpu"):
+                model = cls(**sizes, backend=backend)
         except TypeError as error:
             raise ValueError(f"{folder / CONFIG}: does not describe a {name}: {error}") from None
         model.to(next(iter(state.values())).dtype)  # type: ignore[attr-defined]

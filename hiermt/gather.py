@@ -57,7 +57,7 @@ class Windows(NamedTuple):
             ValueError: a shape or device does not fit.
         """
         check_starts(self.starts, self.steps, self.series)
-        steps = torch.arange(self.steps, device=self.starts.device)
+        steps = torch.arange(self.steps, dtype=torch.int64, device=self.starts.device)
         return torch.unique(self.starts.unsqueeze(1) + steps)  # type: ignore[no-any-return]
 
     def shared(self) -> Windows:

@@ -316,7 +316,9 @@ def _template(entries: Entries) -> Entries:
     if nodes < 2:
         return entries
     rowptr = entries.rowptr.cpu()
-    closed = torch.tensor([size for size in range(1, nodes // 2 + 1) if nodes % size == 0])
+    closed = torch.tensor(
+        [size for size in range(1, nodes // 2 + 1) if nodes % size == 0], dtype=torch.int64, device=rowptr.device
+    )
     closed = closed[rowptr[closed].long() * (nodes // closed) == used]
     for size in closed.tolist():
         copies, per_copy = nodes // size, int(rowptr[size])
@@ -352,4 +354,4 @@ def _cut_blocks(blocks: Tensor, size: int) -> Tensor:
     if blocks.is_cuda:
         return blocks
     inside = blocks[blocks < size]
-    return torch.cat([inside, torch.tensor([size], dtype=blocks.dtype)])
+    return torch.cat([inside, blocks.new_tensor([size])])

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NoReturn
 
+import torch
 from torch import Tensor, nn
 
 from hiermt.checkpoint import CONFIG, load_exactly, load_model, read_tensors
@@ -89,14 +90,17 @@ def _build(
     sizes = _sizes(backbone, name)
     _check_mathematics(module, name)
     sizes["conv_activation"] = conv_activation or _conv_activation(module, int(sizes["conv_layers"]))
+    sizes |= {"layout": layout, "backend": backend}
     model: TGCN_HierarchicalMT | TGCN
-    if two_headed:
-        model = TGCN_HierarchicalMT(**sizes, layout=layout, backend=backend)
-    else:
-        out = getattr(module, "out", None)
-        activation = out[1] if isinstance(out, nn.Sequential) and len(out) > 1 else None
-        out_channels = _shape(backbone, "out.0.weight", name)[0]
-        model = TGCN(**sizes, out_channels=out_channels, output_activation=activation, layout=layout, backend=backend)
+    # Whatever the default device is: what is loaded onto "meta" is lost.
+    with torch.device("cpu"):
+        if two_headed:
+            model = TGCN_HierarchicalMT(**sizes)
+        else:
+            out = getattr(module, "out", None)
+            activation = out[1] if isinstance(out, nn.Sequential) and len(out) > 1 else None
+            out_channels = _shape(backbone, "out.0.weight", name)[0]
+            model = TGCN(**sizes, out_channels=out_channels, output_activation=activation)
     load_exactly(model, state, name)
     _adopt(model, state, module)
     if isinstance(module, (TGCN, TGCN_HierarchicalMT)):

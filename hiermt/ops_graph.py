@@ -42,7 +42,7 @@ def _fake(edge_index: Tensor, num_nodes: int, rule: int) -> tuple[Tensor, ...]:
         ints(num_nodes + 1),
         ints(entries),
         ints(entries),
-        torch.empty(cuts, dtype=torch.int32),
+        torch.empty(cuts, dtype=torch.int32, device="cpu"),
     )
 
 

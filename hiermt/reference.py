@@ -52,8 +52,8 @@ def graph_prepare(edge_index: Tensor, num_nodes: int, rule: int) -> tuple[Tensor
           ``E = E0 + S``; int32 where not said otherwise
     """
     source, target = edge_index.long().unbind(0)
-    node = torch.arange(num_nodes, device=edge_index.device)
-    edge = torch.arange(source.numel(), device=edge_index.device)
+    node = torch.arange(num_nodes, dtype=torch.int64, device=edge_index.device)
+    edge = torch.arange(source.numel(), dtype=torch.int64, device=edge_index.device)
     is_loop = source == target
     loop_edge = torch.full_like(node, -1)
     if rule == GCN_RULE:
@@ -67,14 +67,14 @@ def graph_prepare(edge_index: Tensor, num_nodes: int, rule: int) -> tuple[Tensor
     col, entry_edge = col[order], entry_edge[order]
     padding = row == num_nodes
     entry_edge = entry_edge.masked_fill(padding, -1)
-    bounds = torch.arange(num_nodes + 1, device=row.device)
+    bounds = torch.arange(num_nodes + 1, dtype=torch.int64, device=row.device)
     rowptr = torch.searchsorted(row, bounds)
 
     t_source, t_perm = col.masked_fill(padding, num_nodes).sort(stable=True)
     t_rowptr = torch.searchsorted(t_source, bounds)
     t_row = row[t_perm]
     unused = t_source == num_nodes
-    blocks = torch.tensor([0, num_nodes], dtype=torch.int32)
+    blocks = torch.tensor([0, num_nodes], dtype=torch.int32, device="cpu")
     return (
         rowptr.int(),
         col.masked_fill(padding, 0).int(),

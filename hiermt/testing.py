@@ -55,12 +55,12 @@ def stock_graph(num_nodes: int = 100, num_edges: int = 720, isolated: int = 3, s
     Shapes:
         - **returns:** edge_index ``[2, num_edges]``, edge_weight ``[num_edges]``
     """
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator(device="cpu").manual_seed(seed)
     connected = num_nodes - isolated
-    upper = torch.triu_indices(connected, connected, 1)
-    chosen = torch.randperm(upper.size(1), generator=generator)[: num_edges // 2].sort().values
-    pair = upper[:, chosen]
-    weight = 1 - torch.rand(pair.size(1), generator=generator)
+    upper = torch.triu_indices(connected, connected, 1, dtype=torch.int64, device="cpu")
+    chosen = torch.randperm(upper.size(1), generator=generator, dtype=torch.int64, device="cpu")
+    pair = upper[:, chosen[: num_edges // 2].sort().values]
+    weight = 1 - torch.rand(pair.size(1), generator=generator, dtype=torch.float32, device="cpu")
     return torch.cat([pair, pair.flip(0)], dim=1), torch.cat([weight, weight])
 
 
@@ -68,5 +68,6 @@ def batched(
     edge_index: Tensor, edge_weight: Tensor | None, num_nodes: int, copies: int
 ) -> tuple[Tensor, Tensor | None]:
     """The disjoint union of equal copies of a graph, as a PyG ``Batch`` stores it."""
-    shift = torch.arange(copies).repeat_interleave(edge_index.size(1)) * num_nodes
+    shift = torch.arange(copies, dtype=edge_index.dtype, device=edge_index.device)
+    shift = shift.repeat_interleave(edge_index.size(1)) * num_nodes
     return edge_index.repeat(1, copies) + shift, None if edge_weight is None else edge_weight.repeat(copies)

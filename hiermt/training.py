@@ -294,7 +294,9 @@ def _loss_terms(criterion: nn.Module, logits: tuple[Tensor, Tensor], batch: Any)
     if isinstance(criterion, MultiTaskLoss):
         return criterion.terms(*logits, signal_targets, direction_targets, mask)
     loss, parts = criterion(*logits, signal_targets, direction_targets, signal_mask=mask)
-    return loss, *(torch.as_tensor(parts.get(name, float("nan")), device=loss.device) for name in _NAMES[1:])
+    return loss, *(
+        torch.as_tensor(parts.get(name, float("nan")), dtype=torch.float64, device=loss.device) for name in _NAMES[1:]
+    )
 
 
 class _Best:

@@ -57,10 +57,10 @@ def run(args: argparse.Namespace) -> int:
 def synthetic(device: torch.device) -> WindowDataset:
     """A series of random features with random labels over a graph of 720 edges: the job's sizes, not its meaning."""
     days = STEPS * BATCH + 2 * WINDOW + TEST_WINDOWS
-    generator = torch.Generator().manual_seed(0)
-    series = torch.randn(STOCKS, days, len(FEATURES), generator=generator)
-    signal = torch.randint(2, (STOCKS, days), generator=generator)
-    direction = signal * torch.randint(2, (STOCKS, days), generator=generator)
+    generator = torch.Generator(device="cpu").manual_seed(0)
+    series = torch.randn(STOCKS, days, len(FEATURES), generator=generator, dtype=torch.float32, device="cpu")
+    signal, coin = torch.randint(2, (2, STOCKS, days), generator=generator, dtype=torch.int64, device="cpu")
+    direction = signal * coin
     return WindowDataset(series, *stock_graph(STOCKS), WINDOW, signal, direction).to(device)
 
 

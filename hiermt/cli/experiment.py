@@ -107,7 +107,7 @@ class Experiment:
 
     def labels_of(self, starts: range) -> Tensor:
         """The true class at the end of each window, ``[W, S]``."""
-        ends = torch.arange(starts.start, starts.stop) + self.settings.window - 1
+        ends = torch.arange(starts.start, starts.stop, dtype=torch.int64, device="cpu") + self.settings.window - 1
         return self.classes[:, ends].t()
 
     def loader(self, part: range, *, shuffle: bool = False) -> WindowLoader:
@@ -234,8 +234,10 @@ class Trained:
                 threshold=float(described["threshold"]),
                 confidence=float(described["confidence"]),
                 scale=Scale(_vector(scale["mean"]), _vector(scale["deviation"]), features),
-                edge_index=torch.tensor([graph["source"], graph["target"]], dtype=torch.int64).reshape(2, -1),
-                edge_weight=None if weight is None else torch.tensor(weight, dtype=torch.float32),
+                edge_index=torch.tensor([graph["source"], graph["target"]], dtype=torch.int64, device="cpu").reshape(
+                    2, -1
+                ),
+                edge_weight=None if weight is None else torch.tensor(weight, dtype=torch.float32, device="cpu"),
             )
         except (KeyError, TypeError) as error:
             raise DataError(f"{folder}: config.json is damaged near {error}; train again") from error
@@ -262,11 +264,11 @@ def pick_device(name: str) -> torch.device:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         device = torch.device(name)
-        torch.empty(0, device=device)
+        torch.empty(0, dtype=torch.float32, device=device)
     except (RuntimeError, AssertionError) as error:
         raise ValueError(f"--device {name}: not usable here ({str(error).splitlines()[0]}); use cpu or auto") from None
     return device
 
 
 def _vector(values: list[float]) -> Tensor:
-    return torch.tensor(values, dtype=torch.float64)
+    return torch.tensor(values, dtype=torch.float64, device="cpu")

@@ -51,7 +51,8 @@ def backend_of(model: TGCN_HierarchicalMT, device: torch.device) -> str:
 def flat(batch: WindowBatch) -> tuple[Tensor, Tensor, Tensor | None]:
     """A batch as PyG has it: ``x [B * S, T, F]`` and one copy of the edges per window."""
     copies, stocks = batch.x.shape[:2]
-    shift = torch.arange(copies, device=batch.x.device).repeat_interleave(batch.edge_index.size(1)) * stocks
+    shift = torch.arange(copies, dtype=torch.int64, device=batch.x.device)
+    shift = shift.repeat_interleave(batch.edge_index.size(1)) * stocks
     weight = None if batch.edge_weight is None else batch.edge_weight.repeat(copies)
     return batch.x.flatten(0, 1), batch.edge_index.repeat(1, copies) + shift, weight
 

@@ -63,7 +63,7 @@ def correlation_graph(
     weight = (weight + weight.t()) / 2
     if sectors is not None:
         codes = {sector: i for i, sector in enumerate(sectors)}
-        code = torch.tensor([codes[sector] for sector in sectors])
+        code = torch.tensor([codes[sector] for sector in sectors], dtype=torch.int64, device=weight.device)
         weight = weight + sector_bonus * (code.unsqueeze(0) == code.unsqueeze(1))
     chosen = weight > threshold
     chosen.fill_diagonal_(False)
@@ -111,7 +111,7 @@ def graph_from_adjacency(adjacency: np.ndarray | Tensor) -> tuple[Tensor, Tensor
     Raises:
         DataError: the matrix is not square, not finite or not symmetric.
     """
-    matrix = torch.as_tensor(adjacency)
+    matrix = adjacency if isinstance(adjacency, Tensor) else torch.from_numpy(np.ascontiguousarray(adjacency))
     if matrix.dim() != 2 or matrix.size(0) != matrix.size(1):
         raise DataError(f"adjacency: expected a square matrix [stocks, stocks], got {list(matrix.shape)}")
     if matrix.is_complex():

@@ -133,16 +133,16 @@ class WindowLoader:
         graphs = dataset.graphs
         # The block of days that a window's graph comes from.
         self._block = (
-            torch.zeros(self.starts.numel(), dtype=torch.int64)
+            torch.zeros(self.starts.numel(), dtype=torch.int64, device="cpu")
             if graphs is None
-            else torch.tensor([graphs.block_of(day) for day in (self.starts + dataset.window - 1).tolist()])
+            else _indices(graphs.block_of(day) for day in (self.starts + dataset.window - 1).tolist())
         )
         if not len(self):
             raise DataError(f"starts: {self.starts.numel()} windows make no batch of {batch_size}; give more windows")
         # Without a label for every window asked for, the batches carry none.
         last = int(self.starts.max())
         self.labelled = last < dataset.num_labelled
-        self.generator = torch.Generator().manual_seed(seed)
+        self.generator = torch.Generator(device="cpu").manual_seed(seed)
         device = self.dataset.series.device
         self._on_device = self.starts.to(device), self._block.to(device)
         self._reach = self._reaches()
@@ -153,7 +153,7 @@ class WindowLoader:
             counts: list[int] = self._block.bincount().tolist()
         else:
             if self.dataset.graphs is not None:
-                return len(self._cuts(self._block[torch.tensor(list(self.sampler), dtype=torch.int64)].tolist()))
+                return len(self._cuts(self._block[_indices(self.sampler)].tolist()))
             counts = [len(self.sampler)]  # type: ignore[arg-type]
         full = sum(count // self.batch_size for count in counts)
         return full + (0 if self.drop_last else sum(count % self.batch_size > 0 for count in counts))
@@ -175,7 +175,12 @@ class WindowLoader:
             order = order[block[order].sort(stable=True).indices]
             cuts = self._cuts(here.sort().values.tolist())
             if self.shuffle:
-                cuts = [cuts[i] for i in torch.randperm(len(cuts), generator=self.generator).tolist()]
+                cuts = [
+                    cuts[i]
+                    for i in torch.randperm(
+                        len(cuts), generator=self.generator, dtype=torch.int64, device="cpu"
+                    ).tolist()
+                ]
         starts = starts[order]
         return [
             PlannedBatch(
@@ -241,11 +246,11 @@ class WindowLoader:
         if self.sampler is not None:
             if hasattr(self.sampler, "set_epoch"):
                 self.sampler.set_epoch(self.epoch)
-            order = torch.tensor(list(self.sampler), dtype=torch.int64).to(self._on_device[0].device)
+            order = _indices(self.sampler).to(self._on_device[0].device)
         elif self.shuffle:
             order = shuffled(self.starts.numel(), self.generator, self._on_device[0].device)
         else:
-            order = torch.arange(self.starts.numel(), device=self._on_device[0].device)
+            order = torch.arange(self.starts.numel(), dtype=torch.int64, device=self._on_device[0].device)
         self.epoch += 1
         return order
 
@@ -333,7 +338,7 @@ class _Order(torch.utils.data.Sampler[int]):
 
     def __init__(self, size: int, seed: int) -> None:
         self.size = size
-        self.generator = torch.Generator().manual_seed(seed)
+        self.generator = torch.Generator(device="cpu").manual_seed(seed)
 
     def __len__(self) -> int:
         return self.size
@@ -344,14 +349,14 @@ class _Order(torch.utils.data.Sampler[int]):
 
 def _starts(dataset: WindowDataset, starts: Iterable[int] | Tensor | None) -> Tensor:
     if starts is None:
-        return torch.arange(dataset.num_labelled or dataset.num_windows)
+        return torch.arange(dataset.num_labelled or dataset.num_windows, dtype=torch.int64, device="cpu")
     if not isinstance(starts, Tensor):
         days = list(starts)
         for day in days:
             # A mask, or a day that was divided: positions would come out, and others than were meant.
             if isinstance(day, bool) or not isinstance(day, Integral):
                 raise TypeError(f"starts: expected integers, got {day!r}")
-        starts = torch.tensor([int(day) for day in days], dtype=torch.int64)
+        starts = _indices(int(day) for day in days)
     if starts.dtype not in _INTEGERS:
         raise TypeError(f"starts: expected integers, got {starts.dtype}; of a mask take starts.nonzero().flatten()")
     if starts.dim() != 1:
@@ -361,11 +366,15 @@ def _starts(dataset: WindowDataset, starts: Iterable[int] | Tensor | None) -> Te
     return starts
 
 
+def _indices(values: Iterable[int]) -> Tensor:
+    return torch.tensor(list(values), dtype=torch.int64, device="cpu")
+
+
 def shuffled(count: int, generator: torch.Generator, device: torch.device | str = "cpu") -> Tensor:
     """A permutation of ``[0, count)`` made on `device`, the same on each: only its key comes from the generator."""
-    key = int(torch.randint(-(2**63), 2**63 - 1, (), generator=generator))
+    key = int(torch.randint(-(2**63), 2**63 - 1, (), generator=generator, dtype=torch.int64, device="cpu"))
     # splitmix64 (Steele et al., 2014): no two positions get the same number, so there is one order. int64 wraps around.
-    x = key + torch.arange(count, device=device) * -7046029254386353131
+    x = key + torch.arange(count, dtype=torch.int64, device=device) * -7046029254386353131
     for shift, factor in ((30, -4658895280553007687), (27, -7723592293110705685)):
         x = (x ^ _shifted(x, shift)) * factor
     return (x ^ _shifted(x, 31)).argsort()
