@@ -22,6 +22,7 @@ import torch
 
 import hiermt
 from hiermt import _extension, _inputs, data, functional
+from hiermt._files import replacing
 
 Step = Callable[[], Any]
 
@@ -274,7 +275,8 @@ def main() -> int:
         figures.append(figure)
         figure.update(_figure_or_error(job))
         print(figure, flush=True)
-        options.path.write_text(json.dumps(figures))
+        with replacing(options.path) as temporary:
+            temporary.write_text(json.dumps(figures))
         if bench.clock.gpu and (left := _figure_or_error(tidy)):
             print(f"after {name}: {left['error']}", flush=True)
     return 1 if any("error" in figure for figure in figures) else 0

@@ -21,6 +21,8 @@ from typing import Any
 import cases
 import report
 
+from hiermt._files import check_writable, replacing
+
 HERE = Path(__file__).parent
 # glibc keeps what it got from the system, so that a large temporary does not fault its pages in again each time.
 TUNED = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(4 << 30), "MALLOC_TOP_PAD_": str(256 << 20)}
@@ -37,6 +39,8 @@ def main() -> int:
     args = parser.parse_args()
     competitors = args.competitors.split(",") + (list(cases.SLOW) if args.slow else [])
     names = list(cases.CASES) if args.cases == "all" else args.cases.split(",")
+    if args.out is not None:
+        check_writable(args.out)
     records: list[dict[str, Any]] = []
     for name in names:
         for competitor in competitors:
@@ -48,8 +52,8 @@ def main() -> int:
         return 1
     out = args.out or HERE / "results" / f"{machine_name(records[0])}.json"
     merged = report.merge(report.load(out) if out.exists() else [], records)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text(json.dumps(merged, indent=1) + "\n")
+    with replacing(out) as temporary:
+        temporary.write_text(json.dumps(merged, indent=1) + "\n")
     print(f"\n{report.table(merged)}\n\nwritten to {out}")
     return 0
 

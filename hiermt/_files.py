@@ -1,33 +1,228 @@
-"""Writing files so that a crash, a full disk or Ctrl-C leaves the old ones as they were."""
+"""Writing files so that a crash, a full disk or Ctrl-C leaves the old ones as they were.
+
+A file is written beside its place, flushed to the disk and renamed. That would put a regular file in the place of
+whatever is there, so a symbolic link is followed to its target, and a folder, a device, a pipe or a socket is refused.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import errno
+import importlib
 import os
-import tempfile
-from collections.abc import Iterator
+import re
+import secrets
+import stat
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any, NamedTuple
+
+# Elsewhere nothing is locked, so nothing is swept.
+fcntl: Any = importlib.import_module("fcntl") if os.name == "posix" else None
+
+_PREFIX = ".hiermt-writing-"
+_TEMPORARY = re.compile(re.escape(_PREFIX) + r"[0-9a-f]{16}(\.[^/]*)?")
+_MOST_LINKS = 40
+
+
+class _Temporary(NamedTuple):
+    """A file being written: what the caller called it, where it goes, where it is, and the handle that locks it."""
+
+    named: Path
+    target: Path
+    path: Path
+    handle: int | None
+
+
+def check_writable(*paths: str | os.PathLike[str]) -> None:
+    """Refuses destinations that :func:`replacing` would refuse, before the work whose result goes there.
+
+    Raises:
+        IsADirectoryError: there is a folder.
+        NotADirectoryError: a part of the path in front of the name is not a folder.
+        PermissionError: the file or its folder cannot be written to.
+        OSError: there is a device, a pipe, a socket, or a loop of links.
+    """
+    for path in paths:
+        _destination(Path(path))
 
 
 @contextlib.contextmanager
 def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
     """Yields a temporary path beside `path`; when the block ends well, that file takes the place of `path`.
 
-    The file is flushed to the disk before it is renamed. When the block raises, the temporary file goes and
-    `path` stays what it was.
+    See :func:`replacing_all`.
     """
-    target = Path(path)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.", suffix=target.suffix)
-    os.close(handle)
-    temporary = Path(name)
-    try:
+    with replacing_all([path]) as (temporary,):
         yield temporary
-        with open(temporary, "rb") as file:
-            os.fsync(file.fileno())
-        umask = os.umask(0)
-        os.umask(umask)
-        os.chmod(temporary, 0o666 & ~umask)
-        os.replace(temporary, target)
+
+
+@contextlib.contextmanager
+def replacing_all(paths: Sequence[str | os.PathLike[str]]) -> Iterator[list[Path]]:
+    """Yields a temporary path for each of `paths`; when the block ends well, those files take their places.
+
+    All of them are flushed to the disk before the first is renamed. When the block raises, or one cannot be flushed,
+    the temporary files go and what was there stays. A file that is replaced hands on its permissions. What killed
+    processes left in the same folders is removed.
+
+    Raises:
+        OSError: as :func:`check_writable`, or the files cannot be written, as on a full disk; `filename` is the path
+            asked for.
+    """
+    temporaries: list[_Temporary] = []
+    unchanged = True
+    try:
+        # All are looked at before the first is made.
+        destinations = [(Path(path), _destination(Path(path))) for path in paths]
+        for path, target in destinations:
+            temporaries.append(_create(path, target))
+        yield [temporary.path for temporary in temporaries]
+        for temporary in temporaries:
+            _finish(temporary)
+        for temporary in temporaries:
+            os.replace(temporary.path, temporary.target)
+            unchanged = False
+        for folder in {temporary.target.parent for temporary in temporaries}:
+            _flush_folder(folder)
+    except OSError as error:
+        named = {str(temporary.path): temporary.named for temporary in temporaries}
+        # A write tells no name.
+        about = named.get(str(error.filename)) if error.filename else next(iter(named.values()), None)
+        if about is None:
+            raise
+        raise _failed(error, about, unchanged) from error
     finally:
-        temporary.unlink(missing_ok=True)
+        for temporary in temporaries:
+            with contextlib.suppress(OSError):
+                temporary.path.unlink(missing_ok=True)
+            if temporary.handle is not None:
+                os.close(temporary.handle)
+
+
+def _destination(path: Path) -> Path:
+    """The file that writing to `path` replaces or makes: itself, or what it links to."""
+    target = _follow(path)
+    try:
+        mode = target.stat().st_mode
+    except (FileNotFoundError, NotADirectoryError):
+        _check_folder(path, target.parent)
+        return target
+    if stat.S_ISDIR(mode):
+        raise IsADirectoryError(errno.EISDIR, "is a folder; give the path of a file", str(path))
+    if not stat.S_ISREG(mode):
+        kind = "a pipe" if stat.S_ISFIFO(mode) else "a socket" if stat.S_ISSOCK(mode) else "a device"
+        raise OSError(errno.EINVAL, f"is {kind}, which a file would replace; give the path of a file", str(path))
+    if not os.access(target, os.W_OK):
+        raise PermissionError(
+            errno.EACCES, "is write-protected; give another path or change its permissions", str(path)
+        )
+    _check_folder(path, target.parent)
+    return target
+
+
+def _follow(path: Path) -> Path:
+    """`path` with its links resolved, those of the last name one by one."""
+    current = str(path)
+    for _ in range(_MOST_LINKS):
+        folder = os.path.realpath(os.path.dirname(current) or os.curdir)
+        # Streams of this process: /dev/stdout may lead to a regular file, which has other writers.
+        if folder == "/dev" or folder.startswith("/proc/"):
+            raise OSError(errno.EINVAL, "is a device or stream; give the path of a file", str(path))
+        current = os.path.join(folder, os.path.basename(current))
+        if not os.path.islink(current):
+            return Path(current)
+        current = os.path.join(folder, os.readlink(current))
+    raise OSError(errno.ELOOP, "is a symbolic link that leads back to itself; remove it", str(path))
+
+
+def _check_folder(path: Path, folder: Path) -> None:
+    """Refuses a folder in which, or in whose nearest ancestor that is there, nothing can be made."""
+    if not folder.exists() and path.is_symlink():
+        reason = f"is a symbolic link into {folder}, which is not there; make that folder or remove the link"
+        raise FileNotFoundError(errno.ENOENT, reason, str(path))
+    while not os.path.lexists(folder):
+        folder = folder.parent
+    if not folder.is_dir():
+        raise NotADirectoryError(errno.ENOTDIR, f"{folder} is not a folder; give another path", str(path))
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise PermissionError(errno.EACCES, f"the folder {folder} cannot be written to; give another path", str(path))
+
+
+def _create(path: Path, target: Path) -> _Temporary:
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        _sweep(target.parent)
+        while True:
+            temporary = target.parent / f"{_PREFIX}{secrets.token_hex(8)}{target.suffix[:32]}"
+            handle = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666)
+            _lock(handle, wait=True)
+            # Between its making and its locking, another process may have taken it for one left behind.
+            if os.fstat(handle).st_nlink:
+                break
+            os.close(handle)
+    except OSError as error:
+        raise _failed(error, path, unchanged=True) from error
+    with contextlib.suppress(OSError):
+        # What is secret in its place must not be read while it is written.
+        os.chmod(temporary, stat.S_IMODE(target.stat().st_mode) | 0o600)
+    if fcntl is None:  # where nothing is locked, an open file may not be renamed either
+        os.close(handle)
+        return _Temporary(path, target, temporary, None)
+    return _Temporary(path, target, temporary, handle)
+
+
+def _finish(temporary: _Temporary) -> None:
+    """Flushes what was written, under the permissions of the file that it replaces."""
+    with contextlib.suppress(FileNotFoundError):
+        old = temporary.target.stat()
+        with contextlib.suppress(OSError, AttributeError):
+            os.chown(temporary.path, old.st_uid if os.geteuid() == 0 else -1, old.st_gid)
+        os.chmod(temporary.path, stat.S_IMODE(old.st_mode))
+    # Through a handle on the path: the block may have put another file there.
+    with open(temporary.path, "rb") as file:
+        os.fsync(file.fileno())
+
+
+def _flush_folder(folder: Path) -> None:
+    """Makes the new names last; where a system cannot, they are as safe as it has them."""
+    with contextlib.suppress(OSError):
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+
+def _sweep(folder: Path) -> None:
+    """Removes the temporary files of processes that were killed; those of living ones are locked."""
+    with contextlib.suppress(OSError), os.scandir(folder) as entries:
+        for entry in entries:
+            if _TEMPORARY.fullmatch(entry.name):
+                with contextlib.suppress(OSError):
+                    _remove_unless_locked(entry.path)
+
+
+def _remove_unless_locked(path: str) -> None:
+    handle = os.open(path, os.O_RDWR | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0))
+    try:
+        if stat.S_ISREG(os.fstat(handle).st_mode) and _lock(handle, wait=False):
+            os.unlink(path)
+    finally:
+        os.close(handle)
+
+
+def _lock(handle: int, *, wait: bool) -> bool:
+    """Whether the file is locked now, until it is closed or the process ends."""
+    if fcntl is None:
+        return False
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+    except OSError:  # another process has it, or the file system knows no locks
+        return False
+    return True
+
+
+def _failed(error: OSError, path: Path, unchanged: bool) -> OSError:
+    """The same error about the path that the caller knows, in place of a temporary one."""
+    reason = error.strerror or str(error)
+    return OSError(error.errno or errno.EIO, f"{reason}; nothing was changed" if unchanged else reason, str(path))

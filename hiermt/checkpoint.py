@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+import os
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from torch import Tensor
 
-from hiermt._files import replacing
+from hiermt._files import replacing_all
 from hiermt._version import __version__
 
 if TYPE_CHECKING:
@@ -30,7 +32,7 @@ class Pretrained:
     def save_pretrained(self, folder: str | Path) -> None:
         """Writes the weights and what it takes to build the model again.
 
-        Each file is written beside its place, flushed and renamed, so that an interruption leaves the old one.
+        Both are written beside their places, flushed and renamed, so that an interruption leaves the old ones.
 
         Args:
             folder (str or Path): made if it is not there.
@@ -40,18 +42,22 @@ class Pretrained:
             OSError: the folder cannot be written.
             ValueError: the model has an output activation, which no file can hold.
         """
-        _, save_file = _safetensors()
         folder = Path(folder)
+        state, config = self.content()
+        with replacing_all([folder / WEIGHTS, folder / CONFIG]) as (weights_path, config_path):
+            write_tensors(weights_path, state)
+            config_path.write_text(to_json(config), encoding="utf-8")
+
+    def content(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """What the two files of :meth:`save_pretrained` hold."""
+        _safetensors()
         state = {key: value.detach().cpu().contiguous() for key, value in self.state_dict().items()}  # type: ignore[attr-defined]
         if len(getattr(self, "out", ())) > 1:
             raise ValueError(
                 "output_activation: a folder holds no modules; save the model without it and apply it after"
             )
         config = {"model": type(self).__name__, "hiermt": __version__, **self.config}
-        with replacing(folder / WEIGHTS) as path:
-            save_file(state, str(path), metadata={"format": "pt"})
-        with replacing(folder / CONFIG) as path:
-            path.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+        return state, config
 
     @classmethod
     def from_pretrained(cls: type[Model], folder: str | Path, *, backend: str = "auto") -> Model:
@@ -86,6 +92,11 @@ class Pretrained:
         model.to(next(iter(state.values())).dtype)  # type: ignore[attr-defined]
         load_exactly(model, state, folder / WEIGHTS)
         return model
+
+
+def to_json(content: dict[str, Any]) -> str:
+    """Text of a file; NaN and infinity, which JSON lacks, are refused."""
+    return json.dumps(content, indent=2, allow_nan=False) + "\n"
 
 
 def read_config(folder: Path) -> dict[str, Any]:
@@ -132,6 +143,22 @@ def read_tensors(path: str | Path) -> dict[str, Tensor]:
     if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
         raise ValueError(f"{path}: expected a state_dict, a mapping from names to tensors")
     return state
+
+
+def write_tensors(path: Path, state: dict[str, Tensor]) -> None:
+    """Writes a ``.safetensors`` file.
+
+    Raises:
+        OSError: it cannot be written, as on a full disk.
+    """
+    try:
+        _safetensors()[1](state, str(path), metadata={"format": "pt"})
+    except Exception as error:
+        # The writer has an error of its own for what the system says.
+        found = re.search(r"os error (\d+)", str(error))
+        if found is None or isinstance(error, OSError):
+            raise
+        raise OSError(int(found[1]), os.strerror(int(found[1])), str(path)) from error
 
 
 def load_exactly(model: Any, state: dict[str, Tensor], source: object) -> None:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 import numpy.typing as npt
 from torch import Tensor
 
+from hiermt._files import replacing
 from hiermt.data import CLASSES
 from hiermt.data._errors import need
 
@@ -124,16 +126,17 @@ def verdict(scores: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def draw_curves(losses: Mapping[str, Sequence[float | None]], path: Path) -> None:
+def draw_curves(losses: Mapping[str, Sequence[float | None]], path: Path | IO[bytes]) -> None:
     """Draws the training curves into a PNG.
 
     Args:
         losses (dict): ``train_*`` and perhaps ``test_*`` lists, one value an epoch, as the training loop's callback
             gets them; ``test_*`` is drawn as validation.
-        path (Path): the file.
+        path (Path or file): where to; an open file is written to as it is.
 
     Raises:
         ImportError: matplotlib is not installed.
+        OSError: the file cannot be written; the old one is intact.
     """
     figure = _figure(10, 3.8)
     titles = {"total_loss": "Total loss", "signal_loss": "Signal head", "direction_loss": "Direction head"}
@@ -158,19 +161,20 @@ def draw_curves(losses: Mapping[str, Sequence[float | None]], path: Path) -> Non
         axes.grid(alpha=0.25)
     named = {line.get_label(): line for axes in figure.axes for line in axes.lines}
     figure.legend(named.values(), named.keys(), loc="outside lower center", ncols=4, fontsize=8, frameon=False)
-    figure.savefig(path, format="png", dpi=140)
+    _save(figure, path)
 
 
-def draw_confusion(scores: dict[str, Any], path: Path, note: str = "") -> None:
+def draw_confusion(scores: dict[str, Any], path: Path | IO[bytes], note: str = "") -> None:
     """Draws the confusion matrices of the decision and of both heads into a PNG.
 
     Args:
         scores (dict): what :func:`evaluate` returns.
-        path (Path): the file.
+        path (Path or file): where to; an open file is written to as it is.
         note (str): a line under the picture. (default: ``""``)
 
     Raises:
         ImportError: matplotlib is not installed.
+        OSError: the file cannot be written; the old one is intact.
     """
     figure = _figure(11, 4.3)
     titles = {"decision": "Decision", "signal": "Signal head", "direction": "Direction head, where it moved"}
@@ -205,7 +209,15 @@ def draw_confusion(scores: dict[str, Any], path: Path, note: str = "") -> None:
             fontsize=10,
         )
     figure.supxlabel(note or "Shares are of the true class; counts below.", fontsize=8, color=_GREY)
-    figure.savefig(path, format="png", dpi=140)
+    _save(figure, path)
+
+
+def _save(figure: Any, path: Path | IO[bytes]) -> None:
+    if not isinstance(path, (str, os.PathLike)):
+        figure.savefig(path, format="png", dpi=140)
+        return
+    with replacing(path) as temporary:
+        figure.savefig(temporary, format="png", dpi=140)
 
 
 def _figure(width: float, height: float) -> Any:

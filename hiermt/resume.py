@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from hiermt._feature_names import KEY, check_same, names_of
-from hiermt._files import replacing
+from hiermt._files import check_writable, replacing
 from hiermt._processes import Processes
 from hiermt._version import __version__
 from hiermt.checkpoint import load_exactly
@@ -46,10 +46,25 @@ def save_state(
     """
     processes = Processes(model)
     own, *others = processes.gather(_own_state(loaders, progress))
+    states = {**own, "other_processes": others, "common": common or {}}
+    _in_first(processes, path, lambda: _write(Path(path), processes.model, optimizer, states))
+
+
+def check_path(path: str | Path, processes: Processes) -> None:
+    """Refuses a path that :func:`save_state` could not write to, in all processes.
+
+    Raises:
+        OSError: as :func:`hiermt._files.check_writable`.
+    """
+    _in_first(processes, path, lambda: check_writable(path))
+
+
+def _in_first(processes: Processes, path: str | Path, action: Callable[[], None]) -> None:
+    """Runs `action` in the first process, and raises in all of them if it fails there."""
     failure: Exception | None = None
     if processes.rank == 0:
         try:
-            _write(Path(path), processes.model, optimizer, {**own, "other_processes": others, "common": common or {}})
+            action()
         except Exception as error:  # whatever it is, the others must not wait for ever
             failure = error
     reason = processes.gather(failure and str(failure))[0]

@@ -16,7 +16,7 @@ from hiermt._feature_names import check_same, names_of
 from hiermt._inputs import shared_inputs
 from hiermt._processes import Processes
 from hiermt.loss import MultiTaskLoss
-from hiermt.resume import load_state, save_state
+from hiermt.resume import check_path, load_state, save_state
 
 LOG_EVERY = 10
 
@@ -100,7 +100,7 @@ def train_hierarchical(
             of another model, optimiser, loader or number of processes, or `share_days` is not possible.
         TypeError: `num_epochs`, `patience` or `checkpoint_every` is no integer.
         ImportError: the package ``tensorboard`` is missing.
-        OSError: `checkpoint` cannot be written.
+        OSError: `checkpoint` cannot be written; a device, a pipe or a folder is refused before the first epoch.
     """
     criterion = _criterion(criterion, lambda_direction)
     if resume and checkpoint is None:
@@ -116,6 +116,8 @@ def train_hierarchical(
         _check_labelled(name, loader)
         check_same(name, names_of(loader), names_of(model))
     processes = Processes(model)
+    if checkpoint is not None:
+        check_path(checkpoint, processes)
     progress = progress and processes.rank == 0
     model.to(device)
     train_losses: list[float] = []

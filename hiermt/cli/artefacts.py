@@ -3,23 +3,21 @@
 from __future__ import annotations
 
 import csv
-import json
 import os
-import shutil
-import tempfile
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from hiermt import report
-from hiermt._files import replacing
-from hiermt.checkpoint import CONFIG, WEIGHTS, read_config
+from hiermt._files import check_writable, replacing, replacing_all
+from hiermt.checkpoint import CONFIG, WEIGHTS, to_json, write_tensors
 from hiermt.cli.experiment import Experiment, fingerprint
 from hiermt.data import CLASSES, DataError, next_returns
 from hiermt.nn import TGCN_HierarchicalMT
 from hiermt.rolling import Decisions
 
 METRICS, PREDICTIONS, CURVES, CONFUSION = "metrics.json", "predictions.csv", "curves.png", "confusion.png"
+FILES = (WEIGHTS, CONFIG, METRICS, PREDICTIONS, CURVES, CONFUSION)
 HEADER = ("date", "symbol", "prediction", "confidence", "p_signal", "p_up")
 
 
@@ -28,12 +26,14 @@ def check_folder(folder: Path) -> None:
 
     Raises:
         DataError: it is a file, or cannot be written to.
+        OSError: in the place of one of the files is something else.
     """
     if folder.exists() and not folder.is_dir():
         raise DataError(f"--out {folder}: is a file; give a folder")
     folder.mkdir(parents=True, exist_ok=True)
     if not os.access(folder, os.W_OK):
         raise DataError(f"--out {folder}: cannot be written; give another folder")
+    check_writable(*(folder / name for name in FILES))
 
 
 def write_artefacts(
@@ -46,8 +46,8 @@ def write_artefacts(
 ) -> list[Path]:
     """Writes model, configuration, metrics, predictions and pictures.
 
-    Everything is first written into a folder beside, flushed, and then moved into place, so that a crash, a full disk
-    or Ctrl-C leaves what was there.
+    All of them are complete and on the disk before the first takes its place, so that a crash, a full disk or Ctrl-C
+    leaves what was there.
 
     Args:
         folder (Path): where to.
@@ -60,34 +60,25 @@ def write_artefacts(
     Returns:
         The files.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    stage = Path(tempfile.mkdtemp(dir=folder, prefix=".writing-"))
-    try:
-        model.save_pretrained(stage)
-        config = read_config(stage)
-        config["data"] = {**experiment.describe(), "weights_sha256": fingerprint(stage / WEIGHTS)}
-        _write_json(stage / CONFIG, config)
-        _write_json(stage / METRICS, {"test": scores, "losses": experiment.losses, **facts})
-        _write_test_predictions(stage / PREDICTIONS, experiment, decisions)
-        report.draw_curves(experiment.losses, stage / CURVES)
-        report.draw_confusion(scores, stage / CONFUSION, _span(experiment))
-        names = (WEIGHTS, CONFIG, METRICS, PREDICTIONS, CURVES, CONFUSION)
-        for name in names:
-            with open(stage / name, "rb") as file:
-                os.fsync(file.fileno())
-        for name in names:
-            os.replace(stage / name, folder / name)
-    finally:
-        shutil.rmtree(stage, ignore_errors=True)
-    return [folder / name for name in names]
+    files = [folder / name for name in FILES]
+    with replacing_all(files) as (weights, config, metrics, predictions, curves, confusion):
+        state, description = model.content()
+        write_tensors(weights, state)
+        description["data"] = {**experiment.describe(), "weights_sha256": fingerprint(weights)}
+        config.write_text(to_json(description), encoding="utf-8")
+        metrics.write_text(to_json({"test": scores, "losses": experiment.losses, **facts}), encoding="utf-8")
+        _write_rows(predictions, _test_rows(experiment, decisions), (*HEADER, "actual", "return"))
+        with open(curves, "wb") as picture:
+            report.draw_curves(experiment.losses, picture)
+        with open(confusion, "wb") as picture:
+            report.draw_confusion(scores, picture, _span(experiment))
+    return files
 
 
-def write_predictions(path: Path, rows: Iterable[tuple[Any, ...]], header: tuple[str, ...] = HEADER) -> None:
+def write_predictions(path: Path, rows: Iterable[tuple[Any, ...]]) -> None:
     """Writes a CSV that takes its place only when it is complete."""
-    with replacing(path) as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(header)
-        writer.writerows(rows)
+    with replacing(path) as temporary:
+        _write_rows(temporary, rows, HEADER)
 
 
 def prediction_rows(dates: Any, symbols: tuple[str, ...], decisions: Decisions) -> Iterable[tuple[Any, ...]]:
@@ -100,23 +91,22 @@ def prediction_rows(dates: Any, symbols: tuple[str, ...], decisions: Decisions) 
             yield date, symbol, CLASSES[predictions[w][s]], f"{confidences[w][s]:.4f}", f"{signal:.4f}", f"{up:.4f}"
 
 
-def _write_test_predictions(path: Path, experiment: Experiment, decisions: Decisions) -> None:
+def _test_rows(experiment: Experiment, decisions: Decisions) -> Iterable[tuple[Any, ...]]:
     test, settings = experiment.split.test, experiment.settings
     ends = range(test.start + settings.window - 1, test.stop + settings.window - 1)
     dates = experiment.table.dates[ends.start : ends.stop]
     truth = experiment.labels_of(test).flatten().tolist()
     returns = next_returns(experiment.table.close, settings.horizon)[:, ends.start : ends.stop].t().flatten().tolist()
-    rows = (
-        (*row, CLASSES[label], f"{value:.6f}")
-        for row, label, value in zip(
-            prediction_rows(dates, experiment.table.symbols, decisions), truth, returns, strict=True
-        )
-    )
-    write_predictions(path, rows, (*HEADER, "actual", "return"))
+    rows = prediction_rows(dates, experiment.table.symbols, decisions)
+    for row, label, value in zip(rows, truth, returns, strict=True):
+        yield *row, CLASSES[label], f"{value:.6f}"
 
 
-def _write_json(path: Path, content: dict[str, Any]) -> None:
-    path.write_text(json.dumps(content, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+def _write_rows(path: Path, rows: Iterable[tuple[Any, ...]], header: tuple[str, ...]) -> None:
+    with open(path, "w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(header)
+        writer.writerows(rows)
 
 
 def _span(experiment: Experiment) -> str:

@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from hiermt._files import check_writable
 from hiermt.cli import artefacts, options
 from hiermt.cli.experiment import Trained, decide, pick_device
 from hiermt.data import DataError
@@ -31,6 +32,8 @@ def add_parser(commands: Any) -> None:
 def run(args: argparse.Namespace) -> int:
     """Decides and prints the last day."""
     device = pick_device(args.device)
+    if args.out is not None:
+        check_writable(args.out)
     trained = Trained.read(args.model, args.backend)
     table = options.read(args, trained.symbols)
     dataset = trained.dataset(table, device)

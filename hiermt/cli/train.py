@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from hiermt import data, report
+from hiermt._files import check_writable
 from hiermt.cli import artefacts, options
 from hiermt.cli.experiment import Experiment, decide, pick_device
 from hiermt.nn import TGCN_HierarchicalMT
@@ -37,6 +38,8 @@ def run(args: argparse.Namespace) -> int:
     """Trains, measures on the test span, writes the artefacts."""
     device = pick_device(args.device)
     artefacts.check_folder(args.out)
+    if args.checkpoint is not None:
+        check_writable(args.checkpoint)
     table = options.read(args)
     edges = None if args.adjacency is None else data.read_adjacency(args.adjacency, len(table.symbols))
     sectors = None if args.sectors is None else data.read_sectors(args.sectors)
