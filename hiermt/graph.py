@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import weakref
-from typing import NamedTuple
+from numbers import Integral
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.utils.weak import WeakIdKeyDictionary
 
 from hiermt import _backend, reference
+from hiermt._writes import Writes
 
 _INT32_LIMIT = 2**31 - 1
 
@@ -44,13 +46,18 @@ class Graph:
 
     Pass it to a model in place of ``edge_index`` to pay for the preparation once; a raw ``edge_index`` works too
     and is remembered as long as the tensor lives and is not changed. A graph that consists of equal copies of a
-    smaller one, as a PyG ``Batch`` of one static graph does, is recognised and stored once. Tensors that PyTorch sees
-    changed in place are prepared anew, except inside a compiled function.
+    smaller one, as a PyG ``Batch`` of one static graph does, is recognised and stored once.
+
+    Tensors that were changed in place are prepared anew, except inside a compiled function. PyTorch counts writes in a
+    tensor's version; of a tensor made under ``torch.inference_mode``, for which it keeps none, the values are compared
+    at each call. Writes that it does not see are not noticed: those through ``.data``, through a NumPy array or another
+    library that shares the memory, and from another process. Make a new ``Graph`` after such a write. A copy, pickled
+    ones included, prepares its own.
 
     Args:
         edge_index (Tensor): sources in row 0, targets in row 1.
         edge_weight (Tensor, optional): one weight per edge; may require grad. (default: ``None``)
-        num_nodes (int): number of nodes. (default: one more than the largest index)
+        num_nodes (int): number of nodes, of Python or NumPy. (default: one more than the largest index)
         backend (str): ``"auto"``, ``"native"`` or ``"reference"``: who sorts. (default: ``"auto"``)
 
     Shapes:
@@ -59,7 +66,8 @@ class Graph:
 
     Raises:
         TypeError: `edge_index` is not an integer tensor or `edge_weight` not a floating point one.
-        ValueError: a shape does not fit, or the two tensors live on different devices.
+        ValueError: a shape does not fit, the two tensors live on different devices, or `num_nodes` is not an integer
+            of 0 or more.
         IndexError: an index lies outside ``[0, num_nodes)``.
     """
 
@@ -73,8 +81,8 @@ class Graph:
     ) -> None:
         _check_edges(edge_index, edge_weight)
         traced = torch.compiler.is_compiling()
-        if not traced and num_nodes is not None and (not isinstance(num_nodes, int) or num_nodes < 0):
-            raise ValueError(f"num_nodes: expected a whole number, 0 or more, got {num_nodes!r}")
+        if not traced and num_nodes is not None:
+            num_nodes = _whole(num_nodes)
         if num_nodes is None:
             num_nodes = int(edge_index.max()) + 1 if edge_index.numel() else 0
         if not traced:
@@ -90,8 +98,20 @@ class Graph:
         self.num_nodes = num_nodes
         self._backend = backend
         self._traced = traced
+        self._forget()
+
+    def _forget(self) -> None:
         self._entries: dict[tuple[int, bool, torch.dtype], Entries] = {}
-        self._versions = self._written()
+        self._writes = Writes() if self._traced else Writes(self.edge_index, self.edge_weight)
+        self._versions = self._writes.counts()
+
+    def __getstate__(self) -> dict[str, Any]:
+        # The tensors of a copy count from the start.
+        return {name: value for name, value in vars(self).items() if name not in ("_entries", "_writes", "_versions")}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        self._forget()
 
     @property
     def num_edges(self) -> int:
@@ -107,6 +127,10 @@ class Graph:
         """The same graph on another device; itself if it is already there."""
         if same_device(self.device, torch.device(device)):
             return self
+        if torch.is_inference_mode_enabled():
+            # The copies serve a training step too, which cannot save inference tensors, and their writes are counted.
+            with torch.inference_mode(False), torch.no_grad():
+                return self.to(device)
         weight = None if self.edge_weight is None else self.edge_weight.to(device)
         return Graph(self.edge_index.to(device), weight, self.num_nodes, backend=self._backend)
 
@@ -128,13 +152,15 @@ class Graph:
         """
         key = (rule, weighted, dtype)
         compiling = self._traced or torch.compiler.is_compiling()
-        if not compiling and self._versions != (versions := self._written()):
+        if not compiling and self._versions != (versions := self._writes.counts()):
             # Weights may change with every step of a training, where nothing may wait for the device.
             if self._versions[0] != versions[0]:
                 _check_range(self.edge_index, self.num_nodes)
             self._entries, self._versions = {}, versions
-        if key in self._entries:
-            return self._entries[key]
+        # Of this count of writes: another thread may find the next one, and start a new dictionary.
+        known = self._entries
+        if key in known:
+            return known[key]
         if compiling:
             return self._prepare(rule, weighted, dtype, traced=True)
         if torch.is_inference_mode_enabled():
@@ -146,19 +172,12 @@ class Graph:
         # A weight that requires grad belongs to one autograd graph only, and under no_grad to none.
         trained = weighted and self.edge_weight is not None and self.edge_weight.requires_grad
         if not trained:
-            self._entries[key] = entries
+            known[key] = entries
         return entries
 
     def __repr__(self) -> str:
         weights = "no weights" if self.edge_weight is None else "weights"
         return f"Graph(num_nodes={self.num_nodes}, num_edges={self.num_edges}, {weights}, device='{self.device}')"
-
-    def _written(self) -> tuple[int, ...]:
-        """How often PyTorch saw each tensor written to; of inference tensors it keeps no count."""
-        tensors = (self.edge_index, self.edge_weight)
-        if self._traced:
-            return ()
-        return tuple(0 if tensor is None or tensor.is_inference() else tensor._version for tensor in tensors)
 
     def _prepare(self, rule: int, weighted: bool, dtype: torch.dtype, traced: bool = False) -> Entries:
         # A compiler knows neither how many entries there will be nor what they hold: nothing is cut.
@@ -206,8 +225,9 @@ def as_graph(edge_index: Tensor | Graph, edge_weight: Tensor | None, num_nodes: 
     """The graph behind what a model was called with; a raw ``edge_index`` is looked up before it is prepared.
 
     The look-up goes by the identity of the living tensor objects and their version counters, so an edge set that
-    was changed in place, or freed and its memory reused, is prepared anew. Writes that PyTorch does not see, through
-    ``.data`` or a NumPy array that shares the memory, are not noticed: pass a new tensor, or a :class:`Graph`.
+    was changed in place, given other memory, or freed and its memory reused, is prepared anew. Inference tensors, whose
+    writes PyTorch does not count, are prepared at each call. Writes that PyTorch does not see, through ``.data`` or a
+    NumPy array that shares the memory, are not noticed: pass a new tensor.
 
     Raises:
         ValueError: a :class:`Graph` came with separate weights, or has another number of nodes than `x`.
@@ -225,22 +245,36 @@ def as_graph(edge_index: Tensor | Graph, edge_weight: Tensor | None, num_nodes: 
         return edge_index
     if torch.compiler.is_compiling() or not isinstance(edge_index, Tensor) or edge_index.is_inference():
         return Graph(edge_index, edge_weight, num_nodes, backend=backend)
+    hit: _Cached | None = _cache.get(edge_index)  # type: ignore[no-untyped-call]
+    if (
+        hit is not None
+        and (edge_weight is None or (hit.weight() is edge_weight and not edge_weight.requires_grad))
+        and hit.stamp == _stamp(edge_index, edge_weight, num_nodes, backend)
+    ):
+        return hit.graph
     _check_edges(edge_index, edge_weight)
     if edge_weight is not None and (edge_weight.requires_grad or edge_weight.is_inference()):
         return Graph(edge_index, edge_weight, num_nodes, backend=backend)
-    stamp = (
-        edge_index.data_ptr(),
-        edge_index._version,
-        None if edge_weight is None else edge_weight._version,
-        num_nodes,
-        backend,
-    )
-    hit: _Cached | None = _cache.get(edge_index)  # type: ignore[no-untyped-call]
-    if hit is not None and hit.stamp == stamp and (edge_weight is None or hit.weight() is edge_weight):
-        return hit.graph
+    stamp = _stamp(edge_index, edge_weight, num_nodes, backend)
     graph = Graph(edge_index, None if edge_weight is None else edge_weight.detach(), num_nodes, backend=backend)
     _cache[edge_index] = _Cached(stamp, weakref.ref(edge_index if edge_weight is None else edge_weight), graph)
     return graph
+
+
+def _whole(num_nodes: Any) -> int:
+    if isinstance(num_nodes, bool) or not isinstance(num_nodes, Integral) or int(num_nodes) < 0:
+        raise ValueError(f"num_nodes: expected a whole number, 0 or more, got {num_nodes!r}")
+    return int(num_nodes)
+
+
+def _stamp(edge_index: Tensor, edge_weight: Tensor | None, num_nodes: int, backend: str) -> tuple[object, ...]:
+    """Where the tensors lie, how often they were written to, and their shapes, which an assignment to ``.data`` and
+    ``set_`` change without another object."""
+    index = edge_index.data_ptr(), edge_index._version, edge_index.shape, edge_index.stride()
+    if edge_weight is None:
+        return index, num_nodes, backend
+    weight = edge_weight.data_ptr(), edge_weight._version, edge_weight.shape, edge_weight.stride()
+    return index, num_nodes, backend, weight
 
 
 def _check_edges(edge_index: Tensor, edge_weight: Tensor | None) -> None:

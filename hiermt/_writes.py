@@ -1,0 +1,35 @@
+"""How often tensors were written to, so that what was computed from them is not used past its time."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+class Writes:
+    """Counts the writes to some tensors.
+
+    PyTorch counts them in a tensor's version, but keeps none for an inference tensor, one made under
+    ``torch.inference_mode``. The values of such a tensor are compared with a copy; on a GPU that waits for the device,
+    so while a CUDA graph is captured, where nothing may wait, they are taken as they were.
+    """
+
+    def __init__(self, *tensors: Tensor | None) -> None:
+        self.tensors = [tensor for tensor in tensors if tensor is not None]
+        self._copies: dict[int, tuple[int, Tensor]] = {}
+
+    def counts(self) -> list[int]:
+        """The number of writes to each tensor; of an inference tensor, of changes found."""
+        return [
+            self._changes(i, tensor) if tensor.is_inference() else tensor._version
+            for i, tensor in enumerate(self.tensors)
+        ]
+
+    def _changes(self, i: int, tensor: Tensor) -> int:
+        count, copy = self._copies.get(i, (0, None))
+        if copy is not None and tensor.is_cuda and torch.cuda.is_current_stream_capturing():
+            return count
+        if copy is None or not torch.equal(copy, tensor):
+            # In one piece, so that another thread never finds the new values under the old count.
+            count, copy = self._copies[i] = count + 1, tensor.clone()
+        return count
