@@ -5,6 +5,10 @@ uses stock PyTorch only, and differentiates through autograd. It is written a la
 convolution reads the input sequence and never the hidden state, so all ``T`` steps go through it in one batch,
 and only the recurrence of the gates, which touches no edge, walks through time.
 
+The order in which PyTorch adds up a matrix product depends on the number of threads and on the number of rows, so the
+twin is bitwise equal over runs with one thread count, but neither over thread counts nor between a batch and its parts.
+The native CPU operators are.
+
 Letters: ``N`` nodes, ``S`` nodes of the template graph, ``B = N / S`` copies of it, ``T`` time steps, ``F`` input
 channels, ``H`` hidden channels, ``E`` entries of the compressed sparse rows (CSR), ``M = B * T`` instances.
 """
