@@ -5,7 +5,9 @@ from __future__ import annotations
 import os
 import platform
 import sys
+import sysconfig
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -22,7 +24,7 @@ class Info:
         version: of hiermt.
         python: version and platform.
         torch: version, the CUDA it was built for, threads.
-        native: path of the binary and what it says about itself; empty without one.
+        native: path of the binary, the Python that loads it, and what it says about itself; empty without one.
         runs: who computes on each kind of device, in words.
         left_out: what is missing and why.
         environment: the variables that hiermt reads and that are set.
@@ -43,7 +45,7 @@ _VARIABLES = ("HIERMT_BACKEND", "HIERMT_CPU_ISA")
 def collect() -> Info:
     """Gathers the facts; initialises no GPU beyond asking for its name."""
     status = _extension.native_status()
-    native = {"path": status.path, **status.build} if status.available else {}
+    native = {"path": status.path, "python_abi": _python_abi(status.path), **status.build} if status.available else {}
     left_out = [] if status.available else [f"native operators: {status.reason}; to fix: {status.fix}"]
     for kind in ("cpu", "cuda"):
         why = _extension.why_not_native(kind)
@@ -71,11 +73,11 @@ def format(info: Info) -> str:
         lines += [
             f"  native   {native['path']}",
             f"           built against torch {native['torch']} (runs on {native['abi_target']} or newer), "
-            f"{native['compiler']}",
+            f"for Python {native['python_abi']}, {native['compiler']}",
             f"           CPU kernels for {', '.join(native['cpu_isas'])}; {cuda or 'no CUDA kernels'}",
         ]
     else:
-        lines.append("  native   not available")
+        lines.append(f"  native   not available; this Python loads {_expected()}")
     lines += [f"  {device:8} {who}" for device, who in info.runs.items()]
     lines += [f"  missing  {what}" for what in info.left_out]
     lines += [f"  env      {name}={value}" for name, value in info.environment.items()]
@@ -86,6 +88,16 @@ def main() -> int:
     """Prints the facts; the exit status is 0 also when something is missing."""
     sys.stdout.write(format(collect()) + "\n")
     return 0
+
+
+def _expected() -> str:
+    """Name of the binary that this Python looks for."""
+    return f"_C{sysconfig.get_config_var('EXT_SUFFIX')}"
+
+
+def _python_abi(path: str | None) -> str:
+    """``cpython-311-x86_64-linux-gnu``, say: the part of a binary's name that tells which Python loads it."""
+    return Path(path or "").name.removeprefix("_C.").partition(".")[0]
 
 
 def _torch_cuda() -> str:

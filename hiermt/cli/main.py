@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import io
 import os
 import sys
@@ -44,24 +45,41 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         with warnings.catch_warnings():
             warnings.showwarning = _show_warning
-            return int(args.run(args) or 0)
+            code = int(args.run(args) or 0)
+            # Here, where a full disk behind it can still be told.
+            sys.stdout.flush()
+            return code
     except KeyboardInterrupt:
         print("\ninterrupted", file=sys.stderr)
         return INTERRUPTED
     except BrokenPipeError:
         # The reader of a pipe, such as head, has gone: no error of ours.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _drop_output()
         return 0
-    except (ValueError, OSError, ImportError, TypeError, RuntimeError) as error:
+    except (ValueError, OSError, ImportError, TypeError, RuntimeError, MemoryError) as error:
         if os.environ.get("HIERMT_DEBUG"):
             raise
+        if isinstance(error, OSError) and error.filename is None:
+            # What is left in its buffer would fail once more, with a traceback, when the process ends.
+            _drop_output()
         print(f"error: {_one_line(error)}", file=sys.stderr)
         return USER_ERROR
 
 
+def _drop_output() -> None:
+    try:
+        sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
 def _one_line(error: BaseException) -> str:
+    if isinstance(error, MemoryError):
+        return f"out of memory{f' ({error})' if str(error) else ''}; use a smaller --batch-size or fewer stocks or days"
     if isinstance(error, OSError) and error.strerror and error.filename:
         return f"{error.filename}: {error.strerror}"
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO):
+        return f"the output cannot be written: {error.strerror}"
     return " ".join(str(error).split()) or type(error).__name__
 
 
