@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -17,6 +18,13 @@ from hiermt.gather import Windows
 from hiermt.graph import Graph, as_graph
 
 LAYOUTS = ("NTF", "NFT")
+
+
+class _Assumed(str):
+    """A default that its user did not choose; told from the same string by identity."""
+
+
+_NTF = _Assumed("NTF")
 
 
 class TGCNCell(nn.Module):
@@ -149,12 +157,16 @@ class TGCN(FeatureNames, Pretrained, nn.Module):
         edge_dim (int, optional): 1, or ``None`` for GATv2 without edge weights. (default: ``1``)
         conv_activation (str): leaky_relu ``"between"`` the convolutions or ``"after"`` each.
             (default: ``"between"``)
-        layout (str): order of x: ``"NTF"`` or ``"NFT"``. (default: ``"NTF"``)
+        layout (str): order of x: ``"NTF"`` or ``"NFT"``. Without it, an x that fits both warns once.
+            (default: ``"NTF"``)
         feature_names (sequence of str, optional): names of the features, in order, such as those of a
             :class:`hiermt.data.FeatureTable`. They are saved with the model, and data whose names differ are refused.
             (default: ``None``, any features)
         backend (str): who computes: ``"auto"``, ``"native"`` or ``"reference"``. (default: ``"auto"``)
     """
+
+    # Whether the order of x is a default; models pickled before this was kept do not have it.
+    layout_assumed = False
 
     def __init__(
         self,
@@ -168,7 +180,7 @@ class TGCN(FeatureNames, Pretrained, nn.Module):
         conv_layers: int = 2,
         edge_dim: int | None = 1,
         conv_activation: str = "between",
-        layout: str = "NTF",
+        layout: str = _NTF,
         feature_names: Sequence[str] | None = None,
         backend: str = "auto",
     ) -> None:
@@ -179,7 +191,8 @@ class TGCN(FeatureNames, Pretrained, nn.Module):
         if output_activation is not None and not isinstance(output_activation, nn.Module):
             raise TypeError(f"output_activation: expected a Module such as nn.Sigmoid(), got {output_activation!r}")
         self.in_channels, self.out_channels, self.hidden_size = in_channels, out_channels, hidden_size
-        self.layout = layout
+        self.layout_assumed = layout is _NTF
+        self.layout = layout = str(layout)
         self._backend = backend
         self.config: dict[str, Any] = {
             "in_channels": in_channels,
@@ -309,7 +322,20 @@ class TGCN(FeatureNames, Pretrained, nn.Module):
                 swapped = LAYOUTS[self.layout == "NTF"]
                 message += f"; this looks like layout='{swapped}': build the model with it, or pass x.transpose(-1, -2)"
             raise ValueError(message)
+        # A compiler would specialise on whether both sizes agree.
+        if self.layout_assumed and not torch.compiler.is_compiling() and other == found > 1:
+            self._warn_of_layout(x, letters)
         return x if self.layout == "NTF" else x.transpose(-1, -2)
+
+    def _warn_of_layout(self, x: Tensor, letters: str) -> None:
+        self.layout_assumed = False
+        swapped = LAYOUTS[self.layout == "NTF"]
+        warnings.warn(
+            f"x: {list(x.shape)} fits both layouts and is read as [..., {letters}], as nothing else was said; build "
+            f"the model with layout={self.layout!r} to confirm it, or with layout={swapped!r} if x is the other way "
+            "round",
+            stacklevel=2,
+        )
 
 
 class TGCN_HierarchicalMT(FeatureNames, Pretrained, nn.Module):
@@ -324,7 +350,8 @@ class TGCN_HierarchicalMT(FeatureNames, Pretrained, nn.Module):
         edge_dim (int, optional): 1, or ``None`` for GATv2 without edge weights. (default: ``1``)
         conv_activation (str): leaky_relu ``"between"`` the convolutions or ``"after"`` each.
             (default: ``"between"``)
-        layout (str): order of x: ``"NTF"`` or ``"NFT"``. (default: ``"NTF"``)
+        layout (str): order of x: ``"NTF"`` or ``"NFT"``. Without it, an x that fits both warns once.
+            (default: ``"NTF"``)
         feature_names (sequence of str, optional): names of the features, in order, such as those of a
             :class:`hiermt.data.FeatureTable`. They are saved with the model, and data whose names differ are refused.
             (default: ``None``, any features)
@@ -341,7 +368,7 @@ class TGCN_HierarchicalMT(FeatureNames, Pretrained, nn.Module):
         conv_layers: int = 2,
         edge_dim: int | None = 1,
         conv_activation: str = "between",
-        layout: str = "NTF",
+        layout: str = _NTF,
         feature_names: Sequence[str] | None = None,
         backend: str = "auto",
     ) -> None:

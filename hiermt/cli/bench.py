@@ -44,7 +44,7 @@ def run(args: argparse.Namespace) -> int:
     if args.threads is not None:
         torch.set_num_threads(args.threads)
     torch.manual_seed(0)
-    model = TGCN_HierarchicalMT(len(FEATURES), backend=args.backend).to(device)
+    model = TGCN_HierarchicalMT(len(FEATURES), layout="NTF", backend=args.backend).to(device)
     data = synthetic(device)
     where = (
         f"{device}, {torch.get_num_threads()} threads" if device.type == "cpu" else torch.cuda.get_device_name(device)

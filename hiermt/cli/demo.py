@@ -57,7 +57,9 @@ def run(args: argparse.Namespace) -> int:
     print(*options.describe_split(experiment.split, table.dates), sep="\n")
 
     torch.manual_seed(settings.seed)
-    model = TGCN_HierarchicalMT(len(table.names), feature_names=table.names, backend=args.backend).to(device)
+    model = TGCN_HierarchicalMT(len(table.names), layout="NTF", feature_names=table.names, backend=args.backend).to(
+        device
+    )
     batch = next(iter(experiment.loader(experiment.split.train, shuffle=True)))
     print(f"\nSpeed, {speed.backend_of(model, device)}, {torch.get_num_threads()} threads, on one batch of")
     print(f"{batch.x.size(0)} windows x {batch.x.size(1)} stocks x {batch.x.size(2)} days:")

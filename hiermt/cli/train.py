@@ -50,6 +50,7 @@ def run(args: argparse.Namespace) -> int:
         args.hidden,
         args.layers,
         use_gat=not args.gcn,
+        layout="NTF",
         feature_names=table.names,
         backend=args.backend,
     ).to(device)
