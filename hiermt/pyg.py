@@ -71,7 +71,7 @@ class Backbone(nn.Module):
         self.cells = nn.ModuleList(
             Cell(in_channels if i == 0 else hidden_size, hidden_size, **conv) for i in range(layers_nb)
         )
-        self.out = nn.Sequential(nn.Linear(hidden_size, out_channels))
+        self.out = nn.Sequential(nn.Linear(hidden_size, out_channels), nn.Identity())
 
     def forward(self, x: Tensor, edge_index: Tensor, edge_weight: Tensor | None = None) -> Tensor:
         states = [x.new_zeros(x.size(0), self.hidden_size) for _ in self.cells]

@@ -62,10 +62,10 @@ def write_artefacts(
     """
     files = [folder / name for name in FILES]
     with replacing_all(files) as (weights, config, metrics, predictions, curves, confusion):
-        state, description = model.content()
-        write_tensors(weights, state)
-        description["data"] = {**experiment.describe(), "weights_sha256": fingerprint(weights)}
-        config.write_text(to_json(description), encoding="utf-8")
+        content = model.content()
+        write_tensors(weights, content.state, content.metadata)
+        description = {**experiment.describe(), "weights_sha256": fingerprint(weights)}
+        config.write_text(to_json({**content.config, "data": description}), encoding="utf-8")
         metrics.write_text(to_json({"test": scores, "losses": experiment.losses, **facts}), encoding="utf-8")
         _write_rows(predictions, _test_rows(experiment, decisions), (*HEADER, "actual", "return"))
         with open(curves, "wb") as picture:
