@@ -64,8 +64,9 @@ class Pretrained:
         """
         folder = Path(folder)
         content = self.content()
-        # The weights are renamed first: should the config fail, they are put back.
-        with _put_back(folder / WEIGHTS), replacing_all([folder / WEIGHTS, folder / CONFIG]) as (weights, config):
+        files = [folder / WEIGHTS, folder / CONFIG]
+        # Between the two renames, and after them, an interruption must not leave one new file and one old.
+        with _put_back(*files), replacing_all(files) as (weights, config):
             write_tensors(weights, content.state, content.metadata)
             config.write_text(to_json(content.config), encoding="utf-8")
 
@@ -230,25 +231,27 @@ def _safetensors() -> tuple[Any, Any]:
 
 
 @contextlib.contextmanager
-def _put_back(path: Path) -> Iterator[None]:
-    """Leaves the file at `path` as it was if the block raises, however far it came."""
-    path = path.resolve()
+def _put_back(*paths: Path) -> Iterator[None]:
+    """Leaves the files at `paths` as they were if the block raises, however far it came."""
+    targets = [path.resolve() for path in paths]
     with contextlib.ExitStack() as stack:
-        kept, was_there = None, path.exists()
-        if path.is_file():
-            aside = Path(stack.enter_context(tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.")))
-            kept = aside / path.name
-            try:
-                os.link(path, kept)
-            except OSError:  # a file system without links
-                shutil.copy2(path, kept)
+        kept: dict[Path, Path] = {}
+        new = [target for target in targets if not target.exists()]
+        for target in targets:
+            if target.is_file():
+                aside = tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}.")
+                kept[target] = Path(stack.enter_context(aside)) / target.name
+                try:
+                    os.link(target, kept[target])
+                except OSError:  # a file system without links
+                    shutil.copy2(target, kept[target])
         try:
             yield
         except BaseException:
-            if kept is not None:
-                os.replace(kept, path)
-            elif not was_there:
-                path.unlink(missing_ok=True)
+            for target, copy in kept.items():
+                os.replace(copy, target)
+            for target in new:
+                target.unlink(missing_ok=True)
             raise
 
 
