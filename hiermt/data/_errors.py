@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import sys
+import warnings
+from pathlib import Path
 from typing import Any
 
 _EXTRAS = {
@@ -15,6 +18,7 @@ _EXTRAS = {
     "torch_geometric": "pip install 'hiermt[pyg]'",
     "skfolio": "pip install --no-deps skfolio",
 }
+_HERE = str(Path(__file__).parent)
 
 
 class DataError(ValueError):
@@ -23,6 +27,15 @@ class DataError(ValueError):
 
 class DataWarning(UserWarning):
     """Data that was repaired, or features that had to be left out."""
+
+
+def warn(message: str) -> None:
+    """Warns of a repair; the warning points at the line outside of this package that asked for the data."""
+    level = 1
+    frame = sys._getframe(0)
+    while frame.f_back is not None and frame.f_code.co_filename.startswith(_HERE):
+        frame, level = frame.f_back, level + 1
+    warnings.warn(message, DataWarning, stacklevel=level)
 
 
 def need(module: str, purpose: str) -> Any:
@@ -35,3 +48,10 @@ def need(module: str, purpose: str) -> Any:
         package = module.partition(".")[0]
         raise ImportError(f"{purpose} needs {package}, which is not installed; run: {_EXTRAS[package]}")
     return importlib.import_module(module)
+
+
+def some(names: Any) -> str:
+    """A few names of many, for a message."""
+    names = [str(name) for name in names]
+    shown = ", ".join(names[:6])
+    return shown if len(names) <= 6 else f"{shown} and {len(names) - 6} more"

@@ -1,0 +1,77 @@
+"""The days that cells of text name; what could be something else than a day is refused."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from datetime import date
+
+import numpy as np
+import numpy.typing as npt
+
+from hiermt.data._errors import DataError
+
+DayArray = npt.NDArray[np.datetime64]
+
+FIRST_YEAR, LAST_YEAR = 1800, 2199
+_TIME = r"(?:[T ]\s*\d{1,2}:?\d{2}.*)?$"
+_YEAR_FIRST = re.compile(r"^(\d{4})([-/.])(\d{1,2})\2(\d{1,2})" + _TIME)
+_COMPACT = re.compile(r"^(\d{4})()(\d{2})(\d{2})(?:\.0)?" + _TIME)
+_YEAR_LAST = re.compile(r"^(\d{1,2})([-/.])(\d{1,2})\2(\d{4})" + _TIME)
+_LOOKS_LIKE = (
+    (r"\d{4}(\.0)?", "a year"),
+    (r"\d{5}(\.\d*)?", "the serial number of a day in a spreadsheet"),
+    (r"\d{4}[-/. ]?\d{1,2}(\.0)?|\d{1,2}[-/.]\d{4}", "a month"),
+    (r"\d{4}[-/. ]?Q[1-4]|Q[1-4][-/. ]?\d{4}", "a quarter"),
+    (r"\d{4}-?W\d{1,2}", "a week"),
+    (r"\d{9,10}(\.\d*)?", "seconds since 1970"),
+    (r"\d{12,13}(\.\d*)?", "milliseconds since 1970"),
+    (r"\d{15,16}(\.\d*)?", "microseconds since 1970"),
+    (r"\d{18,19}(\.\d*)?", "nanoseconds since 1970"),
+)
+
+
+def parse_days(cells: Sequence[str], where: str) -> DayArray:
+    """The day of each cell, NaT where there is none.
+
+    Understood are ``2024-01-31``, ``2024/1/31``, ``2024.1.31``, ``20240131``, and, where it is clear from all cells
+    together which comes first, ``31.1.2024`` and ``1/31/2024``; a time of day behind is dropped.
+
+    Args:
+        cells (sequence of str): distinct cells of one column.
+        where (str): what to call the column in a message.
+
+    Raises:
+        DataError: all could be month/day as well as day/month.
+    """
+    cells = [cell.strip() for cell in cells]
+    days = [_day(_YEAR_FIRST.match(cell) or _COMPACT.match(cell), (1, 3, 4)) for cell in cells]
+    if not any(days):
+        matches = [_YEAR_LAST.match(cell) for cell in cells]
+        month_first = [_day(match, (4, 1, 3)) for match in matches]
+        day_first = [_day(match, (4, 3, 1)) for match in matches]
+        if all(month_first) and all(day_first) and month_first != day_first:
+            raise DataError(
+                f"{where}: {cells[0]!r} and all other dates could be month/day or day/month; write dates like "
+                "2024-01-31"
+            )
+        days = month_first if all(month_first) else day_first if all(day_first) else days
+    return np.array([np.datetime64(day or "NaT", "D") for day in days], dtype="datetime64[D]")
+
+
+def looks_like(cell: str) -> str:
+    """What a cell that is not a day may be, as the middle of a sentence; empty if that is open."""
+    found = next((what for form, what in _LOOKS_LIKE if re.fullmatch(form, cell.strip(), re.IGNORECASE)), None)
+    return "" if found is None else f" but looks like {found}"
+
+
+def _day(match: re.Match[str] | None, groups: tuple[int, int, int]) -> date | None:
+    if match is None:
+        return None
+    year, month, day = (int(match.group(group)) for group in groups)
+    if not FIRST_YEAR <= year <= LAST_YEAR:
+        return None
+    try:
+        return date(year, month, day)
+    except ValueError:
+        return None

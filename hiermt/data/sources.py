@@ -1,0 +1,249 @@
+"""Files and DataFrames as one flat frame: a level of columns, with the day and the symbol among them."""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import io
+import itertools
+import warnings
+import zlib
+from pathlib import Path
+from typing import Any
+
+from hiermt.data._errors import DataError, need, some
+from hiermt.data.names import DATE_NAMES, SYMBOL_NAMES, clean, is_bar_field, is_close, is_unnamed, key
+
+_EMPTY_CELLS = ["", "NA", "N/A", "NaN", "nan", "null", "NULL", "None"]
+# Far beyond the stocks of any market; pandas would work on more for minutes.
+_MOST_COLUMNS = 50_000
+_DELIMITERS = ",;\t|"
+_LEVEL_NAMES = (
+    "",
+    "price",
+    "prices",
+    "attribute",
+    "attributes",
+    "field",
+    "fields",
+    *SYMBOL_NAMES,
+    "symbols",
+    "tickers",
+)
+
+
+def from_csv(path: Path) -> Any:
+    """The rows of a CSV; the index counts lines from the second of the file, whose first is the header.
+
+    Raises:
+        DataError: it is not UTF-8 text, not a table, or damaged.
+    """
+    pandas = need("pandas", "reading prices")
+    try:
+        text = _text(path)
+        frame = _parse(text, path.name)
+    except DataError:
+        raise
+    except pandas.errors.EmptyDataError as error:
+        raise DataError(f"{path.name} holds no rows; expected prices") from error
+    except MemoryError as error:
+        raise DataError(f"{path.name} is no readable CSV: it does not fit into memory") from error
+    except (
+        pandas.errors.ParserError,
+        pandas.errors.ParserWarning,
+        UnicodeDecodeError,
+        EOFError,
+        OSError,
+        OverflowError,
+        csv.Error,
+        zlib.error,
+    ) as error:
+        reason = _first_line(error)
+        if isinstance(error, pandas.errors.ParserWarning):
+            reason = "its rows have more cells than the header, perhaps from commas inside of numbers"
+        raise DataError(
+            f"{path.name} is no readable CSV: {reason}; expected UTF-8 text with one header line and the same number "
+            "of cells in each line"
+        ) from error
+    return frame
+
+
+def from_parquet(path: Path) -> Any:
+    """The rows of a Parquet file.
+
+    Raises:
+        DataError: it is damaged.
+    """
+    pandas = need("pandas", "reading prices")
+    need("pyarrow", "reading Parquet")
+    try:
+        frame = pandas.read_parquet(path)
+    except ImportError:
+        raise
+    except Exception as error:  # pyarrow raises many kinds, all of which mean a bad file
+        raise DataError(f"{path.name} is no readable Parquet file: {_first_line(error)}") from error
+    return flat(frame, path.name)
+
+
+def flat(frame: Any, source: str) -> Any:
+    """A DataFrame with one level of columns with clean names, its named index among them, and rows numbered from 0.
+
+    Raises:
+        DataError: it has more than two levels of columns, or two that are not field and symbol.
+    """
+    pandas = need("pandas", "reading prices")
+    if frame.columns.nlevels == 1 and len(frame.columns) and all(isinstance(c, tuple) for c in frame.columns):
+        frame = frame.set_axis(pandas.MultiIndex.from_tuples(list(frame.columns)), axis=1)
+    dates = isinstance(frame.index, pandas.DatetimeIndex) and frame.index.name not in frame.columns
+    if dates and key(str(frame.index.name)) not in {key(name) for name in DATE_NAMES}:
+        frame = frame.rename_axis(index="Date")
+    names = list(frame.index.names)
+    if any(name is not None for name in names):
+        twice = next((name for name in names if frame.columns.nlevels == 1 and name in frame.columns), None)
+        if twice is not None:
+            raise DataError(f"{source}: '{twice}' is there twice, as a column and in the index; remove one")
+        frame = frame.reset_index()
+    else:
+        frame = frame.reset_index(drop=True)
+    if frame.columns.nlevels > 1:
+        frame = _unstacked(frame, source)
+    return frame.set_axis(_unique(frame.columns), axis=1)
+
+
+def _text(path: Path) -> str:
+    raw = gzip.decompress(path.read_bytes()) if path.suffix.lower() == ".gz" else path.read_bytes()
+    if b"\0" in raw:
+        raise DataError(f"{path.name} is no readable CSV: it holds zero bytes; expected UTF-8 text")
+    return raw.decode("utf-8-sig")
+
+
+def _parse(text: str, source: str) -> Any:
+    pandas = need("pandas", "reading prices")
+    file = io.StringIO(text, newline=None)
+    line = file.readline()
+    if not line.strip():
+        raise DataError(f"{source}: line 1 is empty; expected a header with the names of the columns")
+    delimiter = max(_DELIMITERS, key=line.count)
+    file.seek(0)
+    head = list(itertools.islice(csv.reader(file, delimiter=delimiter), 3))
+    if "".join(head[0]).count("\n"):
+        raise DataError(f"{source}: line 1 opens a quote that it does not close; expected a header of one line")
+    if len(head[0]) > _MOST_COLUMNS:
+        raise DataError(f"{source}: line 1 names {len(head[0]):,} columns; expected at most {_MOST_COLUMNS:,}")
+    levels = _levels(head)
+    first = head[0] if levels is None else levels[0]
+    columns = _unique(first)
+    # An empty cell is a missing number, but a symbol may be called NA or NAN; days are read as they are written.
+    symbols = [str(i) for i, name in enumerate(columns) if key(name) in SYMBOL_NAMES]
+    texts = [*symbols, *(str(i) for i, name in enumerate(columns) if key(name) in DATE_NAMES)]
+    numbered = [str(i) for i in range(len(columns))]
+    skipped = 1 if levels is None else levels[1]
+    file.seek(0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", pandas.errors.ParserWarning)
+        frame = pandas.read_csv(
+            file,
+            sep=delimiter,
+            header=None,
+            skiprows=skipped,
+            names=numbered,
+            index_col=False,
+            dtype=dict.fromkeys(texts, str),
+            keep_default_na=False,
+            na_values={name: _EMPTY_CELLS for name in numbered if name not in symbols},
+            skip_blank_lines=False,
+            low_memory=False,
+        )
+    frame.index += skipped - 1
+    blank = frame.isna()
+    for name in symbols:
+        blank[name] |= frame[name].str.strip() == ""
+    frame, blank = frame[~blank.all(axis=1)], blank.all(axis=0)
+    if levels is not None:
+        rows = [["Date", *head[0][1:]], ["", *head[1][1:]]]
+        return _unstacked(frame.set_axis(pandas.MultiIndex.from_arrays(rows), axis=1), source)
+    # A delimiter at the end of each line makes a column without name and cells.
+    kept = [i for i, name in enumerate(columns) if not (is_unnamed(name) and blank[str(i)])]
+    return frame[[str(i) for i in kept]].set_axis([columns[i] for i in kept], axis=1)
+
+
+def _unique(names: Any) -> list[str]:
+    """Clean names; a column without one is called as pandas calls it."""
+    return [clean(name) or f"Unnamed: {i}" for i, name in enumerate(names)]
+
+
+def _levels(head: list[list[str]]) -> tuple[list[str], int] | None:
+    """Names and number of the header lines of a table with two levels of columns; ``None`` if it has one.
+
+    pandas writes one line a level and, where the index has a name, one more for it::
+
+        Price,Close,Close,Open,Open
+        Ticker,AAPL,MSFT,AAPL,MSFT
+        Date,,,,
+    """
+    if len(head) < 2 or len(head[0]) < 2 or len(head[0]) != len(head[1]):
+        return None
+    first, second = ([clean(cell) for cell in row[1:]] for row in head[:2])
+    if not any(_is_level(fields) and all(others) for fields, others in ((first, second), (second, first))):
+        return None
+    third = [clean(cell) for cell in head[2]] if len(head) > 2 else [""]
+    if key(third[0]) in DATE_NAMES and not any(third[1:]):
+        return ["Date", *first], 3
+    named = all(key(row[0]) in _LEVEL_NAMES for row in head[:2])
+    return (["Date", *first], 2) if named and not any(_is_number(cell) for cell in (*first, *second)) else None
+
+
+def _is_level(names: list[str]) -> bool:
+    """Whether these are the fields of a table: all of them known, a close among them."""
+    return any(is_close(name) for name in names) and all(is_bar_field(name) for name in names)
+
+
+def _is_number(cell: str) -> bool:
+    try:
+        float(cell)
+    except ValueError:
+        return False
+    return True
+
+
+def _unstacked(frame: Any, source: str) -> Any:
+    """One row per symbol and day from columns of (field, symbol) or (symbol, field), as download tools make them."""
+    if frame.columns.nlevels != 2:
+        raise DataError(f"{source}: expected one or two levels of columns, got {frame.columns.nlevels}")
+    pairs = [tuple(clean(part) for part in column) for column in frame.columns]
+    dated = [i for i, (a, b) in enumerate(pairs) if key(a or b) in DATE_NAMES and is_unnamed(b if a else a)]
+    if not dated:
+        raise DataError(
+            f"{source}: two levels of columns, but no Date among {some(' '.join(pair).strip() for pair in pairs)}; "
+            "keep the days in the index, or in a column called 'Date'"
+        )
+    others = [i for i in range(len(pairs)) if i not in dated]
+    levels = [[pairs[i][level] for i in others] for level in (0, 1)]
+    found = [level for level in (0, 1) if _is_level(levels[level])] or [
+        level for level in (0, 1) if any(is_close(name) for name in levels[level])
+    ]
+    if len(found) != 1:
+        raise DataError(
+            f"{source}: two levels of columns, but {'both have' if found else 'none has'} 'Close' or 'Adj Close'; "
+            "expected (field, symbol)"
+        )
+    fields, symbols = levels[found[0]], levels[1 - found[0]]
+    if "" in symbols:
+        raise DataError(f"{source}: column '{fields[symbols.index('')]}' has no symbol; name its stock")
+    columns: dict[str, dict[str, int]] = {symbol: {} for symbol in symbols}
+    for field, symbol, i in zip(fields, symbols, others, strict=True):
+        if columns[symbol].setdefault(field, i) != i:
+            raise DataError(f"{source}: column ({field}, {symbol}) is there twice; remove one")
+    pandas = need("pandas", "reading prices")
+    dates = frame.iloc[:, dated[0]]
+    return pandas.concat(
+        pandas.DataFrame(
+            {**{field: frame.iloc[:, i] for field, i in own.items()}, "Date": dates, "Symbol": symbol},
+        )
+        for symbol, own in columns.items()
+    )
+
+
+def _first_line(error: BaseException) -> str:
+    text = str(error).strip()
+    return text.splitlines()[0].removeprefix("Error tokenizing data. C error: ") if text else type(error).__name__
