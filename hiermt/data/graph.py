@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -11,8 +12,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from hiermt._arguments import check_integer
 from hiermt.data._errors import DataError, DataWarning
-from hiermt.data.table import SYMBOL_NAMES, read_table
+from hiermt.data.table import SYMBOL_NAMES, check_file, read_table
 
 
 def correlation_graph(
@@ -25,7 +27,9 @@ def correlation_graph(
     """Joins stocks whose returns correlate by more than a threshold.
 
     The weight of a pair is its Pearson correlation, plus `sector_bonus` if both are of one sector, at most 1; the
-    pair becomes an edge if that exceeds `threshold`. A negative threshold lets negative weights in.
+    pair becomes an edge if that exceeds `threshold`. A negative threshold lets negative weights in. A stock whose price
+    stands still, or always moves by the same share, correlates with none. Without an edge the graph is empty, with a
+    warning, and can be used like any other.
 
     Args:
         returns (Tensor): returns on the training days; days of the test span would let the graph look ahead.
@@ -40,24 +44,29 @@ def correlation_graph(
 
     Raises:
         ValueError: `threshold` or `sector_bonus` is out of range, or `sectors` has another length.
-        DataError: fewer than two days, or a return that is not finite.
+        DataError: fewer than two days, or a return that is complex or not finite.
     """
     if not -1 <= threshold < 1:
         raise ValueError(f"threshold: expected a correlation in [-1, 1), got {threshold}")
-    if sector_bonus < 0:
-        raise ValueError(f"sector_bonus: expected 0 or more, got {sector_bonus}")
+    if not 0 <= sector_bonus < float("inf"):
+        raise ValueError(f"sector_bonus: expected a finite number of 0 or more, got {sector_bonus}")
     if returns.dim() != 2 or returns.size(1) < 2:
         raise DataError(f"returns: expected [stocks, days] with two days or more, got {list(returns.shape)}")
+    if returns.is_complex():
+        raise DataError("returns: expected real numbers, got complex ones")
     if not bool(torch.isfinite(returns).all()):
         raise DataError("returns: NaN or infinity among them; a correlation needs a price on every day")
     stocks = returns.size(0)
     if sectors is not None and len(sectors) != stocks:
         raise ValueError(f"sectors: expected one for each of {stocks} stocks, got {len(sectors)}")
-    centred = returns.double() - returns.double().mean(dim=1, keepdim=True)
+    # A correlation does not depend on the size of the returns, but squares of large or small ones leave float64.
+    size = returns.double().abs().amax(dim=1, keepdim=True)
+    returns = returns.double() / torch.where(size > 0, size, 1.0)
+    centred = returns - returns.mean(dim=1, keepdim=True)
     norm = centred.norm(dim=1, keepdim=True)
     # Rounding leaves a constant return with a tiny norm, whose correlation would be noise.
-    still = (norm <= 1e-12 * returns.double().norm(dim=1, keepdim=True)).squeeze(1)
-    weight = (centred / norm.clamp(min=torch.finfo(torch.float64).tiny)).clone()
+    still = (norm <= 1e-12 * returns.norm(dim=1, keepdim=True)).squeeze(1)
+    weight = centred / torch.where(norm > 0, norm, 1.0)
     weight[still] = 0
     weight = weight @ weight.t()
     weight = (weight + weight.t()) / 2
@@ -104,26 +113,30 @@ def read_sectors(source: Any) -> dict[str, str]:
 def graph_from_adjacency(adjacency: np.ndarray | Tensor) -> tuple[Tensor, Tensor]:
     """Edges of a weighted adjacency matrix; 0 means no edge, the diagonal is dropped.
 
+    Weights are judged as float32, in which they are returned: one that rounds to 0 there is no edge.
+
     Shapes:
         - **adjacency:** ``[S, S]``, symmetric
         - **edge_index:** ``[2, E]`` int64, sorted by source; **edge_weight:** ``[E]`` float32
 
     Raises:
-        DataError: the matrix is not square, not finite or not symmetric.
+        DataError: the matrix is not square, not finite or not symmetric, or a weight is too large for float32.
     """
-    matrix = adjacency if isinstance(adjacency, Tensor) else torch.from_numpy(np.ascontiguousarray(adjacency))
-    if matrix.dim() != 2 or matrix.size(0) != matrix.size(1):
-        raise DataError(f"adjacency: expected a square matrix [stocks, stocks], got {list(matrix.shape)}")
-    if matrix.is_complex():
+    given = adjacency if isinstance(adjacency, Tensor) else torch.from_numpy(np.ascontiguousarray(adjacency))
+    if given.dim() != 2 or given.size(0) != given.size(1):
+        raise DataError(f"adjacency: expected a square matrix [stocks, stocks], got {list(given.shape)}")
+    if given.is_complex():
         raise DataError("adjacency: expected real weights, got complex ones")
-    matrix = matrix.double()
+    matrix = given.float()
     if not bool(torch.isfinite(matrix).all()):
         row, column = (~torch.isfinite(matrix)).nonzero()[0].tolist()
-        raise DataError(
-            f"adjacency: row {row}, column {column} is {float(matrix[row, column])}; expected finite weights"
-        )
+        value = float(given[row, column])
+        wrong = ", too large for float32" if math.isfinite(value) else ""
+        raise DataError(f"adjacency: row {row}, column {column} is {value:g}{wrong}; expected finite weights")
+    matrix = matrix.double()
     if not torch.allclose(matrix, matrix.t(), rtol=1e-6, atol=1e-9):
-        row, column = ((matrix - matrix.t()).abs() > 1e-9).nonzero()[0].tolist()
+        off = ~torch.isclose(matrix, matrix.t(), rtol=1e-6, atol=1e-9)
+        row, column = off.nonzero()[0].tolist()
         raise DataError(
             f"adjacency: not symmetric, row {row}, column {column} is {float(matrix[row, column]):g} and the other way "
             f"{float(matrix[column, row]):g}; use (A + A.T) / 2"
@@ -133,9 +146,27 @@ def graph_from_adjacency(adjacency: np.ndarray | Tensor) -> tuple[Tensor, Tensor
 
 
 def to_adjacency(edge_index: Tensor, edge_weight: Tensor, num_nodes: int) -> np.ndarray:
-    """The dense matrix ``[S, S]`` float32 of a graph, as adjacency files hold it."""
-    matrix = np.zeros((num_nodes, num_nodes), dtype=np.float32)
-    matrix[edge_index[0].numpy(), edge_index[1].numpy()] = edge_weight.numpy()
+    """The dense matrix ``[S, S]`` float32 of a graph, as adjacency files hold it.
+
+    Raises:
+        TypeError: `num_nodes` is not an integer.
+        ValueError: `num_nodes` is negative.
+        IndexError: an edge names a node that is not there.
+        DataError: a weight is NaN, infinite, or too large for float32.
+    """
+    check_integer("num_nodes", num_nodes, 0)
+    if edge_index.numel() and not 0 <= int(edge_index.min()) <= int(edge_index.max()) < num_nodes:
+        raise IndexError(
+            f"edge_index: expected nodes in [0, {num_nodes}), got {int(edge_index.min())} to {int(edge_index.max())}"
+        )
+    weight = edge_weight.detach().cpu().reshape(-1)
+    wrong = ~torch.isfinite(weight.float())
+    if bool(wrong.any()):
+        edge = int(wrong.nonzero()[0])
+        raise DataError(f"edge_weight: edge {edge} is {float(weight[edge]):g}; expected weights that float32 holds")
+    matrix = np.zeros((int(num_nodes), int(num_nodes)), dtype=np.float32)
+    source, target = edge_index.detach().cpu().long().numpy()
+    matrix[source, target] = weight.float().numpy()
     return matrix
 
 
@@ -151,17 +182,23 @@ def read_adjacency(path: str | Path, num_nodes: int | None = None) -> tuple[Tens
 
     Raises:
         FileNotFoundError: there is no such file.
-        DataError: it is damaged, or not a square symmetric matrix of that size.
+        DataError: it is damaged, or not a square symmetric matrix of that size, or a weight is too large for float32.
+        TypeError: `num_nodes` is not an integer.
     """
+    if num_nodes is not None:
+        check_integer("num_nodes", num_nodes, 0)
     path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: there is no such file; give a .npy file with an adjacency matrix")
+    check_file(path, "a .npy file with an adjacency matrix")
     try:
-        matrix = np.load(path, allow_pickle=False)
-    except (ValueError, EOFError, OSError) as error:
-        raise DataError(f"{path.name} is no readable .npy file of numbers: {error}") from error
-    if not isinstance(matrix, np.ndarray) or matrix.dtype.kind not in "biuf":
-        raise DataError(f"{path.name}: expected one array of real numbers")
+        with open(path, "rb") as file:
+            matrix = np.lib.format.read_array(file, allow_pickle=False)
+    except MemoryError as error:
+        raise DataError(f"{path.name} is no readable .npy file of numbers: it does not fit into memory") from error
+    except Exception as error:  # the header is parsed as Python, so many kinds mean a bad file
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise DataError(f"{path.name} is no readable .npy file of numbers: {reason}") from error
+    if matrix.dtype.kind not in "biuf":
+        raise DataError(f"{path.name}: expected one array of real numbers, got {matrix.dtype}")
     if num_nodes is not None and matrix.shape != (num_nodes, num_nodes):
         raise DataError(
             f"{path.name}: expected [{num_nodes}, {num_nodes}], one row per stock of the table, got "

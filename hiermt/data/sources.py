@@ -18,17 +18,20 @@ _EMPTY_CELLS = ["", "NA", "N/A", "NaN", "nan", "null", "NULL", "None"]
 # Far beyond the stocks of any market; pandas would work on more for minutes.
 _MOST_COLUMNS = 50_000
 _DELIMITERS = ",;\t|"
-_LEVEL_NAMES = (
-    "",
-    "price",
-    "prices",
-    "attribute",
-    "attributes",
-    "field",
-    "fields",
-    *SYMBOL_NAMES,
-    "symbols",
-    "tickers",
+_LEVEL_NAMES = frozenset(
+    (
+        "",
+        "price",
+        "prices",
+        "attribute",
+        "attributes",
+        "field",
+        "fields",
+        "tickers",
+        "symbols",
+        *SYMBOL_NAMES,
+        *DATE_NAMES,
+    )
 )
 
 
