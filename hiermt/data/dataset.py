@@ -42,6 +42,8 @@ class WindowDataset:
     Raises:
         DataError: a shape does not fit, labels are not 0 or 1, or the series holds NaN or infinity.
         IndexError: an edge names a stock that is not there.
+        TypeError: `window` is not an integer.
+        ValueError: `window` is below 1.
     """
 
     series: Tensor
@@ -55,6 +57,7 @@ class WindowDataset:
 
     def __post_init__(self) -> None:
         windows(self.series, self.window)
+        object.__setattr__(self, "window", int(self.window))
         names = as_names(self.feature_names, self.series.size(-1))
         object.__setattr__(self, "feature_names", names)
         if not bool(torch.isfinite(self.series).all()):

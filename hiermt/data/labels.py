@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from hiermt._arguments import check_integer
 from hiermt.data._errors import DataError
 
 THRESHOLD = 0.0055
@@ -25,11 +26,12 @@ def next_returns(close: Tensor, horizon: int = 1) -> Tensor:
         - **returns:** ``[S, D - horizon]`` float64; the last days have no return yet
 
     Raises:
+        TypeError: `horizon` is not an integer.
         ValueError: `horizon` is below 1.
         DataError: there are not more days than `horizon`.
     """
-    if horizon < 1:
-        raise ValueError(f"horizon: expected 1 day or more, got {horizon}")
+    check_integer("horizon", horizon, 1)
+    horizon = int(horizon)
     if close.dim() != 2 or close.size(1) <= horizon:
         raise DataError(f"close: expected [stocks, days] with more than {horizon} days, got {list(close.shape)}")
     close = close.double()
@@ -48,10 +50,10 @@ def hierarchical_labels(returns: Tensor, threshold: float = THRESHOLD) -> tuple[
         - **signal_labels**, **direction_labels:** the same, int64
 
     Raises:
-        ValueError: `threshold` is negative.
+        ValueError: `threshold` is negative or NaN.
         DataError: a return is NaN or infinite.
     """
-    if threshold < 0:
+    if not threshold >= 0:
         raise ValueError(f"threshold: expected 0 or more, got {threshold}")
     if not bool(torch.isfinite(returns).all()):
         raise DataError("returns: NaN or infinity among them; labels need a price on both days")

@@ -107,7 +107,7 @@ class WindowLoader:
 
     Raises:
         DataError: a start day has no window, or there is no window at all.
-        TypeError: a start day, or `batch_size`, is no integer.
+        TypeError: a start day, `batch_size` or `seed` is not an integer.
         ValueError: `batch_size` is below 1, or both `shuffle` and `sampler` are given.
     """
 
@@ -124,10 +124,11 @@ class WindowLoader:
         device: torch.device | str | None = None,
     ) -> None:
         self.dataset = dataset if device is None else dataset.to(device)
-        self.batch_size, self.shuffle, self.drop_last = batch_size, shuffle, drop_last
+        check_integer("batch_size", batch_size, 1)
+        check_integer("seed", seed, -(2**63))
+        self.batch_size, self.shuffle, self.drop_last = int(batch_size), shuffle, drop_last
         self.starts = _starts(dataset, starts)
         self.sampler, self.epoch = sampler, 0
-        check_integer("batch_size", batch_size, 1)
         if shuffle and sampler is not None:
             raise ValueError("shuffle, sampler: the sampler decides on the order; give one of the two")
         graphs = dataset.graphs
@@ -142,7 +143,7 @@ class WindowLoader:
         # Without a label for every window asked for, the batches carry none.
         last = int(self.starts.max())
         self.labelled = last < dataset.num_labelled
-        self.generator = torch.Generator(device="cpu").manual_seed(seed)
+        self.generator = torch.Generator(device="cpu").manual_seed(int(seed))
         device = self.dataset.series.device
         self._on_device = self.starts.to(device), self._block.to(device)
         self._reach = self._reaches()
@@ -325,12 +326,16 @@ def pyg_loader(
 
     Raises:
         ImportError: PyG is not installed; the message gives the command.
+        TypeError: a start day, `batch_size` or `seed` is not an integer.
+        ValueError: `batch_size` is below 1.
     """
+    check_integer("batch_size", batch_size, 1)
+    check_integer("seed", seed, -(2**63))
     loader = need("torch_geometric.loader", "pyg_loader").DataLoader
     items = PygDataset(dataset, starts)
     if shuffle:
         options["sampler"] = _Order(len(items), seed)
-    return loader(items, batch_size=batch_size, **options)
+    return loader(items, batch_size=int(batch_size), **options)
 
 
 class _Order(torch.utils.data.Sampler[int]):
@@ -338,7 +343,7 @@ class _Order(torch.utils.data.Sampler[int]):
 
     def __init__(self, size: int, seed: int) -> None:
         self.size = size
-        self.generator = torch.Generator(device="cpu").manual_seed(seed)
+        self.generator = torch.Generator(device="cpu").manual_seed(int(seed))
 
     def __len__(self) -> int:
         return self.size

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from hiermt._arguments import check_integer
 from hiermt.data._errors import DataError
 
 
@@ -54,15 +55,21 @@ def time_split(
         gap (int, optional): start days left out. (default: ``window + horizon - 1``, the least that separates)
 
     Raises:
-        ValueError: a share is not in ``[0, 1)`` or they leave nothing, or `gap` is too small to separate.
+        TypeError: `num_days`, `window`, `horizon` or `gap` is not an integer.
+        ValueError: `window` or `horizon` is below 1, a share is not in ``[0, 1)`` or they leave nothing, or `gap` is too
+            small to separate.
         DataError: the history is too short.
     """
-    if window < 1 or horizon < 1:
-        raise ValueError(f"window, horizon: expected 1 day or more, got {window} and {horizon}")
+    check_integer("num_days", num_days, 0)
+    check_integer("window", window, 1)
+    check_integer("horizon", horizon, 1)
+    if gap is not None:
+        check_integer("gap", gap, 0)
+    num_days, window, horizon = int(num_days), int(window), int(horizon)
     if not (0 <= validation < 1 and 0 < test < 1 and validation + test < 1):
         raise ValueError(f"validation, test: expected shares that leave some for training, got {validation} and {test}")
     least = window + horizon - 1
-    gap = least if gap is None else gap
+    gap = least if gap is None else int(gap)
     if gap < least:
         raise ValueError(f"gap: expected {least} days or more (window + horizon - 1), got {gap}: parts would overlap")
     labelled = num_days - window - horizon + 1

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from hiermt._arguments import check_integer
 from hiermt.data._errors import DataError
 
 
@@ -21,18 +22,25 @@ def windows(series: Tensor, length: int) -> Tensor:
         - **returns:** ``[W, S, T, F]`` with ``W = D - T + 1``, a view
 
     Raises:
+        TypeError: `length` is not an integer.
         ValueError: `length` is below 1.
         DataError: there are fewer days than `length`.
     """
-    if length < 1:
-        raise ValueError(f"window: expected 1 day or more, got {length}")
+    check_integer("window", length, 1)
     if series.dim() != 3:
         raise DataError(f"series: expected [stocks, days, features], got {list(series.shape)}")
     if series.size(1) < length:
         raise DataError(f"{series.size(1)} days, but a window has {length}; give a longer history or a shorter window")
-    return series.unfold(1, length, 1).permute(1, 0, 3, 2)
+    return series.unfold(1, int(length), 1).permute(1, 0, 3, 2)
 
 
 def num_windows(num_days: int, length: int) -> int:
-    """How many windows of `length` days fit into `num_days`."""
-    return max(num_days - length + 1, 0)
+    """How many windows of `length` days fit into `num_days`.
+
+    Raises:
+        TypeError: one of the two is not an integer.
+        ValueError: `num_days` is negative or `length` below 1.
+    """
+    check_integer("num_days", num_days, 0)
+    check_integer("window", length, 1)
+    return max(int(num_days) - int(length) + 1, 0)
