@@ -177,7 +177,7 @@ def read_config(folder: Path) -> dict[str, Any]:
         raise ValueError(f"{path}: has {path.stat().st_size} bytes, expected {_LONGEST_CONFIG} or less")
     try:
         config = parse_json(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path}: not valid JSON ({error})") from None
     if not isinstance(config, dict):
         raise ValueError(f"{path}: expected a JSON object, got {type(config).__name__}")

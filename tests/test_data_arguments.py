@@ -86,7 +86,7 @@ class TestNoEdges:
         np.testing.assert_array_equal(to_adjacency(edges, weights, 4), np.zeros((4, 4)))
         data = dataset(edges=edges, weights=weights)
         for batch in WindowLoader(data, batch_size=18):
-            assert batch.x.shape == (18, 4, 5, 3)
+            assert batch.x.shape == (batch.starts.numel(), 4, 5, 3)
             assert batch.graph.edge_index.shape == (2, 0)
 
     def test_prices_that_stand_still(self):

@@ -11,9 +11,11 @@ import torch
 from torch import Tensor
 
 from hiermt import data
+from hiermt._arguments import check_integer
 from hiermt._feature_names import as_names, check_same
 from hiermt.checkpoint import WEIGHTS, read_config
 from hiermt.data import DataError, FeatureTable, Scale, Split, WindowDataset, WindowLoader
+from hiermt.graph import as_graph
 from hiermt.nn import TGCN_HierarchicalMT
 from hiermt.rolling import Decisions, predict_rolling
 from hiermt.training import adam, train_hierarchical
@@ -220,33 +222,68 @@ class Trained:
         if described.get("weights_sha256") != fingerprint(folder / WEIGHTS):
             raise DataError(f"{folder}: {WEIGHTS} and config.json are of different trainings; train again")
         try:
-            graph, scale = described["graph"], described["scale"]
-            weight = graph["weight"]
-            # A folder from before models had names says here alone what they are.
-            features = as_names(tuple(described["features"]), model.tgcn_backbone.in_channels) or ()
-            check_same(f"{folder}: 'features' in config.json", features, model.feature_names)
-            return cls(
-                model=model,
-                symbols=tuple(described["symbols"]),
-                features=features,
-                window=int(described["window"]),
-                horizon=int(described["horizon"]),
-                threshold=float(described["threshold"]),
-                confidence=float(described["confidence"]),
-                scale=Scale(_vector(scale["mean"]), _vector(scale["deviation"]), features),
-                edge_index=torch.tensor([graph["source"], graph["target"]], dtype=torch.int64, device="cpu").reshape(
-                    2, -1
-                ),
-                edge_weight=None if weight is None else torch.tensor(weight, dtype=torch.float32, device="cpu"),
-            )
-        except (KeyError, TypeError) as error:
+            trained = _parsed(described, model)
+        except (KeyError, TypeError, ValueError, OverflowError, IndexError, RuntimeError) as error:
             raise DataError(f"{folder}: config.json is damaged near {error}; train again") from error
+        check_same(f"{folder}: 'features' in config.json", trained.features, model.feature_names)
+        return trained
 
     def dataset(self, table: FeatureTable, device: torch.device | str = "cpu") -> WindowDataset:
         """The windows of a table, scaled as in the training."""
         series = self.scale.apply(table.select(self.features).values)
         dataset = WindowDataset(series, self.edge_index, self.edge_weight, self.window, feature_names=self.features)
         return dataset.to(device)
+
+
+def _parsed(described: dict[str, Any], model: TGCN_HierarchicalMT) -> Trained:
+    """The part ``data`` of ``config.json``, checked as far as its own entries and the model tell.
+
+    Raises:
+        KeyError, TypeError, ValueError, OverflowError, IndexError, RuntimeError: something is missing or does not fit.
+    """
+    graph, scale, weight = described["graph"], described["scale"], described["graph"]["weight"]
+    symbols, channels = _strings("symbols", described["symbols"]), model.tgcn_backbone.in_channels
+    # A folder from before models had names says here alone what they are.
+    features = as_names(_strings("features", described["features"]), channels) or ()
+    for name in ("window", "horizon"):
+        check_integer(name, described[name], 1)
+    for name in ("threshold", "confidence"):
+        if not isinstance(described[name], (int, float)) or not 0 <= described[name] <= 1:
+            raise ValueError(f"{name}: expected a number from 0 to 1, got {described[name]!r}")
+    mean, deviation = _vector(scale["mean"]), _vector(scale["deviation"])
+    for name, count in (("mean", mean.numel()), ("deviation", deviation.numel())):
+        if count != channels:
+            raise ValueError(f"{name}: expected {channels}, as the model takes, got {count}")
+    if not (bool(mean.isfinite().all()) and bool(deviation.isfinite().all()) and bool((deviation > 0).all())):
+        raise ValueError("scale: expected finite means and deviations above 0")
+    for end in ("source", "target"):
+        for node in graph[end]:
+            check_integer(end, node, 0)
+    edges = torch.tensor([graph["source"], graph["target"]], dtype=torch.int64, device="cpu").reshape(2, -1)
+    weights = None if weight is None else torch.tensor(weight, dtype=torch.float32, device="cpu")
+    as_graph(edges, weights, len(symbols))
+    if weights is not None and not bool(weights.isfinite().all()):
+        raise ValueError("weight: expected finite weights of edges")
+    return Trained(
+        model=model,
+        symbols=symbols,
+        features=features,
+        window=described["window"],
+        horizon=described["horizon"],
+        threshold=float(described["threshold"]),
+        confidence=float(described["confidence"]),
+        scale=Scale(mean, deviation, features),
+        edge_index=edges,
+        edge_weight=weights,
+    )
+
+
+def _strings(name: str, values: Any) -> tuple[str, ...]:
+    if not isinstance(values, list) or not all(isinstance(value, str) for value in values):
+        raise TypeError(f"{name}: expected a list of strings, got {values!r}")
+    if len(set(values)) < len(values):
+        raise ValueError(f"{name}: expected different ones")
+    return tuple(values)
 
 
 def fingerprint(path: Path) -> str:

@@ -56,8 +56,8 @@ def time_split(
 
     Raises:
         TypeError: `num_days`, `window`, `horizon` or `gap` is not an integer.
-        ValueError: `window` or `horizon` is below 1, a share is not in ``[0, 1)`` or they leave nothing, or `gap` is too
-            small to separate.
+        ValueError: `window` or `horizon` is below 1, a share is not in ``[0, 1)`` or they leave nothing, or `gap` is
+            too small to separate.
         DataError: the history is too short.
     """
     check_integer("num_days", num_days, 0)
