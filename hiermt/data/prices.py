@@ -11,10 +11,10 @@ from hiermt.data._errors import DataError, some
 from hiermt.data.calendar import one_calendar
 from hiermt.data.dates import DayArray
 from hiermt.data.forms import FloatArray, read_rows, to_panels
-from hiermt.data.names import clean
+from hiermt.data.names import OHLC, clean
 from hiermt.data.table import read_table
 
-__all__ = ["DayArray", "FloatArray", "Prices", "read_prices"]
+__all__ = ["OHLC", "DayArray", "FloatArray", "Prices", "read_prices"]
 
 
 @dataclass(frozen=True)

@@ -171,8 +171,12 @@ def _parse(text: str, source: str) -> Any:
 
 
 def _unique(names: Any) -> list[str]:
-    """Clean names; a column without one is called as pandas calls it."""
-    return [clean(name) or f"Unnamed: {i}" for i, name in enumerate(names)]
+    """Clean names; a column without one keeps its blanks, or is called as pandas calls it."""
+    found: list[str] = []
+    for i, name in enumerate(names):
+        blank = name if isinstance(name, str) and name and name not in found else f"Unnamed: {i}"
+        found.append(clean(name) or blank)
+    return found
 
 
 def _levels(head: list[list[str]]) -> tuple[list[str], int] | None:
