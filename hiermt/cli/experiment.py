@@ -250,12 +250,6 @@ def _parsed(described: dict[str, Any], model: TGCN_HierarchicalMT) -> Trained:
     for name in ("threshold", "confidence"):
         if not isinstance(described[name], (int, float)) or not 0 <= described[name] <= 1:
             raise ValueError(f"{name}: expected a number from 0 to 1, got {described[name]!r}")
-    mean, deviation = _vector(scale["mean"]), _vector(scale["deviation"])
-    for name, count in (("mean", mean.numel()), ("deviation", deviation.numel())):
-        if count != channels:
-            raise ValueError(f"{name}: expected {channels}, as the model takes, got {count}")
-    if not (bool(mean.isfinite().all()) and bool(deviation.isfinite().all()) and bool((deviation > 0).all())):
-        raise ValueError("scale: expected finite means and deviations above 0")
     for end in ("source", "target"):
         for node in graph[end]:
             check_integer(end, node, 0)
@@ -272,7 +266,7 @@ def _parsed(described: dict[str, Any], model: TGCN_HierarchicalMT) -> Trained:
         horizon=described["horizon"],
         threshold=float(described["threshold"]),
         confidence=float(described["confidence"]),
-        scale=Scale(mean, deviation, features),
+        scale=Scale(_vector(scale["mean"]), _vector(scale["deviation"]), features),
         edge_index=edges,
         edge_weight=weights,
     )
