@@ -17,7 +17,7 @@ from hiermt._functional_projected import ACTIVATIONS as ACTIVATIONS
 from hiermt._functional_windows import gated_scan_windows as gated_scan_windows
 from hiermt.gather import Windows, check_starts
 from hiermt.gather import gather_windows as gather_windows
-from hiermt.graph import Entries, Graph
+from hiermt.graph import Graph
 
 
 def gatv2_conv(
@@ -200,7 +200,9 @@ def tgcn_layer(
     (series, *params), native = enter(x, [*conv_params, *gate_params], graph, backend)
     check_weights_used(graph, gat=gat, edge=edge)
     check_linear("the first convolution", params[0], series.size(-1))
-    entries = layer_entries(graph, gat, edge, series.dtype)
+    rule, weighted = (reference.GATV2_RULE, edge) if gat else (reference.GCN_RULE, True)
+    # The days of a series have as many nodes as the CSR has rows.
+    entries = graph.entries(rule, weighted, series.dtype, whole=starts is not None)
     convs, gates = params[: len(conv_params)], params[len(conv_params) :]
     with no_autocast(series):
         run = _backend.operator("tgcn_layer", native)
@@ -358,11 +360,6 @@ def check_weights_used(graph: Graph, gat: bool, edge: bool) -> None:
             "edge_weight was given, but this GATv2 has no edge term (edge_dim=None) and would ignore it; pass "
             "edge_weight=None, or build the model with edge_dim=1"
         )
-
-
-def layer_entries(graph: Graph, gat: bool, edge: bool, dtype: torch.dtype) -> Entries:
-    """The CSR that a layer of this kind reads."""
-    return graph.entries(reference.GATV2_RULE, edge, dtype) if gat else graph.entries(reference.GCN_RULE, True, dtype)
 
 
 def _activation(name: str) -> int:

@@ -17,7 +17,7 @@ _INT32_LIMIT = 2**31 - 1
 
 
 class Entries(NamedTuple):
-    """The CSR of one self-loop rule, cut down to the template when the graph is made of equal copies.
+    """The CSR of one self-loop rule: of the whole graph, or of the template of a graph that is made of equal copies.
 
     Shapes:
         - **rowptr**, **t_rowptr:** ``[S+1]`` int32; **col**, **t_row**, **t_perm:** ``[E]`` int32
@@ -101,7 +101,7 @@ class Graph:
         self._forget()
 
     def _forget(self) -> None:
-        self._entries: dict[tuple[int, bool, torch.dtype], Entries] = {}
+        self._entries: dict[tuple[int, bool, torch.dtype, bool], Entries] = {}
         self._writes = Writes() if self._traced else Writes(self.edge_index, self.edge_weight)
         self._versions = self._writes.counts()
 
@@ -142,15 +142,18 @@ class Graph:
         edge_index = (self.edge_index.unsqueeze(1) + shift.view(1, -1, 1)).reshape(2, -1)
         return edge_index, None if self.edge_weight is None else self.edge_weight.repeat(copies)
 
-    def entries(self, rule: int, weighted: bool, dtype: torch.dtype) -> Entries:
+    def entries(self, rule: int, weighted: bool, dtype: torch.dtype, *, whole: bool = False) -> Entries:
         """CSR and weights under the self-loop rule of a convolution, computed once per combination.
 
         Args:
             rule (int): ``reference.GATV2_RULE`` or ``reference.GCN_RULE``.
             weighted (bool): whether a GATv2 reads the weights; a GCN without weights takes all of them as 1.
             dtype (torch.dtype): dtype of the weights returned.
+            whole (bool): every row of the graph, also where it is made of equal copies. An operator that takes the
+                rows of its CSR for the nodes of a series needs that; others repeat a template over the nodes of x.
+                (default: ``False``)
         """
-        key = (rule, weighted, dtype)
+        key = (rule, weighted, dtype, whole)
         compiling = self._traced or torch.compiler.is_compiling()
         if not compiling and self._versions != (versions := self._writes.counts()):
             # Weights may change with every step of a training, where nothing may wait for the device.
@@ -166,14 +169,16 @@ class Graph:
         if torch.is_inference_mode_enabled():
             # What is kept here serves a training step too, which cannot save inference tensors.
             with torch.inference_mode(False), torch.no_grad():
-                entries = self._prepare(rule, weighted, dtype)
-        else:
-            entries = self._prepare(rule, weighted, dtype)
+                return self.entries(rule, weighted, dtype, whole=whole)
+        entries = known.get((rule, weighted, dtype, True)) or self._prepare(rule, weighted, dtype)
         # A weight that requires grad belongs to one autograd graph only, and under no_grad to none.
         trained = weighted and self.edge_weight is not None and self.edge_weight.requires_grad
-        if not trained:
-            known[key] = entries
-        return entries
+        if trained:
+            return entries
+        kept = known[key] = entries if whole else _template(entries)
+        if kept is entries:
+            known[rule, weighted, dtype, True] = entries
+        return kept
 
     def __repr__(self) -> str:
         weights = "no weights" if self.edge_weight is None else "weights"
@@ -197,10 +202,7 @@ class Graph:
             weight = _gatv2_weight(rowptr, edge, edge_weight).to(dtype)
         else:
             weight = None
-        entries = Entries(rowptr, col, t_rowptr, t_row, t_perm, blocks, edge, weight)
-        if traced or (weight is not None and weight.requires_grad):
-            return entries
-        return _template(entries)
+        return Entries(rowptr, col, t_rowptr, t_row, t_perm, blocks, edge, weight)
 
 
 def same_device(here: torch.device, there: torch.device) -> bool:

@@ -108,6 +108,23 @@ class TestTrain:
         for name in ("model.safetensors", "predictions.csv", "config.json"):
             assert (tmp_path / name).read_bytes() == (trained / name).read_bytes()
 
+    @pytest.mark.parametrize("kind", ["gat", "gcn"])
+    def test_graphs_without_edges_and_of_equal_parts(self, tmp_path, prices, capsys, kind):
+        """The whole way: training, and the decisions of the model that was written."""
+        matrix = np.kron(np.eye(3), np.ones((2, 2)))[:STOCKS, :STOCKS]
+        np.save(tmp_path / "pairs.npy", np.kron(np.eye(5), np.ones((1, 1))))
+        np.save(tmp_path / "parts.npy", matrix)
+        for graph in (
+            ["--correlation", "0.999"],
+            ["--adjacency", str(tmp_path / "pairs.npy")],
+            ["--adjacency", str(tmp_path / "parts.npy")],
+        ):
+            model = ["train", "--prices", str(prices), "--out", str(tmp_path / "m"), *TRAIN, *graph]
+            assert main([*model, *(["--gcn"] if kind == "gcn" else [])]) == 0
+            for more in ([], ["--rolling", "--out", str(tmp_path / "all.csv")]):
+                assert main(["predict", "--model", str(tmp_path / "m"), "--prices", str(prices), *more]) == 0
+            capsys.readouterr()
+
     def test_adjacency_sectors_features_and_gcn(self, tmp_path, prices, capsys):
         matrix = np.ones((STOCKS, STOCKS))
         np.save(tmp_path / "adj.npy", matrix)

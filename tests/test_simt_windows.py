@@ -138,6 +138,10 @@ LAYERS = [
     LayerCase(Case(hidden=32, steps=6), gat=False, conv_layers=1, between=False, starts=(2, 1), window=4),
     LayerCase(Case(hidden=5, steps=6, layout="strided"), conv_layers=3, starts=(2, 1, 0), window=3),
     LayerCase(Case(hidden=64, steps=5, nodes=5, edges=8), edge_grad=False, starts=(2,), window=3),
+    # Every node a part of its own, or the only one.
+    LayerCase(Case(hidden=16, steps=6, nodes=5, edges=0), starts=(2, 0), window=3),
+    LayerCase(Case(hidden=8, steps=6, nodes=1, edges=0), edge_grad=False, starts=(2, 0), window=3),
+    LayerCase(Case(hidden=16, steps=6, nodes=5, edges=0), gat=False, starts=(2, 0), window=3),
 ]
 
 
