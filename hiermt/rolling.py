@@ -1,8 +1,7 @@
 """Decisions for every window of a long history, and for each new day as it comes.
 
-Windows of consecutive days overlap. What the first layer computes before its recurrence depends on the day alone: the
-convolution stack, and what the gates take from the features and from the convolution. It is computed once a day here,
-not once a window, and the recurrence reads it in place.
+Both call ``model.decide`` and nothing below it. Windows of consecutive days go there as :class:`hiermt.Windows`, which
+compute what their first layer takes from a day once for all windows that have it.
 """
 
 from __future__ import annotations
@@ -12,15 +11,14 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
-from torch.nn import functional as F
+from torch import Tensor, nn
 
-from hiermt import _backend, functional
 from hiermt._arguments import check_integer
 from hiermt._feature_names import as_names, check_same
 from hiermt.dynamic import DynamicGraph
+from hiermt.gather import Windows
 from hiermt.graph import Graph
-from hiermt.nn import TGCN_HierarchicalMT, TGCNCell
+from hiermt.nn import TGCN_HierarchicalMT
 
 # Nodes of one chunk, unless the caller says how many windows: enough to feed every core, little enough for its cache.
 _CHUNK_NODES = 3200
@@ -52,14 +50,15 @@ def predict_rolling(
     progress: bool = False,
     feature_names: Sequence[str] | None = None,
 ) -> Decisions:
-    r"""Decides for every stock and every window of a history, as the model would window by window.
+    r"""Decides for every stock and every window of a history, as ``model.decide`` would window by window.
 
     Window ``w`` holds days ``w * stride`` to ``w * stride + window - 1``. Memory beyond the series and the result is
-    that of one chunk, however long the history is.
+    that of one chunk, however long the history is. Dtypes and autocast are those of ``model.decide``.
 
     Args:
-        model (TGCN_HierarchicalMT): put into evaluation mode.
-        series (Tensor): features of each stock and day, scaled as in the training.
+        model (TGCN_HierarchicalMT): or a module around one that passes its `decide` on; put into evaluation mode.
+        series (Tensor): features of each stock and day, scaled as in the training; the day comes before the feature
+            whatever the layout of the model.
         graph (Graph or DynamicGraph): of the stocks; one that changes is taken as of the last day of a window.
         window (int): ``T``, days in a window. (default: ``25``)
         stride (int): days from one window to the next. (default: ``1``)
@@ -91,27 +90,31 @@ def predict_rolling(
     model.eval()
     starts = range(0, days - window + 1, stride)
     chunk = max(1, _CHUNK_NODES // max(stocks, 1)) if chunk is None else chunk
-    shape = (len(starts), stocks)
-    predictions = torch.empty(shape, dtype=torch.int64, device=series.device)
-    result = Decisions(predictions, series.new_empty(shape), series.new_empty(*shape, 4))
+    result: Decisions | None = None
     for part, decided in _bar(_chunks(model, series, graph, window, starts, chunk, threshold), len(starts), progress):
+        if result is None:
+            result = Decisions(*(piece.new_empty(len(starts), *piece.shape[1:]) for piece in decided))
         for whole, piece in zip(result, decided, strict=True):
             whole[part.start : part.stop] = piece
+    assert result is not None  # there is a window
     return result
 
 
 class LivePredictor:
-    r"""Takes one day after the other and decides on each, in the time of one window.
+    r"""Takes one day after the other and decides on each.
 
-    The last ``window`` days are kept as the first layer reads them, so a new day costs one convolution of that day.
+    The features of the last ``window`` days are kept, and each decision is that of ``model.decide`` on them: with the
+    weights that the model has then, and with dtypes and autocast as there.
 
     Args:
-        model (TGCN_HierarchicalMT): put into evaluation mode. Its weights are taken as they are; make a new predictor
-            when they change.
-        graph (Graph): of the stocks; make a new predictor when it changes, and give it the last days.
+        model (TGCN_HierarchicalMT): or a module around one that passes its `decide` on; put into evaluation mode.
+        graph (Graph): of the stocks; weights changed in place count from the next day on.
         window (int): ``T``, days in a window. (default: ``25``)
         threshold (float): a stock has a signal iff ``P(signal)`` is above it. (default: ``0.5``)
         feature_names (sequence of str, optional): of the days, as for :func:`predict_rolling`. (default: ``None``)
+
+    Attributes:
+        days (int): days taken so far; of a history longer than a window, those of its last window.
 
     Raises:
         ValueError: `window` is below 1, `threshold` is no probability, the features are not those of the model, or
@@ -133,21 +136,14 @@ class LivePredictor:
         check_integer("window", window, 1)
         self.model, self.window, self.threshold = model.eval(), window, threshold
         self.graph = graph
-        self._layer = _FirstLayer(model, graph)
         self.days = 0
-        # Every day is written twice, a window apart, so that the last window always lies in one piece.
-        self._ring: Tensor | None = None
+        self._kept: Tensor | None = None  # [S, days, F], of the last window at most
 
     def extend(self, series: Tensor) -> Decisions | None:
         """Takes several days, ``[S, D, F]``, and decides on the last; see :meth:`append`. All are taken, or none."""
         _check_series("series", self.model, series, self.graph, "[stocks, days, {}]")
-        _check_finite(series)
-        decided = None
-        for day in series.unbind(1)[-self.window :]:
-            decided = self.append(day)
-        return decided
+        return self._take("series", series) if series.size(1) else None
 
-    @torch.no_grad()
     def append(self, day: Tensor) -> Decisions | None:
         """Takes the features of a new day and decides for the day after.
 
@@ -160,62 +156,36 @@ class LivePredictor:
 
         Raises:
             ValueError: a size or device does not fit, or the day holds NaN or infinity; nothing was taken.
-            TypeError: the dtype is not the model's; nothing was taken.
+            TypeError: the dtype is not the model's, or not that of the days before; nothing was taken.
         """
         _check_series("day", self.model, day, self.graph, "[stocks, {}]")
-        series = day.unsqueeze(1)
-        _check_finite(series, "day")
-        inputs = self._layer.inputs(series)
-        if self._ring is None:
-            self._ring = inputs.new_empty(2 * self.window, *inputs.shape[1:])
-        slot = self.days % self.window
-        self._ring[slot] = self._ring[slot + self.window] = inputs[0]
-        self.days += 1
-        if self.days < self.window:
-            return None
-        return _decide(self.model, self._layer, self._ring[slot + 1 :], self.window, 1, 1, self.threshold)
+        return self._take("day", day.unsqueeze(1))
 
-
-class _FirstLayer:
-    """What the first layer computes a day at a time: ``W [x, g] + b`` of the three gates, for its recurrence."""
-
-    def __init__(self, model: TGCN_HierarchicalMT, graph: Graph) -> None:
-        self.cell = _cells(model)[0]
-        self.graph = graph
-        self.gates = [gate.detach() for gate in self.cell.gates()]
-        width = self.cell.in_channels + self.cell.hidden_size
-        self.weight = torch.cat([weight[:, :width] for weight in self.gates[::2]])
-        self.bias = torch.cat(self.gates[1::2])
-        # Looked up once: a new day is so little work that the way through the modules would show.
-        stack = self.cell.gcn
-        between = stack.conv_activation == "between"
-        activations = ["leaky_relu"] * len(stack.convs)
-        if between:
-            activations[-1] = "sigmoid"
-        params = [[param.detach() for param in conv.flat()] for conv in stack.convs]  # type: ignore[operator]
-        self.convs = list(zip(params, activations, strict=True))
-        self.convolve: Any = functional.gatv2_conv if stack.gat else functional.gcn_conv
-        self.sigmoid_left = not between
-
-    def inputs(self, series: Tensor) -> Tensor:
-        """``[S, D, F]`` to ``[D, S, 3 H]``, contiguous."""
-        g = series
-        for params, activation in self.convs:
-            g = self.convolve(g, self.graph, *params, activation=activation, backend=self.cell.gcn.backend)
-        if self.sigmoid_left:
-            g = torch.sigmoid(g)
-        rows = torch.cat([series.transpose(0, 1), g.transpose(0, 1)], dim=-1)
-        return F.linear(rows, self.weight, self.bias)
-
-    def scan(self, inputs: Tensor, sequence: bool) -> Tensor:
-        """The recurrence over windows ``[B, S, T, 3 H]`` of what :meth:`inputs` gave: ``[B * S, T, H]`` or the last."""
-        native = _backend.native(self.cell.gcn.backend, inputs.device, inputs.dtype)
-        run = _backend.operator("gated_scan_projected", native)
-        return run(inputs.flatten(0, 1), self.gates, sequence)  # type: ignore[no-any-return]
+    @torch.no_grad()
+    def _take(self, name: str, series: Tensor) -> Decisions | None:
+        _check_finite(series, name)
+        before, taken = self._kept, series[:, -self.window :]
+        if before is None:
+            kept = taken.clone()
+        elif before.dtype != series.dtype or before.device != series.device:
+            raise TypeError(
+                f"{name} is {series.dtype} on {series.device}, the days before are {before.dtype} on {before.device}; "
+                "convert it, or make a new LivePredictor and give it the last days"
+            )
+        else:
+            kept = torch.cat([before, taken], dim=1)[:, -self.window :]
+        decided = None
+        if kept.size(1) == self.window:
+            start = torch.zeros(1, dtype=torch.int64, device=kept.device)
+            windows = Windows(kept, start, self.window)
+            decided = _decide(self.model, windows, self.graph, self.threshold)
+        # Last, so that nothing is taken of a day that the model refuses.
+        self._kept, self.days = kept, self.days + taken.size(1)
+        return decided
 
 
 def _chunks(
-    model: TGCN_HierarchicalMT,
+    model: nn.Module,
     series: Tensor,
     graph: Graph | DynamicGraph,
     window: int,
@@ -224,59 +194,29 @@ def _chunks(
     threshold: float,
 ) -> Iterator[tuple[range, Decisions]]:
     """Positions in `starts`, and what was decided there."""
-    whole = range(len(starts))
-    runs: Iterable[tuple[Graph, range]] = [(graph, whole)] if isinstance(graph, Graph) else []
+    runs: Iterable[tuple[Graph, range]]
     if isinstance(graph, DynamicGraph):
         runs = graph.runs([start + window - 1 for start in starts])
+    else:
+        runs = [(graph, range(len(starts)))]
+    days = torch.arange(0, starts.stop, starts.step, device=series.device)
     for current, positions in runs:
-        layer = _FirstLayer(model, current)
-        # Days [first, last) of what the first layer reads are at hand.
-        first = last = starts[positions.start]
-        inputs: Tensor | None = None
         for begin in range(positions.start, positions.stop, chunk):
             part = range(begin, min(begin + chunk, positions.stop))
-            begin_day, end_day = starts[part.start], starts[part.stop - 1] + window
-            new = layer.inputs(series[:, max(begin_day, last) : end_day])
-            kept = inputs is not None and begin_day < last
-            inputs = torch.cat([inputs[begin_day - first :], new]) if kept and inputs is not None else new
-            first, last = begin_day, end_day
-            yield part, _decide(model, layer, inputs, window, len(part), starts.step, threshold)
+            first, stop = starts[part.start], starts[part.stop - 1] + window
+            windows = Windows(series[:, first:stop], days[part.start : part.stop] - first, window)
+            yield part, _decide(model, windows, current, threshold)
 
 
-def _decide(
-    model: TGCN_HierarchicalMT,
-    layer: _FirstLayer,
-    inputs: Tensor,
-    window: int,
-    count: int,
-    stride: int,
-    threshold: float,
-) -> Decisions:
-    """Windows that start at days 0, stride, ... of what the first layer reads, ``[D, S, *]`` contiguous."""
-    _, stocks, width = inputs.shape
-    day = stocks * width
-    windows = inputs.as_strided((count, stocks, window, width), (stride * day, width, day, 1), inputs.storage_offset())
-    further = _cells(model)[1:]
-    h = layer.scan(windows, sequence=bool(further))
-    for i, cell in enumerate(further):
-        h = cell.run_sequence(h, layer.graph, sequence=i < len(further) - 1)
-    *_, probabilities, predictions, confidences = functional.decision(
-        h, model._head_params(), threshold, backend=model.backend
-    )
-    return Decisions(
-        predictions.reshape(count, stocks),
-        confidences.reshape(count, stocks),
-        probabilities.reshape(count, stocks, 4),
-    )
-
-
-def _cells(model: TGCN_HierarchicalMT) -> list[TGCNCell]:
-    return list(model.tgcn_backbone.cells)  # type: ignore[arg-type]
+def _decide(model: nn.Module, windows: Windows, graph: Graph, threshold: float) -> Decisions:
+    return Decisions(*model.decide(windows, graph, threshold=threshold))  # type: ignore[operator]
 
 
 def _check_model(model: object, graph: object, threshold: float, kinds: tuple[type, ...]) -> None:
-    if not isinstance(model, TGCN_HierarchicalMT):
-        raise TypeError(f"model: expected a hiermt.TGCN_HierarchicalMT, got {type(model).__name__}")
+    if not isinstance(model, nn.Module) or not callable(getattr(model, "decide", None)):
+        raise TypeError(
+            f"model: expected a hiermt.TGCN_HierarchicalMT, got {type(model).__name__}, which has no method decide"
+        )
     if not isinstance(graph, kinds):
         raise TypeError(
             f"graph: expected a hiermt.{' or '.join(kind.__name__ for kind in kinds)}, got {type(graph).__name__}; use "
@@ -297,7 +237,8 @@ def _check_series(
     name: str, model: TGCN_HierarchicalMT, series: Tensor, graph: Graph | DynamicGraph, shape: str
 ) -> None:
     """`shape` has a gap for the number of features."""
-    channels, weight = model.tgcn_backbone.in_channels, next(model.parameters())
+    channels: int = model.tgcn_backbone.in_channels  # type: ignore[assignment, union-attr]
+    weight = next(model.parameters())
     if not isinstance(series, Tensor):
         raise TypeError(f"{name}: expected a Tensor, got {type(series).__name__}")
     if series.dim() != shape.count(",") + 1 or series.size(-1) != channels:
@@ -306,7 +247,8 @@ def _check_series(
         raise ValueError(f"{name}: has {series.size(0)} stocks, the graph {graph.num_nodes} nodes")
     if series.device != weight.device:
         raise ValueError(f"{name} is on {series.device}, the model on {weight.device}; move one with .to(...)")
-    if series.dtype != weight.dtype:
+    # Under autocast the model converts both.
+    if series.dtype != weight.dtype and not torch.is_autocast_enabled(series.device.type):
         raise TypeError(f"{name} is {series.dtype}, the model {weight.dtype}; convert one of them")
 
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+
 import pytest
 import torch
 from torch import Tensor
 
-from hiermt import DynamicGraph, Graph, LivePredictor, TGCN_HierarchicalMT, predict_rolling
+from hiermt import DynamicGraph, Graph, LivePredictor, TGCN_HierarchicalMT, Windows, predict_rolling
 from hiermt.rolling import Decisions
 from hiermt.testing import assert_close, stock_graph
 
@@ -249,20 +251,129 @@ def test_dynamic_graph_refuses(blocks: list[tuple[int, int]], message: str) -> N
 
 
 def test_memory_is_bounded_by_the_chunk(backend: str) -> None:
-    """Peak memory of the first layer's inputs does not grow with the history."""
-    from hiermt import rolling
-
+    """No call of the model sees more days than its chunk has, however long the history is."""
     model, graph = make(backend), stocks()
     seen: list[int] = []
-    decide = rolling._decide
+    decide = model.decide
 
-    def watched(model: object, layer: object, inputs: Tensor, *rest: object) -> Decisions:
-        seen.append(inputs.size(0))
-        return decide(model, layer, inputs, *rest)
+    def watched(windows: Windows, *rest: object, **options: object) -> object:
+        seen.append(windows.series.size(1))
+        return decide(windows, *rest, **options)
 
-    rolling._decide = watched
-    try:
-        predict_rolling(model, history(days=200), graph, WINDOW, chunk=5)
-    finally:
-        rolling._decide = decide
+    model.decide = watched  # type: ignore[method-assign]
+    predict_rolling(model, history(days=200), graph, WINDOW, chunk=5)
     assert max(seen) == 5 + WINDOW - 1
+
+
+class Around(torch.nn.Module):
+    """Passes on what it does not have itself, as wrappers of adapters and compilers do."""
+
+    def __init__(self, model: TGCN_HierarchicalMT) -> None:
+        super().__init__()
+        self.inner = model
+
+    def __getattr__(self, name: str) -> object:
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            return getattr(self.inner, name)
+
+
+def test_modules_around_a_model(backend: str) -> None:
+    model, series, graph = make(backend), history(), stocks()
+    expected = predict_rolling(model, series, graph, WINDOW)
+    found = predict_rolling(Around(model), series, graph, WINDOW)
+    assert all(torch.equal(one, other) for one, other in zip(found, expected, strict=True))
+    decided = LivePredictor(Around(model), graph, WINDOW).extend(series)
+    check(decided, Decisions(*(column[-1:] for column in expected)))
+
+
+@pytest.mark.parametrize(
+    ("model_dtype", "series_dtype", "autocast"),
+    [
+        (torch.float32, torch.float32, torch.bfloat16),
+        (torch.float32, torch.bfloat16, torch.bfloat16),
+        (torch.bfloat16, torch.float32, torch.bfloat16),
+        (torch.float64, torch.float64, torch.bfloat16),
+        (torch.bfloat16, torch.bfloat16, None),
+        (torch.float64, torch.float64, None),
+    ],
+)
+@pytest.mark.parametrize("options", [{}, {"use_gat": False}], ids=str)
+def test_dtypes_and_autocast_of_decide(
+    backend: str,
+    options: dict[str, object],
+    model_dtype: torch.dtype,
+    series_dtype: torch.dtype,
+    autocast: torch.dtype | None,
+) -> None:
+    model, series, graph = make(backend, model_dtype, **options), history(series_dtype), stocks()
+    context = contextlib.nullcontext() if autocast is None else torch.autocast("cpu", autocast)
+    windows = Windows(series, torch.arange(DAYS - WINDOW + 1), WINDOW)
+    with context:
+        expected = Decisions(*model.decide(windows, graph))
+        found = predict_rolling(model, series, graph, WINDOW, chunk=7)
+        live = LivePredictor(model, graph, WINDOW)
+        days = [live.append(day) for day in series.unbind(1)][WINDOW - 1 :]
+        one = LivePredictor(model, graph, WINDOW).extend(series)
+    for decided in (found, Decisions(*(torch.cat(column) for column in zip(*days, strict=True)))):
+        assert [column.dtype for column in decided] == [column.dtype for column in expected]
+        check(decided, expected)
+    check(one, Decisions(*(column[-1:] for column in expected)))
+
+
+def test_live_follows_the_weights_of_model_and_graph(backend: str) -> None:
+    model, series = make(backend), history()
+    edge_index, edge_weight = stock_graph(STOCKS, 40, 2)
+    edge_weight = edge_weight.double()
+    graph = Graph(edge_index, edge_weight, STOCKS)
+    live = LivePredictor(model, graph, WINDOW)
+    live.extend(series[:, :20])
+    with torch.no_grad():
+        model.tgcn_backbone.cells[0].lin_u.bias.add_(0.5)
+        edge_weight.mul_(0.25)
+    check(live.append(series[:, 20]), one_by_one(model, series[:, 21 - WINDOW : 21], graph, WINDOW))
+
+
+def test_live_takes_nothing_of_what_the_model_refuses(backend: str) -> None:
+    model, series, graph = make(backend), history(), stocks()
+    live = LivePredictor(model, graph, WINDOW)
+    live.extend(series[:, :20])
+    kept = live._kept
+    decide = model.decide
+
+    def broken(*_: object, **__: object) -> object:
+        raise RuntimeError("no")
+
+    model.decide = broken  # type: ignore[method-assign]
+    for take, what in ((live.append, series[:, 20]), (live.extend, series[:, 20:25])):
+        with pytest.raises(RuntimeError, match="no"):
+            take(what)
+    assert live.days == WINDOW and live._kept is kept
+    model.decide = decide  # type: ignore[method-assign]
+    check(live.append(series[:, 20]), one_by_one(model, series[:, 21 - WINDOW : 21], graph, WINDOW))
+
+
+def test_live_keeps_its_own_days_and_their_dtype(backend: str) -> None:
+    model, series, graph = make(backend, torch.float32), history(torch.float32), stocks()
+    live, mine = LivePredictor(model, graph, WINDOW), series.clone()
+    live.extend(mine[:, : WINDOW - 1])
+    mine.zero_()
+    with (
+        torch.autocast("cpu", torch.bfloat16),
+        pytest.raises(TypeError, match=r"day is torch\.bfloat16 on cpu, the days before are torch\.float32"),
+    ):
+        live.append(series[:, WINDOW - 1].bfloat16())
+    assert live.extend(series[:, :0]) is None and live.days == WINDOW - 1
+    check(live.append(series[:, WINDOW - 1]), one_by_one(model, series[:, :WINDOW], graph, WINDOW))
+
+
+def test_in_inference_mode_and_after_it(backend: str) -> None:
+    model, series, graph = make(backend), history(), stocks()
+    expected = one_by_one(model, series, graph, WINDOW)
+    live = LivePredictor(model, graph, WINDOW)
+    with torch.inference_mode():
+        check(predict_rolling(model, series, graph, WINDOW), expected)
+        live.extend(series[:, : DAYS - 2])
+    check(live.append(series[:, DAYS - 2]), Decisions(*(column[-2:-1] for column in expected)))
+    sum(logits.sum() for logits in model(series[:, :WINDOW], graph)).backward()
