@@ -1,7 +1,7 @@
 """Decisions for every window of a long history, and for each new day as it comes.
 
-Both call ``model.decide`` and nothing below it. Windows of consecutive days go there as :class:`hiermt.Windows`, which
-compute what their first layer takes from a day once for all windows that have it.
+Both call ``model.decide`` and nothing below it. The windows of a history go there as :class:`hiermt.Windows`, and what
+the first layer takes from a day is computed once for all windows that have it.
 """
 
 from __future__ import annotations
@@ -176,16 +176,17 @@ class LivePredictor:
             kept = torch.cat([before, taken], dim=1)[:, -self.window :]
         decided = None
         if kept.size(1) == self.window:
-            start = torch.zeros(1, dtype=torch.int64, device=kept.device)
-            windows = Windows(kept, start, self.window)
-            decided = _decide(self.model, windows, self.graph, self.threshold)
+            # One window shares no day with another: as x it needs no look at where it starts.
+            x = kept if self.model.tgcn_backbone.layout == "NTF" else kept.transpose(1, 2)
+            columns = self.model.decide(x, self.graph, threshold=self.threshold)
+            decided = Decisions(*(column.unsqueeze(0) for column in columns))
         # Last, so that nothing is taken of a day that the model refuses.
         self._kept, self.days = kept, self.days + taken.size(1)
         return decided
 
 
 def _chunks(
-    model: nn.Module,
+    model: TGCN_HierarchicalMT,
     series: Tensor,
     graph: Graph | DynamicGraph,
     window: int,
@@ -205,11 +206,7 @@ def _chunks(
             part = range(begin, min(begin + chunk, positions.stop))
             first, stop = starts[part.start], starts[part.stop - 1] + window
             windows = Windows(series[:, first:stop], days[part.start : part.stop] - first, window)
-            yield part, _decide(model, windows, current, threshold)
-
-
-def _decide(model: nn.Module, windows: Windows, graph: Graph, threshold: float) -> Decisions:
-    return Decisions(*model.decide(windows, graph, threshold=threshold))  # type: ignore[operator]
+            yield part, Decisions(*model.decide(windows, current, threshold=threshold))
 
 
 def _check_model(model: object, graph: object, threshold: float, kinds: tuple[type, ...]) -> None:
@@ -237,8 +234,7 @@ def _check_series(
     name: str, model: TGCN_HierarchicalMT, series: Tensor, graph: Graph | DynamicGraph, shape: str
 ) -> None:
     """`shape` has a gap for the number of features."""
-    channels: int = model.tgcn_backbone.in_channels  # type: ignore[assignment, union-attr]
-    weight = next(model.parameters())
+    channels, weight = model.tgcn_backbone.in_channels, next(model.parameters())
     if not isinstance(series, Tensor):
         raise TypeError(f"{name}: expected a Tensor, got {type(series).__name__}")
     if series.dim() != shape.count(",") + 1 or series.size(-1) != channels:
