@@ -41,7 +41,6 @@ OPERATORS = (
     "multitask_loss",
     "multitask_loss_backward",
     "gather_windows",
-    "gated_scan_projected",
     "gated_scan_windows",
     "gated_scan_windows_backward",
 )

@@ -25,35 +25,6 @@ def gather_windows(series: Tensor, starts: Tensor, steps: int) -> Tensor:
     return picked.transpose(0, 1).contiguous()
 
 
-def gated_scan_projected(z: Tensor, gates: Sequence[Tensor], sequence: bool) -> Tensor:
-    r"""The recurrence of :func:`hiermt.reference.gated_scan` from a zero state, the inputs projected already.
-
-    Args:
-        z (Tensor): ``W [x_t, g_t] + b`` of the gates u, r and c, side by side.
-        gates (sequence of Tensor): ``u.weight, u.bias, r.weight, r.bias, c.weight, c.bias``, of which the columns of
-            the state are read.
-        sequence (bool): return every state, or only the last.
-
-    Shapes:
-        - **z:** ``[N, T, 3 H]``; weights ``[H, F + 2H]``
-        - **returns:** ``[N, T, H]``, or ``[N, H]`` if not `sequence`
-    """
-    hidden = gates[0].size(0)
-    ur_weight = torch.cat([gates[0][:, -hidden:], gates[2][:, -hidden:]]).t()
-    c_weight = gates[4][:, -hidden:].t()
-    h = z.new_zeros(z.size(0), hidden)
-    states = []
-    for step in z.unbind(1):
-        u, r = torch.sigmoid(torch.addmm(step[:, : 2 * hidden], h, ur_weight)).chunk(2, dim=-1)
-        c = torch.tanh(torch.addmm(step[:, 2 * hidden :], r * h, c_weight))
-        h = u * h + (1 - u) * c
-        if sequence:
-            states.append(h)
-    if not sequence:
-        return h
-    return torch.stack(states, dim=1) if states else z.new_zeros(z.size(0), 0, hidden)
-
-
 def gated_scan_windows(
     x: Tensor, g: Tensor, starts: Tensor, steps: int, gates: Sequence[Tensor], sequence: bool
 ) -> Tensor:
@@ -75,4 +46,22 @@ def gated_scan_windows(
     inputs = x.size(-1) + g.size(-1)
     weight = torch.cat([gate[:, :inputs] for gate in gates[::2]])
     z = torch.nn.functional.linear(torch.cat([x, g], dim=-1), weight, torch.cat(list(gates[1::2])))
-    return gated_scan_projected(gather_windows(z, starts, steps).flatten(0, 1), gates, sequence)
+    return _scan_projected(gather_windows(z, starts, steps).flatten(0, 1), gates, sequence)
+
+
+def _scan_projected(z: Tensor, gates: Sequence[Tensor], sequence: bool) -> Tensor:
+    """The recurrence over ``z [N, T, 3 H]``, which holds ``W [x_t, g_t] + b`` of the gates u, r and c side by side."""
+    hidden = gates[0].size(0)
+    ur_weight = torch.cat([gates[0][:, -hidden:], gates[2][:, -hidden:]]).t()
+    c_weight = gates[4][:, -hidden:].t()
+    h = z.new_zeros(z.size(0), hidden)
+    states = []
+    for step in z.unbind(1):
+        u, r = torch.sigmoid(torch.addmm(step[:, : 2 * hidden], h, ur_weight)).chunk(2, dim=-1)
+        c = torch.tanh(torch.addmm(step[:, 2 * hidden :], r * h, c_weight))
+        h = u * h + (1 - u) * c
+        if sequence:
+            states.append(h)
+    if not sequence:
+        return h
+    return torch.stack(states, dim=1) if states else z.new_zeros(z.size(0), 0, hidden)

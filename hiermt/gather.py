@@ -33,7 +33,7 @@ class Windows(NamedTuple):
     A window that does not lie in the series is refused on the CPU; on a GPU its values mean nothing.
 
     Attributes:
-        series (Tensor): features of each stock and day.
+        series (Tensor): features of each stock and day, in this order whatever the layout of the model.
         starts (Tensor): first day of each window.
         steps (int): ``T``.
 

@@ -35,7 +35,7 @@ from hiermt.ops_gcn_conv import gcn_conv
 from hiermt.ops_graph import graph_prepare
 from hiermt.ops_multitask_loss import multitask_loss
 from hiermt.ops_tgcn_layer import tgcn_layer
-from hiermt.ops_windows import gated_scan_projected, gather_windows
+from hiermt.ops_windows import gather_windows
 
 __all__ = [
     "ALL",
@@ -46,7 +46,6 @@ __all__ = [
     "decision",
     "decision_from_logits",
     "gated_scan",
-    "gated_scan_projected",
     "gated_scan_windows",
     "gather_windows",
     "gatv2_conv",

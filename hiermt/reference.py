@@ -27,7 +27,6 @@ from hiermt._reference_convs import NONE as NONE
 from hiermt._reference_convs import SIGMOID as SIGMOID
 from hiermt._reference_convs import Edges, by_pieces, gatv2, gcn
 from hiermt._reference_convs import entry_rows as entry_rows
-from hiermt._reference_windows import gated_scan_projected as gated_scan_projected
 from hiermt._reference_windows import gated_scan_windows as gated_scan_windows
 from hiermt._reference_windows import gather_windows as gather_windows
 

@@ -103,10 +103,6 @@ def _scan_cases() -> Iterator[OperatorCase]:
         x, g, gates = _random(nodes, steps, channels), _random(nodes, steps, hidden), _gates(hidden, channels)
         yield OperatorCase("gated_scan", f"h{hidden}", (x, g, _random(nodes, hidden), gates, hidden != 32))
     for hidden in (16, 5):
-        # Overlapping windows, as a rolling prediction reads them.
-        days = _random(nodes, steps + 3, 3 * hidden)
-        z = days.unfold(1, steps, 1).permute(1, 0, 3, 2)[0]
-        yield OperatorCase("gated_scan_projected", f"h{hidden}", (z, _gates(hidden, channels), True), False)
         x, g, starts = _random(nodes, 14, channels), _random(nodes, 14, hidden), torch.tensor([9, 0, 2])
         arguments = (x, g, starts, steps, _gates(hidden, channels), hidden != 5)
         yield OperatorCase("gated_scan_windows", f"h{hidden}", arguments)

@@ -101,27 +101,6 @@ def test_gather_has_a_gradient(backend: str) -> None:
 def test_opcheck() -> None:
     operators = torch.ops.hiermt
     torch.library.opcheck(operators.gather_windows.default, (torch.randn(2, 6, 3), torch.tensor([1, 0]), 3))
-    gates = [torch.randn(4, 11), torch.randn(4)] * 3
-    for sequence in (True, False):
-        torch.library.opcheck(operators.gated_scan_projected.default, (torch.randn(5, 3, 12), gates, sequence))
-
-
-def test_projected_scan_is_the_scan(backend: str) -> None:
-    """From projections made by hand, at sizes beside the width of a vector, and read through overlapping windows."""
-    from hiermt import _backend
-
-    for hidden, nodes in ((3, 1), (8, 9), (16, 70), (17, 33)):
-        x, g = torch.randn(nodes, 6, 5, dtype=torch.float64), torch.rand(nodes, 6, hidden, dtype=torch.float64)
-        gates = [torch.randn(*shape, dtype=torch.float64) * 0.3 for shape in [(hidden, 5 + 2 * hidden), (hidden,)] * 3]
-        width = 5 + hidden
-        weight = torch.cat([gate[:, :width] for gate in gates[::2]])
-        z = torch.nn.functional.linear(torch.cat([x, g], -1), weight, torch.cat(gates[1::2]))
-        run = _backend.operator("gated_scan_projected", backend == "native")
-        for sequence in (True, False):
-            expected = functional.gated_scan(x, g, None, gates, sequence=sequence, backend=backend)
-            torch.testing.assert_close(run(z, gates, sequence), expected, rtol=1e-12, atol=1e-12)
-        windows = z[0].unfold(0, 3, 1).transpose(1, 2)  # [4, 3, 3 H], every day in three windows
-        torch.testing.assert_close(run(windows, gates, True), run(windows.contiguous(), gates, True), rtol=0, atol=0)
 
 
 def visited(loader: data.WindowLoader) -> list[list[int]]:

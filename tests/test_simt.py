@@ -5,7 +5,6 @@ from __future__ import annotations
 import pytest
 import torch
 from simt_cases import (
-    DTYPES,
     Case,
     Problem,
     ScanCase,
@@ -131,46 +130,6 @@ def test_gated_scan(case: ScanCase, dtype: torch.dtype) -> None:
 
 def test_gated_scan_without_room_for_the_weights_in_shared_memory() -> None:
     scan_both(ScanCase(hidden=40, nodes=3, steps=2), torch.float32, {"HIERMT_SIMT_SHARED_BYTES": "16384"})
-
-
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize(
-    ("hidden", "nodes", "steps", "layout"),
-    [
-        (16, 7, 5, "dense"),
-        (16, 9, 4, "windows"),
-        (8, 11, 6, "days first"),
-        (32, 3, 1, "days first"),
-        (64, 5, 3, "windows"),
-        (5, 4, 6, "windows"),
-        (100, 3, 2, "days first"),
-        (16, 2, 0, "dense"),
-        (16, 0, 3, "dense"),
-    ],
-)
-def test_gated_scan_projected(hidden: int, nodes: int, steps: int, layout: str, dtype: torch.dtype) -> None:
-    generator = torch.Generator().manual_seed(hidden)
-    width = 3 * hidden
-    if layout == "windows":  # node n begins a day after node n - 1, and shares all others with it
-        z = (
-            torch.randn(nodes + steps, width, generator=generator)
-            .to(dtype)
-            .as_strided((nodes, steps, width), (width, width, 1))
-        )
-    elif layout == "days first":
-        z = torch.randn(steps, nodes, width, generator=generator).to(dtype).transpose(0, 1)
-    else:
-        z = torch.randn(nodes, steps, width, generator=generator).to(dtype)
-    channels = 3
-    shapes = [(hidden, channels + 2 * hidden), (hidden,)] * 3
-    gates = [(torch.randn(*shape, generator=generator) * hidden**-0.5).to(dtype) for shape in shapes]
-    expected = reference.gated_scan_projected(z.double(), [gate.double() for gate in gates], True)
-    integers = [nodes, steps, hidden, channels, *z.stride()[:2]]
-    shape = (nodes, steps, hidden)
-    h, last = run("gated_scan_projected", dtype, integers, [z, *gates], [(shape, dtype), ((nodes, hidden), dtype)])
-    found = tolerance(dtype)
-    torch.testing.assert_close(h.double(), expected, rtol=found.rtol, atol=found.atol)
-    assert torch.equal(last, h[:, -1] if steps else torch.zeros(nodes, hidden, dtype=dtype))
 
 
 def prepare(edge_index: torch.Tensor, nodes: int, rule: int, order: int = 0) -> list[torch.Tensor]:
