@@ -65,41 +65,6 @@ std::tuple<Tensor, Tensor, Tensor> gated_scan(Tensor x, Tensor g, std::optional<
   return {outputs.out(), outputs.other(), outputs.gates};
 }
 
-Tensor gated_scan_projected(Tensor z, std::vector<Tensor> gates, bool sequence) {
-  constexpr const char* op = "gated_scan_projected";
-  if (gates.size() != kGateParams) fail(op, "gates", "expected 6 tensors, got ", gates.size());
-  check_shape(op, kGateNames[0], gates[0], {"H", "F + 2 H"});
-  const int64_t hidden = gates[0].size(0), channels = gates[0].size(1) - 2 * hidden;
-  if (channels < 0) fail(op, kGateNames[0], "expected a shape [H, F + 2 H], got ", shape_of(gates[0]));
-  check_shape(op, "z", z, {"N", "T", 3 * hidden});
-  if (hidden > 0 && z.stride(2) != 1) z = dense(z);
-  check_gates(op, gates, channels, hidden, "z", z);
-  check_cuda_limits(op, z, hidden);
-  const int64_t nodes = z.size(0), steps = z.size(1);
-  const ScanOutputs outputs(nodes, steps, hidden, sequence, false, false, z);
-  dispatch_floating(op, "z", z.scalar_type(), [&](auto type) {
-    using S = typename decltype(type)::type;
-    GatedScanForward<S> p{};
-    p.copies = 1;
-    p.num_nodes = nodes;
-    p.steps = steps;
-    p.hidden = hidden;
-    p.x.channels = channels;
-    p.weights = gate_weights<S>(gates);
-    outputs.fill(p);
-    p.z = data<S>(z);
-    p.z_stride_node = z.stride(0);
-    p.z_stride_time = z.stride(1);
-    run_native<S>(
-        op, "z", z, [&](const auto& kernels) { kernels.gated_scan_forward(p); },
-        [&](void* stream) {
-          const Tensor workspace = workspace_of(cuda::gated_scan_projected_workspace(p), z);
-          return cuda::gated_scan_projected(p, workspace.mutable_data_ptr(), stream);
-        });
-  });
-  return outputs.out();
-}
-
 std::vector<Tensor> gated_scan_backward(Tensor grad_out, Tensor x, Tensor g, std::optional<Tensor> h0,
                                         std::vector<Tensor> gates, bool sequence, Tensor h, Tensor saved,
                                         bool need_x, bool need_g, bool need_h0, bool need_gates) {
@@ -142,14 +107,12 @@ std::vector<Tensor> gated_scan_backward(Tensor grad_out, Tensor x, Tensor g, std
 STABLE_TORCH_LIBRARY_IMPL(hiermt, CPU, m) {
   m.impl("gated_scan", TORCH_BOX(&gated_scan));
   m.impl("gated_scan_backward", TORCH_BOX(&gated_scan_backward));
-  m.impl("gated_scan_projected", TORCH_BOX(&gated_scan_projected));
 }
 
 #ifdef HIERMT_WITH_CUDA
 STABLE_TORCH_LIBRARY_IMPL(hiermt, CUDA, m) {
   m.impl("gated_scan", TORCH_BOX(&gated_scan));
   m.impl("gated_scan_backward", TORCH_BOX(&gated_scan_backward));
-  m.impl("gated_scan_projected", TORCH_BOX(&gated_scan_projected));
 }
 #endif
 

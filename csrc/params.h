@@ -169,10 +169,8 @@ struct GatedScanForward {
   S* h;       // [N, T, H], or nullptr when only the last state is wanted
   S* h_last;  // [N, H], or nullptr
   S* gates;   // [N, T, 3, H] u, r, c after their nonlinearity, or nullptr when not training
-  // What the gates take from x and g, biases included, when somebody has it already: z[n, t] is [3, H] for u,
-  // r, c at z + n * z_stride_node + t * z_stride_time. x and g are not read then, x.channels counts all the
-  // same.
-  const S* z = nullptr;
+  // Of the input projection z of u, r and c, [3, H] a node and step, where the scan over windows has it at
+  // hand on the CPU. x and g are not read then, x.channels counts all the same.
   int64_t z_stride_node = 0;
   int64_t z_stride_time = 0;
   bool tf32 = false;  // CUDA may round the operands of dense float32 products to TF32

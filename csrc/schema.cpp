@@ -128,12 +128,6 @@ STABLE_TORCH_LIBRARY(hiermt, m) {
       "decision_from_logits(Tensor signal_logits, Tensor direction_logits, float threshold, int outputs) -> "
       "(Tensor probabilities, Tensor predictions, Tensor confidences)");
 
-  // The recurrence of gated_scan from a zero state, when what the gates take from x and g is there already.
-  //   z [N, T, 3 H], last dimension contiguous, else any strides: W_u, W_r, W_c of [x, g] plus the biases
-  //   gates: as for gated_scan, of which the columns of h are read
-  //   -> [N, T, H] if `sequence`, else [N, H]; no gradient
-  m.def("gated_scan_projected(Tensor z, Tensor[] gates, bool sequence) -> Tensor");
-
   // gated_scan from a zero state over windows of T consecutive days of one series; node n = window * S +
   // node. What the gates take from x and g is computed once a day.
   //   x [S, D, F], any strides; g [S, D, H]; starts [B] int64: first days; the rest as for gated_scan, N = B

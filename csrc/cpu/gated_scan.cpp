@@ -250,9 +250,8 @@ void gated_scan_forward(const GatedScanForward<S>& p) {
   parallel_for(tasks, [&](int64_t task) {
     const Range range = split(tiles, tasks, task);
     const int64_t begin = range.begin * kTileRows, end = range.end * kTileRows;
-    gated_scan_forward_range(p, packed, begin, end < nodes ? end : nodes,
-                             p.g == nullptr ? nullptr : p.g + begin * p.steps * p.hidden,
-                             p.z == nullptr ? nullptr : p.z + begin * p.z_stride_node);
+    gated_scan_forward_range<S>(p, packed, begin, end < nodes ? end : nodes,
+                                p.g == nullptr ? nullptr : p.g + begin * p.steps * p.hidden, nullptr);
   });
 }
 

@@ -26,8 +26,8 @@ template <class S>
 PackedGates<Compute<S>> pack_gates(const GateWeights<S>& weights, int64_t channels, int64_t hidden,
                                    ScratchFrame& frame);
 
-// Nodes [begin, end) of p, on this thread. `g` is the row of node `begin`, [end - begin, T, H], or else `z`,
-// at p's strides; p.g and p.z are not read.
+// Nodes [begin, end) of p, on this thread. `g` is the row of node `begin`, [end - begin, T, H], or else the
+// input projection `z`, at p's strides; p.g is not read.
 template <class S>
 void gated_scan_forward_range(const GatedScanForward<S>& p, const PackedGates<Compute<S>>& packed,
                               int64_t begin, int64_t end, const S* g, const S* z);

@@ -224,18 +224,6 @@ int gated_scan_recurrence(const GatedScanForward<S>& p, void* workspace, void* s
 }
 
 template <class S>
-size_t gated_scan_projected_workspace(const GatedScanForward<S>& p) {
-  return ForwardMemory<Compute<S>>(nullptr, 0, p.hidden).memory.bytes();
-}
-
-template <class S>
-int gated_scan_projected(const GatedScanForward<S>& p, void* workspace, void* stream) {
-  const ForwardMemory<Compute<S>> memory(workspace, 0, p.hidden);
-  return recurrence(p, ProjectedRows<S>{p.z, p.z_stride_node, p.z_stride_time}, memory.packed,
-                    static_cast<cudaStream_t>(stream));
-}
-
-template <class S>
 cudaError_t scan_windows(const GatedScanForward<S>& p, const Compute<S>* from_days, const WindowDays& windows,
                          Compute<S>* packed, cudaStream_t stream) {
   return recurrence(p, ProjectedDays<Compute<S>>{from_days, windows, 3 * p.hidden}, packed, stream);
@@ -245,8 +233,6 @@ cudaError_t scan_windows(const GatedScanForward<S>& p, const Compute<S>* from_da
   template size_t gated_scan_forward_workspace<S>(const GatedScanForward<S>&);                           \
   template int gated_scan_forward<S>(const GatedScanForward<S>&, void*, void*);                          \
   template int gated_scan_recurrence<S>(const GatedScanForward<S>&, void*, void*);                       \
-  template size_t gated_scan_projected_workspace<S>(const GatedScanForward<S>&);                         \
-  template int gated_scan_projected<S>(const GatedScanForward<S>&, void*, void*);                        \
   template cudaError_t scan_windows<S>(const GatedScanForward<S>&, const Compute<S>*, const WindowDays&, \
                                        Compute<S>*, cudaStream_t);
 HIERMT_FOR_EACH_STORAGE(HIERMT_INSTANTIATE)

@@ -21,12 +21,6 @@ int gated_scan_forward(const GatedScanForward<S>& p, void* workspace, void* stre
 template <class S>
 int gated_scan_recurrence(const GatedScanForward<S>& p, void* workspace, void* stream);
 
-// The recurrence over p.z, any strides; of x its number of channels alone is read, of p.g nothing.
-template <class S>
-size_t gated_scan_projected_workspace(const GatedScanForward<S>& p);
-template <class S>
-int gated_scan_projected(const GatedScanForward<S>& p, void* workspace, void* stream);
-
 template <class S>
 size_t gated_scan_backward_workspace(const GatedScanBackward<S, Compute<S>>& p);
 // Leaves the cotangents of the gates before their nonlinearity, [N * T, 3H] in Compute<S>, at the start of

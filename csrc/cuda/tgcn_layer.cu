@@ -38,8 +38,8 @@ struct Stack {
             p.gcn[k], activation(k),    out,     p.tf32};
   }
   GatedScanForward<S> scan(const S* g) const {
-    return {p.graph.copies, p.graph.num_nodes, p.steps, p.hidden, p.x, g,     nullptr, p.gate_weights, p.h,
-            p.h_last,       p.gates,           nullptr, 0,        0,   p.tf32};
+    return {p.graph.copies, p.graph.num_nodes, p.steps, p.hidden, p.x,   g, nullptr, p.gate_weights, p.h,
+            p.h_last,       p.gates,           0,       0,        p.tf32};
   }
 
   GatedScanWindowsForward<S> windows(const S* g) const {

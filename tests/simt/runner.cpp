@@ -264,22 +264,6 @@ int run(const std::string& op, Arguments& a) {
     const ScratchMemory memory(cuda::gated_scan_forward_workspace(p));
     return cuda::gated_scan_forward(p, memory.data(), nullptr);
   }
-  if (op == "gated_scan_projected") {
-    GatedScanForward<S> p{};
-    p.copies = 1;
-    p.num_nodes = a.integer();
-    p.steps = a.integer();
-    p.hidden = a.integer();
-    p.x.channels = a.integer();
-    p.z_stride_node = a.integer();
-    p.z_stride_time = a.integer();
-    p.z = a.in<S>();
-    p.weights = read_gates<S>(a);
-    p.h = a.out<S>();
-    p.h_last = a.out<S>();
-    const ScratchMemory memory(cuda::gated_scan_projected_workspace(p));
-    return cuda::gated_scan_projected(p, memory.data(), nullptr);
-  }
   if (op == "gated_scan_backward") {
     using C = Compute<S>;
     GatedScanBackward<S, C> p{};
