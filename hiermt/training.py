@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -15,10 +14,11 @@ from hiermt._capture import CapturedSteps, can_capture
 from hiermt._feature_names import check_same, names_of
 from hiermt._inputs import shared_inputs
 from hiermt._processes import Processes
+from hiermt._progress import Progress
+from hiermt._stopping import EarlyStopping
+from hiermt._tensorboard import _summary_writer, _write_summary
 from hiermt.loss import MultiTaskLoss
 from hiermt.resume import check_path, load_state, save_state
-
-LOG_EVERY = 10
 
 
 class _Default(float):
@@ -123,7 +123,7 @@ def train_hierarchical(
     train_losses: list[float] = []
     test_losses: list[float] = []
     history: dict[str, list[float]] = {"signal_loss": [], "direction_loss": [], "total_loss": []}
-    best = _Best(patience)
+    best = EarlyStopping(patience)
     loaders = [loader for loader in (train_dataloader, test_dataloader) if loader is not None]
     first = 1
     if resume and checkpoint is not None and _is_there(Path(checkpoint), processes):
@@ -148,7 +148,7 @@ def train_hierarchical(
             lambda batch: losses_of(batch, optimizer),
         )
 
-    with _Progress(num_epochs, progress) as bar:
+    with Progress(num_epochs, progress) as bar:
         for epoch in range(first, num_epochs + 1):
             if best.stopped():
                 break
@@ -299,93 +299,3 @@ def _loss_terms(criterion: nn.Module, logits: tuple[Tensor, Tensor], batch: Any)
     return loss, *(
         torch.as_tensor(parts.get(name, float("nan")), dtype=torch.float64, device=loss.device) for name in _NAMES[1:]
     )
-
-
-class _Best:
-    """Watches the test loss and keeps the weights that had the lowest."""
-
-    def __init__(self, patience: int | None) -> None:
-        self.patience = patience
-        self.loss = float("inf")
-        self.waited = 0
-        self.state: dict[str, Tensor] | None = None
-
-    def stopped(self) -> bool:
-        return self.patience is not None and self.waited >= self.patience
-
-    def look(self, loss: float, model: nn.Module) -> None:
-        if self.patience is None:
-            return
-        if loss < self.loss:
-            self.loss, self.waited = loss, 0
-            self.state = copy.deepcopy(model.state_dict())
-        else:
-            self.waited += 1
-
-    def state_dict(self) -> dict[str, Any]:
-        return {"loss": self.loss, "waited": self.waited, "state": self.state}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.loss, self.waited, self.state = state["loss"], state["waited"], state["state"]
-
-    def restore(self, model: nn.Module) -> None:
-        if self.state is not None:
-            model.load_state_dict(self.state)
-
-
-def _summary_writer(folder: str | Path) -> Any:
-    try:
-        from torch.utils.tensorboard import SummaryWriter
-    except ImportError:
-        raise ImportError(
-            "tensorboard: writing for TensorBoard needs a package that is not installed; run: pip install tensorboard"
-        ) from None
-    return SummaryWriter(str(folder))
-
-
-def _write_summary(writer: Any, epoch: int, metrics: dict[str, float]) -> None:
-    for name, value in metrics.items():
-        part, _, loss = name.partition("_")
-        writer.add_scalar(f"{loss}/{part}", value, epoch)
-
-
-class _Progress:
-    """A bar over the epochs where tqdm is installed, and a line every tenth epoch."""
-
-    def __init__(self, num_epochs: int, enabled: bool) -> None:
-        self.enabled = enabled
-        self.bar: Any = None
-        if enabled:
-            try:
-                from tqdm import tqdm
-            except ImportError:
-                return
-            self.bar = tqdm(total=num_epochs, desc="training", unit="epoch", leave=False, disable=None)
-
-    def __enter__(self) -> _Progress:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self.bar is not None:
-            self.bar.close()
-
-    def note(self, line: str) -> None:
-        if not self.enabled:
-            return
-        if self.bar is not None:
-            self.bar.write(line)
-        else:
-            print(line)
-
-    def advance(self, epoch: int, metrics: dict[str, float]) -> None:
-        if self.bar is not None:
-            self.bar.update()
-        if epoch % LOG_EVERY:
-            return
-        line = (
-            f"Epoch {epoch:3d}: Train Loss={metrics['train_total_loss']:.4f} "
-            f"(Signal={metrics['train_signal_loss']:.4f}, Dir={metrics['train_direction_loss']:.4f})"
-        )
-        if "test_total_loss" in metrics:
-            line += f" | Test Loss={metrics['test_total_loss']:.4f}"
-        self.note(line)
