@@ -12,9 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from hiermt._objective import is_own
 from hiermt.data import WindowBatch, WindowLoader
 from hiermt.data.loaders import PlannedBatch
-from hiermt.loss import MultiTaskLoss
 
 _WARM_UP = 3
 
@@ -22,14 +22,14 @@ Step = Callable[[WindowBatch], Tensor]
 
 
 def can_capture(
-    model: nn.Module, optimizer: torch.optim.Optimizer, criterion: nn.Module, loader: Any, device: torch.device | str
+    model: nn.Module, optimizer: torch.optim.Optimizer, criterion: Any, loader: Any, device: torch.device | str
 ) -> bool:
     """Whether steps over `loader` can be captured: on a GPU, with a loader that lives there and no host in between."""
     return (
         torch.device(device).type == "cuda"
         and isinstance(loader, WindowLoader)
         and loader.dataset.series.is_cuda
-        and isinstance(criterion, MultiTaskLoss)
+        and is_own(criterion)
         and criterion.process_group is None
         and not isinstance(model, nn.parallel.DistributedDataParallel)
         and all(group.get("capturable", False) for group in optimizer.param_groups)
@@ -49,9 +49,21 @@ class CapturedSteps:
         self.warm = 0
         self.prepared: set[int] = set()
         self.hyper: tuple[Any, ...] = ()
+        self.looked: tuple[Any, ...] | None = None
         self.captured: dict[int, tuple[tuple[Any, ...], torch.cuda.CUDAGraph, Tensor, Tensor]] = {}
         self.stream: torch.cuda.Stream | None = None
         self.pool: Any = None
+
+    def look(self, model: nn.Module) -> None:
+        """Forgets what was captured if, since the last look, parameters were frozen or replaced or a part of the model
+        was told another number, such as a share of dropout. A graph holds all these as they were."""
+        parts = [(type(part), _scalars(part)) for part in model.modules()]
+        weights = [(weight.requires_grad, weight.data_ptr()) for weight in model.parameters()]
+        found = (parts, weights)
+        if self.looked is not None and self.looked != found:
+            self.captured.clear()
+            self.warm = 0
+        self.looked = found
 
     def run(self, batch: PlannedBatch) -> Tensor:
         """The losses of a step on the windows of a batch."""
@@ -107,10 +119,22 @@ class CapturedSteps:
 
 
 def _hyper(optimizer: torch.optim.Optimizer) -> tuple[Any, ...]:
-    """What a captured step of the optimiser holds as numbers; tensors are read anew in each replay."""
+    """What a captured step of the optimiser holds: numbers, and which tensors it reads anew in each replay."""
     return tuple(
-        value
-        for group in optimizer.param_groups
-        for key, value in sorted(group.items())
-        if key != "params" and not isinstance(value, Tensor)
+        _fixed(value) for group in optimizer.param_groups for key, value in sorted(group.items()) if key != "params"
     )
+
+
+def _fixed(value: Any) -> Any:
+    if not isinstance(value, Tensor):
+        return value
+    # On the host it is read once, when the step is captured.
+    return float(value) if value.device.type == "cpu" else value.data_ptr()
+
+
+def _scalars(part: nn.Module) -> dict[str, Any]:
+    return {
+        name: value
+        for name, value in vars(part).items()
+        if name != "training" and isinstance(value, bool | int | float | str)
+    }

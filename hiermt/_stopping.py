@@ -30,10 +30,26 @@ class EarlyStopping:
             self.waited += 1
 
     def state_dict(self) -> dict[str, Any]:
-        return {"loss": self.loss, "waited": self.waited, "state": self.state}
+        return {"loss": self.loss, "waited": self.waited, "state": None if self.state is None else dict(self.state)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.loss, self.waited, self.state = state["loss"], state["waited"], state["state"]
+
+    @staticmethod
+    def check(state: Any, model: nn.Module) -> None:
+        """Raises ``ValueError`` unless `state` is one of :meth:`state_dict` for `model`."""
+        if not isinstance(state, dict) or type(state.get("loss")) is not float or type(state.get("waited")) is not int:
+            raise ValueError("damaged: it does not say what the best test loss was")
+        best, own = state.get("state", ()), model.state_dict()
+        if best is None:
+            return
+        fits = isinstance(best, dict) and set(best) == set(own)
+        for key, tensor in own.items() if fits else ():
+            fits &= not isinstance(tensor, Tensor) or (
+                isinstance(best[key], Tensor) and (best[key].shape, best[key].dtype) == (tensor.shape, tensor.dtype)
+            )
+        if not fits:
+            raise ValueError("damaged: its best weights do not fit the model")
 
     def restore(self, model: nn.Module) -> None:
         if self.state is not None:

@@ -2,33 +2,32 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from hiermt._arguments import check_integer
 from hiermt._capture import CapturedSteps, can_capture
+from hiermt._course import NAMES, Course, failure, finite_weights, largest
 from hiermt._feature_names import check_same, names_of
+from hiermt._held import Held
 from hiermt._inputs import shared_inputs
+from hiermt._objective import ONE, loss_terms, make_criterion
+from hiermt._optimizer_state import check_closure
 from hiermt._processes import Processes
 from hiermt._progress import Progress
+from hiermt._schedules import check_scheduler, step_scheduler
 from hiermt._stopping import EarlyStopping
 from hiermt._tensorboard import _summary_writer, _write_summary
-from hiermt.loss import MultiTaskLoss
-from hiermt.resume import check_path, load_state, save_state
+from hiermt._workers import check_workers
+from hiermt.resume import check_path, check_storable, hold, load_state, save_state
 
-
-class _Default(float):
-    """A default that can be told from the same number given by a caller."""
-
-
-_ONE = _Default(1.0)
-_NAMES = ("total_loss", "signal_loss", "direction_loss")
-
-Callback = Callable[[int, dict[str, float]], None]
+Callback = Callable[[int, dict[str, float]], bool | None]
 
 
 def train_hierarchical(
@@ -38,9 +37,10 @@ def train_hierarchical(
     train_dataloader: Iterable[Any],
     test_dataloader: Iterable[Any] | None,
     num_epochs: int = 100,
-    lambda_direction: float = _ONE,
+    lambda_direction: float = ONE,
     device: torch.device | str = "cpu",
     *,
+    scheduler: Any = None,
     callback: Callback | None = None,
     patience: int | None = None,
     progress: bool = True,
@@ -94,15 +94,15 @@ def train_hierarchical(
         list with one float an epoch.
 
     Raises:
-        ValueError: a loader is empty, its windows have no labels, or its features are not those that the model names,
+        ValueError: a loader is empty, its windows have no labels, or its features are not those that the model names;
             `lambda_direction` contradicts the criterion,
             `num_epochs` or `patience` is out of range, `patience` has no test loader, `checkpoint` is damaged or is one
             of another model, optimiser, loader or number of processes, or `share_days` is not possible.
         TypeError: `num_epochs`, `patience` or `checkpoint_every` is no integer.
         ImportError: the package ``tensorboard`` is missing.
-        OSError: `checkpoint` cannot be written; a device, a pipe or a folder is refused before the first epoch.
+        OSError: `checkpoint` cannot be written.
     """
-    criterion = _criterion(criterion, lambda_direction)
+    criterion = make_criterion(criterion, lambda_direction)
     if resume and checkpoint is None:
         raise ValueError("resume: going on needs the checkpoint to go on from")
     check_integer("num_epochs", num_epochs, 0)
@@ -113,28 +113,32 @@ def train_hierarchical(
             raise ValueError("patience: stopping early needs a test_dataloader to watch")
     named = {"train_dataloader": train_dataloader, "test_dataloader": test_dataloader}
     for name, loader in named.items():
-        _check_labelled(name, loader)
+        _check_loader(name, loader)
         check_same(name, names_of(loader), names_of(model))
+    check_closure(optimizer)
+    if scheduler is not None:
+        check_scheduler(scheduler, optimizer, num_epochs)
     processes = Processes(model)
     if checkpoint is not None:
         check_path(checkpoint, processes)
     progress = progress and processes.rank == 0
     model.to(device)
-    train_losses: list[float] = []
-    test_losses: list[float] = []
-    history: dict[str, list[float]] = {"signal_loss": [], "direction_loss": [], "total_loss": []}
-    best = EarlyStopping(patience)
+    course, best = Course(), EarlyStopping(patience)
     loaders = [loader for loader in (train_dataloader, test_dataloader) if loader is not None]
-    first = 1
-    if resume and checkpoint is not None and _is_there(Path(checkpoint), processes):
-        state = load_state(checkpoint, model, optimizer, loaders)
-        first = int(state["epoch"]) + 1
-        train_losses, test_losses, history = state["train_losses"], state["test_losses"], state["history"]
-        best.load_state_dict(state["best"])
-    callbacks = [] if callback is None else [callback]
+    held = None
+    if checkpoint is not None:
+        held = _hold(model, optimizer, named, criterion, scheduler, callback)
+        if resume and _is_there(Path(checkpoint), processes):
+
+            def check(progress: dict[str, Any], common: dict[str, Any]) -> None:
+                Course.check(progress, test_dataloader is not None)
+                EarlyStopping.check(common.get("best"), processes.model)
+
+            state = load_state(checkpoint, model, optimizer, loaders, held, check)
+            course.load_state_dict(state)
+            best.load_state_dict(state["best"])
     writer = None if tensorboard is None or processes.rank > 0 else _summary_writer(tensorboard)
-    if writer is not None:
-        callbacks.append(lambda epoch, metrics: _write_summary(writer, epoch, metrics))
+    weights = finite_weights(optimizer)
 
     def losses_of(batch: Any, optimizer: torch.optim.Optimizer | None) -> Tensor:
         batch = batch.to(device)
@@ -147,10 +151,14 @@ def train_hierarchical(
             optimizer,
             lambda batch: losses_of(batch, optimizer),
         )
+        captured.look(model)
 
-    with Progress(num_epochs, progress) as bar:
-        for epoch in range(first, num_epochs + 1):
-            if best.stopped():
+    with contextlib.ExitStack() as stack:
+        bar = stack.enter_context(Progress(num_epochs, progress))
+        if writer is not None:
+            stack.callback(writer.close)
+        for epoch in range(course.epoch + 1, int(num_epochs) + 1):
+            if best.stopped() or course.stopped:
                 break
             model.train()
             passes = {"train": _run_epoch(losses_of, train_dataloader, optimizer, "train_dataloader", captured)}
@@ -159,50 +167,73 @@ def train_hierarchical(
                 with torch.no_grad():
                     passes["test"] = _run_epoch(losses_of, test_dataloader, None, "test_dataloader")
             # Fetched together: while a GPU still trains, the host has the test pass ready for it.
-            averages = dict(zip(passes, torch.stack(list(passes.values())).tolist(), strict=True))
-            metrics = {
-                f"{part}_{name}": value
-                for part, values in averages.items()
-                for name, value in zip(_NAMES, values, strict=True)
-            }
-            train_losses.append(metrics["train_total_loss"])
-            for name, values in history.items():
-                values.append(metrics[f"train_{name}"])
-            if test_dataloader is not None:
-                test_losses.append(metrics["test_total_loss"])
+            fetched = torch.cat([*passes.values(), largest(weights, device)]).tolist()
+            names = [f"{part}_{name}" for part in passes for name in NAMES]
+            metrics = dict(zip(names, fetched, strict=False))
+            # Processes with data of their own have to stop together.
+            watched = metrics["train_total_loss" if test_dataloader is None else "test_total_loss"]
+            every = processes.gather((watched, failure(epoch, metrics, fetched[-1])))
+            for _, reason in every:
+                if reason is not None:
+                    raise FloatingPointError(reason)
+            mean = sum(loss for loss, _ in every) / len(every)
+            course.add(epoch, metrics)
             bar.advance(epoch, metrics)
-            if test_losses:
-                # Processes with test data of their own have to stop together.
-                every = processes.gather(test_losses[-1])
-                best.look(sum(every) / len(every), processes.model)
-            if checkpoint is not None and (epoch % checkpoint_every == 0 or epoch == num_epochs or best.stopped()):
-                progress_made = {
-                    "epoch": epoch,
-                    "train_losses": train_losses,
-                    "test_losses": test_losses,
-                    "history": history,
-                }
-                save_state(checkpoint, model, optimizer, loaders, progress_made, {"best": best.state_dict()})
-            for call in callbacks:
-                call(epoch, metrics)
+            if test_dataloader is not None:
+                best.look(mean, processes.model)
+            if scheduler is not None:
+                step_scheduler(scheduler, mean)
+            if callback is not None:
+                course.stopped = any(processes.gather(_is_true(callback(epoch, metrics))))
+                if captured is not None:
+                    captured.look(model)
+            if writer is not None:
+                _write_summary(writer, epoch, metrics)
+            ends = epoch == num_epochs or best.stopped() or course.stopped
+            # After all that may change what the next epoch starts from.
+            if checkpoint is not None and (epoch % checkpoint_every == 0 or ends):
+                common = {"best": best.state_dict()}
+                save_state(checkpoint, model, optimizer, loaders, course.state_dict(), common, held)
             if best.stopped():
                 bar.note(f"Epoch {epoch:3d}: test loss has not fallen for {patience} epochs, stopped")
-    if writer is not None:
-        writer.close()
+            elif course.stopped and epoch < num_epochs:
+                bar.note(f"Epoch {epoch:3d}: stopped by the callback")
     best.restore(processes.model)
-    return train_losses, test_losses, history
+    return course.train_losses, course.test_losses, course.history
 
 
-def _criterion(criterion: nn.Module | None, lambda_direction: float) -> nn.Module:
-    if criterion is None:
-        return MultiTaskLoss(lambda_direction)
-    own = getattr(criterion, "lambda_direction", lambda_direction)
-    if lambda_direction is not _ONE and lambda_direction != own:
-        raise ValueError(
-            f"lambda_direction: {lambda_direction} contradicts the criterion's {own}; "
-            "set it in one place, or pass criterion=None"
+def _is_true(answer: Any) -> bool:
+    """Whether a callback asked to stop: by ``True``, not by whatever else it may happen to return."""
+    return isinstance(answer, bool | np.bool_) and bool(answer)
+
+
+def _check_loader(name: str, loader: Any) -> None:
+    """Refuses what can be gone through only once, and loaders whose windows have no labels."""
+    if isinstance(loader, Iterator):
+        raise TypeError(
+            f"{name}: a {type(loader).__name__} is exhausted after one epoch; give a list of its batches, or an object "
+            "whose __iter__ starts anew"
         )
-    return criterion
+    _check_labelled(name, loader)
+
+
+def _hold(
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    loaders: dict[str, Any],
+    criterion: Any,
+    scheduler: Any,
+    callback: Any,
+) -> Held:
+    """What a checkpoint keeps of these, once it is sure that it can."""
+    for name, loader in loaders.items():
+        check_workers(name, loader)
+    try:
+        held = hold(model, loaders.values(), criterion, scheduler, callback)
+    except TypeError as error:
+        raise ValueError(f"checkpoint: {error}") from None
+    check_storable(model, optimizer, held)
+    return held
 
 
 def _check_labelled(name: str, loader: Any) -> None:
@@ -251,7 +282,7 @@ def _run_epoch(
     captured: CapturedSteps | None = None,
 ) -> Tensor:
     """One pass, with a step after each batch if there is an `optimizer`; average losses over the batches, on the
-    device, in the order of ``_NAMES``."""
+    device, in the order of ``NAMES``."""
 
     def each() -> Iterator[Tensor]:
         if captured is not None:
@@ -279,23 +310,9 @@ def _losses(
     optimizer: torch.optim.Optimizer | None,
 ) -> Tensor:
     """Total, signal and direction loss of a batch, float64 on the device, after a step if there is an `optimizer`."""
-    terms = _loss_terms(criterion, model(*inputs), batch)
+    terms = loss_terms(criterion, model(*inputs), batch)
     if optimizer is not None:
         optimizer.zero_grad(set_to_none=True)
         torch.autograd.backward(terms[0])
         optimizer.step()
     return torch.stack([term.detach().to(torch.float64) for term in terms])
-
-
-def _loss_terms(criterion: nn.Module, logits: tuple[Tensor, Tensor], batch: Any) -> tuple[Tensor, ...]:
-    if getattr(batch, "signal_labels", None) is None or getattr(batch, "direction_labels", None) is None:
-        raise ValueError("a batch has no signal_labels and direction_labels; training and testing need both")
-    signal_targets = batch.signal_labels.reshape(-1)
-    direction_targets = batch.direction_labels.reshape(-1)
-    mask = signal_targets == 1
-    if isinstance(criterion, MultiTaskLoss):
-        return criterion.terms(*logits, signal_targets, direction_targets, mask)
-    loss, parts = criterion(*logits, signal_targets, direction_targets, signal_mask=mask)
-    return loss, *(
-        torch.as_tensor(parts.get(name, float("nan")), dtype=torch.float64, device=loss.device) for name in _NAMES[1:]
-    )
