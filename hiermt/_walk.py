@@ -27,9 +27,11 @@ _DEPTH = 16
 _PASSING = {"_iterator", "training", "_DataLoader__initialized", "_IterableDataset_len_called"}
 _FOREIGN = (
     *("logging", "threading", "multiprocessing", "pathlib", "inspect", "typing", "pandas", "pyarrow"),
-    *("torch.distributed", "torch._C", "torch_geometric.data.data", "torch_geometric.data.hetero_data"),
-    *("torch_geometric.data.batch", "torch_geometric.data.storage", "torch_geometric.inspector"),
+    *("torch.distributed", "torch._C", "torch._dynamo", "torch._inductor", "torch.fx"),
+    *("torch_geometric.data.data", "torch_geometric.data.hetero_data", "torch_geometric.data.batch"),
+    *("torch_geometric.data.storage", "torch_geometric.inspector"),
 )
+_OPTIMIZER = {"state", "param_groups", "defaults"}  # what its state_dict tells
 _MODULE_PARTS = {"_parameters", "_buffers", "_modules", "_non_persistent_buffers_set"}
 
 
@@ -77,6 +79,8 @@ class Walk:
             self.places[path] = Place(value, "root", None, value, "stateful")
             return
         for how, owner, key, child in _children(value):
+            if isinstance(value, torch.optim.Optimizer) and key in _OPTIMIZER:
+                continue
             if how == "attribute" and (key in _PASSING or _wraps(value, key, child)):
                 continue
             name = f"{path}[{key!r}]" if how == "item" else f"{path}.{key}"
@@ -111,7 +115,7 @@ class Walk:
             if data and not (isinstance(value, bool | int | float) and place.how == "attribute"):
                 return
             place.kind = "value"
-        elif isinstance(value, Iterator) and not isinstance(value, io.IOBase):
+        elif is_iterator(value) and not isinstance(value, io.IOBase):
             raise TypeError(
                 f"{path}: a {type(value).__name__}, an iterator whose position cannot be stored; hold what it is made "
                 "of, and make the iterator in __iter__"
@@ -151,7 +155,8 @@ def _children(value: Any) -> Iterator[tuple[str, Any, Any, Any]]:
                 yield "attribute", value, name, child
     else:
         for name, child in list(getattr(value, "__dict__", {}).items()):
-            yield "attribute", value, name, child
+            if not (isinstance(value, torch.optim.Optimizer) and "_hooks" in name):
+                yield "attribute", value, name, child
         for kind in type(value).__mro__:
             slots = kind.__dict__.get("__slots__", ())
             for slot in (slots,) if isinstance(slots, str) else slots:
@@ -173,8 +178,15 @@ def _is_plain(value: Any, depth: int = 0) -> bool:
     return False
 
 
+def is_iterator(value: Any) -> bool:
+    """Whether it ends once it has been gone through. An object of the user's may start anew in its ``__iter__``."""
+    anew = isinstance(getattr(type(value), "__iter__", None), types.FunctionType)
+    ends = isinstance(value, torch.utils.data.dataloader._BaseDataLoaderIter)
+    return isinstance(value, Iterator) and (ends or not anew)
+
+
 def _stateful(value: Any) -> bool:
-    if isinstance(value, WindowLoader | torch.optim.lr_scheduler.LRScheduler | type):
+    if isinstance(value, WindowLoader | torch.optim.lr_scheduler.LRScheduler | torch.optim.Optimizer | type):
         return False  # all that these hold is plain, and what is below them is not in their state_dict
     return callable(getattr(value, "state_dict", None)) and callable(getattr(value, "load_state_dict", None))
 

@@ -41,13 +41,19 @@ Check = Callable[[dict[str, Any], dict[str, Any]], None]
 
 
 def hold(
-    model: nn.Module, loaders: Iterable[Any], criterion: Any = None, scheduler: Any = None, callback: Any = None
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    loaders: Iterable[Any],
+    criterion: Any = None,
+    scheduler: Any = None,
+    callback: Any = None,
 ) -> Held:
     """What is stored of these besides their ``state_dict``, compared with what it is now."""
     stateful = all(callable(getattr(callback, name, None)) for name in ("state_dict", "load_state_dict"))
     return Held(
         {
             "model": Processes(model).model,
+            "optimizer": optimizer,
             "criterion": criterion,
             "scheduler": scheduler,
             "callback": callback if stateful else None,
@@ -123,7 +129,7 @@ def save_state(
         TypeError: something cannot be stored; the message says what.
     """
     processes = Processes(model)
-    held = hold(model, loaders) if held is None else held
+    held = hold(model, optimizer, loaders) if held is None else held
     own, *others = processes.gather(_own_state(held, progress))
 
     def write() -> None:
@@ -190,7 +196,7 @@ def load_state(
             number of processes, or of a model of other features.
     """
     path, loaders = Path(path), list(loaders)
-    held = hold(model, loaders) if held is None else held
+    held = hold(model, optimizer, loaders) if held is None else held
     processes = Processes(model)
     content = _read(path, processes)
     check_same(path, content[KEY], names_of(processes.model))

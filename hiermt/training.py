@@ -24,6 +24,7 @@ from hiermt._progress import Progress
 from hiermt._schedules import check_scheduler, step_scheduler
 from hiermt._stopping import EarlyStopping
 from hiermt._tensorboard import _summary_writer, _write_summary
+from hiermt._walk import is_iterator
 from hiermt._workers import check_workers
 from hiermt.resume import check_path, check_storable, hold, load_state, save_state
 
@@ -59,9 +60,10 @@ def train_hierarchical(
 
     Args:
         model (Module): returns ``(signal_logits, direction_logits)``; moved to `device`.
-        optimizer (Optimizer): over the model's parameters.
-        criterion (Module, optional): a :class:`MultiTaskLoss`, or any module that is called like one;
-            ``None`` for ``MultiTaskLoss(lambda_direction)``.
+        optimizer (Optimizer): over the model's parameters; any that needs no closure.
+        criterion (Module, optional): a :class:`MultiTaskLoss`, or any callable that is called like one: with logits
+            ``[N, 2]``, targets ``[N]`` and ``signal_mask``. It returns the loss, or the loss and a dict of its parts;
+            parts that it does not tell are NaN in the history. ``None`` for ``MultiTaskLoss(lambda_direction)``.
         train_dataloader, test_dataloader (iterable): batches with ``x``, ``edge_index`` or ``graph``,
             ``edge_weight``, ``signal_labels``, ``direction_labels`` and ``to(device)``; the test loader may be
             ``None``.
@@ -69,16 +71,24 @@ def train_hierarchical(
         lambda_direction (float): weight of the direction loss if there is no `criterion`; where it is given along with
             one, it must not contradict the criterion's own. (default: ``1.0``)
         device: where to train. (default: ``"cpu"``)
+        scheduler (LRScheduler, optional): of `optimizer`, any of ``torch.optim.lr_scheduler``; stepped after each
+            epoch, before the callback. ``ReduceLROnPlateau`` is given the test loss, without a test loader that of the
+            training. (default: ``None``)
         callback (callable, optional): called as ``callback(epoch, metrics)`` after each epoch, epochs counted from
-            1, with the epoch's average losses. (default: ``None``)
+            1, with the epoch's average losses. It may change model, optimiser and loaders; where it returns ``True``,
+            the training ends with that epoch, for good. (default: ``None``)
         patience (int, optional): stop when the test loss has not fallen for so many epochs, 1 or more, and put the best
             weights back. (default: ``None``, train to the end)
         progress (bool): show a bar, if ``tqdm`` is installed, and the line every tenth epoch. (default: ``True``)
-        checkpoint (str or Path, optional): file that holds the state of the training after the last epoch; a crash
-            leaves the one before. Of several processes around a DistributedDataParallel model the first writes, and
-            all go on from it. (default: ``None``)
-        resume (bool): go on from `checkpoint` if it is there, equal to the bit to a training that was not
-            interrupted. (default: ``False``)
+        checkpoint (str or Path, optional): file that holds the state of the training after the last epoch and its
+            callback. A crash, Ctrl-C, a callback that raises or a loss that is not finite leaves the state before. Of
+            several processes around a DistributedDataParallel model the first writes, and all go on from it.
+            (default: ``None``)
+        resume (bool): go on from `checkpoint` if it is there, bitwise equal to a training that was not interrupted.
+            Give it the same things, made anew. Stored are model, criterion, optimiser, scheduler, the global random
+            states of torch, numpy and Python, the random generators below all of these, the loaders and their datasets,
+            what the training has changed there, and the callback, if it has ``state_dict`` and ``load_state_dict``. A
+            generator that is a global variable of a module is not found. (default: ``False``)
         checkpoint_every (int): epochs from one state to the next; the last epoch is always stored. (default: ``1``)
         tensorboard (str or Path, optional): folder for the losses, as TensorBoard reads them. (default: ``None``)
         capture (bool): whether steps may be captured on a GPU. (default: ``True``)
@@ -97,10 +107,15 @@ def train_hierarchical(
         ValueError: a loader is empty, its windows have no labels, or its features are not those that the model names;
             `lambda_direction` contradicts the criterion,
             `num_epochs` or `patience` is out of range, `patience` has no test loader, `checkpoint` is damaged or is one
-            of another model, optimiser, loader or number of processes, or `share_days` is not possible.
-        TypeError: `num_epochs`, `patience` or `checkpoint_every` is no integer.
+            of another model, optimiser, scheduler, loader or number of processes (nothing is changed then), a part of
+            the training has no state that a checkpoint can hold, `optimizer` needs a closure, `scheduler` is one of
+            another optimiser, or `share_days` is not possible.
+        TypeError: `num_epochs`, `patience` or `checkpoint_every` is not an integer, a loader can be gone through only
+            once, `criterion` returns no loss, or `scheduler` cannot be stepped.
+        FloatingPointError: the training or test loss of an epoch, or a parameter after it, is not finite. The model is
+            left as it is; `checkpoint` holds the last state before.
         ImportError: the package ``tensorboard`` is missing.
-        OSError: `checkpoint` cannot be written.
+        OSError: `checkpoint` cannot be written; found before the first epoch.
     """
     criterion = make_criterion(criterion, lambda_direction)
     if resume and checkpoint is None:
@@ -161,11 +176,17 @@ def train_hierarchical(
             if best.stopped() or course.stopped:
                 break
             model.train()
-            passes = {"train": _run_epoch(losses_of, train_dataloader, optimizer, "train_dataloader", captured)}
+            passes = {
+                "train": _run_epoch(
+                    losses_of, train_dataloader, optimizer, f"train_dataloader: has no batch in epoch {epoch}", captured
+                )
+            }
             if test_dataloader is not None:
                 model.eval()
                 with torch.no_grad():
-                    passes["test"] = _run_epoch(losses_of, test_dataloader, None, "test_dataloader")
+                    passes["test"] = _run_epoch(
+                        losses_of, test_dataloader, None, f"test_dataloader: has no batch in epoch {epoch}"
+                    )
             # Fetched together: while a GPU still trains, the host has the test pass ready for it.
             fetched = torch.cat([*passes.values(), largest(weights, device)]).tolist()
             names = [f"{part}_{name}" for part in passes for name in NAMES]
@@ -209,7 +230,7 @@ def _is_true(answer: Any) -> bool:
 
 def _check_loader(name: str, loader: Any) -> None:
     """Refuses what can be gone through only once, and loaders whose windows have no labels."""
-    if isinstance(loader, Iterator):
+    if is_iterator(loader):
         raise TypeError(
             f"{name}: a {type(loader).__name__} is exhausted after one epoch; give a list of its batches, or an object "
             "whose __iter__ starts anew"
@@ -229,7 +250,7 @@ def _hold(
     for name, loader in loaders.items():
         check_workers(name, loader)
     try:
-        held = hold(model, loaders.values(), criterion, scheduler, callback)
+        held = hold(model, optimizer, loaders.values(), criterion, scheduler, callback)
     except TypeError as error:
         raise ValueError(f"checkpoint: {error}") from None
     check_storable(model, optimizer, held)
@@ -255,12 +276,13 @@ def _is_there(path: Path, processes: Processes) -> bool:
     return all(found)
 
 
-def adam(model: nn.Module, lr: float = 1e-3, **options: Any) -> torch.optim.Adam:
+def adam(model: nn.Module, lr: float | Tensor = 1e-3, **options: Any) -> torch.optim.Adam:
     """Adam over the parameters of a model, in one kernel where torch has one, and ready to be captured on a GPU.
 
     Args:
         model (Module): already on its device.
-        lr (float): learning rate. (default: ``1e-3``)
+        lr (float or Tensor): learning rate. As a tensor on the model's GPU it is read anew by captured steps, which a
+            scheduler then does not have captured again. (default: ``1e-3``)
         options: passed on to ``torch.optim.Adam``.
     """
     parameters = list(model.parameters())
@@ -298,7 +320,7 @@ def _run_epoch(
         total = losses.clone() if total is None else total + losses
         steps += 1
     if total is None:
-        raise ValueError(f"{name}: has no batch; it needs at least one")
+        raise ValueError(f"{name}: has no batch; it needs at least one, in each epoch anew")
     return total / steps
 
 

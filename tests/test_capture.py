@@ -146,6 +146,61 @@ def test_a_learning_rate_that_changes_with_each_step_is_not_captured(captures: l
     assert captures == [8]
 
 
+@pytest.mark.parametrize("tensor", [False, True])
+def test_a_scheduler_beside_captured_steps(captures: list[int], tensor: bool) -> None:
+    found = []
+    for capture in (True, False):
+        torch.manual_seed(0)
+        model = TGCN_HierarchicalMT(FEATURES, 4)
+        optimizer = training.adam(model, torch.tensor(1e-2) if tensor else 1e-2)
+        scheduler = torch.optim.lr_scheduler.StepLR(optimizer, 2, 0.1)
+        loader = data.WindowLoader(dataset(), range(30), 8, shuffle=True)
+        losses = train_hierarchical(
+            model, optimizer, None, loader, None, 5, progress=False, capture=capture, scheduler=scheduler
+        )
+        found.append((losses, [parameter.tolist() for parameter in model.parameters()]))
+        assert float(optimizer.param_groups[0]["lr"]) == pytest.approx(1e-4)
+    assert found[0] == found[1]
+    assert captures == [8, 8, 8]  # once with each rate, as a tensor on the host is read when a step is captured
+
+
+def test_a_rate_on_the_device_is_read_anew_and_another_tensor_captured_anew() -> None:
+    class OnDevice(Tensor):
+        device = torch.device("cuda")  # type: ignore[assignment]
+
+    rate = torch.tensor(1e-2).as_subclass(OnDevice)
+    model = TGCN_HierarchicalMT(FEATURES, 4)
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-2)
+    optimizer.param_groups[0]["lr"] = rate
+    before = _capture._hyper(optimizer)
+    rate.fill_(1e-3)
+    assert _capture._hyper(optimizer) == before
+    optimizer.param_groups[0]["lr"] = rate.clone().as_subclass(OnDevice)
+    assert _capture._hyper(optimizer) != before
+
+
+@pytest.mark.parametrize("what", ["freeze", "replace", "number"])
+def test_a_model_that_a_callback_changes_is_captured_anew(captures: list[int], what: str) -> None:
+    model = TGCN_HierarchicalMT(FEATURES, 4)
+    model.tgcn_backbone.out.append(torch.nn.Dropout(0.0))
+
+    def change(epoch: int, metrics: dict[str, float]) -> None:
+        weight = next(model.parameters())
+        if epoch != 3:
+            return
+        if what == "freeze":
+            weight.requires_grad_(False)
+        elif what == "replace":
+            weight.data = weight.data.clone()
+        else:
+            model.tgcn_backbone.out[-1].p = 0.5
+
+    loader = data.WindowLoader(dataset(), range(24), 8)
+    optimizer = training.adam(model, 1e-2)
+    train_hierarchical(model, optimizer, None, loader, None, 6, progress=False, callback=change)
+    assert captures == [8, 8]
+
+
 def test_only_what_can_be_captured_is(monkeypatch: pytest.MonkeyPatch) -> None:
     model = TGCN_HierarchicalMT(FEATURES, 4)
     loader = data.WindowLoader(dataset(), range(30), 8)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -95,6 +96,37 @@ def test_captured_steps_that_share_days(blocks: int, shuffle: bool, use_gat: boo
     assert captured[0] == plain[0]
     assert all(torch.equal(one, other) for one, other in zip(captured[1], plain[1], strict=True))
     assert captured[0][0] == pytest.approx(copied[0][0], rel=1e-3)
+
+
+@pytest.mark.parametrize("tensor", [False, True])
+def test_a_scheduler_beside_captured_steps(tensor: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    captured: list[int] = []
+    capture = _capture.CapturedSteps._capture
+    monkeypatch.setattr(
+        _capture.CapturedSteps, "_capture", lambda self, *args: captured.append(1) or capture(self, *args)
+    )
+
+    def run(epochs: int, **options: Any) -> tuple[Any, list[Tensor]]:
+        torch.manual_seed(0)
+        model = hiermt.TGCN_HierarchicalMT(FEATURES, 16).to(DEVICE)
+        optimizer = training.adam(model, torch.tensor(1e-2, device=DEVICE) if tensor else 1e-2)
+        loader = data.WindowLoader(dataset(1), range(45), 8, shuffle=True, device=DEVICE)
+        scheduler = torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.8)
+        losses = train_hierarchical(
+            model, optimizer, None, loader, None, epochs, device=DEVICE, progress=False, scheduler=scheduler, **options
+        )
+        return losses, [parameter.detach().clone() for parameter in model.parameters()]
+
+    expected = run(6, capture=False)
+    assert not captured
+    path = tmp_path / "state.pt"
+    whole = run(6)
+    # A rate on the device is read by each replay; a number is part of what was captured.
+    assert len(captured) == 1 if tensor else len(captured) > 1
+    run(3, checkpoint=path)
+    for found in (whole, run(6, checkpoint=path, resume=True)):
+        assert found[0] == expected[0]
+        assert all(torch.equal(one, other) for one, other in zip(found[1], expected[1], strict=True))
 
 
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")

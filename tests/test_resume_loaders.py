@@ -353,3 +353,14 @@ def test_another_loader_is_refused(tmp_path: Path) -> None:
             other.run(2, checkpoint=path, resume=True)
     with pytest.raises(ValueError, match="another kind of loader"):
         parts(model=Heads, train=batches, test=batches).run(2, checkpoint=path, resume=True)
+
+
+@pytest.mark.parametrize("wrap", ["compile", "peft"])
+def test_a_model_that_others_wrap(wrap: str, tmp_path: Path) -> None:
+    def make() -> nn.Module:
+        if wrap == "compile":
+            return torch.compile(Heads(dropout=0.2), backend="eager")  # type: ignore[return-value]
+        peft = pytest.importorskip("peft")
+        return peft.get_peft_model(Heads(), peft.LoraConfig(target_modules=["hidden"], lora_dropout=0.2, r=2))
+
+    assert_goes_on(lambda: parts(model=make, train=batches, test=batches), tmp_path)

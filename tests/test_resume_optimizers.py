@@ -107,15 +107,18 @@ def test_an_optimizer_of_the_users_own(tmp_path: Path) -> None:
 
         def __init__(self, params: Any, lr: float) -> None:
             super().__init__(params, {"lr": lr})
+            self.calls, self.rng = 0, np.random.default_rng(1)
 
         @torch.no_grad()
         def step(self, closure: Any = None) -> None:
+            self.calls += 1
+            factor = self.rng.random() / self.calls
             for group in self.param_groups:
                 for parameter in group["params"]:
                     state = self.state[parameter]
                     state["mean"] = state.get("mean", torch.zeros(7)) + parameter.grad.mean()
                     state["steps"] = state.get("steps", 0) + 1
-                    parameter -= group["lr"] * parameter.grad.sign() * state["mean"].sum() / state["steps"]
+                    parameter -= factor * group["lr"] * parameter.grad.sign() * state["mean"].sum() / state["steps"]
 
     assert_goes_on(lambda: parts(lambda model: Signs(model.parameters(), 1e-2)), tmp_path)
 
