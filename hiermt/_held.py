@@ -194,8 +194,11 @@ def _add(parent: Any, how: str, key: Any, value: Any) -> Change:
         raise ValueError(f"{key}: a {type(parent).__name__} has no such part")
     if how == "item" and isinstance(parent, dict):
         return functools.partial(parent.__setitem__, key, value), _putter(parent, key)
-    if how == "attribute" and not isinstance(parent, list | tuple | dict):
-        return functools.partial(object.__setattr__, parent, key, value), _putter(vars(parent), key)
+    if how == "attribute":
+        put = functools.partial(object.__setattr__, parent, key, value)
+        if hasattr(parent, "__dict__"):
+            return put, _putter(vars(parent), key)
+        return put, lambda: object.__delattr__(parent, key) if hasattr(parent, key) else None  # a slot
     raise ValueError(f"{key}: there is no place for what is stored")
 
 

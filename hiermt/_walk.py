@@ -6,7 +6,7 @@ import functools
 import io
 import random
 import types
-from collections import deque
+from collections import Counter, OrderedDict, defaultdict, deque
 from collections.abc import Iterator
 from typing import Any
 
@@ -132,11 +132,14 @@ class Walk:
 
 def _children(value: Any) -> Iterator[tuple[str, Any, Any, Any]]:
     """How, where and under which key each thing that `value` holds lies in it."""
+    # Past what a subclass makes of them, such as an __iter__ that counts.
     if isinstance(value, dict):
-        yield from (("item", value, key, child) for key, child in value.items() if isinstance(key, SCALARS))
-    elif isinstance(value, list | tuple | deque):
-        yield from (("item", value, i, child) for i, child in enumerate(value))
-    elif isinstance(value, functools.partial):
+        yield from (("item", value, key, child) for key, child in dict.items(value) if isinstance(key, SCALARS))
+    containers: tuple[Any, ...] = (list, tuple, deque)
+    for container in containers:
+        if isinstance(value, container):
+            yield from (("item", value, i, child) for i, child in enumerate(container.__iter__(value)))
+    if isinstance(value, functools.partial):
         for name, child in (("func", value.func), ("args", value.args), ("keywords", value.keywords)):
             yield "part", value, name, child
     elif isinstance(value, types.MethodType | types.BuiltinFunctionType):
@@ -171,7 +174,7 @@ def _is_plain(value: Any, depth: int = 0) -> bool:
         return True
     if depth > _DEPTH:
         return False
-    if isinstance(value, dict):
+    if type(value) in (dict, OrderedDict, Counter, defaultdict):
         return all(isinstance(key, SCALARS) and _is_plain(item, depth + 1) for key, item in value.items())
     if type(value) in (list, tuple, set, frozenset, deque) or isinstance(value, torch.Size):
         return all(isinstance(item, Tensor) or _is_plain(item, depth + 1) for item in value)

@@ -176,17 +176,11 @@ def train_hierarchical(
             if best.stopped() or course.stopped:
                 break
             model.train()
-            passes = {
-                "train": _run_epoch(
-                    losses_of, train_dataloader, optimizer, f"train_dataloader: has no batch in epoch {epoch}", captured
-                )
-            }
+            passes = {"train": _run_epoch(losses_of, train_dataloader, optimizer, "train_dataloader", captured)}
             if test_dataloader is not None:
                 model.eval()
                 with torch.no_grad():
-                    passes["test"] = _run_epoch(
-                        losses_of, test_dataloader, None, f"test_dataloader: has no batch in epoch {epoch}"
-                    )
+                    passes["test"] = _run_epoch(losses_of, test_dataloader, None, "test_dataloader")
             # Fetched together: while a GPU still trains, the host has the test pass ready for it.
             fetched = torch.cat([*passes.values(), largest(weights, device)]).tolist()
             names = [f"{part}_{name}" for part in passes for name in NAMES]

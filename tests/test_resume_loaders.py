@@ -364,3 +364,33 @@ def test_a_model_that_others_wrap(wrap: str, tmp_path: Path) -> None:
         return peft.get_peft_model(Heads(), peft.LoraConfig(target_modules=["hidden"], lora_dropout=0.2, r=2))
 
     assert_goes_on(lambda: parts(model=make, train=batches, test=batches), tmp_path)
+
+
+def test_objects_with_slots_and_subclasses_of_containers(tmp_path: Path) -> None:
+    class Slots:
+        __slots__ = ("later", "rng")
+
+        def __init__(self) -> None:
+            self.rng = random.Random(1)
+
+    class Counted(list[Any]):
+        turns = 0
+
+    class Named(dict[str, Any]):
+        pass
+
+    class Sampler(torch_data.Sampler[int]):
+        def __init__(self) -> None:
+            self.slots, self.named, self.counted = Slots(), Named(rng=np.random.default_rng(2)), Counted([Slots()])
+
+        def __iter__(self) -> Iterator[int]:
+            self.counted.turns += 1
+            self.named["turns"] = self.named.get("turns", 0) + 1
+            self.slots.later = getattr(self.slots, "later", 0) + 1
+            turns = self.counted.turns + self.named["turns"] + self.slots.later
+            numbers = [self.slots.rng.random(), self.named["rng"].random(), self.counted[0].rng.random()]
+            yield from (int(1e4 * number + turns) % ITEMS for number in numbers)
+
+    assert_goes_on(
+        lambda: parts(model=Heads, train=lambda: loader({"sampler": Sampler()}), test=batches), tmp_path, cuts=(1, 2)
+    )
