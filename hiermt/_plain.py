@@ -63,7 +63,7 @@ def new_generator(state: dict[str, Any]) -> Any:
     kind = state["kind"]
     made: Any
     if kind == "torch.Generator":
-        made = torch.Generator(state["device"])
+        made = torch.Generator(device=state["device"])
     elif kind == "random.Random":
         made = random.Random()
     elif kind == "numpy.random.RandomState":

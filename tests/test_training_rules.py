@@ -241,16 +241,16 @@ def untouched(made: Parts, error: type[Exception], message: str, **options: Any)
 
 def test_a_checkpoint_that_cannot_be_written_is_noticed_before_training(tmp_path: Path) -> None:
     (tmp_path / "folder").mkdir()
-    untouched(parts(), IsADirectoryError, "folder is a folder", checkpoint=tmp_path / "folder")
+    untouched(parts(), IsADirectoryError, "is a folder", checkpoint=tmp_path / "folder")
     (tmp_path / "file").touch()
-    untouched(parts(), OSError, "checkpoint", checkpoint=tmp_path / "file" / "state.pt")
+    untouched(parts(), NotADirectoryError, "file is not a folder", checkpoint=tmp_path / "file" / "state.pt")
     assert sorted(path.name for path in tmp_path.rglob("*")) == ["file", "folder"]
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
 def test_a_folder_without_permission_is_noticed_before_training(tmp_path: Path) -> None:
     tmp_path.chmod(0o500)
-    untouched(parts(), PermissionError, "checkpoint", checkpoint=tmp_path / "state.pt")
+    untouched(parts(), PermissionError, "cannot be written to", checkpoint=tmp_path / "state.pt")
 
 
 def test_the_file_of_a_checkpoint_is_not_touched_by_the_trial(tmp_path: Path) -> None:
