@@ -177,6 +177,8 @@ def _is_plain(value: Any, depth: int = 0) -> bool:
     if type(value) in (dict, OrderedDict, Counter, defaultdict):
         return all(isinstance(key, SCALARS) and _is_plain(item, depth + 1) for key, item in value.items())
     if type(value) in (list, tuple, set, frozenset, deque) or isinstance(value, torch.Size):
+        if set(map(type, value)) <= _EXACT:  # long lists of numbers, at once
+            return True
         return all(isinstance(item, Tensor) or _is_plain(item, depth + 1) for item in value)
     return False
 
