@@ -60,7 +60,7 @@ def attend(x_l: Tensor, x_r: Tensor, edges: Edges, edge: Tensor | None, att: Ten
     x_j = x_l.index_select(0, edges.source)  # [E, H, M]
     z = x_j + x_r.index_select(0, edges.target)
     if edge is not None:
-        z += edge.unsqueeze(-1)
+        z = z + edge.unsqueeze(-1)  # not in place: vmap may batch the weights alone
     z = F.leaky_relu(z, ATTENTION_SLOPE, inplace=True)
     score = torch.bmm(att.reshape(1, 1, -1).expand(z.size(0), -1, -1), z).squeeze(1)  # [E, M]
     alpha = _row_softmax(score, edges.row, edges.num_nodes)

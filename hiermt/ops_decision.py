@@ -7,7 +7,7 @@ from typing import Any, NoReturn
 import torch
 from torch import Tensor
 
-from hiermt import ops_rules
+from hiermt import ops_batched, ops_rules
 
 # What a call may ask for; an output that was not asked for is an empty tensor.
 LOGITS, PROBABILITIES, PREDICTIONS, CONFIDENCES = 1, 2, 4, 8
@@ -158,5 +158,6 @@ def register() -> None:
     torch.library.register_fake("hiermt::decision_from_logits", _fake_from_logits)
     torch.library.register_autograd("hiermt::decision", _backward, setup_context=_setup_context)
     torch.library.register_autograd("hiermt::decision_backward", _double_backward)
+    ops_batched.register("decision_backward")
     ops_rules.register_autocast("decision")
     ops_rules.register_autocast("decision_from_logits")

@@ -11,6 +11,8 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_map
 
+from hiermt import ops_batched
+
 # Kept alive: a registration ends with the library object that made it.
 _library = torch.library.Library("hiermt", "IMPL")  # type: ignore[no-untyped-call]
 
@@ -92,6 +94,7 @@ def register(
     torch.library.register_fake(f"hiermt::{name}_backward", fake_backward)
     torch.library.register_autograd(f"hiermt::{name}", backward, setup_context=setup_context)
     torch.library.register_autograd(f"hiermt::{name}_backward", double_backward)
+    ops_batched.register(f"{name}_backward")
     register_autocast(name)
 
 
