@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
-from numbers import Integral
-from typing import Any
+from numbers import Integral, Real
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from hiermt import _backend
-from hiermt.graph import Graph
+from hiermt._tracing import refuse_tracing
+
+if TYPE_CHECKING:
+    from hiermt.graph import Graph
 
 _DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
@@ -23,8 +27,11 @@ def enter(
     device = x.device
     if graph is not None and graph.device != device:
         raise ValueError(f"x is on {device}, the graph on {graph.device}; move one with .to(...)")
-    if graph is not None and x.size(0) % max(graph.num_nodes, 1):
-        raise ValueError(f"x has {x.size(0)} nodes, which is no multiple of the graph's {graph.num_nodes}")
+    if graph is not None:
+        nodes = x.size(0)
+        refuse_tracing(nodes)
+        if nodes % max(graph.num_nodes, 1):
+            raise ValueError(f"x has {nodes} nodes, which is no multiple of the graph's {graph.num_nodes}")
     tensors = [x, *others]
     if torch.is_autocast_enabled(device.type):
         dtype = autocast or torch.get_autocast_dtype(device.type)
@@ -52,9 +59,45 @@ def check_linear(name: str, weight: Tensor, inputs: int) -> None:
         raise ValueError(f"{name} takes {weight.size(-1)} channels, but gets {inputs}")
 
 
-def check_integer(name: str, value: object, least: int) -> None:
-    """Refuses what is no integer of `least` or more; a bool is none."""
-    if isinstance(value, bool) or not isinstance(value, Integral):
-        raise TypeError(f"{name}: expected an integer, got {value!r}")
-    if int(value) < least:
+class NotAnInteger(TypeError, ValueError):
+    """A size of the wrong type, which a caller may also catch along with the ValueError of a size out of range."""
+
+
+def check_integer(name: str, value: object, least: int) -> int:
+    """Returns `value`, which may be one of NumPy's, as an ``int``.
+
+    Raises:
+        NotAnInteger: it is not an integer; a bool is not one here.
+        ValueError: it is below `least`.
+    """
+    # A size that a compiler or an export leaves open has no type that Integral knows.
+    if type(value) is not int and not isinstance(value, torch.SymInt):
+        if isinstance(value, bool) or not isinstance(value, Integral):
+            raise NotAnInteger(f"{name}: expected an integer, got {value!r}")
+        value = int(value)
+    if value < least:
         raise ValueError(f"{name}: expected {least} or more, got {value}")
+    return value  # type: ignore[return-value]
+
+
+def check_number(name: str, value: object, least: float = -math.inf, most: float = math.inf) -> float:
+    """Returns `value`, which may be one of NumPy's, as a ``float``.
+
+    Raises:
+        TypeError: it is not a number; a bool is not one here, and neither is a Tensor, whose gradient would be lost.
+        ValueError: it is NaN or infinite, or outside ``[least, most]``.
+    """
+    if type(value) is not float:
+        if isinstance(value, Tensor):
+            raise TypeError(f"{name}: expected a number, got a Tensor, which gets no gradient here; use float({name})")
+        if isinstance(value, bool) or not isinstance(value, Real):
+            raise TypeError(f"{name}: expected a number, got {value!r}")
+        value = float(value)
+    # Infinite and NaN fail one of the two comparisons.
+    if least <= value <= most and value - value == 0.0:
+        return value
+    if least == -math.inf:
+        raise ValueError(f"{name}: expected a finite number, got {value}")
+    if most == math.inf:
+        raise ValueError(f"{name}: expected a finite number of {least:g} or more, got {value}")
+    raise ValueError(f"{name}: expected a number in [{least:g}, {most:g}], got {value}")

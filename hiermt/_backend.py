@@ -8,6 +8,7 @@ from types import ModuleType
 from typing import Any
 
 import torch
+from torch.autograd import forward_ad
 
 from hiermt import _extension, reference
 
@@ -38,8 +39,11 @@ def native(backend: str, device: torch.device, dtype: torch.dtype = torch.float3
         reason = _extension.why_not_gpu(device.index)
     if reason is None and device.type == "cpu" and dtype == torch.float16:
         reason = "the CPU kernels take float32, float64 and bfloat16, not float16"
-    if reason is None and _transformed():
-        reason = "torch.func (grad, vmap, jvp, ...) transforms the call, which PyTorch operators alone support"
+    if reason is None and transformed():
+        reason = (
+            "torch.func (grad, vmap, jvp, ...) or forward-mode differentiation (torch.autograd.forward_ad) transforms "
+            "the call, which PyTorch operators alone support"
+        )
     if reason is not None and backend == "native":
         raise RuntimeError(
             f"backend 'native' was asked for but cannot run on {device.type}: {reason}; "
@@ -48,9 +52,14 @@ def native(backend: str, device: torch.device, dtype: torch.dtype = torch.float3
     return reason is None
 
 
-def _transformed() -> bool:
-    """Whether a transform of ``torch.func`` surrounds the call; a compiler that traces one sees PyTorch operators."""
-    return not torch.compiler.is_compiling() and torch._C._are_functorch_transforms_active()
+def transformed() -> bool:
+    """Whether a transform of ``torch.func`` or a level of dual tensors surrounds the call.
+
+    A compiler that traces one sees PyTorch operators.
+    """
+    if torch.compiler.is_compiling():
+        return False
+    return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
 
 
 def operator(name: str, use_native: bool) -> Callable[..., Any]:

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from hiermt import _backend, gather
 from hiermt._arguments import check_linear, enter, no_autocast
+from hiermt._tracing import refuse_tracing
 from hiermt.gather import check_starts
 
 
@@ -46,11 +47,12 @@ def gated_scan_windows(
         TypeError: dtypes differ, or `starts` is not int64.
     """
     hidden = gates[0].size(0)
+    refuse_tracing(hidden)
     if g.shape != (*x.shape[:2], hidden):
         raise ValueError(
             f"g: expected [S, D, H] = {[*x.shape[:2], hidden]} for this x and these gates, got {list(g.shape)}"
         )
-    check_starts(starts, steps, x, look=not gather.waits(x))
+    steps = check_starts(starts, steps, x, look=not gather.waits(x))
     (x, g, *params), native = enter(x, [g, *gates], None, backend)
     check_linear("u.weight", params[0], x.size(-1) + 2 * hidden)
     with no_autocast(x):

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from hiermt._files import replacing_all
 from hiermt._state_dicts import check_tensors, find, kind_mismatch, sizes
 from hiermt._tensor_files import parse_json, read_tensor_file, safetensors_io, sort_metadata
+from hiermt._tracing import NotScriptable
 from hiermt._version import __version__
 
 if TYPE_CHECKING:
@@ -39,7 +40,7 @@ class Content(NamedTuple):
     config: dict[str, Any]
 
 
-class Pretrained:
+class Pretrained(NotScriptable):
     """Adds :meth:`save_pretrained` and :meth:`from_pretrained` to a module that has a ``config``."""
 
     config: dict[str, Any]

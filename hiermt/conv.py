@@ -9,8 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from hiermt import _backend, functional
+from hiermt._arguments import check_integer
 from hiermt._functional_projected import activate, gatv2_projected, gcn_projected
 from hiermt._parameters import has_global_hook, linear, matrix, parameter, runs, submodule
+from hiermt._tracing import NotScriptable, refuse_tracing
 from hiermt.graph import Graph, as_graph
 
 CONV_ACTIVATIONS = ("between", "after")
@@ -116,7 +118,7 @@ class GCNConv(nn.Module):
 _CONV_FORWARDS = {True: GATv2Conv.forward, False: GCNConv.forward}
 
 
-class _ConvStack(nn.Module):
+class _ConvStack(NotScriptable, nn.Module):
     """What GAT and GCN share: convolutions with leaky_relu(0.01) between them, or after each."""
 
     gat: bool
@@ -126,8 +128,6 @@ class _ConvStack(nn.Module):
         super().__init__()
         if conv_activation not in CONV_ACTIVATIONS:
             raise ValueError(f"conv_activation: expected 'between' or 'after', got {conv_activation!r}")
-        if not convs:
-            raise ValueError("conv_layers: expected at least 1, got 0")
         self.convs = nn.ModuleList(convs)
         self.conv_activation = conv_activation
         self.backend = backend
@@ -197,6 +197,7 @@ def step_by_step(module: nn.Module, x: Tensor, graph: Graph) -> Tensor:
 
 def _on_sequence(module: Any, x: Tensor, edge_index: Tensor | Graph, edge_weight: Tensor | None) -> Tensor:
     """What every convolution does with its arguments before it convolves ``[N, T, F]``."""
+    refuse_tracing(x.size(-1))
     if x.dim() not in (2, 3, 4):
         raise ValueError(f"x: expected [N, F], [N, T, F] or [B, N, T, F], got {list(x.shape)}")
     lead, backend = x.shape[:-1], getattr(module, "backend", "auto")
@@ -234,9 +235,9 @@ class GAT(_ConvStack):
         conv_activation: str = "between",
         backend: str = "auto",
     ) -> None:
-        if edge_dim not in (None, 1):
-            raise ValueError(f"edge_dim: expected 1 (a scalar weight per edge) or None, got {edge_dim}")
-        convs = [GATv2Conv(in_channels if i == 0 else hidden_size, hidden_size, edge_dim) for i in range(conv_layers)]
+        edge_dim = check_edge_dim(edge_dim)
+        sizes = _channels(in_channels, hidden_size, conv_layers)
+        convs = [GATv2Conv(inputs, outputs, edge_dim) for inputs, outputs in sizes]
         super().__init__(convs, conv_activation, backend)
         self.edge = edge_dim is not None
 
@@ -265,8 +266,22 @@ class GCN(_ConvStack):
         conv_activation: str = "between",
         backend: str = "auto",
     ) -> None:
-        convs = [GCNConv(in_channels if i == 0 else hidden_size, hidden_size) for i in range(conv_layers)]
+        convs = [GCNConv(*sizes) for sizes in _channels(in_channels, hidden_size, conv_layers)]
         super().__init__(convs, conv_activation, backend)
+
+
+def check_edge_dim(edge_dim: object) -> int | None:
+    """Returns ``edge_dim`` as an ``int`` or ``None``; raises ``ValueError`` unless it is 1 or ``None``."""
+    if edge_dim is not None and check_integer("edge_dim", edge_dim, 0) != 1:
+        raise ValueError(f"edge_dim: expected 1 (a scalar weight per edge) or None, got {edge_dim}")
+    return None if edge_dim is None else 1
+
+
+def _channels(in_channels: object, hidden_size: object, conv_layers: object) -> list[tuple[int, int]]:
+    """Input and output channels of each convolution."""
+    inputs = check_integer("in_channels", in_channels, 1)
+    hidden = check_integer("hidden_size", hidden_size, 1)
+    return [(hidden if i else inputs, hidden) for i in range(check_integer("conv_layers", conv_layers, 1))]
 
 
 def _glorot(tensor: Tensor) -> None:

@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 
 from hiermt import _backend
+from hiermt._arguments import check_integer
+from hiermt._tracing import refuse_tracing
 
 
 class DayRange(NamedTuple):
@@ -56,8 +58,8 @@ class Windows(NamedTuple):
             IndexError: a window does not lie in the series.
             ValueError: a shape or device does not fit.
         """
-        check_starts(self.starts, self.steps, self.series)
-        steps = torch.arange(self.steps, dtype=torch.int64, device=self.starts.device)
+        steps = check_starts(self.starts, self.steps, self.series)
+        steps = torch.arange(steps, dtype=torch.int64, device=self.starts.device)
         return torch.unique(self.starts.unsqueeze(1) + steps)  # type: ignore[no-any-return]
 
     def shared(self) -> Windows:
@@ -123,7 +125,7 @@ def gather_windows(series: Tensor, starts: Tensor, steps: int, *, backend: str =
         ValueError: a shape or device does not fit, or `steps` is not in ``[0, D]``.
         TypeError: `series` is not floating point or `starts` not int64.
     """
-    check_starts(starts, steps, series, look=check)
+    steps = check_starts(starts, steps, series, look=check)
     if not series.is_floating_point():
         raise TypeError(f"series: expected floating point, got {series.dtype}; use series.float()")
     native = _backend.native(backend, series.device, series.dtype)
@@ -133,8 +135,10 @@ def gather_windows(series: Tensor, starts: Tensor, steps: int, *, backend: str =
     return _backend.operator("gather_windows", native)(series, starts, steps)  # type: ignore[no-any-return]
 
 
-def check_starts(starts: Tensor, steps: int, series: Tensor, *, look: bool = True) -> None:
+def check_starts(starts: Tensor, steps: int, series: Tensor, *, look: bool = True) -> int:
     """Refuses windows that do not fit a series ``[S, D, F]``; `look`: at the days themselves, too.
+
+    Returns `steps`, which may be an integer of NumPy's, as an ``int``.
 
     Raises:
         IndexError, TypeError, ValueError: as :func:`gather_windows`.
@@ -148,7 +152,9 @@ def check_starts(starts: Tensor, steps: int, series: Tensor, *, look: bool = Tru
     if starts.device != series.device:
         raise ValueError(f"series is on {series.device}, starts on {starts.device}; move one with .to(...)")
     days = series.size(1)
-    if not 0 <= steps <= days:
+    refuse_tracing(days)
+    steps = check_integer("steps", steps, 0)
+    if steps > days:
         raise ValueError(f"steps: expected a length in [0, {days}], the days there are, got {steps}")
     if look and not torch.compiler.is_compiling() and starts.numel():
         low, high = torch.stack(starts.aminmax()).tolist()
@@ -157,3 +163,4 @@ def check_starts(starts: Tensor, steps: int, series: Tensor, *, look: bool = Tru
                 f"starts: {low if low < 0 else high} is outside [0, {days - steps + 1}), the days on which a window "
                 f"of {steps} can start in a series of {days}"
             )
+    return steps

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import weakref
-from numbers import Integral
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 from torch.utils.weak import WeakIdKeyDictionary
 
 from hiermt import _backend, reference
+from hiermt._arguments import check_integer
+from hiermt._tracing import refuse_tracing
 from hiermt._writes import Writes
 
 _INT32_LIMIT = 2**31 - 1
@@ -80,14 +82,16 @@ class Graph:
         backend: str = "auto",
     ) -> None:
         _check_edges(edge_index, edge_weight)
+        refuse_tracing(edge_index.size(1))
         traced = torch.compiler.is_compiling()
-        if not traced and num_nodes is not None:
-            num_nodes = _whole(num_nodes)
-        if num_nodes is None:
+        if num_nodes is not None:
+            num_nodes = num_nodes if traced else check_integer("num_nodes", num_nodes, 0)
+        else:
             num_nodes = int(edge_index.max()) + 1 if edge_index.numel() else 0
         if not traced:
             _check_range(edge_index, num_nodes)
-        if num_nodes + edge_index.size(1) > _INT32_LIMIT:
+        # Traced sizes may be open, and a guard on them would close them; the operators look again.
+        if not traced and num_nodes + edge_index.size(1) > _INT32_LIMIT:
             raise ValueError(
                 f"edge_index: {edge_index.size(1)} edges and {num_nodes} nodes together pass {_INT32_LIMIT}, the "
                 "most that 32-bit offsets can address; split the graph"
@@ -172,7 +176,7 @@ class Graph:
                 return self.entries(rule, weighted, dtype, whole=whole)
         entries = known.get((rule, weighted, dtype, True)) or self._prepare(rule, weighted, dtype)
         # A weight that requires grad belongs to one autograd graph only, and under no_grad to none.
-        trained = weighted and self.edge_weight is not None and self.edge_weight.requires_grad
+        trained = weighted and self.edge_weight is not None and _differentiated(self.edge_weight)
         if trained:
             return entries
         kept = known[key] = entries if whole else _template(entries)
@@ -255,18 +259,12 @@ def as_graph(edge_index: Tensor | Graph, edge_weight: Tensor | None, num_nodes: 
     ):
         return hit.graph
     _check_edges(edge_index, edge_weight)
-    if edge_weight is not None and (edge_weight.requires_grad or edge_weight.is_inference()):
+    if edge_weight is not None and (edge_weight.is_inference() or _differentiated(edge_weight)):
         return Graph(edge_index, edge_weight, num_nodes, backend=backend)
     stamp = _stamp(edge_index, edge_weight, num_nodes, backend)
     graph = Graph(edge_index, None if edge_weight is None else edge_weight.detach(), num_nodes, backend=backend)
     _cache[edge_index] = _Cached(stamp, weakref.ref(edge_index if edge_weight is None else edge_weight), graph)
     return graph
-
-
-def _whole(num_nodes: Any) -> int:
-    if isinstance(num_nodes, bool) or not isinstance(num_nodes, Integral) or int(num_nodes) < 0:
-        raise ValueError(f"num_nodes: expected a whole number, 0 or more, got {num_nodes!r}")
-    return int(num_nodes)
 
 
 def _stamp(edge_index: Tensor, edge_weight: Tensor | None, num_nodes: int, backend: str) -> tuple[object, ...]:
@@ -334,8 +332,23 @@ def _gcn_norm(rowptr: Tensor, col: Tensor, edge: Tensor, edge_weight: Tensor | N
     return (_pick(scale, col) * weight * _pick(scale, row)).to(dtype)
 
 
+def _differentiated(weight: Tensor) -> bool:
+    """Whether `weight` carries a gradient, a tangent or a batch, none of which may be detached, kept or compared."""
+    if weight.requires_grad:
+        return True
+    if not _backend.transformed():
+        return False
+    if torch._C._functorch.is_functorch_wrapped_tensor(weight):
+        return True
+    return forward_ad.unpack_dual(weight).tangent is not None  # type: ignore[no-untyped-call]
+
+
 def _row_sums(rowptr: Tensor, values: Tensor) -> Tensor:
     """Sum over the entries of each row, in their order, and a zero for the row that padding belongs to."""
+    if _backend.transformed():  # which segment_reduce has no rules for
+        row = reference.entry_rows(rowptr, values.size(0))
+        sums = values.new_zeros(rowptr.numel()).index_add(0, row, values)
+        return torch.nn.functional.pad(sums[:-1], (0, 1))
     sums = torch.segment_reduce(values, "sum", offsets=rowptr, unsafe=True, initial=0)
     return torch.nn.functional.pad(sums, (0, 1))
 

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from hiermt import functional
+from hiermt._arguments import check_number
 from hiermt._feature_names import check_same, names_of
 from hiermt._inputs import shared_inputs
 
@@ -67,7 +68,9 @@ def inference_hierarchical(
 
     Raises:
         ValueError: `confidence_threshold` is outside ``[0, 1]``, or `data` names other features than the model.
+        TypeError: `confidence_threshold` is not a number.
     """
+    confidence_threshold = check_number("confidence_threshold", confidence_threshold, 0.0, 1.0)
     check_same("data", names_of(data), names_of(model))
     model.to(device).eval()
     signal_logits, direction_logits = model(*shared_inputs(model, data, device))

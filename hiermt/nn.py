@@ -10,10 +10,12 @@ import torch
 from torch import Tensor, nn
 
 from hiermt import _backend, functional, gather
+from hiermt._arguments import check_integer
 from hiermt._feature_names import FeatureNames
 from hiermt._parameters import has_global_hook, linear, runs, submodule
+from hiermt._tracing import NotScriptable, refuse_tracing
 from hiermt.checkpoint import Pretrained
-from hiermt.conv import GAT, GCN
+from hiermt.conv import GAT, GCN, check_edge_dim
 from hiermt.gather import Windows
 from hiermt.graph import Graph, as_graph
 
@@ -27,7 +29,7 @@ class _Assumed(str):
 _NTF = _Assumed("NTF")
 
 
-class TGCNCell(nn.Module):
+class TGCNCell(NotScriptable, nn.Module):
     r"""One T-GCN cell (arXiv 1811.05320): a convolution stack and three gates.
 
     Args:
@@ -55,7 +57,8 @@ class TGCNCell(nn.Module):
         backend: str = "auto",
     ) -> None:
         super().__init__()
-        _check_positive(in_channels=in_channels, hidden_size=hidden_size, conv_layers=conv_layers)
+        in_channels = check_integer("in_channels", in_channels, 1)
+        hidden_size = check_integer("hidden_size", hidden_size, 1)
         self.in_channels, self.hidden_size = in_channels, hidden_size
         if use_gat:
             self.gcn = GAT(
@@ -185,7 +188,12 @@ class TGCN(FeatureNames, Pretrained, nn.Module):
         backend: str = "auto",
     ) -> None:
         super().__init__()
-        _check_positive(hidden_size=hidden_size, layers_nb=layers_nb, out_channels=out_channels)
+        in_channels = check_integer("in_channels", in_channels, 1)
+        hidden_size = check_integer("hidden_size", hidden_size, 1)
+        out_channels = check_integer("out_channels", out_channels, 1)
+        layers_nb = check_integer("layers_nb", layers_nb, 1)
+        conv_layers = check_integer("conv_layers", conv_layers, 1)
+        edge_dim = check_edge_dim(edge_dim) if use_gat else None
         if layout not in LAYOUTS:
             raise ValueError(f"layout: expected 'NTF' or 'NFT', got {layout!r}")
         if output_activation is not None and not isinstance(output_activation, nn.Module):
@@ -201,7 +209,7 @@ class TGCN(FeatureNames, Pretrained, nn.Module):
             "layers_nb": layers_nb,
             "use_gat": use_gat,
             "conv_layers": conv_layers,
-            "edge_dim": edge_dim if use_gat else None,
+            "edge_dim": edge_dim,
             "conv_activation": conv_activation,
             "layout": layout,
         }
@@ -315,6 +323,7 @@ class TGCN(FeatureNames, Pretrained, nn.Module):
         if x.dim() not in (3, 4):
             raise ValueError(f"x: expected [N, {letters}] or [B, N, {letters}], got {list(x.shape)}")
         found, other = (x.size(-1), x.size(-2)) if self.layout == "NTF" else (x.size(-2), x.size(-1))
+        refuse_tracing(found)
         if found != self.in_channels:
             expected = f"[N, {letters}] with F = {self.in_channels} for layout='{self.layout}'"
             message = f"x: expected {expected}, got {list(x.shape)}"
@@ -386,6 +395,7 @@ class TGCN_HierarchicalMT(FeatureNames, Pretrained, nn.Module):
             layout=layout,
             backend=backend,
         )
+        hidden_size = self.tgcn_backbone.hidden_size
         self.signal_head = nn.Linear(hidden_size, 2)
         self.direction_head = nn.Linear(hidden_size, 2)
         self.config = {k: v for k, v in self.tgcn_backbone.config.items() if k != "out_channels"}
@@ -502,9 +512,3 @@ def _flat(cells: list[TGCNCell]) -> list[tuple[list[Tensor], list[Tensor]]] | No
             return None
         params.append(found)
     return params
-
-
-def _check_positive(**sizes: int) -> None:
-    for name, size in sizes.items():
-        if not isinstance(size, int) or size < 1:
-            raise ValueError(f"{name}: expected a positive integer, got {size!r}")

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from hiermt._arguments import check_integer
+from hiermt._arguments import check_integer, check_number
 from hiermt._feature_names import as_names, check_same
 from hiermt.dynamic import DynamicGraph
 from hiermt.gather import Windows
@@ -222,8 +222,7 @@ def _check_model(model: object, graph: object, threshold: float, kinds: tuple[ty
     device = next(model.parameters()).device
     if graph.device != device:  # type: ignore[attr-defined]
         raise ValueError(f"the model is on {device}, the graph on {graph.device}; move one")  # type: ignore[attr-defined]
-    if not 0.0 <= threshold <= 1.0:
-        raise ValueError(f"threshold: expected a probability in [0, 1], got {threshold}")
+    check_number("threshold", threshold, 0.0, 1.0)
 
 
 def _check_names(model: TGCN_HierarchicalMT, names: Sequence[str] | None) -> None:
