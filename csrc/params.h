@@ -328,6 +328,20 @@ struct DecisionBackward {
   DecisionGrads<C> grads;
 };
 
+// What changes the cross entropy of a row from -log p of its class, y:
+//   (1 - p_y)^gamma * ((1 - smoothing) * weight[y] * -log p_y + smoothing / 2 * sum_c weight[c] * -log p_c)
+struct LossOptions {
+  const double* signal_weight;     // [2] or nullptr: 1 each
+  const double* direction_weight;  // likewise
+  double label_smoothing;          // in [0, 1]
+  double focal_gamma;              // >= 0
+
+  bool none() const {
+    return signal_weight == nullptr && direction_weight == nullptr && label_smoothing == 0 &&
+           focal_gamma == 0;
+  }
+};
+
 // Cross entropy of two heads of two classes; the second one counts over the rows of the mask.
 template <class S>
 struct MultitaskLossForward {
@@ -339,15 +353,16 @@ struct MultitaskLossForward {
   const bool* mask;                  // [N] or nullptr: all rows
   bool masked;                       // whether there is a mask: one of no rows has no address
   double lambda_direction;
+  LossOptions options;
   S* total;  // scalars
   S* signal;
   S* direction;
-  int64_t* count;  // rows in the mask
+  double* norms;  // [2]   weight of the rows that count for the signal, and for the direction
 };
 
 template <class S>
 struct MultitaskLossBackward {
-  MultitaskLossForward<S> forward;  // count holds the saved value; the losses are not read
+  MultitaskLossForward<S> forward;  // norms hold the saved values; the losses are not read
   const S* grad_total;              // cotangents of the scalars, each may be nullptr
   const S* grad_signal;
   const S* grad_direction;

@@ -152,20 +152,23 @@ STABLE_TORCH_LIBRARY(hiermt, m) {
       "Tensor[]");
 
   // Cross entropy of the signal head over all rows, plus that of the direction head over the rows of the
-  // mask.
+  // mask: the mean, weighted by the class of each row.
   //   logits [N, 2]; targets [N] int64, 0 or 1, the direction's anything outside the mask; mask [N] bool or
-  //   all
-  //   -> total, signal, direction: scalars; count: rows in the mask, int64
+  //   all; weights of the classes [2] float64, or 1 each
+  //   -> total, signal, direction: scalars; norms [2] float64: weight of the rows that count for each head
   m.def(
       "multitask_loss(Tensor signal_logits, Tensor direction_logits, Tensor signal_targets, "
-      "Tensor direction_targets, Tensor? mask, float lambda_direction) -> "
-      "(Tensor total, Tensor signal, Tensor direction, Tensor count)");
+      "Tensor direction_targets, Tensor? mask, float lambda_direction, Tensor? signal_weight=None, "
+      "Tensor? direction_weight=None, float label_smoothing=0.0, float focal_gamma=0.0) -> "
+      "(Tensor total, Tensor signal, Tensor direction, Tensor norms)");
 
   // Cotangents of the three losses, scalars, to those of the logits, [N, 2] each.
   m.def(
       "multitask_loss_backward(Tensor? grad_total, Tensor? grad_signal, Tensor? grad_direction, "
       "Tensor signal_logits, Tensor direction_logits, Tensor signal_targets, Tensor direction_targets, "
-      "Tensor? mask, Tensor count, float lambda_direction, bool need_signal, bool need_direction) -> "
+      "Tensor? mask, Tensor norms, float lambda_direction, bool need_signal, bool need_direction, "
+      "Tensor? signal_weight=None, Tensor? direction_weight=None, float label_smoothing=0.0, "
+      "float focal_gamma=0.0) -> "
       "(Tensor grad_signal_logits, Tensor grad_direction_logits)");
 
   // Windows of `steps` consecutive days, copied out of a series.

@@ -8,9 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from hiermt._arguments import check_number
+from hiermt._parameters import runs
 from hiermt.loss import MultiTaskLoss
 
 PARTS = ("signal_loss", "direction_loss")
+_OWN_FORWARD = MultiTaskLoss.forward
 
 
 class _Default(float):
@@ -24,8 +27,11 @@ def make_criterion(criterion: Any, lambda_direction: float) -> Any:
     """The criterion, made where there is none.
 
     Raises:
-        ValueError: `lambda_direction` contradicts the criterion's own.
+        ValueError: `lambda_direction` is not finite, or contradicts the criterion's own.
+        TypeError: `lambda_direction` is not a number.
     """
+    if lambda_direction is not ONE:
+        lambda_direction = check_number("lambda_direction", lambda_direction)
     if criterion is None:
         return MultiTaskLoss(lambda_direction)
     own = getattr(criterion, "lambda_direction", lambda_direction)
@@ -39,13 +45,7 @@ def make_criterion(criterion: Any, lambda_direction: float) -> Any:
 
 def is_own(criterion: Any) -> bool:
     """Whether calling it is calling :meth:`MultiTaskLoss.forward` and nothing else."""
-    return (
-        isinstance(criterion, MultiTaskLoss)
-        and type(criterion).forward is MultiTaskLoss.forward
-        and "forward" not in vars(criterion)
-        and not criterion._forward_hooks
-        and not criterion._forward_pre_hooks
-    )
+    return isinstance(criterion, MultiTaskLoss) and runs(criterion, _OWN_FORWARD)
 
 
 def loss_terms(criterion: Any, logits: tuple[Tensor, Tensor], batch: Any) -> tuple[Tensor, ...]:

@@ -12,9 +12,11 @@ import torch
 from torch import Tensor
 
 from hiermt import _backend, gather, reference
-from hiermt._arguments import check_linear, enter, no_autocast
+from hiermt._arguments import check_integer, check_linear, check_number, enter, no_autocast
+from hiermt._functional_loss import multitask_loss as multitask_loss
 from hiermt._functional_projected import ACTIVATIONS as ACTIVATIONS
 from hiermt._functional_windows import gated_scan_windows as gated_scan_windows
+from hiermt._tracing import refuse_tracing
 from hiermt.gather import Windows, check_starts
 from hiermt.gather import gather_windows as gather_windows
 from hiermt.graph import Graph
@@ -131,6 +133,7 @@ def gated_scan(
         TypeError: dtypes differ.
     """
     hidden = gates[0].size(0)
+    refuse_tracing(hidden)
     if g.shape != (*x.shape[:2], hidden):
         raise ValueError(
             f"g: expected [N, T, H] = {[*x.shape[:2], hidden]} for this x and these gates, got {list(g.shape)}"
@@ -191,10 +194,12 @@ def tgcn_layer(
         per_conv = len(conv_params) // conv_layers
         conv_params = [param for i, param in enumerate(conv_params) if (i + 1) % per_conv]
         edge = False
+    if type(conv_layers) is not int:
+        conv_layers = check_integer("conv_layers", conv_layers, 1)
     starts, steps = None, 0
     if isinstance(x, Windows):
-        check_starts(x.starts, x.steps, x.series, look=not gather.waits(x.series))
-        x, starts, steps = x
+        steps = check_starts(x.starts, x.steps, x.series, look=not gather.waits(x.series))
+        x, starts, _ = x
         if x.size(0) != graph.num_nodes:
             raise ValueError(f"x: windows of {x.size(0)} stocks, but the graph has {graph.num_nodes} nodes")
     (series, *params), native = enter(x, [*conv_params, *gate_params], graph, backend)
@@ -265,7 +270,7 @@ def decision(
     Raises:
         ValueError: `threshold` is outside ``[0, 1]``.
     """
-    _check_threshold(threshold)
+    threshold = check_number("threshold", threshold, 0.0, 1.0)
     (h, *params), native = enter(h, params, None, backend)
     with no_autocast(h):
         return _backend.operator("decision", native)(h, *params, threshold)  # type: ignore[no-any-return]
@@ -288,7 +293,7 @@ def decision_from_logits(
     Raises:
         ValueError: the logits do not end in 2, or differ in shape; `threshold` is outside ``[0, 1]``.
     """
-    _check_threshold(threshold)
+    threshold = check_number("threshold", threshold, 0.0, 1.0)
     if signal_logits.size(-1) != 2 or signal_logits.shape != direction_logits.shape:
         raise ValueError(
             f"signal_logits, direction_logits: expected two tensors [*, 2], got {list(signal_logits.shape)} and "
@@ -300,57 +305,6 @@ def decision_from_logits(
         run = _backend.operator("decision_from_logits", native)
         probabilities, predictions, confidences = run(signal, direction, threshold)
     return probabilities.reshape(*lead, 4), predictions.reshape(lead), confidences.reshape(lead)
-
-
-def multitask_loss(
-    signal_logits: Tensor,
-    direction_logits: Tensor,
-    signal_targets: Tensor,
-    direction_targets: Tensor,
-    mask: Tensor | None = None,
-    lambda_direction: float = 1.0,
-    *,
-    backend: str = "auto",
-) -> tuple[Tensor, Tensor, Tensor]:
-    r"""Cross entropy of the signal head plus that of the direction head over the rows of `mask`.
-
-    Args:
-        signal_logits, direction_logits (Tensor): logits of the two heads.
-        signal_targets, direction_targets (Tensor): 0 or 1; the direction may be anything outside `mask`.
-        mask (Tensor, optional): rows that count for the direction. (default: all of them)
-        lambda_direction (float): weight of the direction loss. (default: ``1.0``)
-        backend (str): who computes. (default: ``"auto"``)
-
-    Shapes:
-        - **logits:** ``[N, 2]``; **targets:** ``[N]``; **mask:** ``[N]`` bool
-        - **returns:** total, signal and direction loss, scalars; zero direction loss if `mask` is empty, and zero
-          losses with zero gradients without a row at all, where PyTorch's mean of nothing is NaN
-
-    Raises:
-        ValueError: a shape or device does not fit, or, on the CPU, a label is outside {0, 1}.
-        TypeError: the logits differ in dtype.
-    """
-    rows = signal_logits.size(0)
-    for name, logits in (("signal_logits", signal_logits), ("direction_logits", direction_logits)):
-        if logits.shape != (rows, 2):
-            raise ValueError(f"{name}: expected [{rows}, 2], got {list(logits.shape)}")
-    others = {"signal_targets": signal_targets, "direction_targets": direction_targets, "signal_mask": mask}
-    for name, tensor in others.items():
-        if tensor is not None and tensor.shape != (rows,):
-            raise ValueError(f"{name}: expected {rows} elements, one per row of the logits, got {list(tensor.shape)}")
-        if tensor is not None and tensor.device != signal_logits.device:
-            raise ValueError(f"{name} is on {tensor.device}, the logits on {signal_logits.device}; move one")
-    _check_labels("signal_targets", signal_targets, None)
-    _check_labels("direction_targets", direction_targets, mask)
-    # Under autocast a loss is float32, as torch's own is.
-    (signal, direction), native = enter(signal_logits, [direction_logits], None, backend, torch.float32)
-    if rows == 0:
-        zeros = signal.sum(), direction.sum()
-        return zeros[0] + lambda_direction * zeros[1], *zeros
-    with no_autocast(signal):
-        run = _backend.operator("multitask_loss", native)
-        mask = None if mask is None else mask.bool()
-        return run(signal, direction, signal_targets.long(), direction_targets.long(), mask, lambda_direction)  # type: ignore[no-any-return]
 
 
 def check_weights_used(graph: Graph, gat: bool, edge: bool) -> None:
@@ -366,24 +320,3 @@ def _activation(name: str) -> int:
     if name not in ACTIVATIONS:
         raise ValueError(f"activation: expected one of {', '.join(ACTIVATIONS)}, got {name!r}")
     return ACTIVATIONS[name]
-
-
-def _check_labels(name: str, labels: Tensor, mask: Tensor | None) -> None:
-    """Refuses labels outside {0, 1}; on a GPU the look would cost a synchronisation, so loaders look there."""
-    if labels.device.type != "cpu" or torch.compiler.is_compiling():
-        return
-    if labels.numel() and not labels.is_floating_point() and labels.dtype != torch.bool:
-        # Integers, as almost always: two numbers tell.
-        low, high = torch.aminmax(labels if mask is None else labels * mask)
-        if int(low) >= 0 and int(high) <= 1:
-            return
-    wrong = (labels != 0) & (labels != 1)
-    if mask is not None:
-        wrong = wrong & mask.bool()
-    if bool(wrong.any()):
-        raise ValueError(f"{name}: expected 0 or 1, got {labels[wrong][0].item()}")
-
-
-def _check_threshold(threshold: float) -> None:
-    if not 0.0 <= threshold <= 1.0:
-        raise ValueError(f"threshold: expected a probability in [0, 1], got {threshold}")

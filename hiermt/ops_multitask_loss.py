@@ -7,7 +7,7 @@ from typing import Any, NoReturn
 import torch
 from torch import Tensor
 
-from hiermt import ops_rules
+from hiermt import ops_batched, ops_rules
 
 
 def multitask_loss(
@@ -17,40 +17,46 @@ def multitask_loss(
     direction_targets: Tensor,
     mask: Tensor | None,
     lambda_direction: float,
+    *options: Any,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Total, signal and direction loss; :func:`hiermt.reference.multitask_loss` says what it computes.
 
-    A label in the mask that is no class gives NaN.
+    A label in the mask that is no class gives NaN. `options` are class weights ``[2]`` in float64 of each head, label
+    smoothing and gamma of the focal loss.
     """
     total, signal, direction, _ = _loss(
-        signal_logits, direction_logits, signal_targets, direction_targets, mask, lambda_direction
+        signal_logits, direction_logits, signal_targets, direction_targets, mask, lambda_direction, *options
     )
     return total, signal, direction
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    *tensors, ctx.lambda_direction = inputs
-    count = output[3]
-    ctx.mark_non_differentiable(count)
+    *tensors, ctx.lambda_direction = inputs[:6]
+    # Left out of a call, the options have the schema's defaults.
+    signal_weight, direction_weight, *ctx.options = inputs[6:] or (None, None)
+    norms = output[3]
+    ctx.mark_non_differentiable(norms)
     ctx.set_materialize_grads(False)
-    ctx.save_for_backward(*tensors, count)
+    ctx.save_for_backward(*tensors, norms, signal_weight, direction_weight)
 
 
 def _backward(ctx: Any, *grads: Tensor | None) -> tuple[Any, ...]:
-    *tensors, count = ctx.saved_tensors
-    need_signal, need_direction, *_ = ctx.needs_input_grad
+    *tensors, norms, signal_weight, direction_weight = ctx.saved_tensors
+    need_signal, need_direction, *others = ctx.needs_input_grad
+    rest = (None,) * len(others)
     if all(grad is None for grad in grads[:3]):
-        return (None,) * 6
+        return None, None, *rest
     grad_signal, grad_direction = ops_rules.call(
         torch.ops.hiermt.multitask_loss_backward.default,
         *grads[:3],
         *tensors,
-        count,
+        norms,
         ctx.lambda_direction,
         need_signal,
         need_direction,
+        *((signal_weight, direction_weight, *ctx.options) if ctx.options else ()),
     )
-    return grad_signal if need_signal else None, grad_direction if need_direction else None, None, None, None, None
+    return grad_signal if need_signal else None, grad_direction if need_direction else None, *rest
 
 
 _loss = ops_rules.EagerOperator("multitask_loss", _backward, _setup_context)
@@ -69,9 +75,13 @@ def _fake(
     direction_targets: Tensor,
     mask: Tensor | None,
     lambda_direction: float,
+    signal_weight: Tensor | None = None,
+    direction_weight: Tensor | None = None,
+    label_smoothing: float = 0.0,
+    focal_gamma: float = 0.0,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     total, signal, direction = (signal_logits.new_empty(()) for _ in range(3))
-    return total, signal, direction, signal_targets.new_empty(())
+    return total, signal, direction, signal_logits.new_empty(2, dtype=torch.float64)
 
 
 def _fake_backward(
@@ -83,10 +93,14 @@ def _fake_backward(
     signal_targets: Tensor,
     direction_targets: Tensor,
     mask: Tensor | None,
-    count: Tensor,
+    norms: Tensor,
     lambda_direction: float,
     need_signal: bool,
     need_direction: bool,
+    signal_weight: Tensor | None = None,
+    direction_weight: Tensor | None = None,
+    label_smoothing: float = 0.0,
+    focal_gamma: float = 0.0,
 ) -> tuple[Tensor, Tensor]:
     rows = signal_logits.size(0)
     return signal_logits.new_empty(rows if need_signal else 0, 2), signal_logits.new_empty(
@@ -100,3 +114,4 @@ def register() -> None:
     torch.library.register_fake("hiermt::multitask_loss_backward", _fake_backward)
     torch.library.register_autograd("hiermt::multitask_loss", _backward, setup_context=_setup_context)
     torch.library.register_autograd("hiermt::multitask_loss_backward", _double_backward)
+    ops_batched.register("multitask_loss_backward")

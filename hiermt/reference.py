@@ -27,6 +27,7 @@ from hiermt._reference_convs import NONE as NONE
 from hiermt._reference_convs import SIGMOID as SIGMOID
 from hiermt._reference_convs import Edges, by_pieces, gatv2, gcn
 from hiermt._reference_convs import entry_rows as entry_rows
+from hiermt._reference_loss import multitask_loss as multitask_loss
 from hiermt._reference_windows import gated_scan_windows as gated_scan_windows
 from hiermt._reference_windows import gather_windows as gather_windows
 
@@ -296,36 +297,3 @@ def decision_from_logits(
     predictions = torch.where(is_signal, 2 * up.long(), 1)
     confidences = torch.where(is_signal, direction.amax(-1), signal.amax(-1))
     return torch.cat([signal, direction], dim=-1), predictions, confidences
-
-
-def multitask_loss(
-    signal_logits: Tensor,
-    direction_logits: Tensor,
-    signal_targets: Tensor,
-    direction_targets: Tensor,
-    mask: Tensor | None,
-    lambda_direction: float,
-) -> tuple[Tensor, Tensor, Tensor]:
-    r"""Cross entropy of the signal head plus that of the direction head over the rows of `mask`.
-
-    A row outside `mask` counts for nothing, whatever its logits and its direction target hold. No row in `mask`
-    gives a direction loss of zero with zero gradients.
-
-    Args:
-        signal_logits, direction_logits (Tensor): logits of the two heads.
-        signal_targets, direction_targets (Tensor): 0 or 1.
-        mask (Tensor, optional): rows that count for the direction; all of them by default.
-        lambda_direction (float): weight of the direction loss.
-
-    Shapes:
-        - **logits:** ``[N, 2]``; **targets:** ``[N]`` int64; **mask:** ``[N]`` bool
-        - **returns:** total, signal and direction loss, scalars
-    """
-    signal = F.cross_entropy(signal_logits, signal_targets)
-    if mask is None:
-        direction = F.cross_entropy(direction_logits, direction_targets)
-    else:
-        logits = direction_logits.masked_fill(~mask.unsqueeze(-1), 0.0)
-        per_row = F.cross_entropy(logits, direction_targets.masked_fill(~mask, 0), reduction="none")
-        direction = per_row.masked_fill(~mask, 0.0).sum() / mask.sum().clamp(min=1)
-    return signal + lambda_direction * direction, signal, direction

@@ -111,7 +111,8 @@ def train_hierarchical(
             the training has no state that a checkpoint can hold, `optimizer` needs a closure, `scheduler` is one of
             another optimiser, or `share_days` is not possible.
         TypeError: `num_epochs`, `patience` or `checkpoint_every` is not an integer, a loader can be gone through only
-            once, `criterion` returns no loss, or `scheduler` cannot be stepped.
+            once, `criterion` returns no loss, `scheduler` cannot be stepped, or `lambda_direction` is not a number; one
+            that is learned belongs into ``criterion=MultiTaskLoss(lambda_direction)`` and the optimizer.
         FloatingPointError: the training or test loss of an epoch, or a parameter after it, is not finite. The model is
             left as it is; `checkpoint` holds the last state before.
         ImportError: the package ``tensorboard`` is missing.

@@ -21,7 +21,7 @@ constexpr int64_t kRowsPerPartial = 512;
 template <class C>
 struct Partial {
   C signal, direction;
-  int64_t count;
+  double signal_norm, direction_norm;
 };
 
 // log(1 + e) for 0 <= e <= 1 by the series of the area hyperbolic tangent: 2 atanh(s) with s = e / (2 + e),
@@ -68,19 +68,124 @@ HIERMT_INLINE Vec<C> only(Vec<C> counted, Vec<C> value) {
   return select(counted > zero<C>(), value, zero<C>());
 }
 
-// grad = scale * (softmax - onehot); rows that do not count get 0.
-template <class S, class C>
-HIERMT_INLINE void gradient(const S* logits, const int64_t* targets, const bool* mask, C scale, S* grad,
-                            int64_t begin, int64_t end) {
+// One head's part of the arguments. With q = sigmoid(d) = 1 - p of the target, a row's loss is
+//   q^gamma * (own * -log p + other * -log q)
+// where own = (1 - smoothing / 2) * weight of the target, other = smoothing / 2 * weight of the other class.
+template <class S>
+struct Head {
+  using C = Compute<S>;
+  const S* logits;
+  const int64_t* targets;
+  const bool* mask;
+  C weight[2], own[2], other[2];  // by target
+  C smoothing, gamma;
+
+  Head(const S* logits, const int64_t* targets, const bool* mask, const double* weights,
+       const LossOptions& options)
+      : logits(logits),
+        targets(targets),
+        mask(mask),
+        smoothing(static_cast<C>(options.label_smoothing)),
+        gamma(static_cast<C>(options.focal_gamma)) {
+    const double half = options.label_smoothing / 2;
+    for (int target = 0; target < 2; ++target) {
+      const double of_target = weights == nullptr ? 1 : weights[target];
+      const double of_other = weights == nullptr ? 1 : weights[1 - target];
+      weight[target] = static_cast<C>(of_target);
+      own[target] = static_cast<C>((1 - half) * of_target);
+      other[target] = static_cast<C>(half * of_other);
+    }
+  }
+};
+
+template <class S>
+Head<S> signal_head(const MultitaskLossForward<S>& p) {
+  return {p.signal_logits, p.signal_targets, nullptr, p.options.signal_weight, p.options};
+}
+
+template <class S>
+Head<S> direction_head(const MultitaskLossForward<S>& p) {
+  return {p.direction_logits, p.direction_targets, p.mask, p.options.direction_weight, p.options};
+}
+
+// What a head multiplies with in kLanes rows from `row` on.
+template <class S, class C = Compute<S>>
+struct Factors {
+  Vec<C> weight, own, other;
+
+  HIERMT_INLINE Factors(const Head<S>& head, int64_t row, int64_t rows) {
+    C of[3][kLanes<C>];
+    for (int l = 0; l < kLanes<C>; ++l) {
+      const int target = l < rows && head.targets[row + l] == 1;
+      of[0][l] = head.weight[target];
+      of[1][l] = head.own[target];
+      of[2][l] = head.other[target];
+    }
+    weight = load(of[0]);
+    own = load(of[1]);
+    other = load(of[2]);
+  }
+};
+
+// own * -log p + other * -log q; without smoothing an infinite -log q does not count.
+template <class S, class V>
+HIERMT_INLINE V smoothed(const Head<S>& head, const Factors<S>& factors, V d) {
+  const V of_target = factors.own * cross_entropy(d);
+  return head.smoothing > 0 ? of_target + factors.other * cross_entropy(-d) : of_target;
+}
+
+// q^gamma
+template <class S, class V>
+HIERMT_INLINE V focal(const Head<S>& head, V d) {
+  return exp_nonpositive(broadcast(-head.gamma) * cross_entropy(-d));
+}
+
+// Adds the losses of kLanes rows from `row` on to `sum`, and what they weigh to `norm`.
+template <bool kPlain, class S, class C = Compute<S>>
+HIERMT_INLINE void add_rows(const Head<S>& head, int64_t row, int64_t rows, Vec<C>& sum, Vec<C>& norm) {
+  Vec<C> counted;
+  const Vec<C> d = differences<S, C>(head.logits, head.targets, head.mask, row, rows, counted);
+  if constexpr (kPlain) {
+    sum += only<C>(counted, cross_entropy(d));
+    norm += counted;
+  } else {
+    const Factors<S> factors(head, row, rows);
+    Vec<C> loss = smoothed(head, factors, d);
+    if (head.gamma > 0) loss = loss * focal(head, d);
+    sum += only<C>(counted, loss);
+    norm += only<C>(counted, factors.weight);
+  }
+}
+
+// d loss / d b of kLanes rows:
+//   q^gamma * (own * q - other * p + gamma * p * (own * -log p + other * -log q))
+template <bool kPlain, class S, class C = Compute<S>>
+HIERMT_INLINE Vec<C> slope(const Head<S>& head, int64_t row, int64_t rows, Vec<C> d) {
+  if constexpr (kPlain) {
+    return sigmoid(d);
+  } else {
+    const Factors<S> factors(head, row, rows);
+    Vec<C> value = factors.own * sigmoid(d);
+    if (head.smoothing > 0) value -= factors.other * sigmoid(-d);
+    if (head.gamma > 0) {
+      value = focal(head, d) * (value + broadcast(head.gamma) * sigmoid(-d) * smoothed(head, factors, d));
+    }
+    return value;
+  }
+}
+
+// grad = scale * d loss / d logits; rows that do not count get 0.
+template <bool kPlain, class S, class C = Compute<S>>
+HIERMT_INLINE void gradient(const Head<S>& head, C scale, S* grad, int64_t begin, int64_t end) {
   constexpr int L = kLanes<C>;
   for (int64_t row = begin; row < end; row += L) {
     const int64_t rows = end - row < L ? end - row : L;
     Vec<C> counted;
-    const Vec<C> d = differences<S, C>(logits, targets, mask, row, rows, counted);
+    const Vec<C> d = differences<S, C>(head.logits, head.targets, head.mask, row, rows, counted);
     C other[L];
-    store(other, only<C>(counted, broadcast(scale) * sigmoid(d)));
+    store(other, only<C>(counted, broadcast(scale) * slope<kPlain>(head, row, rows, d)));
     for (int64_t l = 0; l < rows; ++l) {
-      const bool second = targets[row + l] == 1;
+      const bool second = head.targets[row + l] == 1;
       from_compute(grad[2 * (row + l)], second ? other[l] : -other[l]);
       from_compute(grad[2 * (row + l) + 1], second ? -other[l] : other[l]);
     }
@@ -96,65 +201,83 @@ Compute<S> value_or_zero(const S* at) {
   return at == nullptr ? Compute<S>(0) : to_compute(*at);
 }
 
-}  // namespace
-
-template <class S>
-void multitask_loss_forward(const MultitaskLossForward<S>& p) {
+template <bool kPlain, class S>
+void forward(const MultitaskLossForward<S>& p) {
   using C = Compute<S>;
   constexpr int L = kLanes<C>;
+  const Head<S> signal_part = signal_head(p), direction_part = direction_head(p);
   ScratchFrame frame;
   const int64_t ranges = ranges_of(p.rows);
   Partial<C>* partials = frame.take<Partial<C>>(ranges);
   parallel_for(ranges, [&](int64_t range) {
     const int64_t end = (range + 1) * kRowsPerPartial < p.rows ? (range + 1) * kRowsPerPartial : p.rows;
-    Vec<C> signal = zero<C>(), direction = zero<C>(), count = zero<C>();
+    Vec<C> signal = zero<C>(), direction = zero<C>(), signal_norm = zero<C>(), direction_norm = zero<C>();
     for (int64_t row = range * kRowsPerPartial; row < end; row += L) {
       const int64_t rows = end - row < L ? end - row : L;
-      Vec<C> counted;
-      const Vec<C> s = differences<S, C>(p.signal_logits, p.signal_targets, nullptr, row, rows, counted);
-      signal += only<C>(counted, cross_entropy(s));
-      const Vec<C> d = differences<S, C>(p.direction_logits, p.direction_targets, p.mask, row, rows, counted);
-      direction += only<C>(counted, cross_entropy(d));
-      count += counted;
+      add_rows<kPlain>(signal_part, row, rows, signal, signal_norm);
+      add_rows<kPlain>(direction_part, row, rows, direction, direction_norm);
     }
-    partials[range] = {reduce_add(signal), reduce_add(direction), static_cast<int64_t>(reduce_add(count))};
+    partials[range] = {reduce_add(signal), reduce_add(direction), reduce_add(signal_norm),
+                       reduce_add(direction_norm)};
   });
-  Partial<C> sum{C(0), C(0), 0};
+  Partial<C> sum{C(0), C(0), 0, 0};
   for (int64_t range = 0; range < ranges; ++range) {
     sum.signal += partials[range].signal;
     sum.direction += partials[range].direction;
-    sum.count += partials[range].count;
+    sum.signal_norm += partials[range].signal_norm;
+    sum.direction_norm += partials[range].direction_norm;
   }
-  // No row at all gives NaN, as the mean of nothing does; no row in the mask gives zero.
-  const C signal = sum.signal / static_cast<C>(p.rows);
-  const bool none = p.masked && sum.count == 0;
-  const C direction = none ? C(0) : sum.direction / static_cast<C>(sum.count);
+  // No row at all gives NaN, as the mean of nothing does; no row in the mask, or of a class that weighs
+  // something, gives zero.
+  const auto mean = [](C value, double norm, bool may_be_empty) {
+    return may_be_empty && norm == 0 ? C(0) : value / static_cast<C>(norm);
+  };
+  const C signal = mean(sum.signal, sum.signal_norm, !kPlain);
+  const C direction = mean(sum.direction, sum.direction_norm, !kPlain || p.masked);
   from_compute(*p.signal, signal);
   from_compute(*p.direction, direction);
   from_compute(*p.total, signal + static_cast<C>(p.lambda_direction) * direction);
-  *p.count = sum.count;
+  p.norms[0] = sum.signal_norm;
+  p.norms[1] = sum.direction_norm;
 }
 
-template <class S>
-void multitask_loss_backward(const MultitaskLossBackward<S>& p) {
+// Of a head that no row counts for the gradient is zero.
+template <class C>
+C over(C cotangent, double norm) {
+  return norm > 0 ? cotangent / static_cast<C>(norm) : C(0);
+}
+
+template <bool kPlain, class S>
+void backward(const MultitaskLossBackward<S>& p) {
   using C = Compute<S>;
   const MultitaskLossForward<S>& f = p.forward;
+  const Head<S> signal_part = signal_head(f), direction_part = direction_head(f);
   const C total = value_or_zero(p.grad_total);
-  const C signal = (total + value_or_zero(p.grad_signal)) / static_cast<C>(f.rows);
-  const int64_t count = *f.count > 0 ? *f.count : 1;
+  const C signal = over(total + value_or_zero(p.grad_signal), f.norms[0]);
   const C direction =
-      (static_cast<C>(f.lambda_direction) * total + value_or_zero(p.grad_direction)) / static_cast<C>(count);
+      over(static_cast<C>(f.lambda_direction) * total + value_or_zero(p.grad_direction), f.norms[1]);
   parallel_for(ranges_of(f.rows), [&](int64_t range) {
     const int64_t begin = range * kRowsPerPartial;
     const int64_t end = begin + kRowsPerPartial < f.rows ? begin + kRowsPerPartial : f.rows;
     if (p.grad_signal_logits != nullptr) {
-      gradient(f.signal_logits, f.signal_targets, nullptr, signal, p.grad_signal_logits, begin, end);
+      gradient<kPlain>(signal_part, signal, p.grad_signal_logits, begin, end);
     }
     if (p.grad_direction_logits != nullptr) {
-      gradient(f.direction_logits, f.direction_targets, f.mask, direction, p.grad_direction_logits, begin,
-               end);
+      gradient<kPlain>(direction_part, direction, p.grad_direction_logits, begin, end);
     }
   });
+}
+
+}  // namespace
+
+template <class S>
+void multitask_loss_forward(const MultitaskLossForward<S>& p) {
+  p.options.none() ? forward<true>(p) : forward<false>(p);
+}
+
+template <class S>
+void multitask_loss_backward(const MultitaskLossBackward<S>& p) {
+  p.forward.options.none() ? backward<true>(p) : backward<false>(p);
 }
 
 HIERMT_INSTANTIATE(multitask_loss_forward)

@@ -32,65 +32,138 @@ __device__ __forceinline__ C cross_entropy(C d) {
   return (d < C(0) ? C(0) : d) + log_one_plus(exponential(d < C(0) ? d : -d));
 }
 
+// One head's part of the arguments. With q = sigmoid(d) = 1 - p of the target, a row's loss is
+//   q^gamma * (own * -log p + other * -log q)
+// where own = (1 - smoothing / 2) * weight of the target, other = smoothing / 2 * weight of the other class.
 template <class S>
-__device__ __forceinline__ bool counts(const MultitaskLossForward<S>& p, int64_t row) {
-  return p.mask == nullptr || p.mask[row];
+struct Head {
+  using C = Compute<S>;
+  const S* logits;
+  const int64_t* targets;
+  const bool* mask;
+  const double* weights;
+  double smoothing, gamma;
+
+  __device__ __forceinline__ bool counts(int64_t row) const { return mask == nullptr || mask[row]; }
+  __device__ __forceinline__ C weight(int64_t row) const {
+    return static_cast<C>(weight_of(targets[row] == 1));
+  }
+  __device__ __forceinline__ C own(int64_t row) const {
+    return static_cast<C>((1 - smoothing / 2) * weight_of(targets[row] == 1));
+  }
+  __device__ __forceinline__ C other(int64_t row) const {
+    return static_cast<C>(smoothing / 2 * weight_of(targets[row] != 1));
+  }
+
+ private:
+  __device__ __forceinline__ double weight_of(int label) const {
+    return weights == nullptr ? 1.0 : weights[label];
+  }
+};
+
+template <class S>
+__device__ __forceinline__ Head<S> signal_head(const MultitaskLossForward<S>& p) {
+  const LossOptions& o = p.options;
+  return {p.signal_logits, p.signal_targets, nullptr, o.signal_weight, o.label_smoothing, o.focal_gamma};
 }
 
-// sums[block] = {signal, direction}, counts[block] = rows of the mask
 template <class S>
+__device__ __forceinline__ Head<S> direction_head(const MultitaskLossForward<S>& p) {
+  const LossOptions& o = p.options;
+  return {p.direction_logits, p.direction_targets, p.mask,
+          o.direction_weight, o.label_smoothing,   o.focal_gamma};
+}
+
+// own * -log p + other * -log q; without smoothing an infinite -log q does not count.
+template <class S, class C>
+__device__ __forceinline__ C smoothed(const Head<S>& head, int64_t row, C d) {
+  const C of_target = head.own(row) * cross_entropy(d);
+  return head.smoothing > 0 ? of_target + head.other(row) * cross_entropy(-d) : of_target;
+}
+
+// q^gamma
+template <class S, class C>
+__device__ __forceinline__ C focal(const Head<S>& head, C d) {
+  return exponential(static_cast<C>(-head.gamma) * cross_entropy(-d));
+}
+
+// A row's loss, and what it weighs in the mean.
+template <bool kPlain, class S, class C>
+__device__ __forceinline__ void add_row(const Head<S>& head, int64_t row, C& loss, C& weight) {
+  const C d = difference(head.logits, head.targets[row], row);
+  if constexpr (kPlain) {
+    loss = cross_entropy(d);
+    weight = C(1);
+  } else {
+    loss = smoothed(head, row, d);
+    if (head.gamma > 0) loss *= focal(head, d);
+    weight = head.weight(row);
+  }
+}
+
+// sums[block] = {signal, direction}, norms[block] = {what the rows of the signal weigh, those of the
+// direction}
+template <bool kPlain, class S>
 __global__ void __launch_bounds__(kThreads)
-    multitask_loss_sum_kernel(MultitaskLossForward<S> p, Compute<S>* sums, int64_t* row_counts) {
+    multitask_loss_sum_kernel(MultitaskLossForward<S> p, Compute<S>* sums, double* norms) {
   using C = Compute<S>;
   SharedMemory shared;
   C* scratch = shared.take<C>(kThreads);
-  int* count_scratch = shared.take<int>(kThreads);
   const int64_t row = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x;
-  C signal = C(0), direction = C(0);
-  int count = 0;
+  C signal = C(0), direction = C(0), signal_weight = C(0), direction_weight = C(0);
   if (row < p.rows) {
-    signal = cross_entropy(difference(p.signal_logits, p.signal_targets[row], row));
-    if (counts(p, row)) {
-      direction = cross_entropy(difference(p.direction_logits, p.direction_targets[row], row));
-      count = 1;
-    }
+    const Head<S> head = direction_head(p);
+    add_row<kPlain>(signal_head(p), row, signal, signal_weight);
+    if (head.counts(row)) add_row<kPlain>(head, row, direction, direction_weight);
   }
   signal = block_sum(signal, scratch);
   direction = block_sum(direction, scratch);
-  count = block_sum(count, count_scratch);
+  // The signal's rows need no counting where each of them weighs 1.
+  if constexpr (!kPlain) signal_weight = block_sum(signal_weight, scratch);
+  direction_weight = block_sum(direction_weight, scratch);
   if (threadIdx.x == 0) {
     sums[2 * blockIdx.x] = signal;
     sums[2 * blockIdx.x + 1] = direction;
-    row_counts[blockIdx.x] = count;
+    norms[2 * blockIdx.x] = static_cast<double>(signal_weight);
+    norms[2 * blockIdx.x + 1] = static_cast<double>(direction_weight);
   }
 }
 
-template <class S>
+// No row at all gives NaN, as the mean of nothing does; no row in the mask, or of a class that weighs
+// something, gives zero.
+template <class C>
+__device__ __forceinline__ C mean(C sum, double norm, bool may_be_empty) {
+  return may_be_empty && norm == 0 ? C(0) : sum / static_cast<C>(norm);
+}
+
+template <bool kPlain, class S>
 __global__ void __launch_bounds__(kThreads)
     multitask_loss_finish_kernel(MultitaskLossForward<S> p, int64_t blocks, const Compute<S>* sums,
-                                 const int64_t* row_counts) {
+                                 const double* norms) {
   using C = Compute<S>;
   SharedMemory shared;
   C* scratch = shared.take<C>(kThreads);
-  int64_t* count_scratch = shared.take<int64_t>(kThreads);
+  double* norm_scratch = shared.take<double>(kThreads);
   C signal = C(0), direction = C(0);
-  int64_t count = 0;
+  double signal_norm = 0, direction_norm = 0;
   for (int64_t block = threadIdx.x; block < blocks; block += kThreads) {
     signal += sums[2 * block];
     direction += sums[2 * block + 1];
-    count += row_counts[block];
+    signal_norm += norms[2 * block];
+    direction_norm += norms[2 * block + 1];
   }
   signal = block_sum(signal, scratch);
   direction = block_sum(direction, scratch);
-  count = block_sum(count, count_scratch);
+  signal_norm = kPlain ? static_cast<double>(p.rows) : block_sum(signal_norm, norm_scratch);
+  direction_norm = block_sum(direction_norm, norm_scratch);
   if (threadIdx.x != 0) return;
-  // No row at all gives NaN, as the mean of nothing does; no row in the mask gives zero.
-  signal = signal / static_cast<C>(p.rows);
-  direction = p.masked && count == 0 ? C(0) : direction / static_cast<C>(count);
+  signal = mean(signal, signal_norm, !kPlain);
+  direction = mean(direction, direction_norm, !kPlain || p.masked);
   store(p.signal, signal);
   store(p.direction, direction);
   store(p.total, signal + static_cast<C>(p.lambda_direction) * direction);
-  *p.count = count;
+  p.norms[0] = signal_norm;
+  p.norms[1] = direction_norm;
 }
 
 template <class S>
@@ -98,16 +171,39 @@ __device__ __forceinline__ Compute<S> value_or_zero(const S* at) {
   return at == nullptr ? Compute<S>(0) : load(at);
 }
 
-// scale * (softmax - onehot)
-template <class S, class C>
-__device__ __forceinline__ void gradient(const S* logits, int64_t target, bool counted, C scale, S* grad,
-                                         int64_t row) {
-  const C other = counted ? scale * sigmoid(difference(logits, target, row)) : C(0);
+// Of a head that no row counts for the gradient is zero.
+template <class C>
+__device__ __forceinline__ C over(C cotangent, double norm) {
+  return norm > 0 ? cotangent / static_cast<C>(norm) : C(0);
+}
+
+// d loss / d b:
+//   q^gamma * (own * q - other * p + gamma * p * (own * -log p + other * -log q))
+template <bool kPlain, class S, class C>
+__device__ __forceinline__ C slope(const Head<S>& head, int64_t row, C d) {
+  if constexpr (kPlain) {
+    return sigmoid(d);
+  } else {
+    C value = head.own(row) * sigmoid(d);
+    if (head.smoothing > 0) value -= head.other(row) * sigmoid(-d);
+    if (head.gamma > 0) {
+      value = focal(head, d) * (value + static_cast<C>(head.gamma) * sigmoid(-d) * smoothed(head, row, d));
+    }
+    return value;
+  }
+}
+
+// scale * d loss / d logits
+template <bool kPlain, class S, class C>
+__device__ __forceinline__ void gradient(const Head<S>& head, C scale, S* grad, int64_t row) {
+  const int64_t target = head.targets[row];
+  const C other =
+      head.counts(row) ? scale * slope<kPlain>(head, row, difference(head.logits, target, row)) : C(0);
   store(grad + 2 * row, target == 1 ? other : -other);
   store(grad + 2 * row + 1, target == 1 ? -other : other);
 }
 
-template <class S>
+template <bool kPlain, class S>
 __global__ void __launch_bounds__(kThreads) multitask_loss_bwd_kernel(MultitaskLossBackward<S> p) {
   using C = Compute<S>;
   const MultitaskLossForward<S>& f = p.forward;
@@ -115,15 +211,13 @@ __global__ void __launch_bounds__(kThreads) multitask_loss_bwd_kernel(MultitaskL
   if (row >= f.rows) return;
   const C total = value_or_zero(p.grad_total);
   if (p.grad_signal_logits != nullptr) {
-    const C scale = (total + value_or_zero(p.grad_signal)) / static_cast<C>(f.rows);
-    gradient(f.signal_logits, f.signal_targets[row], true, scale, p.grad_signal_logits, row);
+    const C scale = over(total + value_or_zero(p.grad_signal), f.norms[0]);
+    gradient<kPlain>(signal_head(f), scale, p.grad_signal_logits, row);
   }
   if (p.grad_direction_logits != nullptr) {
-    const int64_t count = *f.count > 0 ? *f.count : 1;
-    const C scale = (static_cast<C>(f.lambda_direction) * total + value_or_zero(p.grad_direction)) /
-                    static_cast<C>(count);
-    gradient(f.direction_logits, f.direction_targets[row], counts(f, row), scale, p.grad_direction_logits,
-             row);
+    const C scale =
+        over(static_cast<C>(f.lambda_direction) * total + value_or_zero(p.grad_direction), f.norms[1]);
+    gradient<kPlain>(direction_head(f), scale, p.grad_direction_logits, row);
   }
 }
 
@@ -131,16 +225,27 @@ template <class S>
 struct Sums {
   int64_t blocks;
   Compute<S>* sums;
-  int64_t* counts;
+  double* norms;
   size_t bytes;
 
   Sums(const MultitaskLossForward<S>& p, void* base) : blocks(ceil_div(p.rows, int64_t{kThreads})) {
     Workspace workspace(base);
     sums = workspace.take<Compute<S>>(2 * blocks);
-    counts = workspace.take<int64_t>(blocks);
+    norms = workspace.take<double>(2 * blocks);
     bytes = workspace.bytes();
   }
 };
+
+template <bool kPlain, class S>
+int forward(const MultitaskLossForward<S>& p, void* workspace, cudaStream_t on) {
+  const Sums<S> part(p, workspace);
+  const size_t shared = padded_bytes<Compute<S>>(kThreads) + padded_bytes<double>(kThreads);
+  HIERMT_CUDA_RETURN_IF_ERROR(launch(multitask_loss_sum_kernel<kPlain, S>,
+                                     dim3(static_cast<unsigned>(part.blocks)), dim3(kThreads),
+                                     padded_bytes<Compute<S>>(kThreads), on, p, part.sums, part.norms));
+  return launch(multitask_loss_finish_kernel<kPlain, S>, dim3(1), dim3(kThreads), shared, on, p, part.blocks,
+                static_cast<const Compute<S>*>(part.sums), static_cast<const double*>(part.norms));
+}
 
 }  // namespace
 
@@ -152,18 +257,15 @@ size_t multitask_loss_workspace(const MultitaskLossForward<S>& p) {
 template <class S>
 int multitask_loss_forward(const MultitaskLossForward<S>& p, void* workspace, void* stream) {
   const auto on = static_cast<cudaStream_t>(stream);
-  const Sums<S> part(p, workspace);
-  const size_t shared = padded_bytes<Compute<S>>(kThreads) + padded_bytes<int64_t>(kThreads);
-  HIERMT_CUDA_RETURN_IF_ERROR(launch(multitask_loss_sum_kernel<S>, dim3(static_cast<unsigned>(part.blocks)),
-                                     dim3(kThreads), shared, on, p, part.sums, part.counts));
-  return launch(multitask_loss_finish_kernel<S>, dim3(1), dim3(kThreads), shared, on, p, part.blocks,
-                static_cast<const Compute<S>*>(part.sums), static_cast<const int64_t*>(part.counts));
+  return p.options.none() ? forward<true>(p, workspace, on) : forward<false>(p, workspace, on);
 }
 
 template <class S>
 int multitask_loss_backward(const MultitaskLossBackward<S>& p, void* stream) {
   const dim3 grid(static_cast<unsigned>(ceil_div(p.forward.rows, int64_t{kThreads})));
-  return launch(multitask_loss_bwd_kernel<S>, grid, dim3(kThreads), 0, static_cast<cudaStream_t>(stream), p);
+  const auto kernel =
+      p.forward.options.none() ? multitask_loss_bwd_kernel<true, S> : multitask_loss_bwd_kernel<false, S>;
+  return launch(kernel, grid, dim3(kThreads), 0, static_cast<cudaStream_t>(stream), p);
 }
 
 #define HIERMT_INSTANTIATE(S)                                                           \

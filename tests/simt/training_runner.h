@@ -13,11 +13,15 @@ hiermt::MultitaskLossForward<S> read_multitask_loss(Arguments& a) {
   p.rows = a.integer();
   p.masked = a.integer() != 0;
   p.lambda_direction = static_cast<double>(a.integer()) / 1000;
+  p.options.label_smoothing = static_cast<double>(a.integer()) / 1000;
+  p.options.focal_gamma = static_cast<double>(a.integer()) / 1000;
   p.signal_logits = a.in<S>();
   p.direction_logits = a.in<S>();
   p.signal_targets = a.in<int64_t>();
   p.direction_targets = a.in<int64_t>();
   p.mask = a.in<bool>();
+  p.options.signal_weight = a.in<double>();
+  p.options.direction_weight = a.in<double>();
   return p;
 }
 
@@ -27,7 +31,7 @@ int run_multitask_loss(Arguments& a) {
   p.total = a.out<S>();
   p.signal = a.out<S>();
   p.direction = a.out<S>();
-  p.count = a.out<int64_t>();
+  p.norms = a.out<double>();
   const ScratchMemory memory(hiermt::cuda::multitask_loss_workspace(p));
   return hiermt::cuda::multitask_loss_forward(p, memory.data(), nullptr);
 }
@@ -36,7 +40,7 @@ template <class S>
 int run_multitask_loss_backward(Arguments& a) {
   hiermt::MultitaskLossBackward<S> p{};
   p.forward = read_multitask_loss<S>(a);
-  p.forward.count = const_cast<int64_t*>(a.in<int64_t>());
+  p.forward.norms = const_cast<double*>(a.in<double>());
   p.grad_total = a.in<S>();
   p.grad_signal = a.in<S>();
   p.grad_direction = a.in<S>();
