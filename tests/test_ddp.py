@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -31,7 +32,18 @@ def dataset() -> data.WindowDataset:
     return data.WindowDataset(series, edge_index, edge_weight.double(), WINDOW, signal, direction)
 
 
-def trained(rank: int, world: int, batch_size: int) -> tuple[dict[str, Tensor], list[float]]:
+OPTIONS: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "options": {
+        "signal_weight": [0.3, 2.0],
+        "direction_weight": [1.5, 0.2],
+        "label_smoothing": 0.1,
+        "focal_gamma": 1.0,
+    },
+}
+
+
+def trained(rank: int, world: int, batch_size: int, name: str) -> tuple[dict[str, Tensor], list[float]]:
     starts = range(32)
     sampler = DistributedSampler(starts, world, rank, shuffle=True, seed=3)
     loader = data.WindowLoader(dataset(), starts, batch_size, sampler=sampler)
@@ -39,23 +51,25 @@ def trained(rank: int, world: int, batch_size: int) -> tuple[dict[str, Tensor], 
     model = TGCN_HierarchicalMT(FEATURES, 4).double()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.2)
     wrapped = model if world == 1 else DistributedDataParallel(model)
-    criterion = MultiTaskLoss(0.7, process_group=None if world == 1 else distributed.group.WORLD)
+    group = None if world == 1 else distributed.group.WORLD
+    criterion = MultiTaskLoss(0.7, process_group=group, **OPTIONS[name])
     losses, _, _ = train_hierarchical(wrapped, optimizer, criterion, loader, None, EPOCHS, progress=False)
     return model.state_dict(), losses
 
 
-def worker(rank: int, world: int, rendezvous: str, results: str) -> None:
+def worker(rank: int, world: int, rendezvous: str, results: str, name: str) -> None:
     torch.set_num_threads(1)
     distributed.init_process_group("gloo", init_method=f"file://{rendezvous}", rank=rank, world_size=world)
-    state, losses = trained(rank, world, 4)
+    state, losses = trained(rank, world, 4, name)
     torch.save({"state": state, "losses": losses}, f"{results}.{rank}")
     distributed.destroy_process_group()
 
 
-def test_two_processes_equal_one_with_the_doubled_batch(tmp_path: Path) -> None:
+@pytest.mark.parametrize("options", OPTIONS)
+def test_two_processes_equal_one_with_the_doubled_batch(tmp_path: Path, options: str) -> None:
     results = tmp_path / "result"
-    multiprocessing.spawn(worker, args=(2, str(tmp_path / "rendezvous"), str(results)), nprocs=2)
-    expected, losses = trained(0, 1, 8)
+    multiprocessing.spawn(worker, args=(2, str(tmp_path / "rendezvous"), str(results), options), nprocs=2)
+    expected, losses = trained(0, 1, 8, options)
     found = [torch.load(f"{results}.{rank}", weights_only=True) for rank in range(2)]
     for name, tensor in expected.items():
         assert torch.equal(found[0]["state"][name], found[1]["state"][name])
