@@ -345,7 +345,8 @@ def _differentiated(weight: Tensor) -> bool:
 
 def _row_sums(rowptr: Tensor, values: Tensor) -> Tensor:
     """Sum over the entries of each row, in their order, and a zero for the row that padding belongs to."""
-    if _backend.transformed():  # which segment_reduce has no rules for
+    # segment_reduce has no rules for transforms and no second derivative; on a GPU index_add adds in any order.
+    if _backend.transformed() or (values.requires_grad and not values.is_cuda and not torch.compiler.is_compiling()):
         row = reference.entry_rows(rowptr, values.size(0))
         sums = values.new_zeros(rowptr.numel()).index_add(0, row, values)
         return torch.nn.functional.pad(sums[:-1], (0, 1))

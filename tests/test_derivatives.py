@@ -198,7 +198,13 @@ def test_native_refuses_dual_tensors_by_name() -> None:
 
 @needs_native
 @pytest.mark.parametrize("vectorize", [True, False])
-@pytest.mark.parametrize("name", ["model", "gated_scan", "gatv2_conv", "heads", "multitask_loss"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("model", "model, edge weights", "model, GCN, edge weights", "gated_scan", "gatv2_conv", "heads"),
+        *("multitask_loss", "multitask_loss, mask"),
+    ],
+)
 def test_second_derivatives_name_the_reference(name: str, vectorize: bool) -> None:
     function, at = case(name, "native")
     run = flat(function)
