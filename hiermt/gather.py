@@ -59,8 +59,8 @@ class Windows(NamedTuple):
             ValueError: a shape or device does not fit.
         """
         steps = check_starts(self.starts, self.steps, self.series)
-        steps = torch.arange(steps, dtype=torch.int64, device=self.starts.device)
-        return torch.unique(self.starts.unsqueeze(1) + steps)  # type: ignore[no-any-return]
+        later = torch.arange(steps, dtype=torch.int64, device=self.starts.device)
+        return torch.unique(self.starts.unsqueeze(1) + later)  # type: ignore[no-any-return]
 
     def shared(self) -> Windows:
         """The same windows over a series of the days that one of them has, and no others. Waits for the device.
