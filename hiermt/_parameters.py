@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.nn.modules import module as _torch_module
 
@@ -25,7 +26,8 @@ def runs(module: nn.Module, forward: Any) -> bool:
     kind = type(module)
     return (
         kind.forward is forward
-        and kind.__call__ is _MODULE_CALL
+        # torch.export replaces the call of every module while it traces, and calls the same.
+        and (kind.__call__ is _MODULE_CALL or (kind.__call__ is nn.Module.__call__ and torch.compiler.is_compiling()))
         and not (
             module._forward_hooks
             or module._forward_pre_hooks
