@@ -1,0 +1,148 @@
+"""One T-GCN cell: a convolution stack and three gates."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from hiermt import functional
+from hiermt._arguments import check_integer
+from hiermt._parameters import has_global_hook, linear, runs, submodule
+from hiermt._tracing import NotScriptable
+from hiermt.conv import GAT, GCN
+from hiermt.gather import Windows
+from hiermt.graph import Graph
+
+
+class TGCNCell(NotScriptable, nn.Module):
+    r"""One T-GCN cell (arXiv 1811.05320): a convolution stack and three gates.
+
+    Args:
+        in_channels (int): ``F``.
+        hidden_size (int): ``H``.
+        use_gat (bool): GATv2 convolutions, or GCN. (default: ``True``)
+        conv_layers (int): convolutions in the stack. (default: ``2``)
+        edge_dim (int, optional): 1, or ``None`` for GATv2 without edge weights. (default: ``1``)
+        conv_activation (str): leaky_relu ``"between"`` the convolutions or ``"after"`` each.
+            (default: ``"between"``)
+        backend (str): who computes: ``"auto"``, ``"native"`` or ``"reference"``. (default: ``"auto"``)
+    """
+
+    gcn: GAT | GCN
+
+    def __init__(
+        self,
+        in_channels: int,
+        hidden_size: int,
+        use_gat: bool = True,
+        *,
+        conv_layers: int = 2,
+        edge_dim: int | None = 1,
+        conv_activation: str = "between",
+        backend: str = "auto",
+    ) -> None:
+        super().__init__()
+        in_channels = check_integer("in_channels", in_channels, 1)
+        hidden_size = check_integer("hidden_size", hidden_size, 1)
+        self.in_channels, self.hidden_size = in_channels, hidden_size
+        if use_gat:
+            self.gcn = GAT(
+                in_channels,
+                hidden_size,
+                conv_layers,
+                edge_dim=edge_dim,
+                conv_activation=conv_activation,
+                backend=backend,
+            )
+        else:
+            self.gcn = GCN(in_channels, hidden_size, conv_layers, conv_activation=conv_activation, backend=backend)
+        self.lin_u = nn.Linear(in_channels + 2 * hidden_size, hidden_size)
+        self.lin_r = nn.Linear(in_channels + 2 * hidden_size, hidden_size)
+        self.lin_c = nn.Linear(in_channels + 2 * hidden_size, hidden_size)
+
+    def gates(self) -> list[Tensor] | None:
+        """The gate parameters in the order the operators take them; ``None`` if a gate computes something else."""
+        u, r, c = linear(self, "lin_u"), linear(self, "lin_r"), linear(self, "lin_c")
+        return None if u is None or r is None or c is None else [*u, *r, *c]
+
+    def flat(self) -> tuple[list[Tensor], list[Tensor]] | None:
+        """The parameters of the convolutions and of the gates, as :func:`hiermt.functional.tgcn_layer` takes them.
+
+        ``None`` if the cell or one of its parts computes something else than that function: a subclass, an adapter, a
+        patched ``forward``, a hook.
+        """
+        stack = submodule(self, "gcn")
+        if not (runs(self, _FORWARD) and runs(stack, _STACK_FORWARD)):
+            return None
+        convs, gates = stack.flat(), self.gates()
+        return None if convs is None or gates is None else (convs, gates)
+
+    def forward(
+        self,
+        x_t: Tensor,
+        edge_index: Tensor | Graph,
+        edge_weight: Tensor | None = None,
+        h: Tensor | None = None,
+    ) -> Tensor:
+        """One time step.
+
+        Args:
+            x_t (Tensor): features of this step.
+            edge_index (Tensor or Graph): edges.
+            edge_weight (Tensor, optional): edge weights. (default: ``None``)
+            h (Tensor, optional): state before this step. (default: zeros)
+
+        Shapes:
+            - **x_t:** ``[N, F]``; **h:** ``[N, H]``
+            - **returns:** ``[N, H]``
+        """
+        if x_t.dim() != 2 or x_t.size(1) != self.in_channels:
+            raise ValueError(f"x_t: expected [N, {self.in_channels}], got {list(x_t.shape)}")
+        g = torch.sigmoid(self.gcn(x_t, edge_index, edge_weight))
+        gates = None if has_global_hook() else self.gates()
+        if gates is not None:
+            backend = getattr(self.gcn, "backend", "auto")
+            return functional.gated_scan(x_t.unsqueeze(1), g.unsqueeze(1), h, gates, sequence=False, backend=backend)
+        h = g.new_zeros(g.size(0), self.hidden_size) if h is None else h
+        u = torch.sigmoid(self.lin_u(torch.cat([x_t, g, h], dim=-1)))
+        r = torch.sigmoid(self.lin_r(torch.cat([x_t, g, h], dim=-1)))
+        c = torch.tanh(self.lin_c(torch.cat([x_t, g, r * h], dim=-1)))
+        return u * h + (1 - u) * c
+
+    def run_sequence(
+        self, x: Tensor | Windows, graph: Graph, params: tuple[list[Tensor], list[Tensor]], sequence: bool
+    ) -> Tensor:
+        """All time steps from a zero state: ``[N, T, F] -> [N, T, H]``, or ``[N, H]`` if not `sequence`.
+
+        Of windows the node is ``window * S + stock``, and each day of the series is convolved once. `params` is what
+        :meth:`flat` returned.
+        """
+        stack = self.gcn
+        return functional.tgcn_layer(
+            x,
+            graph,
+            *params,
+            conv_layers=len(stack.convs),
+            gat=stack.gat,
+            edge=stack.edge,
+            conv_activation=stack.conv_activation,
+            sequence=sequence,
+            backend=stack.backend,
+        )
+
+
+# The methods that a kernel stands in for, as they are here: what a user patches or overrides is another one.
+_FORWARD, _STACK_FORWARD = TGCNCell.forward, GAT.forward
+
+
+def flat_cells(cells: list[TGCNCell]) -> list[tuple[list[Tensor], list[Tensor]]] | None:
+    """The parameters of all cells; ``None`` if one of them has to be called."""
+    if has_global_hook():
+        return None
+    params = []
+    for cell in cells:
+        found = cell.flat() if isinstance(cell, TGCNCell) else None
+        if found is None:
+            return None
+        params.append(found)
+    return params

@@ -1,0 +1,169 @@
+"""The two-headed model: is there a signal, and if so, which way."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from hiermt import functional
+from hiermt._feature_names import FeatureNames
+from hiermt._parameters import has_global_hook, linear, runs, submodule
+from hiermt.checkpoint import Pretrained
+from hiermt.gather import Windows
+from hiermt.graph import Graph
+from hiermt.nn.backbone import ASSUMED_NTF, TGCN
+
+
+class TGCN_HierarchicalMT(FeatureNames, Pretrained, nn.Module):
+    r"""T-GCN with two heads that decide hierarchically: is there a signal, and if so, which way.
+
+    Args:
+        in_channels (int): ``F``.
+        hidden_size (int): ``H``. (default: ``16``)
+        layers_nb (int): number of cells. (default: ``2``)
+        use_gat (bool): GATv2 convolutions, or GCN. (default: ``True``)
+        conv_layers (int): convolutions in each cell. (default: ``2``)
+        edge_dim (int, optional): 1, or ``None`` for GATv2 without edge weights. (default: ``1``)
+        conv_activation (str): leaky_relu ``"between"`` the convolutions or ``"after"`` each.
+            (default: ``"between"``)
+        layout (str): order of x: ``"NTF"`` or ``"NFT"``. Without it, an x that fits both warns once.
+            (default: ``"NTF"``)
+        feature_names (sequence of str, optional): names of the features, in order, such as those of a
+            :class:`hiermt.data.FeatureTable`. They are saved with the model, and data whose names differ are refused.
+            (default: ``None``, any features)
+        backend (str): who computes: ``"auto"``, ``"native"`` or ``"reference"``. (default: ``"auto"``)
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        hidden_size: int = 16,
+        layers_nb: int = 2,
+        use_gat: bool = True,
+        *,
+        conv_layers: int = 2,
+        edge_dim: int | None = 1,
+        conv_activation: str = "between",
+        layout: str = ASSUMED_NTF,
+        feature_names: Sequence[str] | None = None,
+        backend: str = "auto",
+    ) -> None:
+        super().__init__()
+        self.tgcn_backbone = TGCN(
+            in_channels,
+            hidden_size,
+            hidden_size,
+            layers_nb,
+            None,
+            use_gat,
+            conv_layers=conv_layers,
+            edge_dim=edge_dim,
+            conv_activation=conv_activation,
+            layout=layout,
+            backend=backend,
+        )
+        hidden_size = self.tgcn_backbone.hidden_size
+        self.signal_head = nn.Linear(hidden_size, 2)
+        self.direction_head = nn.Linear(hidden_size, 2)
+        self.config = {k: v for k, v in self.tgcn_backbone.config.items() if k != "out_channels"}
+        self.feature_names = feature_names
+
+    @property
+    def backend(self) -> str:
+        """Who computes; assign ``"auto"``, ``"native"`` or ``"reference"`` to change it."""
+        return self.tgcn_backbone.backend
+
+    @backend.setter
+    def backend(self, backend: str) -> None:
+        self.tgcn_backbone.backend = backend
+
+    def forward(
+        self, x: Tensor | Windows, edge_index: Tensor | Graph, edge_weight: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Logits of both heads.
+
+        Args:
+            x (Tensor or Windows): node features; windows of one series need not be copied out of it.
+            edge_index (Tensor or Graph): edges.
+            edge_weight (Tensor, optional): edge weights. (default: ``None``)
+
+        Shapes:
+            - **x:** ``[N, T, F]``, or ``[B, N, T, F]`` with one shared graph (``F, T`` swapped for layout ``"NFT"``)
+            - **returns:** signal logits and direction logits, each ``[N, 2]`` or, for a batch or windows,
+              ``[B, N, 2]``
+
+        Raises:
+            ValueError: x contradicts the layout or the graph.
+        """
+        params = self._head_params()
+        if params is None:
+            return self._call_parts(x, edge_index, edge_weight)
+        h = self.tgcn_backbone.last_state(x, edge_index, edge_weight)
+        flat = h if h.dim() == 2 else h.reshape(-1, self.tgcn_backbone.hidden_size)
+        signal, direction = functional.heads(flat, params, backend=self.backend)
+        if h.dim() == 2:
+            return signal, direction
+        return signal.reshape(*h.shape[:-1], 2), direction.reshape(*h.shape[:-1], 2)
+
+    def _call_parts(
+        self, x: Tensor | Windows, edge_index: Tensor | Graph, edge_weight: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """Backbone and heads called as they are."""
+        backbone = self.tgcn_backbone
+        if isinstance(x, Windows) and not runs(backbone, _BACKBONE_FORWARD):
+            x = x.gather()
+        features = backbone(x, edge_index, edge_weight)
+        if features.dim() == 2:
+            return self.signal_head(features), self.direction_head(features)
+        lead, flat = features.shape[:-1], features.flatten(0, -2)
+        return self.signal_head(flat).unflatten(0, lead), self.direction_head(flat).unflatten(0, lead)
+
+    @torch.no_grad()
+    def decide(
+        self,
+        x: Tensor | Windows,
+        edge_index: Tensor | Graph,
+        edge_weight: Tensor | None = None,
+        threshold: float = 0.5,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Down (0), Neutral (1) or Up (2) for every node.
+
+        Args:
+            x, edge_index, edge_weight: as for :meth:`forward`.
+            threshold (float): a node has a signal iff ``P(signal) > threshold``. (default: ``0.5``)
+
+        Shapes:
+            - **returns:** predictions ``[N]`` int64, confidences ``[N]``, probabilities ``[N, 4]`` (noise, signal,
+              down, up), each with a leading ``B`` if x has one
+        """
+        params = self._head_params() if runs(self, _FORWARD) else None
+        if params is None:
+            signal, direction = self(x, edge_index, edge_weight)
+            probabilities, predictions, confidences = functional.decision_from_logits(
+                signal, direction, threshold, backend=self.backend
+            )
+            return predictions, confidences, probabilities
+        h = self.tgcn_backbone.last_state(x, edge_index, edge_weight)
+        flat = h.reshape(-1, self.tgcn_backbone.hidden_size)
+        *_, probabilities, predictions, confidences = functional.decision(flat, params, threshold, backend=self.backend)
+        lead = h.shape[:-1]
+        return predictions.reshape(lead), confidences.reshape(lead), probabilities.reshape(*lead, 4)
+
+    def _head_params(self) -> list[Tensor] | None:
+        """Output linear and heads as the operators take them; ``None`` if one of them computes something else."""
+        backbone = submodule(self, "tgcn_backbone")
+        out_layers = submodule(backbone, "out")
+        if has_global_hook() or not (runs(backbone, _BACKBONE_FORWARD) and runs(out_layers, _OUT_FORWARD)):
+            return None
+        if len(out_layers._modules) != 1:
+            return None
+        out, signal, direction = linear(out_layers, "0"), linear(self, "signal_head"), linear(self, "direction_head")
+        if out is None or signal is None or direction is None or signal[0].size(0) != 2 or direction[0].size(0) != 2:
+            return None
+        return [*out, *signal, *direction]
+
+
+# The methods that a kernel stands in for, as they are here: what a user patches or overrides is another one.
+_FORWARD, _BACKBONE_FORWARD, _OUT_FORWARD = TGCN_HierarchicalMT.forward, TGCN.forward, nn.Sequential.forward
