@@ -205,7 +205,7 @@ def test_live_refuses_what_does_not_fit_and_takes_nothing(backend: str) -> None:
     for options, error, message in (
         ({"window": 0}, ValueError, "window: expected 1 or more, got 0"),
         ({"window": 2.5}, TypeError, "window: expected an integer"),
-        ({"threshold": 1.5}, ValueError, "threshold: expected a probability"),
+        ({"threshold": 1.5}, ValueError, "threshold: expected a number in"),
         ({"graph": graph.edge_index}, TypeError, r"graph: expected a hiermt\.Graph"),
         ({"graph": DynamicGraph([(0, graph)])}, TypeError, r"graph: expected a hiermt\.Graph, got DynamicGraph"),
         ({"model": torch.nn.Linear(2, 2)}, TypeError, "model: expected"),
