@@ -3,6 +3,7 @@
 //   hiermt::decision: h: expected a shape [N, 16], got [4, 8]
 #pragma once
 
+#include <torch/csrc/inductor/aoti_torch/c/shim.h>
 #include <torch/csrc/stable/tensor.h>
 #include <torch/headeronly/core/ScalarType.h>
 
@@ -51,8 +52,49 @@ struct Extent {
   const char* letter;
 };
 
+// More elements than any machine holds. Sizes are bounded where they enter, so that sums and products of a
+// few of them fit 64 bits.
+constexpr int64_t kMaxElements = int64_t{1} << 48;
+
+// Refuses sizes whose product passes kMaxElements. A size of 0 counts as 1: the other sizes of an empty
+// tensor enter products of their own.
+inline void check_count(const char* op, const char* argument, std::initializer_list<int64_t> sizes) {
+  int64_t count = 1;
+  for (const int64_t size : sizes) {
+    const int64_t factor = size > 0 ? size : 1;
+    if (factor <= kMaxElements / count) {
+      count *= factor;
+      continue;
+    }
+    std::ostringstream text;
+    for (const int64_t one : sizes) text << (text.tellp() > 0 ? " * " : "") << one;
+    fail(op, argument, "expected sizes whose product is at most 2^48, got ", text.str());
+  }
+}
+
+// Refuses sizes beyond kMaxElements, and a shape that reaches beyond the tensor's memory, such as that of a
+// tensor whose storage was resized to nothing.
+inline void check_memory(const char* op, const char* argument, const Tensor& tensor) {
+  int64_t last = 0, bytes = 0, count = 1;
+  for (int64_t i = 0; i < tensor.dim(); ++i) {
+    const int64_t size = tensor.size(i), stride = tensor.stride(i);
+    const int64_t factor = size > 0 ? size : 1;
+    if (factor > kMaxElements / count || stride > kMaxElements / factor) {
+      fail(op, argument, "expected at most 2^48 elements, got a tensor of shape ", shape_of(tensor));
+    }
+    count *= factor;
+    last += (factor - 1) * stride;
+  }
+  if (tensor.numel() == 0) return;
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_storage_size(tensor.get(), &bytes));
+  if (last + tensor.storage_offset() >= bytes / static_cast<int64_t>(tensor.element_size())) {
+    fail(op, argument, "its storage of ", bytes, " bytes is too small for the shape ", shape_of(tensor));
+  }
+}
+
 inline void check_shape(const char* op, const char* argument, const Tensor& tensor,
                         std::initializer_list<Extent> expected) {
+  check_memory(op, argument, tensor);
   bool fits = tensor.dim() == static_cast<int64_t>(expected.size());
   int64_t axis = 0;
   for (const Extent& extent : expected) {

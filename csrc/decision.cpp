@@ -3,6 +3,7 @@
 
 #include <torch/csrc/stable/library.h>
 
+#include <optional>
 #include <tuple>
 
 #include "native_call.h"
@@ -14,6 +15,13 @@ namespace {
 
 // Bits of the argument `outputs`.
 constexpr int64_t kLogitsWanted = 1, kProbabilitiesWanted = 2, kPredictionsWanted = 4, kConfidencesWanted = 8;
+constexpr int64_t kAllWanted = 15;
+
+void check_outputs(const char* op, int64_t outputs) {
+  if (outputs < 0 || outputs > kAllWanted) fail(op, "outputs", "expected bits in [0, 15], got ", outputs);
+}
+
+constexpr int64_t kLogits = 4;
 
 struct Sizes {
   int64_t rows, hidden, features;
@@ -34,12 +42,21 @@ Sizes check_arguments(const char* op, const Tensor& h, const Tensor& out_weight,
   check_parameter(op, "out_bias", out_bias, {features}, "h", h);
   check_head(op, "signal_weight", signal_weight, features, h);
   check_head(op, "direction_weight", direction_weight, features, h);
+  check_count(op, "h", {h.size(0), kLogits * h.size(1)});
+  check_count(op, "out_weight", {features, kLogits * h.size(1)});
   return {h.size(0), h.size(1), features, h.scalar_type()};
 }
 
 // The kernels read rows at any distance, but the channels of a row one after the other.
-Tensor dense_rows(const Tensor& h) {
-  return h.dim() == 2 && h.stride(1) != 1 ? torch::stable::contiguous(h) : h;
+Tensor dense_rows(const char* op, const Tensor& h) {
+  check_shape(op, "h", h, {"N", "H"});
+  return h.stride(1) != 1 ? dense(h) : h;
+}
+
+// The logits of one head, or their cotangent.
+Tensor dense_logits(const char* op, const char* name, const Tensor& logits, int64_t rows) {
+  check_shape(op, name, logits, {rows, 2});
+  return dense(logits);
 }
 
 struct Decided {
@@ -65,7 +82,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> decision(Tensor h, Tensor out
                                                             Tensor direction_weight, Tensor direction_bias,
                                                             double threshold, int64_t outputs) {
   constexpr const char* op = "decision";
-  h = dense_rows(h);
+  check_outputs(op, outputs);
+  h = dense_rows(op, h);
   const Sizes size = check_arguments(op, h, out_weight, out_bias, signal_weight, direction_weight);
   check_parameter(op, "signal_bias", signal_bias, {2}, "h", h);
   check_parameter(op, "direction_bias", direction_bias, {2}, "h", h);
@@ -96,10 +114,11 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> decision(Tensor h, Tensor out
 std::tuple<Tensor, Tensor, Tensor> decision_from_logits(Tensor signal_logits, Tensor direction_logits,
                                                         double threshold, int64_t outputs) {
   constexpr const char* op = "decision_from_logits";
+  check_outputs(op, outputs);
   check_shape(op, "signal_logits", signal_logits, {"N", 2});
   const int64_t rows = signal_logits.size(0);
   signal_logits = dense(signal_logits);
-  direction_logits = dense(direction_logits);
+  direction_logits = dense_logits(op, "direction_logits", direction_logits, rows);
   check_parameter(op, "direction_logits", direction_logits, {rows, 2}, "signal_logits", signal_logits);
   const Decided decided(rows, signal_logits.scalar_type(), signal_logits, outputs);
   dispatch_floating(op, "signal_logits", signal_logits.scalar_type(), [&](auto type) {
@@ -114,15 +133,19 @@ std::tuple<Tensor, Tensor, Tensor> decision_from_logits(Tensor signal_logits, Te
 }
 
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> decision_backward(
-    Tensor grad_signal_logits, Tensor grad_direction_logits, Tensor h, Tensor out_weight, Tensor out_bias,
-    Tensor signal_weight, Tensor direction_weight, bool need_h, bool need_params) {
+    std::optional<Tensor> grad_signal_logits, std::optional<Tensor> grad_direction_logits, Tensor h,
+    Tensor out_weight, Tensor out_bias, Tensor signal_weight, Tensor direction_weight, bool need_h,
+    bool need_params) {
   constexpr const char* op = "decision_backward";
-  h = dense_rows(h);
+  h = dense_rows(op, h);
   const Sizes size = check_arguments(op, h, out_weight, out_bias, signal_weight, direction_weight);
-  grad_signal_logits = dense(grad_signal_logits);
-  grad_direction_logits = dense(grad_direction_logits);
-  check_parameter(op, "grad_signal_logits", grad_signal_logits, {size.rows, 2}, "h", h);
-  check_parameter(op, "grad_direction_logits", grad_direction_logits, {size.rows, 2}, "h", h);
+  const auto check_cotangent = [&](const char* name, std::optional<Tensor>& grad) {
+    if (!grad) return;
+    grad = dense_logits(op, name, *grad, size.rows);
+    check_parameter(op, name, *grad, {size.rows, 2}, "h", h);
+  };
+  check_cotangent("grad_signal_logits", grad_signal_logits);
+  check_cotangent("grad_direction_logits", grad_direction_logits);
 
   const ScalarType compute = compute_dtype(size.dtype);
   const int64_t features = need_params ? size.features : 0, classes = need_params ? 2 : 0;

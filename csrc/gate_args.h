@@ -12,6 +12,15 @@ constexpr int kGateParams = 6;
 constexpr const char* kGateNames[kGateParams] = {"u.weight", "u.bias",   "r.weight",
                                                  "r.bias",   "c.weight", "c.bias"};
 
+// The largest of the tensors that a scan works with: gates, inputs and a weight, with room for padding.
+inline void check_scan_size(const char* op, const char* argument, int64_t nodes, int64_t steps,
+                            int64_t channels, int64_t hidden) {
+  check_count(op, argument, {channels, 8});
+  check_count(op, argument, {hidden, 8});
+  check_count(op, argument, {nodes, steps, channels + 4 * hidden});
+  check_count(op, argument, {hidden, channels + 4 * hidden});
+}
+
 // Weights [H, F + 2H] and biases [H].
 inline void check_gates(const char* op, const std::vector<Tensor>& gates, int64_t channels, int64_t hidden,
                         const char* like_name, const Tensor& like) {

@@ -26,6 +26,7 @@ Arguments check_arguments(const char* op, const Tensor& x, const Tensor& g, cons
   const int64_t nodes = x.size(0), steps = x.size(1), channels = x.size(2), hidden = g.size(2);
   check_parameter(op, "g", g, {nodes, steps, hidden}, "x", x);
   if (h0) check_parameter(op, "h0", *h0, {nodes, hidden}, "x", x);
+  check_scan_size(op, "x", nodes, steps, channels, hidden);
   check_gates(op, gates, channels, hidden, "x", x);
   check_cuda_limits(op, x, hidden);
   return {nodes, steps, channels, hidden, x.scalar_type()};

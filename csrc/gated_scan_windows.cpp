@@ -29,9 +29,12 @@ Arguments check_arguments(const char* op, const Tensor& x, const Tensor& g, cons
   check_shape(op, "g", g, {stocks, days, "H"});
   const int64_t hidden = g.size(2);
   check_parameter(op, "g", g, {stocks, days, hidden}, "x", x);
+  check_scan_size(op, "x", stocks, days, channels, hidden);
   check_gates(op, gates, channels, hidden, "x", x);
   const Arguments a{
       stocks, days, channels, hidden, x.scalar_type(), check_windows(op, starts, steps, days, "x", x)};
+  check_count(op, "starts", {a.windows.count, stocks});
+  check_scan_size(op, "starts", a.nodes(), steps, channels, hidden);
   check_cuda_limits(op, x, stocks, days, hidden);
   check_cuda_limits(op, x, a.nodes(), steps, hidden);
   return a;

@@ -23,6 +23,7 @@ Tensor gather_windows(Tensor series, Tensor starts, int64_t steps) {
   if (channels > 0 && (series.stride(2) != 1 || series.stride(1) != channels)) series = dense(series);
 
   const int64_t windows = starts.size(0);
+  check_count(op, "starts", {windows, stocks, steps, channels});
   const auto* first = data<int64_t>(starts);
   for (int64_t b = 0; series.is_cpu() && b < windows; ++b) {
     if (first[b] < 0 || first[b] > days - steps) {

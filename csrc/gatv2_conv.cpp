@@ -26,9 +26,13 @@ Arguments check_arguments(const char* op, const Tensor& x, const std::vector<Ten
   if (params.size() != kParams) fail(op, "params", "expected 6 tensors, got ", params.size());
   check_shape(op, kParamNames[0], params[0], {"H", x.size(2)});
   const int64_t hidden = params[0].size(0), channels = x.size(2);
+  check_conv_size(op, graph, x, hidden);
   for (int i = 0; i < kParams; ++i) {
-    check_flat_parameter(op, kParamNames[i], params[i], i == 0 || i == 2 ? hidden * channels : hidden, "x",
-                         x);
+    if (i == 0 || i == 2) {
+      check_parameter(op, kParamNames[i], params[i], {hidden, channels}, "x", x);
+    } else {
+      check_flat_parameter(op, kParamNames[i], params[i], hidden, "x", x);
+    }
   }
   if (edge_weight) check_parameter(op, "edge_weight", *edge_weight, {graph.num_entries}, "x", x);
   if (lin_edge) check_flat_parameter(op, "lin_edge", *lin_edge, hidden, "x", x);

@@ -20,6 +20,7 @@ Arguments check_arguments(const char* op, const Tensor& x, const std::vector<Ten
   const CsrGraph graph = graph_of(op, csr, x);
   if (params.size() != 2) fail(op, "params", "expected 2 tensors, got ", params.size());
   check_parameter(op, "lin.weight", params[0], {"H", x.size(2)}, "x", x);
+  check_conv_size(op, graph, x, params[0].size(0));
   check_parameter(op, "bias", params[1], {params[0].size(0)}, "x", x);
   check_parameter(op, "norm", norm, {graph.num_entries}, "x", x);
   if (activation < 0 || activation > 2) {

@@ -68,7 +68,12 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> graph_prepare
         return std::make_tuple(rowptr, col, entry_edge, t_rowptr, t_row, t_perm, one_block(num_nodes));
       }
     }
-    const int64_t count = cpu::graph_prepare(p);
+    int64_t count = 0;
+    try {
+      count = cpu::graph_prepare(p);
+    } catch (const std::bad_alloc&) {
+      throw OutOfMemory("the lists of a graph", static_cast<double>(num_nodes) * sizeof(int64_t));
+    }
     // A copy: a view would keep S + 1 numbers alive for a handful.
     blocks = torch::stable::clone(torch::stable::narrow(blocks, 0, 0, count + 1));
     return std::make_tuple(rowptr, col, entry_edge, t_rowptr, t_row, t_perm, blocks);

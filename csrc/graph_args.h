@@ -81,6 +81,16 @@ inline CsrGraph graph_of(const char* op, const std::vector<Tensor>& csr, const T
   return graph;
 }
 
+// The largest of the tensors that a convolution to `hidden` channels works with, with room for padding.
+inline void check_conv_size(const char* op, const CsrGraph& graph, const Tensor& x, int64_t hidden) {
+  const int64_t channels = x.size(2);
+  check_count(op, "x", {channels, 64});
+  check_count(op, "x", {hidden, 64});
+  check_count(op, "x", {x.size(0), x.size(1), channels + 4 * hidden});
+  check_count(op, "x", {graph.num_nodes, 64, channels + 4 * hidden});
+  check_count(op, "x", {hidden, channels + 4 * hidden});
+}
+
 // x [copies * nodes, T, F], any strides.
 template <class S>
 SequenceView<S> view_of(const Tensor& x, int64_t nodes) {
@@ -90,6 +100,7 @@ SequenceView<S> view_of(const Tensor& x, int64_t nodes) {
 // A dense parameter whose extents of one do not matter: [1, 1, H] serves as [H].
 inline void check_flat_parameter(const char* op, const char* argument, const Tensor& tensor, int64_t count,
                                  const char* like_name, const Tensor& like) {
+  check_memory(op, argument, tensor);
   if (tensor.numel() != count)
     fail(op, argument, "expected ", count, " elements, got shape ", shape_of(tensor));
   check_dtype(op, argument, tensor, like.scalar_type());

@@ -1,11 +1,12 @@
 // The Python module hiermt._C. Importing it registers the operators (schema.cpp and the host entries do so in
-// static initialisers); build_info() says what the binary holds.
+// static initialisers); build_info() says what the binary holds, release_scratch() gives memory back.
 #include <pybind11/pybind11.h>
 
 #include <algorithm>
 #include <string>
 
 #include "cpu/dispatch.h"
+#include "cpu/scratch.h"
 
 namespace py = pybind11;
 
@@ -44,5 +45,7 @@ py::dict build_info() {
 
 PYBIND11_MODULE(_C, module) {
   module.doc() = "Native operators of hiermt; importing the module registers them with torch.";
+  module.def("release_scratch", &hiermt::cpu::release_scratch,
+             "Gives the scratch memory of the CPU kernels back to the system; returns the bytes.");
   module.def("build_info", &build_info, "What this binary was built from and for.");
 }

@@ -2,6 +2,7 @@
 #pragma once
 
 #include "cpu/dispatch.h"
+#include "cpu/scratch.h"
 #include "cuda/limits.h"
 #include "cuda_call.h"
 #include "tensors.h"
@@ -16,6 +17,7 @@ void run_native(const char* op, const char* argument, const Tensor& tensor, OnCp
     if constexpr (std::is_same_v<S, Half>) {
       fail(op, argument, "the CPU kernels take Float, Double and BFloat16, got Half");
     } else {
+      const cpu::ScratchCall call;
       on_cpu(cpu::kernels_of<S>());
     }
   } else if constexpr (kWithCuda) {

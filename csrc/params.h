@@ -321,8 +321,8 @@ struct DecisionBackward {
   const S* h;  // as in the forward
   int64_t stride_row;
   DecisionWeights<S> weights;      // the heads' biases are not read
-  const S* grad_signal_logits;     // [N, 2]
-  const S* grad_direction_logits;  // [N, 2]
+  const S* grad_signal_logits;     // [N, 2], or nullptr: the head was not used, its weights are not read
+  const S* grad_direction_logits;  // [N, 2], or nullptr
   S* grad_h;                       // [N, H] or nullptr
   bool need_params;                // else none of `grads` is written
   DecisionGrads<C> grads;

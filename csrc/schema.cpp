@@ -112,12 +112,13 @@ STABLE_TORCH_LIBRARY(hiermt, m) {
       "(Tensor signal_logits, Tensor direction_logits, Tensor probabilities, Tensor predictions, "
       "Tensor confidences)");
 
-  // Cotangents of the logits, [N, 2] each, to those of everything they depend on.
+  // Cotangents of the logits, [N, 2] each, None for those of a head that was not used, to those of everything
+  // they depend on.
   //   -> grad_h [N, H], grad_out_weight [K, H], grad_out_bias [K], grad_signal_weight [2, K],
   //   grad_signal_bias [2],
   //      grad_direction_weight [2, K], grad_direction_bias [2]
   m.def(
-      "decision_backward(Tensor grad_signal_logits, Tensor grad_direction_logits, Tensor h, Tensor "
+      "decision_backward(Tensor? grad_signal_logits, Tensor? grad_direction_logits, Tensor h, Tensor "
       "out_weight, "
       "Tensor out_bias, Tensor signal_weight, Tensor direction_weight, bool need_h, bool need_params) -> "
       "(Tensor grad_h, Tensor grad_out_weight, Tensor grad_out_bias, Tensor grad_signal_weight, "

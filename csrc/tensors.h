@@ -10,6 +10,7 @@
 
 #include "check.h"
 #include "cpu/storage.h"
+#include "out_of_memory.h"
 
 namespace hiermt {
 
@@ -78,15 +79,32 @@ S* output(const Tensor& tensor, bool wanted) {
   return wanted ? mutable_data<S>(tensor) : nullptr;
 }
 
+// allocate(), or OutOfMemory where it fails: the stable ABI does not hand over what torch's allocator says.
+template <class Allocate>
+Tensor allocated(const Tensor& like, const char* what_for, double elements, size_t element_size,
+                 Allocate&& allocate) {
+  try {
+    return allocate();
+  } catch (const std::exception&) {
+    if (!like.is_cpu()) throw;
+    throw OutOfMemory(what_for, elements * static_cast<double>(element_size));
+  }
+}
+
 // The tensor itself where it is contiguous already.
 inline Tensor dense(const Tensor& tensor) {
-  return tensor.is_contiguous() ? tensor : torch::stable::contiguous(tensor);
+  if (tensor.is_contiguous()) return tensor;
+  return allocated(tensor, "a contiguous copy", static_cast<double>(tensor.numel()), tensor.element_size(),
+                   [&] { return torch::stable::contiguous(tensor); });
 }
 
 // Contiguous and uninitialised, on the device of `like`.
 inline Tensor empty(std::initializer_list<int64_t> sizes, ScalarType dtype, const Tensor& like) {
   const torch::headeronly::IntHeaderOnlyArrayRef shape(sizes.begin(), sizes.size());
-  return torch::stable::empty(shape, dtype, std::nullopt, like.device());
+  double elements = 1;
+  for (const int64_t size : sizes) elements *= static_cast<double>(size);
+  return allocated(like, "an output", elements, aoti_torch_dtype_element_size(static_cast<int32_t>(dtype)),
+                   [&] { return torch::stable::empty(shape, dtype, std::nullopt, like.device()); });
 }
 
 }  // namespace hiermt

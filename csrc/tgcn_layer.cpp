@@ -36,25 +36,28 @@ Arguments check_arguments(const char* op, const Tensor& x, const std::vector<Ten
   const CsrGraph graph = graph_of(op, csr, x);
   const int64_t per_conv = gat ? (edge ? 7 : 6) : 2, channels = x.size(2);
   if (conv_layers < 1) fail(op, "conv_layers", "expected at least 1, got ", conv_layers);
-  if (static_cast<int64_t>(conv_params.size()) != conv_layers * per_conv) {
+  // The quotient, as the product of two arguments may wrap around.
+  const auto params = static_cast<int64_t>(conv_params.size());
+  if (params % per_conv != 0 || params / per_conv != conv_layers) {
     fail(op, "conv_params", "expected ", conv_layers, " x ", per_conv, " tensors, got ", conv_params.size());
   }
-  if (gate_params.size() != kGateParams)
-    fail(op, "gate_params", "expected 6 tensors, got ", gate_params.size());
   check_shape(op, gat ? kGatNames[0] : kGcnNames[0], conv_params[0], {"H", channels});
   const int64_t hidden = conv_params[0].size(0);
+  check_conv_size(op, graph, x, hidden);
+  check_scan_size(op, "x", x.size(0), x.size(1), channels, hidden);
   for (int64_t k = 0; k < conv_layers; ++k) {
     const int64_t inputs = k == 0 ? channels : hidden;
     for (int64_t i = 0; i < per_conv; ++i) {
-      const bool matrix = i == 0 || (gat && i == 2);
-      check_flat_parameter(op, gat ? kGatNames[i] : kGcnNames[i], conv_params[k * per_conv + i],
-                           matrix ? hidden * inputs : hidden, "x", x);
+      const char* name = gat ? kGatNames[i] : kGcnNames[i];
+      const Tensor& param = conv_params[k * per_conv + i];
+      if (i == 0 || (gat && i == 2)) {
+        check_parameter(op, name, param, {hidden, inputs}, "x", x);
+      } else {
+        check_flat_parameter(op, name, param, hidden, "x", x);
+      }
     }
   }
-  for (int64_t i = 0; i < kGateParams; ++i) {
-    check_flat_parameter(op, kGateNames[i], gate_params[i], i % 2 ? hidden : hidden * (channels + 2 * hidden),
-                         "x", x);
-  }
+  check_gates(op, gate_params, channels, hidden, "x", x);
   if (edge_weight) check_parameter(op, "edge_weight", *edge_weight, {graph.num_entries}, "x", x);
   if (!gat && !edge_weight) fail(op, "edge_weight", "a GCN needs the norm of each entry, got None");
   if (gat && !edge && edge_weight) fail(op, "edge_weight", "needs a GATv2 with an edge term");
@@ -64,6 +67,8 @@ Arguments check_arguments(const char* op, const Tensor& x, const std::vector<Ten
   if (!starts) return a;
   check_shape(op, "x", x, {graph.num_nodes, "D", channels});
   a.windows = check_windows(op, *starts, steps, a.steps, "x", x);
+  check_count(op, "starts", {a.windows->count, graph.num_nodes});
+  check_scan_size(op, "starts", a.windows->count * graph.num_nodes, steps, channels, hidden);
   a.scan_nodes = a.windows->count * graph.num_nodes;
   a.scan_steps = steps;
   check_cuda_limits(op, x, a.scan_nodes, a.scan_steps, hidden);

@@ -101,3 +101,46 @@ def check_number(name: str, value: object, least: float = -math.inf, most: float
     if most == math.inf:
         raise ValueError(f"{name}: expected a finite number of {least:g} or more, got {value}")
     raise ValueError(f"{name}: expected a number in [{least:g}, {most:g}], got {value}")
+
+
+# Parameters of a head and of the gates: a weight and a bias each.
+HEAD_PARAMS, GATE_PARAMS = 6, 6
+
+
+def check_length(name: str, tensors: Sequence[Tensor], expected: int) -> None:
+    """Refuses another number of parameters than there are names for."""
+    if len(tensors) != expected:
+        raise ValueError(f"{name}: expected {expected} tensors, got {len(tensors)}")
+
+
+def check_gates(gates: Sequence[Tensor], channels: int) -> int:
+    """Refuses parameters that are no three gates over `channels` inputs; returns ``H``."""
+    check_length("gates", gates, GATE_PARAMS)
+    weight = gates[0]
+    if weight.dim() != 2:
+        raise ValueError(f"u.weight: expected [H, F + 2H], got {list(weight.shape)}")
+    hidden = weight.size(0)
+    check_linear("u.weight", weight, channels + 2 * hidden)
+    return hidden
+
+
+def check_heads(params: Sequence[Tensor]) -> None:
+    """Refuses parameters that are not those of the output linear and two heads."""
+    check_length("params", params, HEAD_PARAMS)
+
+
+def check_layer(params: Sequence[Tensor], gates: Sequence[Tensor], conv_layers: int, gat: bool, edge: bool) -> int:
+    """Refuses lists that do not hold `conv_layers` convolutions and three gates; returns the parameters of one
+    convolution.
+    """
+    check_length("gate_params", gates, GATE_PARAMS)
+    if type(conv_layers) is not int or conv_layers < 1:
+        check_integer("conv_layers", conv_layers, 1)
+    per_conv = (7 if edge else 6) if gat else 2
+    if len(params) % per_conv or len(params) // per_conv != conv_layers:
+        kind = f"GATv2 {'with' if edge else 'without'} an edge term" if gat else "GCN"
+        raise ValueError(
+            f"conv_params: expected {conv_layers} (conv_layers) times the {per_conv} parameters of a {kind}, got "
+            f"{len(params)}"
+        )
+    return per_conv

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from hiermt import _backend, gather
-from hiermt._arguments import check_linear, enter, no_autocast
+from hiermt._arguments import check_gates, enter, no_autocast
 from hiermt._tracing import refuse_tracing
 from hiermt.gather import check_starts
 
@@ -46,7 +46,7 @@ def gated_scan_windows(
         ValueError: a shape or device does not fit.
         TypeError: dtypes differ, or `starts` is not int64.
     """
-    hidden = gates[0].size(0)
+    hidden = check_gates(gates, x.size(-1))
     refuse_tracing(hidden)
     if g.shape != (*x.shape[:2], hidden):
         raise ValueError(
@@ -54,7 +54,6 @@ def gated_scan_windows(
         )
     steps = check_starts(starts, steps, x, look=not gather.waits(x))
     (x, g, *params), native = enter(x, [g, *gates], None, backend)
-    check_linear("u.weight", params[0], x.size(-1) + 2 * hidden)
     with no_autocast(x):
         run = _backend.operator("gated_scan_windows", native)
         return run(x, g, starts, steps, params, sequence)  # type: ignore[no-any-return]

@@ -12,7 +12,16 @@ import torch
 from torch import Tensor
 
 from hiermt import _backend, gather, reference
-from hiermt._arguments import check_integer, check_linear, check_number, enter, no_autocast
+from hiermt._arguments import (
+    check_gates,
+    check_heads,
+    check_integer,
+    check_layer,
+    check_linear,
+    check_number,
+    enter,
+    no_autocast,
+)
 from hiermt._functional_loss import multitask_loss as multitask_loss
 from hiermt._functional_projected import ACTIVATIONS as ACTIVATIONS
 from hiermt._functional_windows import gated_scan_windows as gated_scan_windows
@@ -132,7 +141,7 @@ def gated_scan(
         ValueError: a shape or device does not fit.
         TypeError: dtypes differ.
     """
-    hidden = gates[0].size(0)
+    hidden = check_gates(gates, x.size(-1))
     refuse_tracing(hidden)
     if g.shape != (*x.shape[:2], hidden):
         raise ValueError(
@@ -142,7 +151,6 @@ def gated_scan(
         raise ValueError(f"h0: expected [N, H] = {[x.size(0), hidden]}, got {list(h0.shape)}")
     others = [g, *gates] if h0 is None else [g, *gates, h0]
     (x, g, *rest), native = enter(x, others, None, backend)
-    check_linear("u.weight", rest[0], x.size(-1) + 2 * hidden)
     with no_autocast(x):
         run = _backend.operator("gated_scan", native)
         return run(x, g, None if h0 is None else rest[6], rest[:6], sequence)  # type: ignore[no-any-return]
@@ -189,13 +197,13 @@ def tgcn_layer(
     """
     if conv_activation not in ("between", "after"):
         raise ValueError(f"conv_activation: expected 'between' or 'after', got {conv_activation!r}")
-    if gat and edge and graph.edge_weight is None:
-        # Nothing reads the edge terms: they get no gradient, as in PyG, rather than one of zeros.
-        per_conv = len(conv_params) // conv_layers
-        conv_params = [param for i, param in enumerate(conv_params) if (i + 1) % per_conv]
-        edge = False
     if type(conv_layers) is not int:
         conv_layers = check_integer("conv_layers", conv_layers, 1)
+    per_conv = check_layer(conv_params, gate_params, conv_layers, gat, edge)
+    if gat and edge and graph.edge_weight is None:
+        # Nothing reads the edge terms: they get no gradient, as in PyG, rather than one of zeros.
+        conv_params = [param for i, param in enumerate(conv_params) if (i + 1) % per_conv]
+        edge = False
     starts, steps = None, 0
     if isinstance(x, Windows):
         steps = check_starts(x.starts, x.steps, x.series, look=not gather.waits(x.series))
@@ -240,6 +248,7 @@ def heads(h: Tensor, params: Sequence[Tensor], *, backend: str = "auto") -> tupl
         - **h:** ``[N, H]``; out ``[K, H]``; heads ``[2, K]``
         - **returns:** signal logits ``[N, 2]``, direction logits ``[N, 2]``
     """
+    check_heads(params)
     (h, *params), native = enter(h, params, None, backend)
     with no_autocast(h):
         if native:
@@ -271,6 +280,7 @@ def decision(
         ValueError: `threshold` is outside ``[0, 1]``.
     """
     threshold = check_number("threshold", threshold, 0.0, 1.0)
+    check_heads(params)
     (h, *params), native = enter(h, params, None, backend)
     with no_autocast(h):
         return _backend.operator("decision", native)(h, *params, threshold)  # type: ignore[no-any-return]

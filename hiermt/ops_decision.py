@@ -74,8 +74,6 @@ def _backward(ctx: Any, grad_signal: Tensor | None, grad_direction: Tensor | Non
     # A head that nobody used has no gradient, which an optimizer tells from one of zeros.
     used = [True, True, *[grad_signal is not None] * 2, *[grad_direction is not None] * 2]
     need_params = [need and use for need, use in zip(need_params, used, strict=True)]
-    grad_signal = torch.zeros_like(given) if grad_signal is None else grad_signal
-    grad_direction = torch.zeros_like(given) if grad_direction is None else grad_direction
     grad_h, *grads = ops_rules.call(
         torch.ops.hiermt.decision_backward.default,
         grad_signal,
@@ -127,8 +125,8 @@ def _fake(
 
 
 def _fake_backward(
-    grad_signal_logits: Tensor,
-    grad_direction_logits: Tensor,
+    grad_signal_logits: Tensor | None,
+    grad_direction_logits: Tensor | None,
     h: Tensor,
     out_weight: Tensor,
     out_bias: Tensor,

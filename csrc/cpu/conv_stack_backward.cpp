@@ -63,6 +63,7 @@ struct StackBackward {
         forward().graph.rowptr, forward().graph.col, edge_weight, begin, tiles.left, linear};
 
     gather_tiles(task, inputs[0], tiles.dout);
+    clear_dead_lanes(task, inputs[0]);
     for (int64_t k = 0; k < last; ++k) recompute(k, g, inputs[k], tiles.left, inputs[k + 1], linear, task);
     for (int64_t k = last; k >= 0; --k) {
       tiles.x = inputs[k];
@@ -70,6 +71,7 @@ struct StackBackward {
       if (k > 0) {
         input_cotangent(transposed[k], tiles, 0, nodes, tiles.dout);
         through_activation(inputs[k], tiles.dout, nodes);
+        clear_dead_lanes(task, tiles.dout);
       } else if (params.grad_x) {
         scatter_input_cotangent(task, tiles);
       }
@@ -110,6 +112,7 @@ struct StackBackward {
         attend<false>(convs[k], g, i, out.node(i), task.scratch.score, forward().inner);
       }
     }
+    clear_dead_lanes(task, out);
   }
 
   // From dout to dx_l and dx_r, and everything that is added to the sums.
@@ -121,6 +124,7 @@ struct StackBackward {
       project(convs[k], t.x, t.left, t.right, linear, 0, t.nodes);
     } else if (task.edge_gradient) {
       product(convs[k].left, t.x, t.left, 0, t.nodes);
+      clear_dead_lanes(task, t.left);
     }
     for (int64_t i = 0; i < t.nodes; ++i) {
       const C* dout = t.dout.node(i);
@@ -138,7 +142,13 @@ struct StackBackward {
                                     task.edge_gradient);
       }
     }
+    clear_dead_lanes(task, t.dleft);
     if (params.gat || params.gcn) projection_sums(convs[k], t, sums, gat());
+  }
+
+  // Only for a GCN: through the softmax of an attention all of a node is NaN then, in every lane alike.
+  void clear_dead_lanes(const Task& task, const TileSpan<C>& tiles) const {
+    if (!gat()) clear_lanes_past(task.chunk.count, tiles.data, (task.end - task.begin) * tiles.node_stride);
   }
 
   // d *= the slope of the inner activation at `value`, its result.

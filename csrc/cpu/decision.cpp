@@ -1,6 +1,5 @@
 // Logits, softmax and the hierarchical decision of a row in one pass. Rows lie on the lanes.
-#include "decision.h"
-
+#include "decision_literal.h"
 #include "kernels.h"
 #include "parallel.h"
 #include "vmath.h"
@@ -104,6 +103,18 @@ C comparable(double threshold) {
   return rounded<S, C>(broadcast(static_cast<C>(threshold)))[0];
 }
 
+template <class S, class C>
+HIERMT_NOINLINE void make_literal(const DecisionForward<S>& p, int64_t row, int64_t rows,
+                                  Vec<C> (&logits)[kLogits]) {
+  C columns[kLogits][kLanes<C>] = {};
+  for (int64_t l = 0; l < rows; ++l) {
+    C of_row[kLogits];
+    literal_logits(p.weights, p.h + (row + l) * p.stride_row, p.hidden, p.features, of_row);
+    for (int j = 0; j < kLogits; ++j) columns[j][l] = of_row[j];
+  }
+  for (int j = 0; j < kLogits; ++j) logits[j] = load(columns[j]);
+}
+
 // kLanes rows of h times the folded heads; rows past the end repeat the last one.
 template <class S, class C>
 HIERMT_INLINE void product(const DecisionForward<S>& p, const FoldedHeads<C>& heads, int64_t row,
@@ -125,7 +136,11 @@ HIERMT_INLINE void product(const DecisionForward<S>& p, const FoldedHeads<C>& he
     }
   }
   // The bias comes last: sums that start from it round at its magnitude at every step.
-  for (int j = 0; j < kLogits; ++j) logits[j] = rounded<S, C>(logits[j] + broadcast(heads.bias[j]));
+  for (int j = 0; j < kLogits; ++j) logits[j] += broadcast(heads.bias[j]);
+  const Vec<C> together = (logits[0] + logits[1]) + (logits[2] + logits[3]);
+  const C probe = reduce_add(together - together);
+  if (__builtin_expect(probe != C(0), 0)) make_literal<S, C>(p, row, rows, logits);
+  for (int j = 0; j < kLogits; ++j) logits[j] = rounded<S, C>(logits[j]);
 }
 
 template <class Body>

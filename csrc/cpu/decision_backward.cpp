@@ -3,7 +3,7 @@
 // With G [N, 4] the cotangents, W = heads * out the folded weight, M = G^T h [4, H] and s = G^T 1 [4]:
 //   grad_h = G W,  grad_heads = M out^T + s out_bias^T,  grad_out = heads^T M,  grad_out_bias = heads^T s
 // so one pass over the rows gives grad_h, M and s, and the rest does not depend on N.
-#include "decision.h"
+#include "decision_literal.h"
 #include "kernels.h"
 #include "parallel.h"
 
@@ -18,9 +18,9 @@ constexpr int64_t kRowsPerPartial = 512;
 
 template <class S, class C>
 HIERMT_INLINE void load_cotangent(const DecisionBackward<S, C>& p, int64_t row, C (&g)[kLogits]) {
-  for (int j = 0; j < 2; ++j) {
-    g[j] = to_compute(p.grad_signal_logits[2 * row + j]);
-    g[2 + j] = to_compute(p.grad_direction_logits[2 * row + j]);
+  for (int j = 0; j < kLogits; ++j) {
+    const S* grad = j < 2 ? p.grad_signal_logits : p.grad_direction_logits;
+    g[j] = grad == nullptr ? C(0) : to_compute(grad[2 * row + j % 2]);
   }
 }
 
@@ -33,6 +33,13 @@ HIERMT_INLINE void hidden_gradient(const DecisionBackward<S, C>& p, const C* wei
     Vec<C> sum = zero<C>();
     for (int j = 0; j < kLogits; ++j) {
       sum = fma(broadcast(g[j]), load_n(weight + j * p.hidden + c, n), sum);
+    }
+    const C probe = reduce_add(sum - sum);
+    if (__builtin_expect(probe != C(0), 0)) {
+      for (int l = 0; l < n; ++l) {
+        const C value = sum[l];
+        sum[l] = is_finite(value) ? value : literal_hidden_gradient<S>(p, row, c + l);
+      }
     }
     store_n(p.grad_h + row * p.hidden + c, sum, n);
   }
@@ -71,7 +78,7 @@ void parameter_gradients(const DecisionBackward<S, C>& p, const C* moment) {
     for (int64_t k = 0; k < p.features; ++k) {
       const S* out = p.weights.out_weight + k * p.hidden;
       C* grad_out = p.grads.out_weight + k * p.hidden;
-      const C factor = to_compute(head[k]);
+      const C factor = is_used<S>(p, j) ? to_compute(head[k]) : C(0);
       C sum = m[p.hidden] * to_compute(p.weights.out_bias[k]);
       for (int64_t c = 0; c < p.hidden; ++c) {
         sum += m[c] * to_compute(out[c]);
@@ -85,6 +92,23 @@ void parameter_gradients(const DecisionBackward<S, C>& p, const C* moment) {
   }
 }
 
+// Computes again what is not finite, and leaves nothing in the gradients of a head that was not used.
+template <class S, class C>
+void mend_parameter_gradients(const DecisionBackward<S, C>& p) {
+  for (int64_t k = 0; k < p.features; ++k) {
+    C* grad_out = p.grads.out_weight + k * p.hidden;
+    for (int64_t c = 0; c < p.hidden; ++c) {
+      if (!is_finite(grad_out[c])) grad_out[c] = literal_out_gradient<S>(p, k, c);
+    }
+    if (!is_finite(p.grads.out_bias[k])) p.grads.out_bias[k] = literal_out_gradient<S>(p, k, p.hidden);
+    for (int j = 0; j < kLogits; ++j) {
+      C& grad = (j < 2 ? p.grads.signal_weight : p.grads.direction_weight)[(j % 2) * p.features + k];
+      if (!is_used<S>(p, j)) grad = C(0);
+      if (!is_finite(grad)) grad = literal_head_gradient<S>(p, j, k);
+    }
+  }
+}
+
 }  // namespace
 
 template <class S>
@@ -92,6 +116,10 @@ void decision_backward(const DecisionBackward<S, Compute<S>>& p) {
   using C = Compute<S>;
   ScratchFrame frame;
   const FoldedHeads<C> heads = fold_heads(frame, p.weights, p.features, p.hidden);
+  // 0 * NaN, where the weights of a head that was not used are NaN.
+  for (int j = 0; j < kLogits; ++j) {
+    for (int64_t c = 0; c < (is_used<S>(p, j) ? 0 : p.hidden); ++c) heads.weight[j * p.hidden + c] = C(0);
+  }
   const int64_t ranges = (p.rows + kRowsPerPartial - 1) / kRowsPerPartial;
   const int64_t size = kLogits * (p.hidden + 1);
   C* moments = p.need_params ? frame.take<C>((ranges + 1) * size) : nullptr;
@@ -115,6 +143,7 @@ void decision_backward(const DecisionBackward<S, Compute<S>>& p) {
     for (int64_t i = 0; i < size; ++i) total[i] += moments[range * size + i];
   }
   parameter_gradients(p, total);
+  mend_parameter_gradients(p);
 }
 
 HIERMT_INSTANTIATE(decision_backward)

@@ -29,6 +29,7 @@ struct GatV2Packed {
   const C* edge;          // W_e, zeros without an edge term
   const C* bias;
   C edge_linear;  // 0.6 att . W_e
+  C above_half;   // kAboveHalf of the storage type
 };
 
 template <class S, class C = Compute<S>>
@@ -36,6 +37,7 @@ GatV2Packed<C> pack_gatv2(ScratchFrame& frame, const GatV2Weights<S>& w, int64_t
   GatV2Packed<C> p;
   p.inputs = inputs;
   p.hidden = hidden;
+  p.above_half = kAboveHalf<S>;
   p.padded = padded_channels(hidden);
   p.left = {p.padded, inputs, pack_matrix(frame, w.lin_l_weight, hidden, inputs, inputs, 1),
             pack_vector(frame, w.lin_l_bias, hidden)};
@@ -45,8 +47,7 @@ GatV2Packed<C> pack_gatv2(ScratchFrame& frame, const GatV2Weights<S>& w, int64_t
   p.att_linear = pack_vector(frame, w.att, hidden, C(0.5 * (1 + kAttentionSlope)));
   p.att_absolute = pack_vector(frame, w.att, hidden, C(0.5 * (1 - kAttentionSlope)));
   p.bias = pack_vector(frame, w.bias, hidden);
-  p.edge = w.lin_edge_weight ? pack_vector(frame, w.lin_edge_weight, hidden)
-                             : pack_vector(frame, w.bias, hidden, C(0));
+  p.edge = w.lin_edge_weight ? pack_vector(frame, w.lin_edge_weight, hidden) : zero_vector<C>(frame, hidden);
   p.edge_linear = C(0);
   if (w.lin_edge_weight) {
     for (int64_t c = 0; c < hidden; ++c) p.edge_linear += p.att_linear[c] * p.edge[c];
@@ -185,12 +186,16 @@ HIERMT_INLINE Vec<C> attention(const GatV2Packed<C>& p, const Neighbourhood<C>& 
   return scale;
 }
 
+// The backward reads off the stored value on which side of zero v was, so that of a positive v must not round
+// to one half.
 template <class C>
-HIERMT_INLINE Vec<C> activate(Vec<C> v, Activation activation) {
+HIERMT_INLINE Vec<C> activate(Vec<C> v, Activation activation, C above_half) {
   if (activation == Activation::kNone) return v;
   if (activation == Activation::kSigmoid) return sigmoid(v);
   const Vec<C> leaky = v > zero<C>() ? v : v * broadcast(C(kActivationSlope));
-  return activation == Activation::kLeakyRelu ? leaky : sigmoid(leaky);
+  if (activation == Activation::kLeakyRelu) return leaky;
+  const Vec<C> value = sigmoid(leaky);
+  return select(v > zero<C>(), max(value, broadcast(above_half)), value);
 }
 
 }  // namespace detail
@@ -212,7 +217,7 @@ HIERMT_INLINE void attend(const GatV2Packed<C>& p, const Neighbourhood<C>& g, in
     }
     for (int k = 0; k < kOutTile; ++k) {
       store(right + (c + k) * L,
-            detail::activate<C>(fma(sum[k], scale, broadcast(p.bias[c + k])), activation));
+            detail::activate<C>(fma(sum[k], scale, broadcast(p.bias[c + k])), activation, p.above_half));
     }
   }
 }

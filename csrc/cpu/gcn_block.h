@@ -13,10 +13,11 @@ GatV2Packed<C> pack_gcn(ScratchFrame& frame, const GcnWeights<S>& w, int64_t inp
   GatV2Packed<C> p{};
   p.inputs = inputs;
   p.hidden = hidden;
+  p.above_half = kAboveHalf<S>;
   p.padded = padded_channels(hidden);
   p.bias = pack_vector(frame, w.bias, hidden);
   p.left = {p.padded, inputs, pack_matrix(frame, w.lin_weight, hidden, inputs, inputs, 1),
-            pack_vector(frame, w.bias, hidden, C(0))};
+            zero_vector<C>(frame, hidden)};
   return p;
 }
 
@@ -34,7 +35,8 @@ HIERMT_INLINE void aggregate(const GatV2Packed<C>& p, const Neighbourhood<C>& g,
       for (int k = 0; k < kOutTile; ++k) sum[k] = fma(norm, load(source + k * L), sum[k]);
     }
     for (int k = 0; k < kOutTile; ++k) {
-      store(out + (c + k) * L, detail::activate<C>(sum[k] + broadcast(p.bias[c + k]), activation));
+      store(out + (c + k) * L,
+            detail::activate<C>(sum[k] + broadcast(p.bias[c + k]), activation, p.above_half));
     }
   }
 }

@@ -68,6 +68,15 @@ C* pack_vector(ScratchFrame& frame, const S* vector, int64_t count, C scale = C(
   return packed;
 }
 
+// Not a vector scaled by zero, which is NaN where the vector is infinite.
+template <class C>
+C* zero_vector(ScratchFrame& frame, int64_t count) {
+  const int64_t padded = padded_channels(count);
+  C* packed = frame.take<C>(padded);
+  for (int64_t i = 0; i < padded; ++i) packed[i] = C(0);
+  return packed;
+}
+
 namespace detail {
 
 template <int kNodes, class C>

@@ -147,6 +147,17 @@ HIERMT_INLINE void gather_cotangent(const LaneRows<S, C>& grad, const LaneRows<S
   }
 }
 
+// Zeros in the lanes without an instance. They repeat an instance with a cotangent of zero, which adds
+// nothing to a sum over the lanes unless what it is multiplied with is infinite or NaN.
+template <class C>
+HIERMT_NOINLINE void clear_lanes_past(int64_t count, C* tiles, int64_t elements) {
+  constexpr int L = kLanes<C>;
+  if (count == L) return;
+  for (int64_t i = 0; i < elements; i += L) {
+    for (int64_t l = count; l < L; ++l) tiles[i + l] = C(0);
+  }
+}
+
 // Rows of a contiguous [N, T, H] output: row[lane] + node * stride_node.
 template <class S, class C = Compute<S>>
 struct LaneRowsOut {

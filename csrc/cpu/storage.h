@@ -26,4 +26,16 @@ struct ComputeOf<double> {
 template <class S>
 using Compute = typename ComputeOf<S>::type;
 
+// The smallest number of a storage type above one half.
+template <class S>
+constexpr Compute<S> kAboveHalf = Compute<S>(0.5);
+template <>
+constexpr float kAboveHalf<float> = 0.5f + 0x1p-24f;
+template <>
+constexpr double kAboveHalf<double> = 0.5 + 0x1p-53;
+template <>
+constexpr float kAboveHalf<BFloat16> = 0.5f + 0x1p-8f;
+template <>
+constexpr float kAboveHalf<Half> = 0.5f + 0x1p-11f;
+
 }  // namespace hiermt

@@ -113,9 +113,20 @@ __global__ void __launch_bounds__(kThreads, kResidentBlocks<S, kLanes>)
     C logits[kLogits];
     Pack<S, 2> signal, direction;
 #pragma unroll
+    for (int j = 0; j < kLogits; ++j) logits[j] = partial[0][j] + bias[j];
+    if (!is_finite((logits[0] + logits[1]) + (logits[2] + logits[3]))) {
+      const DecisionWeights<S>& w = p.weights;
+#pragma unroll
+      for (int j = 0; j < kLogits; ++j) {
+        logits[j] =
+            literal_logit(p.h + row * p.stride_row, w.out_weight, w.out_bias, head_row(w, p.features, j),
+                          (j < 2 ? w.signal_bias : w.direction_bias) + j % 2, p.hidden, p.features);
+      }
+    }
+#pragma unroll
     for (int j = 0; j < kLogits; ++j) {
       S* at = (j < 2 ? signal : direction).value + j % 2;
-      store(at, partial[0][j] + bias[j]);
+      store(at, logits[j]);
       logits[j] = load(at);
     }
     if (p.signal_logits != nullptr) reinterpret_cast<Pack<S, 2>*>(p.signal_logits)[row] = signal;

@@ -42,6 +42,37 @@ __device__ void fold_heads(const DecisionWeights<S>& weights, int64_t features, 
   __syncthreads();
 }
 
+// Whether a number is neither infinite nor NaN.
+template <class C>
+__device__ __forceinline__ bool is_finite(C value) {
+  return value - value == C(0);
+}
+
+// Channel k of the output linear for one row of h.
+template <class S, class C = Compute<S>>
+__device__ __forceinline__ C literal_feature(const S* h, const S* out_weight, const S* out_bias,
+                                             int64_t hidden, int64_t k) {
+  C feature = load(out_bias + k);
+#pragma unroll 1
+  for (int64_t c = 0; c < hidden; ++c)
+    feature = fma(C(load(out_weight + k * hidden + c)), C(load(h + c)), feature);
+  return feature;
+}
+
+// One logit without folding. An infinite weight or state, or a feature that overflows, spreads over the
+// folded weights in another way than over the features, so that rows that are not finite are computed like
+// this.
+template <class S, class C = Compute<S>>
+__device__ __forceinline__ C literal_logit(const S* h, const S* out_weight, const S* out_bias, const S* head,
+                                           const S* head_bias, int64_t hidden, int64_t features) {
+  C logit = load(head_bias);
+#pragma unroll 1
+  for (int64_t k = 0; k < features; ++k) {
+    logit = fma(C(load(head + k)), literal_feature(h, out_weight, out_bias, hidden, k), logit);
+  }
+  return logit;
+}
+
 template <class S>
 __device__ __forceinline__ Compute<S> rounded(Compute<S> value) {
   S stored;

@@ -20,6 +20,67 @@ __host__ __device__ inline int64_t columns(int64_t hidden) {
   return hidden + 1;
 }
 
+// Cotangent j of a row, zero for a head that was not used.
+template <class S>
+__device__ __forceinline__ Compute<S> cotangent(const DecisionBackward<S, Compute<S>>& p, int64_t row,
+                                                int j) {
+  const S* grad = j < 2 ? p.grad_signal_logits : p.grad_direction_logits;
+  return grad == nullptr ? Compute<S>(0) : load(grad + 2 * row + j % 2);
+}
+
+template <class S>
+__device__ __forceinline__ bool is_used(const DecisionBackward<S, Compute<S>>& p, int j) {
+  return (j < 2 ? p.grad_signal_logits : p.grad_direction_logits) != nullptr;
+}
+
+// The cotangent of channel k of the output linear, for one row.
+template <class S, class C = Compute<S>>
+__device__ __forceinline__ C feature_cotangent(const DecisionBackward<S, C>& p, int64_t row, int64_t k) {
+  C sum = C(0);
+  for (int j = 0; j < kLogits; ++j) {
+    if (is_used<S>(p, j))
+      sum = fma(cotangent<S>(p, row, j), C(load(head_row(p.weights, p.features, j) + k)), sum);
+  }
+  return sum;
+}
+
+// The kernels below fold the two linears and sum over the rows first. What is not finite spreads otherwise
+// there than in the two linears one after the other, so that such results are computed again like that.
+template <class S, class C = Compute<S>>
+__device__ __forceinline__ C literal_hidden_gradient(const DecisionBackward<S, C>& p, int64_t row,
+                                                     int64_t c) {
+  C sum = C(0);
+#pragma unroll 1
+  for (int64_t k = 0; k < p.features; ++k) {
+    sum = fma(feature_cotangent<S>(p, row, k), C(load(p.weights.out_weight + k * p.hidden + c)), sum);
+  }
+  return sum;
+}
+
+// Of the output linear, column c < H of its weight or its bias.
+template <class S, class C = Compute<S>>
+__device__ __forceinline__ C literal_out_gradient(const DecisionBackward<S, C>& p, int64_t k, int64_t c) {
+  C sum = C(0);
+#pragma unroll 1
+  for (int64_t row = 0; row < p.rows; ++row) {
+    const C state = c < p.hidden ? C(load(p.h + row * p.stride_row + c)) : C(1);
+    sum = fma(feature_cotangent<S>(p, row, k), state, sum);
+  }
+  return sum;
+}
+
+template <class S, class C = Compute<S>>
+__device__ __forceinline__ C literal_head_gradient(const DecisionBackward<S, C>& p, int j, int64_t k) {
+  C sum = C(0);
+#pragma unroll 1
+  for (int64_t row = 0; row < p.rows; ++row) {
+    const C feature =
+        literal_feature(p.h + row * p.stride_row, p.weights.out_weight, p.weights.out_bias, p.hidden, k);
+    sum = fma(cotangent<S>(p, row, j), feature, sum);
+  }
+  return sum;
+}
+
 template <class S>
 __global__ void __launch_bounds__(kThreads)
     decision_bwd_rows_kernel(DecisionBackward<S, Compute<S>> p, Compute<S>* moments, int64_t rows_per_block) {
@@ -39,14 +100,17 @@ __global__ void __launch_bounds__(kThreads)
     for (int64_t row = begin + slot; row < end && c < width; row += kRowSlots) {
       C g[kLogits], grad = C(0);
       for (int j = 0; j < kLogits; ++j) {
-        g[j] = load((j < 2 ? p.grad_signal_logits : p.grad_direction_logits) + 2 * row + j % 2);
+        g[j] = cotangent<S>(p, row, j);
       }
       const C state = c < p.hidden ? C(load(p.h + row * p.stride_row + c)) : C(1);
       for (int j = 0; j < kLogits; ++j) {
         sum[j] = fma(g[j], state, sum[j]);
         if (c < p.hidden) grad = fma(g[j], weight[j * p.hidden + c], grad);
       }
-      if (p.grad_h != nullptr && c < p.hidden) store(p.grad_h + row * p.hidden + c, grad);
+      if (p.grad_h != nullptr && c < p.hidden) {
+        if (!is_finite(grad)) grad = literal_hidden_gradient<S>(p, row, c);
+        store(p.grad_h + row * p.hidden + c, grad);
+      }
     }
     if (!p.need_params) continue;
     __syncthreads();
@@ -75,8 +139,10 @@ __global__ void __launch_bounds__(kThreads)
     const int64_t k = i / width, c = i % width;
     C sum = C(0);
     for (int j = 0; j < kLogits; ++j) {
-      sum = fma(C(load(head_row(p.weights, p.features, j) + k)), moments[j * width + c], sum);
+      if (is_used<S>(p, j))
+        sum = fma(C(load(head_row(p.weights, p.features, j) + k)), moments[j * width + c], sum);
     }
+    if (!is_finite(sum)) sum = literal_out_gradient<S>(p, k, c);
     if (c < p.hidden) {
       p.grads.out_weight[k * p.hidden + c] = sum;
     } else {
@@ -90,6 +156,8 @@ __global__ void __launch_bounds__(kThreads)
     C sum = moment[p.hidden] * C(load(p.weights.out_bias + k));
     for (int64_t c = 0; c < p.hidden; ++c)
       sum = fma(moment[c], C(load(p.weights.out_weight + k * p.hidden + c)), sum);
+    if (!is_used<S>(p, j)) sum = C(0);
+    if (!is_finite(sum)) sum = literal_head_gradient<S>(p, j, k);
     (j < 2 ? p.grads.signal_weight : p.grads.direction_weight)[(j % 2) * p.features + k] = sum;
   }
   if (threadIdx.x < kLogits) {

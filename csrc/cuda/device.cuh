@@ -57,12 +57,16 @@ __device__ __forceinline__ double sigmoid(double x) {
   return 1.0 / (1.0 + exp(-x));
 }
 
-template <class C>
+// `S`: what the result is stored as. The backward reads off the stored value on which side of zero x was, so
+// that of a positive x must not round to one half.
+template <class S, class C = Compute<S>>
 __device__ __forceinline__ C activate(Activation activation, C x) {
   if (activation == Activation::kSigmoid) return sigmoid(x);
   if (activation == Activation::kNone) return x;
   const C leaky = x > C(0) ? x : C(kActivationSlope) * x;
-  return activation == Activation::kLeakySigmoid ? sigmoid(leaky) : leaky;
+  if (activation == Activation::kLeakyRelu) return leaky;
+  const C value = sigmoid(leaky);
+  return x > C(0) && value < kAboveHalf<S> ? kAboveHalf<S> : value;
 }
 
 // Derivative as a function of the output.

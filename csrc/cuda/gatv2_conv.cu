@@ -44,7 +44,7 @@ __global__ void __launch_bounds__(kGatThreads)
 #pragma unroll
   for (int v = 0; v < kChannels; ++v) {
     const C bias = split.holds(first + v) ? load(p.weights.bias + first + v) : C(0);
-    sum[v] = activate(p.activation, sum[v] * scale + bias);
+    sum[v] = activate<S>(p.activation, sum[v] * scale + bias);
   }
   split.store_any(p.out + static_cast<int64_t>(row) * hidden, first, sum);
 }

@@ -326,7 +326,7 @@ __device__ __forceinline__ void attend(const StackItems& items, const CsrGraph& 
     float bias[kChannels];
     copy_channels<kHidden, kLanes>(vectors.bias(), bias);
 #pragma unroll
-    for (int c = 0; c < kChannels; ++c) row.sum[c] = activate(activation, row.sum[c] * scale + bias[c]);
+    for (int c = 0; c < kChannels; ++c) row.sum[c] = activate<S>(activation, row.sum[c] * scale + bias[c]);
     own.write(node, step, row.sum);
   });
 }

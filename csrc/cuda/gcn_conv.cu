@@ -48,7 +48,7 @@ __global__ void __launch_bounds__(kGcnThreads, 8)
 #pragma unroll
   for (int v = 0; v < kChannels; ++v) {
     const C bias = group.split.holds(group.first + v) ? load(p.weights.bias + group.first + v) : C(0);
-    sum[v] = activate(p.activation, sum[v] + bias);
+    sum[v] = activate<S>(p.activation, sum[v] + bias);
   }
   group.split.store_any(p.out + group.row * hidden, group.first, sum);
 }

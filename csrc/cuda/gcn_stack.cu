@@ -93,7 +93,8 @@ __global__ void __launch_bounds__(kStackThreads<kHidden>, 1)
       float y[kHidden] = {};
       sum_neighbours(p, node, step, projected, y);
 #pragma unroll
-      for (int c = 0; c < kHidden; ++c) y[c] = activate(activation, y[c] + convs.biases[layer * kHidden + c]);
+      for (int c = 0; c < kHidden; ++c)
+        y[c] = activate<S>(activation, y[c] + convs.biases[layer * kHidden + c]);
       next.write(node, step, y);
     });
     items.for_each_pair([&](const auto& group) {
@@ -144,7 +145,7 @@ __global__ void __launch_bounds__(kStackThreads<kHidden>, 2)
       sum_neighbours(p, node, step, projected, y);
 #pragma unroll
       for (int c = 0; c < kHidden / kLanes; ++c) {
-        y[c] = activate(activation, y[c] + load(bias + c / 4 * 4 * kLanes + c % 4));
+        y[c] = activate<S>(activation, y[c] + load(bias + c / 4 * 4 * kLanes + c % 4));
       }
       own.write(node, step, y);
     });

@@ -1,0 +1,25 @@
+// What a kernel or a host entry throws when it gets no memory. Says how much was asked for, and the way out.
+#pragma once
+
+#include <cstdio>
+#include <stdexcept>
+#include <string>
+
+namespace hiermt {
+
+inline std::string out_of_memory_text(const char* what_for, double bytes) {
+  char text[320];
+  std::snprintf(
+      text, sizeof text,
+      "hiermt: out of memory: could not allocate %.0f bytes (%.1f MiB) for %s; use a smaller batch (fewer "
+      "graphs, windows or steps at once, or a smaller chunk for predict_rolling) or free memory first",
+      bytes, bytes / (1024.0 * 1024.0), what_for);
+  return text;
+}
+
+class OutOfMemory : public std::runtime_error {
+ public:
+  OutOfMemory(const char* what_for, double bytes) : std::runtime_error(out_of_memory_text(what_for, bytes)) {}
+};
+
+}  // namespace hiermt
