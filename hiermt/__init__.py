@@ -12,6 +12,7 @@ from hiermt.graph import Graph
 from hiermt.inference import hierarchical_inference, inference_hierarchical
 from hiermt.interop import from_reference
 from hiermt.loss import MultiTaskLoss
+from hiermt.memory import release_memory
 from hiermt.nn import TGCN, TGCN_HierarchicalMT, TGCNCell
 from hiermt.rolling import LivePredictor, predict_rolling
 from hiermt.training import train_hierarchical
@@ -35,5 +36,6 @@ __all__ = [
     "inference_hierarchical",
     "predict_rolling",
     "reference",
+    "release_memory",
     "train_hierarchical",
 ]

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch._subclasses.fake_tensor import unset_fake_temporarily
 
 from hiermt._version import __version__
 
@@ -95,17 +96,40 @@ def why_not_native(device_type: str) -> str | None:
 
 @cache
 def why_not_gpu(index: int | None) -> str | None:
-    """Why one of this machine's GPUs, the current one if ``None``, runs none of the kernels; ``None`` if it does."""
+    """Why one of this machine's GPUs, the current one if ``None``, runs none of the kernels; ``None`` if it does.
+
+    The first call for a device runs a tiny operator there: that the architecture fits does not tell whether the driver
+    is new enough for the CUDA that the kernels were built with.
+    """
     if not torch.cuda.is_available():
         return None
     capability = torch.cuda.get_device_capability(index)
     built = tuple(_status.build["cuda_architectures"])
     if any(_runs(architecture, *capability) for architecture in built):
-        return None
+        return _why_trial_fails(torch.device("cuda", index))
     return (
         f"the CUDA kernels were built for {', '.join(built)}, this GPU has compute capability "
         f"{'.'.join(map(str, capability))}; the sources take 8.0 and newer, chosen by TORCH_CUDA_ARCH_LIST"
     )
+
+
+def _why_trial_fails(device: torch.device) -> str | None:
+    """Runs the smallest operator on a GPU once; returns what went wrong, ``None`` if nothing did."""
+    with unset_fake_temporarily(), torch.no_grad():
+        try:
+            series = torch.zeros(1, 1, 1, device=device)
+            starts = torch.zeros(1, dtype=torch.int64, device=device)
+        except Exception:  # torch itself does not run there, and says so where it is asked to
+            return None
+        try:
+            torch.ops.hiermt.gather_windows(series, starts, 1)
+        except RuntimeError as error:
+            return (
+                f"a first operator failed on {device}: {_first_line(error)}; the usual cause is a driver older than "
+                f"CUDA {_status.build.get('cuda')}, which the kernels were built with: update the driver, or rebuild "
+                "with an older CUDA toolkit"
+            )
+    return None
 
 
 def _runs(architecture: str, major: int, minor: int) -> bool:

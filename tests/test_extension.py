@@ -14,8 +14,10 @@ import subprocess
 import sys
 import sysconfig
 import venv
+from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import pytest
 import setuptools
@@ -254,6 +256,49 @@ def test_a_gpu_without_kernels_gets_the_twins(
                 _backend.native("native", device)
     finally:
         _extension.why_not_gpu.cache_clear()
+
+
+@pytest.fixture
+def gpu_stand_in(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
+    """A GPU that fits the kernels, and whose trial runs on the CPU; the devices that were tried."""
+    tried: list[str] = []
+    zeros = torch.zeros
+
+    def on_cpu(*size: int, device: torch.device, **kwargs: Any) -> torch.Tensor:
+        tried.append(str(device))
+        return zeros(*size, **kwargs)
+
+    build = {**_extension.native_status().build, "cuda": "99.9", "cuda_architectures": ("90",)}
+    monkeypatch.setattr(_extension, "_status", dataclasses.replace(_extension.native_status(), build=build))
+    monkeypatch.setattr(_extension, "why_not_native", lambda device_type: None)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda index: (9, 0))
+    monkeypatch.setattr(torch, "zeros", on_cpu)
+    _extension.why_not_gpu.cache_clear()
+    yield tried
+    _extension.why_not_gpu.cache_clear()
+
+
+@pytest.mark.skipif(not _extension.native_status().available, reason="needs the extension")
+def test_a_gpu_is_tried_once_for_each_device(gpu_stand_in: list[str]) -> None:
+    for index in (0, 1, 0, 1):
+        assert _backend.native("auto", torch.device("cuda", index))
+    assert gpu_stand_in == ["cuda:0", "cuda:0", "cuda:1", "cuda:1"]
+
+
+@pytest.mark.skipif(not _extension.native_status().available, reason="needs the extension")
+def test_a_driver_too_old_gets_the_twins(gpu_stand_in: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> None:
+        raise RuntimeError("CUDA driver version is insufficient for CUDA runtime version\nmore")
+
+    monkeypatch.setattr(torch.ops.hiermt, "gather_windows", fail)
+    device = torch.device("cuda:0")
+    assert not _backend.native("auto", device)
+    with pytest.raises(RuntimeError, match=r"driver version is insufficient .* CUDA 99\.9"):
+        _backend.native("native", device)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda index: "stand-in")
+    assert "driver version is insufficient" in info._gpu(0)
+    assert len(gpu_stand_in) == 2
 
 
 def test_info_command() -> None:
