@@ -106,7 +106,7 @@ def why_not_gpu(index: int | None) -> str | None:
     capability = torch.cuda.get_device_capability(index)
     built = tuple(_status.build["cuda_architectures"])
     if any(_runs(architecture, *capability) for architecture in built):
-        return _why_trial_fails(torch.device("cuda", index))
+        return _why_trial_fails(torch.device("cuda" if index is None else f"cuda:{index}"))
     return (
         f"the CUDA kernels were built for {', '.join(built)}, this GPU has compute capability "
         f"{'.'.join(map(str, capability))}; the sources take 8.0 and newer, chosen by TORCH_CUDA_ARCH_LIST"
