@@ -41,6 +41,8 @@ Arguments check_arguments(const char* op, const Tensor& x, const std::vector<Ten
   if (params % per_conv != 0 || params / per_conv != conv_layers) {
     fail(op, "conv_params", "expected ", conv_layers, " x ", per_conv, " tensors, got ", conv_params.size());
   }
+  if (gate_params.size() != kGateParams)
+    fail(op, "gate_params", "expected 6 tensors, got ", gate_params.size());
   check_shape(op, gat ? kGatNames[0] : kGcnNames[0], conv_params[0], {"H", channels});
   const int64_t hidden = conv_params[0].size(0);
   check_conv_size(op, graph, x, hidden);

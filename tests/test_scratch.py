@@ -54,7 +54,7 @@ def run(body: str, threads: int = 2) -> list[float]:
 def test_growing_sizes_hold_what_the_largest_needs(call: str, threads: int) -> None:
     growing, small, again = run(
         f"""
-sizes = range(20, 1200, 20)
+sizes = range(20, 600, 20)
 for steps in sizes: {call}(steps)
 print(held())
 for _ in range(10): {call}(10)
