@@ -59,7 +59,10 @@ Arguments check_arguments(const char* op, const Tensor& x, const std::vector<Ten
       }
     }
   }
-  check_gates(op, gate_params, channels, hidden, "x", x);
+  for (int64_t i = 0; i < kGateParams; ++i) {
+    check_flat_parameter(op, kGateNames[i], gate_params[i], i % 2 ? hidden : hidden * (channels + 2 * hidden),
+                         "x", x);
+  }
   if (edge_weight) check_parameter(op, "edge_weight", *edge_weight, {graph.num_entries}, "x", x);
   if (!gat && !edge_weight) fail(op, "edge_weight", "a GCN needs the norm of each entry, got None");
   if (gat && !edge && edge_weight) fail(op, "edge_weight", "needs a GATv2 with an edge term");
