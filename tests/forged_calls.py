@@ -58,8 +58,8 @@ def backward_calls() -> list[tuple[str, list[Any]]]:
     class Recorder(torch.utils._python_dispatch.TorchDispatchMode):
         def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
             if func.namespace == "hiermt":
-                names = [argument.name for argument in func._schema.arguments]
-                given = [*args, *[(kwargs or {})[name] for name in names[len(args) :]]]
+                rest = func._schema.arguments[len(args) :]
+                given = [*args, *[(kwargs or {}).get(one.name, one.default_value) for one in rest]]
                 found.append((func._schema.name.split("::")[1], given))
             return func(*args, **(kwargs or {}))
 
