@@ -9,6 +9,7 @@ TORCH ?= torch==2.13.0
 PYTHON ?= python3
 VENV ?= .venv
 PYTEST_ARGS ?= -q
+TEST_WORKERS ?= 2
 SKFOLIO ?= skfolio
 
 BIN := $(VENV)/bin
@@ -33,7 +34,8 @@ build: $(VENV)/.env
 
 test: $(VENV)/.env-test
 	$(WITH_CUDA) $(BIN)/python setup.py -q build_ext --inplace
-	$(BIN)/python -m pytest $(PYTEST_ARGS)
+	$(BIN)/python tests/simt_harness.py
+	$(BIN)/python -m pytest -n $(TEST_WORKERS) --dist loadfile $(PYTEST_ARGS)
 
 demo: $(VENV)/.env-demo build
 	$(BIN)/python -m hiermt demo

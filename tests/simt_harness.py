@@ -6,6 +6,7 @@ The process is built with AddressSanitizer and UndefinedBehaviorSanitizer; a fau
 
 from __future__ import annotations
 
+import fcntl
 import os
 import shutil
 import struct
@@ -42,10 +43,16 @@ def compiler() -> str | None:
 
 
 def build() -> Path:
-    """Compiles what changed since the last call; returns the runner."""
+    """Compiles what changed since the last call; returns the runner. Of several processes one compiles."""
+    BUILD.mkdir(parents=True, exist_ok=True)
+    with open(BUILD / ".lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        return _build()
+
+
+def _build() -> Path:
     gxx = compiler()
     assert gxx is not None
-    BUILD.mkdir(parents=True, exist_ok=True)
     headers = [*ROOT.glob("tests/simt/*.h"), *ROOT.glob("csrc/*.h"), *ROOT.glob("csrc/c*/*.h")]
     headers += [*ROOT.glob("csrc/cuda/*.cuh"), Path(__file__)]
     newest = max(path.stat().st_mtime for path in headers)
@@ -132,3 +139,7 @@ def _count(shape: tuple[int, ...]) -> int:
     for size in shape:
         count *= size
     return count
+
+
+if __name__ == "__main__" and compiler() is not None:
+    build()
