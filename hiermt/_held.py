@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 from collections import deque
 from collections.abc import Callable
+from itertools import filterfalse
 from typing import Any
 
 import numpy as np
@@ -23,11 +24,9 @@ from hiermt._plain import (
     new_generator,
     set_generator_state,
 )
-from hiermt._walk import Place, Walk
+from hiermt._walk import SAME, Place, Walk, is_stateful, of_callback
 
 Change = tuple[Callable[[], None], Callable[[], None]]
-
-_ABSENT = object()
 
 
 class Held:
@@ -39,13 +38,14 @@ class Held:
 
     def __init__(self, roots: dict[str, Any]) -> None:
         self.roots = {name: root for name, root in roots.items() if root is not None}
-        places = self._places()
-        self.marks = {path: place.mark() for path, place in places.items() if _plain(place)}
-        self.generators = {path for path, place in places.items() if place.kind == "generator"}
+        walk = Walk(self.roots)
+        self.marks = {path: place.mark() for path, place in walk.places.items() if _marked(place)}
+        self.generators = {path for path, place in walk.places.items() if place.kind == "generator"}
+        self.labels = walk.labels
 
     def types(self) -> dict[str, str]:
         """The class of each root."""
-        return {name: _type(root) for name, root in self.roots.items()}
+        return {name: _type(root) for name, root in self.roots.items() if name != "callback" or is_stateful(root)}
 
     def state(self, *, unchanged: bool = False) -> dict[str, dict[str, Any]]:
         """What to store, by path; with `unchanged` the values that are what they were as well.
@@ -53,11 +53,24 @@ class Held:
         Raises:
             TypeError: something cannot be stored; the message says what and why.
         """
-        found = {}
-        for path, place in self._places().items():
-            if _plain(place):
+        found, walk = {}, Walk(self.roots)
+        for path, label in walk.labels.items():
+            # What is new is told by what it holds.
+            known = path in self.labels or path in self.marks
+            if known and label != self.labels.get(path) and not of_callback(path):
+                found[path] = _entry(walk.nodes.get(path) or walk.places[path], "label", label)
+        for path, place in walk.places.items():
+            if path in found:
+                continue
+            if _marked(place):
                 mark = self.marks.get(path)
-                if not unchanged and mark is not None and _same(mark, place.mark()):
+                same = mark == place.mark()
+                if place.kind == "opaque":
+                    if path in self.marks and not same:
+                        kind = f"{type(place.value).__module__}.{type(place.value).__qualname__}"
+                        raise TypeError(f"{path}: the training has changed it, and a {kind} cannot be stored")
+                    continue
+                if same and not unchanged:
                     continue
                 value = encode(place.value, path)
             elif place.kind == "generator":
@@ -66,14 +79,18 @@ class Held:
                 except TypeError as error:
                     raise TypeError(f"{path}: {error}") from None
             else:
-                value = encode(place.value.state_dict(), path)
-            found[path] = {
-                "kind": place.kind,
-                "how": place.how,
-                "key": place.key if isinstance(place.key, SCALARS) else None,
-                "new": path not in self.marks and path not in self.generators,
-                "value": value,
-            }
+                try:
+                    value = encode(place.value.state_dict(), path)
+                except Exception:
+                    if of_callback(path):  # it may hold anything, such as what shows how far a training is
+                        continue
+                    raise
+            found[path] = _entry(place, place.kind, value, new=path not in self.marks and path not in self.generators)
+        there = {*walk.places, *walk.nodes}
+        for path in filterfalse(of_callback, {*self.marks, *self.labels} - there):
+            parent = walk.nodes.get(_parent(path))
+            if parent is not None and not isinstance(parent.value, list | tuple | deque):
+                found[path] = _entry(Place(None, "", None, None, ""), "gone", None)
         return found
 
     def plan(self, state: dict[str, dict[str, Any]]) -> list[Change]:
@@ -82,13 +99,22 @@ class Held:
         Raises:
             ValueError: a value has no place here, or does not fit the one it has.
         """
-        places, nodes = self._places_and_nodes()
-        for path in self.generators - set(state):
+        walk = Walk(self.roots)
+        for path in filterfalse(of_callback, self.generators - set(state)):
             raise ValueError(f"{path}: a random generator, of which nothing is stored")
-        return [self._plan(path, entry, places.get(path), nodes) for path, entry in state.items()]
+        planned = (self._plan(path, entry, walk) for path, entry in state.items())
+        return [change for change in planned if change is not None]
 
-    def _plan(self, path: str, entry: dict[str, Any], place: Place | None, nodes: dict[str, Any]) -> Change:
+    def _plan(self, path: str, entry: dict[str, Any], walk: Walk) -> Change | None:
         kind, value = entry["kind"], entry["value"]
+        place, node = walk.places.get(path), walk.nodes.get(path)
+        if of_callback(path) and place is None:  # another callback
+            return None
+        if kind == "label":
+            return _relabel(path, value, walk)
+        if kind == "gone":
+            there = place or node
+            return None if there is None else _remove(there)
         if kind == "stateful":
             if place is None or place.kind != kind:
                 raise ValueError(f"{path}: the state of an object is stored, but there is none with a load_state_dict")
@@ -108,21 +134,14 @@ class Held:
         if place is not None and place.kind == "generator":
             raise ValueError(f"{path}: a {type(place.value).__name__}, of which no state is stored")
         loaded = new_generator(value) if kind == "generator" else decode(value)
-        if place is not None and (place.value is None or kind == place.kind):
+        if place is not None:
             return _change(place, loaded)
-        parent = nodes.get(_parent(path), _ABSENT)
-        if not entry["new"] or parent is _ABSENT or place is not None:
+        if node is not None:
+            return functools.partial(node.put, loaded), functools.partial(node.put, node.value)
+        parent = walk.nodes.get(_parent(path))
+        if not entry["new"] or parent is None:
             raise ValueError(f"{path}: a {kind} is stored, but there is no such place")
-        return _add(parent, entry["how"], entry["key"], loaded)
-
-    def _places(self) -> dict[str, Place]:
-        return self._places_and_nodes()[0]
-
-    def _places_and_nodes(self) -> tuple[dict[str, Place], dict[str, Any]]:
-        walk = Walk({id(root) for root in self.roots.values()})
-        for name, root in self.roots.items():
-            walk.enter(root, name, name in ("model", "criterion"), isinstance(root, torch.utils.data.Dataset))
-        return walk.places, walk.nodes
+        return _add(parent.value, entry["how"], decode(entry["key"]), loaded)
 
 
 def apply(pairs: list[Change]) -> None:
@@ -136,14 +155,16 @@ def apply(pairs: list[Change]) -> None:
         raise
 
 
-def _plain(place: Place) -> bool:
-    return place.kind in ("value", "tensor", "array")
+def _marked(place: Place) -> bool:
+    return place.kind in ("value", "tensor", "array", "opaque")
 
 
-def _same(one: Any, other: Any) -> bool:
-    if isinstance(one, tuple) and isinstance(other, tuple):
-        return one[0] is other[0] and one[1] == other[1]
-    return isinstance(one, str) and one == other
+def _entry(place: Place, kind: str, value: Any, *, new: bool = False) -> dict[str, Any]:
+    try:
+        key = encode(place.key)
+    except TypeError:
+        key = None
+    return {"kind": kind, "how": place.how, "key": key, "new": new, "value": value}
 
 
 def _type(value: Any) -> str:
@@ -154,12 +175,36 @@ def _parent(path: str) -> str:
     return path[: path.rindex("[")] if path.endswith("]") else path.rpartition(".")[0]
 
 
+def _relabel(path: str, label: str, walk: Walk) -> Change | None:
+    """Where something else lay when the state was written: puts it there, if it is known."""
+    found = walk.labels.get(path)
+    if found == label:
+        return None
+    place = walk.nodes.get(path) or walk.places.get(path)
+    target = label.removeprefix(SAME)
+    other = walk.nodes.get(target) or walk.places.get(target)
+    if place is None or other is None or (other.kind == "value" and isinstance(other.value, SCALARS)):
+        raise ValueError(
+            f"{path}: the training had changed it to {label}, which cannot be stored; here it is "
+            f"{found or 'something else'}. Give the training what it had, and go on"
+        )
+    return functools.partial(place.put, other.value), functools.partial(place.put, place.value)
+
+
+def _remove(place: Place) -> Change:
+    """Takes away what the training had taken away."""
+    if place.how == "item" and isinstance(place.owner, dict):
+        return (lambda: place.owner.pop(place.key) and None), functools.partial(place.put, place.value)
+    return (lambda: object.__delattr__(place.owner, place.key)), functools.partial(place.put, place.value)
+
+
 def _change(place: Place, value: Any) -> Change:
     """Puts `value` into a place; containers and tensors that others may hold as well are changed in place."""
     old = place.value
     if isinstance(old, Tensor) and isinstance(value, Tensor):
-        if not old.requires_grad and old.shape == value.shape and old.dtype == value.dtype:
-            before = old.clone()
+        alike = (old.shape, old.dtype, old.layout) == (value.shape, value.dtype, torch.strided)
+        if alike and (old.is_leaf or not old.requires_grad):
+            before = old.detach().clone()
             return (lambda: _copy(old, value)), (lambda: _copy(old, before))
         value = value.to(old.device)
     if type(old) is type(value) and isinstance(old, list | dict | set | deque):

@@ -2,10 +2,18 @@
 
 from __future__ import annotations
 
+import array
+import datetime
+import enum
+import functools
 import hashlib
 import random
-from collections import Counter, deque
+import sys
+import zoneinfo
+from collections import Counter, OrderedDict, defaultdict, deque
 from collections.abc import Callable
+from decimal import Decimal
+from fractions import Fraction
 from typing import Any
 
 import numpy as np
@@ -15,6 +23,74 @@ from torch import Tensor
 SCALARS = (type(None), bool, int, float, str)
 # What a dict holds as its only key where it stands for a value of another type.
 _TAG = "\0hiermt"
+# The makers of missing values that a file can name.
+_FACTORIES: dict[str, Any] = {kind.__name__: kind for kind in (int, float, bool, str, list, dict, set)}
+# Values that are never changed, only replaced: out of what each is made, and how. A subclass is another type.
+_VALUES: dict[type, tuple[Callable[[Any], Any], Callable[[Any], Any]]] = {
+    complex: (lambda value: [value.real, value.imag], lambda stored: complex(*stored)),
+    bytes: (bytes.hex, bytes.fromhex),
+    bytearray: (bytearray.hex, bytearray.fromhex),
+    range: (
+        lambda value: [value.start, value.stop, value.step],
+        lambda stored: range(*stored),
+    ),
+    slice: (
+        lambda value: [encode(part) for part in (value.start, value.stop, value.step)],
+        lambda stored: slice(*map(decode, stored)),
+    ),
+    Decimal: (str, Decimal),
+    Fraction: (str, Fraction),
+    datetime.date: (datetime.date.isoformat, datetime.date.fromisoformat),
+    datetime.timedelta: (
+        lambda value: [value.days, value.seconds, value.microseconds],
+        lambda stored: datetime.timedelta(*stored),
+    ),
+    datetime.timezone: (lambda value: encode(value.utcoffset(None)), lambda stored: datetime.timezone(decode(stored))),
+    zoneinfo.ZoneInfo: (str, zoneinfo.ZoneInfo),
+    datetime.datetime: (
+        lambda value: [value.replace(tzinfo=None, fold=0).isoformat(), value.fold, encode(value.tzinfo)],
+        lambda stored: datetime.datetime.fromisoformat(stored[0]).replace(fold=stored[1], tzinfo=decode(stored[2])),
+    ),
+    array.array: (
+        lambda value: [value.typecode, value.tobytes().hex()],
+        lambda stored: array.array(stored[0], bytes.fromhex(stored[1])),
+    ),
+    torch.dtype: (lambda value: str(value).removeprefix("torch."), lambda stored: getattr(torch, stored)),
+    torch.device: (str, torch.device),
+}
+_BY_NAME = {f"{kind.__module__}.{kind.__qualname__}": made for kind, (_, made) in _VALUES.items()}
+
+
+def is_single(value: object) -> bool:
+    """Whether :func:`encode` takes `value`, and it holds nothing else that could be looked at."""
+    kind: Any = type(value)
+    return _is_single(kind)
+
+
+@functools.lru_cache(4096)
+def _is_single(kind: type) -> bool:
+    return kind in _VALUES or issubclass(kind, (*SCALARS, np.generic, torch.device, enum.Enum)) or _of_pandas(kind)
+
+
+def has_known_factory(value: defaultdict[Any, Any]) -> bool:
+    return value.default_factory is None or value.default_factory in _FACTORIES.values()
+
+
+def _of_pandas(kind: type) -> bool:
+    return kind.__module__.partition(".")[0] == "pandas" and kind.__name__ in ("Timestamp", "Timedelta")
+
+
+def _class_name(value: object) -> str:
+    return f"{type(value).__module__}:{type(value).__qualname__}"
+
+
+def _class(name: str) -> Any:
+    """The class of that name, in a module that is imported already."""
+    module, _, path = name.partition(":")
+    found: Any = sys.modules[module]
+    for part in path.split("."):
+        found = getattr(found, part) if part != "<locals>" else None
+    return found
 
 
 def is_generator(value: object) -> bool:
@@ -82,17 +158,22 @@ def encode(value: Any, path: str = "value") -> Any:
     Raises:
         TypeError: it holds something else; the message names where.
     """
-    if isinstance(value, np.generic) and value.dtype.kind in "biufcSU":
+    if isinstance(value, enum.Enum):
+        return {_TAG: "enum", "value": value.name, "class": _class_name(value)}
+    if isinstance(value, np.generic):
+        if value.dtype.kind not in "biufcSU":
+            return {**encode(np.asarray(value), path), _TAG: "numpy scalar"}
         value = value.item()
     for kind in SCALARS[1:]:
         if isinstance(value, kind):
             return kind(value)
     if value is None:
         return None
-    if isinstance(value, complex):
-        return {_TAG: "complex", "value": [value.real, value.imag]}
-    if isinstance(value, bytes):
-        return {_TAG: "bytes", "value": value.hex()}
+    if type(value) in _VALUES:
+        type_name = f"{type(value).__module__}.{type(value).__qualname__}"
+        return {_TAG: "value", "class": type_name, "value": _VALUES[type(value)][0](value)}
+    if _of_pandas(type(value)):
+        return {_TAG: "pandas", "class": type(value).__name__, "value": encode(value.asm8), "zone": _zone(value)}
     if isinstance(value, Tensor):
         # Clones: what is stored must not change with what it was taken from.
         return value.detach().to("cpu", copy=True)
@@ -103,11 +184,9 @@ def encode(value: Any, path: str = "value") -> Any:
         return {
             _TAG: "ndarray",
             "value": torch.from_numpy(content),
-            "dtype": value.dtype.str,
+            "dtype": encode(np.lib.format.dtype_to_descr(value.dtype)),
             "shape": list(value.shape),
         }
-    if isinstance(value, torch.dtype | torch.device):
-        return {_TAG: type(value).__name__, "value": str(value).removeprefix("torch.")}
     if is_generator(value):
         return {_TAG: "generator", "value": generator_state(value)}
     if isinstance(value, dict):
@@ -115,33 +194,72 @@ def encode(value: Any, path: str = "value") -> Any:
         items = [encode(item, f"{path}.{key}") for key, item in value.items()]
         if type(value) is dict and all(isinstance(key, SCALARS) for key in keys):
             return dict(zip(keys, items, strict=True))
-        # Subclasses of a dict are read as what they hold: an OrderedDict keeps its order in a dict, too.
-        name = "Counter" if isinstance(value, Counter) else "dict"
+        if type(value) is defaultdict and has_known_factory(value):
+            factory = value.default_factory and value.default_factory.__name__
+            return {_TAG: "defaultdict", "value": [keys, items], "factory": factory}
+        # Other subclasses of a dict are read as what they hold.
+        name = type(value).__name__ if type(value) in (Counter, OrderedDict) else "dict"
         return {_TAG: name, "value": [keys, items]}
     if isinstance(value, set | frozenset):
-        ordered = sorted(value, key=lambda item: (type(item).__name__, item))
-        return {_TAG: type(value).__name__, "value": [encode(item, path) for item in ordered]}
+        name = "set" if isinstance(value, set) else "frozenset"
+        # In an order of their own, so that equal sets have equal checksums.
+        return {_TAG: name, "value": sorted((encode(item, path) for item in value), key=checksum)}
     if isinstance(value, deque):
         return {_TAG: "deque", "value": [encode(item, path) for item in value], "maxlen": value.maxlen}
+    if isinstance(value, tuple) and hasattr(value, "_fields"):
+        return {_TAG: "namedtuple", "class": _class_name(value), "value": encode(tuple(value), path)}
     if type(value) in (list, tuple) or isinstance(value, torch.Size):
         items = [encode(item, f"{path}[{i}]") for i, item in enumerate(value)]
         return items if isinstance(value, list) else tuple(items)
     raise TypeError(f"{path}: a {type(value).__module__}.{type(value).__qualname__} cannot be stored")
 
 
+def _array(stored: dict[str, Any]) -> Any:
+    dtype = np.lib.format.descr_to_dtype(decode(stored["dtype"]))
+    return np.ndarray(stored["shape"], dtype, stored["value"].numpy().tobytes()).copy()
+
+
+def _member(stored: dict[str, Any]) -> Any:
+    found = _class(stored["class"])
+    if not (isinstance(found, type) and issubclass(found, enum.Enum)):
+        raise ValueError(f"there is no enum {stored['class']}")
+    return found[stored["value"]]
+
+
+def _named(stored: dict[str, Any]) -> Any:
+    found = _class(stored["class"])
+    if not (isinstance(found, type) and issubclass(found, tuple) and hasattr(found, "_make")):
+        raise ValueError(f"there is no named tuple {stored['class']}")
+    return found._make(decode(stored["value"]))
+
+
+def _zone(value: Any) -> Any:
+    return None if getattr(value, "tzinfo", None) is None else str(value.tzinfo)
+
+
+def _timestamp(stored: dict[str, Any]) -> Any:
+    import pandas
+
+    value = getattr(pandas, stored["class"])(decode(stored["value"]))
+    return value if stored["zone"] is None else value.tz_localize("UTC").tz_convert(stored["zone"])
+
+
+def _dict(stored: dict[str, Any]) -> dict[Any, Any]:
+    return dict(zip(*map(decode, stored["value"]), strict=True))
+
+
 _DECODE: dict[str, Callable[[Any], Any]] = {
-    "complex": lambda stored: complex(*stored["value"]),
-    "bytes": lambda stored: bytes.fromhex(stored["value"]),
-    "ndarray": lambda stored: (
-        np.frombuffer(stored["value"].numpy().tobytes(), dtype=np.dtype(stored["dtype"]))
-        .reshape(stored["shape"])
-        .copy()
-    ),
-    "dtype": lambda stored: getattr(torch, stored["value"]),
-    "device": lambda stored: torch.device(stored["value"]),
+    "value": lambda stored: _BY_NAME[stored["class"]](stored["value"]),
+    "enum": _member,
+    "pandas": _timestamp,
+    "ndarray": _array,
+    "numpy scalar": lambda stored: _array(stored)[()],
+    "namedtuple": _named,
     "generator": lambda stored: new_generator(stored["value"]),
-    "Counter": lambda stored: Counter(dict(zip(*map(decode, stored["value"]), strict=True))),
-    "dict": lambda stored: dict(zip(*map(decode, stored["value"]), strict=True)),
+    "Counter": lambda stored: Counter(_dict(stored)),
+    "OrderedDict": lambda stored: OrderedDict(_dict(stored)),
+    "defaultdict": lambda stored: defaultdict(stored["factory"] and _FACTORIES[stored["factory"]], _dict(stored)),
+    "dict": _dict,
     "set": lambda stored: set(decode(stored["value"])),
     "frozenset": lambda stored: frozenset(decode(stored["value"])),
     "deque": lambda stored: deque(decode(stored["value"]), stored["maxlen"]),
@@ -169,7 +287,12 @@ def checksum(stored: Any) -> str:
 def _feed(stored: Any, update: Callable[[Any], None]) -> None:
     if isinstance(stored, Tensor):
         update(f"tensor {stored.dtype} {list(stored.shape)}\n".encode())
-        dense = stored.detach().cpu().contiguous()
+        dense = stored.detach().cpu()
+        if dense.layout is not torch.strided:
+            sparse = dense.to_sparse().coalesce()
+            _feed([sparse.indices(), sparse.values()], update)
+            return
+        dense = dense.resolve_conj().resolve_neg().contiguous()
         if dense.numel():
             update(dense.reshape(-1).view(torch.uint8).numpy().data)
     elif isinstance(stored, dict):

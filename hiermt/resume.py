@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 from collections import OrderedDict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -49,14 +50,13 @@ def hold(
     callback: Any = None,
 ) -> Held:
     """What is stored of these besides their ``state_dict``, compared with what it is now."""
-    stateful = all(callable(getattr(callback, name, None)) for name in ("state_dict", "load_state_dict"))
     return Held(
         {
             "model": Processes(model).model,
             "optimizer": optimizer,
             "criterion": criterion,
             "scheduler": scheduler,
-            "callback": callback if stateful else None,
+            "callback": callback,
             **dict(zip(_LOADERS, loaders, strict=False)),
         }
     )
@@ -68,11 +68,18 @@ def check_storable(model: nn.Module, optimizer: torch.optim.Optimizer, held: Hel
     Raises:
         ValueError: a part of the training has no state that can be stored; the message says which and why.
     """
-    try:
+    with storing():
         _common_state(Processes(model).model, optimizer, held)
         _own_state(held, {})
+
+
+@contextlib.contextmanager
+def storing() -> Iterator[None]:
+    """Says ``ValueError`` where a part of a training cannot be stored, as of everything else that is refused."""
+    try:
+        yield
     except TypeError as error:
-        raise ValueError(f"checkpoint: {error}") from None
+        raise ValueError(f"checkpoint: {error}") from error
 
 
 def check_path(path: str | Path, processes: Processes) -> None:
@@ -160,6 +167,9 @@ def _common_state(model: nn.Module, optimizer: torch.optim.Optimizer, held: Held
 
 def _module_state(name: str, module: Any) -> dict[str, Any]:
     state = module.state_dict() if isinstance(module, nn.Module) else {}
+    for key, value in state.items():
+        if nn.parameter.is_lazy(value):
+            raise TypeError(f"{name}.{key} has no shape yet; call the {name} on a batch before the training")
     return {key: encode(value, f"{name}.{key}") for key, value in state.items()}
 
 
@@ -210,7 +220,7 @@ def load_state(
     if waiting:
         kept = held.plan(held.state(unchanged=True))
         changes = [
-            *((lambda loader=loader: start_workers(loader), lambda: None) for loader in waiting),
+            *map(_start, waiting),
             *kept,
             *changes,
         ]
