@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence, Set
 from typing import Any
 
 import torch
@@ -110,6 +110,8 @@ def class_weight(name: str, weight: Tensor | Sequence[float] | None) -> Tensor |
     """
     if weight is None:
         return None
+    if isinstance(weight, Mapping | Set):
+        raise TypeError(f"{name}: expected two weights in the order of the classes, got {weight!r}; pass a list")
     if not isinstance(weight, Tensor):
         try:
             numbers = list(weight)

@@ -75,6 +75,8 @@ class MultiTaskLoss(NotScriptable, nn.Module):
         super().__init__()
         if isinstance(lambda_direction, Tensor):
             one_element(lambda_direction)
+            if lambda_direction.device.type == "cpu":
+                check_number("lambda_direction", lambda_direction.item())
         else:
             lambda_direction = check_number("lambda_direction", lambda_direction)
         self.lambda_direction = lambda_direction

@@ -409,3 +409,15 @@ def test_the_operator_guards_itself() -> None:
     weight = torch.tensor([1.0, 2.0], dtype=torch.float64)
     args[0].requires_grad_()
     torch.library.opcheck(operator.default, (*args, args[2] == 1, 0.3, weight, None, 0.1, 2.0))
+
+
+@pytest.mark.parametrize("weight", [{0: 1.0, 1: 5.0}, {1.0, 5.0}, frozenset((1.0, 2.0))])
+def test_weights_without_an_order_are_refused(weight: Any) -> None:
+    with pytest.raises(TypeError, match="signal_weight: expected two weights in the order of the classes"):
+        MultiTaskLoss(signal_weight=weight)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_learned_lambda_that_is_not_finite_is_refused(value: float) -> None:
+    with pytest.raises(ValueError, match="lambda_direction: expected a finite number"):
+        MultiTaskLoss(torch.nn.Parameter(torch.tensor(value)))
