@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,8 @@ from hiermt._stopping import EarlyStopping
 from hiermt._tensorboard import _summary_writer, _write_summary
 from hiermt._walk import is_iterator
 from hiermt._workers import check_workers
-from hiermt.resume import check_path, check_storable, hold, load_state, save_state
+from hiermt.data import WindowDataset
+from hiermt.resume import check_path, check_storable, hold, load_state, save_state, storing
 
 Callback = Callable[[int, dict[str, float]], bool | None]
 
@@ -63,7 +64,8 @@ def train_hierarchical(
         optimizer (Optimizer): over the model's parameters; any that needs no closure.
         criterion (Module, optional): a :class:`MultiTaskLoss`, or any callable that is called like one: with logits
             ``[N, 2]``, targets ``[N]`` and ``signal_mask``. It returns the loss, or the loss and a dict of its parts;
-            parts that it does not tell are NaN in the history. ``None`` for ``MultiTaskLoss(lambda_direction)``.
+            parts that it does not tell are NaN in the history. ``None`` for ``MultiTaskLoss(lambda_direction)``. A
+            module is moved to `device`.
         train_dataloader, test_dataloader (iterable): batches with ``x``, ``edge_index`` or ``graph``,
             ``edge_weight``, ``signal_labels``, ``direction_labels`` and ``to(device)``; the test loader may be
             ``None``.
@@ -87,8 +89,11 @@ def train_hierarchical(
         resume (bool): go on from `checkpoint` if it is there, bitwise equal to a training that was not interrupted.
             Give it the same things, made anew. Stored are model, criterion, optimiser, scheduler, the global random
             states of torch, numpy and Python, the random generators below all of these, the loaders and their datasets,
-            what the training has changed there, and the callback, if it has ``state_dict`` and ``load_state_dict``. A
-            generator that is a global variable of a module is not found. (default: ``False``)
+            what the training has changed there, and the callback, if it has ``state_dict`` and ``load_state_dict``; of
+            any other callback the generators, optimisers, schedulers and modules that it holds, and no numbers. What
+            the training has put in the place of another function or object is not stored: going on is refused until
+            it is there again. Global variables of modules and attributes of classes are not found.
+            (default: ``False``)
         checkpoint_every (int): epochs from one state to the next; the last epoch is always stored. (default: ``1``)
         tensorboard (str or Path, optional): folder for the losses, as TensorBoard reads them. (default: ``None``)
         capture (bool): whether steps may be captured on a GPU. (default: ``True``)
@@ -110,9 +115,10 @@ def train_hierarchical(
             of another model, optimiser, scheduler, loader or number of processes (nothing is changed then), a part of
             the training has no state that a checkpoint can hold, `optimizer` needs a closure, `scheduler` is one of
             another optimiser, or `share_days` is not possible.
-        TypeError: `num_epochs`, `patience` or `checkpoint_every` is not an integer, a loader can be gone through only
-            once, `criterion` returns no loss, `scheduler` cannot be stepped, or `lambda_direction` is not a number; one
-            that is learned belongs into ``criterion=MultiTaskLoss(lambda_direction)`` and the optimizer.
+        TypeError: `num_epochs`, `patience` or `checkpoint_every` is not an integer, a loader is no iterable of batches
+            or can be gone through only once, `criterion` returns no loss, `scheduler` cannot be stepped, or
+            `lambda_direction` is not a number; one that is learned belongs into
+            ``criterion=MultiTaskLoss(lambda_direction)`` and the optimizer.
         FloatingPointError: the training or test loss of an epoch, or a parameter after it, is not finite. The model is
             left as it is; `checkpoint` holds the last state before.
         ImportError: the package ``tensorboard`` is missing.
@@ -139,6 +145,8 @@ def train_hierarchical(
         check_path(checkpoint, processes)
     progress = progress and processes.rank == 0
     model.to(device)
+    if isinstance(criterion, nn.Module):
+        criterion.to(device)
     course, best = Course(), EarlyStopping(patience)
     loaders = [loader for loader in (train_dataloader, test_dataloader) if loader is not None]
     held = None
@@ -209,7 +217,8 @@ def train_hierarchical(
             # After all that may change what the next epoch starts from.
             if checkpoint is not None and (epoch % checkpoint_every == 0 or ends):
                 common = {"best": best.state_dict()}
-                save_state(checkpoint, model, optimizer, loaders, course.state_dict(), common, held)
+                with storing():
+                    save_state(checkpoint, model, optimizer, loaders, course.state_dict(), common, held)
             if best.stopped():
                 bar.note(f"Epoch {epoch:3d}: test loss has not fallen for {patience} epochs, stopped")
             elif course.stopped and epoch < num_epochs:
@@ -224,7 +233,14 @@ def _is_true(answer: Any) -> bool:
 
 
 def _check_loader(name: str, loader: Any) -> None:
-    """Refuses what can be gone through only once, and loaders whose windows have no labels."""
+    """Refuses what holds no batches, what can be gone through only once, and windows without labels."""
+    if loader is None and name == "test_dataloader":
+        return
+    if isinstance(loader, Mapping) or not (hasattr(type(loader), "__iter__") or hasattr(type(loader), "__getitem__")):
+        hint = "; call it" if callable(loader) else "; give a list of one batch" if hasattr(loader, "x") else ""
+        if isinstance(loader, WindowDataset):
+            hint = "; make a hiermt.data.WindowLoader of it"
+        raise TypeError(f"{name}: expected an iterable of batches, got {type(loader).__name__}{hint}")
     if is_iterator(loader):
         raise TypeError(
             f"{name}: a {type(loader).__name__} is exhausted after one epoch; give a list of its batches, or an object "
@@ -244,10 +260,8 @@ def _hold(
     """What a checkpoint keeps of these, once it is sure that it can."""
     for name, loader in loaders.items():
         check_workers(name, loader)
-    try:
+    with storing():
         held = hold(model, optimizer, loaders.values(), criterion, scheduler, callback)
-    except TypeError as error:
-        raise ValueError(f"checkpoint: {error}") from None
     check_storable(model, optimizer, held)
     return held
 

@@ -276,3 +276,36 @@ def test_losses_are_fetched_once_an_epoch(monkeypatch: pytest.MonkeyPatch) -> No
     fetched.clear()
     made.run(3)
     assert fetched == [7] * 3
+
+
+def test_the_criterion_is_moved_to_the_device() -> None:
+    class Moved(MultiTaskLoss):
+        def _apply(self, *args: Any, **kwargs: Any) -> Any:
+            moved.append(self)
+            return super()._apply(*args, **kwargs)
+
+    moved: list[Any] = []
+    made = parts(criterion=Moved(signal_weight=[1.0, 2.0]))
+    made.run(1, device="cpu")
+    assert moved == [made.options["criterion"]]
+
+
+@pytest.mark.parametrize("name", ["train", "test"])
+@pytest.mark.parametrize(
+    ("loader", "hint"),
+    [
+        (3, "got int"),
+        (batches, "got function; call it"),
+        ({"a": 1}, "got dict"),
+        (batches()[0], "got Batch; give a list of one batch"),
+        (dataset(), "got WindowDataset; make a hiermt.data.WindowLoader"),
+    ],
+)
+def test_what_holds_no_batches_is_refused(name: str, loader: Any, hint: str) -> None:
+    with pytest.raises(TypeError, match=f"{name}_dataloader: expected an iterable of batches, {hint}"):
+        parts(model=Heads, **{"train": batches, name: lambda: loader}).run(1)
+
+
+def test_a_training_without_a_loader_is_refused() -> None:
+    with pytest.raises(TypeError, match="train_dataloader: expected an iterable of batches, got NoneType"):
+        parts(model=Heads, train=lambda: None).run(1)
