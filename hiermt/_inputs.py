@@ -33,24 +33,33 @@ def shared_inputs(
         ValueError: sharing was asked for, and is not possible; the message says why.
     """
     if share is False:
-        return model_inputs(batch, device)
+        return model_inputs(model, batch, device)
     if isinstance(getattr(batch, "windows", None), Windows):
         batch = batch.to(device)
     reason = why_not_shared(model, batch)
     if share and reason is not None:
         raise ValueError(f"share_days: {reason}; leave it at None to share only where that is possible and pays")
     if reason is not None or (share is None and not _pays(batch)):
-        return model_inputs(batch, device)
+        return model_inputs(model, batch, device)
     windows = batch.windows
     return (windows.within(batch.reach) if gather.waits(windows.series) else windows), batch.graph
 
 
-def model_inputs(data: Any, device: torch.device | str) -> tuple[Any, ...]:
-    """``(x, edge_index, edge_weight)`` or ``(x, graph)`` of a batch, on `device`."""
+def model_inputs(model: nn.Module, data: Any, device: torch.device | str) -> tuple[Any, ...]:
+    """``(x, edge_index, edge_weight)`` or ``(x, graph)`` of a batch, on `device`.
+
+    A model without a part of this package gets the windows of a batch as the disjoint union that PyG makes of them.
+    """
     graph = getattr(data, "graph", None)
     x = data.x.to(device)
     if graph is not None:
-        return x, graph.to(device)
+        graph = graph.to(device)
+        if not isinstance(getattr(data, "windows", None), Windows):
+            return x, graph
+        layout = _layout(model)
+        if layout is None:
+            return x.flatten(0, 1), *graph.edges(x.size(0))
+        return (x if layout == "NTF" else x.transpose(-1, -2)), graph
     edge_weight = getattr(data, "edge_weight", None)
     if edge_weight is None and getattr(data, "edge_attr", None) is not None:
         raise ValueError(
@@ -67,8 +76,6 @@ def why_not_shared(model: nn.Module, batch: Any) -> str | None:
     backbone = _backbone(model)
     if backbone is None:
         return f"a {type(model).__name__} takes no windows, or has a forward or a hook of its own that may not"
-    if backbone.layout != "NTF":
-        return f"the model has layout='{backbone.layout}'"
     if gather.waits(windows.series):
         if batch.reach is None:
             return (
@@ -85,6 +92,13 @@ def _backbone(model: nn.Module) -> TGCN | None:
     if isinstance(model, TGCN_HierarchicalMT) and runs(model, _TWO_HEADED):
         return model.tgcn_backbone
     return model if isinstance(model, TGCN) and runs(model, _BACKBONE) else None
+
+
+def _layout(model: nn.Module) -> str | None:
+    """The layout in which a model of ours, or one around it, takes x; ``None`` for any other model."""
+    if isinstance(model, TGCN_HierarchicalMT):
+        return model.tgcn_backbone.layout
+    return next((part.layout for part in model.modules() if isinstance(part, TGCN)), None)
 
 
 def _pays(batch: Any) -> bool:

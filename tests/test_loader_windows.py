@@ -245,3 +245,38 @@ def test_a_step_prepares_no_graph(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Graph, "_prepare", never)
     monkeypatch.setattr(Graph, "__init__", never)
     train_hierarchical(model, optimizer, None, loader, None, num_epochs=1, progress=False)
+
+
+@pytest.mark.parametrize("share_days", [None, True, False])
+@pytest.mark.parametrize("steps", [4, 3])
+def test_a_model_that_reads_features_before_time_trains_alike(share_days: bool | None, steps: int) -> None:
+    """Three features and windows of three days fit either layout."""
+    losses = []
+    for layout in ("NTF", "NFT"):
+        torch.manual_seed(0)
+        model = hiermt.TGCN_HierarchicalMT(3, 4, layout=layout)
+        found = _train(model, steps, share_days if layout == "NFT" else False)
+        losses.append(found)
+    torch.testing.assert_close(torch.tensor(losses[0]), torch.tensor(losses[1]))
+
+
+def test_a_model_of_pyg_trains_on_windows_as_ours() -> None:
+    pyg = pytest.importorskip("hiermt.pyg")
+    torch.manual_seed(0)
+    ours = hiermt.TGCN_HierarchicalMT(3, 4)
+    theirs = pyg.like(ours)
+    torch.testing.assert_close(torch.tensor(_train(theirs, 4)), torch.tensor(_train(ours, 4)), rtol=1e-4, atol=1e-5)
+
+
+def _train(model: torch.nn.Module, steps: int, share_days: bool | None = None) -> list[float]:
+    generator = torch.Generator().manual_seed(1)
+    series = torch.randn(6, 20, 3, generator=generator)
+    edge_index, weight = hiermt.testing.stock_graph(6, 10, 1)
+    labels = torch.randint(0, 2, (6, 20), generator=generator)
+    dataset = hiermt.data.WindowDataset(series, edge_index, weight, steps, labels, 1 - labels)
+    loader = hiermt.data.WindowLoader(dataset, range(12), batch_size=4)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    train_losses, *_ = hiermt.train_hierarchical(
+        model, optimizer, None, loader, None, 3, progress=False, share_days=share_days
+    )
+    return train_losses
