@@ -255,3 +255,58 @@ class TestGraph:
         graphs = [data.correlation_graph(data.next_returns(c)[:, : split.train_days - 1], -1) for c in (close, changed)]
         assert torch.equal(graphs[0][0], graphs[1][0])
         assert torch.equal(graphs[0][1], graphs[1][1])
+
+
+class TestFeaturesOfSomeStocks:
+    @staticmethod
+    def table(*symbols):
+        days = pd.bdate_range("2024-01-01", periods=12)
+        parts = [
+            pd.DataFrame({"Symbol": symbol, "Date": days, "Close": np.arange(12) + 10.0 + i, "f": np.arange(12.0) - i})
+            for i, symbol in enumerate(symbols)
+        ]
+        return pd.concat(parts, ignore_index=True)
+
+    @pytest.mark.parametrize("fault", ["empty", "text", "short", "twice", "negative"])
+    def test_a_stock_that_is_not_asked_for_stops_nothing(self, fault):
+        table = self.table("A", "DEAD", "B").astype({"f": object})
+        dead = table.Symbol == "DEAD"
+        if fault == "short":
+            table = table[~dead | (table.index % 2 == 0)]
+        elif fault == "twice":
+            table = pd.concat([table, table[dead]])
+        elif fault == "negative":
+            table.loc[dead, "Close"] = -1.0
+        else:
+            table.loc[dead, "f"] = None if fault == "empty" else "n/a"
+        with pytest.raises(DataError):
+            data.read_features(table)
+        read = data.read_features(table.reset_index(drop=True), symbols=["B", "A"])
+        assert read.symbols == ("B", "A")
+        np.testing.assert_array_equal(read.values[0, :, 0], np.arange(12) - 2.0)
+        np.testing.assert_array_equal(read.close[1], np.arange(12) + 10.0)
+
+    def test_symbols_are_checked(self):
+        with pytest.raises(DataError, match="no prices for C"):
+            data.read_features(self.table("A", "B"), symbols=["A", "C"])
+        with pytest.raises(TypeError, match="symbols: expected a sequence of strings"):
+            data.read_features(self.table("A", "B"), symbols="A")
+        with pytest.raises(DataError, match="differ by case only"):
+            data.read_features(self.table("A", "a"))
+
+    def test_labels_are_made_of_the_adjusted_close(self):
+        table = self.table("A", "B")
+        table["Adj_Close"] = table.Close / np.where(table.index < 18, 2, 1)
+        with pytest.warns(DataWarning, match="'Adj_Close' is used in place of 'Close'"):
+            read = data.read_features(table)
+        assert read.names == ("f",)
+        np.testing.assert_array_equal(read.close.flatten(), table.Adj_Close)
+        assert data.read_features(table.drop(columns="Close")).names == ("f",)
+
+    @pytest.mark.parametrize("name", ["row", "id", "level_0", "Unnamed: 0", "#", "RowNumber"])
+    def test_row_numbers_are_no_feature(self, name):
+        table = self.table("A", "B")
+        table.insert(0, name, np.arange(len(table)))
+        for symbols in (None, ["B"]):
+            with pytest.warns(DataWarning, match="numbers the rows"):
+                assert data.read_features(table, symbols=symbols).names == ("f",)

@@ -79,8 +79,7 @@ def add_table(parser: argparse.ArgumentParser) -> None:
 def read(args: argparse.Namespace, symbols: tuple[str, ...] | None = None) -> FeatureTable:
     """The table that --prices or --features names."""
     if args.features is not None:
-        table = read_features(args.features)
-        return table if symbols is None else table.select_symbols(symbols)
+        return read_features(args.features, symbols=symbols)
     return compute_features(read_prices(args.prices, max_gap=args.max_gap, symbols=symbols))
 
 

@@ -13,6 +13,9 @@ from hiermt.data._errors import DataError
 
 DayArray = npt.NDArray[np.datetime64]
 
+_SETTLEMENT = 10
+# So many small numbers that follow the calendar are no prices.
+_MANY = 31
 FIRST_YEAR, LAST_YEAR = 1800, 2199
 _TIME = r"(?:[T ]\s*\d{1,2}:?\d{2}.*)?$"
 _YEAR_FIRST = re.compile(r"^(\d{4})([-/.])(\d{1,2})\2(\d{1,2})" + _TIME)
@@ -63,6 +66,48 @@ def looks_like(cell: str) -> str:
     """What a cell that is not a day may be, as the middle of a sentence; empty if that is open."""
     found = next((what for form, what in _LOOKS_LIKE if re.fullmatch(form, cell.strip(), re.IGNORECASE)), None)
     return "" if found is None else f" but looks like {found}"
+
+
+def date_number(values: npt.NDArray[np.float64], days: DayArray) -> str | None:
+    """As what a column repeats the days of its rows (year, 20240131, seconds ...); ``None`` if it does not.
+
+    Args:
+        values (numpy.ndarray): the column.
+        days (numpy.ndarray): the day of each row.
+
+    Shapes:
+        - **values**, **days:** ``[D]``
+    """
+    known = ~np.isnan(values)
+    values, days = values[known], days[known]
+    # One or two such numbers may be prices.
+    if len(values) < 3 or (values != np.floor(values)).any():
+        return None
+    since = days.astype(np.int64)
+    year = days.astype("datetime64[Y]").astype(np.int64) + 1970
+    month = days.astype("datetime64[M]").astype(np.int64) % 12 + 1
+    day = since - days.astype("datetime64[M]").astype("datetime64[D]").astype(np.int64) + 1
+    numbers = {
+        "date": (10_000 * year + 100 * month + day, 10_000 * day + year + 1_000_000 * month),
+        "year and month": (100 * year + month,),
+        "year": (year,),
+        "serial number": (since, since + 25_569, since + 719_163),
+    }
+    if len(values) > _MANY:
+        numbers |= {"month": (month,), "day": (day,), "weekday": ((since + 3) % 7 + 1,)}
+    for what, forms in numbers.items():
+        if any((values == form).all() for form in forms):
+            return what
+    # A time of day, and a day of settlement shortly after, may be in them.
+    units = (86_400.0 * 1000**power for power in range(4))
+    if any((np.abs(np.floor(values / unit) - since) <= _SETTLEMENT).all() for unit in units):
+        return "time"
+    if np.abs(values).max() < 1e8:
+        written = parse_days([f"{int(value):08d}" for value in values], "")
+        # NaT is far from every day.
+        if (np.abs(written.astype(np.int64).astype(np.float64) - since) <= _SETTLEMENT).all():
+            return "date"
+    return None
 
 
 def _day(match: re.Match[str] | None, groups: tuple[int, int, int]) -> date | None:

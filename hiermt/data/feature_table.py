@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -12,9 +11,12 @@ import torch
 from torch import Tensor
 
 from hiermt._feature_names import as_names
-from hiermt.data._errors import DataError, DataWarning
-from hiermt.data.prices import DayArray, FloatArray
+from hiermt.data._errors import DataError, warn
+from hiermt.data.forms import adjusted_close, rows_of
+from hiermt.data.names import is_counter, is_unnamed
+from hiermt.data.prices import DayArray, FloatArray, symbol_names
 from hiermt.data.table import DATE_NAMES, SYMBOL_NAMES, Table, read_table
+from hiermt.data.wide import numbers_rows
 
 
 @dataclass(frozen=True)
@@ -171,85 +173,97 @@ class Scale:
         return ((values.double() - mean) / deviation).to(values.dtype)
 
 
-def read_features(source: Any, *, dtype: torch.dtype = torch.float32) -> FeatureTable:
+def read_features(
+    source: Any, *, dtype: torch.dtype = torch.float32, symbols: Sequence[str] | None = None
+) -> FeatureTable:
     """Reads ready features in the published long form.
 
     Expected are a ``Symbol``, a ``Date`` and a ``Close`` column; every other column is a feature, in the order of
-    the table; an index that was written along is left out with a warning. Each stock needs a row for each day. The
-    stocks keep the order in which the table first names them, which is the order of the rows of an adjacency file.
+    the table; an index that was written along is left out with a warning. An adjusted close is no feature: where there
+    is one, it is used in place of ``Close``, with a warning, so that a split is no return. Each stock needs a row for
+    each day. The stocks keep the order in which the table first names them, which is the order of the rows of an
+    adjacency file.
 
     Args:
         source (str, Path or pandas.DataFrame): CSV (also gzipped), Parquet, or a DataFrame.
         dtype (torch.dtype): of the features. (default: ``torch.float32``)
+        symbols (sequence of str, optional): read these stocks only, in this order; what is wrong with others does not
+            matter. (default: all)
 
     Raises:
         FileNotFoundError: there is no such file.
         DataError: a column is missing or has no name, a cell is empty or not a number, a stock lacks a day, or a
             feature is not finite in `dtype`.
-        TypeError: `dtype` is not a floating point dtype.
+        TypeError: `dtype` is not a floating point dtype, or `symbols` not a sequence of strings.
         ImportError: pandas is not installed.
     """
     check_floating(dtype)
+    wanted = None if symbols is None else symbol_names(symbols)
     table = read_table(source)
-    keys = {"Symbol": table.find(SYMBOL_NAMES), "Date": table.find(DATE_NAMES), "Close": table.find(("close",))}
-    absent = [name for name, column in keys.items() if column is None]
-    if absent:
-        raise DataError(
-            f"{table.source}: no {' and no '.join(absent)} column; expected Symbol, Date, Close and features"
-        )
-    columns = {name: table.numbers(name) for name in table.columns if name not in (keys["Symbol"], keys["Date"])}
-    names = [name for name in columns if name != keys["Close"] and not _is_row_number(table, name, columns[name])]
+    symbol, date, close = table.find(SYMBOL_NAMES), table.find(DATE_NAMES), _closes(table)
+    if symbol is None or date is None or close is None:
+        found = {"Symbol": symbol, "Date": date, "Close": close}
+        absent = " and no ".join(name for name, column in found.items() if column is None)
+        raise DataError(f"{table.source}: no {absent} column; expected Symbol, Date, Close and features")
+    keys = {symbol, date, close, table.find(("close",))}
+    # Before stocks are chosen, which tears holes into row numbers.
+    names = [name for name in table.columns if name not in keys and not _is_row_number(table, name)]
     if not names:
         raise DataError(f"{table.source}: no feature beside Symbol, Date and Close; add one column per feature")
-    columns = {name: columns[name] for name in [*names, str(keys["Close"])]}
-    for name, column in columns.items():
-        empty = np.isnan(column)
-        if empty.any():
-            raise DataError(
-                f"{table.where(int(empty.argmax()))}, column '{name}': the cell is empty; a ready feature table "
-                "must be complete: fill it in or drop the day for all stocks"
-            )
-    close = columns[str(keys["Close"])]
-    if (close <= 0).any():
-        row = int((close <= 0).argmax())
+    table, order, stock = rows_of(table, symbol, wanted)
+    columns = [_complete(table, name) for name in names]
+    closes = _complete(table, close)
+    if (closes <= 0).any():
+        row = int((closes <= 0).argmax())
         raise DataError(
-            f"{table.where(row)}, column '{keys['Close']}': the price is {close[row]:g}; labels are returns, so prices "
+            f"{table.where(row)}, column '{close}': the price is {closes[row]:g}; labels are returns, so prices "
             "must be above 0: correct it, or use prices that are not scaled"
         )
-    named, dates = table.symbols(str(keys["Symbol"])), table.dates(str(keys["Date"]))
-    order: dict[str, int] = {}
-    stock = np.fromiter((order.setdefault(name, len(order)) for name in named), np.intp, len(named))
-    days, day = np.unique(dates, return_inverse=True)
+    days, day = np.unique(table.dates(date), return_inverse=True)
     key = stock * len(days) + day
     counts = np.bincount(key, minlength=len(order) * len(days))
     if (counts != 1).any():
         wrong = int((counts != 1).argmax())
         raise DataError(
-            f"{table.source}: {list(order)[wrong // len(days)]} has {counts[wrong]} rows for "
+            f"{table.source}: {order[wrong // len(days)]} has {counts[wrong]} rows for "
             f"{days[wrong % len(days)]}; expected exactly one per stock and day"
         )
-    cells = np.stack([columns[name] for name in names], axis=-1)[np.argsort(key)]
+    cells = np.stack(columns, axis=-1)[np.argsort(key)]
     shape = (len(order), len(days))
     return FeatureTable(
         torch.from_numpy(cells.reshape(*shape, -1)).to(dtype),
         tuple(names),
-        tuple(order),
+        order,
         days,
-        torch.from_numpy(close[np.argsort(key)].reshape(shape)),
+        torch.from_numpy(closes[np.argsort(key)].reshape(shape)),
     )
 
 
-def _is_row_number(table: Table, name: str, column: FloatArray) -> bool:
-    """Whether a column is an index that was written along; it would tell a model the day."""
-    unnamed = not name.strip() or name.lower().startswith("unnamed:")
-    if (unnamed or name in ("index", "level_0")) and bool((np.diff(np.sort(column)) == 1).all()):
-        warnings.warn(
-            f"{table.source}: column '{name}' numbers the rows, so it is left out; write the table without its index",
-            DataWarning,
-            stacklevel=4,
+def _closes(table: Table) -> str | None:
+    """The column that labels are made of: the adjusted close where there is one."""
+    adjusted, close = adjusted_close(table), table.find(("close",))
+    if adjusted is not None and close is not None:
+        warn(f"{table.source}: '{adjusted}' is used in place of '{close}', and is no feature")
+    return close if adjusted is None else adjusted
+
+
+def _complete(table: Table, name: str) -> FloatArray:
+    column = table.numbers(name)
+    empty = np.isnan(column)
+    if empty.any():
+        raise DataError(
+            f"{table.where(int(empty.argmax()))}, column '{name}': the cell is empty; a ready feature table "
+            "must be complete: fill it in or drop the day for all stocks"
         )
+    return column
+
+
+def _is_row_number(table: Table, name: str) -> bool:
+    """Whether a column is an index that was written along; it would tell a model the day."""
+    if is_counter(name) and numbers_rows(table, name):
+        warn(f"{table.source}: column '{name}' numbers the rows, so it is left out; write the table without its index")
         return True
-    if unnamed:
+    if is_unnamed(name):
         raise DataError(f"{table.source}: column '{name}' has no name; name the feature, or remove the column")
     return False
 

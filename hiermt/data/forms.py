@@ -59,6 +59,24 @@ def _date_column(table: Table) -> str:
 
 
 def _read_long(table: Table, symbol_column: str, date_column: str, symbols: Sequence[str] | None) -> Rows:
+    table, order, codes = rows_of(table, symbol_column, symbols)
+    values = _bars(table)
+    return Rows(order, codes, table.dates(date_column), values, np.arange(len(codes)), table)
+
+
+def rows_of(
+    table: Table, symbol_column: str, symbols: Sequence[str] | None
+) -> tuple[Table, tuple[str, ...], npt.NDArray[np.intp]]:
+    """The rows of the wanted stocks, the stocks in order, and the position in it of the stock of each row.
+
+    Args:
+        table (Table): in the long form.
+        symbol_column (str): its stocks.
+        symbols (sequence of str, optional): the wanted ones, in this order. (default: all, as the table names them)
+
+    Raises:
+        DataError: a wanted stock is not there, a symbol is empty, or two differ by case only.
+    """
     named = table.symbols(symbol_column)
     order = {name: code for code, name in enumerate(dict.fromkeys(named.tolist()))}
     if symbols is not None:
@@ -71,26 +89,20 @@ def _read_long(table: Table, symbol_column: str, date_column: str, symbols: Sequ
         keep = np.fromiter((name in order for name in named), np.bool_, len(named))
         table, named = table.rows(keep), named[keep]
     check_spelling(list(order), table.source)
-    codes = np.fromiter((order[name] for name in named), np.intp, len(named))
-    values = _bars(table)
-    return Rows(tuple(order), codes, table.dates(date_column), values, np.arange(len(named)), table)
+    return table, tuple(order), np.fromiter((order[name] for name in named), np.intp, len(named))
 
 
 def _bars(table: Table) -> dict[str, FloatArray]:
     """The prices of each row, scaled to the adjusted close if there is one."""
-    adjusted = [column for column in table.columns if is_adjusted(column)]
-    if len(adjusted) > 1:
-        raise DataError(
-            f"{table.source}: '{adjusted[0]}' and '{adjusted[1]}' are both adjusted closes; keep the one to use"
-        )
+    adjusted = adjusted_close(table)
     close = table.find(CLOSE_NAMES)
-    if close is None and not adjusted:
+    if close is None and adjusted is None:
         raise DataError(f"{table.source}: no Close column among {some(table.columns)}; name the closing prices so")
     bar = {name: table.find((name,)) for name in OHLC[:3]}
-    scale = adjusted[0] if adjusted and close is not None else None
-    if close is None:
+    scale = adjusted if close is not None else None
+    if close is None and adjusted is not None:
         # Prices that were not adjusted do not compare with a close that was.
-        close, bar = adjusted[0], {name: table.find((f"adj {name}", f"adjusted {name}")) for name in OHLC[:3]}
+        close, bar = adjusted, {name: table.find((f"adj {name}", f"adjusted {name}")) for name in OHLC[:3]}
         left = [column for column in (table.find((name,)) for name in OHLC[:3]) if column is not None]
         if left and not all(bar.values()):
             warn(
@@ -98,7 +110,7 @@ def _bars(table: Table) -> dict[str, FloatArray]:
                 f"'{close}' is read"
             )
             bar = {}
-    columns: dict[str, str] = {"close": close}
+    columns = {"close": str(close)}
     found = {name: column for name, column in bar.items() if column is not None}
     if len(found) == len(OHLC) - 1:
         columns = {**found, **columns}
@@ -117,6 +129,20 @@ def _bars(table: Table) -> dict[str, FloatArray]:
                 f"{values['low'][row]:g}; correct the row"
             )
     return values
+
+
+def adjusted_close(table: Table) -> str | None:
+    """The column of adjusted closes, if there is one.
+
+    Raises:
+        DataError: there are two.
+    """
+    adjusted = [column for column in table.columns if is_adjusted(column)]
+    if len(adjusted) > 1:
+        raise DataError(
+            f"{table.source}: '{adjusted[0]}' and '{adjusted[1]}' are both adjusted closes; keep the one to use"
+        )
+    return adjusted[0] if adjusted else None
 
 
 def _scaled(

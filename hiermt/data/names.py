@@ -10,11 +10,12 @@ DATE_NAMES = ("date", "datetime", "timestamp", "day")
 OHLC = ("open", "high", "low", "close")
 CLOSE_NAMES = ("close", "close price", "closing price", "close/last")
 
-_UNNAMED = re.compile(r"^(?:unnamed: ?\d+(?:_level_\d+)?(?:\.\d+)?|nan|none|)$", re.IGNORECASE)
+# NAN and NONE in capitals are symbols.
+_UNNAMED = re.compile(r"^(?:[Uu]nnamed: ?\d+(?:_level_\d+)?(?:\.\d+)?|nan|NaN|NaT|<NA>|[Nn]one|)$")
 _COUNTERS = frozenset(
     """
     index idx level0 row rows rownumber rownum rowid rowno rownr no nr id num number seq sequence counter count
-    record recordid recordno obs sno srno serialno serialnumber lineno line
+    record recordid recordno obs sno srno slno rn serialno serialnumber lineno line uid uuid
     """.split()  # noqa: SIM905
 )
 # A close, or what stands for one: a table with such a column holds the prices of one stock.
@@ -41,16 +42,56 @@ _OTHERS = frozenset(
     numberoftrades tradecount tradescount quoteassetvolume macd signal label target sector industry country
     exchange currency isin cusip sedol permno gvkey year month quarter week weekday dayofweek hour minute
     datetime timestamp date tic adjfactor adjustmentfactor volatility volumeadj marketcapitalization cap float
-    adj adjusted px dow
+    adj adjusted px dow market mkt mktrf riskfree portfolio std stddev median sum min max beta rf rate yield
+    inflation cpi gdp momentum obv mfi cci amplitude sentiment score prediction pred range gap holiday isholiday
+    weights midpoint ltp nav aum cash total turn preclose epoch unix asof ignore truerange quantity
+    datum fecha volumen kurs 日期 成交量 成交额 换手率 openint peratio tradestatus isst pettm pbmrq psttm pcfncfttm
+    """.split()  # noqa: SIM905
+)
+# The level of an index, which no one trades, told apart from its symbol by the caret: ``^GSPC``.
+_INDICES = frozenset(
+    """
+    sp500 snp500 spx500 sandp500 nasdaqcomposite nasdaq100 dowjones dowjonesindustrialaverage djia nikkei nikkei225
+    ftse ftse100 ftse250 ftsemib dax30 dax40 mdax cac40 ibex35 russell1000 russell2000 russell3000 hangseng nifty
+    nifty50 banknifty sensex csi300 hs300 sse50 kospi kosdaq stoxx50 stoxx600 eurostoxx50 asx200 bovespa ibovespa topix
+    msciworld
+    """.split()  # noqa: SIM905
+)
+# A name with such a word is that of a field, in whatever company.
+_TELLING = frozenset(
+    """
+    index indices benchmark lag lagged lagging shifted rolling sma ema wma rsi macd atr bollinger stoch stochastic
+    volatility timestamp datetime date unix epoch ohlc ohlcv deliverable deliverble sentiment zscore drawdown
+    """.split()  # noqa: SIM905
+)
+# Names made of these words alone are fields as well: ``Typical Price``, ``open_time``, ``bid_size``.
+_VOCABULARY = frozenset(
+    """
+    open high low close last price prices avg average mean median typical weighted true range mid bid ask size time
+    day trading trade traded trades settle settlement value values number no of shares share outstanding quantity book
+    pe pb ps ratio rate interest risk free yield spread upper lower band bands bb signal line std dev deviation prev
+    previous pre next cumulative total sum count tx is holiday weekday level levels market cap adj adjusted int tr
+    equal weight weights fx gap diff difference net gross float equity capital gains split dividend div up down
+    per earnings fair rank fiscal calendar beta alpha momentum score factor target return returns hl hlc position
     """.split()  # noqa: SIM905
 )
 # Words that are symbols of stocks or funds as well: a stock where they stand in capitals beside other stocks.
 _ALSO_SYMBOLS = frozenset("open high low day dow line".split())  # noqa: SIM905
+_SYMBOLS_IN_CAPITALS = frozenset("rf nav sum max gap cash turn cci cpi rate".split())  # noqa: SIM905
 _SELDOM_SYMBOLS = frozenset(
     """
     rsi atr sma ema eps pe pct oi px mid cap ret ask avg tic week year hour time idx id no row
+    total nr num obs seq bid chg std beta alpha obv mfi min aum div pb mkt vix spx ndx dji djia rut dax nasdaq
     """.split()  # noqa: SIM905
 )
+# Names of companies as well, with a capital letter.
+_COMPANIES = frozenset("target gap total nasdaq".split())  # noqa: SIM905
+# What is computed from an adjusted close is none.
+_DERIVED = (
+    r"factor|return|ret\d*d?$|change|chg|pct|percent|vol|diff|log|sma|ema|wma|ma\d+$|lag|prev|next|shift|rank|zscore|z$|"
+    r"risk|mean|avg|average|median|std|rolling|max|min|norm|scaled|target|ratio|t\d+$|\d+d(ay)?s?$"
+)
+_MISSPELT = re.compile(r"^(?:aj|ajd|adjd|adjs|ad|ajus|adus|adjus|adjsu|ajdus)t?(?:ed)?clos(?:e|ing)(?:price)?$")
 _NUMBERED = re.compile(r"^(?:sma|ema|wma|ma|rsi|macd|atr|adx|cci|roc|mom|bb|return|ret|lag|volatility|vol)\d+d?$")
 _LETTERS = frozenset(("o", "h", "l", "c", "v", "vw", "n", "t"))
 
@@ -72,11 +113,14 @@ def key(name: str) -> str:
 def is_adjusted(name: str) -> bool:
     """Whether a column holds adjusted closes: ``Adj Close``, ``adjClose``, ``close_adj``, ``Adjusted`` and the like."""
     text = key(name)
-    if re.search(r"unadj|nonadj|notadj", text) or "adj" not in text:
+    if _MISSPELT.match(text) or text in ("adj", "adjusted", "adjc", "adjcl", "cladj", "aclose", "totalreturnindex"):
+        return True
+    if re.search(r"unadj|nonadj|notadj", text) or re.search(_DERIVED, text):
         return False
-    if re.search(r"factor|return|ret$|change|chg|pct|percent|vol|diff|log", text):
-        return False
-    return text in ("adj", "adjusted") or re.search(r"clos|price|prc|last|cls", text) is not None
+    if "adj" not in text:
+        # Forward and backward adjusted, as Chinese sources have it; total return.
+        return not {"qfq", "hfq", "fq", "tr"}.isdisjoint(words(name)) and re.search(r"clos", text) is not None
+    return re.search(r"clos|price|prc|last|cls|value|nav", text) is not None
 
 
 def is_unnamed(name: str) -> bool:
@@ -99,26 +143,47 @@ def is_field(name: str) -> bool:
 
     ``OPEN`` and a few others, in capitals, may be either; they are not counted as fields.
     """
-    text, tokens = key(name), words(name)
     if may_be_symbol(name):
         return False
+    text, tokens = key(name), set(words(name))
     return (
-        is_close(name)
-        or text in _BARS | _WORDS | _OTHERS | _ALSO_SYMBOLS | _SELDOM_SYMBOLS
+        is_certain_field(name)
+        or text in _OTHERS | _ALSO_SYMBOLS | _SYMBOLS_IN_CAPITALS | _SELDOM_SYMBOLS
+        or (text in _INDICES and not clean(name).startswith("^"))
+        or "%" in name
         or _NUMBERED.match(text) is not None
-        or not _WORDS.isdisjoint(tokens)
+        or not (_WORDS | _TELLING).isdisjoint(tokens)
+        or (len(tokens) > 1 and not tokens.isdisjoint(_VOCABULARY) and all(map(_is_vocabulary, tokens)))
         or re.match(r"adj(usted)?(open|high|low|close|volume|price)", text) is not None
     )
 
 
+def _is_vocabulary(word: str) -> bool:
+    return word in _VOCABULARY or word.isdigit()
+
+
+def is_certain_field(name: str) -> bool:
+    """Whether a name is that of a field even where it was asked for as a stock."""
+    return not may_be_symbol(name) and (is_close(name) or key(name) in _BARS | _WORDS)
+
+
 def may_be_symbol(name: str) -> bool:
-    """Whether a name is that of a field or of row numbers, but in capitals, in which it is a symbol as well."""
-    return key(name) in _ALSO_SYMBOLS | _SELDOM_SYMBOLS and clean(name).isupper()
+    """Whether a name is that of a field or of row numbers, but written in a way in which it is a symbol as well."""
+    text, name = key(name), clean(name)
+    if name.isupper():
+        return text in _ALSO_SYMBOLS | _SYMBOLS_IN_CAPITALS | _SELDOM_SYMBOLS
+    return text in _COMPANIES and name.istitle()
+
+
+def may_be_lower_symbol(name: str) -> bool:
+    """Whether a name is that of a field, but is a symbol as well where all stocks stand in lower case."""
+    return clean(name) in _ALSO_SYMBOLS
 
 
 def is_seldom_symbol(name: str) -> bool:
     """Whether a name is more often that of a field (``RSI``, ``PE``) than that of a stock."""
-    return key(name) in _SELDOM_SYMBOLS
+    text, name = key(name), clean(name)
+    return not name.startswith("^") and (text in _SELDOM_SYMBOLS or (text in _COMPANIES and not name.isupper()))
 
 
 def words(name: str) -> list[str]:

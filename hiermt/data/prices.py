@@ -99,7 +99,7 @@ def read_prices(source: Any, *, max_gap: int = 5, symbols: Sequence[str] | None 
         ImportError: pandas is not installed.
     """
     check_integer("max_gap", max_gap, 0)
-    wanted = None if symbols is None else _names(symbols)
+    wanted = None if symbols is None else symbol_names(symbols)
     table = read_table(source)
     rows = read_rows(table, wanted)
     if len(rows.symbols) < 2:
@@ -111,7 +111,13 @@ def read_prices(source: Any, *, max_gap: int = 5, symbols: Sequence[str] | None 
     return Prices(rows.symbols, dates, **panels)
 
 
-def _names(symbols: Sequence[str]) -> tuple[str, ...]:
+def symbol_names(symbols: Sequence[str]) -> tuple[str, ...]:
+    """The stocks that were asked for, each once.
+
+    Raises:
+        TypeError: `symbols` is not a sequence of strings.
+        DataError: a stock is there twice.
+    """
     if isinstance(symbols, str) or not all(isinstance(symbol, str) for symbol in symbols):
         raise TypeError(f"symbols: expected a sequence of strings, got {symbols!r}")
     names = tuple(clean(symbol) for symbol in symbols)

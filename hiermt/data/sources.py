@@ -97,9 +97,19 @@ def flat(frame: Any, source: str) -> Any:
     pandas = need("pandas", "reading prices")
     if frame.columns.nlevels == 1 and len(frame.columns) and all(isinstance(c, tuple) for c in frame.columns):
         frame = frame.set_axis(pandas.MultiIndex.from_tuples(list(frame.columns)), axis=1)
-    dates = isinstance(frame.index, pandas.DatetimeIndex) and frame.index.name not in frame.columns
-    if dates and key(str(frame.index.name)) not in {key(name) for name in DATE_NAMES}:
-        frame = frame.rename_axis(index="Date")
+    date_keys = {key(name) for name in DATE_NAMES}
+    if isinstance(frame.index, pandas.DatetimeIndex):
+        if frame.index.name not in frame.columns and key(str(frame.index.name)) not in date_keys:
+            frame = frame.rename_axis(index="Date")
+    elif (
+        frame.columns.nlevels == frame.index.nlevels == 1
+        and frame.index.name is None
+        and not isinstance(frame.index, pandas.RangeIndex)
+        and date_keys.isdisjoint(key(str(column)) for column in frame.columns)
+        and "index" not in frame.columns
+    ):
+        # It may hold the days as text or numbers, which pandas calls so when it makes a column of them.
+        frame = frame.rename_axis(index="index")
     names = list(frame.index.names)
     if any(name is not None for name in names):
         twice = next((name for name in names if frame.columns.nlevels == 1 and name in frame.columns), None)
@@ -197,7 +207,10 @@ def _levels(head: list[list[str]]) -> tuple[list[str], int] | None:
     if key(third[0]) in DATE_NAMES and not any(third[1:]):
         return ["Date", *first], 3
     named = all(key(row[0]) in _LEVEL_NAMES for row in head[:2])
-    return (["Date", *first], 2) if named and not any(_is_number(cell) for cell in (*first, *second)) else None
+    # Numbers below the header may be symbols, or the first row of a table with one level, which names a field once.
+    repeated = any(_is_level(fields) and len(set(fields)) < len(fields) for fields in (first, second))
+    levelled = repeated or not any(_is_number(cell) for cell in (*first, *second))
+    return (["Date", *first], 2) if named and levelled else None
 
 
 def _is_level(names: list[str]) -> bool:
