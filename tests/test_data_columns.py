@@ -186,3 +186,9 @@ def test_what_is_computed_from_an_adjusted_close_is_none(name):
     one = pd.DataFrame({"Date": DAYS, "Close": np.linspace(10, 12, 40), name: np.linspace(50, 60, 40)})
     prices = quiet(pd.concat([one.assign(Symbol="A"), one.assign(Symbol="B")]))
     np.testing.assert_array_equal(prices.close[0], one.Close)
+
+
+def test_a_stock_and_a_field_of_it():
+    with pytest.raises(DataError, match="hold several fields of a stock"):
+        read_prices(frame(["AAPL", "AAPL Close", "MSFT", "MSFT Close"]))
+    assert quiet(frame(["AAPL_Close", "MSFT_Close"])).symbols == ("AAPL_Close", "MSFT_Close")

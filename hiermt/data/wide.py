@@ -70,6 +70,7 @@ def stock_columns(table: Table, date_column: str, symbols: Sequence[str] | None)
         raise DataError(f"{table.source}, column '{fields[0]}': is a field, not a stock; {_FIX}")
     pairs = [pair for pair in map(field_of, wanted) if pair is not None]
     several = {symbol for symbol, _ in pairs if sum(other == symbol for other, _ in pairs) > 1}
+    several |= {symbol for symbol, _ in pairs} & {key(column) for column in wanted}
     if several:
         raise DataError(
             f"{table.source}: columns {some(wanted)} hold several fields of a stock; give a Symbol column and one "
