@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from hiermt.cli import info
 from hiermt.cli.main import USER_ERROR, main
@@ -47,3 +48,56 @@ def test_info_names_python_and_torch_of_the_binary(capsys: Any) -> None:
 
     assert main(["info"]) == 0
     assert str(sysconfig.get_config_var("EXT_SUFFIX")).split(".")[1] in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["train", "--prices", "p.csv", "--out", ""],
+        ["train", "--prices", "", "--out", "m"],
+        ["train", "--prices", "p.csv", "--out", "m", "--checkpoint", " "],
+        ["predict", "--model", "", "--prices", "p.csv"],
+        ["predict", "--model", "m", "--prices", "p.csv", "--out", "x/"],
+        ["predict", "--model", "m\0", "--prices", "p.csv"],
+        ["demo", "--out", ""],
+    ],
+)
+def test_an_empty_path_is_not_the_current_folder(
+    arguments: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as ended:
+        main(arguments)
+    assert ended.value.code == USER_ERROR and "expected " in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
+def test_numbers_beyond_64_bits(capsys: Any) -> None:
+    with pytest.raises(SystemExit):
+        main(["train", "--prices", "p.csv", "--out", "m", "--seed", str(2**70)])
+    assert "expected a whole number below 2**63" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("link", ["loop", "dangling"])
+def test_a_folder_behind_a_link_that_leads_nowhere(link: str, tmp_path: Path, capsys: Any) -> None:
+    (tmp_path / "loop").symlink_to("loop")
+    (tmp_path / "dangling").symlink_to("gone/further")
+    assert main(["train", "--prices", "p.csv", "--out", str(tmp_path / link)]) == USER_ERROR
+    assert "leads nowhere" in capsys.readouterr().err
+
+
+def test_a_device_that_computes_nothing(tmp_path: Path, capsys: Any) -> None:
+    assert main(["train", "--prices", "p.csv", "--out", str(tmp_path), "--device", "meta"]) == USER_ERROR
+    assert "--device meta: computes nothing" in capsys.readouterr().err
+
+
+def test_no_memory_for_a_tensor(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    monkeypatch.setattr(info, "run", lambda _: torch.empty(2**60, dtype=torch.uint8, device="cpu"))
+    assert main(["info"]) == USER_ERROR
+    assert capsys.readouterr().err.startswith("error: out of memory")
+
+
+def test_without_standard_output() -> None:
+    command = f'"{sys.executable}" -m hiermt info >&-'
+    done = subprocess.run(command, shell=True, stderr=subprocess.PIPE, text=True)
+    assert done.returncode == 0 and "Traceback" not in done.stderr

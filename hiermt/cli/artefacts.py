@@ -30,7 +30,10 @@ def check_folder(folder: Path) -> None:
     """
     if folder.exists() and not folder.is_dir():
         raise DataError(f"--out {folder}: is a file; give a folder")
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except FileExistsError as error:
+        raise DataError(f"--out {folder}: {error.filename} is a link that leads nowhere; remove it") from error
     if not os.access(folder, os.W_OK):
         raise DataError(f"--out {folder}: cannot be written; give another folder")
     check_writable(*(folder / name for name in FILES))

@@ -22,7 +22,7 @@ def add_parser(commands: Any) -> None:
     parser = commands.add_parser("demo", help="train and evaluate on 20 S&P 500 stocks, and compare speed with PyG")
     parser.add_argument(
         "--out",
-        type=Path,
+        type=options.path,
         default=Path("artifacts/demo"),
         metavar="DIR",
         help="folder for the results (artifacts/demo)",

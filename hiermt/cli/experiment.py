@@ -298,6 +298,8 @@ def pick_device(name: str) -> torch.device:
         torch.empty(0, dtype=torch.float32, device=device)
     except (RuntimeError, AssertionError) as error:
         raise ValueError(f"--device {name}: not usable here ({str(error).splitlines()[0]}); use cpu or auto") from None
+    if device.type == "meta":
+        raise ValueError(f"--device {name}: computes nothing; use cpu or auto")
     return device
 
 

@@ -6,6 +6,7 @@ import argparse
 import errno
 import io
 import os
+import re
 import sys
 import warnings
 from collections.abc import Sequence
@@ -38,6 +39,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     for command in COMMANDS:
         command.add_parser(commands)
     args = parser.parse_args(argv)
+    # A process whose output was closed, such as a service, has none.
+    sys.stdout = sys.stdout or open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
+    sys.stderr = sys.stderr or open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
     for stream in (sys.stdout, sys.stderr):
         # A terminal that cannot show a sign must not end an hour of training.
         if isinstance(stream, io.TextIOWrapper):
@@ -74,13 +78,15 @@ def _drop_output() -> None:
 
 
 def _one_line(error: BaseException) -> str:
-    if isinstance(error, MemoryError):
-        return f"out of memory{f' ({error})' if str(error) else ''}; use a smaller --batch-size or fewer stocks or days"
+    text = " ".join(str(error).split())
+    # torch has a class of its own for a GPU, and none for the CPU.
+    if isinstance(error, MemoryError) or re.search(r"out of memory|can't allocate memory", text):
+        return f"out of memory{f' ({text})' if text else ''}; use a smaller --batch-size or fewer stocks or days"
     if isinstance(error, OSError) and error.strerror and error.filename:
         return f"{error.filename}: {error.strerror}"
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO):
         return f"the output cannot be written: {error.strerror}"
-    return " ".join(str(error).split()) or type(error).__name__
+    return text or type(error).__name__
 
 
 def _show_warning(message: Warning | str, *_: Any, **__: Any) -> None:

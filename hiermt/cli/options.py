@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,8 +12,22 @@ from hiermt.cli.experiment import Settings
 from hiermt.data import FeatureTable, Prices, Split, compute_features, read_features, read_prices
 
 
+def path(text: str) -> Path:
+    """An argument type: a path; an empty one, as of a variable that is not set, is not the current folder."""
+    if not text.strip() or "\0" in text:
+        raise argparse.ArgumentTypeError(f"expected a path, got {text!r}")
+    return Path(text)
+
+
+def file_path(text: str) -> Path:
+    """An argument type: a path of a file."""
+    if text.endswith(("/", os.sep)):
+        raise argparse.ArgumentTypeError(f"expected the path of a file, got the folder {text!r}")
+    return path(text)
+
+
 def whole(least: int) -> Callable[[str], int]:
-    """An argument type: a whole number of at least `least`."""
+    """An argument type: a whole number of at least `least` that fits into 64 bits."""
 
     def parse(text: str) -> int:
         try:
@@ -21,6 +36,8 @@ def whole(least: int) -> Callable[[str], int]:
             number = least - 1
         if number < least:
             raise argparse.ArgumentTypeError(f"expected a whole number of {least} or more, got {text!r}")
+        if number >= 2**63:
+            raise argparse.ArgumentTypeError(f"expected a whole number below 2**63, got {text!r}")
         return number
 
     return parse
@@ -57,13 +74,13 @@ def add_table(parser: argparse.ArgumentParser) -> None:
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument(
         "--prices",
-        type=Path,
+        type=file_path,
         metavar="FILE",
         help="CSV or Parquet: Symbol, Date, Close, perhaps Open, High, Low; or Date and a column of closes a stock",
     )
     source.add_argument(
         "--features",
-        type=Path,
+        type=file_path,
         metavar="FILE",
         help="CSV or Parquet with ready features: Symbol, Date, Close and one column a feature",
     )
@@ -120,14 +137,16 @@ def add_settings(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--validation", type=real(0, 0.9), default=default.validation, help="share (0.1)")
     group.add_argument("--test", type=real(0.01, 0.9), default=default.test, help="share (0.2)")
     group = parser.add_argument_group("graph")
-    group.add_argument("--adjacency", type=Path, metavar="FILE", help=".npy with weights, in the order of the stocks")
+    group.add_argument(
+        "--adjacency", type=file_path, metavar="FILE", help=".npy with weights, in the order of the stocks"
+    )
     group.add_argument(
         "--correlation",
         type=real(-1, 0.999),
         default=default.correlation,
         help=f"stocks that correlate by more are neighbours ({default.correlation})",
     )
-    group.add_argument("--sectors", type=Path, metavar="FILE", help="table with Symbol and Sector")
+    group.add_argument("--sectors", type=file_path, metavar="FILE", help="table with Symbol and Sector")
     group.add_argument(
         "--sector-bonus",
         type=real(0, 2),

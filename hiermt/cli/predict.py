@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 from typing import Any
 
 from hiermt._files import check_writable
@@ -15,13 +14,15 @@ from hiermt.data import DataError
 def add_parser(commands: Any) -> None:
     """Adds the command."""
     parser = commands.add_parser("predict", help="Down, Neutral or Up for the day after the last one of a table")
-    parser.add_argument("--model", type=Path, required=True, metavar="DIR", help="the --out folder of a training")
+    parser.add_argument(
+        "--model", type=options.path, required=True, metavar="DIR", help="the --out folder of a training"
+    )
     options.add_table(parser)
     parser.add_argument("--days", type=options.whole(1), default=1, help="decide for the last DAYS days (default: 1)")
     parser.add_argument(
         "--rolling", action="store_true", help="decide for every day that has a full window, as a backtest needs it"
     )
-    parser.add_argument("--out", type=Path, metavar="FILE", help="write a CSV as well")
+    parser.add_argument("--out", type=options.file_path, metavar="FILE", help="write a CSV as well")
     parser.add_argument(
         "--confidence", type=options.real(0, 1), help="Down or Up needs P(signal) above it (default: as trained)"
     )

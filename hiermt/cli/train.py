@@ -20,16 +20,18 @@ def add_parser(commands: Any) -> None:
     """Adds the command."""
     parser = commands.add_parser("train", help="train on a table of prices; writes model, metrics and pictures")
     options.add_table(parser)
-    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder for the results")
+    parser.add_argument("--out", type=options.path, required=True, metavar="DIR", help="folder for the results")
     options.add_settings(parser)
     group = parser.add_argument_group("model")
     group.add_argument("--hidden", type=options.whole(1), default=16, help="hidden channels (16)")
     group.add_argument("--layers", type=options.whole(1), default=2, help="T-GCN layers (2)")
     group.add_argument("--gcn", action="store_true", help="GCN convolutions in place of graph attention")
     group = parser.add_argument_group("long trainings")
-    group.add_argument("--checkpoint", type=Path, metavar="FILE", help="keep the state of the training here")
+    group.add_argument(
+        "--checkpoint", type=options.file_path, metavar="FILE", help="keep the state of the training here"
+    )
     group.add_argument("--resume", action="store_true", help="go on from the checkpoint, if it is there")
-    group.add_argument("--tensorboard", type=Path, metavar="DIR", help="write the losses for TensorBoard")
+    group.add_argument("--tensorboard", type=options.path, metavar="DIR", help="write the losses for TensorBoard")
     options.add_run(parser)
     parser.set_defaults(run=run)
 
