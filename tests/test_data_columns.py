@@ -192,3 +192,11 @@ def test_a_stock_and_a_field_of_it():
     with pytest.raises(DataError, match="hold several fields of a stock"):
         read_prices(frame(["AAPL", "AAPL Close", "MSFT", "MSFT Close"]))
     assert quiet(frame(["AAPL_Close", "MSFT_Close"])).symbols == ("AAPL_Close", "MSFT_Close")
+
+
+@pytest.mark.parametrize("name", ["Sentix", "tenkan", "52w_high", "US10Y_yld", "kdj_k", "Buy"])
+def test_a_name_in_another_writing_than_the_symbols_is_read_aloud(name):
+    with pytest.warns(DataWarning, match=f"'{name}': is taken for a stock"):
+        assert read_prices(frame([*OTHERS, name])).symbols == (*OTHERS, name)
+    quiet(frame([*OTHERS, name]), symbols=[*OTHERS, name])
+    quiet(frame(["Apple", "Microsoft", "Exxon", "aapl"]))

@@ -44,6 +44,7 @@ _OTHERS = frozenset(
     datetime timestamp date tic adjfactor adjustmentfactor volatility volumeadj marketcapitalization cap float
     adj adjusted px dow market mkt mktrf riskfree portfolio std stddev median sum min max beta rf rate yield
     inflation cpi gdp momentum obv mfi cci amplitude sentiment score prediction pred range gap holiday isholiday
+    notional adv yearmonth dayofyear weeknumber period session correlation bookvalue avgprice
     weights midpoint ltp nav aum cash total turn preclose epoch unix asof ignore truerange quantity
     datum fecha volumen kurs 日期 成交量 成交额 换手率 openint peratio tradestatus isst pettm pbmrq psttm pcfncfttm
     """.split()  # noqa: SIM905
@@ -61,6 +62,7 @@ _INDICES = frozenset(
 _TELLING = frozenset(
     """
     index indices benchmark lag lagged lagging shifted rolling sma ema wma rsi macd atr bollinger stoch stochastic
+    idx dates yyyymmdd gics industry pnl ret rets
     volatility timestamp datetime date unix epoch ohlc ohlcv deliverable deliverble sentiment zscore drawdown
     """.split()  # noqa: SIM905
 )
@@ -173,6 +175,11 @@ def may_be_symbol(name: str) -> bool:
     if name.isupper():
         return text in _ALSO_SYMBOLS | _SYMBOLS_IN_CAPITALS | _SELDOM_SYMBOLS
     return text in _COMPANIES and name.istitle()
+
+
+def is_in_capitals(name: str) -> bool:
+    """Whether a name is written as a symbol is: ``AAPL``, ``BRK.B``, ``^GSPC``, ``0700.HK``."""
+    return re.fullmatch(r"[\^$]?[A-Z0-9]+(?:[.\-=/^:][A-Z0-9]+)*", clean(name)) is not None
 
 
 def may_be_lower_symbol(name: str) -> bool:

@@ -58,8 +58,12 @@ def read_prices(source: Any, *, max_gap: int = 5, symbols: Sequence[str] | None 
     ``Adj Close``, ``adjClose``, ``close_adj``,        an adjusted close; two of them are refused; without
     ``Adjusted`` ...                                   a ``Close`` the bar is taken from ``Adj Open`` ...
     a wide table with a field among its columns        refused: ``Close``, ``Volume``, ``VWAP``, ``SMA_20`` ...
-                                                       name no stocks
-    ``OPEN, LOW, DAY ...`` beside other stocks         stocks if in capitals, else refused
+                                                       name no stocks; nor does the level of an index
+    a wide table with the days in another column       refused, whatever the name: years, 20240131, seconds
+    ``NR``, ``PE`` ..., and a few names in lower case  stocks, with a warning
+    beside symbols in capitals
+    ``OPEN, LOW, DAY ...`` beside other stocks         stocks if in capitals; with a warning if all names are
+                                                       in lower case; else refused
     ``Open, High, Low``, or ``o h l c v``, wide        refused: the prices of one stock
     a column without a name, or called ``index`` ...   left aside, with a warning, if it numbers the rows, else
                                                        refused; the date, if it comes first and holds days
@@ -89,7 +93,8 @@ def read_prices(source: Any, *, max_gap: int = 5, symbols: Sequence[str] | None 
         source (str, Path or pandas.DataFrame): CSV (also gzipped), Parquet, or a DataFrame.
         max_gap (int): most missing trading days in a row that are bridged. (default: ``5``)
         symbols (sequence of str, optional): read these stocks only, in this order; what is wrong with others does not
-            matter. In the wide form this also says that a column called ``Open`` is a stock. (default: all)
+            matter. In the wide form this also says that a column called ``Open`` or ``Target`` is a
+            stock; a close or a volume is none. (default: all)
 
     Raises:
         FileNotFoundError: there is no such file.

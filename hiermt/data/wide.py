@@ -17,6 +17,7 @@ from hiermt.data.names import (
     is_close,
     is_counter,
     is_field,
+    is_in_capitals,
     is_seldom_symbol,
     is_unnamed,
     key,
@@ -77,8 +78,11 @@ def stock_columns(table: Table, date_column: str, symbols: Sequence[str] | None)
             "column per field, or the closes only"
         )
     _check_contents(table, date_column, wanted)
+    odd = [column for column in wanted if not is_in_capitals(column)]
+    # Beside symbols, a few names in another writing may be fields that no list knows.
+    odd = odd if 3 * len(odd) <= len(wanted) else []
     for column in wanted:
-        if is_seldom_symbol(column) or column in lower:
+        if is_seldom_symbol(column) or column in lower or column in odd:
             warn(f"{table.source}, column '{column}': is taken for a stock; remove it if it is something else")
     return wanted
 
