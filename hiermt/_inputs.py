@@ -90,7 +90,7 @@ def _backbone(model: nn.Module) -> TGCN | None:
     if isinstance(model, nn.parallel.DistributedDataParallel):
         model = model.module
     if isinstance(model, TGCN_HierarchicalMT) and runs(model, _TWO_HEADED):
-        return model.tgcn_backbone
+        model = model.tgcn_backbone
     return model if isinstance(model, TGCN) and runs(model, _BACKBONE) else None
 
 

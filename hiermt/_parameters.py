@@ -6,7 +6,8 @@ for which this is not so (an adapter, a subclass, a patched or hooked module) is
 
 Parameters are read from the dictionaries of a module: ``module.lin.weight`` runs through Python twice, and for all
 parameters of a model that takes as long as its kernels on a hundred stocks. What is not a plain parameter, such as a
-parametrized weight, is read through the attribute.
+parametrized weight, is read through the attribute, once for all time steps; where that may be another tensor than at
+each step, the part is called.
 """
 
 from __future__ import annotations
@@ -16,16 +17,25 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.modules import module as _torch_module
+from torch.nn.utils import parametrizations
 
 _MODULE_CALL = nn.Module.__call__
-_LINEAR = nn.Linear.forward
+_LINEAR_TYPE, _LINEAR, _PARAMETER = nn.Linear, nn.Linear.forward, nn.Parameter
+_ELSEWHERE: Any = object()
+_DISABLED = torch._C._disabled_torch_function_impl
+# Parametrizations that give the same tensor however often they are computed in a forward.
+_REPEATABLE = (parametrizations._WeightNorm, parametrizations._Orthogonal)
 
 
 def runs(module: nn.Module, forward: Any) -> bool:
     """Whether calling `module` runs the function `forward`, and no hook of the module's own around it."""
     kind = type(module)
+    try:
+        own = kind.forward
+    except AttributeError:  # a ScriptModule has one only on the instance
+        return False
     return (
-        kind.forward is forward
+        own is forward
         # torch.export replaces the call of every module while it traces, and calls the same.
         and (kind.__call__ is _MODULE_CALL or (kind.__call__ is nn.Module.__call__ and torch.compiler.is_compiling()))
         and not (
@@ -48,33 +58,70 @@ def has_global_hook() -> bool:
     )
 
 
-def parameter(module: nn.Module, name: str) -> Tensor | None:
-    """``module.<name>``"""
-    found = module._parameters.get(name)
-    return getattr(module, name) if found is None else found
-
-
 def submodule(module: nn.Module, name: str) -> Any:
     """``module.<name>``"""
     found = module._modules.get(name)
     return getattr(module, name) if found is None else found
 
 
-def linear(module: nn.Module, name: str) -> tuple[Tensor, Tensor] | None:
-    """Weight and bias of ``module.<name>``; ``None`` unless it is a linear with both that computes as such."""
-    found = submodule(module, name)
-    if not runs(found, _LINEAR):
+def parameter(module: nn.Module, name: str) -> Tensor | None:
+    """``module.<name>``; ``None`` if it is, or if reading it once is not what reading it at each time step is."""
+    found = module._parameters.get(name)
+    if type(found) is _PARAMETER:
+        return found
+    if found is None:
+        if not _repeatable(module, name):
+            return None
+        found = getattr(module, name)
+    return None if found is None or _overrides(found) else found
+
+
+def linear(found: nn.Module) -> tuple[Tensor, Tensor] | None:
+    """Weight and bias of a module; ``None`` unless it is a linear with both that computes as such."""
+    if not runs(found, _LINEAR) or not (type(found) is _LINEAR_TYPE or _reads_as_linear(found)):
         return None
     parameters = found._parameters
-    weight, bias = parameters.get("weight"), parameters.get("bias")
-    if weight is None or bias is None:  # parametrized, or no bias
-        weight, bias = found.weight, found.bias
-    return None if bias is None else (weight, bias)
+    weight: Tensor | None = parameters.get("weight")
+    bias: Tensor | None = parameters.get("bias")
+    if type(weight) is not _PARAMETER or type(bias) is not _PARAMETER:
+        weight, bias = parameter(found, "weight"), parameter(found, "bias")
+    return None if weight is None or bias is None else (weight, bias)
 
 
-def matrix(module: nn.Module, name: str) -> Tensor | None:
-    """Weight of ``module.<name>``; ``None`` unless it is a linear without a bias that computes as such."""
-    found = submodule(module, name)
-    if not runs(found, _LINEAR) or found._parameters.get("bias") is not None:
+def matrix(found: nn.Module) -> Tensor | None:
+    """Weight of a module; ``None`` unless it is a linear without a bias that computes as such."""
+    if not runs(found, _LINEAR) or not (type(found) is _LINEAR_TYPE or _reads_as_linear(found)):
         return None
-    return parameter(found, "weight")
+    parameters = found._parameters
+    bias, weight = parameters.get("bias", _ELSEWHERE), parameters.get("weight")
+    if (found.bias if bias is _ELSEWHERE else bias) is not None:
+        return None
+    return weight if type(weight) is _PARAMETER else parameter(found, "weight")
+
+
+def _reads_as_linear(module: nn.Module) -> bool:
+    """Whether a subclass of ``torch.nn.Linear`` makes nothing else of a parameter where it is read."""
+    kind: Any = type(module)
+    return "parametrizations" in module._modules or (
+        kind.__getattr__ is nn.Module.__getattr__
+        and kind.__getattribute__ is nn.Module.__getattribute__
+        and not (hasattr(kind, "weight") or hasattr(kind, "bias"))
+    )
+
+
+def _repeatable(module: nn.Module, name: str) -> bool:
+    """Whether ``module.<name>`` is the same tensor each time it is read in a forward: no random or counting
+    parametrization makes it."""
+    made: Any = module._modules.get("parametrizations")
+    if made is None or name not in made._modules:
+        return True
+    return all(
+        isinstance(one, _REPEATABLE) or (isinstance(one, parametrizations._SpectralNorm) and not one.training)
+        for one in made._modules[name]._modules.values()
+    )
+
+
+def _overrides(tensor: Tensor) -> bool:
+    """Whether functions of torch, such as ``linear``, may do something else with `tensor`."""
+    kind: Any = type(tensor)
+    return kind is not _PARAMETER and kind is not Tensor and kind.__torch_function__ is not _DISABLED

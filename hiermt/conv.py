@@ -51,13 +51,14 @@ class GATv2Conv(nn.Module):
 
     def flat(self) -> list[Tensor] | None:
         """The parameters in the order the operators take them; ``None`` if a part of it computes something else."""
-        lin_l, lin_r = linear(self, "lin_l"), linear(self, "lin_r")
+        lin_l, lin_r = linear(submodule(self, "lin_l")), linear(submodule(self, "lin_r"))
         att, bias = parameter(self, "att"), parameter(self, "bias")
         if lin_l is None or lin_r is None or att is None or bias is None:
             return None
-        if submodule(self, "lin_edge") is None:
+        lin_edge = submodule(self, "lin_edge")
+        if lin_edge is None:
             return [*lin_l, *lin_r, att, bias]
-        edge = matrix(self, "lin_edge")
+        edge = matrix(lin_edge)
         return None if edge is None else [*lin_l, *lin_r, att, bias, edge]
 
     def forward(self, x: Tensor, edge_index: Tensor | Graph, edge_weight: Tensor | None = None) -> Tensor:
@@ -98,7 +99,7 @@ class GCNConv(nn.Module):
 
     def flat(self) -> list[Tensor] | None:
         """The parameters in the order the operators take them; ``None`` if a part of it computes something else."""
-        weight, bias = matrix(self, "lin"), parameter(self, "bias")
+        weight, bias = matrix(submodule(self, "lin")), parameter(self, "bias")
         return None if weight is None or bias is None else [weight, bias]
 
     def forward(self, x: Tensor, edge_index: Tensor | Graph, edge_weight: Tensor | None = None) -> Tensor:

@@ -177,7 +177,7 @@ class LivePredictor:
         decided = None
         if kept.size(1) == self.window:
             # One window shares no day with another: as x it needs no look at where it starts.
-            x = kept if self.model.tgcn_backbone.layout == "NTF" else kept.transpose(1, 2)
+            x = kept if self.model.layout == "NTF" else kept.transpose(1, 2)
             columns = self.model.decide(x, self.graph, threshold=self.threshold)
             decided = Decisions(*(column.unsqueeze(0) for column in columns))
         # Last, so that nothing is taken of a day that the model refuses.
@@ -226,14 +226,14 @@ def _check_model(model: object, graph: object, threshold: float, kinds: tuple[ty
 
 
 def _check_names(model: TGCN_HierarchicalMT, names: Sequence[str] | None) -> None:
-    check_same("series", as_names(names, model.tgcn_backbone.in_channels), model.feature_names)
+    check_same("series", as_names(names, model.config["in_channels"]), model.feature_names)
 
 
 def _check_series(
     name: str, model: TGCN_HierarchicalMT, series: Tensor, graph: Graph | DynamicGraph, shape: str
 ) -> None:
     """`shape` has a gap for the number of features."""
-    channels, weight = model.tgcn_backbone.in_channels, next(model.parameters())
+    channels, weight = model.config["in_channels"], next(model.parameters())
     if not isinstance(series, Tensor):
         raise TypeError(f"{name}: expected a Tensor, got {type(series).__name__}")
     if series.dim() != shape.count(",") + 1 or series.size(-1) != channels:

@@ -62,7 +62,8 @@ class TGCNCell(NotScriptable, nn.Module):
 
     def gates(self) -> list[Tensor] | None:
         """The gate parameters in the order the operators take them; ``None`` if a gate computes something else."""
-        u, r, c = linear(self, "lin_u"), linear(self, "lin_r"), linear(self, "lin_c")
+        u, r = linear(submodule(self, "lin_u")), linear(submodule(self, "lin_r"))
+        c = linear(submodule(self, "lin_c"))
         return None if u is None or r is None or c is None else [*u, *r, *c]
 
     def flat(self) -> tuple[list[Tensor], list[Tensor]] | None:

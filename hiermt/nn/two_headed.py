@@ -73,11 +73,16 @@ class TGCN_HierarchicalMT(FeatureNames, Pretrained, nn.Module):
     @property
     def backend(self) -> str:
         """Who computes; assign ``"auto"``, ``"native"`` or ``"reference"`` to change it."""
-        return self.tgcn_backbone.backend
+        return getattr(self.tgcn_backbone, "backend", "auto")
 
     @backend.setter
     def backend(self, backend: str) -> None:
         self.tgcn_backbone.backend = backend
+
+    @property
+    def layout(self) -> str:
+        """Order of x, ``"NTF"`` or ``"NFT"``; of a backbone that does not tell, the one the model was built with."""
+        return getattr(self.tgcn_backbone, "layout", self.config["layout"])  # type: ignore[no-any-return]
 
     def forward(
         self, x: Tensor | Windows, edge_index: Tensor | Graph, edge_weight: Tensor | None = None
@@ -113,7 +118,7 @@ class TGCN_HierarchicalMT(FeatureNames, Pretrained, nn.Module):
         """Backbone and heads called as they are."""
         backbone = self.tgcn_backbone
         if isinstance(x, Windows) and not runs(backbone, _BACKBONE_FORWARD):
-            x = x.gather()
+            x = x.gather() if self.layout == "NTF" else x.gather().transpose(-1, -2)
         features = backbone(x, edge_index, edge_weight)
         if features.dim() == 2:
             return self.signal_head(features), self.direction_head(features)
@@ -154,12 +159,14 @@ class TGCN_HierarchicalMT(FeatureNames, Pretrained, nn.Module):
     def _head_params(self) -> list[Tensor] | None:
         """Output linear and heads as the operators take them; ``None`` if one of them computes something else."""
         backbone = submodule(self, "tgcn_backbone")
+        if has_global_hook() or not runs(backbone, _BACKBONE_FORWARD):
+            return None
         out_layers = submodule(backbone, "out")
-        if has_global_hook() or not (runs(backbone, _BACKBONE_FORWARD) and runs(out_layers, _OUT_FORWARD)):
+        if not runs(out_layers, _OUT_FORWARD) or len(out_layers._modules) != 1:
             return None
-        if len(out_layers._modules) != 1:
-            return None
-        out, signal, direction = linear(out_layers, "0"), linear(self, "signal_head"), linear(self, "direction_head")
+        (last,) = out_layers._modules.values()
+        out = linear(last)
+        signal, direction = linear(submodule(self, "signal_head")), linear(submodule(self, "direction_head"))
         if out is None or signal is None or direction is None or signal[0].size(0) != 2 or direction[0].size(0) != 2:
             return None
         return [*out, *signal, *direction]
