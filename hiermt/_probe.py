@@ -22,6 +22,8 @@ from torch import Tensor, nn
 # Largest difference over the largest value. A constant that the source keeps in float32 costs some 1e-8.
 _TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-3}
 _LAYOUTS = ("NFT", "NTF")
+# Longer than the windows in use.
+_LONG = 40
 _GATES = (
     "g = sigmoid(conv_stack(x)); u = sigmoid(lin_u[x, g, h]); r = sigmoid(lin_r[x, g, h]); "
     "c = tanh(lin_c[x, g, r * h]); h = u * h + (1 - u) * c"
@@ -125,9 +127,24 @@ class _Comparison:
         # Also a loop twice, of which PyG takes the last and differentiates both.
         other = self._case(nodes=6, edges=11, steps=2, scale=30.0, loops=(0, 1, 1))
         self._check("the results", self._call(other, found.layout), _values(model, other), found, "for large x")
+        self._check_long(found, model)
         if self.weighted:
             self._check_unweighted(found, model, case)
         return found
+
+    def _check_long(self, found: Agreement, model: nn.Module) -> None:
+        """Many steps, which the state outlives, and weights outside of (0, 1]: a bound on either would show."""
+        keeping = [one for name, one in self.source.named_parameters() if name.endswith("lin_u.bias")]
+        for bias in keeping:
+            bias.data.add_(3.0)
+        case = self._case(nodes=6, edges=12, steps=_LONG, scale=1.0, loops=(0,), wide=True)
+        theirs = self._differentiated(partial(self._call, case, found.layout), case)
+        mine = self._differentiated(partial(_values, model, case), case)
+        when = f"over {_LONG} steps with weights outside of (0, 1]" if self.weighted else f"over {_LONG} steps"
+        self._check("the results", theirs[0], mine[0], found, when)
+        self._check("the gradients", theirs[1], mine[1], found, when)
+        for bias in keeping:
+            bias.data.sub_(3.0)
 
     def _check_unweighted(self, found: Agreement, model: nn.Module, case: _Case) -> None:
         """Many modules cannot do without edge weights; those that can must agree. Some put float32 in their place."""
@@ -230,8 +247,10 @@ class _Comparison:
             raise Different(f"its forward returns {_described(found)}; expected the logits alone")
         return outputs
 
-    def _case(self, nodes: int, edges: int, steps: int, scale: float, loops: tuple[int, ...]) -> _Case:
-        """A directed graph with self loops, duplicates and isolated nodes; weights in (0, 1]."""
+    def _case(
+        self, nodes: int, edges: int, steps: int, scale: float, loops: tuple[int, ...], wide: bool = False
+    ) -> _Case:
+        """A directed graph with self loops, duplicates and isolated nodes; weights in (0, 1], or wider than that."""
         # Sizes that could be taken for each other would hide a wrong layout.
         steps += 2 * (steps == self.in_channels)
         nodes += 2 * (nodes == self.in_channels)
@@ -241,6 +260,10 @@ class _Comparison:
         pairs = torch.stack([source, target])
         edge_index = torch.cat([pairs, torch.tensor([loops, loops]), pairs[:, :3]], dim=1)
         weight = 1 - torch.rand(edge_index.size(1), generator=generator, dtype=torch.float64)
+        if wide:
+            weight = 1 + 2 * weight
+            # So little below zero that no degree is negative, of which a GCN makes NaN.
+            weight[:edges:4] *= -0.001
         x = scale * torch.randn(nodes, steps, self.in_channels, generator=generator, dtype=torch.float64)
         weight = weight.to(self.device, self.dtype)
         return _Case(

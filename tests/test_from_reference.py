@@ -159,6 +159,26 @@ def backbone_forward(
     return forward
 
 
+def truncated(length: int) -> Any:
+    def forward(self: Any, x: Tensor, edge_index: Tensor, edge_weight: Any = None) -> Tensor:
+        states = [x.new_zeros(x.shape[0], self.hidden_size) for _ in self.cells]
+        for t in range(x.shape[-1]):
+            h = x[:, :, t]
+            states = [state.detach() if t and t % length == 0 else state for state in states]
+            for i, cell in enumerate(self.cells):
+                states[i] = h = cell(h, edge_index, edge_weight, states[i])
+        return self.out(states[-1])  # type: ignore[no-any-return]
+
+    return forward
+
+
+def weights_changed(change: Any) -> Any:
+    def forward(self: Any, x: Tensor, edge_index: Tensor, edge_weight: Any) -> Tensor:
+        return stack_forward(F.leaky_relu)(self, x, edge_index, None if edge_weight is None else change(edge_weight))  # type: ignore[no-any-return]
+
+    return lambda model: patch(cells(model)[0].gcn, forward)
+
+
 class OwnMessage(published.GATv2Conv):  # type: ignore[misc, name-defined]
     def message(self, x_j: Tensor, alpha: Tensor) -> Tensor:
         return 1.01 * x_j * alpha.unsqueeze(-1)
@@ -249,6 +269,14 @@ MUTATIONS: dict[str, Any] = {
     "half of the gradient": all_cells(cell_forward(lambda u, h, c: u * h + (1 - u) * (0.5 * c + 0.5 * c.detach()))),
     "last step missing": lambda model: patch(model.tgcn_backbone, backbone_forward(lambda n: range(n - 1))),
     "time reversed": lambda model: patch(model.tgcn_backbone, backbone_forward(lambda n: range(n)[::-1])),
+    "at most 12 steps": lambda model: patch(model.tgcn_backbone, backbone_forward(lambda n: range(min(n, 12)))),
+    "at most the last 25 steps": lambda model: patch(
+        model.tgcn_backbone, backbone_forward(lambda n: range(max(n - 25, 0), n))
+    ),
+    "gradient of at most 20 steps": lambda model: patch(model.tgcn_backbone, truncated(20)),
+    "weights of at most 1": weights_changed(lambda w: w.clamp(max=1)),
+    "no negative weights": weights_changed(torch.relu),
+    "absolute weights": weights_changed(torch.abs),
     "ones at the start": lambda model: patch(model.tgcn_backbone, backbone_forward(start=torch.ones)),
     "noise at the start": lambda model: patch(model.tgcn_backbone, backbone_forward(start=torch.randn)),
     "mean of the layers": lambda model: patch(
