@@ -24,6 +24,9 @@ def enter(
     x: Tensor, others: Sequence[Tensor], graph: Graph | None, backend: str, autocast: torch.dtype | None = None
 ) -> tuple[list[Tensor], bool]:
     """Checks devices and dtypes, applies autocast, and says whether the native operator runs."""
+    for tensor in (x, *others):
+        if not isinstance(tensor, Tensor):
+            raise TypeError(f"x and parameters: expected Tensors, got {type(tensor).__name__}")
     device = x.device
     if graph is not None and graph.device != device:
         raise ValueError(f"x is on {device}, the graph on {graph.device}; move one with .to(...)")
@@ -51,6 +54,12 @@ def no_autocast(x: Tensor) -> AbstractContextManager[Any]:
     """Inside, dtypes are what the arguments say."""
     kind = x.device.type
     return torch.autocast(kind, enabled=False) if torch.is_autocast_enabled(kind) else nullcontext()
+
+
+def check_tensor(name: str, value: object) -> None:
+    """Raises ``TypeError`` unless `value` is a Tensor."""
+    if not isinstance(value, Tensor):
+        raise TypeError(f"{name}: expected a Tensor, got {type(value).__name__}")
 
 
 def check_linear(name: str, weight: Tensor, inputs: int) -> None:

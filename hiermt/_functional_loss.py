@@ -10,7 +10,7 @@ from torch import Tensor
 
 from hiermt import _backend
 from hiermt._arguments import check_number, enter, no_autocast
-from hiermt._tracing import refuse_tracing
+from hiermt._tracing import recorded, refuse_tracing
 
 _COMPLEX_OR_BOOL = (torch.bool, torch.complex64, torch.complex128, torch.complex32)
 
@@ -126,7 +126,7 @@ def class_weight(name: str, weight: Tensor | Sequence[float] | None) -> Tensor |
     if weight.shape != (2,):
         raise ValueError(f"{name}: expected 2 weights, one for each class, got shape {list(weight.shape)}")
     weight = weight.to(torch.float64)
-    if weight.device.type == "cpu" and not torch.compiler.is_compiling():
+    if weight.device.type == "cpu" and not recorded():
         for i, number in enumerate(weight.tolist()):
             check_number(f"{name}[{i}]", number, 0.0)
     return weight
@@ -154,7 +154,7 @@ def _on(device: torch.device, name: str, weight: Tensor | None) -> Tensor | None
 
 def _check_labels(name: str, labels: Tensor, mask: Tensor | None) -> None:
     """Refuses labels outside {0, 1}; on a GPU the look would cost a synchronisation, so loaders look there."""
-    if labels.device.type != "cpu" or torch.compiler.is_compiling():
+    if labels.device.type != "cpu" or recorded():
         return
     if labels.numel() and not labels.is_floating_point() and labels.dtype != torch.bool:
         # Integers, as almost always: two numbers tell.

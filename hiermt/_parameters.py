@@ -19,6 +19,8 @@ from torch import Tensor, nn
 from torch.nn.modules import module as _torch_module
 from torch.nn.utils import parametrizations
 
+from hiermt._tracing import recorded
+
 _MODULE_CALL = nn.Module.__call__
 _LINEAR_TYPE, _LINEAR, _PARAMETER = nn.Linear, nn.Linear.forward, nn.Parameter
 _ELSEWHERE: Any = object()
@@ -36,8 +38,8 @@ def runs(module: nn.Module, forward: Any) -> bool:
         return False
     return (
         own is forward
-        # torch.export replaces the call of every module while it traces, and calls the same.
-        and (kind.__call__ is _MODULE_CALL or (kind.__call__ is nn.Module.__call__ and torch.compiler.is_compiling()))
+        # torch.export and make_fx replace the call of every module while they record, and call the same.
+        and (kind.__call__ is _MODULE_CALL or (kind.__call__ is nn.Module.__call__ and recorded()))
         and not (
             module._forward_hooks
             or module._forward_pre_hooks

@@ -8,6 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from hiermt._tracing import recorded
+
 ATTENTION_SLOPE = 0.2
 ACTIVATION_SLOPE = 0.01
 SOFTMAX_EPSILON = 1e-16
@@ -61,7 +63,7 @@ def attend(x_l: Tensor, x_r: Tensor, edges: Edges, edge: Tensor | None, att: Ten
     z = x_j + x_r.index_select(0, edges.target)
     if edge is not None:
         z = z + edge.unsqueeze(-1)  # not in place: vmap may batch the weights alone
-    z = F.leaky_relu(z, ATTENTION_SLOPE, inplace=True)
+    z = F.leaky_relu(z, ATTENTION_SLOPE, inplace=not recorded())
     score = torch.bmm(att.reshape(1, 1, -1).expand(z.size(0), -1, -1), z).squeeze(1)  # [E, M]
     alpha = _row_softmax(score, edges.row, edges.num_nodes)
     return _row_sum(alpha.unsqueeze(1) * x_j, edges.row, edges.num_nodes)
@@ -113,17 +115,22 @@ def by_pieces(x: Tensor, edges: Edges, hidden: int, run: Callable[[Tensor], Tens
 
 def _row_sum(values: Tensor, row: Tensor, num_rows: int) -> Tensor:
     """Sums the entries of each row; row `num_rows` holds the padding and is dropped."""
-    out = values.new_zeros(num_rows + 1, *values.shape[1:])
-    return out.index_add_(0, row, values)[:num_rows]
+    return _index_add(values.new_zeros(num_rows + 1, *values.shape[1:]), row, values)[:num_rows]
+
+
+def _index_add(out: Tensor, row: Tensor, values: Tensor) -> Tensor:
+    """Adds to rows of `out`, a new tensor: in place, unless a recording may keep it as a constant for many calls."""
+    return out.index_add(0, row, values) if recorded() else out.index_add_(0, row, values)
 
 
 def _row_softmax(score: Tensor, row: Tensor, num_rows: int) -> Tensor:
     """Softmax over the entries of each row, as PyG has it: maximum subtracted, epsilon in the denominator."""
     index = row.unsqueeze(-1).expand_as(score)
     top = score.new_full((num_rows + 1, score.size(1)), -torch.inf)
-    top.scatter_reduce_(0, index, score.detach(), "amax")
+    reduce = top.scatter_reduce if recorded() else top.scatter_reduce_
+    top = reduce(0, index, score.detach(), "amax")
     exp = torch.exp(score - top.index_select(0, row))
-    total = score.new_zeros(num_rows + 1, score.size(1)).index_add_(0, row, exp) + SOFTMAX_EPSILON
+    total = _index_add(score.new_zeros(num_rows + 1, score.size(1)), row, exp) + SOFTMAX_EPSILON
     return exp / total.index_select(0, row)
 
 

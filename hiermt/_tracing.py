@@ -1,12 +1,25 @@
-"""What ``torch.jit`` gets: a refusal that names ``torch.export``."""
+"""Whether a call is recorded, and what ``torch.jit`` gets: a refusal that names ``torch.export``."""
 
 from __future__ import annotations
 
 from typing import NoReturn
 
+import torch
 from torch import Tensor
 
 _INSTEAD = "use torch.export.export(model, args, dynamic_shapes=...), which leaves sizes open"
+
+
+def recorded() -> bool:
+    """Whether the operations of the call are recorded, so that Python must not ask for a value.
+
+    A compiler and ``torch.export`` record them, and ``make_fx``, on which ``torch.func.linearize`` stands.
+    """
+    if torch.compiler.is_compiling():
+        return True
+    if not torch._C._len_torch_dispatch_stack():
+        return False
+    return torch._C._get_dispatch_mode(torch._C._TorchDispatchModeKey.PROXY) is not None
 
 
 def refuse_tracing(size: int | Tensor) -> None:

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from hiermt import _backend
-from hiermt._arguments import check_integer
-from hiermt._tracing import refuse_tracing
+from hiermt._arguments import check_integer, check_tensor
+from hiermt._tracing import recorded, refuse_tracing
 
 
 class DayRange(NamedTuple):
@@ -143,6 +143,8 @@ def check_starts(starts: Tensor, steps: int, series: Tensor, *, look: bool = Tru
     Raises:
         IndexError, TypeError, ValueError: as :func:`gather_windows`.
     """
+    check_tensor("series", series)
+    check_tensor("starts", starts)
     if series.dim() != 3:
         raise ValueError(f"series: expected [stocks, days, features], got {list(series.shape)}")
     if starts.dim() != 1:
@@ -156,7 +158,7 @@ def check_starts(starts: Tensor, steps: int, series: Tensor, *, look: bool = Tru
     steps = check_integer("steps", steps, 0)
     if steps > days:
         raise ValueError(f"steps: expected a length in [0, {days}], the days there are, got {steps}")
-    if look and not torch.compiler.is_compiling() and starts.numel():
+    if look and not recorded() and starts.numel():
         low, high = torch.stack(starts.aminmax()).tolist()
         if low < 0 or high > days - steps:
             raise IndexError(

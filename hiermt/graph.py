@@ -12,7 +12,7 @@ from torch.utils.weak import WeakIdKeyDictionary
 
 from hiermt import _backend, reference
 from hiermt._arguments import check_integer
-from hiermt._tracing import refuse_tracing
+from hiermt._tracing import recorded, refuse_tracing
 from hiermt._writes import Writes
 
 _INT32_LIMIT = 2**31 - 1
@@ -68,8 +68,8 @@ class Graph:
 
     Raises:
         TypeError: `edge_index` is not an integer tensor or `edge_weight` not a floating point one.
-        ValueError: a shape does not fit, the two tensors live on different devices, or `num_nodes` is not an integer
-            of 0 or more.
+        ValueError: a shape does not fit, the two tensors live on different devices, `num_nodes` is not an integer of 0
+            or more, or `backend` is none of the three.
         IndexError: an index lies outside ``[0, num_nodes)``.
     """
 
@@ -82,8 +82,9 @@ class Graph:
         backend: str = "auto",
     ) -> None:
         _check_edges(edge_index, edge_weight)
+        _backend.check(backend)
         refuse_tracing(edge_index.size(1))
-        traced = torch.compiler.is_compiling()
+        traced = recorded()
         if num_nodes is not None:
             num_nodes = num_nodes if traced else check_integer("num_nodes", num_nodes, 0)
         else:
@@ -158,7 +159,7 @@ class Graph:
                 (default: ``False``)
         """
         key = (rule, weighted, dtype, whole)
-        compiling = self._traced or torch.compiler.is_compiling()
+        compiling = self._traced or recorded()
         if not compiling and self._versions != (versions := self._writes.counts()):
             # Weights may change with every step of a training, where nothing may wait for the device.
             if self._versions[0] != versions[0]:
@@ -249,8 +250,9 @@ def as_graph(edge_index: Tensor | Graph, edge_weight: Tensor | None, num_nodes: 
                 "pass x as [B, N, T, F]"
             )
         return edge_index
-    if torch.compiler.is_compiling() or not isinstance(edge_index, Tensor) or edge_index.is_inference():
+    if recorded() or not isinstance(edge_index, Tensor) or edge_index.is_inference():
         return Graph(edge_index, edge_weight, num_nodes, backend=backend)
+    _check_strided("edge_index", edge_index)
     hit: _Cached | None = _cache.get(edge_index)  # type: ignore[no-untyped-call]
     if (
         hit is not None
@@ -280,6 +282,7 @@ def _stamp(edge_index: Tensor, edge_weight: Tensor | None, num_nodes: int, backe
 def _check_edges(edge_index: Tensor, edge_weight: Tensor | None) -> None:
     if not isinstance(edge_index, Tensor):
         raise TypeError(f"edge_index: expected a Tensor or a hiermt.Graph, got {type(edge_index).__name__}")
+    _check_strided("edge_index", edge_index)
     if edge_index.dtype not in (torch.int64, torch.int32):
         raise TypeError(f"edge_index: expected int64 or int32, got {edge_index.dtype}; use edge_index.long()")
     if edge_index.dim() != 2 or edge_index.size(0) != 2:
@@ -288,6 +291,7 @@ def _check_edges(edge_index: Tensor, edge_weight: Tensor | None) -> None:
         return
     if not isinstance(edge_weight, Tensor):
         raise TypeError(f"edge_weight: expected a Tensor or None, got {type(edge_weight).__name__}")
+    _check_strided("edge_weight", edge_weight)
     if not edge_weight.is_floating_point():
         raise TypeError(f"edge_weight: expected floating point, got {edge_weight.dtype}; use edge_weight.float()")
     edges = edge_index.size(1)
@@ -295,6 +299,11 @@ def _check_edges(edge_index: Tensor, edge_weight: Tensor | None) -> None:
         raise ValueError(f"edge_weight: expected {edges} weights, one per edge, got {list(edge_weight.shape)}")
     if edge_weight.device != edge_index.device:
         raise ValueError(f"edge_weight is on {edge_weight.device}, edge_index on {edge_index.device}; move one")
+
+
+def _check_strided(name: str, tensor: Tensor) -> None:
+    if tensor.layout != torch.strided:
+        raise TypeError(f"{name}: expected a dense tensor, got {tensor.layout}; use {name}.to_dense()")
 
 
 def _check_range(edge_index: Tensor, num_nodes: int) -> None:

@@ -66,3 +66,24 @@ def test_native_says_what_to_do_instead(model: hiermt.TGCN_HierarchicalMT, graph
     model.backend = "native"
     with pytest.raises(RuntimeError, match=r"torch\.func .*backend='auto'"):
         func.vmap(lambda a: model(a, graph)[0])(torch.randn(2, 12, 6, 5, dtype=torch.float64))
+
+
+@pytest.mark.parametrize("use_gat", [True, False])
+@pytest.mark.parametrize("way", ["graph", "raw edges", "edge weights", "windows"])
+def test_linearized_once_and_applied_twice(graph: hiermt.Graph, use_gat: bool, way: str) -> None:
+    net = hiermt.TGCN_HierarchicalMT(5, 8, use_gat=use_gat).double()
+    edge_index, edge_weight = graph.edges()
+    assert edge_weight is not None
+    x = torch.randn(12, 6, 5, dtype=torch.float64)
+    starts = torch.tensor([0, 2])
+    functions: dict[str, tuple[Callable[[Tensor], Tensor], Tensor]] = {
+        "graph": (lambda a: net(a, graph)[0], x),
+        "raw edges": (lambda a: net(a, edge_index, edge_weight)[0], x),
+        "edge weights": (lambda w: net(x, edge_index, w)[0], edge_weight),
+        "windows": (lambda a: net(hiermt.Windows(a, starts, 4), graph)[0], x),
+    }
+    function, at = functions[way]
+    value, linear = func.linearize(function, at)
+    torch.testing.assert_close(value, function(at))
+    for tangent in torch.randn(2, *at.shape, dtype=torch.float64):
+        torch.testing.assert_close(linear(tangent), func.jvp(function, (at,), (tangent,))[1])

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from hiermt import _backend, gather
-from hiermt._arguments import check_integer
+from hiermt._arguments import check_integer, check_tensor
 from hiermt._feature_names import FeatureNames
 from hiermt._parameters import submodule
-from hiermt._tracing import refuse_tracing
+from hiermt._tracing import recorded, refuse_tracing
 from hiermt.checkpoint import Pretrained
 from hiermt.conv import GAT, GCN, check_edge_dim
 from hiermt.gather import Windows
@@ -181,13 +181,14 @@ class TGCN(FeatureNames, Pretrained, nn.Module):
         edge_weight: Tensor | None,
         params: list[tuple[list[Tensor], list[Tensor]]],
     ) -> Tensor:
+        check_tensor("x.series", x.series)
         if x.series.dim() != 3 or x.series.size(2) != self.in_channels:
             raise ValueError(f"x: expected windows of a series [N, D, {self.in_channels}], got {list(x.series.shape)}")
         graph = as_graph(edge_index, edge_weight, x.series.size(0), self.backend)
         # A compiler does not know how many days there will be, and takes all of them; so does a GPU, which nobody asks
         # unless it has to be waited for, as long as they are fewer than those of the windows one by one.
         h: Tensor | Windows = x
-        if not torch.compiler.is_compiling():
+        if not recorded():
             if not gather.waits(x.series):
                 h = x.shared()
             elif x.series.size(1) > x.starts.size(0) * x.steps:
