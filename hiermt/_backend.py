@@ -34,6 +34,8 @@ def native(backend: str, device: torch.device, dtype: torch.dtype = torch.float3
         backend = check(os.environ.get("HIERMT_BACKEND", "auto") or "auto")
     if backend == "reference":
         return False
+    if backend not in ("auto", "native"):
+        check(backend)
     reason = _extension.why_not_native(device.type)
     if reason is None and device.type == "cuda" and not torch.compiler.is_compiling():
         reason = _extension.why_not_gpu(device.index)
@@ -47,7 +49,7 @@ def native(backend: str, device: torch.device, dtype: torch.dtype = torch.float3
     if reason is not None and backend == "native":
         raise RuntimeError(
             f"backend 'native' was asked for but cannot run on {device.type}: {reason}; "
-            "use backend='auto' to fall back to the PyTorch twin"
+            "use backend='reference', the PyTorch twin, or backend='auto', which falls back to it"
         )
     return reason is None
 

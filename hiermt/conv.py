@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from hiermt import _backend, functional
-from hiermt._arguments import check_integer
+from hiermt._arguments import check_integer, check_tensor
 from hiermt._functional_projected import activate, gatv2_projected, gcn_projected
 from hiermt._parameters import has_global_hook, linear, matrix, parameter, runs, submodule
 from hiermt._tracing import NotScriptable, refuse_tracing
@@ -198,6 +198,7 @@ def step_by_step(module: nn.Module, x: Tensor, graph: Graph) -> Tensor:
 
 def _on_sequence(module: Any, x: Tensor, edge_index: Tensor | Graph, edge_weight: Tensor | None) -> Tensor:
     """What every convolution does with its arguments before it convolves ``[N, T, F]``."""
+    check_tensor("x", x)
     refuse_tracing(x.size(-1))
     if x.dim() not in (2, 3, 4):
         raise ValueError(f"x: expected [N, F], [N, T, F] or [B, N, T, F], got {list(x.shape)}")

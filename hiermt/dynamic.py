@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 
 import torch
 
+from hiermt._arguments import check_integer
 from hiermt.graph import Graph
 
 
@@ -26,7 +27,7 @@ class DynamicGraph:
     def __init__(self, blocks: Sequence[tuple[int, Graph]]) -> None:
         if not blocks:
             raise ValueError("blocks: expected one (first_day, Graph) or more, got none")
-        self.days = [int(day) for day, _ in blocks]
+        self.days = [check_integer("blocks: a first day", day, -(2**62)) for day, _ in blocks]
         self.graphs = [graph for _, graph in blocks]
         for earlier, later in zip(self.days, self.days[1:], strict=False):
             if later <= earlier:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from hiermt import functional
-from hiermt._arguments import check_integer
+from hiermt._arguments import check_integer, check_tensor
 from hiermt._parameters import has_global_hook, linear, runs, submodule
 from hiermt._tracing import NotScriptable
 from hiermt.conv import GAT, GCN
@@ -97,8 +97,11 @@ class TGCNCell(NotScriptable, nn.Module):
             - **x_t:** ``[N, F]``; **h:** ``[N, H]``
             - **returns:** ``[N, H]``
         """
+        check_tensor("x_t", x_t)
         if x_t.dim() != 2 or x_t.size(1) != self.in_channels:
             raise ValueError(f"x_t: expected [N, {self.in_channels}], got {list(x_t.shape)}")
+        if h is not None:
+            check_tensor("h", h)
         g = torch.sigmoid(self.gcn(x_t, edge_index, edge_weight))
         gates = None if has_global_hook() else self.gates()
         if gates is not None:
