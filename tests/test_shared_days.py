@@ -139,14 +139,14 @@ def test_training_with_and_without(
     backend: str, options: dict[str, Any], changing: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     calls = 0
-    run = TGCN_HierarchicalMT.forward
+    run = TGCN.last_state
 
     def counted(self: Any, x: Any, *args: Any) -> Any:
         nonlocal calls
         calls += isinstance(x, Windows)
         return run(self, x, *args)
 
-    monkeypatch.setattr(TGCN_HierarchicalMT, "forward", counted)
+    monkeypatch.setattr(TGCN, "last_state", counted)
     plain = fit(False, changing, backend, **options)
     assert calls == 0
     shared = fit(True, changing, backend, **options)
@@ -184,7 +184,7 @@ def test_what_cannot_share_falls_back_and_says_why() -> None:
             _inputs.shared_inputs(model, batch, "cpu", True)
         return found
 
-    assert "NFT" in reason(TGCN_HierarchicalMT(FEATURES, layout="NFT"), batch)
+    assert _inputs.why_not_shared(TGCN_HierarchicalMT(FEATURES, layout="NFT"), batch) is None
     assert "Linear takes no windows" in reason(torch.nn.Linear(2, 2), batch)
     plain = dataclasses.make_dataclass("Plain", ["x", "edge_index"])(batch.x, batch.edge_index)
     assert "no windows of one series" in reason(model, plain)

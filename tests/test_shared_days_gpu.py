@@ -11,6 +11,7 @@ from torch import Tensor
 
 from hiermt import TGCN_HierarchicalMT, Windows, _inputs, data, gather, train_hierarchical
 from hiermt.gather import DayRange
+from hiermt.nn import TGCN
 from hiermt.testing import assert_close
 
 
@@ -87,7 +88,7 @@ def fit(share: bool | None, shuffle: bool, changing: bool) -> tuple[Any, dict[st
     torch.manual_seed(0)
     model = TGCN_HierarchicalMT(FEATURES, 5).double()
     shared = 0
-    run = TGCN_HierarchicalMT.forward
+    run = TGCN.last_state
 
     def counted(self: Any, x: Any, *args: Any) -> Any:
         nonlocal shared
@@ -96,7 +97,7 @@ def fit(share: bool | None, shuffle: bool, changing: bool) -> tuple[Any, dict[st
 
     optimizer = torch.optim.SGD(model.parameters(), lr=0.2)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(TGCN_HierarchicalMT, "forward", counted)
+        patch.setattr(TGCN, "last_state", counted)
         losses = train_hierarchical(model, optimizer, None, loader, None, 3, progress=False, share_days=share)[0]
     return losses, model.state_dict(), shared
 
