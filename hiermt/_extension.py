@@ -117,7 +117,7 @@ def _why_trial_fails(device: torch.device) -> str | None:
     """Runs the smallest operator on a GPU once; returns what went wrong, ``None`` if nothing did."""
     with unset_fake_temporarily(), torch.no_grad():
         try:
-            series = torch.zeros(1, 1, 1, device=device)
+            series = torch.zeros(1, 1, 1, dtype=torch.float32, device=device)
             starts = torch.zeros(1, dtype=torch.int64, device=device)
         except Exception:  # torch itself does not run there, and says so where it is asked to
             return None

@@ -118,7 +118,7 @@ def class_weight(name: str, weight: Tensor | Sequence[float] | None) -> Tensor |
         except TypeError:
             raise TypeError(f"{name}: expected two weights, one for each class, got {weight!r}") from None
         checked = [check_number(f"{name}[{i}]", number, 0.0) for i, number in enumerate(numbers)]
-        weight = torch.tensor(checked, dtype=torch.float64)
+        weight = torch.tensor(checked, dtype=torch.float64, device="cpu")
     elif weight.requires_grad:
         raise TypeError(f"{name}: requires grad, but class weights get no gradient; pass {name}.detach()")
     elif weight.dtype in _COMPLEX_OR_BOOL:

@@ -109,7 +109,7 @@ class _Comparison:
         dtype: torch.dtype,
     ) -> None:
         self.build, self.device, self.dtype = build, device, dtype
-        self.generator = torch.Generator().manual_seed(20_011)
+        self.generator = torch.Generator(device="cpu").manual_seed(20_011)
         self.source = self._copied(source)
         self.in_channels = in_channels
         self.takes_weights = _takes_weights(self.source)
@@ -214,10 +214,15 @@ class _Comparison:
         values = run()
         inputs = [*self.source.parameters(), *(t for t in (case.x, case.edge_weight) if t is not None)]
         # The same for both: a generator of its own.
-        generator = torch.Generator().manual_seed(7)
+        generator = torch.Generator(device="cpu").manual_seed(7)
         loss = values[0].new_zeros(())
         for value in values:
-            loss = loss + (value * torch.randn(value.shape, generator=generator).to(value)).sum()
+            loss = (
+                loss
+                + (
+                    value * torch.randn(value.shape, generator=generator, dtype=torch.float64, device="cpu").to(value)
+                ).sum()
+            )
         gradients: Sequence[Tensor | None] = [None] * len(inputs)
         if loss.requires_grad:
             try:
@@ -255,16 +260,20 @@ class _Comparison:
         steps += 2 * (steps == self.in_channels)
         nodes += 2 * (nodes == self.in_channels)
         generator, connected = self.generator, nodes - 2
-        source = torch.randint(connected, (edges,), generator=generator)
-        target = (source + torch.randint(1, connected, (edges,), generator=generator)) % connected
+        source = torch.randint(connected, (edges,), generator=generator, dtype=torch.int64, device="cpu")
+        target = (
+            source + torch.randint(1, connected, (edges,), generator=generator, dtype=torch.int64, device="cpu")
+        ) % connected
         pairs = torch.stack([source, target])
-        edge_index = torch.cat([pairs, torch.tensor([loops, loops]), pairs[:, :3]], dim=1)
-        weight = 1 - torch.rand(edge_index.size(1), generator=generator, dtype=torch.float64)
+        edge_index = torch.cat(
+            [pairs, torch.tensor([loops, loops], dtype=torch.int64, device="cpu"), pairs[:, :3]], dim=1
+        )
+        weight = 1 - torch.rand(edge_index.size(1), generator=generator, dtype=torch.float64, device="cpu")
         if wide:
             weight = 1 + 2 * weight
             # So little below zero that no degree is negative, of which a GCN makes NaN.
             weight[:edges:4] *= -0.001
-        x = scale * torch.randn(nodes, steps, self.in_channels, generator=generator, dtype=torch.float64)
+        x = scale * torch.randn(nodes, steps, self.in_channels, generator=generator, dtype=torch.float64, device="cpu")
         weight = weight.to(self.device, self.dtype)
         return _Case(
             x.to(self.device, self.dtype).requires_grad_(),
@@ -286,7 +295,7 @@ class _Comparison:
             for parameter in made.parameters():
                 parameter.requires_grad_(True)
                 bound = 0.5 if parameter.dim() < 2 else (4.0 / max(parameter.size(-1), 1)) ** 0.5
-                values = torch.rand(parameter.shape, generator=self.generator, dtype=self.dtype)
+                values = torch.rand(parameter.shape, generator=self.generator, dtype=self.dtype, device="cpu")
                 parameter.copy_((2 * values - 1) * bound)
         return made
 

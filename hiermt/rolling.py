@@ -200,7 +200,7 @@ def _chunks(
         runs = graph.runs([start + window - 1 for start in starts])
     else:
         runs = [(graph, range(len(starts)))]
-    days = torch.arange(0, starts.stop, starts.step, device=series.device)
+    days = torch.arange(0, starts.stop, starts.step, dtype=torch.int64, device=series.device)
     for current, positions in runs:
         for begin in range(positions.start, positions.stop, chunk):
             part = range(begin, min(begin + chunk, positions.stop))

@@ -103,16 +103,16 @@ C comparable(double threshold) {
   return rounded<S, C>(broadcast(static_cast<C>(threshold)))[0];
 }
 
+// Computes the rows that are not finite again, and no other: a row does not depend on its neighbours.
 template <class S, class C>
 HIERMT_NOINLINE void make_literal(const DecisionForward<S>& p, int64_t row, int64_t rows,
                                   Vec<C> (&logits)[kLogits]) {
-  C columns[kLogits][kLanes<C>] = {};
   for (int64_t l = 0; l < rows; ++l) {
+    if (is_finite((logits[0][l] + logits[1][l]) + (logits[2][l] + logits[3][l]))) continue;
     C of_row[kLogits];
     literal_logits(p.weights, p.h + (row + l) * p.stride_row, p.hidden, p.features, of_row);
-    for (int j = 0; j < kLogits; ++j) columns[j][l] = of_row[j];
+    for (int j = 0; j < kLogits; ++j) logits[j][l] = of_row[j];
   }
-  for (int j = 0; j < kLogits; ++j) logits[j] = load(columns[j]);
 }
 
 // kLanes rows of h times the folded heads; rows past the end repeat the last one.
