@@ -7,49 +7,21 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 import re
 import shutil
 import subprocess
-import sys
-import sysconfig
-import venv
 from collections.abc import Iterator
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import pytest
-import setuptools
 import torch
+from extension_probe import BINARY, PACKAGE, PROBE, ROOT, SUFFIX, assert_fell_back, outcome, probe
 
 import hiermt
 from hiermt import _backend, _extension, info
 
-ROOT = Path(__file__).resolve().parents[1]
-PACKAGE = Path(hiermt.__file__).parent
-SUFFIX = sysconfig.get_config_var("EXT_SUFFIX")
-BINARY = PACKAGE / f"_C{SUFFIX}"
-
 needs_binary = pytest.mark.skipif(not BINARY.is_file(), reason="the extension is not built")
-
-# Prints the warnings, why native does not run, and a decision: the model works in every case.
-PROBE = """
-import json, warnings
-with warnings.catch_warnings(record=True) as caught:
-    warnings.simplefilter("always")
-    import hiermt, hiermt.nn, hiermt.ops_graph
-    import torch
-    from hiermt import _extension, info
-    model = hiermt.TGCN_HierarchicalMT(3, 4)
-    logits = model(torch.zeros(2, 5, 3), torch.tensor([[0], [1]]))
-print(json.dumps({
-    "warnings": [str(w.message) for w in caught if issubclass(w.category, _extension.NativeUnavailableWarning)],
-    "reason": _extension.why_not_native("cpu"),
-    "shape": list(logits[0].shape),
-    "info": info.format(info.collect()),
-}))
-"""
 
 
 @pytest.fixture
@@ -57,35 +29,6 @@ def copy(tmp_path: Path) -> Path:
     """The package without its binary; returns its directory."""
     shutil.copytree(PACKAGE, tmp_path / "hiermt", ignore=shutil.ignore_patterns("_C*.so", "_build.json", "__pycache__"))
     return tmp_path / "hiermt"
-
-
-def probe(package: Path, script: str = PROBE, **environment: str) -> subprocess.CompletedProcess[str]:
-    inherited = {k: v for k, v in os.environ.items() if not k.startswith("HIERMT_")}
-    return subprocess.run(
-        [sys.executable, "-c", script],
-        cwd=package.parent,
-        env={**inherited, "PYTHONPATH": str(package.parent), **environment},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-
-
-def outcome(package: Path, **environment: str) -> dict:
-    done = probe(package, **environment)
-    assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout.splitlines()[-1])
-
-
-def assert_fell_back(found: dict, *words: str) -> None:
-    assert found["shape"] == [2, 2]
-    assert len(found["warnings"]) == 1, found["warnings"]
-    for word in words:
-        assert word in found["warnings"][0]
-    assert "To fix:" in found["warnings"][0]
-    assert found["reason"] in found["warnings"][0]
-    assert "pure-PyTorch" in found["info"]
-    assert found["reason"] in found["info"]
 
 
 def test_missing_binary(copy: Path) -> None:
@@ -308,88 +251,6 @@ def test_info_command() -> None:
     assert done.returncode == 0, done.stderr
     assert f"hiermt {hiermt.__version__}" in done.stdout
     assert f"torch    {torch.__version__}" in done.stdout
-
-
-def run_setup(tree: Path, **environment: str) -> subprocess.CompletedProcess[str]:
-    inherited = {k: v for k, v in os.environ.items() if not k.startswith("HIERMT_")}
-    return subprocess.run(
-        [sys.executable, "setup.py", "-q", "build_ext", "--inplace"],
-        cwd=tree,
-        env={**inherited, **environment},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-
-
-@pytest.fixture
-def tree(tmp_path: Path) -> Path:
-    """A copy of the source tree, without anything that was built."""
-    built = shutil.ignore_patterns("*.so", "_build.json", "__pycache__")
-    for name in ("setup.py", "pyproject.toml", "CMakeLists.txt", "csrc", "hiermt", "README.md", "MANIFEST.in"):
-        source = ROOT / name
-        if source.is_dir():
-            shutil.copytree(source, tmp_path / name, ignore=built)
-        elif source.is_file():
-            shutil.copy(source, tmp_path / name)
-    return tmp_path
-
-
-def test_build_none_succeeds_and_says_so(tree: Path) -> None:
-    stale = tree / "hiermt" / f"_C{SUFFIX}"
-    stale.write_bytes(b"of an earlier build")
-    done = run_setup(tree, HIERMT_BUILD="none")
-    assert done.returncode == 0, done.stderr
-    assert "THE NATIVE EXTENSION IS LEFT OUT" in done.stderr
-    assert not stale.exists()
-    assert_fell_back(outcome(tree / "hiermt"), "left out of the build", "HIERMT_BUILD=none")
-
-
-def test_build_without_a_compiler_succeeds_and_says_so(tree: Path, tmp_path: Path) -> None:
-    done = run_setup(tree, PATH=str(tmp_path / "nothing"), CXX="", FORCE_CUDA="0")
-    assert done.returncode == 0, done.stderr
-    assert "THE NATIVE EXTENSION IS LEFT OUT" in done.stderr
-    assert "no C++ compiler was found" in done.stderr
-    assert_fell_back(outcome(tree / "hiermt"), "left out of the build", "no C++ compiler was found")
-
-
-def test_build_mode_is_checked(tree: Path) -> None:
-    done = run_setup(tree, HIERMT_BUILD="maybe")
-    assert done.returncode != 0
-    assert "HIERMT_BUILD: expected auto or none, got 'maybe'" in done.stderr
-
-
-def test_forced_cuda_without_nvcc_fails(tree: Path, tmp_path: Path) -> None:
-    if Path("/usr/local/cuda/bin/nvcc").exists():
-        pytest.skip("nvcc is where it is always looked for")
-    tools = tmp_path / "tools"
-    tools.mkdir()
-    for tool in ("cmake", "ninja", "c++"):
-        found = shutil.which(tool)
-        if found is None:
-            pytest.skip(f"{tool} is not on the PATH")
-        (tools / tool).symlink_to(found)
-    done = run_setup(tree, PATH=str(tools), FORCE_CUDA="1", CUDA_HOME="", CUDA_PATH="", CUDACXX="")
-    assert done.returncode != 0
-    assert "FORCE_CUDA=1, but no nvcc" in done.stderr
-
-
-@pytest.mark.slow
-def test_pip_install_without_a_compiler(tree: Path, tmp_path: Path) -> None:
-    """As a user without build tools has it; torch and the rest come from the environment of the tests."""
-    if find_spec("wheel") is None and tuple(map(int, setuptools.__version__.split(".")[:2])) < (70, 1):
-        pytest.skip("this setuptools needs the package wheel")
-    home = tmp_path / "venv"
-    venv.create(home, with_pip=False, symlinks=True)
-    site = next((home / "lib").glob("python3.*")) / "site-packages"
-    command = [
-        *[sys.executable, "-m", "pip", "install", "-q", "--no-index", "--no-deps", "--no-build-isolation"],
-        *["--target", str(site), str(tree)],
-    ]
-    environment = {**os.environ, "PATH": str(tmp_path / "nothing"), "CXX": ""}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert_fell_back(outcome(site / "hiermt"), "left out of the build")
 
 
 @needs_binary

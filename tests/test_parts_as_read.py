@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from test_replaced_parts import CHANNELS, COPIES, HIDDEN, STEPS, STOCKS, VARIANTS, Change, compare, edges, pair, put
+from replaced_parts import CHANNELS, COPIES, HIDDEN, STEPS, STOCKS, VARIANTS, Change, compare, edges, pair, put
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils import parametrizations, parametrize
