@@ -143,8 +143,6 @@ def check_layer(params: Sequence[Tensor], gates: Sequence[Tensor], conv_layers: 
     convolution.
     """
     check_length("gate_params", gates, GATE_PARAMS)
-    if type(conv_layers) is not int or conv_layers < 1:
-        check_integer("conv_layers", conv_layers, 1)
     per_conv = (7 if edge else 6) if gat else 2
     if len(params) % per_conv or len(params) // per_conv != conv_layers:
         kind = f"GATv2 {'with' if edge else 'without'} an edge term" if gat else "GCN"

@@ -197,8 +197,7 @@ def tgcn_layer(
     """
     if conv_activation not in ("between", "after"):
         raise ValueError(f"conv_activation: expected 'between' or 'after', got {conv_activation!r}")
-    if type(conv_layers) is not int:
-        conv_layers = check_integer("conv_layers", conv_layers, 1)
+    conv_layers = check_integer("conv_layers", conv_layers, 1)
     per_conv = check_layer(conv_params, gate_params, conv_layers, gat, edge)
     if gat and edge and graph.edge_weight is None:
         # Nothing reads the edge terms: they get no gradient, as in PyG, rather than one of zeros.
