@@ -5,8 +5,8 @@
 #include <algorithm>
 #include <string>
 
-#include "cpu/dispatch.h"
-#include "cpu/scratch.h"
+#include "cpu/support/dispatch.h"
+#include "cpu/support/scratch.h"
 
 namespace py = pybind11;
 

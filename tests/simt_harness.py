@@ -22,13 +22,13 @@ ROOT = Path(__file__).resolve().parent.parent
 BUILD = ROOT / "build" / "simt"
 # runtime.cu speaks to the driver alone and holds no kernel.
 SOURCES = sorted((ROOT / "tests" / "simt").glob("*.c*")) + sorted(
-    path for path in (ROOT / "csrc" / "cuda").glob("*.cu") if path.name != "runtime.cu"
+    path for path in (ROOT / "csrc" / "cuda").rglob("*.cu") if path.name != "runtime.cu"
 )
 FLAGS = [
     *("-std=c++17", "-O1", "-g1", "-ffp-contract=off", "-fno-omit-frame-pointer"),
     *("-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-fPIC"),
     *("-Wall", "-Wextra", "-Wno-unknown-pragmas"),
-    *("-DHIERMT_SIMT", f"-I{ROOT / 'tests' / 'simt'}", f"-I{ROOT / 'csrc'}", f"-I{ROOT / 'csrc' / 'cuda'}"),
+    *("-DHIERMT_SIMT", f"-I{ROOT / 'tests' / 'simt'}", f"-I{ROOT / 'csrc'}"),
 ]
 ENVIRONMENT = {"ASAN_OPTIONS": "detect_leaks=0:allocator_may_return_null=1", "UBSAN_OPTIONS": "print_stacktrace=1"}
 
@@ -53,8 +53,8 @@ def build() -> Path:
 def _build() -> Path:
     gxx = compiler()
     assert gxx is not None
-    headers = [*ROOT.glob("tests/simt/*.h"), *ROOT.glob("csrc/*.h"), *ROOT.glob("csrc/c*/*.h")]
-    headers += [*ROOT.glob("csrc/cuda/*.cuh"), Path(__file__)]
+    headers = [*ROOT.glob("tests/simt/*.h"), *ROOT.glob("csrc/**/*.h")]
+    headers += [*ROOT.glob("csrc/cuda/**/*.cuh"), Path(__file__)]
     newest = max(path.stat().st_mtime for path in headers)
     objects = [BUILD / f"{source.name}.o" for source in SOURCES]
 

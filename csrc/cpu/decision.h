@@ -1,10 +1,10 @@
 // What the forward and the backward of the decision share.
 #pragma once
 
-#include "memory.h"
+#include "cpu/simd/memory.h"
 #include "params.h"
-#include "scratch.h"
-#include "simd.h"
+#include "cpu/support/scratch.h"
+#include "cpu/simd/simd.h"
 
 namespace hiermt {
 namespace cpu {

@@ -3,9 +3,9 @@
 // With G [N, 4] the cotangents, W = heads * out the folded weight, M = G^T h [4, H] and s = G^T 1 [4]:
 //   grad_h = G W,  grad_heads = M out^T + s out_bias^T,  grad_out = heads^T M,  grad_out_bias = heads^T s
 // so one pass over the rows gives grad_h, M and s, and the rest does not depend on N.
-#include "decision_literal.h"
-#include "kernels.h"
-#include "parallel.h"
+#include "cpu/decision_literal.h"
+#include "cpu/support/kernels.h"
+#include "cpu/support/parallel.h"
 
 namespace hiermt {
 namespace cpu {

@@ -3,7 +3,7 @@
 // overflows) spreads otherwise: such results are computed again here, without haste.
 #pragma once
 
-#include "decision.h"
+#include "cpu/decision.h"
 
 namespace hiermt {
 namespace cpu {

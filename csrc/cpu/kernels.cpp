@@ -1,7 +1,7 @@
 // The table of this instruction set.
-#include "simd.h"
+#include "cpu/simd/simd.h"
 // simd.h first: it names the instruction set.
-#include "kernels.h"
+#include "cpu/support/kernels.h"
 
 namespace hiermt {
 namespace cpu {

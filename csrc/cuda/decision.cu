@@ -4,8 +4,8 @@
 // every sector is read once, and ask for all rows before they use the first: what is in flight pays for the
 // latency. Each lane sums its channels of all kLanes rows, and an exchange that halves the rows at each step
 // leaves lane l with the finished logits of row l, so that the stores of a warp are consecutive too.
-#include "decision.cuh"
-#include "decision.h"
+#include "cuda/decision.cuh"
+#include "cuda/decision.h"
 
 namespace hiermt::cuda {
 namespace {

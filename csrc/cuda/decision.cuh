@@ -1,7 +1,7 @@
 // What the kernels of the decision share: the folded heads, and everything after the logits of one row.
 #pragma once
 
-#include "device.cuh"
+#include "cuda/support/device.cuh"
 
 namespace hiermt::cuda {
 

@@ -5,8 +5,8 @@
 
 #include <cstddef>
 
-#include "../cpu/storage.h"
-#include "../params.h"
+#include "types.h"
+#include "params.h"
 
 namespace hiermt::cuda {
 

@@ -4,8 +4,8 @@
 //   grad_h = G W,  grad_heads = M out^T + s out_bias^T,  grad_out = heads^T M,  grad_out_bias = heads^T s
 // One kernel writes grad_h and the sums of M and s over the rows of a block, a second one adds the blocks up
 // in order and derives the rest, which does not depend on N.
-#include "decision.cuh"
-#include "decision.h"
+#include "cuda/decision.cuh"
+#include "cuda/decision.h"
 
 namespace hiermt::cuda {
 namespace {

@@ -1,6 +1,6 @@
 // One planted fault per detector of the harness; each must end the process or show in the output.
 #include "faults.h"
-#include "launch.cuh"
+#include "cuda/support/launch.cuh"
 
 namespace hiermt::cuda {
 namespace {

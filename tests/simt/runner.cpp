@@ -3,11 +3,11 @@
 #include <string>
 
 #include "arguments.h"
-#include "cuda/gated_scan.h"
-#include "cuda/gatv2_conv.h"
-#include "cuda/gcn_conv.h"
-#include "cuda/graph.h"
-#include "cuda/tgcn_layer.h"
+#include "cuda/scan/gated_scan.h"
+#include "cuda/dense/gatv2_conv.h"
+#include "cuda/dense/gcn_conv.h"
+#include "cuda/support/graph_prepare.h"
+#include "cuda/layer.h"
 #include "decision_runner.h"
 #include "faults.h"
 #include "training_runner.h"

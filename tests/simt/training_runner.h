@@ -2,7 +2,7 @@
 #pragma once
 
 #include "arguments.h"
-#include "cuda/gather_windows.h"
+#include "cuda/scan/gather_windows.h"
 #include "cuda/multitask_loss.h"
 
 namespace simt {

@@ -4,7 +4,7 @@
 #include <cstdlib>
 
 #include "arguments.h"
-#include "cuda/gated_scan_windows.h"
+#include "cuda/scan/gated_scan_windows.h"
 
 namespace simt {
 

@@ -1,0 +1,146 @@
+// Gradients of the parameters of a dense product on tiles [node][channel][lane]: sums over nodes and lanes.
+#pragma once
+
+#include "cpu/conv/lane_product.h"
+#include "cpu/simd/row_product.h"
+
+namespace hiermt {
+namespace cpu {
+namespace HIERMT_ISA {
+
+// Rows (one node and lane each) that a wide gradient multiplies at once: a few of their vectors stay in the
+// first-level cache.
+constexpr int64_t kGradientRows = 128;
+// Vectors of outputs that a wide gradient forms together, in the registers.
+constexpr int kGradientVectors = 3;
+// A matrix is wide when its products no longer stay in the first-level cache with a lane for each instance.
+constexpr int64_t kNarrowChannels = 16;
+
+// Outputs of a sum over a weight matrix, [inputs][columns]: rounded up to whole vectors.
+template <class C>
+HIERMT_INLINE int64_t gradient_columns(int64_t padded) {
+  return (padded + kLanes<C> - 1) / kLanes<C> * kLanes<C>;
+}
+
+// Gradients are summed up in two levels, first within a task or a target and then here: a shorter chain of
+// roundings than one long sum.
+template <class C>
+HIERMT_INLINE void add_to(C* sum, Vec<C> value) {
+  store(sum, load(sum) + value);
+}
+
+namespace detail {
+
+// sum[i][o] += over nodes and lanes of d[o] * x[i], for kOutTile outputs and kInputs inputs.
+template <int kInputs, class C>
+HIERMT_INLINE void narrow_gradient_block(const TileSpan<const C>& d, int64_t output,
+                                         const TileSpan<const C>& x, int64_t input, int64_t nodes,
+                                         int64_t columns, C* sum) {
+  constexpr int L = kLanes<C>;
+  constexpr int kSums = kInputs * kOutTile;
+  Vec<C> acc[kInputs][kOutTile];
+  for (int i = 0; i < kInputs; ++i) {
+    for (int o = 0; o < kOutTile; ++o) acc[i][o] = zero<C>();
+  }
+  for (int64_t n = 0; n < nodes; ++n) {
+    const C* column = x.node(n) + input * L;
+    const C* cotangent = d.node(n) + output * L;
+    Vec<C> v[kInputs];
+    for (int i = 0; i < kInputs; ++i) v[i] = load(column + i * L);
+    for (int o = 0; o < kOutTile; ++o) {
+      const Vec<C> dv = load(cotangent + o * L);
+      for (int i = 0; i < kInputs; ++i) acc[i][o] = fma(dv, v[i], acc[i][o]);
+    }
+  }
+  C total[(kSums + L - 1) / L * L];
+  for (int first = 0; first < kSums; first += L) {
+    Vec<C> rows[L];
+    for (int l = 0; l < L; ++l) {
+      const int k = first + l;
+      rows[l] = k < kSums ? acc[k / kOutTile % kInputs][k % kOutTile] : zero<C>();
+    }
+    store(total + first, reduce_each(rows));
+  }
+  for (int k = 0; k < kSums; ++k) sum[(input + k / kOutTile) * columns + output + k % kOutTile] += total[k];
+}
+
+// rows[n * L + lane][channel] = tile.node(n)[channel][lane], whole vectors of channels; zero from `channels`
+// on.
+template <class C>
+HIERMT_INLINE void rows_of_tiles(const TileSpan<const C>& tile, int64_t nodes, int64_t channels, C* rows,
+                                 int64_t stride) {
+  constexpr int L = kLanes<C>;
+  for (int64_t n = 0; n < nodes; ++n) {
+    for (int64_t c = 0; c < channels; c += L) {
+      Vec<C> block[L];
+      for (int k = 0; k < L; ++k) block[k] = c + k < channels ? load(tile.node(n) + (c + k) * L) : zero<C>();
+      transpose(block);
+      for (int l = 0; l < L; ++l) store(rows + (n * L + l) * stride + c, block[l]);
+    }
+  }
+}
+
+}  // namespace detail
+
+// sum[i][o] += over nodes and lanes of d[o] * x[i]; `outputs` is padded, rows of `sum` are
+// gradient_columns(outputs) long. Lanes stay instances: for matrices that leave d and x in the first-level
+// cache.
+template <class C>
+HIERMT_INLINE void narrow_weight_gradient(const TileSpan<const C>& d, int64_t outputs,
+                                          const TileSpan<const C>& x, int64_t inputs, int64_t nodes, C* sum) {
+  const int64_t columns = gradient_columns<C>(outputs);
+  for (int64_t o = 0; o < outputs; o += kOutTile) {
+    int64_t i = 0;
+    for (; i + 3 <= inputs; i += 3) detail::narrow_gradient_block<3>(d, o, x, i, nodes, columns, sum);
+    if (inputs - i == 2) detail::narrow_gradient_block<2>(d, o, x, i, nodes, columns, sum);
+    if (inputs - i == 1) detail::narrow_gradient_block<1>(d, o, x, i, nodes, columns, sum);
+  }
+}
+
+// The same for any size: d and x are turned to rows with channels on the lanes, a few nodes at a time, and
+// multiplied as such, so that each value loaded is used many times. One or two matrices share x.
+template <class C>
+void wide_weight_gradient(const TileSpan<const C>* d, C* const* sum, int matrices, int64_t outputs,
+                          const TileSpan<const C>& x, int64_t inputs, int64_t nodes) {
+  constexpr int L = kLanes<C>;
+  ScratchFrame frame;
+  const int64_t columns = gradient_columns<C>(outputs), vectors = columns / L;
+  // An odd number of vectors from row to row: a column then meets every set of the cache.
+  const int64_t x_stride = (gradient_columns<C>(inputs) / L | 1) * L, d_stride = (vectors | 1) * L;
+  C* x_rows = frame.take<C>(kGradientRows * x_stride);
+  C* d_rows = frame.take<C>(kGradientRows * d_stride);
+  for (int64_t n = 0; n < nodes; n += kGradientRows / L) {
+    const int64_t count = nodes - n < kGradientRows / L ? nodes - n : kGradientRows / L, rows = count * L;
+    detail::rows_of_tiles(x.from(n), count, inputs, x_rows, x_stride);
+    for (int m = 0; m < matrices; ++m) {
+      detail::rows_of_tiles(d[m].from(n), count, outputs, d_rows, d_stride);
+      int64_t v = 0;
+      for (; v + kGradientVectors <= vectors; v += kGradientVectors) {
+        add_outer_product<kGradientVectors>(sum[m] + v * L, columns, x_rows, x_stride, inputs, d_rows + v * L,
+                                            d_stride, int64_t{L}, rows);
+      }
+      for (; v < vectors; ++v) {
+        add_outer_product<1>(sum[m] + v * L, columns, x_rows, x_stride, inputs, d_rows + v * L, d_stride,
+                             int64_t{L}, rows);
+      }
+    }
+  }
+}
+
+// db[o][lane] += sum over the nodes of d[n][o].
+template <class C>
+HIERMT_INLINE void bias_gradient(const TileSpan<const C>& d, int64_t outputs, int64_t nodes, C* sum) {
+  constexpr int L = kLanes<C>;
+  for (int64_t o = 0; o < outputs; o += kOutTile) {
+    Vec<C> acc[kOutTile];
+    for (int k = 0; k < kOutTile; ++k) acc[k] = zero<C>();
+    for (int64_t n = 0; n < nodes; ++n) {
+      for (int k = 0; k < kOutTile; ++k) acc[k] += load(d.node(n) + (o + k) * L);
+    }
+    for (int k = 0; k < kOutTile; ++k) add_to(sum + (o + k) * L, acc[k]);
+  }
+}
+
+}  // namespace HIERMT_ISA
+}  // namespace cpu
+}  // namespace hiermt

@@ -1,0 +1,77 @@
+// One T-GCN layer (arXiv 1811.05320, eqs. 2 to 6). The convolution stack reads x alone, so it runs for all
+// steps first; the scan touches no edge. Both halves are cut into many more tasks than there are threads, the
+// stack by chunks of instances and the scan by tiles of nodes, so that one small graph keeps every core busy
+// too.
+#include "cpu/simd/simd.h"
+// simd.h first: it names the instruction set.
+#include "cpu/conv/conv_stack.h"
+#include "cpu/support/kernels.h"
+#include "cpu/support/scratch.h"
+
+namespace hiermt {
+namespace cpu {
+namespace HIERMT_ISA {
+
+namespace {
+
+// g = sigmoid(conv_stack(x)), eq. 2
+template <class S>
+ConvStackForward<S> stack_of(const TgcnLayerForward<S>& p, S* g) {
+  return {p.graph,
+          p.x,
+          p.steps,
+          p.hidden,
+          p.edge_weight,
+          p.conv_layers,
+          p.gat,
+          p.gcn,
+          Activation::kLeakyRelu,
+          p.between ? Activation::kSigmoid : Activation::kLeakySigmoid,
+          g};
+}
+
+// eqs. 3 to 6
+template <class S>
+GatedScanForward<S> scan_of(const TgcnLayerForward<S>& p, const S* g) {
+  return {p.graph.copies, p.graph.num_nodes, p.steps, p.hidden, p.x,    g,
+          nullptr,        p.gate_weights,    p.h,     p.h_last, p.gates};
+}
+
+template <class S>
+GatedScanWindowsForward<S> windows_of(const TgcnLayerForward<S>& p, const S* g) {
+  return {p.windows, p.graph.num_nodes, p.steps, p.hidden, p.x, g, p.gate_weights, p.h, p.h_last, p.gates};
+}
+
+}  // namespace
+
+template <class S>
+void tgcn_layer_forward(const TgcnLayerForward<S>& p) {
+  ScratchFrame frame;
+  const int64_t count = p.graph.copies * p.graph.num_nodes * p.steps * p.hidden;
+  S* g = p.g != nullptr ? p.g : frame.take<S>(count);
+  conv_stack_forward(stack_of(p, g));
+  if (p.windows.given) return gated_scan_windows_forward(windows_of<S>(p, g));
+  gated_scan_forward(scan_of<S>(p, g));
+}
+
+template <class S>
+void tgcn_layer_backward(const TgcnLayerBackward<S, Compute<S>>& p) {
+  ScratchFrame frame;
+  const TgcnLayerForward<S>& f = p.forward;
+  S* grad_g = frame.take<S>(f.graph.copies * f.graph.num_nodes * f.steps * f.hidden);
+  if (f.windows.given) {
+    gated_scan_windows_backward<S>(
+        {windows_of<S>(f, f.g), p.grad_h, p.grad_h_last, p.grad_x, grad_g, p.gates});
+  } else {
+    gated_scan_backward<S>(
+        {scan_of<S>(f, f.g), p.grad_h, p.grad_h_last, p.grad_x, false, grad_g, nullptr, p.gates});
+  }
+  conv_stack_backward<S>({stack_of(f, f.g), grad_g, p.grad_x, true, p.gat, p.gcn, p.grad_edge_weight});
+}
+
+HIERMT_INSTANTIATE(tgcn_layer_forward)
+HIERMT_INSTANTIATE(tgcn_layer_backward)
+
+}  // namespace HIERMT_ISA
+}  // namespace cpu
+}  // namespace hiermt

@@ -1,0 +1,269 @@
+// Forward of the gated scan. Lanes are hidden channels; a tile of nodes goes through all steps together, and
+// all products of a step (input and state alike) stay in registers until they are summed up.
+#include "cpu/scan/gated_scan.h"
+
+#include "cpu/support/kernels.h"
+#include "cpu/support/parallel.h"
+#include "cpu/simd/vmath.h"
+
+namespace hiermt {
+namespace cpu {
+namespace HIERMT_ISA {
+
+namespace {
+
+// Tiles of one task: few enough to balance the load, many enough to repay the call.
+constexpr int64_t kTaskTiles = 4;
+// Tasks of a problem that has fewer than kTaskTiles tiles for each: enough to come out even.
+constexpr int64_t kEvenTasks = 32;
+
+template <class S>
+class ForwardTile {
+ public:
+  using C = Compute<S>;
+  using V = Vec<C>;
+  static constexpr int kL = kLanes<C>;
+  static constexpr bool kInPlace = sizeof(S) == sizeof(C);
+
+  ForwardTile(const GatedScanForward<S>& p, const PackedGates<C>& packed, ScratchFrame& frame)
+      : p_(p), packed_(packed), padded_(packed.vectors * kL) {
+    h_ = frame.take<C>(kTileRows * padded_);
+    rh_ = frame.take<C>(kTileRows * padded_);
+    z_ = frame.take<C>(3 * kTileRows * padded_);
+    x_ = frame.take<C>(kTileRows * (p.x.channels + kL));
+    g_ = frame.take<C>(kTileRows * (p.hidden + kL));
+  }
+
+  // Nodes [first, first + count), count <= kTileRows; g or z is the row of the first.
+  void run(int64_t first, int count, const S* g, const S* z) {
+    start(first, count, g, z);
+    for (int64_t t = 0; t < p_.steps; ++t) {
+      if (!projected_) set_inputs(t);
+      for (int64_t v = 0; v < packed_.vectors; ++v) {
+        if (t + kPrefetchSteps < p_.steps) prefetch_rows(t + kPrefetchSteps, v);
+        for (int i = 0; i < kTileRows; i += kBlockRows) project(v, i, t);
+      }
+      for (int64_t v = 0; v < packed_.vectors; ++v) gate(v, t);
+      for (int64_t v = 0; v < packed_.vectors; ++v) update(v, t);
+    }
+    if (p_.h_last != nullptr) finish();
+  }
+
+ private:
+  void start(int64_t first, int count, const S* g, const S* z) {
+    first_ = first;
+    count_ = count;
+    projected_ = z != nullptr;
+    const SequenceView<S>& x = p_.x;
+    for (int i = 0; i < kTileRows; ++i) {
+      // Rows past the count repeat the first node and are never stored.
+      const int64_t node = first + (i < count ? i : 0);
+      if (projected_) {
+        z_base_[i] = z + (node - first) * p_.z_stride_node;
+      } else {
+        x_base_[i] = x.data + node / p_.num_nodes * x.stride_copy + node % p_.num_nodes * x.stride_node;
+        g_base_[i] = g + (node - first) * p_.steps * p_.hidden;
+      }
+      for (int64_t v = 0; v < packed_.vectors; ++v) {
+        const V h0 = p_.h0 == nullptr ? V{} : load_channels(p_.h0 + node * p_.hidden, v);
+        store(h_ + i * padded_ + v * kL, h0);
+      }
+    }
+    if (projected_) return;
+    const bool even = x.stride_copy == p_.num_nodes * x.stride_node ||
+                      first / p_.num_nodes == (first + kTileRows - 1) / p_.num_nodes;
+    g_in_place_ = kInPlace && count == kTileRows;
+    x_in_place_ = g_in_place_ && even && x.stride_channel == 1;
+  }
+
+  // The rows of some nodes, the share of vector v: all at once would wait for the memory.
+  // Inline, or GCC takes it for a function without effect and drops the call.
+  HIERMT_INLINE void prefetch_rows(int64_t t, int64_t v) const {
+    const int64_t last = (v + 1) * count_ / packed_.vectors;
+    for (int64_t i = v * count_ / packed_.vectors; i < last; ++i) {
+      const int64_t row = (first_ + i) * p_.steps + t;
+      if (projected_) {
+        prefetch(z_base_[i] + t * p_.z_stride_time, 3 * p_.hidden);
+      } else {
+        prefetch(x_base_[i] + t * p_.x.stride_time, p_.x.stride_channel == 1 ? p_.x.channels : 1);
+        prefetch(g_base_[i] + t * p_.hidden, p_.hidden);
+      }
+      if (p_.gates != nullptr) prefetch_to_write(gates_at(i, t, 0), 3 * p_.hidden);
+      if (p_.h != nullptr) prefetch_to_write(p_.h + row * p_.hidden, p_.hidden);
+    }
+  }
+
+  // Where the step's rows of x and g are: in place, or copied when they are of another type, scattered or
+  // fewer than a tile has.
+  void set_inputs(int64_t t) {
+    const SequenceView<S>& x = p_.x;
+    if constexpr (kInPlace) {
+      x_rows_ = x_base_[0] + t * x.stride_time;
+      x_stride_ = x.stride_node;
+      g_rows_ = g_base_[0] + t * p_.hidden;
+      g_stride_ = p_.steps * p_.hidden;
+    }
+    if (!x_in_place_) {
+      x_rows_ = x_;
+      x_stride_ = x.channels + kL;
+      for (int i = 0; i < kTileRows; ++i) {
+        copy(x_ + i * x_stride_, x_base_[i] + t * x.stride_time, x.stride_channel, x.channels);
+      }
+    }
+    if (!g_in_place_) {
+      g_rows_ = g_;
+      g_stride_ = p_.hidden + kL;
+      for (int i = 0; i < kTileRows; ++i) {
+        copy(g_ + i * g_stride_, g_base_[i] + t * p_.hidden, 1, p_.hidden);
+      }
+    }
+  }
+
+  // May run over the end of the row by less than a vector.
+  HIERMT_INLINE void copy(C* to, const S* from, int64_t stride, int64_t channels) const {
+    if (stride == 1) {
+      for (int64_t v = 0; v * kL < channels; ++v) store(to + v * kL, load_lanes(from, channels, v));
+    } else {
+      for (int64_t k = 0; k < channels; ++k) to[k] = to_compute(from[k * stride]);
+    }
+  }
+
+  // z_u, z_r = W [x, g, h] + b and the part of z_c that does not wait for r, for rows [i, i + kBlockRows).
+  HIERMT_INLINE void project(int64_t v, int i, int64_t t) {
+    V z[3][kBlockRows];
+    if (projected_) {
+      for (int gate = 0; gate < 3; ++gate) {
+        for (int row = 0; row < kBlockRows; ++row) {
+          z[gate][row] = load_channels(z_base_[i + row] + t * p_.z_stride_time + gate * p_.hidden, v);
+        }
+      }
+    } else {
+      const C* bias = packed_.bias + v * 3 * kL;
+      const C* input = packed_.input + v * (p_.x.channels + p_.hidden) * 3 * kL;
+      for (int gate = 0; gate < 3; ++gate) {
+        for (int row = 0; row < kBlockRows; ++row) z[gate][row] = load(bias + gate * kL);
+      }
+      add_product<3>(z, x_rows_ + i * x_stride_, x_stride_, p_.x.channels, input);
+      add_product<3>(z, g_rows_ + i * g_stride_, g_stride_, p_.hidden, input + p_.x.channels * 3 * kL);
+    }
+    add_product<2>(z, h_ + i * padded_, padded_, p_.hidden, packed_.state_ur + v * p_.hidden * 2 * kL);
+    for (int gate = 0; gate < 3; ++gate) {
+      for (int row = 0; row < kBlockRows; ++row) store(z_at(gate, v, i + row), z[gate][row]);
+    }
+  }
+
+  HIERMT_INLINE void gate(int64_t v, int64_t t) {
+    for (int i = 0; i < kTileRows; ++i) {
+      const V u = sigmoid(load(z_at(0, v, i)));
+      const V r = sigmoid(load(z_at(1, v, i)));
+      store(z_at(0, v, i), u);
+      store(rh_ + i * padded_ + v * kL, r * load(h_ + i * padded_ + v * kL));
+      if (p_.gates != nullptr && i < count_) {
+        store_channels(gates_at(i, t, 0), v, u);
+        store_channels(gates_at(i, t, 1), v, r);
+      }
+    }
+  }
+
+  HIERMT_INLINE void update(int64_t v, int64_t t) {
+    V z[1][kTileRows];
+    for (int i = 0; i < kTileRows; ++i) z[0][i] = load(z_at(2, v, i));
+    add_product<1>(z, rh_, padded_, p_.hidden, packed_.state_c + v * p_.hidden * kL);
+    for (int i = 0; i < kTileRows; ++i) store(z_at(2, v, i), z[0][i]);
+    for (int i = 0; i < kTileRows; ++i) {
+      const V u = load(z_at(0, v, i));
+      const V c = tanh(load(z_at(2, v, i)));
+      C* state = h_ + i * padded_ + v * kL;
+      const V h = fma(u, load(state) - c, c);  // u h + (1 - u) c
+      store(state, h);
+      if (i < count_) {
+        if (p_.gates != nullptr) store_channels(gates_at(i, t, 2), v, c);
+        if (p_.h != nullptr) store_channels(p_.h + ((first_ + i) * p_.steps + t) * p_.hidden, v, h);
+      }
+    }
+  }
+
+  void finish() {
+    for (int i = 0; i < count_; ++i) {
+      for (int64_t v = 0; v < packed_.vectors; ++v) {
+        store_channels(p_.h_last + (first_ + i) * p_.hidden, v, load(h_ + i * padded_ + v * kL));
+      }
+    }
+  }
+
+  HIERMT_INLINE C* z_at(int gate, int64_t v, int i) const {
+    return z_ + ((gate * packed_.vectors + v) * kTileRows + i) * kL;
+  }
+  HIERMT_INLINE S* gates_at(int i, int64_t t, int gate) const {
+    return p_.gates + (((first_ + i) * p_.steps + t) * 3 + gate) * p_.hidden;
+  }
+  HIERMT_INLINE V load_channels(const S* row, int64_t v) const { return load_lanes(row, p_.hidden, v); }
+  HIERMT_INLINE void store_channels(S* row, int64_t v, V value) const {
+    store_lanes(row, p_.hidden, v, value);
+  }
+
+  const GatedScanForward<S> p_;
+  const PackedGates<C> packed_;
+  const int64_t padded_;
+  bool projected_ = false;
+  bool x_in_place_ = false;
+  bool g_in_place_ = false;
+  int64_t first_ = 0;
+  int count_ = 0;
+  C* h_;   // [kTileRows, V L]     state of each node
+  C* rh_;  // [kTileRows, V L]     r * h
+  C* z_;   // [3, V, kTileRows, L] before the nonlinearity; u after it
+  C* x_;   // [kTileRows, F + L]   copies, where needed
+  C* g_;   // [kTileRows, H + L]
+  const S* x_base_[kTileRows];
+  const S* g_base_[kTileRows];
+  const S* z_base_[kTileRows];
+  const C* x_rows_ = nullptr;
+  const C* g_rows_ = nullptr;
+  int64_t x_stride_ = 0;
+  int64_t g_stride_ = 0;
+};
+
+}  // namespace
+
+template <class S>
+void gated_scan_forward_range(const GatedScanForward<S>& p, const PackedGates<Compute<S>>& packed,
+                              int64_t begin, int64_t end, const S* g, const S* z) {
+  ScratchFrame frame;
+  ForwardTile<S> tile(p, packed, frame);
+  for (int64_t first = begin; first < end; first += kTileRows) {
+    const int count = static_cast<int>(end - first < kTileRows ? end - first : kTileRows);
+    tile.run(first, count, g == nullptr ? nullptr : g + (first - begin) * p.steps * p.hidden,
+             z == nullptr ? nullptr : z + (first - begin) * p.z_stride_node);
+  }
+}
+
+template <class S>
+void gated_scan_forward(const GatedScanForward<S>& p) {
+  const int64_t nodes = p.copies * p.num_nodes;
+  if (nodes == 0 || p.hidden == 0) return;
+  ScratchFrame frame;
+  const PackedGates<Compute<S>> packed = pack_gates(p.weights, p.x.channels, p.hidden, frame);
+  const int64_t tiles = (nodes + kTileRows - 1) / kTileRows;
+  const int64_t even = tiles < kEvenTasks ? tiles : kEvenTasks;
+  const int64_t tasks = tiles / kTaskTiles > even ? tiles / kTaskTiles : even;
+  parallel_for(tasks, [&](int64_t task) {
+    const Range range = split(tiles, tasks, task);
+    const int64_t begin = range.begin * kTileRows, end = range.end * kTileRows;
+    gated_scan_forward_range<S>(p, packed, begin, end < nodes ? end : nodes,
+                                p.g == nullptr ? nullptr : p.g + begin * p.steps * p.hidden, nullptr);
+  });
+}
+
+HIERMT_INSTANTIATE(gated_scan_forward)
+
+#define HIERMT_INSTANTIATE_RANGE(S)                                                                     \
+  template void gated_scan_forward_range<S>(const GatedScanForward<S>&, const PackedGates<Compute<S>>&, \
+                                            int64_t, int64_t, const S*, const S*);
+HIERMT_INSTANTIATE_RANGE(float)
+HIERMT_INSTANTIATE_RANGE(double)
+HIERMT_INSTANTIATE_RANGE(BFloat16)
+
+}  // namespace HIERMT_ISA
+}  // namespace cpu
+}  // namespace hiermt

@@ -1,0 +1,59 @@
+// How the windows of a shared series are cut into work: groups of windows that start on neighbouring days,
+// each over every tile of nodes. A group sees few days besides its own, so what it holds a day is held nearly
+// once.
+#pragma once
+
+#include "params.h"
+#include "cpu/simd/row_product.h"
+#include "cpu/support/scratch.h"
+
+namespace hiermt {
+namespace cpu {
+namespace HIERMT_ISA {
+
+struct WindowGroup {
+  int64_t begin, end;          // positions in the order of first days
+  int64_t first_day, end_day;  // days that its windows lie in
+  int64_t rows_before;         // days of the groups before it
+};
+
+// Follows from the problem alone, whatever the number of threads.
+template <class S>
+class WindowGroups {
+ public:
+  WindowGroups(const GatedScanWindowsForward<S>& p, ScratchFrame& frame)
+      : tiles_((p.num_nodes + kTileRows - 1) / kTileRows) {
+    count_ = tiles_ > 0 ? (kFewestTasks + tiles_ - 1) / tiles_ : 0;
+    if (count_ > p.windows.count) count_ = p.windows.count;
+    groups_ = frame.take<WindowGroup>(count_);
+    int64_t rows = 0;
+    for (int64_t i = 0; i < count_; ++i) {
+      const int64_t begin = p.windows.count * i / count_, end = p.windows.count * (i + 1) / count_;
+      const int64_t first = p.windows.starts[p.windows.order[begin]],
+                    last = p.windows.starts[p.windows.order[end - 1]];
+      groups_[i] = {begin, end, first, last + p.windows.steps, rows};
+      rows += groups_[i].end_day - first;
+    }
+    rows_ = rows;
+  }
+
+  int64_t count() const { return count_; }
+  int64_t tasks() const { return tiles_ * count_; }
+  int64_t rows() const { return rows_; }
+  const WindowGroup& operator[](int64_t i) const { return groups_[i]; }
+  const WindowGroup& of_task(int64_t task) const { return groups_[task % count_]; }
+  int64_t first_node(int64_t task) const { return task / count_ * kTileRows; }
+
+ private:
+  // Enough for the cores of a desktop, and an even share for each of a few.
+  static constexpr int64_t kFewestTasks = 24;
+
+  int64_t tiles_;
+  int64_t count_;
+  int64_t rows_;
+  WindowGroup* groups_;
+};
+
+}  // namespace HIERMT_ISA
+}  // namespace cpu
+}  // namespace hiermt

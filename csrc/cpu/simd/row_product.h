@@ -1,0 +1,131 @@
+// Products of a few rows with a packed matrix: lanes are output channels, inputs are broadcast.
+#pragma once
+
+#include "cpu/simd/simd.h"
+
+namespace hiermt {
+namespace cpu {
+namespace HIERMT_ISA {
+
+// Rows in a tile: enough independent chains to keep two FMA units with a latency of four cycles busy.
+constexpr int kTileRows = 8;
+// How many of them fit into the registers beside three vectors of weights and one broadcast input.
+constexpr int kBlockRows = kRegisters >= 32 ? 8 : 4;
+// How many steps ahead rows are fetched: a tile reads and writes more streams than the hardware follows.
+constexpr int64_t kPrefetchSteps = 2;
+static_assert(kTileRows % kBlockRows == 0, "a tile is a whole number of register blocks");
+
+// acc[v][i] += sum over k < count of rows[i * row_stride + k] * weights[k][v], for v < kVectors. The sums
+// live in a copy, which the compiler keeps in registers; rows at equal distances need few registers for
+// addresses.
+template <int kVectors, class V, int kAll, int kRows>
+HIERMT_INLINE void add_product(V (&acc)[kAll][kRows], const Lane<V>* rows, int64_t row_stride, int64_t count,
+                               const Lane<V>* weights) {
+  using C = Lane<V>;
+  static_assert(kVectors <= kAll, "no more products than accumulators");
+  static_assert(kRows % 4 == 0, "rows are addressed in fours");
+  V sum[kVectors][kRows];
+#pragma GCC unroll 8
+  for (int i = 0; i < kRows; ++i) {
+#pragma GCC unroll 8
+    for (int v = 0; v < kVectors; ++v) sum[v][i] = acc[v][i];
+  }
+  const C* four[kRows / 4];
+#pragma GCC unroll 8
+  for (int q = 0; q < kRows / 4; ++q) four[q] = rows + 4 * q * row_stride;
+  for (int64_t k = 0; k < count; ++k) {
+    V w[kVectors];
+#pragma GCC unroll 8
+    for (int v = 0; v < kVectors; ++v) w[v] = load(weights + v * kLanes<C>);
+    weights += kVectors * kLanes<C>;
+#pragma GCC unroll 8
+    for (int i = 0; i < kRows; ++i) {
+      const V input = broadcast(four[i / 4][i % 4 * row_stride]);
+#pragma GCC unroll 8
+      for (int v = 0; v < kVectors; ++v) sum[v][i] = fma(input, w[v], sum[v][i]);
+    }
+#pragma GCC unroll 8
+    for (int q = 0; q < kRows / 4; ++q) ++four[q];
+  }
+#pragma GCC unroll 8
+  for (int i = 0; i < kRows; ++i) {
+#pragma GCC unroll 8
+    for (int v = 0; v < kVectors; ++v) acc[v][i] = sum[v][i];
+  }
+}
+
+// The most inputs whose products with kVectors vectors fit into the registers.
+template <int kVectors>
+constexpr int kBlockInputs = kVectors == 1 ? 8 : kBlockRows;
+
+namespace detail {
+
+template <int kVectors, int kInputs, class C>
+HIERMT_INLINE void add_outer_product_block(C* sums, int64_t sums_stride, const C* inputs,
+                                           int64_t inputs_stride, const C* lanes, int64_t lanes_stride,
+                                           int64_t vector_stride, int64_t rows) {
+  Vec<C> acc[kVectors][kInputs] = {};
+  for (int64_t row = 0; row < rows; ++row) {
+    Vec<C> w[kVectors];
+#pragma GCC unroll 8
+    for (int v = 0; v < kVectors; ++v) w[v] = load(lanes + v * vector_stride);
+#pragma GCC unroll 8
+    for (int k = 0; k < kInputs; ++k) {
+      const Vec<C> input = broadcast(inputs[k]);
+#pragma GCC unroll 8
+      for (int v = 0; v < kVectors; ++v) acc[v][k] = fma(input, w[v], acc[v][k]);
+    }
+    inputs += inputs_stride;
+    lanes += lanes_stride;
+  }
+#pragma GCC unroll 8
+  for (int k = 0; k < kInputs; ++k) {
+#pragma GCC unroll 8
+    for (int v = 0; v < kVectors; ++v) {
+      C* to = sums + k * sums_stride + v * vector_stride;
+      store(to, load(to) + acc[v][k]);
+    }
+  }
+}
+
+}  // namespace detail
+
+// sums[k][v] += sum over the rows, in their order, of inputs[row][k] * lanes[row][v], for k < count and one
+// vector each at v * vector_stride, v < kVectors. Strides count elements.
+template <int kVectors, class C>
+HIERMT_NOINLINE void add_outer_product(C* sums, int64_t sums_stride, const C* inputs, int64_t inputs_stride,
+                                       int64_t count, const C* lanes, int64_t lanes_stride,
+                                       int64_t vector_stride, int64_t rows) {
+  constexpr int kMost = kBlockInputs<kVectors>;
+  // Blocks of nearly equal size: a last block of one input would wait for its few sums in turn.
+  const int64_t blocks = (count + kMost - 1) / kMost;
+  int64_t k = 0;
+  for (int64_t block = 0; block < blocks; ++block) {
+    const int64_t size = (count - k + blocks - block - 1) / (blocks - block);
+    C* to = sums + k * sums_stride;
+    const C* from = inputs + k;
+#define HIERMT_CASE(kInputs)                                                                          \
+  case kInputs:                                                                                       \
+    if constexpr (kInputs <= kMost) {                                                                 \
+      detail::add_outer_product_block<kVectors, kInputs>(to, sums_stride, from, inputs_stride, lanes, \
+                                                         lanes_stride, vector_stride, rows);          \
+    }                                                                                                 \
+    break;
+    switch (size) {
+      HIERMT_CASE(1)
+      HIERMT_CASE(2)
+      HIERMT_CASE(3)
+      HIERMT_CASE(4)
+      HIERMT_CASE(5)
+      HIERMT_CASE(6)
+      HIERMT_CASE(7)
+      HIERMT_CASE(8)
+    }
+#undef HIERMT_CASE
+    k += size;
+  }
+}
+
+}  // namespace HIERMT_ISA
+}  // namespace cpu
+}  // namespace hiermt

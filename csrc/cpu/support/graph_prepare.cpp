@@ -1,0 +1,126 @@
+#include "cpu/support/graph_prepare.h"
+
+#include <algorithm>
+#include <vector>
+
+namespace hiermt {
+namespace cpu {
+namespace {
+
+// Blocks smaller than this are joined with their neighbour: a task has to be worth its start.
+constexpr int64_t kNodesPerBlock = 64;
+
+// Counts become the ends of the rows before them, so that they can serve as the next free place of each row.
+void exclusive_sum(int32_t* counts, int64_t rows) {
+  int32_t sum = 0;
+  for (int64_t i = 0; i <= rows; ++i) {
+    const int32_t count = counts[i];
+    counts[i] = sum;
+    sum += count;
+  }
+}
+
+// By target: the edges in the order they came, then the loop.
+template <class I>
+void sort_by_target(const GraphPrepare<I>& p) {
+  std::vector<int64_t> loop_edge(p.num_nodes, -1);
+  std::fill(p.rowptr, p.rowptr + p.num_nodes + 1, 0);
+  for (int64_t i = 0; i < p.num_nodes; ++i) p.rowptr[i] = 1;
+  for (int64_t e = 0; e < p.num_edges; ++e) {
+    if (p.source[e] != p.target[e]) {
+      ++p.rowptr[p.target[e]];
+    } else if (p.rule == LoopRule::kGcn) {
+      loop_edge[p.target[e]] = e;
+    }
+  }
+  exclusive_sum(p.rowptr, p.num_nodes);
+
+  std::vector<int32_t> next(p.rowptr, p.rowptr + p.num_nodes);
+  for (int64_t e = 0; e < p.num_edges; ++e) {
+    if (p.source[e] == p.target[e]) continue;
+    const int32_t entry = next[p.target[e]]++;
+    p.col[entry] = static_cast<int32_t>(p.source[e]);
+    p.entry_edge[entry] = e;
+  }
+  for (int64_t i = 0; i < p.num_nodes; ++i) {
+    p.col[next[i]] = static_cast<int32_t>(i);
+    p.entry_edge[next[i]] = loop_edge[i];
+  }
+}
+
+// By source: the entries of a column in the order of their rows.
+template <class I>
+void sort_by_source(const GraphPrepare<I>& p) {
+  const int32_t entries = p.rowptr[p.num_nodes];
+  std::fill(p.t_rowptr, p.t_rowptr + p.num_nodes + 1, 0);
+  for (int32_t e = 0; e < entries; ++e) ++p.t_rowptr[p.col[e]];
+  exclusive_sum(p.t_rowptr, p.num_nodes);
+  std::vector<int32_t> next(p.t_rowptr, p.t_rowptr + p.num_nodes);
+  for (int64_t row = 0; row < p.num_nodes; ++row) {
+    for (int32_t e = p.rowptr[row]; e < p.rowptr[row + 1]; ++e) {
+      const int32_t at = next[p.col[e]]++;
+      p.t_row[at] = static_cast<int32_t>(row);
+      p.t_perm[at] = e;
+    }
+  }
+}
+
+template <class I>
+void pad(const GraphPrepare<I>& p) {
+  for (int64_t e = p.rowptr[p.num_nodes]; e < p.num_edges + p.num_nodes; ++e) {
+    p.col[e] = p.t_row[e] = p.t_perm[e] = 0;
+    p.entry_edge[e] = -1;
+  }
+}
+
+// A cut lies where no edge joins the nodes before it with those behind it.
+template <class I>
+int64_t cut_blocks(const GraphPrepare<I>& p) {
+  std::vector<int32_t> reach(p.num_nodes);
+  for (int64_t i = 0; i < p.num_nodes; ++i) reach[i] = static_cast<int32_t>(i);
+  for (int64_t row = 0; row < p.num_nodes; ++row) {
+    for (int32_t e = p.rowptr[row]; e < p.rowptr[row + 1]; ++e) {
+      const int32_t low = std::min(p.col[e], static_cast<int32_t>(row));
+      reach[low] = std::max({reach[low], p.col[e], static_cast<int32_t>(row)});
+    }
+  }
+  int64_t blocks = 0;
+  int32_t farthest = -1;
+  p.blocks[0] = 0;
+  for (int64_t i = 0; i + 1 < p.num_nodes; ++i) {
+    farthest = std::max(farthest, reach[i]);
+    const int64_t cut = i + 1;
+    if (farthest < cut && cut - p.blocks[blocks] >= kNodesPerBlock && p.num_nodes - cut >= kNodesPerBlock) {
+      p.blocks[++blocks] = static_cast<int32_t>(cut);
+    }
+  }
+  if (p.num_nodes > 0) p.blocks[++blocks] = static_cast<int32_t>(p.num_nodes);
+  return blocks;
+}
+
+}  // namespace
+
+template <class I>
+int64_t first_edge_outside(const GraphPrepare<I>& p) {
+  for (int64_t e = 0; e < p.num_edges; ++e) {
+    const int64_t low = std::min(p.source[e], p.target[e]), high = std::max(p.source[e], p.target[e]);
+    if (low < 0 || high >= p.num_nodes) return e;
+  }
+  return -1;
+}
+
+template <class I>
+int64_t graph_prepare(const GraphPrepare<I>& p) {
+  sort_by_target(p);
+  sort_by_source(p);
+  pad(p);
+  return cut_blocks(p);
+}
+
+template int64_t first_edge_outside<int32_t>(const GraphPrepare<int32_t>&);
+template int64_t first_edge_outside<int64_t>(const GraphPrepare<int64_t>&);
+template int64_t graph_prepare<int32_t>(const GraphPrepare<int32_t>&);
+template int64_t graph_prepare<int64_t>(const GraphPrepare<int64_t>&);
+
+}  // namespace cpu
+}  // namespace hiermt

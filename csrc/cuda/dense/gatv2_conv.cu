@@ -1,0 +1,92 @@
+// GATv2 convolution, forward: one launch projects every row, one walks the edges.
+#include "cuda/dense/gatv2_conv.cuh"
+
+namespace hiermt::cuda {
+namespace {
+
+template <class S, int kHidden>
+__global__ void __launch_bounds__(kGatThreads)
+    gatv2_conv_fwd_kernel(GatV2ConvForward<S> p, const Compute<S>* x_l, const Compute<S>* x_r, int rows) {
+  using C = Compute<S>;
+  using Split = ChannelSplit<kHidden>;
+  constexpr int kChannels = Split::kChannels;
+  const Split split(kHidden != 0 ? kHidden : static_cast<int>(p.hidden));
+  const int hidden = split.hidden, steps = static_cast<int>(p.steps);
+  const int group = static_cast<int>(threadIdx.x) / split.lanes;
+  const int first = static_cast<int>(threadIdx.x) % split.lanes * kChannels;
+  const int64_t wanted = static_cast<int64_t>(blockIdx.x) * (kGatThreads / split.lanes) + group;
+  const int row = wanted < rows ? static_cast<int>(wanted) : rows - 1;
+
+  const RowIndex at(row, static_cast<int>(p.graph.num_nodes), steps);
+  const int begin = p.graph.rowptr[at.node], degree = p.graph.rowptr[at.node + 1] - begin;
+  const int longest = __reduce_max_sync(kFullMask, degree);
+  const int64_t step_row = static_cast<int64_t>(at.copy) * p.graph.num_nodes * steps + at.step;
+  const GatV2Lane<S, kHidden> lane(p.weights, split, first);
+  C target[kChannels], sum[kChannels] = {};
+  split.load_aligned(x_r + static_cast<int64_t>(row) * hidden, first, target);
+
+  OnlineSoftmax<C> softmax;
+  for (int k = 0; k < longest; ++k) {
+    const bool active = k < degree;
+    const int neighbour = active ? p.graph.col[begin + k] : at.node;
+    const C edge_weight = active && p.edge_weight != nullptr ? load(p.edge_weight + begin + k) : C(0);
+    C source[kChannels];
+    split.load_aligned(x_l + (step_row + static_cast<int64_t>(neighbour) * steps) * hidden, first, source);
+    const C score = group_sum(lane.partial_score(source, target, edge_weight), split.lanes);
+    if (active) {
+      softmax.see(score);
+#pragma unroll
+      for (int v = 0; v < kChannels; ++v) sum[v] = sum[v] * softmax.keep + softmax.weight * source[v];
+    }
+  }
+  if (wanted >= rows) return;
+  const C scale = degree > 0 ? softmax.scale() : C(0);
+#pragma unroll
+  for (int v = 0; v < kChannels; ++v) {
+    const C bias = split.holds(first + v) ? load(p.weights.bias + first + v) : C(0);
+    sum[v] = activate<S>(p.activation, sum[v] * scale + bias);
+  }
+  split.store_any(p.out + static_cast<int64_t>(row) * hidden, first, sum);
+}
+
+template <class C>
+struct ForwardMemory {
+  Workspace memory;
+  C* x_l;
+  C* x_r;
+
+  ForwardMemory(void* base, int64_t values)
+      : memory(base), x_l(memory.take<C>(values)), x_r(memory.take<C>(values)) {}
+};
+
+}  // namespace
+
+template <class S>
+size_t gatv2_conv_forward_workspace(const GatV2ConvForward<S>& p) {
+  return ForwardMemory<Compute<S>>(nullptr, p.graph.copies * p.graph.num_nodes * p.steps * p.hidden)
+      .memory.bytes();
+}
+
+template <class S>
+int gatv2_conv_forward(const GatV2ConvForward<S>& p, void* workspace, void* stream_) {
+  const cudaStream_t stream = static_cast<cudaStream_t>(stream_);
+  const int64_t nodes = p.graph.copies * p.graph.num_nodes, rows = nodes * p.steps;
+  if (!supported(nodes, p.steps, p.hidden)) return cudaErrorInvalidValue;
+  if (rows == 0) return cudaSuccess;
+  const ForwardMemory<Compute<S>> memory(workspace, rows * p.hidden);
+  HIERMT_CUDA_RETURN_IF_ERROR(project_pair(p, memory.x_l, memory.x_r, stream));
+  return dispatch_hidden<S>(p.hidden, [&](auto hidden) {
+    constexpr int kHidden = decltype(hidden)::value;
+    const int64_t groups = groups_per_block<kHidden>(p.hidden, kGatThreads);
+    return launch(gatv2_conv_fwd_kernel<S, kHidden>, dim3(static_cast<unsigned>(ceil_div(rows, groups))),
+                  dim3(kGatThreads), 0, stream, p, memory.x_l, memory.x_r, static_cast<int>(rows));
+  });
+}
+
+#define HIERMT_INSTANTIATE(S)                                                  \
+  template size_t gatv2_conv_forward_workspace<S>(const GatV2ConvForward<S>&); \
+  template int gatv2_conv_forward<S>(const GatV2ConvForward<S>&, void*, void*);
+HIERMT_FOR_EACH_STORAGE(HIERMT_INSTANTIATE)
+#undef HIERMT_INSTANTIATE
+
+}  // namespace hiermt::cuda

@@ -1,0 +1,341 @@
+// GATv2 convolution, backward. With z the argument of a score, y' the cotangent before the activation:
+//
+//   alpha' = y'_i . x_l[j]     s' = alpha (alpha' - sum alpha alpha')     z' = s' att leaky'(z)
+//   x_r'[i] = sum over the entries of i of z'             (target kernel, forward CSR)
+//   x_l'[j] = sum over the edges out of j of alpha y'_i + z'   (source kernel, transposed CSR)
+//
+// The projections are computed again, alpha and s' are the only state of an edge, and every sum has one
+// owner.
+#include "cuda/dense/gatv2_conv.cuh"
+#include "cuda/dense/gatv2_grads.cuh"
+
+namespace hiermt::cuda {
+namespace {
+
+// Blocks of the target kernel, each with one partial of the small gradients: a function of the problem alone.
+constexpr int64_t kMaxTargetBlocks = 1024;
+
+template <class C>
+struct alignas(2 * sizeof(C)) EdgeState {
+  C alpha, score;  // alpha and s'; while the target kernel is at work, s and alpha'
+};
+
+struct TargetGrid {
+  int64_t tiles, blocks;
+
+  TargetGrid(int64_t rows, int64_t groups) : tiles(ceil_div(rows, groups)) {
+    blocks = tiles == 0 ? 0 : ceil_div(tiles, ceil_div(tiles, kMaxTargetBlocks));
+  }
+};
+
+template <class C>
+struct BackwardMemory {
+  Workspace memory;
+  C* x_l;  // the source kernel replaces it by its gradient
+  C* x_r;
+  C* grad_y;
+  C* grad_x_r;
+  EdgeState<C>* edges;  // [E, M]: neighbouring steps of an entry lie side by side
+  C* partial;  // of the parameter gradients; the target kernel's first, then those of the projections
+
+  template <class P>
+  BackwardMemory(void* base, const P& p, int64_t rows) : memory(base) {
+    const int64_t values = rows * p.forward.hidden;
+    x_l = memory.take<C>(values);
+    x_r = memory.take<C>(values);
+    grad_y = memory.take<C>(values);
+    grad_x_r = memory.take<C>(values);
+    edges = memory.take<EdgeState<C>>(p.forward.graph.num_entries * p.forward.graph.copies * p.forward.steps);
+    const int64_t vectors = kMaxTargetBlocks * 3 * p.forward.hidden;
+    const int64_t matrices = weight_grad_values(rows, 2 * p.forward.hidden, p.forward.x.channels);
+    partial = memory.take<C>(vectors > matrices ? vectors : matrices);
+  }
+};
+
+template <class S, int kHidden>
+__global__ void __launch_bounds__(kGatThreads)
+    gatv2_conv_bwd_target_kernel(GatV2ConvForward<S> p, const S* grad_out, BackwardMemory<Compute<S>> memory,
+                                 int rows, int tiles) {
+  using C = Compute<S>;
+  using Split = ChannelSplit<kHidden>;
+  constexpr int kChannels = Split::kChannels;
+  const Split split(kHidden != 0 ? kHidden : static_cast<int>(p.hidden));
+  const int hidden = split.hidden, steps = static_cast<int>(p.steps);
+  const int groups = kGatThreads / split.lanes;
+  const int group = static_cast<int>(threadIdx.x) / split.lanes;
+  const int member = static_cast<int>(threadIdx.x) % split.lanes, first = member * kChannels;
+  const int64_t instances = p.graph.copies * p.steps;
+  const GatV2Lane<S, kHidden> lane(p.weights, split, first);
+  C grad_att[kChannels] = {}, grad_edge[kChannels] = {}, grad_bias[kChannels] = {};
+
+  for (int tile = static_cast<int>(blockIdx.x); tile < tiles; tile += static_cast<int>(gridDim.x)) {
+    const int64_t wanted = static_cast<int64_t>(tile) * groups + group;
+    const bool inside = wanted < rows;
+    const int row = inside ? static_cast<int>(wanted) : rows - 1;
+    const RowIndex at(row, static_cast<int>(p.graph.num_nodes), steps);
+    const int begin = p.graph.rowptr[at.node];
+    const int degree = inside ? p.graph.rowptr[at.node + 1] - begin : 0;
+    const int longest = __reduce_max_sync(kFullMask, degree);
+    const int64_t step_row = static_cast<int64_t>(at.copy) * p.graph.num_nodes * steps + at.step;
+    const int64_t offset = static_cast<int64_t>(row) * hidden;
+    EdgeState<C>* edges = memory.edges + begin * instances + static_cast<int64_t>(at.copy) * steps + at.step;
+
+    C target[kChannels], grad[kChannels], saved[kChannels], grad_target[kChannels] = {};
+    split.load_aligned(memory.x_r + offset, first, target);
+    split.load_any(grad_out + offset, first, grad);
+    split.load_any(p.out + offset, first, saved);
+#pragma unroll
+    for (int v = 0; v < kChannels; ++v) grad[v] *= activation_slope(p.activation, saved[v]);
+
+    OnlineSoftmax<C> softmax;
+    C expected = C(0);
+    for (int k = 0; k < longest; ++k) {
+      const bool active = k < degree;
+      const int neighbour = active ? p.graph.col[begin + k] : at.node;
+      const C edge_weight = active && p.edge_weight != nullptr ? load(p.edge_weight + begin + k) : C(0);
+      C source[kChannels];
+      split.load_aligned(memory.x_l + (step_row + static_cast<int64_t>(neighbour) * steps) * hidden, first,
+                         source);
+      C product = C(0);
+#pragma unroll
+      for (int v = 0; v < kChannels; ++v) product += grad[v] * source[v];
+      const C score = group_sum(lane.partial_score(source, target, edge_weight), split.lanes);
+      const C grad_alpha = group_sum(product, split.lanes);
+      if (active) {
+        softmax.see(score);
+        expected = expected * softmax.keep + softmax.weight * grad_alpha;
+        if (member == 0) edges[k * instances] = {score, grad_alpha};
+      }
+    }
+    const C scale = softmax.scale();
+    expected *= scale;
+    for (int k = 0; k < longest; ++k) {
+      const bool active = k < degree;
+      const int neighbour = active ? p.graph.col[begin + k] : at.node;
+      const C edge_weight = active && p.edge_weight != nullptr ? load(p.edge_weight + begin + k) : C(0);
+      // The first lane alone reads back what it wrote; the others hear it from there.
+      EdgeState<C> seen{C(0), C(0)};
+      if (active && member == 0) seen = edges[k * instances];
+      const C score = __shfl_sync(kFullMask, seen.alpha, 0, split.lanes);
+      const C grad_alpha = __shfl_sync(kFullMask, seen.score, 0, split.lanes);
+      if (!active) continue;
+      const C alpha = exponential(score - softmax.top) * scale;
+      const C grad_score = alpha * (grad_alpha - expected);
+      if (member == 0) edges[k * instances] = {alpha, grad_score};
+      C source[kChannels];
+      split.load_aligned(memory.x_l + (step_row + static_cast<int64_t>(neighbour) * steps) * hidden, first,
+                         source);
+#pragma unroll
+      for (int v = 0; v < kChannels; ++v) {
+        const C z = lane.argument(source[v], target[v], edge_weight, v);
+        const C slope = z > C(0) ? C(1) : C(kAttentionSlope);
+        const C grad_z = grad_score * lane.att[v] * slope;
+        grad_target[v] += grad_z;
+        grad_att[v] += grad_score * (slope * z);
+        grad_edge[v] += edge_weight * grad_z;
+      }
+    }
+    if (inside) {
+      split.store_aligned(memory.grad_x_r + offset, first, grad_target);
+      split.store_aligned(memory.grad_y + offset, first, grad);
+#pragma unroll
+      for (int v = 0; v < kChannels; ++v) grad_bias[v] += grad[v];
+    }
+  }
+
+  // Groups are added in order: one partial [3, H] a block.
+  SharedMemory shared;
+  C* sums = shared.take<C>(static_cast<size_t>(groups) * 3 * hidden);
+  split.store_any(sums + (group * 3 + 0) * hidden, first, grad_att);
+  split.store_any(sums + (group * 3 + 1) * hidden, first, grad_edge);
+  split.store_any(sums + (group * 3 + 2) * hidden, first, grad_bias);
+  __syncthreads();
+  for (int i = static_cast<int>(threadIdx.x); i < 3 * hidden; i += kGatThreads) {
+    C total = C(0);
+    for (int g = 0; g < groups; ++g) total += sums[g * 3 * hidden + i];
+    memory.partial[static_cast<int64_t>(blockIdx.x) * 3 * hidden + i] = total;
+  }
+}
+
+// Replaces x_l by its gradient: a group reads no other row of it.
+template <class S, int kHidden>
+__global__ void __launch_bounds__(kGatThreads)
+    gatv2_conv_bwd_source_kernel(GatV2ConvForward<S> p, BackwardMemory<Compute<S>> memory, int rows) {
+  using C = Compute<S>;
+  using Split = ChannelSplit<kHidden>;
+  constexpr int kChannels = Split::kChannels;
+  const Split split(kHidden != 0 ? kHidden : static_cast<int>(p.hidden));
+  const int hidden = split.hidden, steps = static_cast<int>(p.steps);
+  const int64_t row = static_cast<int64_t>(blockIdx.x) * (kGatThreads / split.lanes) +
+                      static_cast<int>(threadIdx.x) / split.lanes;
+  const int first = static_cast<int>(threadIdx.x) % split.lanes * kChannels;
+  if (row >= rows) return;
+
+  const RowIndex at(static_cast<int>(row), static_cast<int>(p.graph.num_nodes), steps);
+  const int64_t instances = p.graph.copies * p.steps;
+  const int64_t step_row = static_cast<int64_t>(at.copy) * p.graph.num_nodes * steps + at.step;
+  const EdgeState<C>* edges = memory.edges + static_cast<int64_t>(at.copy) * steps + at.step;
+  const GatV2Lane<S, kHidden> lane(p.weights, split, first);
+  C source[kChannels], grad_source[kChannels] = {};
+  split.load_aligned(memory.x_l + row * hidden, first, source);
+
+  const int end = p.graph.t_rowptr[at.node + 1];
+  for (int k = p.graph.t_rowptr[at.node]; k < end; ++k) {
+    const int entry = p.graph.t_perm[k];
+    const int64_t other = (step_row + static_cast<int64_t>(p.graph.t_row[k]) * steps) * hidden;
+    const EdgeState<C> edge = edges[entry * instances];
+    const C edge_weight = p.edge_weight != nullptr ? load(p.edge_weight + entry) : C(0);
+    C target[kChannels], grad[kChannels];
+    split.load_aligned(memory.x_r + other, first, target);
+    split.load_aligned(memory.grad_y + other, first, grad);
+#pragma unroll
+    for (int v = 0; v < kChannels; ++v) {
+      const C z = lane.argument(source[v], target[v], edge_weight, v);
+      grad_source[v] +=
+          edge.alpha * grad[v] + edge.score * lane.att[v] * (z > C(0) ? C(1) : C(kAttentionSlope));
+    }
+  }
+  split.store_aligned(memory.x_l + row * hidden, first, grad_source);
+}
+
+// w'_e = sum over instances and channels of s' att leaky'(z) W_e; one block for each node of the template.
+template <class S>
+__global__ void __launch_bounds__(kGatThreads)
+    gatv2_conv_bwd_edge_weight_kernel(GatV2ConvForward<S> p, BackwardMemory<Compute<S>> memory,
+                                      Compute<S>* grad_edge_weight, bool accumulate) {
+  using C = Compute<S>;
+  SharedMemory shared;
+  C* scratch = shared.take<C>(kGatThreads);
+  const int hidden = static_cast<int>(p.hidden), steps = static_cast<int>(p.steps);
+  const int node = static_cast<int>(blockIdx.x);
+  const int64_t instances = p.graph.copies * p.steps, values = instances * hidden;
+  for (int entry = p.graph.rowptr[node]; entry < p.graph.rowptr[node + 1]; ++entry) {
+    const C edge_weight = load(p.edge_weight + entry);
+    C sum = C(0);
+    for (int64_t i = threadIdx.x; i < values; i += kGatThreads) {
+      const int64_t instance = i / hidden;
+      const int c = static_cast<int>(i - instance * hidden);
+      const int64_t copy = instance / steps,
+                    row = copy * p.graph.num_nodes * steps + (instance - copy * steps);
+      const C projected = load(p.weights.lin_edge_weight + c);
+      const C z =
+          memory.x_l[(row + static_cast<int64_t>(p.graph.col[entry]) * steps) * hidden + c] +
+          (memory.x_r[(row + static_cast<int64_t>(node) * steps) * hidden + c] + edge_weight * projected);
+      sum += memory.edges[entry * instances + instance].score * load(p.weights.att + c) * projected *
+             (z > C(0) ? C(1) : C(kAttentionSlope));
+    }
+    sum = block_sum(sum, scratch);
+    if (threadIdx.x == 0) grad_edge_weight[entry] = accumulate ? grad_edge_weight[entry] + sum : sum;
+  }
+}
+
+// [lin_l; lin_r] read from the side of its outputs.
+template <class S>
+struct TransposedPair {
+  GatV2Weights<S> weights;
+  int inputs, hidden;
+
+  __device__ Compute<S> weight(int k, int n) const {
+    return k < hidden ? load(weights.lin_l_weight + k * inputs + n)
+                      : load(weights.lin_r_weight + (k - hidden) * inputs + n);
+  }
+  __device__ Compute<S> bias(int) const { return Compute<S>(0); }
+};
+
+template <class C>
+bool wants_vectors(const GatV2Grads<C>& g) {
+  return g.att != nullptr || g.lin_edge_weight != nullptr || g.bias != nullptr;
+}
+template <class C>
+bool wants_matrices(const GatV2Grads<C>& g) {
+  return g.lin_l_weight != nullptr || g.lin_l_bias != nullptr || g.lin_r_weight != nullptr ||
+         g.lin_r_bias != nullptr;
+}
+
+// Both sweeps over the edges.
+template <class S>
+cudaError_t edge_gradients(const GatV2ConvBackward<S, Compute<S>>& p,
+                           const BackwardMemory<Compute<S>>& memory, bool accumulate_edge_weight,
+                           int64_t rows, cudaStream_t stream) {
+  using C = Compute<S>;
+  const GatV2ConvForward<S>& f = p.forward;
+  return dispatch_hidden<S>(f.hidden, [&](auto hidden) {
+    constexpr int kHidden = decltype(hidden)::value;
+    const int64_t groups = kGatThreads / ChannelSplit<kHidden>(static_cast<int>(f.hidden)).lanes;
+    const TargetGrid grid(rows, groups);
+    HIERMT_CUDA_RETURN_IF_ERROR(
+        launch(gatv2_conv_bwd_target_kernel<S, kHidden>, dim3(static_cast<unsigned>(grid.blocks)),
+               dim3(kGatThreads), padded_bytes<C>(static_cast<size_t>(groups) * 3 * f.hidden), stream, f,
+               p.grad_out, memory, static_cast<int>(rows), static_cast<int>(grid.tiles)));
+    if (wants_vectors(p.grads)) {
+      HIERMT_CUDA_RETURN_IF_ERROR(ordered_sum<C>(memory.partial, grid.blocks, 3 * f.hidden,
+                                                 VectorGrads<C>{p.grads, static_cast<int>(f.hidden)},
+                                                 stream));
+    }
+    if (p.grad_edge_weight != nullptr) {
+      HIERMT_CUDA_RETURN_IF_ERROR(launch(gatv2_conv_bwd_edge_weight_kernel<S>,
+                                         dim3(static_cast<unsigned>(f.graph.num_nodes)), dim3(kGatThreads),
+                                         padded_bytes<C>(kGatThreads), stream, f, memory, p.grad_edge_weight,
+                                         accumulate_edge_weight));
+    }
+    if (p.grad_x == nullptr && !wants_matrices(p.grads)) return cudaSuccess;
+    return launch(gatv2_conv_bwd_source_kernel<S, kHidden>,
+                  dim3(static_cast<unsigned>(ceil_div(rows, groups))), dim3(kGatThreads), 0, stream, f,
+                  memory, static_cast<int>(rows));
+  });
+}
+
+}  // namespace
+
+template <class S>
+size_t gatv2_conv_backward_workspace(const GatV2ConvBackward<S, Compute<S>>& p) {
+  const CsrGraph& graph = p.forward.graph;
+  return BackwardMemory<Compute<S>>(nullptr, p, graph.copies * graph.num_nodes * p.forward.steps)
+      .memory.bytes();
+}
+
+template <class S>
+int gatv2_conv_backward(const GatV2ConvBackward<S, Compute<S>>& p, Accumulate accumulate, void* workspace,
+                        void* stream_) {
+  using C = Compute<S>;
+  const cudaStream_t stream = static_cast<cudaStream_t>(stream_);
+  const GatV2ConvForward<S>& f = p.forward;
+  const int64_t nodes = f.graph.copies * f.graph.num_nodes, rows = nodes * f.steps;
+  const int hidden = static_cast<int>(f.hidden), channels = static_cast<int>(f.x.channels);
+  if (!supported(nodes, f.steps, f.hidden)) return cudaErrorInvalidValue;
+  const BackwardMemory<C> memory(workspace, p, rows);
+
+  if (p.grad_edge_weight != nullptr && !accumulate.edge_weight) {
+    HIERMT_CUDA_RETURN_IF_ERROR(clear_padding(f.graph, rows == 0, p.grad_edge_weight, stream));
+  }
+  if (rows > 0) {
+    HIERMT_CUDA_RETURN_IF_ERROR(project_pair(f, memory.x_l, memory.x_r, stream));
+    HIERMT_CUDA_RETURN_IF_ERROR(edge_gradients(p, memory, accumulate.edge_weight, rows, stream));
+  } else if (wants_vectors(p.grads)) {
+    HIERMT_CUDA_RETURN_IF_ERROR(
+        ordered_sum<C>(memory.partial, 0, 3 * f.hidden, VectorGrads<C>{p.grads, hidden}, stream));
+  }
+  const PairRows<C> grad_projections{memory.x_l, memory.grad_x_r, hidden};
+  if (wants_matrices(p.grads)) {
+    HIERMT_CUDA_RETURN_IF_ERROR(
+        weight_grad<C>(grad_projections,
+                       SequenceRows<S>{f.x, static_cast<int>(f.graph.num_nodes), static_cast<int>(f.steps)},
+                       rows, 2 * f.hidden, f.x.channels, memory.partial,
+                       MatrixGrads<C>{p.grads, hidden, channels}, stream, use_tensor_cores<S>(f.tf32)));
+  }
+  if (p.grad_x == nullptr) return cudaSuccess;
+  return linear<C>(grad_projections, TransposedPair<S>{f.weights, channels, hidden},
+                   DenseOut<S>{p.grad_x, channels, accumulate.grad_x}, rows, 2 * f.hidden, f.x.channels,
+                   stream, use_tensor_cores<S>(f.tf32));
+}
+
+#define HIERMT_INSTANTIATE(S)                                                                \
+  template size_t gatv2_conv_backward_workspace<S>(const GatV2ConvBackward<S, Compute<S>>&); \
+  template int gatv2_conv_backward<S>(const GatV2ConvBackward<S, Compute<S>>&, Accumulate, void*, void*);
+HIERMT_INSTANTIATE(float)
+HIERMT_INSTANTIATE(double)
+HIERMT_INSTANTIATE(BFloat16)
+HIERMT_INSTANTIATE(Half)
+#undef HIERMT_INSTANTIATE
+
+}  // namespace hiermt::cuda

@@ -1,0 +1,277 @@
+// GCN convolution, forward and backward: y_i = b + sum_j norm_ij W x_j. One launch projects every row, one
+// sums over the edges; the backward sums y' over the transposed edges and goes back through the projection.
+#include "cuda/dense/gcn_conv.h"
+#include "cuda/dense/linear.cuh"
+
+namespace hiermt::cuda {
+namespace {
+
+constexpr int kGcnThreads = 128;
+// Blocks that sum the gradient of the bias, each with one partial.
+constexpr int64_t kMaxBiasBlocks = 512;
+
+// What a group of lanes owns: one row, some channels of it a lane.
+template <int kHidden>
+struct GroupRow {
+  ChannelSplit<kHidden> split;
+  int first;
+  int64_t row;
+
+  __device__ explicit GroupRow(int64_t hidden) : split(kHidden != 0 ? kHidden : static_cast<int>(hidden)) {
+    first = static_cast<int>(threadIdx.x) % split.lanes * ChannelSplit<kHidden>::kChannels;
+    row = static_cast<int64_t>(blockIdx.x) * (kGcnThreads / split.lanes) +
+          static_cast<int>(threadIdx.x) / split.lanes;
+  }
+};
+
+template <class S, int kHidden>
+__global__ void __launch_bounds__(kGcnThreads, 8)
+    gcn_conv_fwd_kernel(GcnConvForward<S> p, const Compute<S>* projected, int rows) {
+  using C = Compute<S>;
+  constexpr int kChannels = ChannelSplit<kHidden>::kChannels;
+  const GroupRow<kHidden> group(p.hidden);
+  if (group.row >= rows) return;
+  const int hidden = group.split.hidden, steps = static_cast<int>(p.steps);
+  const RowIndex at(static_cast<int>(group.row), static_cast<int>(p.graph.num_nodes), steps);
+  const int64_t step_row = static_cast<int64_t>(at.copy) * p.graph.num_nodes * steps + at.step;
+  C sum[kChannels] = {};
+  const int end = p.graph.rowptr[at.node + 1];
+  for (int entry = p.graph.rowptr[at.node]; entry < end; ++entry) {
+    const C norm = load(p.norm + entry);
+    C source[kChannels];
+    group.split.load_aligned(
+        projected + (step_row + static_cast<int64_t>(p.graph.col[entry]) * steps) * hidden, group.first,
+        source);
+#pragma unroll
+    for (int v = 0; v < kChannels; ++v) sum[v] += norm * source[v];
+  }
+#pragma unroll
+  for (int v = 0; v < kChannels; ++v) {
+    const C bias = group.split.holds(group.first + v) ? load(p.weights.bias + group.first + v) : C(0);
+    sum[v] = activate<S>(p.activation, sum[v] + bias);
+  }
+  group.split.store_any(p.out + group.row * hidden, group.first, sum);
+}
+
+// grad_y, the cotangent before the activation, and one partial of its sum over rows per block.
+template <class S>
+__global__ void __launch_bounds__(kGcnThreads, 8)
+    gcn_conv_bwd_activation_kernel(GcnConvForward<S> p, const S* grad_out, Compute<S>* grad_y, int64_t rows,
+                                   int64_t rows_per_block, Compute<S>* partial) {
+  using C = Compute<S>;
+  const int hidden = static_cast<int>(p.hidden);
+  const int64_t begin = blockIdx.x * rows_per_block;
+  const int64_t end = rows - begin < rows_per_block ? rows : begin + rows_per_block;
+  SharedMemory shared;
+  C* sums = shared.take<C>(kGcnThreads);
+  // Threads past a whole number of rows rest, so that a thread keeps its channel.
+  const int width = hidden < kGcnThreads ? kGcnThreads / hidden * hidden : kGcnThreads;
+  for (int channel = 0; channel < hidden; channel += kGcnThreads) {
+    const int c = channel + static_cast<int>(threadIdx.x) % (hidden < kGcnThreads ? hidden : kGcnThreads);
+    const int stride = hidden < kGcnThreads ? kGcnThreads / hidden : 1;
+    C sum = C(0);
+    if (static_cast<int>(threadIdx.x) < width && c < hidden) {
+      const int offset = hidden < kGcnThreads ? static_cast<int>(threadIdx.x) / hidden : 0;
+      for (int64_t row = begin + offset; row < end; row += stride) {
+        const int64_t i = row * hidden + c;
+        const C value = load(grad_out + i) * activation_slope(p.activation, load(p.out + i));
+        grad_y[i] = value;
+        sum += value;
+      }
+    }
+    __syncthreads();
+    sums[threadIdx.x] = sum;
+    __syncthreads();
+    if (static_cast<int>(threadIdx.x) < hidden && c < hidden) {
+      C total = C(0);
+      for (int i = static_cast<int>(threadIdx.x); i < width; i += hidden) total += sums[i];
+      partial[static_cast<int64_t>(blockIdx.x) * hidden + c] = total;
+    }
+  }
+}
+
+template <class S, int kHidden>
+__global__ void __launch_bounds__(kGcnThreads, 8)
+    gcn_conv_bwd_source_kernel(GcnConvForward<S> p, const Compute<S>* grad_y, Compute<S>* grad_projected,
+                               int rows) {
+  using C = Compute<S>;
+  constexpr int kChannels = ChannelSplit<kHidden>::kChannels;
+  const GroupRow<kHidden> group(p.hidden);
+  if (group.row >= rows) return;
+  const int hidden = group.split.hidden, steps = static_cast<int>(p.steps);
+  const RowIndex at(static_cast<int>(group.row), static_cast<int>(p.graph.num_nodes), steps);
+  const int64_t step_row = static_cast<int64_t>(at.copy) * p.graph.num_nodes * steps + at.step;
+  C sum[kChannels] = {};
+  const int end = p.graph.t_rowptr[at.node + 1];
+  for (int k = p.graph.t_rowptr[at.node]; k < end; ++k) {
+    const C norm = load(p.norm + p.graph.t_perm[k]);
+    C grad[kChannels];
+    group.split.load_aligned(grad_y + (step_row + static_cast<int64_t>(p.graph.t_row[k]) * steps) * hidden,
+                             group.first, grad);
+#pragma unroll
+    for (int v = 0; v < kChannels; ++v) sum[v] += norm * grad[v];
+  }
+  group.split.store_aligned(grad_projected + group.row * hidden, group.first, sum);
+}
+
+// norm'_e = sum over instances of y'_i . W x_j; one block for each node of the template.
+template <class S>
+__global__ void __launch_bounds__(kGcnThreads, 8)
+    gcn_conv_bwd_norm_kernel(GcnConvForward<S> p, const Compute<S>* grad_y, const Compute<S>* projected,
+                             Compute<S>* grad_norm, bool accumulate) {
+  using C = Compute<S>;
+  SharedMemory shared;
+  C* scratch = shared.take<C>(kGcnThreads);
+  const int hidden = static_cast<int>(p.hidden), steps = static_cast<int>(p.steps);
+  const int node = static_cast<int>(blockIdx.x);
+  // A node's steps and channels lie in one piece.
+  const int64_t piece = static_cast<int64_t>(steps) * hidden, values = p.graph.copies * piece;
+  for (int entry = p.graph.rowptr[node]; entry < p.graph.rowptr[node + 1]; ++entry) {
+    C sum = C(0);
+    for (int64_t i = threadIdx.x; i < values; i += kGcnThreads) {
+      const int64_t copy = i / piece, inside = i - copy * piece;
+      sum += grad_y[(copy * p.graph.num_nodes + node) * piece + inside] *
+             projected[(copy * p.graph.num_nodes + p.graph.col[entry]) * piece + inside];
+    }
+    sum = block_sum(sum, scratch);
+    if (threadIdx.x == 0) grad_norm[entry] = accumulate ? grad_norm[entry] + sum : sum;
+  }
+}
+
+template <class C>
+struct BiasGrad {
+  C* bias;
+  __device__ void write(int i, C value) const { bias[i] = value; }
+};
+
+// The column of ones belongs to no parameter: the bias comes after the sum over edges.
+template <class C>
+struct LinGrad {
+  C* lin_weight;
+  int inputs;
+  __device__ void write(int i, C value) const {
+    const int m = i / (inputs + 1), k = i - m * (inputs + 1);
+    if (k < inputs) lin_weight[m * inputs + k] = value;
+  }
+};
+
+template <class S>
+cudaError_t project(const GcnConvForward<S>& p, Compute<S>* projected, int64_t rows, cudaStream_t stream) {
+  return linear<Compute<S>>(
+      SequenceRows<S>{p.x, static_cast<int>(p.graph.num_nodes), static_cast<int>(p.steps)},
+      PlainWeight<S>{p.weights.lin_weight, 1, static_cast<int>(p.x.channels)},
+      PairOut<Compute<S>>{projected, nullptr, static_cast<int>(p.hidden)}, rows, p.x.channels, p.hidden,
+      stream, use_tensor_cores<S>(p.tf32));
+}
+
+template <class C>
+struct BackwardMemory {
+  Workspace memory;
+  C* grad_y;
+  C* projected;  // W x while the gradient of norm is wanted, then the gradient of W x
+  C* partial;
+
+  template <class P>
+  BackwardMemory(void* base, const P& p, int64_t rows) : memory(base) {
+    grad_y = memory.take<C>(rows * p.forward.hidden);
+    projected = memory.take<C>(rows * p.forward.hidden);
+    const int64_t matrix = weight_grad_values(rows, p.forward.hidden, p.forward.x.channels);
+    const int64_t vector = kMaxBiasBlocks * p.forward.hidden;
+    partial = memory.take<C>(matrix > vector ? matrix : vector);
+  }
+};
+
+}  // namespace
+
+template <class S>
+size_t gcn_conv_forward_workspace(const GcnConvForward<S>& p) {
+  Workspace memory(nullptr);
+  memory.take<Compute<S>>(p.graph.copies * p.graph.num_nodes * p.steps * p.hidden);
+  return memory.bytes();
+}
+
+template <class S>
+int gcn_conv_forward(const GcnConvForward<S>& p, void* workspace, void* stream_) {
+  using C = Compute<S>;
+  const cudaStream_t stream = static_cast<cudaStream_t>(stream_);
+  const int64_t nodes = p.graph.copies * p.graph.num_nodes, rows = nodes * p.steps;
+  if (!supported(nodes, p.steps, p.hidden)) return cudaErrorInvalidValue;
+  if (rows == 0) return cudaSuccess;
+  C* projected = static_cast<C*>(workspace);
+  HIERMT_CUDA_RETURN_IF_ERROR(project(p, projected, rows, stream));
+  return dispatch_hidden<S>(p.hidden, [&](auto hidden) {
+    constexpr int kHidden = decltype(hidden)::value;
+    const int64_t groups = groups_per_block<kHidden>(p.hidden, kGcnThreads);
+    return launch(gcn_conv_fwd_kernel<S, kHidden>, dim3(static_cast<unsigned>(ceil_div(rows, groups))),
+                  dim3(kGcnThreads), 0, stream, p, projected, static_cast<int>(rows));
+  });
+}
+
+template <class S>
+size_t gcn_conv_backward_workspace(const GcnConvBackward<S, Compute<S>>& p) {
+  const CsrGraph& graph = p.forward.graph;
+  return BackwardMemory<Compute<S>>(nullptr, p, graph.copies * graph.num_nodes * p.forward.steps)
+      .memory.bytes();
+}
+
+template <class S>
+int gcn_conv_backward(const GcnConvBackward<S, Compute<S>>& p, Accumulate accumulate, void* workspace,
+                      void* stream_) {
+  using C = Compute<S>;
+  const cudaStream_t stream = static_cast<cudaStream_t>(stream_);
+  const GcnConvForward<S>& f = p.forward;
+  const int64_t nodes = f.graph.copies * f.graph.num_nodes, rows = nodes * f.steps;
+  const int channels = static_cast<int>(f.x.channels);
+  if (!supported(nodes, f.steps, f.hidden)) return cudaErrorInvalidValue;
+  const BackwardMemory<C> memory(workspace, p, rows);
+
+  const int64_t rows_per_block = rows == 0 ? 1 : ceil_div<int64_t>(rows, kMaxBiasBlocks);
+  const int64_t blocks = ceil_div<int64_t>(rows, rows_per_block);
+  HIERMT_CUDA_RETURN_IF_ERROR(launch(gcn_conv_bwd_activation_kernel<S>, dim3(static_cast<unsigned>(blocks)),
+                                     dim3(kGcnThreads), padded_bytes<C>(kGcnThreads), stream, f, p.grad_out,
+                                     memory.grad_y, rows, rows_per_block, memory.partial));
+  if (p.grads.bias != nullptr) {
+    HIERMT_CUDA_RETURN_IF_ERROR(
+        ordered_sum<C>(memory.partial, blocks, f.hidden, BiasGrad<C>{p.grads.bias}, stream));
+  }
+  if (p.grad_norm != nullptr) {
+    if (!accumulate.edge_weight) {
+      HIERMT_CUDA_RETURN_IF_ERROR(clear_padding(f.graph, rows == 0, p.grad_norm, stream));
+    }
+    if (rows > 0) {
+      HIERMT_CUDA_RETURN_IF_ERROR(project(f, memory.projected, rows, stream));
+      HIERMT_CUDA_RETURN_IF_ERROR(launch(gcn_conv_bwd_norm_kernel<S>,
+                                         dim3(static_cast<unsigned>(f.graph.num_nodes)), dim3(kGcnThreads),
+                                         padded_bytes<C>(kGcnThreads), stream, f, memory.grad_y,
+                                         memory.projected, p.grad_norm, accumulate.edge_weight));
+    }
+  }
+  if (p.grad_x == nullptr && p.grads.lin_weight == nullptr) return cudaSuccess;
+  HIERMT_CUDA_RETURN_IF_ERROR(dispatch_hidden<S>(f.hidden, [&](auto hidden) {
+    constexpr int kHidden = decltype(hidden)::value;
+    const int64_t groups = groups_per_block<kHidden>(f.hidden, kGcnThreads);
+    return launch(gcn_conv_bwd_source_kernel<S, kHidden>, dim3(static_cast<unsigned>(ceil_div(rows, groups))),
+                  dim3(kGcnThreads), 0, stream, f, memory.grad_y, memory.projected, static_cast<int>(rows));
+  }));
+  const PairRows<C> grad_projected{memory.projected, nullptr, static_cast<int>(f.hidden)};
+  if (p.grads.lin_weight != nullptr) {
+    HIERMT_CUDA_RETURN_IF_ERROR(weight_grad<C>(
+        grad_projected, SequenceRows<S>{f.x, static_cast<int>(f.graph.num_nodes), static_cast<int>(f.steps)},
+        rows, f.hidden, f.x.channels, memory.partial, LinGrad<C>{p.grads.lin_weight, channels}, stream,
+        use_tensor_cores<S>(f.tf32)));
+  }
+  if (p.grad_x == nullptr) return cudaSuccess;
+  return linear<C>(grad_projected, PlainWeight<S>{f.weights.lin_weight, channels, 1},
+                   DenseOut<S>{p.grad_x, channels, accumulate.grad_x}, rows, f.hidden, f.x.channels, stream,
+                   use_tensor_cores<S>(f.tf32));
+}
+
+#define HIERMT_INSTANTIATE(S)                                                            \
+  template size_t gcn_conv_forward_workspace<S>(const GcnConvForward<S>&);               \
+  template int gcn_conv_forward<S>(const GcnConvForward<S>&, void*, void*);              \
+  template size_t gcn_conv_backward_workspace<S>(const GcnConvBackward<S, Compute<S>>&); \
+  template int gcn_conv_backward<S>(const GcnConvBackward<S, Compute<S>>&, Accumulate, void*, void*);
+HIERMT_FOR_EACH_STORAGE(HIERMT_INSTANTIATE)
+#undef HIERMT_INSTANTIATE
+
+}  // namespace hiermt::cuda

@@ -1,0 +1,26 @@
+// Launchers of the GCN convolution. `workspace` is device memory of at least the bytes that the function of
+// the same name with the suffix _workspace returns; it needs no initialisation and is free again when the
+// stream has passed. Nothing synchronises, nothing allocates: both calls can be captured into a CUDA graph.
+// `stream` is a cudaStream_t, the result a cudaError_t. graph.blocks is not read.
+#pragma once
+
+#include <cstddef>
+
+#include "types.h"
+#include "params.h"
+#include "cuda/dense/accumulate.h"
+
+namespace hiermt::cuda {
+
+template <class S>
+size_t gcn_conv_forward_workspace(const GcnConvForward<S>& p);
+template <class S>
+int gcn_conv_forward(const GcnConvForward<S>& p, void* workspace, void* stream);
+
+template <class S>
+size_t gcn_conv_backward_workspace(const GcnConvBackward<S, Compute<S>>& p);
+template <class S>
+int gcn_conv_backward(const GcnConvBackward<S, Compute<S>>& p, Accumulate accumulate, void* workspace,
+                      void* stream);
+
+}  // namespace hiermt::cuda

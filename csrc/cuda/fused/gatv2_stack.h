@@ -1,0 +1,31 @@
+// The convolution stack of a layer and what its gates read of x and g, in one launch: for graphs whose
+// template fits the shared memory of a block, 8, 16, 32 or 64 channels (at 64 no more of x than that), and
+// any storage type but double.
+#pragma once
+
+#include <cstddef>
+
+#include "types.h"
+#include "params.h"
+
+namespace hiermt::cuda {
+
+template <class S>
+bool gatv2_stack_fits(const TgcnLayerForward<S>& p);
+
+// from_input [N * T, 3H]: W [x, g] + b of the three gates. Writes p.g if it is given. `stream` is a
+// cudaStream_t, the result a cudaError_t.
+template <class S>
+int gatv2_stack_forward(const TgcnLayerForward<S>& p, Compute<S>* from_input, void* stream);
+
+// The way back, for templates that fit, too: from the cotangents of the gates [N * T, 3H], which are
+// overwritten, to those of x, of the convolutions' parameters and of the edge weights.
+template <class S>
+bool gatv2_stack_backward_fits(const TgcnLayerBackward<S, Compute<S>>& p);
+template <class S>
+size_t gatv2_stack_backward_workspace(const TgcnLayerBackward<S, Compute<S>>& p);
+template <class S>
+int gatv2_stack_backward(const TgcnLayerBackward<S, Compute<S>>& p, Compute<S>* grad_gates, void* workspace,
+                         void* stream);
+
+}  // namespace hiermt::cuda

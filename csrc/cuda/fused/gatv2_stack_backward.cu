@@ -1,0 +1,390 @@
+// The backward of a GATv2 stack in one launch: from the cotangents of the gates to those of x and of every
+// parameter of the convolutions. What is between is computed again in shared memory.
+#include "cuda/scan/gated_scan.cuh"
+#include "cuda/dense/gatv2_grads.cuh"
+#include "cuda/fused/gatv2_stack.h"
+#include "cuda/fused/gatv2_stack_backward.cuh"
+#include "cuda/fused/stack_forward.cuh"
+
+namespace hiermt::cuda {
+namespace {
+
+// Leaves a thread 168 registers; a hundred nodes at seven steps are two rounds of 352.
+constexpr int kThreads = 384;
+// With the gradient of the edge weights these would not do.
+constexpr int kThreadsWithEdges = 256;
+// How many lanes share an item: sixteen channels each would not leave them their registers at 64, and eight
+// lanes read the items of a tile without meeting at a bank.
+template <int kHidden>
+constexpr int kBackwardLanes = kHidden <= 16 ? 1 : kHidden / 8;
+// At 64 channels the weights of the gates and those of a convolution take the same place in turn.
+template <int kHidden>
+constexpr bool kTakeTurns = kHidden > 32;
+// Blocks, each with a partial sum of every parameter's gradient, take turns at the tasks beyond.
+constexpr int64_t kMaxStackBlocks = 2 * kWantedBlocks;
+
+template <class S>
+struct StackBackward {
+  CsrGraph graph;
+  SequenceView<S> x;
+  const S* edge_weight;
+  GatV2Weights<S> convs[kMaxStackConvs];
+  GateWeights<S> gates;
+  Activation last;
+  int conv_layers, steps, chunk, chunks, tasks;
+  const S* g;
+  float* grad_gates;  // [N * T, 3H], overwritten
+  S* grad_x;
+  float* partial;     // [blocks, values]: all convolutions
+  float* grad_edges;  // [copies * T, E], or nullptr
+  int values;
+};
+
+template <int kHidden>
+struct StackMemory {
+  using Items = Tile<kHidden, kBackwardLanes<kHidden>>;
+
+  __host__ __device__ static constexpr int64_t input_values(int64_t nodes, int64_t chunk) {
+    const int64_t tile = Items::values(nodes, chunk), scratch = kThreads * kProductSums;
+    return tile > scratch ? tile : scratch;
+  }
+  // Of the gates, or of the gates and a convolution in turn.
+  __host__ __device__ static constexpr int64_t weight_values(int64_t channels, int64_t widest) {
+    const int64_t gates = 3 * (channels + kHidden) * kHidden, conv = ConvMemory<kHidden>::values(widest);
+    return kTakeTurns<kHidden> && conv > gates ? conv : gates;
+  }
+  static size_t bytes(int64_t nodes, int64_t channels, int64_t conv_layers, int64_t chunk) {
+    const int64_t widest = widest_input(channels, kHidden, conv_layers);
+    return 3 * padded_bytes<float>(Items::values(nodes, chunk)) +
+           padded_bytes<float>(input_values(nodes, chunk)) + padded_bytes<float>(3 * nodes * chunk) +
+           padded_bytes<float>(weight_values(channels, widest)) +
+           (kTakeTurns<kHidden> ? 0 : ConvMemory<kHidden>::bytes(widest)) +
+           padded_bytes<float>(kThreads / kWarp * 3 * kHidden) + padded_bytes<int>(nodes);
+  }
+};
+
+// Cotangents of x, as far as the gates read it, and of what the last convolution left before its activation.
+template <class S, int kHidden, int kLanes>
+__device__ __forceinline__ void grads_of_gate_inputs(const StackBackward<S>& p, const float* gate_weights,
+                                                     const StackItems& items, int first_row,
+                                                     const Tile<kHidden, kLanes>& grads) {
+  constexpr int kChannels = kHidden / kLanes;
+  const int channels = static_cast<int>(p.x.channels), lane = lane_of_item<kLanes>();
+  // Of the sigmoid's argument, which was a leaky_relu's output or not.
+  const float slope_below = p.last == Activation::kLeakySigmoid ? static_cast<float>(kActivationSlope) : 1.0f;
+  items.for_each_shared<kLanes>([&](int node, int step, unsigned mask) {
+    const int64_t row = first_row + node * p.steps + step;
+    float gates[3][kChannels];
+#pragma unroll
+    for (int gate = 0; gate < 3; ++gate) {
+      copy_channels<kHidden, kLanes>(p.grad_gates + (row * 3 + gate) * kHidden, gates[gate]);
+    }
+    const auto grad_of = [&](int k) {
+      float sum = 0.0f;
+#pragma unroll
+      for (int gate = 0; gate < 3; ++gate) {
+        float weights[kChannels];
+        copy_channels<kHidden, kLanes>(gate_weights + (k * 3 + gate) * kHidden, weights);
+        sum += inner_product(gates[gate], weights);
+      }
+      return item_sum<kLanes>(sum, mask);
+    };
+    if (p.grad_x != nullptr) {
+#pragma unroll 1
+      for (int k = 0; k < channels; ++k) {
+        const float grad = grad_of(k);
+        if (k % kLanes == lane) store(p.grad_x + row * channels + k, grad);
+      }
+    }
+    // Four channels at a time: more would not leave the sweeps their registers.
+    float4* to = grads.at(node, step);
+#pragma unroll 1
+    for (int k = 0; k < kHidden; k += 4) {
+      float quad[4];
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        const float y = load(p.g + row * kHidden + k + i);
+        quad[i] = grad_of(channels + k + i) * y * (1.0f - y) * (y > 0.5f ? 1.0f : slope_below);
+      }
+      if (k / 4 % kLanes == lane) to[k / 4 * grads.chunk] = float4{quad[0], quad[1], quad[2], quad[3]};
+    }
+  });
+}
+
+// Input channels [first, first + H) of x; those past the end are zero.
+template <class S, int kHidden, int kLanes>
+__device__ void stage_input(const StackItems& items, const StackInput<S>& x, int first,
+                            const Tile<kHidden, kLanes>& inputs) {
+  items.for_each_shared<kLanes>([&](int node, int step, unsigned) {
+    const S* row = x.row(node, step);
+    float values[kHidden / kLanes];
+#pragma unroll
+    for (int c = 0; c < kHidden / kLanes; ++c) {
+      const int k = first + c / 4 * 4 * kLanes + 4 * lane_of_item<kLanes>() + c % 4;
+      values[c] = k < x.channels ? load(row + k * x.stride_channel) : 0.0f;
+    }
+    inputs.write(node, step, values);
+  });
+}
+
+// The gradient of the bias, third of the vectors in `warp_sums`.
+template <int kHidden, int kLanes>
+__device__ __forceinline__ void sum_grads(const StackItems& items, const Tile<kHidden, kLanes>& grads,
+                                          float* warp_sums) {
+  constexpr int kChannels = kHidden / kLanes;
+  float sums[kChannels] = {};
+  items.for_each_shared<kLanes>([&](int node, int step, unsigned) {
+    float grad[kChannels];
+    grads.read(node, step, grad);
+#pragma unroll
+    for (int c = 0; c < kChannels; ++c) sums[c] += grad[c];
+  });
+  sum_over_warp<kHidden, kLanes>(sums, 2, 3, warp_sums);
+}
+
+template <class S, int kHidden, bool kEdges>
+__global__ void __launch_bounds__(kEdges ? kThreadsWithEdges : kThreads, 1)
+    gatv2_stack_bwd_kernel(StackBackward<S> p) {
+  SharedMemory memory;
+  const int nodes = static_cast<int>(p.graph.num_nodes), channels = static_cast<int>(p.x.channels);
+  const int entries = static_cast<int>(p.graph.num_entries);
+  constexpr int kLanes = kBackwardLanes<kHidden>, kChannels = kHidden / kLanes;
+  using Items = Tile<kHidden, kLanes>;
+  using Sizes = StackMemory<kHidden>;
+  const size_t room = Items::values(nodes, p.chunk);
+  // What has a fixed place comes first: its address needs no register.
+  float* warp_sums = memory.take<float>(kThreads / kWarp * 3 * kHidden);
+  const int widest = static_cast<int>(widest_input(channels, kHidden, p.conv_layers));
+  float* gate_weights = memory.take<float>(Sizes::weight_values(channels, widest));
+  const ConvMemory<kHidden> conv =
+      kTakeTurns<kHidden> ? ConvMemory<kHidden>(gate_weights, widest) : ConvMemory<kHidden>(memory, widest);
+  int* order = memory.take<int>(nodes);
+  float* row_data = memory.take<float>(3 * nodes * p.chunk);
+  float* source_data = memory.take<float>(room);
+  float* target_data = memory.take<float>(room);
+  float* grad_data = memory.take<float>(room);
+  float* input_data = memory.take<float>(Sizes::input_values(nodes, p.chunk));
+
+  order_by_degree(p.graph, nodes, order);
+  if (!kTakeTurns<kHidden>) fill_gate_weights<S, kHidden>(p.gates, channels + kHidden, gate_weights);
+  __syncthreads();
+
+  for (int task = static_cast<int>(blockIdx.x); task < p.tasks; task += static_cast<int>(gridDim.x)) {
+    const int copy = task / p.chunks, first_step = task % p.chunks * p.chunk;
+    const int chunk = p.steps - first_step < p.chunk ? p.steps - first_step : p.chunk;
+    const StackItems items{nodes, chunk, order};
+    const Items sources{source_data, chunk}, targets{target_data, chunk}, grads{grad_data, chunk},
+        inputs{input_data, chunk};
+    const RowSoftmax rows{row_data, chunk};
+    const int first_row = copy * nodes * p.steps + first_step;
+    // Rows of the gates' cotangents have been read when x_r' takes their place.
+    const auto target_row = [&](int node, int step) {
+      return p.grad_gates + static_cast<int64_t>(first_row + node * p.steps + step) * 3 * kHidden;
+    };
+    if (kTakeTurns<kHidden>) {
+      fill_gate_weights<S, kHidden>(p.gates, channels + kHidden, gate_weights);
+      __syncthreads();
+    }
+    grads_of_gate_inputs(p, gate_weights, items, first_row, grads);
+
+    const auto project = [&](int layer, const Items& to) {
+      __syncthreads();
+      conv.fill(p.convs[layer], layer == 0 ? channels : kHidden);
+      __syncthreads();
+      if (layer == 0) {
+        project_input<false>(items, conv, StackInput<S>(p.x, copy, first_step), sources, to);
+      } else {
+        project_tile<false>(items, conv, inputs, sources, to);
+      }
+      __syncthreads();
+    };
+    for (int layer = p.conv_layers - 1; layer >= 0; --layer) {
+      const int width = layer == 0 ? channels : kHidden;
+      const int before_layer = layer == 0
+                                   ? 0
+                                   : static_cast<int>(conv_grad_values(channels, kHidden) +
+                                                      (layer - 1) * conv_grad_values(kHidden, kHidden));
+      float* partial = p.partial + static_cast<int>(blockIdx.x) * p.values + before_layer;
+      const bool add = task != static_cast<int>(blockIdx.x);
+      const PartialSum vectors{partial, add}, matrices{partial + 3 * kHidden, add};
+      for (int before = 0; before < layer; ++before) {
+        project(before, inputs);
+        attend(items, p.graph, p.edge_weight, conv.vectors, Activation::kLeakyRelu, sources, inputs);
+      }
+      project(layer, targets);
+      sum_grads(items, grads, warp_sums);
+      {
+        float att_sums[kChannels] = {}, edge_sums[kChannels] = {};
+        const int64_t first_instance = copy * p.steps + first_step;
+        const EdgeSums edge_weight_sums{kEdges ? p.grad_edges + first_instance * entries : nullptr, entries,
+                                        layer + 1 < p.conv_layers};
+        if (kEdges && !edge_weight_sums.add) edge_weight_sums.clear_padding(p.graph.rowptr[nodes], chunk);
+        target_sweep<kEdges>(items, p.graph, p.edge_weight, conv.vectors, sources, targets, grads, rows,
+                             target_row, att_sums, edge_sums, edge_weight_sums);
+        sum_over_warp<kHidden, kLanes>(att_sums, 0, 3, warp_sums);
+        sum_over_warp<kHidden, kLanes>(edge_sums, 1, 3, warp_sums);
+      }
+      __syncthreads();
+      for (int i = static_cast<int>(threadIdx.x); i < 3 * kHidden; i += static_cast<int>(blockDim.x)) {
+        const float sum = sum_over_warps(warp_sums, i, 3 * kHidden);
+        vectors.put(i, i / kHidden == 1 ? sum * conv.vectors.att()[i % kHidden] : sum);
+      }
+      source_sweep(items, p.graph, p.edge_weight, conv.vectors, sources, targets, grads, rows);
+      __syncthreads();
+      // Through the projections to the input.
+      items.template for_each_shared<kLanes>([&](int node, int step, unsigned mask) {
+        float source[kChannels], target[kChannels], grad[kChannels];
+        sources.read(node, step, source);
+        copy_channels<kHidden, kLanes>(target_row(node, step), target);
+        targets.write(node, step, target);
+        const auto grad_of = [&](int k) {
+          float weights[kChannels], other[kChannels];
+          copy_channels<kHidden, kLanes>(conv.source + k * kHidden, weights);
+          copy_channels<kHidden, kLanes>(conv.target + k * kHidden, other);
+          return item_sum<kLanes>(inner_product(source, weights) + inner_product(target, other), mask);
+        };
+        const int lane = lane_of_item<kLanes>();
+        if (layer == 0) {
+          if (p.grad_x == nullptr) return;
+          S* to = p.grad_x + static_cast<int64_t>(first_row + node * p.steps + step) * channels;
+          for (int k = 0; k < channels; ++k) {
+            const float through = grad_of(k);
+            if (k % kLanes == lane) store(to + k, load(to + k) + through);
+          }
+        } else {
+          inputs.read(node, step, grad);
+#pragma unroll
+          for (int c = 0; c < kChannels; ++c) {
+            float mine = 0.0f;
+#pragma unroll
+            for (int l = 0; l < kLanes; ++l) {
+              const float through = grad_of((c / 4 * kLanes + l) * 4 + c % 4);
+              if (l == lane) mine = through;
+            }
+            grad[c] = mine * activation_slope(Activation::kLeakyRelu, grad[c]);
+          }
+          grads.write(node, step, grad);
+        }
+      });
+      for (int first = 0; first < width; first += kHidden) {
+        if (layer == 0) stage_input(items, StackInput<S>(p.x, copy, first_step), first, inputs);
+        __syncthreads();
+        weight_products(nodes, sources, targets, inputs, first, width, matrices);
+        __syncthreads();
+      }
+    }
+  }
+}
+
+struct BackwardPlan {
+  int64_t chunk, tasks, blocks, values;
+  size_t shared_bytes;
+
+  template <int kHidden, class S>
+  static BackwardPlan of(const TgcnLayerForward<S>& p) {
+    BackwardPlan plan{};
+    const auto bytes = [&](int64_t chunk) {
+      return StackMemory<kHidden>::bytes(p.graph.num_nodes, p.x.channels, p.conv_layers, chunk);
+    };
+    plan.chunk = steps_per_block(p.steps, p.graph.copies, shared_memory_limit(), bytes);
+    plan.shared_bytes = bytes(plan.chunk);
+    plan.tasks = p.graph.copies * ceil_div(p.steps, plan.chunk);
+    plan.blocks = plan.tasks < kMaxStackBlocks ? plan.tasks : kMaxStackBlocks;
+    for (int64_t k = 0; k < p.conv_layers; ++k) {
+      plan.values += conv_grad_values(k == 0 ? p.x.channels : p.hidden, p.hidden);
+    }
+    return plan;
+  }
+};
+
+}  // namespace
+
+template <class S>
+bool gatv2_stack_backward_fits(const TgcnLayerBackward<S, Compute<S>>& p) {
+  if (!gatv2_stack_fits(p.forward)) return false;
+  if (leaves_to_tensor_cores<S>(p.forward.hidden, p.forward.tf32)) return false;
+  return dispatch_stack(
+      p.forward.hidden,
+      [&](auto hidden) {
+        return BackwardPlan::of<decltype(hidden)::value>(p.forward).shared_bytes <= shared_memory_limit();
+      },
+      false);
+}
+
+template <class S>
+size_t gatv2_stack_backward_workspace(const TgcnLayerBackward<S, Compute<S>>& p) {
+  return dispatch_stack(
+      p.forward.hidden,
+      [&](auto hidden) {
+        const BackwardPlan plan = BackwardPlan::of<decltype(hidden)::value>(p.forward);
+        const int64_t edges = p.grad_edge_weight != nullptr ? edge_values(p.forward) : 0;
+        return padded_bytes<float>(plan.blocks * plan.values, 256) + padded_bytes<float>(edges, 256);
+      },
+      size_t{0});
+}
+
+template <class S>
+int gatv2_stack_backward(const TgcnLayerBackward<S, Compute<S>>& p, Compute<S>* grad_gates, void* workspace,
+                         void* stream_) {
+  if constexpr (std::is_same_v<S, double>) {
+    return cudaErrorInvalidValue;
+  } else {
+    const cudaStream_t stream = static_cast<cudaStream_t>(stream_);
+    const TgcnLayerForward<S>& f = p.forward;
+    StackBackward<S> stack{};
+    stack.graph = f.graph;
+    stack.x = f.x;
+    stack.edge_weight = f.edge_weight;
+    stack.gates = f.gate_weights;
+    stack.last = f.between ? Activation::kSigmoid : Activation::kLeakySigmoid;
+    stack.conv_layers = static_cast<int>(f.conv_layers);
+    stack.steps = static_cast<int>(f.steps);
+    stack.g = f.g;
+    stack.grad_gates = grad_gates;
+    stack.grad_x = p.grad_x;
+    stack.partial = static_cast<float*>(workspace);
+    StackGrads grads{{}, stack.conv_layers, static_cast<int>(f.x.channels), static_cast<int>(f.hidden)};
+    for (int64_t k = 0; k < f.conv_layers; ++k) {
+      stack.convs[k] = f.gat[k];
+      if (p.gat != nullptr) grads.convs[k] = p.gat[k];
+    }
+    const auto run = [&](auto hidden) {
+      constexpr int kHidden = decltype(hidden)::value;
+      if constexpr (leaves_to_tensor_cores<S>(kHidden, false)) {
+        return cudaErrorInvalidValue;
+      } else {
+        const BackwardPlan plan = BackwardPlan::of<kHidden>(f);
+        stack.chunk = static_cast<int>(plan.chunk);
+        stack.tasks = static_cast<int>(plan.tasks);
+        stack.chunks = ceil_div(stack.steps, stack.chunk);
+        stack.values = static_cast<int>(plan.values);
+        const int64_t items = f.graph.num_nodes * plan.chunk * kBackwardLanes<kHidden>;
+        const int64_t wanted = items > kLeastThreads<kHidden> ? items : kLeastThreads<kHidden>;
+        const bool edges = p.grad_edge_weight != nullptr;
+        if (edges) stack.grad_edges = stack.partial + padded_bytes<float>(plan.blocks * plan.values, 256) / 4;
+        const int64_t threads = stack_threads(wanted, edges ? kThreadsWithEdges : kThreads);
+        HIERMT_CUDA_RETURN_IF_ERROR(launch(
+            edges ? gatv2_stack_bwd_kernel<S, kHidden, true> : gatv2_stack_bwd_kernel<S, kHidden, false>,
+            dim3(static_cast<unsigned>(plan.blocks)), dim3(static_cast<unsigned>(threads)), plan.shared_bytes,
+            stream, stack));
+        if (edges) {
+          const EdgeWeightGrads out{f.graph.rowptr, static_cast<int>(f.graph.num_nodes), p.grad_edge_weight};
+          HIERMT_CUDA_RETURN_IF_ERROR(ordered_sum<float>(stack.grad_edges, f.graph.copies * f.steps,
+                                                         f.graph.num_entries, out, stream));
+        }
+        return p.gat == nullptr ? cudaSuccess
+                                : ordered_sum<float>(stack.partial, plan.blocks, plan.values, grads, stream);
+      }
+    };
+    return dispatch_stack(f.hidden, run, cudaErrorInvalidValue);
+  }
+}
+
+#define HIERMT_INSTANTIATE(S)                                                                 \
+  template bool gatv2_stack_backward_fits<S>(const TgcnLayerBackward<S, Compute<S>>&);        \
+  template size_t gatv2_stack_backward_workspace<S>(const TgcnLayerBackward<S, Compute<S>>&); \
+  template int gatv2_stack_backward<S>(const TgcnLayerBackward<S, Compute<S>>&, Compute<S>*, void*, void*);
+HIERMT_FOR_EACH_STORAGE(HIERMT_INSTANTIATE)
+#undef HIERMT_INSTANTIATE
+
+}  // namespace hiermt::cuda

@@ -1,0 +1,202 @@
+// The forward of a GCN stack: y_i = b + sum_j norm_ij W x_j, convolution after convolution, from shared
+// memory. A thread that has summed an item's neighbours has all its channels in registers, so it goes on at
+// once with the next projection, or with the gates: one barrier a convolution.
+#include "cuda/fused/gcn_stack.h"
+#include "cuda/fused/stack_forward.cuh"
+#include "cuda/fused/wide_stack.cuh"
+
+namespace hiermt::cuda {
+namespace {
+
+// Weights of all convolutions, input channel by input channel, and their biases.
+template <int kHidden>
+struct GcnMemory {
+  float *weights, *biases;  // [F + (convs - 1) H, H], [convs, H]
+
+  __device__ GcnMemory(SharedMemory& memory, int channels, int conv_layers)
+      : weights(memory.take<float>(static_cast<size_t>(channels + (conv_layers - 1) * kHidden) * kHidden)),
+        biases(memory.take<float>(conv_layers * kHidden)) {}
+
+  static size_t bytes(int64_t channels, int64_t conv_layers) {
+    return padded_bytes<float>((channels + (conv_layers - 1) * kHidden) * kHidden) +
+           padded_bytes<float>(conv_layers * kHidden);
+  }
+  // The first row of the weights of convolution k.
+  __device__ const float* of(int k, int channels) const {
+    return weights + (k == 0 ? 0 : channels + (k - 1) * kHidden) * kHidden;
+  }
+  template <class S>
+  __device__ void fill(const StackForward<S, GcnWeights<S>>& p, int channels) const {
+    const int thread = static_cast<int>(threadIdx.x), width = static_cast<int>(blockDim.x);
+    for (int k = 0; k < p.conv_layers; ++k) {
+      const int inputs = k == 0 ? channels : kHidden;
+      float* to = weights + (of(k, channels) - weights);
+      for (int i = thread; i < inputs * kHidden; i += width) {
+        to[i] = load(p.convs[k].lin_weight + i % kHidden * inputs + i / kHidden);
+      }
+      for (int c = thread; c < kHidden; c += width) biases[k * kHidden + c] = load(p.convs[k].bias + c);
+    }
+  }
+};
+
+// sum_j norm_ij of what `projected` holds, before the bias.
+template <class S, int kHidden, int kLanes>
+__device__ __forceinline__ void sum_neighbours(const StackForward<S, GcnWeights<S>>& p, int node, int step,
+                                               const Tile<kHidden, kLanes>& projected,
+                                               float (&y)[kHidden / kLanes]) {
+  const int end = p.graph.rowptr[node + 1];
+#pragma unroll 2
+  for (int entry = p.graph.rowptr[node]; entry < end; ++entry) {
+    const float norm = load(p.edge_weight + entry);
+    float source[kHidden / kLanes];
+    projected.read(p.graph.col[entry], step, source);
+#pragma unroll
+    for (int c = 0; c < kHidden / kLanes; ++c) y[c] += norm * source[c];
+  }
+}
+
+template <class S, int kHidden>
+__global__ void __launch_bounds__(kStackThreads<kHidden>, 1)
+    gcn_stack_fwd_kernel(StackForward<S, GcnWeights<S>> p) {
+  SharedMemory memory;
+  const int nodes = static_cast<int>(p.graph.num_nodes);
+  const StackBlock block(p.steps, p.chunk);
+  const StackInput<S> x(p.x, block.copy, block.first_step);
+  // W x of the convolution at work, and of the one that follows.
+  Tile<kHidden> projected{memory.take<float>(static_cast<size_t>(nodes) * p.chunk * kHidden), block.steps};
+  Tile<kHidden> next{memory.take<float>(static_cast<size_t>(nodes) * p.chunk * kHidden), block.steps};
+  const GateMemory<kHidden> gates(memory, x.channels);
+  const GcnMemory<kHidden> convs(memory, x.channels, p.conv_layers);
+  int* order = memory.take<int>(nodes);
+  const StackItems items{nodes, block.steps, order};
+
+  order_by_degree(p.graph, nodes, order);
+  gates.fill(p.gates, x.channels);
+  convs.fill(p, x.channels);
+  __syncthreads();
+  items.for_each_pair([&](const auto& group) {
+    constexpr int kItems = std::decay_t<decltype(group)>::kItems;
+    float sums[kItems][kHidden] = {};
+    for_each_channel(x, group, [&](int k, const float (&values)[kItems]) {
+      add_scaled<kHidden, kItems>(convs.weights + k * kHidden, values, sums);
+    });
+#pragma unroll
+    for (int i = 0; i < kItems; ++i) projected.write(group.node[i], group.step[i], sums[i]);
+  });
+
+  for (int layer = 0; layer < p.conv_layers; ++layer) {
+    const bool is_last = layer + 1 == p.conv_layers;
+    const Activation activation = stack_activation(layer, p.conv_layers, p.last);
+    __syncthreads();
+    // What neighbours read stays as it is; what a thread makes of it is its own.
+    items.for_each([&](int node, int step) {
+      float y[kHidden] = {};
+      sum_neighbours(p, node, step, projected, y);
+#pragma unroll
+      for (int c = 0; c < kHidden; ++c)
+        y[c] = activate<S>(activation, y[c] + convs.biases[layer * kHidden + c]);
+      next.write(node, step, y);
+    });
+    items.for_each_pair([&](const auto& group) {
+      if (is_last) return p.finish(gates, x, block, next, group);
+      constexpr int kItems = std::decay_t<decltype(group)>::kItems;
+      const float* weights = convs.of(layer + 1, x.channels);
+      float sums[kItems][kHidden] = {};
+      for_each_channel(next, group, [&](int k, const float (&values)[kItems]) {
+        add_scaled<kHidden, kItems>(weights + k * kHidden, values, sums);
+      });
+#pragma unroll
+      for (int i = 0; i < kItems; ++i) next.write(group.node[i], group.step[i], sums[i]);
+    });
+    const Tile<kHidden> used = projected;
+    projected = next;
+    next = used;
+  }
+}
+
+template <class S, int kHidden>
+__global__ void __launch_bounds__(kStackThreads<kHidden>, 2)
+    gcn_stack_wide_fwd_kernel(StackForward<S, GcnWeights<S>> p) {
+  constexpr int kLanes = kStackLanes<kHidden>;
+  using Items = Tile<kHidden, kLanes>;
+  SharedMemory memory;
+  const int nodes = static_cast<int>(p.graph.num_nodes);
+  const StackBlock block(p.steps, p.chunk);
+  const StackInput<S> x(p.x, block.copy, block.first_step);
+  const Items projected{memory.take<float>(Items::values(nodes, p.chunk)), block.steps};
+  const Items own{memory.take<float>(Items::values(nodes, p.chunk)), block.steps};
+  const WideMatrix<kHidden> matrix{
+      memory.take<float>(wide_matrix_values<kHidden>(x.channels, p.conv_layers, 1))};
+  int* order = memory.take<int>(nodes);
+  const StackItems items{nodes, block.steps, order};
+
+  order_by_degree(p.graph, nodes, order);
+  stage_rows(items, x, own);
+  for (int layer = 0; layer < p.conv_layers; ++layer) {
+    const int inputs = layer == 0 ? x.channels : kHidden;
+    const Activation activation = stack_activation(layer, p.conv_layers, p.last);
+    const S* bias = p.convs[layer].bias + 4 * lane_of_item<kLanes>();
+    matrix.fill(p.convs[layer].lin_weight, inputs, inputs);
+    __syncthreads();
+    project_tile(items, matrix.data, nullptr, own, ceil_div(inputs, 4), projected);
+    __syncthreads();
+    items.template for_each_shared<kLanes>([&](int node, int step, unsigned) {
+      float y[kHidden / kLanes] = {};
+      sum_neighbours(p, node, step, projected, y);
+#pragma unroll
+      for (int c = 0; c < kHidden / kLanes; ++c) {
+        y[c] = activate<S>(activation, y[c] + load(bias + c / 4 * 4 * kLanes + c % 4));
+      }
+      own.write(node, step, y);
+    });
+  }
+  __syncthreads();
+  finish_wide(p, block, items, x, matrix, own, projected);
+}
+
+// Shared memory of a block with `chunk` steps.
+template <class S>
+struct StackBytes {
+  const TgcnLayerForward<S>& p;
+
+  template <class Hidden>
+  size_t operator()(Hidden, int64_t chunk) const {
+    constexpr int kHidden = Hidden::value;
+    const int64_t nodes = p.graph.num_nodes;
+    if constexpr (kHidden == kWideHidden) return wide_stack_bytes<kHidden>(p, chunk, 1);
+    return 2 * padded_bytes<float>(nodes * chunk * kHidden) + GateMemory<kHidden>::bytes(p.x.channels) +
+           GcnMemory<kHidden>::bytes(p.x.channels, p.conv_layers) + padded_bytes<int>(nodes);
+  }
+};
+
+}  // namespace
+
+template <class S>
+bool gcn_stack_fits(const TgcnLayerForward<S>& p) {
+  return p.gcn != nullptr && stack_fits(p, StackBytes<S>{p});
+}
+
+template <class S>
+int gcn_stack_forward(const TgcnLayerForward<S>& p, Compute<S>* from_input, void* stream) {
+  if constexpr (std::is_same_v<S, double>) {
+    return cudaErrorInvalidValue;
+  } else {
+    const auto kernel = [](auto hidden) {
+      constexpr int kHidden = decltype(hidden)::value;
+      if constexpr (kHidden == kWideHidden) {
+        return gcn_stack_wide_fwd_kernel<S, kHidden>;
+      } else {
+        return gcn_stack_fwd_kernel<S, kHidden>;
+      }
+    };
+    return launch_stack(p, p.gcn, from_input, static_cast<cudaStream_t>(stream), StackBytes<S>{p}, kernel);
+  }
+}
+
+#define HIERMT_INSTANTIATE(S)                                  \
+  template bool gcn_stack_fits<S>(const TgcnLayerForward<S>&); \
+  template int gcn_stack_forward<S>(const TgcnLayerForward<S>&, Compute<S>*, void*);
+HIERMT_FOR_EACH_STORAGE(HIERMT_INSTANTIATE)
+#undef HIERMT_INSTANTIATE
+
+}  // namespace hiermt::cuda

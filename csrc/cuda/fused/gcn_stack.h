@@ -1,0 +1,19 @@
+// A stack of GCN convolutions and what the gates of the layer read of x and g, in one launch: for graphs
+// whose template fits the shared memory of a block, 8, 16, 32 or 64 channels (at 64 no more of x than that),
+// and any storage type but double.
+#pragma once
+
+#include "types.h"
+#include "params.h"
+
+namespace hiermt::cuda {
+
+template <class S>
+bool gcn_stack_fits(const TgcnLayerForward<S>& p);
+
+// from_input [N * T, 3H]: W [x, g] + b of the three gates. Writes p.g if it is given. `stream` is a
+// cudaStream_t, the result a cudaError_t.
+template <class S>
+int gcn_stack_forward(const TgcnLayerForward<S>& p, Compute<S>* from_input, void* stream);
+
+}  // namespace hiermt::cuda

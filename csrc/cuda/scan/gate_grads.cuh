@@ -1,0 +1,111 @@
+// What the backward of the gated scan does in dense launches, over the nodes of a batch or over windows of a
+// series.
+#pragma once
+
+#include "cuda/scan/gated_scan.cuh"
+
+namespace hiermt::cuda {
+
+// The input columns of the gates from the side of their outputs, [3H, F + H].
+template <class S>
+struct TransposedInputWeights {
+  GateWeights<S> weights;
+  int columns, hidden, first;
+
+  __device__ Compute<S> weight(int k, int n) const {
+    const int gate = k / hidden;
+    return load(gate_weight(weights, gate) + (k - gate * hidden) * columns + first + n);
+  }
+  __device__ Compute<S> bias(int) const { return Compute<S>(0); }
+};
+
+// Gradients of the gates from first_gate on: `width` columns of their weights from first_column on, then the
+// bias.
+template <class C>
+struct GateGradsOut {
+  GateGrads<C> grads;
+  int columns, hidden, first_gate, first_column, width;
+
+  __device__ void write(int i, C value) const {
+    const int m = i / (width + 1), k = i - m * (width + 1);
+    const int gate = first_gate + m / hidden, c = m % hidden;
+    C* weight = gate == 0 ? grads.u_weight : gate == 1 ? grads.r_weight : grads.c_weight;
+    C* bias = gate == 0 ? grads.u_bias : gate == 1 ? grads.r_bias : grads.c_bias;
+    if (k < width && weight != nullptr) weight[c * columns + first_column + k] = value;
+    if (k == width && bias != nullptr) bias[c] = value;
+  }
+};
+
+// Some columns of the gates' cotangents, [N * T, 3H] or [S * D, 3H].
+template <class C>
+struct GateRows {
+  struct Row {
+    int64_t offset;
+  };
+  const C* grad_gates;
+  int width, first;
+
+  __device__ Row row(int r) const { return {static_cast<int64_t>(r) * width + first}; }
+  __device__ C load(const Row& row, int k) const { return grad_gates[row.offset + k]; }
+};
+
+// One of the gates' columns, after its nonlinearity.
+template <class S>
+struct GateOut {
+  S* gates;  // [N * T, 3H]
+  ResetGate<S> reset;
+  int hidden, first_gate;
+
+  __device__ void write(int row, int n, Compute<S> value) const {
+    S* to = gates + static_cast<int64_t>(row) * 3 * hidden + first_gate * hidden + n;
+    if (first_gate == 0 && n >= hidden)
+      to = reset.data + static_cast<int64_t>(row) * reset.stride + n - hidden;
+    store(to, first_gate == 2 ? tangent(value) : sigmoid(value));
+  }
+};
+
+// The gates of a scan and their cotangents, [N * T, 3H] each.
+template <class S>
+struct GateWorkspace {
+  using C = Compute<S>;
+  C* grads;
+  S* values;  // saved, in the place of the cotangents, or of their own
+  ResetGate<S> reset;
+
+  GateWorkspace(Workspace& memory, S* saved, int64_t rows, int64_t hidden) {
+    grads = memory.template take<C>(rows * 3 * hidden);
+    values = saved;
+    bool in_place = false;
+    if constexpr (std::is_same_v<S, C>) {
+      in_place = saved == nullptr;
+      if (in_place) values = grads;
+    }
+    if (saved == nullptr && !in_place) values = memory.template take<S>(rows * 3 * hidden);
+    const int width = static_cast<int>(hidden);
+    reset = in_place ? ResetGate<S>{memory.template take<S>(rows * hidden), width}
+                     : ResetGate<S>{values + hidden, 3 * width};
+  }
+};
+
+// u and r from what they read, then c, which reads r; a row of `inputs` ends with the state before the step,
+// one of `reset_inputs` with r times it. gates [N * T, 3H]
+template <class S, class Inputs, class ResetInputs>
+cudaError_t compute_gates(const GatedScanForward<S>& f, const Inputs& inputs, const ResetInputs& reset_inputs,
+                          const ResetGate<S>& reset, int64_t rows, cudaStream_t stream) {
+  using C = Compute<S>;
+  const int hidden = static_cast<int>(f.hidden), columns = static_cast<int>(f.x.channels) + 2 * hidden;
+  const bool tensor = use_tensor_cores<S>(f.tf32);
+  HIERMT_CUDA_RETURN_IF_ERROR(linear<C>(inputs, GateColumns<S>{f.weights, columns, hidden, 0},
+                                        GateOut<S>{f.gates, reset, hidden, 0}, rows, columns, 2 * f.hidden,
+                                        stream, tensor));
+  return linear<C>(reset_inputs, GateColumns<S>{f.weights, columns, hidden, 2},
+                   GateOut<S>{f.gates, reset, hidden, 2}, rows, columns, f.hidden, stream, tensor);
+}
+
+// Backward of the recurrence alone, from the gates and h: leaves the cotangents of the gates before their
+// nonlinearity. packed: 3 H * H values of scratch memory.
+template <class S>
+cudaError_t scan_back(const GatedScanBackward<S, Compute<S>>& p, const GateWorkspace<S>& gates,
+                      Compute<S>* packed, cudaStream_t stream);
+
+}  // namespace hiermt::cuda

@@ -1,0 +1,239 @@
+// The gated scan over windows of one series, backward. The recurrence goes back over the windows; what it
+// leaves for the inputs of a step is summed over the windows that have its day, and from there on there are
+// days alone.
+#include "cuda/scan/gate_grads.cuh"
+#include "cuda/scan/gated_scan_windows.h"
+#include "cuda/scan/window_scan.cuh"
+
+namespace hiermt::cuda {
+namespace {
+
+constexpr int kSumThreads = 128;
+constexpr int kSumPieces = 2;  // of a warp's width of channels, which a lane adds up
+constexpr int kSumAtOnce = 2;  // windows whose cotangents are on their way together
+
+// sums[stock, day, channel] = sum over the windows that have the day, in their order, of grad_gates;
+// used[day] whether there is such a window. A warp owns up to 64 channels of a row; each lane looks at a
+// window.
+template <class C>
+__global__ void __launch_bounds__(kSumThreads)
+    sum_windows_kernel(const C* grad_gates, WindowDays days, int windows, int rows, int width, C* sums,
+                       int* used) {
+  const int lane = static_cast<int>(threadIdx.x) % kWarp;
+  const int row =
+      static_cast<int>(blockIdx.x) * (kSumThreads / kWarp) + static_cast<int>(threadIdx.x) / kWarp;
+  if (row >= rows) return;
+  const int first = static_cast<int>(blockIdx.y) * kWarp * kSumPieces + lane;
+  const int stock = row / days.days, day = row - stock * days.days;
+  C total[kSumPieces] = {};
+  bool found = false;
+  for (int group = 0; group < windows; group += kWarp) {
+    const int window = group + lane;
+    const int step = window < windows ? day - days.first(window) : -1;
+    const bool mine = step >= 0 && step < days.steps;
+    const int from = mine ? (window * days.num_nodes + stock) * days.steps + step : 0;
+    unsigned left = __ballot_sync(kFullMask, mine);
+    found = found || left != 0;
+    while (left != 0) {
+      C values[kSumAtOnce][kSumPieces];
+#pragma unroll
+      for (int i = 0; i < kSumAtOnce; ++i) {
+        const bool there = left != 0;
+        const int source = __shfl_sync(kFullMask, from, there ? __ffs(static_cast<int>(left)) - 1 : 0);
+        left &= left - 1;
+        const C* at = grad_gates + static_cast<int64_t>(source) * width + first;
+#pragma unroll
+        for (int q = 0; q < kSumPieces; ++q) {
+          values[i][q] = there && first + q * kWarp < width ? at[q * kWarp] : C(0);
+        }
+      }
+#pragma unroll
+      for (int i = 0; i < kSumAtOnce; ++i) {
+#pragma unroll
+        for (int q = 0; q < kSumPieces; ++q) total[q] += values[i][q];
+      }
+    }
+  }
+#pragma unroll
+  for (int q = 0; q < kSumPieces; ++q) {
+    if (first + q * kWarp < width) sums[static_cast<int64_t>(row) * width + first + q * kWarp] = total[q];
+  }
+  if (stock == 0 && first == 0) used[day] = found;
+}
+
+// The state before a step, reset or not, out of what the forward left.
+template <class S, bool kReset>
+struct WindowStates {
+  struct Row {
+    int64_t dense, reset;
+    bool first_step;
+  };
+  const S* h;
+  ResetGate<S> reset;
+  int steps, hidden;
+
+  __device__ Row row(int r) const {
+    return {static_cast<int64_t>(r) * hidden, static_cast<int64_t>(r) * reset.stride, r % steps == 0};
+  }
+  __device__ Compute<S> load(const Row& row, int k) const {
+    const Compute<S> state = row.first_step ? Compute<S>(0) : cuda::load(h + row.dense - hidden + k);
+    return kReset ? state * cuda::load(reset.data + row.reset + k) : state;
+  }
+};
+
+// What the gates read at a step of a window: [x, g] of its day, then the state.
+template <class S, bool kReset>
+struct WindowInputs {
+  struct Row {
+    int64_t x, g;
+    typename WindowStates<S, kReset>::Row state;
+  };
+  SequenceView<S> x;
+  const S* g;
+  WindowDays days;
+  WindowStates<S, kReset> states;
+
+  __device__ Row row(int r) const {
+    const int node = r / days.steps, step = r - node * days.steps;
+    const int window = node / days.num_nodes, stock = node - window * days.num_nodes;
+    const int day = days.first(window) + step;
+    return {stock * x.stride_node + day * x.stride_time,
+            (static_cast<int64_t>(stock) * days.days + day) * states.hidden, states.row(r)};
+  }
+  __device__ Compute<S> load(const Row& row, int k) const {
+    const int channels = static_cast<int>(x.channels);
+    if (k < channels) return cuda::load(x.data + row.x + k * x.stride_channel);
+    k -= channels;
+    if (k < states.hidden) return cuda::load(g + row.g + k);
+    return states.load(row.state, k - states.hidden);
+  }
+};
+
+// [x, g] of a day; zeros on one of no window, so that nothing there, NaN included, reaches a sum of
+// gradients.
+template <class S>
+struct DayInputs {
+  struct Row {
+    typename GateInputs<S, false>::Row inputs;
+    bool used;
+  };
+  GateInputs<S, false> days;
+  const int* used;
+
+  __device__ Row row(int r) const { return {days.row(r), used[r % static_cast<int>(days.p.steps)] != 0}; }
+  __device__ Compute<S> load(const Row& row, int k) const {
+    return row.used ? days.load(row.inputs, k) : Compute<S>(0);
+  }
+};
+
+template <class S>
+struct BackwardMemory {
+  using C = Compute<S>;
+  Workspace memory;
+  C* day_grads;  // [S * D, 3H]
+  GateWorkspace<S> gates;
+  C* packed;  // [3, H, H]
+  int* used;  // [D]
+  C* partial;
+
+  BackwardMemory(void* base, const GatedScanWindowsForward<S>& p)
+      : memory(base),
+        day_grads(memory.template take<C>(p.num_nodes * p.days * 3 * p.hidden)),
+        gates(memory, nullptr, p.windows.count * p.num_nodes * p.windows.steps, p.hidden) {
+    const int64_t day_rows = p.num_nodes * p.days, rows = p.windows.count * p.num_nodes * p.windows.steps;
+    packed = memory.template take<C>(3 * p.hidden * p.hidden);
+    used = memory.template take<int>(p.days);
+    const int64_t of_days = weight_grad_values(day_rows, 3 * p.hidden, p.x.channels + p.hidden);
+    const int64_t of_states = weight_grad_values(rows, 2 * p.hidden, p.hidden);
+    partial = memory.template take<C>(of_days > of_states ? of_days : of_states);
+  }
+};
+
+template <class C>
+cudaError_t sum_windows(const C* grad_gates, const WindowDays& days, int64_t windows, int64_t rows,
+                        int64_t width, C* sums, int* used, cudaStream_t stream) {
+  const dim3 grid(static_cast<unsigned>(ceil_div<int64_t>(rows, kSumThreads / kWarp)),
+                  static_cast<unsigned>(ceil_div<int64_t>(width, kWarp * kSumPieces)));
+  return launch(sum_windows_kernel<C>, grid, dim3(kSumThreads), 0, stream, grad_gates, days,
+                static_cast<int>(windows), static_cast<int>(rows), static_cast<int>(width), sums, used);
+}
+
+// The columns that read the state, from the windows; all others and the biases, from the days.
+template <class S>
+cudaError_t weight_grads(const GatedScanWindowsBackward<S, Compute<S>>& p, const BackwardMemory<S>& memory,
+                         cudaStream_t stream) {
+  using C = Compute<S>;
+  const GatedScanWindowsForward<S>& f = p.forward;
+  const int64_t day_rows = f.num_nodes * f.days, rows = f.windows.count * f.num_nodes * f.windows.steps;
+  const int hidden = static_cast<int>(f.hidden), inputs = static_cast<int>(f.x.channels) + hidden;
+  const int steps = static_cast<int>(f.windows.steps), columns = inputs + hidden, width = 3 * hidden;
+  const bool tensor = use_tensor_cores<S>(f.tf32);
+  const GateGrads<C>& all = p.grads;
+  const GateGrads<C> weights{all.u_weight, nullptr, all.r_weight, nullptr, all.c_weight, nullptr};
+  HIERMT_CUDA_RETURN_IF_ERROR(weight_grad<C>(
+      GateRows<C>{memory.gates.grads, width, 0},
+      WindowStates<S, false>{f.h, memory.gates.reset, steps, hidden}, rows, 2 * f.hidden, hidden,
+      memory.partial, GateGradsOut<C>{weights, columns, hidden, 0, inputs, hidden}, stream, tensor));
+  HIERMT_CUDA_RETURN_IF_ERROR(weight_grad<C>(
+      GateRows<C>{memory.gates.grads, width, 2 * hidden},
+      WindowStates<S, true>{f.h, memory.gates.reset, steps, hidden}, rows, f.hidden, hidden, memory.partial,
+      GateGradsOut<C>{weights, columns, hidden, 2, inputs, hidden}, stream, tensor));
+  return weight_grad<C>(GateRows<C>{memory.day_grads, width, 0}, DayInputs<S>{{over_days(f)}, memory.used},
+                        day_rows, 3 * f.hidden, inputs, memory.partial,
+                        GateGradsOut<C>{all, columns, hidden, 0, 0, inputs}, stream, tensor);
+}
+
+}  // namespace
+
+template <class S>
+size_t gated_scan_windows_backward_workspace(const GatedScanWindowsBackward<S, Compute<S>>& p) {
+  return BackwardMemory<S>(nullptr, p.forward).memory.bytes();
+}
+
+template <class S>
+int gated_scan_windows_backward(const GatedScanWindowsBackward<S, Compute<S>>& p, void* workspace,
+                                void* stream_) {
+  using C = Compute<S>;
+  const cudaStream_t stream = static_cast<cudaStream_t>(stream_);
+  const GatedScanWindowsForward<S>& f = p.forward;
+  if (!supported(f)) return cudaErrorInvalidValue;
+  const BackwardMemory<S> memory(workspace, f);
+  const WindowDays days = window_days(f);
+  const int64_t day_rows = f.num_nodes * f.days, rows = f.windows.count * f.num_nodes * f.windows.steps;
+  const int hidden = static_cast<int>(f.hidden), channels = static_cast<int>(f.x.channels);
+  const int columns = channels + 2 * hidden, steps = static_cast<int>(f.windows.steps);
+  const bool tensor = use_tensor_cores<S>(f.tf32);
+
+  GatedScanBackward<S, C> scan{};
+  scan.forward = over_windows(f);
+  scan.forward.gates = memory.gates.values;
+  scan.grad_h = p.grad_h;
+  scan.grad_h_last = p.grad_h_last;
+  HIERMT_CUDA_RETURN_IF_ERROR(compute_gates(
+      scan.forward,
+      WindowInputs<S, false>{f.x, f.g, days, WindowStates<S, false>{f.h, memory.gates.reset, steps, hidden}},
+      WindowInputs<S, true>{f.x, f.g, days, WindowStates<S, true>{f.h, memory.gates.reset, steps, hidden}},
+      memory.gates.reset, rows, stream));
+  HIERMT_CUDA_RETURN_IF_ERROR(scan_back(scan, memory.gates, memory.packed, stream));
+  HIERMT_CUDA_RETURN_IF_ERROR(sum_windows(memory.gates.grads, days, f.windows.count, day_rows, 3 * f.hidden,
+                                          memory.day_grads, memory.used, stream));
+  if (p.grads.u_weight != nullptr) HIERMT_CUDA_RETURN_IF_ERROR(weight_grads(p, memory, stream));
+
+  const GateRows<C> grad_rows{memory.day_grads, 3 * hidden, 0};
+  if (p.grad_x != nullptr) {
+    HIERMT_CUDA_RETURN_IF_ERROR(linear<C>(grad_rows, TransposedInputWeights<S>{f.weights, columns, hidden, 0},
+                                          DenseOut<S>{p.grad_x, channels, false}, day_rows, 3 * f.hidden,
+                                          channels, stream, tensor));
+  }
+  if (p.grad_g == nullptr) return cudaSuccess;
+  return linear<C>(grad_rows, TransposedInputWeights<S>{f.weights, columns, hidden, channels},
+                   DenseOut<S>{p.grad_g, hidden, false}, day_rows, 3 * f.hidden, f.hidden, stream, tensor);
+}
+
+#define HIERMT_INSTANTIATE(S)                                                                               \
+  template size_t gated_scan_windows_backward_workspace<S>(const GatedScanWindowsBackward<S, Compute<S>>&); \
+  template int gated_scan_windows_backward<S>(const GatedScanWindowsBackward<S, Compute<S>>&, void*, void*);
+HIERMT_FOR_EACH_STORAGE(HIERMT_INSTANTIATE)
+#undef HIERMT_INSTANTIATE
+
+}  // namespace hiermt::cuda

@@ -1,0 +1,217 @@
+// What every kernel needs: conversion between storage and compute types, nonlinearities and their
+// derivatives, sums over the lanes that share a row, and where a row of a sequence lies in memory.
+#pragma once
+
+#include <type_traits>
+
+#include "types.h"
+#include "params.h"
+#include "cuda/support/launch.cuh"
+#include "cuda/support/limits.h"
+
+namespace hiermt::cuda {
+
+__device__ __forceinline__ float load(const float* at) {
+  return *at;
+}
+__device__ __forceinline__ double load(const double* at) {
+  return *at;
+}
+__device__ __forceinline__ float load(const BFloat16* at) {
+  return __uint_as_float(static_cast<unsigned>(at->bits) << 16);
+}
+__device__ __forceinline__ float load(const Half* at) {
+  return __half2float(__ushort_as_half(at->bits));
+}
+
+__device__ __forceinline__ void store(float* at, float value) {
+  *at = value;
+}
+__device__ __forceinline__ void store(double* at, double value) {
+  *at = value;
+}
+__device__ __forceinline__ void store(BFloat16* at, float value) {
+  at->bits = __bfloat16_as_ushort(__float2bfloat16_rn(value));
+}
+__device__ __forceinline__ void store(Half* at, float value) {
+  at->bits = __half_as_ushort(__float2half_rn(value));
+}
+
+__device__ __forceinline__ float exponential(float x) {
+  return expf(x);
+}
+__device__ __forceinline__ double exponential(double x) {
+  return exp(x);
+}
+__device__ __forceinline__ float tangent(float x) {
+  return tanhf(x);
+}
+__device__ __forceinline__ double tangent(double x) {
+  return tanh(x);
+}
+// The approximate division is off by 2 ulp at most and right at both ends: 1 / inf is 0, NaN stays NaN.
+__device__ __forceinline__ float sigmoid(float x) {
+  return __fdividef(1.0f, 1.0f + expf(-x));
+}
+__device__ __forceinline__ double sigmoid(double x) {
+  return 1.0 / (1.0 + exp(-x));
+}
+
+// `S`: what the result is stored as. The backward reads off the stored value on which side of zero x was, so
+// that of a positive x must not round to one half.
+template <class S, class C = Compute<S>>
+__device__ __forceinline__ C activate(Activation activation, C x) {
+  if (activation == Activation::kSigmoid) return sigmoid(x);
+  if (activation == Activation::kNone) return x;
+  const C leaky = x > C(0) ? x : C(kActivationSlope) * x;
+  if (activation == Activation::kLeakyRelu) return leaky;
+  const C value = sigmoid(leaky);
+  return x > C(0) && value < kAboveHalf<S> ? kAboveHalf<S> : value;
+}
+
+// Derivative as a function of the output.
+template <class C>
+__device__ __forceinline__ C activation_slope(Activation activation, C y) {
+  if (activation == Activation::kSigmoid) return y * (C(1) - y);
+  if (activation == Activation::kLeakyRelu) return y > C(0) ? C(1) : C(kActivationSlope);
+  // Above one half the argument was positive.
+  if (activation == Activation::kLeakySigmoid)
+    return y * (C(1) - y) * (y > C(0.5) ? C(1) : C(kActivationSlope));
+  return C(1);
+}
+
+// Sum over `lanes` neighbouring lanes, a power of two; every lane of the warp takes part and gets its group's
+// sum.
+template <class C>
+__device__ __forceinline__ C group_sum(C value, int lanes) {
+  for (int bit = lanes / 2; bit > 0; bit /= 2) value += __shfl_xor_sync(kFullMask, value, bit);
+  return value;
+}
+
+// Sum over the block in a fixed order; `scratch` holds blockDim.x values. Every thread gets the sum.
+template <class C>
+__device__ C block_sum(C value, C* scratch) {
+  __syncthreads();
+  scratch[threadIdx.x] = value;
+  for (unsigned half = blockDim.x / 2; half > 0; half /= 2) {
+    __syncthreads();
+    if (threadIdx.x < half) scratch[threadIdx.x] += scratch[threadIdx.x + half];
+  }
+  __syncthreads();
+  return scratch[0];
+}
+
+// Row r of a sequence [N, T, ...] is node r / T at time r % T. Launchers make sure that N * T fits 31 bits.
+struct RowIndex {
+  int copy, node, step;
+
+  __device__ RowIndex(int row, int num_nodes, int steps) {
+    const int n = row / steps;
+    step = row - n * steps;
+    copy = n / num_nodes;
+    node = n - copy * num_nodes;
+  }
+};
+
+template <class S>
+__device__ __forceinline__ int64_t sequence_offset(const SequenceView<S>& view, const RowIndex& at) {
+  return at.copy * view.stride_copy + at.node * view.stride_node + at.step * view.stride_time;
+}
+
+// The channels one lane holds of a row that `lanes` neighbouring lanes share: kChannels in sequence. Eight:
+// fewer would spend more on walking the edges than on the channels, more would scatter the loads of a warp.
+// kHidden is the number of channels, or 0 when it is known at run time only.
+template <int kHidden>
+struct ChannelSplit {
+  static constexpr int kChannels = 8;
+  static_assert(kHidden % kChannels == 0 && kHidden / kChannels <= kWarp);
+  int hidden, lanes;
+
+  __host__ __device__ explicit ChannelSplit(int hidden_) : hidden(hidden_), lanes(1) {
+    while (lanes * kChannels < hidden) lanes *= 2;
+  }
+  __device__ bool holds(int channel) const { return kHidden != 0 || channel < hidden; }
+
+  // From a workspace, whose rows are aligned when the number of channels is a compile-time one.
+  template <class C>
+  __device__ __forceinline__ void load_aligned(const C* row, int first, C (&values)[kChannels]) const {
+    if constexpr (kHidden != 0 && sizeof(C) == 4) {
+#pragma unroll
+      for (int v = 0; v < kChannels; v += 4) {
+        const float4 quad = *reinterpret_cast<const float4*>(row + first + v);
+        values[v] = quad.x, values[v + 1] = quad.y, values[v + 2] = quad.z, values[v + 3] = quad.w;
+      }
+    } else {
+      load_any(row, first, values);
+    }
+  }
+  template <class C>
+  __device__ __forceinline__ void store_aligned(C* row, int first, const C (&values)[kChannels]) const {
+    if constexpr (kHidden != 0 && sizeof(C) == 4) {
+#pragma unroll
+      for (int v = 0; v < kChannels; v += 4) {
+        *reinterpret_cast<float4*>(row + first + v) =
+            float4{values[v], values[v + 1], values[v + 2], values[v + 3]};
+      }
+    } else {
+      store_any(row, first, values);
+    }
+  }
+  // From a tensor of the caller, aligned to its elements only. Channels past the end read as zero.
+  template <class S, class C>
+  __device__ __forceinline__ void load_any(const S* row, int first, C (&values)[kChannels]) const {
+#pragma unroll
+    for (int v = 0; v < kChannels; ++v) values[v] = holds(first + v) ? load(row + first + v) : C(0);
+  }
+  template <class S, class C>
+  __device__ __forceinline__ void store_any(S* row, int first, const C (&values)[kChannels]) const {
+#pragma unroll
+    for (int v = 0; v < kChannels; ++v) {
+      if (holds(first + v)) store(row + first + v, values[v]);
+    }
+  }
+};
+
+// Groups of lanes, one for each row, in a block of so many threads.
+template <int kHidden>
+int64_t groups_per_block(int64_t hidden, int threads) {
+  return threads / ChannelSplit<kHidden>(static_cast<int>(hidden)).lanes;
+}
+
+// Entries past the last row are padding: their gradient is zero. Without a single row all of them are.
+template <class C>
+__global__ void clear_padding_kernel(const int32_t* rowptr, int64_t num_nodes, int64_t num_entries,
+                                     C* values) {
+  const int64_t entry = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
+  if (entry < num_entries && entry >= rowptr[num_nodes]) values[entry] = C(0);
+}
+
+template <class C>
+cudaError_t clear_padding(const CsrGraph& graph, bool all, C* values, cudaStream_t stream) {
+  constexpr int kThreads = 128;
+  return launch(clear_padding_kernel<C>,
+                dim3(static_cast<unsigned>(ceil_div<int64_t>(graph.num_entries, kThreads))), dim3(kThreads),
+                0, stream, graph.rowptr, all ? int64_t{0} : graph.num_nodes, graph.num_entries, values);
+}
+
+// Calls f with the compile-time channel count, or with 0 for any other one; float64 is not worth the code.
+template <class S, class F>
+cudaError_t dispatch_hidden(int64_t hidden, F&& f) {
+  if constexpr (!std::is_same_v<S, double>) {
+    if (hidden == 8) return f(std::integral_constant<int, 8>{});
+    if (hidden == 16) return f(std::integral_constant<int, 16>{});
+    if (hidden == 32) return f(std::integral_constant<int, 32>{});
+    if (hidden == 64) return f(std::integral_constant<int, 64>{});
+  }
+  return f(std::integral_constant<int, 0>{});
+}
+
+inline bool supported(int64_t nodes, int64_t steps, int64_t hidden) {
+  return hidden >= 1 && hidden <= kMaxHidden && nodes >= 0 && steps >= 0 &&
+         (nodes == 0 || steps <= kMaxRows / nodes);
+}
+
+}  // namespace hiermt::cuda
+
+// What a launcher is instantiated for: HIERMT_FOR_EACH_STORAGE(X) stands for X(S) of every storage type S.
+#define HIERMT_FOR_EACH_STORAGE(X) X(float) X(double) X(BFloat16) X(Half)

@@ -1,0 +1,204 @@
+// Edges sorted by target and by source: count, prefix sum, fill in any order, then every entry finds its
+// place among those of its row by counting the smaller ones. Integer atomics only decide where an entry
+// waits, never where it ends up, so the result is the stable order. A row of d entries costs d^2 comparisons,
+// spread over d threads.
+#include "cuda/support/graph_prepare.h"
+#include "cuda/support/launch.cuh"
+
+namespace hiermt::cuda {
+namespace {
+
+constexpr int kThreads = 256;
+constexpr int kScanThreads = 1024;
+
+struct Scratch {
+  Workspace memory;
+  int32_t* count;      // [S]
+  int32_t* next;       // [S] entries that wait in a row
+  int32_t* loop_edge;  // [S]
+  int32_t* waiting;    // [E]
+  int32_t* row_of;     // [E] of an entry
+
+  Scratch(void* base, int64_t nodes, int64_t edges)
+      : memory(base),
+        count(memory.take<int32_t>(nodes)),
+        next(memory.take<int32_t>(nodes)),
+        loop_edge(memory.take<int32_t>(nodes)),
+        waiting(memory.take<int32_t>(edges + nodes)),
+        row_of(memory.take<int32_t>(edges + nodes)) {}
+};
+
+__device__ __forceinline__ int64_t global_thread() {
+  return static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
+}
+
+template <class I>
+__device__ __forceinline__ bool inside(const GraphPrepare<I>& p, int64_t edge) {
+  const int64_t source = p.source[edge], target = p.target[edge];
+  return source >= 0 && source < p.num_nodes && target >= 0 && target < p.num_nodes;
+}
+template <class I>
+__device__ __forceinline__ bool kept(const GraphPrepare<I>& p, int64_t edge) {
+  return inside(p, edge) && p.source[edge] != p.target[edge];
+}
+
+// Every row starts with its loop, every column with nothing. Columns have no use for loop_edge any more.
+__global__ void clear_kernel(Scratch s, int64_t nodes, int start) {
+  const int64_t i = global_thread();
+  if (i >= nodes) return;
+  s.count[i] = start;
+  s.next[i] = 0;
+  s.loop_edge[i] = -1;
+}
+
+template <class I>
+__global__ void count_rows_kernel(GraphPrepare<I> p, Scratch s) {
+  const int64_t edge = global_thread();
+  if (edge >= p.num_edges || !inside(p, edge)) return;
+  const I target = p.target[edge];
+  if (p.source[edge] != target) {
+    atomicAdd(s.count + target, 1);
+  } else if (p.rule == LoopRule::kGcn) {
+    atomicMax(s.loop_edge + target, static_cast<int32_t>(edge));
+  }
+}
+
+// Exclusive prefix sum by one block: a piece of the rows for each thread.
+__global__ void __launch_bounds__(kScanThreads)
+    prefix_sum_kernel(const int32_t* count, int64_t nodes, int32_t* rowptr) {
+  SharedMemory memory;
+  int32_t* sums = memory.take<int32_t>(kScanThreads);
+  const int64_t piece = ceil_div<int64_t>(nodes, kScanThreads);
+  const int64_t begin = piece * threadIdx.x < nodes ? piece * threadIdx.x : nodes;
+  const int64_t end = begin + piece < nodes ? begin + piece : nodes;
+  int32_t sum = 0;
+  for (int64_t i = begin; i < end; ++i) sum += count[i];
+  sums[threadIdx.x] = sum;
+  for (unsigned distance = 1; distance < kScanThreads; distance *= 2) {
+    __syncthreads();
+    const int32_t before = threadIdx.x >= distance ? sums[threadIdx.x - distance] : 0;
+    __syncthreads();
+    sums[threadIdx.x] += before;
+  }
+  __syncthreads();
+  int32_t running = threadIdx.x == 0 ? 0 : sums[threadIdx.x - 1];
+  for (int64_t i = begin; i < end; ++i) {
+    rowptr[i] = running;
+    running += count[i];
+  }
+  if (threadIdx.x == kScanThreads - 1) rowptr[nodes] = sums[kScanThreads - 1];
+}
+
+// The place of `id` among the entries that wait in [begin, end).
+__device__ int32_t rank_of(const int32_t* waiting, int32_t begin, int32_t end, int32_t id) {
+  int32_t rank = 0;
+  for (int32_t i = begin; i < end; ++i) rank += waiting[i] < id ? 1 : 0;
+  return begin + rank;
+}
+
+template <class I>
+__global__ void fill_rows_kernel(GraphPrepare<I> p, Scratch s) {
+  const int64_t edge = global_thread();
+  if (edge >= p.num_edges || !kept(p, edge)) return;
+  const I target = p.target[edge];
+  s.waiting[p.rowptr[target] + atomicAdd(s.next + target, 1)] = static_cast<int32_t>(edge);
+}
+
+// Threads [0, E0) place edges, threads [E0, E) the loops, the last entry of each row; padding is zeros.
+template <class I>
+__global__ void place_rows_kernel(GraphPrepare<I> p, Scratch s) {
+  const int64_t i = global_thread();
+  if (i >= p.num_edges + p.num_nodes) return;
+  if (i >= p.rowptr[p.num_nodes]) {
+    p.col[i] = 0;
+    p.entry_edge[i] = -1;
+  }
+  int32_t entry = 0, row = 0, col = 0, edge = 0;
+  if (i < p.num_edges) {
+    if (!kept(p, i)) return;
+    edge = static_cast<int32_t>(i);
+    row = static_cast<int32_t>(p.target[i]);
+    col = static_cast<int32_t>(p.source[i]);
+    entry = rank_of(s.waiting, p.rowptr[row], p.rowptr[row + 1] - 1, edge);
+  } else {
+    row = col = static_cast<int32_t>(i - p.num_edges);
+    edge = s.loop_edge[row];
+    entry = p.rowptr[row + 1] - 1;
+  }
+  p.col[entry] = col;
+  p.entry_edge[entry] = edge;
+  s.row_of[entry] = row;
+}
+
+template <class I>
+__global__ void count_columns_kernel(GraphPrepare<I> p, Scratch s) {
+  const int64_t entry = global_thread();
+  if (entry < p.rowptr[p.num_nodes]) atomicAdd(s.count + p.col[entry], 1);
+}
+
+template <class I>
+__global__ void fill_columns_kernel(GraphPrepare<I> p, Scratch s) {
+  const int64_t entry = global_thread();
+  if (entry >= p.rowptr[p.num_nodes]) return;
+  const int32_t col = p.col[entry];
+  s.waiting[p.t_rowptr[col] + atomicAdd(s.next + col, 1)] = static_cast<int32_t>(entry);
+}
+
+template <class I>
+__global__ void place_columns_kernel(GraphPrepare<I> p, Scratch s) {
+  const int64_t entry = global_thread();
+  if (entry >= p.num_edges + p.num_nodes) return;
+  if (entry >= p.rowptr[p.num_nodes]) {
+    p.t_row[entry] = 0;
+    p.t_perm[entry] = 0;
+    return;
+  }
+  const int32_t col = p.col[entry];
+  const int32_t at = rank_of(s.waiting, p.t_rowptr[col], p.t_rowptr[col + 1], static_cast<int32_t>(entry));
+  p.t_perm[at] = static_cast<int32_t>(entry);
+  p.t_row[at] = s.row_of[entry];
+}
+
+dim3 grid_of(int64_t threads) {
+  return dim3(static_cast<unsigned>(ceil_div<int64_t>(threads, kThreads)));
+}
+
+}  // namespace
+
+template <class I>
+size_t graph_prepare_workspace(const GraphPrepare<I>& p) {
+  return Scratch(nullptr, p.num_nodes, p.num_edges).memory.bytes();
+}
+
+template <class I>
+int graph_prepare(const GraphPrepare<I>& p, void* workspace, void* stream_) {
+  const cudaStream_t stream = static_cast<cudaStream_t>(stream_);
+  const int64_t entries = p.num_edges + p.num_nodes;
+  if (entries >= int64_t{1} << 31) return cudaErrorInvalidValue;
+  const Scratch s(workspace, p.num_nodes, p.num_edges);
+  const dim3 threads(kThreads), nodes = grid_of(p.num_nodes), edges = grid_of(p.num_edges),
+                                all = grid_of(entries);
+  const auto prefix_sum = [&](int32_t* rowptr) {
+    return launch(prefix_sum_kernel, dim3(1), dim3(kScanThreads), padded_bytes<int32_t>(kScanThreads), stream,
+                  s.count, p.num_nodes, rowptr);
+  };
+  HIERMT_CUDA_RETURN_IF_ERROR(launch(clear_kernel, nodes, threads, 0, stream, s, p.num_nodes, 1));
+  HIERMT_CUDA_RETURN_IF_ERROR(launch(count_rows_kernel<I>, edges, threads, 0, stream, p, s));
+  HIERMT_CUDA_RETURN_IF_ERROR(prefix_sum(p.rowptr));
+  HIERMT_CUDA_RETURN_IF_ERROR(launch(fill_rows_kernel<I>, edges, threads, 0, stream, p, s));
+  HIERMT_CUDA_RETURN_IF_ERROR(launch(place_rows_kernel<I>, all, threads, 0, stream, p, s));
+  HIERMT_CUDA_RETURN_IF_ERROR(launch(clear_kernel, nodes, threads, 0, stream, s, p.num_nodes, 0));
+  HIERMT_CUDA_RETURN_IF_ERROR(launch(count_columns_kernel<I>, all, threads, 0, stream, p, s));
+  HIERMT_CUDA_RETURN_IF_ERROR(prefix_sum(p.t_rowptr));
+  HIERMT_CUDA_RETURN_IF_ERROR(launch(fill_columns_kernel<I>, all, threads, 0, stream, p, s));
+  return launch(place_columns_kernel<I>, all, threads, 0, stream, p, s);
+}
+
+#define HIERMT_INSTANTIATE(I)                                         \
+  template size_t graph_prepare_workspace<I>(const GraphPrepare<I>&); \
+  template int graph_prepare<I>(const GraphPrepare<I>&, void*, void*);
+HIERMT_INSTANTIATE(int32_t)
+HIERMT_INSTANTIATE(int64_t)
+#undef HIERMT_INSTANTIATE
+
+}  // namespace hiermt::cuda

@@ -1,0 +1,204 @@
+// Host entries of hiermt::decision, its backward, and hiermt::decision_from_logits.
+#include "cuda/decision.h"
+
+#include <torch/csrc/stable/library.h>
+
+#include <optional>
+#include <tuple>
+
+#include "host/device_call.h"
+#include "params.h"
+#include "host/tensors.h"
+
+namespace hiermt {
+namespace {
+
+// Bits of the argument `outputs`.
+constexpr int64_t kLogitsWanted = 1, kProbabilitiesWanted = 2, kPredictionsWanted = 4, kConfidencesWanted = 8;
+constexpr int64_t kAllWanted = 15;
+
+void check_outputs(const char* op, int64_t outputs) {
+  if (outputs < 0 || outputs > kAllWanted) fail(op, "outputs", "expected bits in [0, 15], got ", outputs);
+}
+
+constexpr int64_t kLogits = 4;
+
+struct Sizes {
+  int64_t rows, hidden, features;
+  ScalarType dtype;
+};
+
+// One [2, K] head and its bias, where there is one.
+void check_head(const char* op, const char* name, const Tensor& weight, int64_t features, const Tensor& h) {
+  check_parameter(op, name, weight, {2, features}, "h", h);
+}
+
+Sizes check_arguments(const char* op, const Tensor& h, const Tensor& out_weight, const Tensor& out_bias,
+                      const Tensor& signal_weight, const Tensor& direction_weight) {
+  check_shape(op, "h", h, {"N", "H"});
+  check_shape(op, "out_weight", out_weight, {"K", h.size(1)});
+  const int64_t features = out_weight.size(0);
+  check_parameter(op, "out_weight", out_weight, {features, h.size(1)}, "h", h);
+  check_parameter(op, "out_bias", out_bias, {features}, "h", h);
+  check_head(op, "signal_weight", signal_weight, features, h);
+  check_head(op, "direction_weight", direction_weight, features, h);
+  check_count(op, "h", {h.size(0), kLogits * h.size(1)});
+  check_count(op, "out_weight", {features, kLogits * h.size(1)});
+  return {h.size(0), h.size(1), features, h.scalar_type()};
+}
+
+// The kernels read rows at any distance, but the channels of a row one after the other.
+Tensor dense_rows(const char* op, const Tensor& h) {
+  check_shape(op, "h", h, {"N", "H"});
+  return h.stride(1) != 1 ? dense(h) : h;
+}
+
+// The logits of one head, or their cotangent.
+Tensor dense_logits(const char* op, const char* name, const Tensor& logits, int64_t rows) {
+  check_shape(op, name, logits, {rows, 2});
+  return dense(logits);
+}
+
+struct Decided {
+  Tensor probabilities, predictions, confidences;
+  int64_t wanted;
+
+  Decided(int64_t rows, ScalarType dtype, const Tensor& like, int64_t wanted)
+      : probabilities(empty({wanted & kProbabilitiesWanted ? rows : 0, 4}, dtype, like)),
+        predictions(empty({wanted & kPredictionsWanted ? rows : 0}, ScalarType::Long, like)),
+        confidences(empty({wanted & kConfidencesWanted ? rows : 0}, dtype, like)),
+        wanted(wanted) {}
+
+  template <class S>
+  DecisionOutputs<S> pointers() const {
+    return {output<S>(probabilities, wanted & kProbabilitiesWanted),
+            output<int64_t>(predictions, wanted & kPredictionsWanted),
+            output<S>(confidences, wanted & kConfidencesWanted)};
+  }
+};
+
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> decision(Tensor h, Tensor out_weight, Tensor out_bias,
+                                                            Tensor signal_weight, Tensor signal_bias,
+                                                            Tensor direction_weight, Tensor direction_bias,
+                                                            double threshold, int64_t outputs) {
+  constexpr const char* op = "decision";
+  check_outputs(op, outputs);
+  h = dense_rows(op, h);
+  const Sizes size = check_arguments(op, h, out_weight, out_bias, signal_weight, direction_weight);
+  check_parameter(op, "signal_bias", signal_bias, {2}, "h", h);
+  check_parameter(op, "direction_bias", direction_bias, {2}, "h", h);
+  const bool logits = outputs & kLogitsWanted;
+  Tensor signal_logits = empty({logits ? size.rows : 0, 2}, size.dtype, h);
+  Tensor direction_logits = empty({logits ? size.rows : 0, 2}, size.dtype, h);
+  const Decided decided(size.rows, size.dtype, h, outputs);
+  dispatch_floating(op, "h", size.dtype, [&](auto type) {
+    using S = typename decltype(type)::type;
+    const DecisionForward<S> p{size.rows,
+                               size.hidden,
+                               size.features,
+                               data<S>(h),
+                               h.stride(0),
+                               {data<S>(out_weight), data<S>(out_bias), data<S>(signal_weight),
+                                data<S>(signal_bias), data<S>(direction_weight), data<S>(direction_bias)},
+                               threshold,
+                               output<S>(signal_logits, logits),
+                               output<S>(direction_logits, logits),
+                               decided.pointers<S>()};
+    run_native<S>(
+        op, "h", h, [&](const auto& kernels) { kernels.decision_forward(p); },
+        [&](void* stream) { return cuda::decision_forward(p, stream); });
+  });
+  return {signal_logits, direction_logits, decided.probabilities, decided.predictions, decided.confidences};
+}
+
+std::tuple<Tensor, Tensor, Tensor> decision_from_logits(Tensor signal_logits, Tensor direction_logits,
+                                                        double threshold, int64_t outputs) {
+  constexpr const char* op = "decision_from_logits";
+  check_outputs(op, outputs);
+  check_shape(op, "signal_logits", signal_logits, {"N", 2});
+  const int64_t rows = signal_logits.size(0);
+  signal_logits = dense(signal_logits);
+  direction_logits = dense_logits(op, "direction_logits", direction_logits, rows);
+  check_parameter(op, "direction_logits", direction_logits, {rows, 2}, "signal_logits", signal_logits);
+  const Decided decided(rows, signal_logits.scalar_type(), signal_logits, outputs);
+  dispatch_floating(op, "signal_logits", signal_logits.scalar_type(), [&](auto type) {
+    using S = typename decltype(type)::type;
+    const DecisionFromLogits<S> p{rows, data<S>(signal_logits), data<S>(direction_logits), threshold,
+                                  decided.pointers<S>()};
+    run_native<S>(
+        op, "signal_logits", signal_logits, [&](const auto& kernels) { kernels.decision_from_logits(p); },
+        [&](void* stream) { return cuda::decision_from_logits(p, stream); });
+  });
+  return {decided.probabilities, decided.predictions, decided.confidences};
+}
+
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> decision_backward(
+    std::optional<Tensor> grad_signal_logits, std::optional<Tensor> grad_direction_logits, Tensor h,
+    Tensor out_weight, Tensor out_bias, Tensor signal_weight, Tensor direction_weight, bool need_h,
+    bool need_params) {
+  constexpr const char* op = "decision_backward";
+  h = dense_rows(op, h);
+  const Sizes size = check_arguments(op, h, out_weight, out_bias, signal_weight, direction_weight);
+  const auto check_cotangent = [&](const char* name, std::optional<Tensor>& grad) {
+    if (!grad) return;
+    grad = dense_logits(op, name, *grad, size.rows);
+    check_parameter(op, name, *grad, {size.rows, 2}, "h", h);
+  };
+  check_cotangent("grad_signal_logits", grad_signal_logits);
+  check_cotangent("grad_direction_logits", grad_direction_logits);
+
+  const ScalarType compute = compute_dtype(size.dtype);
+  const int64_t features = need_params ? size.features : 0, classes = need_params ? 2 : 0;
+  Tensor grad_h = empty({need_h ? size.rows : 0, size.hidden}, size.dtype, h);
+  Tensor grad_out_weight = empty({features, size.hidden}, compute, h);
+  Tensor grad_out_bias = empty({features}, compute, h);
+  Tensor grad_signal_weight = empty({classes, size.features}, compute, h);
+  Tensor grad_signal_bias = empty({classes}, compute, h);
+  Tensor grad_direction_weight = empty({classes, size.features}, compute, h);
+  Tensor grad_direction_bias = empty({classes}, compute, h);
+  dispatch_floating(op, "h", size.dtype, [&](auto type) {
+    using S = typename decltype(type)::type;
+    using C = Compute<S>;
+    const auto grad = [&](const Tensor& tensor) { return output<C>(tensor, need_params); };
+    const DecisionBackward<S, C> p{
+        size.rows,
+        size.hidden,
+        size.features,
+        data<S>(h),
+        h.stride(0),
+        {data<S>(out_weight), data<S>(out_bias), data<S>(signal_weight), nullptr, data<S>(direction_weight),
+         nullptr},
+        data<S>(grad_signal_logits),
+        data<S>(grad_direction_logits),
+        output<S>(grad_h, need_h),
+        need_params,
+        {grad(grad_out_weight), grad(grad_out_bias), grad(grad_signal_weight), grad(grad_signal_bias),
+         grad(grad_direction_weight), grad(grad_direction_bias)}};
+    run_native<S>(
+        op, "h", h, [&](const auto& kernels) { kernels.decision_backward(p); },
+        [&](void* stream) {
+          const Tensor workspace = workspace_of(cuda::decision_backward_workspace(p), h);
+          return cuda::decision_backward(p, workspace.mutable_data_ptr(), stream);
+        });
+  });
+  return {grad_h,           grad_out_weight,       grad_out_bias,      grad_signal_weight,
+          grad_signal_bias, grad_direction_weight, grad_direction_bias};
+}
+
+}  // namespace
+
+STABLE_TORCH_LIBRARY_IMPL(hiermt, CPU, m) {
+  m.impl("decision", TORCH_BOX(&decision));
+  m.impl("decision_backward", TORCH_BOX(&decision_backward));
+  m.impl("decision_from_logits", TORCH_BOX(&decision_from_logits));
+}
+
+#ifdef HIERMT_WITH_CUDA
+STABLE_TORCH_LIBRARY_IMPL(hiermt, CUDA, m) {
+  m.impl("decision", TORCH_BOX(&decision));
+  m.impl("decision_backward", TORCH_BOX(&decision_backward));
+  m.impl("decision_from_logits", TORCH_BOX(&decision_from_logits));
+}
+#endif
+
+}  // namespace hiermt

@@ -1,0 +1,50 @@
+// How a host entry calls the kernels of the device that holds its tensors.
+#pragma once
+
+#include "cpu/support/dispatch.h"
+#include "cpu/support/scratch.h"
+#include "cuda/support/limits.h"
+#include "host/cuda_call.h"
+#include "host/tensors.h"
+
+namespace hiermt {
+
+// on_cpu(table of the CPU kernels for S) or on_cuda(stream) -> cudaError_t as int, whichever holds `tensor`.
+template <class S, class OnCpu, class OnCuda>
+void run_native(const char* op, const char* argument, const Tensor& tensor, OnCpu&& on_cpu,
+                OnCuda&& on_cuda) {
+  if (tensor.is_cpu()) {
+    if constexpr (std::is_same_v<S, Half>) {
+      fail(op, argument, "the CPU kernels take Float, Double and BFloat16, got Half");
+    } else {
+      const cpu::ScratchCall call;
+      on_cpu(cpu::kernels_of<S>());
+    }
+  } else if constexpr (kWithCuda) {
+    call_cuda(op, tensor, on_cuda);
+  }
+}
+
+// What a GPU cannot count is refused before anything is launched.
+inline void check_cuda_limits(const char* op, const Tensor& x, int64_t nodes, int64_t steps, int64_t hidden) {
+  if (x.is_cpu()) return;
+  if (hidden < 1 || hidden > cuda::kMaxHidden) {
+    fail(op, "x", "the CUDA kernels take 1 to ", cuda::kMaxHidden, " hidden channels, got ", hidden,
+         "; backend='reference' takes any");
+  }
+  if (nodes > 0 && steps > cuda::kMaxRows / nodes) {
+    fail(op, "x", "the CUDA kernels take up to ", cuda::kMaxRows, " rows (N * T), got ", nodes, " * ", steps,
+         "; split the batch");
+  }
+}
+// x [N, T, ...]
+inline void check_cuda_limits(const char* op, const Tensor& x, int64_t hidden) {
+  check_cuda_limits(op, x, x.size(0), x.size(1), hidden);
+}
+
+// Scratch memory for a CUDA launcher, from torch's allocator: free again in the order of the stream.
+inline Tensor workspace_of(size_t bytes, const Tensor& like) {
+  return empty({static_cast<int64_t>(bytes)}, ScalarType::Byte, like);
+}
+
+}  // namespace hiermt
