@@ -22,7 +22,7 @@ WITH_CUDA := $(if $(NVCC),FORCE_CUDA=1,)
 .DELETE_ON_ERROR:
 
 # What exercises every CPU kernel, odd sizes included, without compilers or subprocesses.
-SANITIZE_TESTS := tests/test_model.py tests/test_graph.py tests/test_decision.py -k "native and not compile"
+SANITIZE_TESTS := tests/model/test_model.py tests/model/test_graph.py tests/ops/test_decision.py -k "native and not compile"
 
 env: $(VENV)/.env-dev
 
@@ -34,7 +34,7 @@ build: $(VENV)/.env
 
 test: $(VENV)/.env-test
 	$(WITH_CUDA) $(BIN)/python setup.py -q build_ext --inplace
-	$(BIN)/python tests/simt_harness.py
+	$(BIN)/python tests/simt/harness.py
 	$(BIN)/python -m pytest -n $(TEST_WORKERS) --dist loadfile $(PYTEST_ARGS)
 
 demo: $(VENV)/.env-demo build

@@ -61,7 +61,7 @@ def problem(case: Case, competitor: str, device: str = "cpu") -> tuple[torch.nn.
     edge_index, edge_weight = testing.stock_graph(case.nodes, case.edges, isolated=min(3, case.nodes // 20))
     edges = testing.batched(edge_index, edge_weight, case.nodes, case.copies)
     if competitor.startswith("pyg"):
-        from hiermt import pyg
+        from hiermt.testing import pyg
 
         model = pyg.like(model)
     if competitor.endswith("compiled"):

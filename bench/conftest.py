@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from hiermt import _extension
+from hiermt.native import extension
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -32,7 +32,7 @@ def cpu_name() -> str:
 @pytest.fixture
 def machine() -> dict[str, Any]:
     """What a reader needs to know to believe a figure."""
-    build = _extension.native_status().build
+    build = extension.native_status().build
     return {
         "cpu": cpu_name(),
         "cores": os.cpu_count(),

@@ -40,13 +40,13 @@ COMPILED = ("twin-compiled", "pyg-compiled")
 KEPT_S = {"time": 22, "compiled": 60}
 TOOLS = ("memcheck", "racecheck", "initcheck", "synccheck")
 # What compiles kernels for another machine, or has nothing to do with a GPU and takes minutes.
-NOT_HERE = ("test_simt*", "test_cuda_resources.py", "test_isas.py", "test_cli*", "test_ddp.py")
+NOT_HERE = ("simt", "cli", "ops/test_isas.py", "training/test_ddp.py", "gpu/test_cuda_resources.py")
 # The twin's matrix products are asked to be deterministic, for which cuBLAS wants to be told.
 PYTEST_ENVIRONMENT = {"CUBLAS_WORKSPACE_CONFIG": ":4096:8"}
 # Each list in a process of its own.
 GPU_TESTS = (
-    ["tests/test_operator_cases.py"],
-    ["tests/test_cuda.py", "tests/test_cuda_hostile.py", "tests/test_cuda_training.py", "tests/test_cuda_windows.py"],
+    ["tests/ops/test_operator_cases.py"],
+    ["tests/gpu"],
 )
 PROBE = """
 import json, sys, torch
@@ -64,8 +64,8 @@ print(json.dumps({
 # Tests that need the GPU are skipped where the kernels cannot run, which must not pass for a success.
 KERNELS = """
 import sys
-from hiermt import _extension
-sys.exit((reason := _extension.why_not_native("cuda")) and f"no native operators on the GPU: {reason}")
+from hiermt.native import extension
+sys.exit((reason := extension.why_not_native("cuda")) and f"no native operators on the GPU: {reason}")
 """
 
 
@@ -246,7 +246,7 @@ def sanitizer(tool: str) -> list[str] | None:
         return None
     # The filter compares with mangled names. torch's kernels are left alone: none writes what ours read.
     options = ["--tool", tool, "--error-exitcode", "99", "--kernel-name", "kns=hiermt", "--print-limit", "20"]
-    words = [path, *options, sys.executable, str(ROOT / "tests" / "operator_cases.py")]
+    words = [path, *options, sys.executable, "-m", "support.operator_cases"]
     return [*words, "--dtypes", "float32", *(["bfloat16", "float64"] if tool == "memcheck" else [])]
 
 
@@ -261,12 +261,13 @@ def faults(output: str) -> int | None:
 def check(run: Run) -> Any:
     """All sanitizers, and beside them, on cores they leave idle, the rest of the tests."""
     limit = BUDGETS["check"]
-    memory = {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}  # an allocation each, so that its ends are known
+    # Without the cache an allocation each, so that its ends are known.
+    memory = {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1", "PYTHONPATH": str(ROOT / "tests")}
     jobs: dict[str, Command | None] = {}
     for tool in TOOLS:
         words = sanitizer(tool)
         jobs[tool] = None if words is None else Command(words, limit, memory)
-    ignored = [f"--ignore-glob=tests/{name}" for name in NOT_HERE] + [
+    ignored = [f"--ignore=tests/{name}" for name in NOT_HERE] + [
         f"--ignore={name}" for names in GPU_TESTS for name in names
     ]
     if importlib.util.find_spec("pytest") is not None:

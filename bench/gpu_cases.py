@@ -21,8 +21,10 @@ import cases
 import torch
 
 import hiermt
-from hiermt import _extension, _inputs, data, functional
-from hiermt._files import replacing
+from hiermt import data, functional
+from hiermt.io.files import replacing
+from hiermt.native import extension
+from hiermt.nn import inputs as _inputs
 
 Step = Callable[[], Any]
 
@@ -266,7 +268,7 @@ def main() -> int:
     parser.add_argument("--dry-run", action="store_true")
     options = parser.parse_args()
     bench = Bench(options.competitor, options.dry_run)
-    if options.competitor == "native" and (reason := _extension.why_not_native(bench.device)):
+    if options.competitor == "native" and (reason := extension.why_not_native(bench.device)):
         print(f"no native operators: {reason}", file=sys.stderr)
         return 1
     figures: list[dict[str, Any]] = []

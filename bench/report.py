@@ -168,7 +168,7 @@ def write_readme() -> int:
             f"(`bench/results/{path.name}`, {first['date']}). Median; in brackets the ratio to PyG eager, each in a "
             f"process of its own.\n\n{table(entries)}"
         )
-    from hiermt._files import replacing
+    from hiermt.io.files import replacing
 
     with replacing(readme) as temporary:
         temporary.write_text(_between(text, BEGIN, END, parts), encoding="utf-8")

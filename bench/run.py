@@ -21,7 +21,7 @@ from typing import Any
 import cases
 import report
 
-from hiermt._files import check_writable, replacing
+from hiermt.io.files import check_writable, replacing
 
 HERE = Path(__file__).parent
 # glibc keeps what it got from the system, so that a large temporary does not fault its pages in again each time.

@@ -1,6 +1,6 @@
 // Every operator of the namespace `hiermt`, each under its contract. Host entries register implementations
-// for CPU and CUDA in csrc/<op>.cpp; fake, autograd and autocast rules live in hiermt/ops*.py; the twin of an
-// operator has the same name in hiermt/reference.py.
+// for CPU and CUDA in csrc/host/<op>.cpp; fake, autograd and autocast rules live in hiermt/ops/; the twin of
+// an operator has the same name in hiermt/reference/.
 //
 // Letters:  B copies of one template graph, S nodes in the template, N = B * S nodes in all
 //           (node n = copy * S + node), T time steps, F input channels, H hidden channels, E entries of the

@@ -5,17 +5,17 @@
 
 from hiermt import data, functional, reference
 from hiermt._version import __version__
-from hiermt.conv import GAT, GCN
-from hiermt.dynamic import DynamicGraph
-from hiermt.gather import Windows
 from hiermt.graph import Graph
+from hiermt.graph.dynamic import DynamicGraph
 from hiermt.inference import hierarchical_inference, inference_hierarchical
-from hiermt.interop import from_reference
-from hiermt.loss import MultiTaskLoss
-from hiermt.memory import release_memory
+from hiermt.inference.rolling import LivePredictor, predict_rolling
+from hiermt.io.interop import from_reference
+from hiermt.native.memory import release_memory
 from hiermt.nn import TGCN, TGCN_HierarchicalMT, TGCNCell
-from hiermt.rolling import LivePredictor, predict_rolling
+from hiermt.nn.conv import GAT, GCN
+from hiermt.nn.loss import MultiTaskLoss
 from hiermt.training import train_hierarchical
+from hiermt.windows import Windows
 
 __all__ = [
     "GAT",

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from hiermt import _backend
-from hiermt._tracing import refuse_tracing
+from hiermt.native import dispatch
+from hiermt.native.tracing import refuse_tracing
 
 if TYPE_CHECKING:
     from hiermt.graph import Graph
@@ -47,7 +47,7 @@ def enter(
             raise ValueError(f"x is on {device}, a parameter on {tensor.device}; move one with .to(...)")
         if tensor.dtype != dtype:
             raise TypeError(f"x is {dtype}, a parameter {tensor.dtype}; convert x or the model so that they agree")
-    return tensors, _backend.native(backend, device, dtype)
+    return tensors, dispatch.native(backend, device, dtype)
 
 
 def no_autocast(x: Tensor) -> AbstractContextManager[Any]:

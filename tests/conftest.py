@@ -12,7 +12,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 import pytest
 import torch
 
-from hiermt import _extension
+from hiermt.native import extension
 
 torch.set_num_threads(2)
 
@@ -41,7 +41,7 @@ def _seeded_and_poisoned() -> Iterator[None]:
 def backend(request: pytest.FixtureRequest) -> str:
     """Each backend that exists here."""
     if request.param == "native":
-        reason = _extension.why_not_native("cpu")
+        reason = extension.why_not_native("cpu")
         if reason is not None:
             pytest.skip(reason)
     return str(request.param)

@@ -1,8 +1,8 @@
 // Logits, softmax and the hierarchical decision of a row in one pass. Rows lie on the lanes.
 #include "cpu/decision_literal.h"
+#include "cpu/simd/vmath.h"
 #include "cpu/support/kernels.h"
 #include "cpu/support/parallel.h"
-#include "cpu/simd/vmath.h"
 
 namespace hiermt {
 namespace cpu {

@@ -3,11 +3,11 @@
 // With a the logit of the target and b that of the other class, d = b - a:
 //   loss = log(exp(a) + exp(b)) - a = max(d, 0) + log(1 + exp(-|d|)),  d loss / d b = sigmoid(d) = -d loss /
 //   d a
-#include "cpu/support/kernels.h"
 #include "cpu/simd/memory.h"
+#include "cpu/simd/vmath.h"
+#include "cpu/support/kernels.h"
 #include "cpu/support/parallel.h"
 #include "cpu/support/scratch.h"
-#include "cpu/simd/vmath.h"
 
 namespace hiermt {
 namespace cpu {

@@ -1,12 +1,12 @@
 // One T-GCN layer (arXiv 1811.05320, eqs. 2 to 6): the convolution stack for all steps, then the scan.
+#include "cuda/dense/gatv2_conv.h"
+#include "cuda/dense/gcn_conv.h"
+#include "cuda/fused/gatv2_stack.h"
+#include "cuda/fused/gcn_stack.h"
+#include "cuda/layer.h"
 #include "cuda/scan/gated_scan.h"
 #include "cuda/scan/gated_scan_windows.h"
-#include "cuda/dense/gatv2_conv.h"
-#include "cuda/fused/gatv2_stack.h"
-#include "cuda/dense/gcn_conv.h"
-#include "cuda/fused/gcn_stack.h"
 #include "cuda/support/launch.cuh"
-#include "cuda/layer.h"
 
 namespace hiermt::cuda {
 namespace {

@@ -6,8 +6,8 @@
 
 #include <cstddef>
 
-#include "types.h"
 #include "params.h"
+#include "types.h"
 
 namespace hiermt::cuda {
 

@@ -3,8 +3,8 @@
 // With a the logit of the target and b that of the other class, d = b - a:
 //   loss = max(d, 0) + log(1 + exp(-|d|)),  d loss / d b = sigmoid(d) = -d loss / d a
 // Each block sums its rows, one more block adds the sums in order, so that no bit depends on the schedule.
-#include "cuda/support/device.cuh"
 #include "cuda/multitask_loss.h"
+#include "cuda/support/device.cuh"
 
 namespace hiermt::cuda {
 namespace {

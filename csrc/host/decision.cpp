@@ -7,8 +7,8 @@
 #include <tuple>
 
 #include "host/device_call.h"
-#include "params.h"
 #include "host/tensors.h"
+#include "params.h"
 
 namespace hiermt {
 namespace {

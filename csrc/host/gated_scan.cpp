@@ -7,9 +7,9 @@
 #include <tuple>
 #include <vector>
 
+#include "host/device_call.h"
 #include "host/gate_arguments.h"
 #include "host/graph_arguments.h"
-#include "host/device_call.h"
 
 namespace hiermt {
 namespace {

@@ -6,9 +6,9 @@
 #include <tuple>
 #include <vector>
 
+#include "host/device_call.h"
 #include "host/gate_arguments.h"
 #include "host/graph_arguments.h"
-#include "host/device_call.h"
 #include "host/window_arguments.h"
 
 namespace hiermt {

@@ -3,8 +3,8 @@
 
 #include <torch/csrc/stable/library.h>
 
-#include "host/graph_arguments.h"
 #include "host/device_call.h"
+#include "host/graph_arguments.h"
 
 namespace hiermt {
 namespace {

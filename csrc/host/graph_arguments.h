@@ -3,8 +3,8 @@
 
 #include <vector>
 
-#include "params.h"
 #include "host/tensors.h"
+#include "params.h"
 
 namespace hiermt {
 

@@ -8,9 +8,9 @@
 #include <optional>
 #include <type_traits>
 
+#include "cpu/support/out_of_memory.h"
 #include "host/checks.h"
 #include "types.h"
-#include "cpu/support/out_of_memory.h"
 
 namespace hiermt {
 

@@ -1,14 +1,13 @@
 // Host entry of hiermt::tgcn_layer and its backward.
-#include "cuda/layer.h"
-
 #include <torch/csrc/stable/library.h>
 
 #include <string>
 #include <tuple>
 
+#include "cuda/layer.h"
+#include "host/device_call.h"
 #include "host/gate_arguments.h"
 #include "host/graph_arguments.h"
-#include "host/device_call.h"
 #include "host/window_arguments.h"
 
 namespace hiermt {

@@ -1,10 +1,10 @@
 // Lends torch's thread pool to the CPU kernels, so that torch.set_num_threads() holds for them too.
-#include "cpu/support/parallel.h"
-
 #include <torch/csrc/stable/ops.h>
 
 #include <exception>
 #include <mutex>
+
+#include "cpu/support/parallel.h"
 
 namespace hiermt {
 namespace {

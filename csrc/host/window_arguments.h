@@ -6,8 +6,8 @@
 #include <numeric>
 #include <vector>
 
-#include "params.h"
 #include "host/tensors.h"
+#include "params.h"
 
 namespace hiermt {
 

@@ -8,13 +8,13 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from hiermt import report
-from hiermt._files import check_writable, replacing, replacing_all
-from hiermt.checkpoint import CONFIG, WEIGHTS, to_json, write_tensors
+from hiermt.cli import report
 from hiermt.cli.experiment import Experiment, fingerprint
 from hiermt.data import CLASSES, DataError, next_returns
+from hiermt.inference.rolling import Decisions
+from hiermt.io.checkpoint import CONFIG, WEIGHTS, to_json, write_tensors
+from hiermt.io.files import check_writable, replacing, replacing_all
 from hiermt.nn import TGCN_HierarchicalMT
-from hiermt.rolling import Decisions
 
 METRICS, PREDICTIONS, CURVES, CONFUSION = "metrics.json", "predictions.csv", "curves.png", "confusion.png"
 FILES = (WEIGHTS, CONFIG, METRICS, PREDICTIONS, CURVES, CONFUSION)

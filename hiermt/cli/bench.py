@@ -108,7 +108,7 @@ def seed_job(model: TGCN_HierarchicalMT, data: WindowDataset, args: argparse.Nam
 
 def pyg_epoch(model: TGCN_HierarchicalMT, data: WindowDataset, train: range, test: range) -> float:
     """Seconds of one epoch with PyG: its loader, its modules, and the loop that fetches each loss from the device."""
-    from hiermt import pyg
+    from hiermt.testing import pyg
 
     device = data.series.device
     other = pyg.like(model)

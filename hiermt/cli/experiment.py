@@ -12,12 +12,12 @@ from torch import Tensor
 
 from hiermt import data
 from hiermt._arguments import check_integer
-from hiermt._feature_names import as_names, check_same
-from hiermt.checkpoint import WEIGHTS, read_config
 from hiermt.data import DataError, FeatureTable, Scale, Split, WindowDataset, WindowLoader
+from hiermt.data.feature_names import as_names, check_same
 from hiermt.graph import as_graph
+from hiermt.inference.rolling import Decisions, predict_rolling
+from hiermt.io.checkpoint import WEIGHTS, read_config
 from hiermt.nn import TGCN_HierarchicalMT
-from hiermt.rolling import Decisions, predict_rolling
 from hiermt.training import adam, train_hierarchical
 
 EVALUATION_BATCH = 128

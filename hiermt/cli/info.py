@@ -14,6 +14,6 @@ def add_parser(commands: Any) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Prints it."""
-    from hiermt import info
+    from hiermt.native import info
 
     return int(info.main() or 0)

@@ -5,10 +5,10 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from hiermt._files import check_writable
 from hiermt.cli import artefacts, options
 from hiermt.cli.experiment import Trained, decide, pick_device
 from hiermt.data import DataError
+from hiermt.io.files import check_writable
 
 
 def add_parser(commands: Any) -> None:

@@ -11,10 +11,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from hiermt._backend import native
 from hiermt.data import WindowBatch
-from hiermt.loss import MultiTaskLoss
+from hiermt.native.dispatch import native
 from hiermt.nn import TGCN_HierarchicalMT
+from hiermt.nn.loss import MultiTaskLoss
 from hiermt.training import adam
 
 NO_PYG = "PyG is not installed, so there is nothing to compare with; run: pip install 'hiermt[pyg]'"
@@ -65,7 +65,7 @@ def compare_forward(model: TGCN_HierarchicalMT, batch: WindowBatch, seconds: flo
         own = median_time(lambda: model(batch.x, batch.graph), batch.x.device, seconds)
         if not has_pyg():
             return Timing(own, None, None)
-        from hiermt import pyg
+        from hiermt.testing import pyg
 
         other, arguments = pyg.like(model).eval(), flat(batch)
         theirs = other(*arguments)[0]
@@ -80,7 +80,7 @@ def compare_training(model: TGCN_HierarchicalMT, batch: WindowBatch, seconds: fl
     own = median_time(_step(ours, (batch.x, batch.graph), batch), batch.x.device, seconds)
     if not has_pyg():
         return Timing(own, None, None)
-    from hiermt import pyg
+    from hiermt.testing import pyg
 
     theirs = _step(pyg.like(model).train(), flat(batch), batch)
     return Timing(own, median_time(theirs, batch.x.device, seconds), None)

@@ -9,10 +9,10 @@ from typing import Any
 
 import torch
 
-from hiermt import data, report
-from hiermt._files import check_writable
-from hiermt.cli import artefacts, options
+from hiermt import data
+from hiermt.cli import artefacts, options, report
 from hiermt.cli.experiment import Experiment, decide, pick_device
+from hiermt.io.files import check_writable
 from hiermt.nn import TGCN_HierarchicalMT
 
 

@@ -10,8 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from hiermt._feature_names import as_names
 from hiermt.data._errors import DataError, warn
+from hiermt.data.feature_names import as_names
 from hiermt.data.forms import adjusted_close, rows_of
 from hiermt.data.names import is_counter, is_unnamed
 from hiermt.data.prices import DayArray, FloatArray, symbol_names

@@ -15,8 +15,8 @@ from torch import Tensor
 from hiermt._arguments import check_integer
 from hiermt.data._errors import DataError, need
 from hiermt.data.dataset import WindowDataset, moved
-from hiermt.gather import DayRange, Windows
 from hiermt.graph import Graph, same_device
+from hiermt.windows import DayRange, Windows
 
 _INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 

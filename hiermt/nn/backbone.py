@@ -9,16 +9,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from hiermt import _backend, gather
+from hiermt import windows as gather
 from hiermt._arguments import check_integer, check_tensor
-from hiermt._feature_names import FeatureNames
-from hiermt._parameters import submodule
-from hiermt._tracing import recorded, refuse_tracing
-from hiermt.checkpoint import Pretrained
-from hiermt.conv import GAT, GCN, check_edge_dim
-from hiermt.gather import Windows
+from hiermt.data.feature_names import FeatureNames
 from hiermt.graph import Graph, as_graph
+from hiermt.io.checkpoint import Pretrained
+from hiermt.native import dispatch
+from hiermt.native.tracing import recorded, refuse_tracing
 from hiermt.nn.cell import TGCNCell, flat_cells
+from hiermt.nn.conv import GAT, GCN, check_edge_dim
+from hiermt.nn.parameters import submodule
+from hiermt.windows import Windows
 
 LAYOUTS = ("NTF", "NFT")
 
@@ -120,7 +121,7 @@ class TGCN(FeatureNames, Pretrained, nn.Module):
 
     @backend.setter
     def backend(self, backend: str) -> None:
-        self._backend = _backend.check(backend)
+        self._backend = dispatch.check(backend)
         for cell in self._cells():
             if isinstance(cell, TGCNCell) and isinstance(cell.gcn, (GAT, GCN)):
                 cell.gcn.backend = backend

@@ -7,11 +7,11 @@ from torch import Tensor, nn
 
 from hiermt import functional
 from hiermt._arguments import check_integer, check_tensor
-from hiermt._parameters import has_global_hook, linear, runs, submodule
-from hiermt._tracing import NotScriptable
-from hiermt.conv import GAT, GCN
-from hiermt.gather import Windows
 from hiermt.graph import Graph
+from hiermt.native.tracing import NotScriptable
+from hiermt.nn.conv import GAT, GCN
+from hiermt.nn.parameters import has_global_hook, linear, runs, submodule
+from hiermt.windows import Windows
 
 
 class TGCNCell(NotScriptable, nn.Module):

@@ -8,12 +8,12 @@ import torch
 from torch import Tensor, nn
 
 from hiermt import functional
-from hiermt._feature_names import FeatureNames
-from hiermt._parameters import has_global_hook, linear, runs, submodule
-from hiermt.checkpoint import Pretrained
-from hiermt.gather import Windows
+from hiermt.data.feature_names import FeatureNames
 from hiermt.graph import Graph
+from hiermt.io.checkpoint import Pretrained
 from hiermt.nn.backbone import ASSUMED_NTF, TGCN
+from hiermt.nn.parameters import has_global_hook, linear, runs, submodule
+from hiermt.windows import Windows
 
 
 class TGCN_HierarchicalMT(FeatureNames, Pretrained, nn.Module):

@@ -11,8 +11,8 @@
 #pragma once
 
 #include "cpu/conv/lane_product.h"
-#include "params.h"
 #include "cpu/simd/vmath.h"
+#include "params.h"
 
 namespace hiermt {
 namespace cpu {

@@ -5,8 +5,8 @@
 #pragma once
 
 #include "cpu/simd/memory.h"
-#include "cpu/support/scratch.h"
 #include "cpu/simd/simd.h"
+#include "cpu/support/scratch.h"
 
 namespace hiermt {
 namespace cpu {

@@ -6,8 +6,8 @@
 #pragma once
 
 #include "cpu/simd/memory.h"
-#include "params.h"
 #include "cpu/simd/simd.h"
+#include "params.h"
 
 namespace hiermt {
 namespace cpu {

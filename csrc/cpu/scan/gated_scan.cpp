@@ -2,9 +2,9 @@
 // all products of a step (input and state alike) stay in registers until they are summed up.
 #include "cpu/scan/gated_scan.h"
 
+#include "cpu/simd/vmath.h"
 #include "cpu/support/kernels.h"
 #include "cpu/support/parallel.h"
-#include "cpu/simd/vmath.h"
 
 namespace hiermt {
 namespace cpu {

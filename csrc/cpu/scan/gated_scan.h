@@ -2,9 +2,9 @@
 #pragma once
 
 #include "cpu/simd/memory.h"
-#include "params.h"
 #include "cpu/simd/row_product.h"
 #include "cpu/support/scratch.h"
+#include "params.h"
 
 namespace hiermt {
 namespace cpu {

@@ -1,9 +1,9 @@
 // Forward of the gated scan over windows of a shared series: a task projects the days of a few nodes, and its
 // windows read them in place.
 #include "cpu/scan/gated_scan.h"
+#include "cpu/scan/window_groups.h"
 #include "cpu/support/kernels.h"
 #include "cpu/support/parallel.h"
-#include "cpu/scan/window_groups.h"
 
 namespace hiermt {
 namespace cpu {

@@ -3,10 +3,10 @@
 // to x, g and the parameters at once, while they are in the cache. The few days between groups are added up
 // in a second pass, in the order of the groups. So every sum has one owner and one order, whatever the number
 // of threads.
-#include "cpu/support/kernels.h"
-#include "cpu/support/parallel.h"
 #include "cpu/scan/window_day_gradients.h"
 #include "cpu/scan/window_groups.h"
+#include "cpu/support/kernels.h"
+#include "cpu/support/parallel.h"
 
 namespace hiermt {
 namespace cpu {

@@ -3,9 +3,9 @@
 // once.
 #pragma once
 
-#include "params.h"
 #include "cpu/simd/row_product.h"
 #include "cpu/support/scratch.h"
+#include "params.h"
 
 namespace hiermt {
 namespace cpu {

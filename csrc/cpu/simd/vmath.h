@@ -1,6 +1,6 @@
 // exp, sigmoid and tanh of vectors. NaN stays NaN, the limits at +-inf are exact, and the error is at most
 // 1.2 ulp (exp), 2.3 ulp (sigmoid) or 2.5 ulp (tanh) over all finite arguments, subnormal results included;
-// tests/test_vmath.py measures it.
+// tests/ops/test_vmath.py measures it.
 //
 //   x = n log(2) + r,  |r| <= log(2) / 2,  exp(x) = 2^n exp(r),  exp(r) = 1 + r + r^2 q(r)
 //

@@ -2,8 +2,8 @@
 // unwanted.
 #pragma once
 
-#include "params.h"
 #include "cuda/support/launch.cuh"
+#include "params.h"
 
 namespace hiermt::cuda {
 

@@ -6,9 +6,9 @@
 
 #include <cstddef>
 
-#include "types.h"
-#include "params.h"
 #include "cuda/dense/accumulate.h"
+#include "params.h"
+#include "types.h"
 
 namespace hiermt::cuda {
 

@@ -12,8 +12,8 @@
 
 #include <type_traits>
 
-#include "cuda/support/device.cuh"
 #include "cuda/dense/tile_product.cuh"
+#include "cuda/support/device.cuh"
 
 namespace hiermt::cuda {
 

@@ -2,8 +2,8 @@
 // the recurrence reads neither.
 #pragma once
 
-#include "cuda/scan/gated_scan.cuh"
 #include "cuda/fused/stack.cuh"
+#include "cuda/scan/gated_scan.cuh"
 
 namespace hiermt::cuda {
 

@@ -1,10 +1,10 @@
 // The backward of a GATv2 stack in one launch: from the cotangents of the gates to those of x and of every
 // parameter of the convolutions. What is between is computed again in shared memory.
-#include "cuda/scan/gated_scan.cuh"
 #include "cuda/dense/gatv2_grads.cuh"
 #include "cuda/fused/gatv2_stack.h"
 #include "cuda/fused/gatv2_stack_backward.cuh"
 #include "cuda/fused/stack_forward.cuh"
+#include "cuda/scan/gated_scan.cuh"
 
 namespace hiermt::cuda {
 namespace {

@@ -3,8 +3,8 @@
 // and any storage type but double.
 #pragma once
 
-#include "types.h"
 #include "params.h"
+#include "types.h"
 
 namespace hiermt::cuda {
 

@@ -3,8 +3,8 @@
 // comes, and a thread takes its channels of two items at once: every weight that it reads serves both.
 #pragma once
 
-#include "cuda/scan/gated_scan.cuh"
 #include "cuda/fused/stack_forward.cuh"
+#include "cuda/scan/gated_scan.cuh"
 
 namespace hiermt::cuda {
 

@@ -7,8 +7,8 @@
 // not fit, for several nodes at once.
 #pragma once
 
-#include "cuda/scan/gated_scan.h"
 #include "cuda/dense/linear.cuh"
+#include "cuda/scan/gated_scan.h"
 #include "cuda/support/windows.cuh"
 
 namespace hiermt::cuda {

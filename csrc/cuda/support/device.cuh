@@ -4,10 +4,10 @@
 
 #include <type_traits>
 
-#include "types.h"
-#include "params.h"
 #include "cuda/support/launch.cuh"
 #include "cuda/support/limits.h"
+#include "params.h"
+#include "types.h"
 
 namespace hiermt::cuda {
 

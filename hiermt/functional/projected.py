@@ -1,0 +1,62 @@
+"""Convolutions of nodes that somebody else's module has projected, for :mod:`hiermt.nn.conv`; part of
+:mod:`hiermt.functional`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from hiermt import reference
+from hiermt._arguments import enter, no_autocast
+from hiermt.graph import Graph
+from hiermt.reference import convolution as twin
+
+ACTIVATIONS = {"none": reference.NONE, "leaky_relu": reference.LEAKY_RELU, "sigmoid": reference.SIGMOID}
+
+
+def gatv2_projected(
+    x_l: Tensor, x_r: Tensor, graph: Graph, project_edge: Callable[[Tensor], Tensor] | None, att: Tensor
+) -> Tensor:
+    """GATv2 attention and sum, before the bias.
+
+    Args:
+        x_l, x_r (Tensor): nodes as sources, which are also the messages, and as targets.
+        graph (Graph): edges and weights.
+        project_edge (callable, optional): from the weights of the entries ``[E, 1]`` to the edge term ``[E, H]``.
+        att (Tensor): attention vector.
+
+    Shapes:
+        - **x_l**, **x_r:** ``[N, T, H]``; att ``[1, 1, H]``
+        - **returns:** ``[N, T, H]``
+    """
+    edge = []
+    if project_edge is not None and graph.edge_weight is not None:
+        weight = graph.entries(reference.GATV2_RULE, True, graph.edge_weight.dtype).weight
+        assert weight is not None
+        edge = [project_edge(weight.unsqueeze(-1).to(att.dtype))]
+    (x_l, x_r, att, *edge), _ = enter(x_l, [x_r, att, *edge], graph, "reference")
+    edges = twin.Edges(graph.entries(reference.GATV2_RULE, bool(edge), x_l.dtype).csr)
+    hidden = x_l.size(-1)
+
+    def attend(part: Tensor) -> Tensor:
+        return twin.attend(part[:, :hidden], part[:, hidden:], edges, edge[0] if edge else None, att)
+
+    with no_autocast(x_l):
+        return twin.by_pieces(torch.cat([x_l, x_r], dim=-1), edges, hidden, attend)
+
+
+def gcn_projected(x: Tensor, graph: Graph) -> Tensor:
+    """GCN sum over projected nodes, before the bias: ``[N, T, H] -> [N, T, H]``."""
+    (x,), _ = enter(x, [], graph, "reference")
+    entries = graph.entries(reference.GCN_RULE, True, x.dtype)
+    edges, norm = twin.Edges(entries.csr), entries.weight
+    assert norm is not None
+    with no_autocast(x):
+        return twin.by_pieces(x, edges, x.size(-1), lambda part: twin.propagate(part, edges, norm))
+
+
+def activate(x: Tensor, activation: str) -> Tensor:
+    """The activation behind a convolution, by its name."""
+    return twin.activate(x, ACTIVATIONS[activation])

@@ -1,0 +1,6 @@
+"""Decisions of a trained model: for one batch, over a whole series, day by day."""
+
+from hiermt.inference.hierarchical import hierarchical_inference, inference_hierarchical
+from hiermt.inference.rolling import LivePredictor, predict_rolling
+
+__all__ = ["LivePredictor", "hierarchical_inference", "inference_hierarchical", "predict_rolling"]

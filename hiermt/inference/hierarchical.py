@@ -1,0 +1,90 @@
+"""From a trained model or its logits to Down / Neutral / Up."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from hiermt import functional
+from hiermt._arguments import check_number
+from hiermt.data.feature_names import check_same, names_of
+from hiermt.nn.inputs import shared_inputs
+
+
+def hierarchical_inference(
+    signal_logits: Tensor, direction_logits: Tensor, confidence_scores: bool = False
+) -> dict[str, Tensor]:
+    r"""The hierarchical decision from logits: Neutral unless there is a signal, else Down or Up.
+
+    Args:
+        signal_logits, direction_logits (Tensor): logits of the two heads.
+        confidence_scores (bool): also return confidences. (default: ``False``)
+
+    Shapes:
+        - **logits:** ``[*, 2]``
+        - **returns:** ``final_predictions`` (0 Down, 1 Neutral, 2 Up), ``signal_predictions``,
+          ``direction_predictions``, each ``[*]`` int64; on request ``signal_confidence``, ``direction_confidence``,
+          ``final_confidence``, each ``[*]``
+
+    Raises:
+        ValueError: the logits do not end in 2, or differ in shape.
+    """
+    probabilities, predictions, confidences = functional.decision_from_logits(
+        signal_logits.detach(), direction_logits.detach()
+    )
+    parts = _parts(probabilities, 0.5)
+    result = {
+        "final_predictions": predictions,
+        "signal_predictions": parts["signal_preds"],
+        "direction_predictions": parts["direction_preds"],
+    }
+    if confidence_scores:
+        result["signal_confidence"] = parts["signal_conf"]
+        result["direction_confidence"] = parts["direction_conf"]
+        result["final_confidence"] = confidences
+    return result
+
+
+@torch.no_grad()
+def inference_hierarchical(
+    model: nn.Module, data: Any, device: torch.device | str = "cpu", confidence_threshold: float = 0.5
+) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+    r"""Decides for every node of a batch; needs no labels.
+
+    Puts the model into evaluation mode and leaves it there.
+
+    Args:
+        model (Module): returns ``(signal_logits, direction_logits)``.
+        data: has ``x``, ``edge_index`` (or ``graph``) and perhaps ``edge_weight``, as a PyG ``Batch`` has.
+        device: where to compute; model and data are moved there. (default: ``"cpu"``)
+        confidence_threshold (float): a node has a signal iff ``P(signal)`` is above it; 0.5 equals ``argmax``, ties
+            included (a tie is Noise). (default: ``0.5``)
+
+    Shapes:
+        - **returns:** predictions ``[N]`` (int64: 0 Down, 1 Neutral, 2 Up), confidences ``[N]``, and
+          ``{"signal_preds", "signal_conf", "direction_preds", "direction_conf"}``, each ``[N]``
+
+    Raises:
+        ValueError: `confidence_threshold` is outside ``[0, 1]``, or `data` names other features than the model.
+        TypeError: `confidence_threshold` is not a number.
+    """
+    confidence_threshold = check_number("confidence_threshold", confidence_threshold, 0.0, 1.0)
+    check_same("data", names_of(data), names_of(model))
+    model.to(device).eval()
+    signal_logits, direction_logits = model(*shared_inputs(model, data, device))
+    probabilities, predictions, confidences = functional.decision_from_logits(
+        signal_logits, direction_logits, confidence_threshold
+    )
+    return predictions, confidences, _parts(probabilities, confidence_threshold)
+
+
+def _parts(probabilities: Tensor, threshold: float) -> dict[str, Tensor]:
+    signal, direction = probabilities[..., :2], probabilities[..., 2:]
+    return {
+        "signal_preds": (signal[..., 1] > threshold).long(),
+        "signal_conf": signal.amax(-1),
+        "direction_preds": (direction[..., 1] > direction[..., 0]).long(),
+        "direction_conf": direction.amax(-1),
+    }

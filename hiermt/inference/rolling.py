@@ -1,0 +1,275 @@
+"""Decisions for every window of a long history, and for each new day as it comes.
+
+Both call ``model.decide`` and nothing below it. The windows of a history go there as :class:`hiermt.Windows`, and what
+the first layer takes from a day is computed once for all windows that have it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from hiermt._arguments import check_integer, check_number
+from hiermt.data.feature_names import as_names, check_same
+from hiermt.graph import Graph
+from hiermt.graph.dynamic import DynamicGraph
+from hiermt.nn import TGCN_HierarchicalMT
+from hiermt.windows import Windows
+
+# Nodes of one chunk, unless the caller says how many windows: enough to feed every core, little enough for its cache.
+_CHUNK_NODES = 3200
+
+
+class Decisions(NamedTuple):
+    """What a model decides for ``W`` windows of ``S`` stocks.
+
+    Shapes:
+        - **predictions:** ``[W, S]`` int64 (0 Down, 1 Neutral, 2 Up); **confidences:** ``[W, S]``
+        - **probabilities:** ``[W, S, 4]`` (noise, signal, down, up)
+    """
+
+    predictions: Tensor
+    confidences: Tensor
+    probabilities: Tensor
+
+
+@torch.no_grad()
+def predict_rolling(
+    model: TGCN_HierarchicalMT,
+    series: Tensor,
+    graph: Graph | DynamicGraph,
+    window: int = 25,
+    stride: int = 1,
+    *,
+    threshold: float = 0.5,
+    chunk: int | None = None,
+    progress: bool = False,
+    feature_names: Sequence[str] | None = None,
+) -> Decisions:
+    r"""Decides for every stock and every window of a history, as ``model.decide`` would window by window.
+
+    Window ``w`` holds days ``w * stride`` to ``w * stride + window - 1``. Memory beyond the series and the result is
+    that of one chunk, however long the history is. Dtypes and autocast are those of ``model.decide``.
+
+    Args:
+        model (TGCN_HierarchicalMT): or a module around one that passes its `decide` on; put into evaluation mode.
+        series (Tensor): features of each stock and day, scaled as in the training; the day comes before the feature
+            whatever the layout of the model.
+        graph (Graph or DynamicGraph): of the stocks; one that changes is taken as of the last day of a window.
+        window (int): ``T``, days in a window. (default: ``25``)
+        stride (int): days from one window to the next. (default: ``1``)
+        threshold (float): a stock has a signal iff ``P(signal)`` is above it. (default: ``0.5``)
+        chunk (int, optional): windows computed together. (default: as many as have about 3,200 nodes)
+        progress (bool): show a bar, if ``tqdm`` is installed. (default: ``False``)
+        feature_names (sequence of str, optional): of the series, such as ``dataset.feature_names``; they have to be
+            those of the model, if it has any. (default: ``None``, not compared)
+
+    Shapes:
+        - **series:** ``[S, D, F]``
+        - **returns:** :class:`Decisions` of ``W = (D - window) // stride + 1`` windows
+
+    Raises:
+        ValueError: a size or device does not fit, the features are not those of the model, there are fewer days than
+            `window`, `threshold` is no probability, or the series holds NaN or infinity.
+        TypeError: the model, the graph, the dtype or an integer is of another type.
+        IndexError: a window ends before the first graph of a :class:`DynamicGraph`.
+    """
+    _check_model(model, graph, threshold, (Graph, DynamicGraph))
+    _check_series("series", model, series, graph, "[stocks, days, {}]")
+    _check_names(model, feature_names)
+    stocks, days, _ = series.shape
+    for name, value in (("window", window), ("stride", stride), ("chunk", 1 if chunk is None else chunk)):
+        check_integer(name, value, 1)
+    if days < window:
+        raise ValueError(f"series: {days} days are fewer than the {window} of a window")
+    _check_finite(series)
+    model.eval()
+    starts = range(0, days - window + 1, stride)
+    chunk = max(1, _CHUNK_NODES // max(stocks, 1)) if chunk is None else chunk
+    result: Decisions | None = None
+    for part, decided in _bar(_chunks(model, series, graph, window, starts, chunk, threshold), len(starts), progress):
+        if result is None:
+            result = Decisions(*(piece.new_empty(len(starts), *piece.shape[1:]) for piece in decided))
+        for whole, piece in zip(result, decided, strict=True):
+            whole[part.start : part.stop] = piece
+    assert result is not None  # there is a window
+    return result
+
+
+class LivePredictor:
+    r"""Takes one day after the other and decides on each.
+
+    The features of the last ``window`` days are kept, and each decision is that of ``model.decide`` on them: with the
+    weights that the model has then, and with dtypes and autocast as there.
+
+    Args:
+        model (TGCN_HierarchicalMT): or a module around one that passes its `decide` on; put into evaluation mode.
+        graph (Graph): of the stocks; weights changed in place count from the next day on.
+        window (int): ``T``, days in a window. (default: ``25``)
+        threshold (float): a stock has a signal iff ``P(signal)`` is above it. (default: ``0.5``)
+        feature_names (sequence of str, optional): of the days, as for :func:`predict_rolling`. (default: ``None``)
+
+    Attributes:
+        days (int): days taken so far; of a history longer than a window, those of its last window.
+
+    Raises:
+        ValueError: `window` is below 1, `threshold` is no probability, the features are not those of the model, or
+            model and graph are on two devices.
+        TypeError: the model, the graph or `window` is of another type.
+    """
+
+    def __init__(
+        self,
+        model: TGCN_HierarchicalMT,
+        graph: Graph,
+        window: int = 25,
+        *,
+        threshold: float = 0.5,
+        feature_names: Sequence[str] | None = None,
+    ) -> None:
+        _check_model(model, graph, threshold, (Graph,))
+        _check_names(model, feature_names)
+        check_integer("window", window, 1)
+        self.model, self.window, self.threshold = model.eval(), window, threshold
+        self.graph = graph
+        self.days = 0
+        self._kept: Tensor | None = None  # [S, days, F], of the last window at most
+
+    def extend(self, series: Tensor) -> Decisions | None:
+        """Takes several days, ``[S, D, F]``, and decides on the last; see :meth:`append`. All are taken, or none."""
+        _check_series("series", self.model, series, self.graph, "[stocks, days, {}]")
+        return self._take("series", series) if series.size(1) else None
+
+    def append(self, day: Tensor) -> Decisions | None:
+        """Takes the features of a new day and decides for the day after.
+
+        Args:
+            day (Tensor): features of each stock, scaled as in the training.
+
+        Shapes:
+            - **day:** ``[S, F]``
+            - **returns:** :class:`Decisions` with ``W = 1``, or ``None`` until there are `window` days
+
+        Raises:
+            ValueError: a size or device does not fit, or the day holds NaN or infinity; nothing was taken.
+            TypeError: the dtype is not the model's, or not that of the days before; nothing was taken.
+        """
+        _check_series("day", self.model, day, self.graph, "[stocks, {}]")
+        return self._take("day", day.unsqueeze(1))
+
+    @torch.no_grad()
+    def _take(self, name: str, series: Tensor) -> Decisions | None:
+        _check_finite(series, name)
+        before, taken = self._kept, series[:, -self.window :]
+        if before is None:
+            kept = taken.clone()
+        elif before.dtype != series.dtype or before.device != series.device:
+            raise TypeError(
+                f"{name} is {series.dtype} on {series.device}, the days before are {before.dtype} on {before.device}; "
+                "convert it, or make a new LivePredictor and give it the last days"
+            )
+        else:
+            kept = torch.cat([before, taken], dim=1)[:, -self.window :]
+        decided = None
+        if kept.size(1) == self.window:
+            # One window shares no day with another: as x it needs no look at where it starts.
+            x = kept if self.model.layout == "NTF" else kept.transpose(1, 2)
+            columns = self.model.decide(x, self.graph, threshold=self.threshold)
+            decided = Decisions(*(column.unsqueeze(0) for column in columns))
+        # Last, so that nothing is taken of a day that the model refuses.
+        self._kept, self.days = kept, self.days + taken.size(1)
+        return decided
+
+
+def _chunks(
+    model: TGCN_HierarchicalMT,
+    series: Tensor,
+    graph: Graph | DynamicGraph,
+    window: int,
+    starts: range,
+    chunk: int,
+    threshold: float,
+) -> Iterator[tuple[range, Decisions]]:
+    """Positions in `starts`, and what was decided there."""
+    runs: Iterable[tuple[Graph, range]]
+    if isinstance(graph, DynamicGraph):
+        runs = graph.runs([start + window - 1 for start in starts])
+    else:
+        runs = [(graph, range(len(starts)))]
+    days = torch.arange(0, starts.stop, starts.step, dtype=torch.int64, device=series.device)
+    for current, positions in runs:
+        for begin in range(positions.start, positions.stop, chunk):
+            part = range(begin, min(begin + chunk, positions.stop))
+            first, stop = starts[part.start], starts[part.stop - 1] + window
+            windows = Windows(series[:, first:stop], days[part.start : part.stop] - first, window)
+            yield part, Decisions(*model.decide(windows, current, threshold=threshold))
+
+
+def _check_model(model: object, graph: object, threshold: float, kinds: tuple[type, ...]) -> None:
+    if not isinstance(model, nn.Module) or not callable(getattr(model, "decide", None)):
+        raise TypeError(
+            f"model: expected a hiermt.TGCN_HierarchicalMT, got {type(model).__name__}, which has no method decide"
+        )
+    if not isinstance(graph, kinds):
+        raise TypeError(
+            f"graph: expected a hiermt.{' or '.join(kind.__name__ for kind in kinds)}, got {type(graph).__name__}; use "
+            "hiermt.Graph(edge_index, edge_weight, num_nodes)"
+        )
+    device = next(model.parameters()).device
+    if graph.device != device:  # type: ignore[attr-defined]
+        raise ValueError(f"the model is on {device}, the graph on {graph.device}; move one")  # type: ignore[attr-defined]
+    check_number("threshold", threshold, 0.0, 1.0)
+
+
+def _check_names(model: TGCN_HierarchicalMT, names: Sequence[str] | None) -> None:
+    check_same("series", as_names(names, model.config["in_channels"]), model.feature_names)
+
+
+def _check_series(
+    name: str, model: TGCN_HierarchicalMT, series: Tensor, graph: Graph | DynamicGraph, shape: str
+) -> None:
+    """`shape` has a gap for the number of features."""
+    channels, weight = model.config["in_channels"], next(model.parameters())
+    if not isinstance(series, Tensor):
+        raise TypeError(f"{name}: expected a Tensor, got {type(series).__name__}")
+    if series.dim() != shape.count(",") + 1 or series.size(-1) != channels:
+        raise ValueError(f"{name}: expected {shape.format(channels)}, got {list(series.shape)}")
+    if series.size(0) != graph.num_nodes:
+        raise ValueError(f"{name}: has {series.size(0)} stocks, the graph {graph.num_nodes} nodes")
+    if series.device != weight.device:
+        raise ValueError(f"{name} is on {series.device}, the model on {weight.device}; move one with .to(...)")
+    # Under autocast the model converts both.
+    if series.dtype != weight.dtype and not torch.is_autocast_enabled(series.device.type):
+        raise TypeError(f"{name} is {series.dtype}, the model {weight.dtype}; convert one of them")
+
+
+def _check_finite(series: Tensor, name: str = "series") -> None:
+    # One pass over the series; only a sum that is not finite makes the second worth it.
+    if math.isfinite(float(series.sum())):
+        return
+    finite = torch.isfinite(series)
+    if bool(finite.all()):
+        return
+    stock, day, feature = (~finite).nonzero()[0].tolist()
+    raise ValueError(f"{name}: stock {stock}, day {day}, feature {feature} is NaN or infinite; repair the series")
+
+
+def _bar(parts: Iterable[tuple[range, Decisions]], total: int, enabled: bool) -> Iterator[tuple[range, Decisions]]:
+    bar: Any = None
+    if enabled:
+        try:
+            from tqdm import tqdm
+        except ImportError:
+            pass
+        else:
+            bar = tqdm(total=total, desc="deciding", unit="window", leave=False)
+    for part, decided in parts:
+        yield part, decided
+        if bar is not None:
+            bar.update(len(part))
+    if bar is not None:
+        bar.close()

@@ -1,0 +1,287 @@
+"""Taking over a model that already exists: PyG modules, state dicts, checkpoint files."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from hiermt.io.checkpoint import CONFIG, check_exactly, load_model
+from hiermt.io.probe import Different, agree
+from hiermt.io.state_dicts import BACKBONE, Found, check_tensors, find, refuse, sizes
+from hiermt.io.tensor_files import read_tensor_file
+from hiermt.nn import TGCN, TGCN_HierarchicalMT
+
+# Modules that pass everything on to one inside, by the name of their class: without those packages or devices too.
+_WRAPPERS = {
+    "OptimizedModule": "_orig_mod",
+    "DistributedDataParallel": "module",
+    "DataParallel": "module",
+    "AveragedModel": "module",
+}
+_UNSEEN = (
+    "Names and shapes do not tell, and are assumed: conv_activation={!r}; u of the gates keeps the old state, "
+    "h = u * h + (1 - u) * c; {}; no output activation, no dropout; x as [{}]"
+)
+_UNSEEN_CONV = {
+    True: "negative_slope=0.2, self loops with the mean weight",
+    False: "improved=False, normalised with self loops",
+}
+
+
+def from_reference(
+    source: nn.Module | Mapping[str, Any] | str | os.PathLike[str],
+    *,
+    layout: str | None = None,
+    conv_activation: str | None = None,
+    backend: str = "auto",
+    verbose: bool = True,
+) -> TGCN_HierarchicalMT | TGCN:
+    r"""Builds the same model from one that runs on PyG; every hyper-parameter follows from names and shapes.
+
+    Given a module, the new model holds the very same ``Parameter`` objects, so an optimizer over either trains
+    both. Copies of both run on a small random graph, in evaluation and in training mode, and the module is refused
+    unless values and gradients agree; ``torch.compile``, ``DataParallel`` and ``DistributedDataParallel`` are taken
+    off. Given a state dict or a file (``.safetensors``, ``.pt``, ``.pth``, ``.ckpt``, or a folder written by
+    ``save_pretrained``), it holds copies, and what the names do not tell is assumed and printed. The tensors may lie
+    in an entry of it, such as ``"state_dict"`` or ``"model"``, and under a common prefix, such as ``"module."``.
+
+    A foreign checkpoint does not say which features it was trained on, so the new model takes any. One trained on the
+    published data expects those of :data:`hiermt.data.FEATURES`, in that order; assign them to ``model.feature_names``
+    to have others refused.
+
+    Args:
+        source (Module, mapping or path): two-headed model or bare backbone; a module takes
+            ``(x, edge_index, edge_weight)``.
+        layout (str, optional): order of x that the new model takes. (default: ``None``: what a folder or a model of
+            hiermt says; else ``"NFT"``, as the modules in use take ``[N, F, T]``)
+        conv_activation (str, optional): where the leaky_relu stands. (default: ``None``: what a folder says, or a run
+            of the module tells; else ``"after"`` for one convolution, ``"between"`` for more)
+        backend (str): who computes. (default: ``"auto"``)
+        verbose (bool): print what was inferred. (default: ``True``)
+
+    Raises:
+        ValueError: lists every parameter that cannot be mapped; or tells by how much the module computes something
+            else, or why it could not be run.
+        TypeError: `source` is none of the above.
+        FileNotFoundError: the file is not there.
+    """
+    if isinstance(source, nn.Module):
+        model, notes = _from_module(_unwrapped(source), layout, conv_activation, backend)
+    elif isinstance(source, Mapping):
+        model, notes = _from_state(source, "the state_dict", layout, conv_activation, backend)
+    elif isinstance(source, (str, os.PathLike)):
+        path = Path(source)
+        if (path / CONFIG).is_file():
+            given = {"layout": layout, "conv_activation": conv_activation}
+            return load_model(path, backend=backend, **{k: v for k, v in given.items() if v is not None})
+        content, _ = read_tensor_file(path)
+        model, notes = _from_state(content, str(path), layout, conv_activation, backend)
+    else:
+        raise TypeError(f"source: expected a Module, a state_dict or a path, got {type(source).__name__}")
+    if verbose:
+        found = ", ".join(f"{key}={value!r}" for key, value in model.config.items())
+        print("\n  ".join([f"hiermt.from_reference: {type(model).__name__}({found})", *notes]))
+    return model
+
+
+def _unwrapped(module: nn.Module) -> nn.Module:
+    """The module inside ``torch.compile`` and ``DistributedDataParallel``, which pass everything on."""
+    while True:
+        inner = getattr(module, _WRAPPERS.get(type(module).__name__, ""), None)
+        if not isinstance(inner, nn.Module):
+            return module
+        module = inner
+
+
+def _from_module(
+    module: nn.Module, layout: str | None, conv_activation: str | None, backend: str
+) -> tuple[TGCN_HierarchicalMT | TGCN, list[str]]:
+    name = type(module).__name__
+    if any(nn.parameter.is_lazy(tensor) for tensor in (*module.parameters(), *module.buffers())):
+        raise ValueError(f"{name}: has parameters without a shape yet; run it once on some data")
+    found = find(dict(module.state_dict()), name)
+    arguments = sizes(found, name)
+    check_tensors(found.state, name, values=False)
+    own = module if isinstance(module, (TGCN, TGCN_HierarchicalMT)) else None
+    choices = ("between", "after") if conv_activation is None else (conv_activation,)
+    build = partial(_build, found, arguments, name)
+    build(module, choices[0])  # what does not fit is named before anything runs
+    suspects = _suspects(module, found)
+    way_out = (
+        " If this is meant to fall away, take the weights alone: from_reference(module.state_dict(), "
+        "conv_activation=..., layout=...)."
+    )
+    try:
+        weighted = not arguments["use_gat"] or arguments["edge_dim"] is not None
+        agreement = agree(module, partial(build, layout="NTF"), choices, arguments["in_channels"], weighted)
+    except Different as error:
+        seen = [*suspects, *_hints(module)]
+        reason = f" It was seen that {'; '.join(seen[:6])}." if seen else ""
+        raise ValueError(f"{name}: cannot be mapped to a T-GCN: {error}.{reason}{way_out}") from None
+    if suspects:
+        raise ValueError(f"{name}: cannot be mapped to a T-GCN: {'; '.join(suspects)}.{way_out}")
+    chosen = layout or (own.config["layout"] if own is not None else "NFT")
+    model = build(module, agreement.conv_activation, layout=chosen, backend=backend)
+    # Where nothing told the order of x, an x that fits both orders deserves a warning.
+    _assume_layout(model, layout is None and own is None and agreement.layout != chosen)
+    if own is not None:
+        model.feature_names = own.feature_names
+    _take_modes(model, module, found)
+    notes = [*found.notes, f"compared with a run of {name}: the same values and gradients"]
+    if conv_activation is None:
+        notes.append(f"inferred from it: conv_activation={agreement.conv_activation!r}")
+    if agreement.layout != chosen:
+        notes.append(
+            f"{name} takes x as [{', '.join(agreement.layout)}], the new model as [{', '.join(chosen)}]; "
+            f"layout={agreement.layout!r} keeps the order"
+        )
+    if any(part._forward_hooks or part._forward_pre_hooks for part in module.modules()):
+        notes.append("its hooks stay behind; they changed no value")
+    return model, notes
+
+
+def _from_state(
+    content: object, name: str, layout: str | None, conv_activation: str | None, backend: str
+) -> tuple[TGCN_HierarchicalMT | TGCN, list[str]]:
+    found = find(content, name)
+    arguments = sizes(found, name)
+    check_tensors(found.state, name)
+    activation = conv_activation or ("after" if arguments["conv_layers"] == 1 else "between")
+    model = _build(found, arguments, name, None, activation, layout=layout or "NFT", backend=backend)
+    _assume_layout(model, layout is None)
+    unseen = _UNSEEN.format(activation, _UNSEEN_CONV[arguments["use_gat"]], ", ".join(layout or "NFT"))
+    return model, [*found.notes, unseen]
+
+
+def _build(
+    found: Found,
+    arguments: dict[str, Any],
+    name: str,
+    module: nn.Module | None,
+    conv_activation: str,
+    *,
+    layout: str = "NTF",
+    backend: str = "reference",
+) -> TGCN_HierarchicalMT | TGCN:
+    """A model that holds the parameters of `module`, or without one copies of the tensors found."""
+    model: TGCN_HierarchicalMT | TGCN
+    # No memory and no random numbers for parameters that are replaced at once.
+    with torch.device("meta"):
+        options: dict[str, Any] = {"conv_activation": conv_activation, "layout": layout, "backend": backend}
+        if found.two_headed:
+            model = TGCN_HierarchicalMT(**arguments, **options)
+        else:
+            activation = _output_activation(module, found)
+            model = TGCN(**arguments, output_activation=activation, **options)
+    check_exactly(model, found.state, name)
+    given = _copies(found.state) if module is None else _parameters(module, found, name)
+    for key, parameter in given.items():
+        owner, _, leaf = key.rpartition(".")
+        model.get_submodule(owner).register_parameter(leaf, parameter)
+    return model
+
+
+def _parameters(module: nn.Module, found: Found, name: str) -> dict[str, nn.Parameter]:
+    named = dict(module.named_parameters(remove_duplicate=False))
+    result: dict[str, nn.Parameter] = {}
+    for key, whole in found.keys.items():
+        parameter = named.get(whole)
+        if isinstance(parameter, nn.Parameter):
+            result[key] = parameter
+        elif not key.startswith("out."):  # a buffer of the output activation comes with that module
+            refuse(name, [f"{whole} is not a Parameter"], found.state)
+    return result
+
+
+def _take_modes(model: nn.Module, module: nn.Module, found: Found) -> None:
+    """Training or evaluation, part by part, as in `module`; a shared output activation is not touched."""
+    modes = {path: part.training for path, part in module.named_modules()}
+    default = modes.get(found.prefix.rstrip("."), module.training)
+    theirs = set(module.modules())
+    for path, part in model.named_modules():
+        if part not in theirs:
+            part.training = modes.get(found.prefix + path, default) if path else default
+
+
+def _copies(state: Mapping[str, Tensor]) -> dict[str, nn.Parameter]:
+    """Copies; what is one tensor under two names stays one."""
+    made: dict[Any, nn.Parameter] = {}
+    result = {}
+    for key, tensor in state.items():
+        same = (tensor.device, tensor.data_ptr(), tensor.dtype, tensor.shape, tensor.stride())
+        if same not in made:
+            made[same] = nn.Parameter(tensor.detach().clone(memory_format=torch.contiguous_format))
+        result[key] = made[same]
+    return result
+
+
+def _output_activation(module: nn.Module | None, found: Found) -> nn.Module | None:
+    parts = [] if module is None else _after_linear(module, found)
+    return None if not parts else parts[0] if len(parts) == 1 else nn.Sequential(*parts)
+
+
+def _after_linear(module: nn.Module, found: Found) -> list[nn.Module]:
+    """The modules behind the output linear that do something."""
+    try:
+        out = module.get_submodule(found.prefix + (BACKBONE if found.two_headed else "") + "out")
+    except AttributeError:
+        return []
+    parts = list(out.children())[1:] if isinstance(out, nn.Sequential) else []
+    return [part for part in parts if not isinstance(part, nn.Identity)]
+
+
+def _assume_layout(model: TGCN_HierarchicalMT | TGCN, assumed: bool) -> None:
+    backbone = model if isinstance(model, TGCN) else model.tgcn_backbone
+    backbone.layout_assumed = assumed
+
+
+# What a PyG convolution may be told that no parameter shows, and the only value that means the same here.
+_GATV2_OPTIONS = {
+    "heads": 1,
+    "negative_slope": 0.2,
+    "dropout": 0.0,
+    "add_self_loops": True,
+    "fill_value": "mean",
+    "flow": "source_to_target",
+}
+_GCN_OPTIONS = {"improved": False, "add_self_loops": True, "normalize": True, "flow": "source_to_target"}
+_OPTIONS = {"GATv2Conv": _GATV2_OPTIONS, "GCNConv": _GCN_OPTIONS}
+
+
+def _suspects(module: nn.Module, found: Found) -> list[str]:
+    """Attributes that make a module compute something else than its parameters tell: a difference gets a name."""
+    problems = []
+    for path, part in module.named_modules():
+        for option, wanted in _OPTIONS.get(type(part).__name__, {}).items():
+            value = getattr(part, option, wanted)
+            if value != wanted:
+                problems.append(f"{path} has {option}={value!r}, only {wanted!r} is supported")
+        aggregation = getattr(part, "aggr", None)
+        if type(part).__name__ in _OPTIONS and aggregation not in (None, "add", "sum"):
+            problems.append(f"{path} has aggr={aggregation!r}, only 'add' is supported")
+    if found.two_headed:
+        problems += [
+            f"tgcn_backbone.out ends in {type(part).__name__}, the two-headed model has no activation there"
+            for part in _after_linear(module, found)
+        ]
+    return problems
+
+
+def _hints(module: nn.Module) -> list[str]:
+    """What may be the cause of a difference, and need not be one."""
+    hints = []
+    for path, part in module.named_modules():
+        name = path or "the module"
+        if "forward" in vars(part):
+            hints.append(f"{name} has a patched forward, which in a copy may still work on the original")
+        if part._forward_hooks or part._forward_pre_hooks or part._backward_hooks or part._backward_pre_hooks:
+            hints.append(f"{name} has hooks")
+        if isinstance(part, nn.modules.dropout._DropoutNd) and part.p > 0:
+            hints.append(f"{name} is a {type(part).__name__} of {part.p}")
+    return hints

@@ -1,0 +1,1 @@
+"""The compiled extension: whether it is there, when it runs, its memory."""

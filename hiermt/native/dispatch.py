@@ -1,0 +1,77 @@
+"""Who computes: the native operators or their pure-PyTorch twins."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch.autograd import forward_ad
+
+from hiermt import reference
+from hiermt.native import extension
+
+BACKENDS = ("auto", "native", "reference")
+
+
+def check(backend: str) -> str:
+    """Returns `backend` if it is one of :data:`BACKENDS`, raises ``ValueError`` otherwise."""
+    if backend not in BACKENDS:
+        raise ValueError(f"backend: expected one of {', '.join(BACKENDS)}, got {backend!r}")
+    return backend
+
+
+def native(backend: str, device: torch.device, dtype: torch.dtype = torch.float32) -> bool:
+    """Whether the native operators run for a request of `backend` on `device` in `dtype`.
+
+    ``HIERMT_BACKEND`` decides where a caller asked for ``"auto"``.
+
+    Raises:
+        RuntimeError: native was asked for and is not there; the message says why.
+    """
+    if backend == "auto":
+        backend = check(os.environ.get("HIERMT_BACKEND", "auto") or "auto")
+    if backend == "reference":
+        return False
+    if backend not in ("auto", "native"):
+        check(backend)
+    reason = extension.why_not_native(device.type)
+    if reason is None and device.type == "cuda" and not torch.compiler.is_compiling():
+        reason = extension.why_not_gpu(device.index)
+    if reason is None and device.type == "cpu" and dtype == torch.float16:
+        reason = "the CPU kernels take float32, float64 and bfloat16, not float16"
+    if reason is None and transformed():
+        reason = (
+            "torch.func (grad, vmap, jvp, ...) or forward-mode differentiation (torch.autograd.forward_ad) transforms "
+            "the call, which PyTorch operators alone support"
+        )
+    if reason is not None and backend == "native":
+        raise RuntimeError(
+            f"backend 'native' was asked for but cannot run on {device.type}: {reason}; "
+            "use backend='reference', the PyTorch twin, or backend='auto', which falls back to it"
+        )
+    return reason is None
+
+
+def transformed() -> bool:
+    """Whether a transform of ``torch.func`` or a level of dual tensors surrounds the call.
+
+    A compiler that traces one sees PyTorch operators.
+    """
+    if torch.compiler.is_compiling():
+        return False
+    return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
+
+
+def operator(name: str, use_native: bool) -> Callable[..., Any]:
+    """The operator `name`, native or twin."""
+    return getattr(_native_operators() if use_native else reference, name)  # type: ignore[no-any-return]
+
+
+def _native_operators() -> ModuleType:
+    # Where it is not asked for, it is not imported: without the extension there are no such operators.
+    from hiermt import ops
+
+    return ops

@@ -1,0 +1,124 @@
+"""``python -m hiermt info``: what is built, for what, what runs on this machine, and why not more."""
+
+from __future__ import annotations
+
+import os
+import platform
+import sys
+import sysconfig
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from hiermt._version import __version__
+from hiermt.native import extension
+
+
+@dataclass(frozen=True)
+class Info:
+    """A snapshot of the installation; :func:`format` turns it into text.
+
+    Attributes:
+        version: of hiermt.
+        python: version and platform.
+        torch: version, the CUDA it was built for, threads.
+        native: path of the binary, the Python that loads it, and what it says about itself; empty without one.
+        runs: who computes on each kind of device, in words.
+        left_out: what is missing and why.
+        environment: the variables that hiermt reads and that are set.
+    """
+
+    version: str
+    python: str
+    torch: str
+    native: dict[str, Any]
+    runs: dict[str, str]
+    left_out: list[str] = field(default_factory=list)
+    environment: dict[str, str] = field(default_factory=dict)
+
+
+_VARIABLES = ("HIERMT_BACKEND", "HIERMT_CPU_ISA")
+
+
+def collect() -> Info:
+    """Gathers the facts; initialises no GPU beyond asking for its name."""
+    status = extension.native_status()
+    native = {"path": status.path, "python_abi": _python_abi(status.path), **status.build} if status.available else {}
+    left_out = [] if status.available else [f"native operators: {status.reason}; to fix: {status.fix}"]
+    for kind in ("cpu", "cuda"):
+        why = extension.why_not_native(kind)
+        if status.available and why:
+            left_out.append(f"native operators on {kind}: {why}")
+    if status.available and status.build["cpu_isa_error"]:
+        left_out.append(status.build["cpu_isa_error"])
+    return Info(
+        version=__version__,
+        python=f"{platform.python_version()} on {platform.platform()}",
+        torch=f"{torch.__version__}, {_torch_cuda()}, {torch.get_num_threads()} threads",
+        native=native,
+        runs={"cpu": _who("cpu"), **{f"cuda:{i}": _gpu(i) for i in range(torch.cuda.device_count())}},
+        left_out=left_out,
+        environment={name: os.environ[name] for name in _VARIABLES if name in os.environ},
+    )
+
+
+def format(info: Info) -> str:
+    """The text of ``python -m hiermt info``."""
+    lines = [f"hiermt {info.version}", f"  python   {info.python}", f"  torch    {info.torch}"]
+    if info.native:
+        native = info.native
+        cuda = native["cuda"] and f"CUDA {native['cuda']} for {', '.join(native['cuda_architectures'])}"
+        lines += [
+            f"  native   {native['path']}",
+            f"           built against torch {native['torch']} (runs on {native['abi_target']} or newer), "
+            f"for Python {native['python_abi']}, {native['compiler']}",
+            f"           CPU kernels for {', '.join(native['cpu_isas'])}; {cuda or 'no CUDA kernels'}",
+        ]
+    else:
+        lines.append(f"  native   not available; this Python loads {_expected()}")
+    lines += [f"  {device:8} {who}" for device, who in info.runs.items()]
+    lines += [f"  missing  {what}" for what in info.left_out]
+    lines += [f"  env      {name}={value}" for name, value in info.environment.items()]
+    return "\n".join(lines)
+
+
+def main() -> int:
+    """Prints the facts; the exit status is 0 also when something is missing."""
+    sys.stdout.write(format(collect()) + "\n")
+    return 0
+
+
+def _expected() -> str:
+    """Name of the binary that this Python looks for."""
+    return f"_C{sysconfig.get_config_var('EXT_SUFFIX')}"
+
+
+def _python_abi(path: str | None) -> str:
+    """``cpython-311-x86_64-linux-gnu``, say: the part of a binary's name that tells which Python loads it."""
+    return Path(path or "").name.removeprefix("_C.").partition(".")[0]
+
+
+def _torch_cuda() -> str:
+    if torch.version.cuda is None:
+        return "CPU only"
+    return f"CUDA {torch.version.cuda}" + ("" if torch.cuda.is_available() else ", no GPU to be used")
+
+
+def _who(device_type: str) -> str:
+    chosen = os.environ.get("HIERMT_BACKEND", "auto") or "auto"
+    if chosen == "reference":
+        return "pure-PyTorch operators (HIERMT_BACKEND=reference)"
+    if extension.why_not_native(device_type):
+        return "pure-PyTorch operators"
+    isa = extension.native_status().build["cpu_isa"]
+    return f"native operators, {isa} kernels" if device_type == "cpu" else "native operators"
+
+
+def _gpu(index: int) -> str:
+    major, minor = torch.cuda.get_device_capability(index)
+    who, native = _who("cuda"), not extension.why_not_native("cuda")
+    if native and (reason := extension.why_not_gpu(index)):
+        who = f"pure-PyTorch operators: {reason};"
+    return f"{who} on {torch.cuda.get_device_name(index)} (sm_{major}{minor})"

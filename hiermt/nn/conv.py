@@ -1,0 +1,292 @@
+"""The graph convolutions of the cell: parameters under PyG's names, stacked with their activation."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from hiermt import functional
+from hiermt._arguments import check_integer, check_tensor
+from hiermt.functional.projected import activate, gatv2_projected, gcn_projected
+from hiermt.graph import Graph, as_graph
+from hiermt.native import dispatch
+from hiermt.native.tracing import NotScriptable, refuse_tracing
+from hiermt.nn.parameters import has_global_hook, linear, matrix, parameter, runs, submodule
+
+CONV_ACTIVATIONS = ("between", "after")
+
+
+class GATv2Conv(nn.Module):
+    r"""A GATv2 convolution with one head (arXiv 2105.14491), its parameters named as in PyG's ``GATv2Conv``.
+
+    Args:
+        in_channels (int): ``F``.
+        out_channels (int): ``H``.
+        edge_dim (int, optional): 1 for an edge term that reads the edge weights, or ``None``. (default: ``1``)
+        backend (str): ``"auto"``, ``"native"`` or ``"reference"``. (default: ``"auto"``)
+    """
+
+    def __init__(self, in_channels: int, out_channels: int, edge_dim: int | None = 1, *, backend: str = "auto") -> None:
+        super().__init__()
+        self.backend = dispatch.check(backend)
+        self.lin_l = nn.Linear(in_channels, out_channels)
+        self.lin_r = nn.Linear(in_channels, out_channels)
+        self.att = nn.Parameter(torch.empty(1, 1, out_channels))
+        self.lin_edge = None if edge_dim is None else nn.Linear(edge_dim, out_channels, bias=False)
+        self.bias = nn.Parameter(torch.empty(out_channels))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Glorot for weights, as PyG initialises them; the bias starts at zero."""
+        for lin in (self.lin_l, self.lin_r, self.lin_edge):
+            if lin is not None:
+                _glorot(lin.weight)
+        for lin in (self.lin_l, self.lin_r):
+            bound = 1 / math.sqrt(lin.in_features) if lin.in_features else 0.0
+            nn.init.uniform_(lin.bias, -bound, bound)
+        _glorot(self.att)
+        nn.init.zeros_(self.bias)
+
+    def flat(self) -> list[Tensor] | None:
+        """The parameters in the order the operators take them; ``None`` if a part of it computes something else."""
+        lin_l, lin_r = linear(submodule(self, "lin_l")), linear(submodule(self, "lin_r"))
+        att, bias = parameter(self, "att"), parameter(self, "bias")
+        if lin_l is None or lin_r is None or att is None or bias is None:
+            return None
+        lin_edge = submodule(self, "lin_edge")
+        if lin_edge is None:
+            return [*lin_l, *lin_r, att, bias]
+        edge = matrix(lin_edge)
+        return None if edge is None else [*lin_l, *lin_r, att, bias, edge]
+
+    def forward(self, x: Tensor, edge_index: Tensor | Graph, edge_weight: Tensor | None = None) -> Tensor:
+        """Convolves, as PyG's does; arguments and shapes are those of :meth:`GAT.forward`."""
+        return _on_sequence(self, x, edge_index, edge_weight)
+
+    def convolve(self, x: Tensor, graph: Graph, activation: str, backend: str) -> Tensor:
+        """``[N, T, F] -> [N, T, H]``, and an activation that :mod:`hiermt.functional` knows."""
+        params = None if has_global_hook() else self.flat()
+        if params is not None:
+            return functional.gatv2_conv(x, graph, *params, activation=activation, backend=backend)
+        lin_edge: Any = self.lin_edge
+        functional.check_weights_used(graph, gat=True, edge=lin_edge is not None)
+        y = gatv2_projected(self.lin_l(x), self.lin_r(x), graph, lin_edge, self.att)
+        return activate(y if self.bias is None else y + self.bias, activation)
+
+
+class GCNConv(nn.Module):
+    r"""A GCN convolution (arXiv 1609.02907), its parameters named as in PyG's ``GCNConv``.
+
+    Args:
+        in_channels (int): ``F``.
+        out_channels (int): ``H``.
+        backend (str): ``"auto"``, ``"native"`` or ``"reference"``. (default: ``"auto"``)
+    """
+
+    def __init__(self, in_channels: int, out_channels: int, *, backend: str = "auto") -> None:
+        super().__init__()
+        self.backend = dispatch.check(backend)
+        self.lin = nn.Linear(in_channels, out_channels, bias=False)
+        self.bias = nn.Parameter(torch.empty(out_channels))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Glorot for the weight, as PyG initialises it; the bias starts at zero."""
+        _glorot(self.lin.weight)
+        nn.init.zeros_(self.bias)
+
+    def flat(self) -> list[Tensor] | None:
+        """The parameters in the order the operators take them; ``None`` if a part of it computes something else."""
+        weight, bias = matrix(submodule(self, "lin")), parameter(self, "bias")
+        return None if weight is None or bias is None else [weight, bias]
+
+    def forward(self, x: Tensor, edge_index: Tensor | Graph, edge_weight: Tensor | None = None) -> Tensor:
+        """Convolves, as PyG's does; arguments and shapes are those of :meth:`GCN.forward`."""
+        return _on_sequence(self, x, edge_index, edge_weight)
+
+    def convolve(self, x: Tensor, graph: Graph, activation: str, backend: str) -> Tensor:
+        """``[N, T, F] -> [N, T, H]``, and an activation that :mod:`hiermt.functional` knows."""
+        params = None if has_global_hook() else self.flat()
+        if params is not None:
+            return functional.gcn_conv(x, graph, *params, activation=activation, backend=backend)
+        y = gcn_projected(self.lin(x), graph)
+        return activate(y if self.bias is None else y + self.bias, activation)
+
+
+# The methods that the kernels of a whole stack stand in for, as they are here.
+_CONV_FORWARDS = {True: GATv2Conv.forward, False: GCNConv.forward}
+
+
+class _ConvStack(NotScriptable, nn.Module):
+    """What GAT and GCN share: convolutions with leaky_relu(0.01) between them, or after each."""
+
+    gat: bool
+    edge: bool
+
+    def __init__(self, convs: list[Any], conv_activation: str, backend: str) -> None:
+        super().__init__()
+        if conv_activation not in CONV_ACTIVATIONS:
+            raise ValueError(f"conv_activation: expected 'between' or 'after', got {conv_activation!r}")
+        self.convs = nn.ModuleList(convs)
+        self.conv_activation = conv_activation
+        self.backend = backend
+
+    @property
+    def backend(self) -> str:
+        """``"auto"``, ``"native"`` or ``"reference"``; assign to change it."""
+        return self._backend
+
+    @backend.setter
+    def backend(self, backend: str) -> None:
+        self._backend = dispatch.check(backend)
+        for conv in self.convs:
+            if isinstance(conv, (GATv2Conv, GCNConv)):
+                conv.backend = self._backend
+
+    def flat(self) -> list[Tensor] | None:
+        """The parameters of all convolutions in the order the operators take them; ``None`` if a part of the stack
+        computes something else than they do."""
+        flat: list[Tensor] = []
+        for conv in submodule(self, "convs")._modules.values():
+            if not runs(conv, _CONV_FORWARDS[self.gat]) or self.edge != (conv._modules.get("lin_edge") is not None):
+                return None
+            params = conv.flat()
+            if params is None:
+                return None
+            flat += params
+        return flat
+
+    def forward(self, x: Tensor, edge_index: Tensor | Graph, edge_weight: Tensor | None = None) -> Tensor:
+        """Applies the stack.
+
+        Args:
+            x (Tensor): node features.
+            edge_index (Tensor or Graph): edges.
+            edge_weight (Tensor, optional): edge weights. (default: ``None``)
+
+        Shapes:
+            - **x:** ``[N, F]``, ``[N, T, F]`` or ``[B, N, T, F]`` with one shared graph
+            - **returns:** the same with ``H`` in place of ``F``
+
+        Raises:
+            ValueError: x has another number of dimensions, or does not fit the graph or the convolutions.
+        """
+        return _on_sequence(self, x, edge_index, edge_weight)
+
+    def convolve(self, x: Tensor, graph: Graph, activation: str, backend: str) -> Tensor:
+        """``[N, T, F] -> [N, T, H]``, each convolution called as it is, or computed where that is the same."""
+        hooked = has_global_hook()
+        for i, conv in enumerate(self.convs):
+            last = i == len(self.convs) - 1
+            inner = activation if last and self.conv_activation == "between" else "leaky_relu"
+            if not hooked and runs(conv, _CONV_FORWARDS[self.gat]):
+                x = conv.convolve(x, graph, inner, backend)  # type: ignore[operator]
+            else:
+                x = activate(step_by_step(conv, x, graph), inner)
+        return x
+
+
+def step_by_step(module: nn.Module, x: Tensor, graph: Graph) -> Tensor:
+    """A module that takes what a convolution of PyG takes, called for each time step of ``[N, T, F]``."""
+    edge_index, edge_weight = graph.edges(x.size(0) // max(graph.num_nodes, 1))
+    if x.size(1) == 0:
+        return module(x.new_zeros(x.size(0), x.size(2)), edge_index, edge_weight).unsqueeze(1)[:, :0]  # type: ignore[no-any-return]
+    return torch.stack([module(step, edge_index, edge_weight) for step in x.unbind(1)], dim=1)
+
+
+def _on_sequence(module: Any, x: Tensor, edge_index: Tensor | Graph, edge_weight: Tensor | None) -> Tensor:
+    """What every convolution does with its arguments before it convolves ``[N, T, F]``."""
+    check_tensor("x", x)
+    refuse_tracing(x.size(-1))
+    if x.dim() not in (2, 3, 4):
+        raise ValueError(f"x: expected [N, F], [N, T, F] or [B, N, T, F], got {list(x.shape)}")
+    lead, backend = x.shape[:-1], getattr(module, "backend", "auto")
+    graph = as_graph(edge_index, edge_weight, x.size(-2 if x.dim() == 2 else -3), backend)
+    if x.dim() == 2:
+        y = x.unsqueeze(1)
+    else:
+        y = x if x.dim() == 3 else x.reshape(x.size(0) * x.size(1), *x.shape[2:])
+    y = module.convolve(y, graph, "none", backend)
+    return y.reshape(*lead, y.size(-1))  # type: ignore[no-any-return]
+
+
+class GAT(_ConvStack):
+    r"""A stack of GATv2 convolutions, one head each (arXiv 2105.14491).
+
+    Args:
+        in_channels (int): ``F``.
+        hidden_size (int): ``H``.
+        conv_layers (int): number of convolutions. (default: ``2``)
+        edge_dim (int, optional): 1, or ``None`` for no edge term. (default: ``1``)
+        conv_activation (str): leaky_relu ``"between"`` the convolutions or ``"after"`` each.
+            (default: ``"between"``)
+        backend (str): who computes. (default: ``"auto"``)
+    """
+
+    gat = True
+
+    def __init__(
+        self,
+        in_channels: int,
+        hidden_size: int,
+        conv_layers: int = 2,
+        *,
+        edge_dim: int | None = 1,
+        conv_activation: str = "between",
+        backend: str = "auto",
+    ) -> None:
+        edge_dim = check_edge_dim(edge_dim)
+        sizes = _channels(in_channels, hidden_size, conv_layers)
+        convs = [GATv2Conv(inputs, outputs, edge_dim) for inputs, outputs in sizes]
+        super().__init__(convs, conv_activation, backend)
+        self.edge = edge_dim is not None
+
+
+class GCN(_ConvStack):
+    r"""A stack of GCN convolutions (arXiv 1609.02907).
+
+    Args:
+        in_channels (int): ``F``.
+        hidden_size (int): ``H``.
+        conv_layers (int): number of convolutions. (default: ``2``)
+        conv_activation (str): leaky_relu ``"between"`` the convolutions or ``"after"`` each.
+            (default: ``"between"``)
+        backend (str): who computes. (default: ``"auto"``)
+    """
+
+    gat = False
+    edge = False
+
+    def __init__(
+        self,
+        in_channels: int,
+        hidden_size: int,
+        conv_layers: int = 2,
+        *,
+        conv_activation: str = "between",
+        backend: str = "auto",
+    ) -> None:
+        convs = [GCNConv(*sizes) for sizes in _channels(in_channels, hidden_size, conv_layers)]
+        super().__init__(convs, conv_activation, backend)
+
+
+def check_edge_dim(edge_dim: object) -> int | None:
+    """Returns ``edge_dim`` as an ``int`` or ``None``; raises ``ValueError`` unless it is 1 or ``None``."""
+    if edge_dim is not None and check_integer("edge_dim", edge_dim, 0) != 1:
+        raise ValueError(f"edge_dim: expected 1 (a scalar weight per edge) or None, got {edge_dim}")
+    return None if edge_dim is None else 1
+
+
+def _channels(in_channels: object, hidden_size: object, conv_layers: object) -> list[tuple[int, int]]:
+    """Input and output channels of each convolution."""
+    inputs = check_integer("in_channels", in_channels, 1)
+    hidden = check_integer("hidden_size", hidden_size, 1)
+    return [(hidden if i else inputs, hidden) for i in range(check_integer("conv_layers", conv_layers, 1))]
+
+
+def _glorot(tensor: Tensor) -> None:
+    bound = math.sqrt(6.0 / (tensor.size(-2) + tensor.size(-1)))
+    nn.init.uniform_(tensor, -bound, bound)

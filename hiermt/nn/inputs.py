@@ -1,0 +1,109 @@
+"""What a model is given for a batch, and when the windows of a batch share the work on their days."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from hiermt import windows as gather
+from hiermt.native import dispatch
+from hiermt.nn import TGCN, TGCN_HierarchicalMT
+from hiermt.nn.parameters import runs
+from hiermt.windows import Windows
+
+_TWO_HEADED, _BACKBONE = TGCN_HierarchicalMT.forward, TGCN.forward
+
+# Sharing pays where a batch has at most so many different days to a day of its windows; bench/NOTES.md has the
+# measurements.
+MOST_DAYS = 0.5
+# On a GPU, of the days that are computed: reckoned there, not yet measured.
+MOST_DAYS_ON_GPU = 0.65
+
+
+def shared_inputs(
+    model: nn.Module, batch: Any, device: torch.device | str, share: bool | None = None
+) -> tuple[Any, ...]:
+    """The arguments of `model` for `batch`, with :class:`hiermt.Windows` in place of x where its days are shared.
+
+    Args:
+        share: ``True`` wherever it is possible at all, ``False`` never, ``None`` where it pays.
+
+    Raises:
+        ValueError: sharing was asked for, and is not possible; the message says why.
+    """
+    if share is False:
+        return model_inputs(model, batch, device)
+    if isinstance(getattr(batch, "windows", None), Windows):
+        batch = batch.to(device)
+    reason = why_not_shared(model, batch)
+    if share and reason is not None:
+        raise ValueError(f"share_days: {reason}; leave it at None to share only where that is possible and pays")
+    if reason is not None or (share is None and not _pays(batch)):
+        return model_inputs(model, batch, device)
+    windows = batch.windows
+    return (windows.within(batch.reach) if gather.waits(windows.series) else windows), batch.graph
+
+
+def model_inputs(model: nn.Module, data: Any, device: torch.device | str) -> tuple[Any, ...]:
+    """``(x, edge_index, edge_weight)`` or ``(x, graph)`` of a batch, on `device`.
+
+    A model without a part of this package gets the windows of a batch as the disjoint union that PyG makes of them.
+    """
+    graph = getattr(data, "graph", None)
+    x = data.x.to(device)
+    if graph is not None:
+        graph = graph.to(device)
+        if not isinstance(getattr(data, "windows", None), Windows):
+            return x, graph
+        layout = _layout(model)
+        if layout is None:
+            return x.flatten(0, 1), *graph.edges(x.size(0))
+        return (x if layout == "NTF" else x.transpose(-1, -2)), graph
+    edge_weight = getattr(data, "edge_weight", None)
+    if edge_weight is None and getattr(data, "edge_attr", None) is not None:
+        raise ValueError(
+            "data has edge_attr but no edge_weight, so its weights would be ignored; rename it to edge_weight"
+        )
+    return x, data.edge_index.to(device), None if edge_weight is None else edge_weight.to(device)
+
+
+def why_not_shared(model: nn.Module, batch: Any) -> str | None:
+    """Why the windows of `batch` cannot share their days, ``None`` if they can."""
+    windows = getattr(batch, "windows", None)
+    if not isinstance(windows, Windows):
+        return "the batches are no windows of one series, as those of a hiermt.data.WindowLoader are"
+    backbone = _backbone(model)
+    if backbone is None:
+        return f"a {type(model).__name__} takes no windows, or has a forward or a hook of its own that may not"
+    if gather.waits(windows.series):
+        if batch.reach is None:
+            return (
+                "on a GPU a WindowLoader has to know which days its batches have; this one leaves out days in between"
+            )
+        if not dispatch.native(backbone.backend, windows.series.device, windows.series.dtype):
+            return "on a GPU the native operators alone share days"
+    return None
+
+
+def _backbone(model: nn.Module) -> TGCN | None:
+    if isinstance(model, nn.parallel.DistributedDataParallel):
+        model = model.module
+    if isinstance(model, TGCN_HierarchicalMT) and runs(model, _TWO_HEADED):
+        model = model.tgcn_backbone
+    return model if isinstance(model, TGCN) and runs(model, _BACKBONE) else None
+
+
+def _layout(model: nn.Module) -> str | None:
+    """The layout in which a model of ours, or one around it, takes x; ``None`` for any other model."""
+    if isinstance(model, TGCN_HierarchicalMT):
+        return model.tgcn_backbone.layout
+    return next((part.layout for part in model.modules() if isinstance(part, TGCN)), None)
+
+
+def _pays(batch: Any) -> bool:
+    windows = batch.windows
+    if gather.waits(windows.series):
+        return bool(batch.reach.days <= MOST_DAYS_ON_GPU * windows.starts.numel() * windows.steps)
+    return bool(windows.days().numel() <= MOST_DAYS * windows.starts.numel() * windows.steps)

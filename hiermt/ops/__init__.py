@@ -1,0 +1,72 @@
+"""The native operators, with the signatures of their twins in :mod:`hiermt.reference`.
+
+Importing this module gives every operator of ``torch.ops.hiermt`` its fake (shape), autograd and autocast rules, so it
+needs the compiled extension; :mod:`hiermt.functional` imports it only where that is there.
+"""
+
+from __future__ import annotations
+
+from hiermt.native import extension as _extension
+from hiermt.ops import decision_rules as ops_decision
+from hiermt.ops import gated_scan_rules as ops_gated_scan
+from hiermt.ops import gated_scan_windows_rules as ops_gated_scan_windows
+from hiermt.ops import gatv2_conv_rules as ops_gatv2_conv
+from hiermt.ops import gcn_conv_rules as ops_gcn_conv
+from hiermt.ops import graph_prepare_rules as ops_graph
+from hiermt.ops import multitask_loss_rules as ops_multitask_loss
+from hiermt.ops import tgcn_layer_rules as ops_tgcn_layer
+from hiermt.ops import windows_rules as ops_windows
+from hiermt.ops.decision_rules import (
+    ALL,
+    CONFIDENCES,
+    LOGITS,
+    PREDICTIONS,
+    PROBABILITIES,
+    decision,
+    decision_from_logits,
+    head_logits,
+)
+from hiermt.ops.gated_scan_rules import gated_scan
+from hiermt.ops.gated_scan_windows_rules import gated_scan_windows
+from hiermt.ops.gatv2_conv_rules import gatv2_conv
+from hiermt.ops.gcn_conv_rules import gcn_conv
+from hiermt.ops.graph_prepare_rules import graph_prepare
+from hiermt.ops.multitask_loss_rules import multitask_loss
+from hiermt.ops.tgcn_layer_rules import tgcn_layer
+from hiermt.ops.windows_rules import gather_windows
+
+__all__ = [
+    "ALL",
+    "CONFIDENCES",
+    "LOGITS",
+    "PREDICTIONS",
+    "PROBABILITIES",
+    "decision",
+    "decision_from_logits",
+    "gated_scan",
+    "gated_scan_windows",
+    "gather_windows",
+    "gatv2_conv",
+    "gcn_conv",
+    "graph_prepare",
+    "head_logits",
+    "multitask_loss",
+    "tgcn_layer",
+]
+
+_status = _extension.native_status()
+if not _status.available:
+    raise RuntimeError(f"hiermt.ops needs the compiled extension: {_status.reason}. To fix: {_status.fix}.")
+_FAMILIES = (
+    ops_decision,
+    ops_gated_scan,
+    ops_gated_scan_windows,
+    ops_gatv2_conv,
+    ops_gcn_conv,
+    ops_graph,
+    ops_multitask_loss,
+    ops_tgcn_layer,
+    ops_windows,
+)
+for _family in _FAMILIES:
+    _family.register()

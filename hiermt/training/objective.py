@@ -1,0 +1,75 @@
+"""What a training minimises: the criterion, ours or a foreign one, on a batch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hiermt._arguments import check_number
+from hiermt.nn.loss import MultiTaskLoss
+from hiermt.nn.parameters import runs
+
+PARTS = ("signal_loss", "direction_loss")
+_OWN_FORWARD = MultiTaskLoss.forward
+
+
+class _Default(float):
+    """A default that can be told from the same number given by a caller."""
+
+
+ONE = _Default(1.0)
+
+
+def make_criterion(criterion: Any, lambda_direction: float) -> Any:
+    """The criterion, made where there is none.
+
+    Raises:
+        ValueError: `lambda_direction` is not finite, or contradicts the criterion's own.
+        TypeError: `lambda_direction` is not a number.
+    """
+    if lambda_direction is not ONE:
+        lambda_direction = check_number("lambda_direction", lambda_direction)
+    if criterion is None:
+        return MultiTaskLoss(lambda_direction)
+    own = getattr(criterion, "lambda_direction", lambda_direction)
+    if lambda_direction is not ONE and lambda_direction != own:
+        raise ValueError(
+            f"lambda_direction: {lambda_direction} contradicts the criterion's {own}; "
+            "set it in one place, or pass criterion=None"
+        )
+    return criterion
+
+
+def is_own(criterion: Any) -> bool:
+    """Whether calling it is calling :meth:`MultiTaskLoss.forward` and nothing else."""
+    return isinstance(criterion, MultiTaskLoss) and runs(criterion, _OWN_FORWARD)
+
+
+def loss_terms(criterion: Any, logits: tuple[Tensor, Tensor], batch: Any) -> tuple[Tensor, ...]:
+    """Total, signal and direction loss of a batch; NaN for the parts that a foreign criterion does not tell."""
+    if getattr(batch, "signal_labels", None) is None or getattr(batch, "direction_labels", None) is None:
+        raise ValueError("a batch has no signal_labels and direction_labels; training and testing need both")
+    signal_targets = batch.signal_labels.reshape(-1)
+    direction_targets = batch.direction_labels.reshape(-1)
+    mask = signal_targets == 1
+    if is_own(criterion):
+        return tuple(criterion.terms(*logits, signal_targets, direction_targets, mask))
+    # A criterion written for the logits of a PyG batch, [N, 2], knows no windows.
+    flat = [part.reshape(-1, part.size(-1)) for part in logits]
+    loss, parts = _foreign(criterion(*flat, signal_targets, direction_targets, signal_mask=mask))
+    return loss, *(
+        torch.as_tensor(parts.get(name, float("nan")), dtype=torch.float64, device=loss.device) for name in PARTS
+    )
+
+
+def _foreign(result: Any) -> tuple[Tensor, Mapping[str, Any]]:
+    loss, parts = result if isinstance(result, tuple | list) and len(result) == 2 else (result, {})
+    if not isinstance(loss, Tensor) or not isinstance(parts, Mapping | None):
+        found = f"{type(loss).__name__} and {type(parts).__name__}" if loss is not result else type(result).__name__
+        raise TypeError(f"criterion: expected a loss, or a loss and a dict of its parts, as tensors; got {found}")
+    if loss.numel() != 1:
+        raise ValueError(f"criterion: expected a loss of one number, got shape {list(loss.shape)}; take its mean()")
+    return loss.reshape(()), parts or {}

@@ -1,0 +1,42 @@
+"""The random state of a process: torch's on the CPU and on each GPU, numpy's and Python's."""
+
+from __future__ import annotations
+
+import random
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from hiermt.training.plain import decode, encode
+
+
+def random_state() -> dict[str, Any]:
+    """The state of all global generators, as a file can hold it."""
+    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
+    return {
+        "cpu": torch.get_rng_state(),
+        "cuda": cuda,
+        "numpy": encode(np.random.mtrand._rand.get_state(legacy=False)),
+        "python": encode(random.getstate()),
+    }
+
+
+def check_random_state(state: dict[str, Any]) -> None:
+    """Raises where :func:`set_random_state` would, and changes nothing."""
+    torch.Generator(device="cpu").set_state(state["cpu"])
+    for each in state["cuda"]:
+        if not isinstance(each, Tensor) or each.dtype != torch.uint8:
+            raise ValueError("the state of a GPU's random generator is a tensor of bytes")
+    np.random.RandomState().set_state(decode(state["numpy"]))
+    random.Random().setstate(decode(state["python"]))
+
+
+def set_random_state(state: dict[str, Any]) -> None:
+    """Goes on drawing where :func:`random_state` was taken; a GPU's only on a machine with as many of them."""
+    torch.set_rng_state(state["cpu"])
+    if torch.cuda.is_available() and len(state["cuda"]) == torch.cuda.device_count():
+        torch.cuda.set_rng_state_all(state["cuda"])
+    np.random.mtrand._rand.set_state(decode(state["numpy"]))
+    random.setstate(decode(state["python"]))

@@ -1,0 +1,348 @@
+"""Training states on disk: everything it takes to go on as if nothing had happened, bitwise equal."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from hiermt._version import __version__
+from hiermt.data.feature_names import KEY, check_same, names_of
+from hiermt.io.files import check_writable, replacing
+from hiermt.training.held import Change, Held, apply
+from hiermt.training.optimizer_state import check_optimizer, optimizer_change, optimizer_state
+from hiermt.training.plain import checksum, decode, encode
+from hiermt.training.processes import Processes
+from hiermt.training.random_state import check_random_state, random_state, set_random_state
+from hiermt.training.workers import fresh_workers, start_workers
+
+FORMAT = "hiermt training state 2"
+_LOADERS = ("train_dataloader", "test_dataloader")
+# The parts of a file, and their types.
+_COMMON = {
+    "hiermt": str,
+    "optimizer_type": str,
+    "optimizer": dict,
+    "model": dict,
+    "criterion": dict,
+    "types": dict,
+    "common": dict,
+    "other_processes": list,
+    "checksum": str,
+}
+_OWN = {"random": dict, "held": dict, "progress": dict}
+
+Check = Callable[[dict[str, Any], dict[str, Any]], None]
+
+
+def hold(
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    loaders: Iterable[Any],
+    criterion: Any = None,
+    scheduler: Any = None,
+    callback: Any = None,
+) -> Held:
+    """What is stored of these besides their ``state_dict``, compared with what it is now."""
+    return Held(
+        {
+            "model": Processes(model).model,
+            "optimizer": optimizer,
+            "criterion": criterion,
+            "scheduler": scheduler,
+            "callback": callback,
+            **dict(zip(_LOADERS, loaders, strict=False)),
+        }
+    )
+
+
+def check_storable(model: nn.Module, optimizer: torch.optim.Optimizer, held: Held) -> None:
+    """Finds out before a training whether :func:`save_state` could hold its state.
+
+    Raises:
+        ValueError: a part of the training has no state that can be stored; the message says which and why.
+    """
+    with storing():
+        _common_state(Processes(model).model, optimizer, held)
+        _own_state(held, {})
+
+
+@contextlib.contextmanager
+def storing() -> Iterator[None]:
+    """Says ``ValueError`` where a part of a training cannot be stored, as of everything else that is refused."""
+    try:
+        yield
+    except TypeError as error:
+        raise ValueError(f"checkpoint: {error}") from error
+
+
+def check_path(path: str | Path, processes: Processes) -> None:
+    """Refuses a path that :func:`save_state` could not write to, in all processes.
+
+    Raises:
+        OSError: as :func:`hiermt.io.files.check_writable`.
+    """
+    _in_first(processes, path, lambda: check_writable(path))
+
+
+def _in_first(processes: Processes, path: str | Path, action: Callable[[], None]) -> None:
+    """Runs `action` in the first process, and raises in all of them if it fails there."""
+    failure: Exception | None = None
+    if processes.rank == 0:
+        try:
+            action()
+        except Exception as error:  # whatever it is, the others must not wait for ever
+            failure = error
+    reason = processes.gather(failure and str(failure))[0]
+    if failure is not None:
+        raise failure
+    if reason is not None:
+        raise OSError(f"{path}: not written by the first process: {reason}")
+
+
+def save_state(
+    path: str | Path,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    loaders: Iterable[Any],
+    progress: dict[str, Any],
+    common: dict[str, Any] | None = None,
+    held: Held | None = None,
+) -> None:
+    """Writes model, optimiser, random generators and `progress`; an interruption leaves the old file.
+
+    Of several processes that train one model, all call and the first writes; a failure is raised in each of them.
+
+    Args:
+        path (str or Path): made anew each time, by writing beside it and renaming.
+        model (Module): its ``state_dict`` is stored.
+        optimizer (Optimizer): its ``state_dict`` is stored.
+        loaders (iterable): the random generators that they, their samplers and their datasets hold are stored: torch's,
+            numpy's and Python's.
+        progress (dict): epoch, losses and whatever else; tensors, numbers, strings, lists and dicts. Of several
+            processes each has its own.
+        common (dict, optional): the same of which all processes have one, such as the best weights.
+        held (Held, optional): made by :func:`hold` before the training. Then what the training has changed in loaders,
+            scheduler, criterion and model is stored as well. (default: ``None``, of `loaders` the generators)
+
+    Raises:
+        OSError: the file cannot be written, as on a full disk.
+        TypeError: something cannot be stored; the message says what.
+    """
+    processes = Processes(model)
+    held = hold(model, optimizer, loaders) if held is None else held
+    own, *others = processes.gather(_own_state(held, progress))
+
+    def write() -> None:
+        content = _common_state(processes.model, optimizer, held)
+        content |= {**own, "other_processes": others, "common": encode(common or {}, "common")}
+        _write(Path(path), {**content, "checksum": checksum(content)})
+
+    _in_first(processes, path, write)
+
+
+def _own_state(held: Held, progress: dict[str, Any]) -> dict[str, Any]:
+    """What each process has of its own."""
+    return {"random": random_state(), "held": held.state(), "progress": encode(progress, "progress")}
+
+
+def _common_state(model: nn.Module, optimizer: torch.optim.Optimizer, held: Held) -> dict[str, Any]:
+    return {
+        "format": FORMAT,
+        "hiermt": __version__,
+        "optimizer_type": type(optimizer).__name__,
+        "model": _module_state("model", model),
+        "criterion": _module_state("criterion", held.roots.get("criterion")),
+        "optimizer": optimizer_state(optimizer),
+        "types": held.types(),
+        KEY: names_of(model),
+    }
+
+
+def _module_state(name: str, module: Any) -> dict[str, Any]:
+    state = module.state_dict() if isinstance(module, nn.Module) else {}
+    for key, value in state.items():
+        if nn.parameter.is_lazy(value):
+            raise TypeError(f"{name}.{key} has no shape yet; call the {name} on a batch before the training")
+    return {key: encode(value, f"{name}.{key}") for key, value in state.items()}
+
+
+def _write(path: Path, content: dict[str, Any]) -> None:
+    buffer = io.BytesIO()
+    torch.save(content, buffer)
+    with replacing(path) as temporary:
+        temporary.write_bytes(buffer.getvalue())
+
+
+def load_state(
+    path: str | Path,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    loaders: Iterable[Any],
+    held: Held | None = None,
+    check: Check | None = None,
+) -> dict[str, Any]:
+    """Puts everything back as :func:`save_state` found it.
+
+    Nothing is changed unless all of it fits. Of several processes, each reads the file and takes what was its own.
+
+    Args:
+        path, model, optimizer, loaders, held: as for :func:`save_state`; `held` made before.
+        check (callable, optional): called as ``check(progress, common)`` before anything is changed; raises
+            ``ValueError`` where they make no sense.
+
+    Returns:
+        What was stored as ``progress`` and ``common``.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is damaged, is no training state, or is one of another model, optimiser, loader, scheduler or
+            number of processes, or of a model of other features.
+    """
+    path, loaders = Path(path), list(loaders)
+    held = hold(model, optimizer, loaders) if held is None else held
+    processes = Processes(model)
+    content = _read(path, processes)
+    check_same(path, content[KEY], names_of(processes.model))
+    try:
+        changes, progress, common = _changes(content, processes.model, optimizer, held, check)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
+    except Exception as error:  # a value of another type than it had fails in many ways
+        raise ValueError(f"{path}: damaged ({type(error).__name__}: {error})") from None
+    waiting = [loader for loader in loaders if fresh_workers(loader)]
+    if waiting:
+        kept = held.plan(held.state(unchanged=True))
+        changes = [
+            *map(_start, waiting),
+            *kept,
+            *changes,
+        ]
+    try:
+        apply(changes)
+    except Exception as error:  # torch's own loading has the last word
+        raise ValueError(f"{path}: does not fit ({type(error).__name__}: {error}); nothing was changed") from error
+    return {**progress, **common}
+
+
+def _start(loader: Any) -> Change:
+    return (lambda: start_workers(loader)), (lambda: None)
+
+
+def _read(path: Path, processes: Processes) -> dict[str, Any]:
+    """The content of a file whose parts are all there, those of this process among them."""
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: not found")
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # the reader raises many kinds, all of which mean a bad file
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise ValueError(f"{path}: not a readable training state ({reason})") from None
+    if not isinstance(content, dict) or content.get("format") != FORMAT:
+        found = content.get("format") if isinstance(content, dict) else None
+        if isinstance(found, str) and found.startswith("hiermt training state"):
+            raise ValueError(f"{path}: {found!r} was written by another version of hiermt; this one reads {FORMAT!r}")
+        raise ValueError(f"{path}: not a training state of hiermt; model weights alone cannot be resumed from")
+    _check_parts(path, content, {**_COMMON, **_OWN})
+    written = 1 + len(content["other_processes"])
+    if written != processes.count:
+        raise ValueError(f"{path}: was written by {written} processes, there are {processes.count}")
+    for other in content["other_processes"]:
+        if not isinstance(other, dict):
+            raise ValueError(f"{path}: damaged: the part of another process is a {type(other).__name__}")
+        _check_parts(path, other, _OWN)
+    names = content.get(KEY)
+    if names is not None and not (isinstance(names, tuple) and all(isinstance(name, str) for name in names)):
+        raise ValueError(f"{path}: damaged: {KEY!r} is not a tuple of names")
+    own = {} if processes.rank == 0 else content["other_processes"][processes.rank - 1]
+    return {**content, **own, KEY: names, "intact": _intact(content)}
+
+
+def _check_parts(path: Path, content: dict[str, Any], parts: dict[str, Any]) -> None:
+    for name, kind in parts.items():
+        if name not in content:
+            raise ValueError(f"{path}: damaged: it has no {name!r}")
+        if not isinstance(content[name], kind):
+            found = type(content[name]).__name__
+            raise ValueError(f"{path}: damaged: {name!r} is a {found} in place of a {kind.__name__}")
+
+
+def _intact(content: dict[str, Any]) -> bool:
+    return bool(content["checksum"] == checksum({key: value for key, value in content.items() if key != "checksum"}))
+
+
+def _changes(
+    content: dict[str, Any],
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    held: Held,
+    check: Check | None,
+) -> tuple[list[Change], dict[str, Any], dict[str, Any]]:
+    """What has to be done, with nothing done yet: each change with what takes it back; progress and common."""
+    check_optimizer(content["optimizer_type"], content["optimizer"], optimizer)
+    _check_types(content["types"], held.types())
+    criterion = held.roots.get("criterion")
+    changes = [_module_change("model", model, content["model"])]
+    if isinstance(criterion, nn.Module) or content["criterion"]:
+        changes.append(_module_change("criterion", criterion, content["criterion"]))
+    if not content["intact"]:
+        raise ValueError("damaged: its content is not what was written, by its checksum")
+    changes.append(optimizer_change(optimizer, content["optimizer"]))
+    changes += held.plan(content["held"])
+    random, before = content["random"], random_state()
+    check_random_state(random)
+    progress, common = decode(content["progress"]), decode(content["common"])
+    if check is not None:
+        check(progress, common)
+    changes.append((lambda: set_random_state(random), lambda: set_random_state(before)))
+    return changes, progress, common
+
+
+def _check_types(stored: dict[str, str], own: dict[str, str]) -> None:
+    written, there = ([name for name in _LOADERS if name in types] for types in (stored, own))
+    if len(written) != len(there):
+        raise ValueError(f"was written with {len(written)} loaders, there are {len(there)}")
+    for name in sorted({*stored, *own} - {"model", "criterion"}):
+        if stored.get(name) != own.get(name):
+            what = "another kind of loader: " if name in _LOADERS else ""
+            raise ValueError(
+                f"was written with {what}{name} of type {stored.get(name, 'None')}, this is {own.get(name, 'None')}"
+            )
+
+
+def _module_change(name: str, module: Any, stored: dict[str, Any]) -> Change:
+    """Loads the parameters and buffers of a module, if their names, shapes and types are exactly its own."""
+    if not isinstance(module, nn.Module):
+        raise ValueError(f"was written with a {name} that has a state, this one has none")
+    own = module.state_dict()
+    problems = [f"missing {key}" for key in own if key not in stored]
+    problems += [f"unknown {key}" for key in stored if key not in own]
+    for key in (key for key in own if key in stored):
+        here, there = own[key], stored[key]
+        if not isinstance(here, Tensor):
+            continue
+        if not isinstance(there, Tensor):
+            problems.append(f"{key} is a {type(there).__name__}, expected a tensor")
+        elif there.shape != here.shape:
+            problems.append(f"{key} has shape {list(there.shape)}, expected {list(here.shape)}")
+        elif there.dtype != here.dtype:
+            problems.append(f"{key} is {there.dtype}, expected {here.dtype}")
+    if problems:
+        raise ValueError(f"does not fit the {name}: {'; '.join(problems)}")
+    before: Any = OrderedDict(
+        (key, value.clone() if isinstance(value, Tensor) else value) for key, value in own.items()
+    )
+    loaded: Any = OrderedDict((key, decode(value)) for key, value in stored.items())
+    for state in (before, loaded):
+        state._metadata = getattr(own, "_metadata", {})
+    return (lambda: _load(module, loaded)), (lambda: _load(module, before))
+
+
+def _load(module: nn.Module, state: dict[str, Any]) -> None:
+    module.load_state_dict(state, strict=True)

@@ -1,0 +1,168 @@
+"""Windows of consecutive days out of a series: copied, or read where they lie."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from hiermt._arguments import check_integer, check_tensor
+from hiermt.native import dispatch
+from hiermt.native.tracing import recorded, refuse_tracing
+
+
+class DayRange(NamedTuple):
+    """What is known on the host of the days that a batch of windows has.
+
+    Attributes:
+        first, stop (int): every window lies in ``[first, stop)``.
+        days (int): so many days, counted from the first that one of the windows has, hold all of them.
+    """
+
+    first: int
+    stop: int
+    days: int
+
+
+class Windows(NamedTuple):
+    r"""``B`` windows of ``T`` consecutive days of one series, none of them copied.
+
+    A model takes it in place of ``x [B, S, T, F]`` and gives the same result. What its first layer computes before
+    the recurrence depends on the day alone; it is computed once for every day, and not once a window. On the CPU these
+    are the days that a window has. On a GPU, where looking at `starts` would wait for the device, they are all days of
+    the series (see :meth:`within`), unless the windows have fewer one by one; a day of no window must be finite there.
+    A window that does not lie in the series is refused on the CPU; on a GPU its values mean nothing.
+
+    Attributes:
+        series (Tensor): features of each stock and day, in this order whatever the layout of the model.
+        starts (Tensor): first day of each window.
+        steps (int): ``T``.
+
+    Shapes:
+        - **series:** ``[S, D, F]``, **starts:** ``[B]`` int64 on the same device
+    """
+
+    series: Tensor
+    starts: Tensor
+    steps: int
+
+    def gather(self, *, backend: str = "auto", check: bool = True) -> Tensor:
+        """The windows themselves, ``[B, S, T, F]``; see :func:`gather_windows`."""
+        return gather_windows(self.series, self.starts, self.steps, backend=backend, check=check)
+
+    def days(self) -> Tensor:
+        """The days that a window has, in order and once each. Waits for the device.
+
+        Raises:
+            IndexError: a window does not lie in the series.
+            ValueError: a shape or device does not fit.
+        """
+        steps = check_starts(self.starts, self.steps, self.series)
+        later = torch.arange(steps, dtype=torch.int64, device=self.starts.device)
+        return torch.unique(self.starts.unsqueeze(1) + later)  # type: ignore[no-any-return]
+
+    def shared(self) -> Windows:
+        """The same windows over a series of the days that one of them has, and no others. Waits for the device.
+
+        Days in one piece are a view of the series, others are copied.
+
+        Raises:
+            IndexError: a window does not lie in the series.
+            ValueError: a shape or device does not fit.
+        """
+        days = self.days()
+        if not days.numel():
+            return Windows(self.series[:, : self.steps], torch.zeros_like(self.starts), self.steps)
+        first, last = int(days[0]), int(days[-1])
+        if last - first + 1 == days.numel():
+            return Windows(self.series[:, first : last + 1], self.starts - first, self.steps)
+        return Windows(self.series.index_select(1, days), torch.searchsorted(days, self.starts), self.steps)
+
+    def within(self, reach: DayRange) -> Windows:
+        """The same windows over ``reach.days`` days of the series, without waiting for the device or asking for starts.
+
+        The values of a window outside `reach` mean nothing.
+        """
+        first, stop, days = reach
+        if days == stop - first:
+            if days == self.series.size(1):
+                return self
+            return Windows(self.series[:, first:stop], self.starts - first, self.steps)
+        if not self.starts.numel():
+            return Windows(self.series[:, first : first + days], self.starts, self.steps)
+        begin = self.starts.amin(0, keepdim=True).clamp(first, stop - days)
+        series = gather_windows(self.series, begin, days, check=False)[0]
+        return Windows(series, self.starts - begin, self.steps)
+
+    def to(self, device: torch.device | str) -> Windows:
+        """The same windows on another device."""
+        return Windows(self.series.to(device), self.starts.to(device), self.steps)
+
+
+def waits(tensor: Tensor) -> bool:
+    """Whether looking at the values of `tensor` waits for a device."""
+    return tensor.is_cuda
+
+
+def gather_windows(series: Tensor, starts: Tensor, steps: int, *, backend: str = "auto", check: bool = True) -> Tensor:
+    r"""Windows of consecutive days, copied out of a series in one pass.
+
+    Args:
+        series (Tensor): values of each stock and day.
+        starts (Tensor): first day of each window.
+        steps (int): ``T``, days in a window.
+        backend (str): who computes. (default: ``"auto"``)
+        check (bool): look whether every window lies in the series. On a GPU that waits for the device; a caller
+            who has looked already may leave it out. (default: ``True``)
+
+    Shapes:
+        - **series:** ``[S, D, F]``, **starts:** ``[B]`` int64 on the same device
+        - **returns:** ``[B, S, T, F]``
+
+    Raises:
+        IndexError: a window does not lie in the series.
+        ValueError: a shape or device does not fit, or `steps` is not in ``[0, D]``.
+        TypeError: `series` is not floating point or `starts` not int64.
+    """
+    steps = check_starts(starts, steps, series, look=check)
+    if not series.is_floating_point():
+        raise TypeError(f"series: expected floating point, got {series.dtype}; use series.float()")
+    native = dispatch.native(backend, series.device, series.dtype)
+    # The copy has no gradient of its own; who wants one gets the twin's.
+    if series.requires_grad and torch.is_grad_enabled():
+        native = False
+    return dispatch.operator("gather_windows", native)(series, starts, steps)  # type: ignore[no-any-return]
+
+
+def check_starts(starts: Tensor, steps: int, series: Tensor, *, look: bool = True) -> int:
+    """Refuses windows that do not fit a series ``[S, D, F]``; `look`: at the days themselves, too.
+
+    Returns `steps`, which may be an integer of NumPy's, as an ``int``.
+
+    Raises:
+        IndexError, TypeError, ValueError: as :func:`gather_windows`.
+    """
+    check_tensor("series", series)
+    check_tensor("starts", starts)
+    if series.dim() != 3:
+        raise ValueError(f"series: expected [stocks, days, features], got {list(series.shape)}")
+    if starts.dim() != 1:
+        raise ValueError(f"starts: expected a vector of first days, got {list(starts.shape)}")
+    if starts.dtype != torch.int64:
+        raise TypeError(f"starts: expected int64, got {starts.dtype}; use starts.long()")
+    if starts.device != series.device:
+        raise ValueError(f"series is on {series.device}, starts on {starts.device}; move one with .to(...)")
+    days = series.size(1)
+    refuse_tracing(days)
+    steps = check_integer("steps", steps, 0)
+    if steps > days:
+        raise ValueError(f"steps: expected a length in [0, {days}], the days there are, got {steps}")
+    if look and not recorded() and starts.numel():
+        low, high = torch.stack(starts.aminmax()).tolist()
+        if low < 0 or high > days - steps:
+            raise IndexError(
+                f"starts: {low if low < 0 else high} is outside [0, {days - steps + 1}), the days on which a window "
+                f"of {steps} can start in a series of {days}"
+            )
+    return steps

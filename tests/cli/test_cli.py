@@ -1,0 +1,398 @@
+"""The command line: complete artefacts or none, honest figures, and one line for what a user can put right."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import errno
+import json
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+
+from hiermt import TGCN_HierarchicalMT, data
+from hiermt.cli import artefacts, demo, options, report, speed, train
+from hiermt.cli.experiment import Experiment, Settings, Trained, pick_device
+from hiermt.cli.main import INTERRUPTED, USER_ERROR, main
+
+pd = pytest.importorskip("pandas")
+pytest.importorskip("sklearn")
+pytest.importorskip("matplotlib")
+STOCKS, DAYS = 5, 330
+FILES = {"model.safetensors", "config.json", "metrics.json", "predictions.csv", "curves.png", "confusion.png"}
+
+
+def bars(stocks=STOCKS, days=DAYS, seed=0):
+    random = np.random.default_rng(seed)
+    common = random.normal(0, 0.01, days)
+    rows = []
+    for i in range(stocks):
+        close = 50 * np.exp(np.cumsum(common + random.normal(0, 0.01, days)))
+        opened = close * np.exp(random.normal(0, 0.005, days))
+        table = {
+            "Symbol": f"S{i}",
+            "Date": pd.bdate_range("2020-01-01", periods=days),
+            "Open": opened,
+            "High": np.maximum(close, opened) * 1.01,
+            "Low": np.minimum(close, opened) * 0.99,
+            "Close": close,
+        }
+        rows.append(pd.DataFrame(table))
+    return pd.concat(rows, ignore_index=True)
+
+
+@pytest.fixture(scope="module")
+def prices(tmp_path_factory):
+    path = tmp_path_factory.mktemp("prices") / "prices.csv"
+    bars().to_csv(path, index=False)
+    return path
+
+
+TRAIN = ["--epochs", "2", "--window", "8", "--hidden", "4", "--device", "cpu"]
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory, prices):
+    out = tmp_path_factory.mktemp("trained") / "model"
+    assert main(["train", "--prices", str(prices), "--out", str(out), *TRAIN]) == 0
+    return out
+
+
+def fails(capsys, *arguments, match=""):
+    """Runs a command that must end with one line on stderr and exit code 2."""
+    capsys.readouterr()
+    assert main([str(argument) for argument in arguments]) == USER_ERROR
+    lines = [line for line in capsys.readouterr().err.splitlines() if not line.startswith("note:")]
+    assert len(lines) == 1, lines
+    assert lines[0].startswith("error: ")
+    assert match in lines[0]
+
+
+def snapshot(folder):
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+class TestTrain:
+    def test_artefacts(self, trained):
+        assert {path.name for path in trained.iterdir()} == FILES
+        metrics = json.loads((trained / "metrics.json").read_text())
+        assert metrics["epochs"] == len(metrics["losses"]["train_total_loss"]) == 2
+        for score in metrics["test"].values():
+            assert 0 <= score["majority_accuracy"] <= 1
+            assert sum(map(sum, score["confusion"])) == score["count"]
+        for name in ("curves.png", "confusion.png"):
+            assert (trained / name).read_bytes().startswith(b"\x89PNG\r\n\x1a\n")
+
+    def test_predictions_cover_the_test_span(self, trained):
+        metrics = json.loads((trained / "metrics.json").read_text())
+        rows = list(csv.DictReader((trained / "predictions.csv").open()))
+        assert len(rows) == metrics["test_windows"] * STOCKS
+        right = sum(row["prediction"] == row["actual"] for row in rows)
+        assert right / len(rows) == pytest.approx(metrics["test"]["decision"]["accuracy"])
+        # The last day of the table has no next day, so the day before is the last that can be scored.
+        assert rows[-1]["date"] == str(pd.bdate_range("2020-01-01", periods=DAYS)[-2].date())
+        close = bars().pivot(index="Date", columns="Symbol", values="Close")
+        actual = close.pct_change().shift(-1)
+        for row in rows[:: len(rows) // 7]:
+            value = actual.loc[row["date"], row["symbol"]]
+            assert float(row["return"]) == pytest.approx(value, abs=1e-6)
+            expected = "Neutral" if abs(value) <= 0.0055 else "Up" if value > 0 else "Down"
+            assert row["actual"] == expected
+
+    def test_same_seed_same_files(self, tmp_path, prices, trained):
+        assert main(["train", "--prices", str(prices), "--out", str(tmp_path), *TRAIN]) == 0
+        for name in ("model.safetensors", "predictions.csv", "config.json"):
+            assert (tmp_path / name).read_bytes() == (trained / name).read_bytes()
+
+    @pytest.mark.parametrize("kind", ["gat", "gcn"])
+    def test_graphs_without_edges_and_of_equal_parts(self, tmp_path, prices, capsys, kind):
+        """The whole way: training, and the decisions of the model that was written."""
+        matrix = np.kron(np.eye(3), np.ones((2, 2)))[:STOCKS, :STOCKS]
+        np.save(tmp_path / "pairs.npy", np.kron(np.eye(5), np.ones((1, 1))))
+        np.save(tmp_path / "parts.npy", matrix)
+        for graph in (
+            ["--correlation", "0.999"],
+            ["--adjacency", str(tmp_path / "pairs.npy")],
+            ["--adjacency", str(tmp_path / "parts.npy")],
+        ):
+            model = ["train", "--prices", str(prices), "--out", str(tmp_path / "m"), *TRAIN, *graph]
+            assert main([*model, *(["--gcn"] if kind == "gcn" else [])]) == 0
+            for more in ([], ["--rolling", "--out", str(tmp_path / "all.csv")]):
+                assert main(["predict", "--model", str(tmp_path / "m"), "--prices", str(prices), *more]) == 0
+            capsys.readouterr()
+
+    def test_adjacency_sectors_features_and_gcn(self, tmp_path, prices, capsys):
+        matrix = np.ones((STOCKS, STOCKS))
+        np.save(tmp_path / "adj.npy", matrix)
+        common = ["train", "--out", str(tmp_path / "m"), *TRAIN, "--gcn"]
+        assert main([*common, "--prices", str(prices), "--adjacency", str(tmp_path / "adj.npy")]) == 0
+        assert "20 directed edges" in capsys.readouterr().out
+        (tmp_path / "sectors.csv").write_text("Symbol,Sector\n" + "".join(f"S{i},x\n" for i in range(STOCKS)))
+        sectors = ["--sectors", str(tmp_path / "sectors.csv"), "--sector-bonus", "2", "--correlation", "0.9"]
+        assert main([*common, "--prices", str(prices), *sectors]) == 0
+        assert "20 directed edges" in capsys.readouterr().out
+        table = data.compute_features(data.read_prices(prices))
+        days, stocks = table.num_days, len(table.symbols)
+        frame = pd.DataFrame(table.values.flatten(0, 1).numpy(), columns=list(table.names))
+        frame.insert(0, "Symbol", np.repeat(table.symbols, days))
+        frame.insert(1, "Date", np.tile(table.dates, stocks))
+        frame.insert(2, "Close", table.close.flatten().numpy())
+        frame.to_parquet(tmp_path / "features.parquet")
+        assert main([*common, "--features", str(tmp_path / "features.parquet")]) == 0
+        assert "13 features" in capsys.readouterr().out
+
+    def test_going_on_equals_a_training_without_a_break(self, tmp_path, prices):
+        def run(out, epochs, *more):
+            command = [
+                "train",
+                "--prices",
+                str(prices),
+                "--out",
+                str(tmp_path / out),
+                *TRAIN,
+                "--epochs",
+                epochs,
+                *more,
+            ]
+            assert main(command) == 0
+            return snapshot(tmp_path / out)
+
+        state = ("--checkpoint", str(tmp_path / "state"))
+        whole = run("whole", "3")
+        run("part", "1", *state)
+        part = run("part", "3", *state, "--resume")
+        for name in ("model.safetensors", "config.json", "predictions.csv"):
+            assert part[name] == whole[name]
+        losses = [json.loads(files["metrics.json"])["losses"] for files in (whole, part)]
+        assert losses[0]["test_total_loss"] == losses[1]["test_total_loss"]
+        assert losses[1]["test_signal_loss"] == [None, *losses[0]["test_signal_loss"][1:]]
+
+    def test_user_errors(self, tmp_path, prices, capsys):
+        fails(capsys, "train", "--prices", prices, "--out", tmp_path / "out", "--resume", match="checkpoint")
+        out = tmp_path / "out"
+        fails(capsys, "train", "--prices", tmp_path / "none.csv", "--out", out, match="no such file")
+        fails(capsys, "train", "--prices", prices, "--out", prices, match="is a file; give a folder")
+        fails(capsys, "train", "--prices", prices, "--out", out, "--window", 300, match="too few")
+        fails(capsys, "train", "--prices", prices, "--out", out, "--device", "tpu7", match="--device tpu7")
+        fails(capsys, "train", "--prices", prices, "--out", out, "--adjacency", prices, match="no readable .npy")
+        bad = tmp_path / "bad.csv"
+        bad.write_text(prices.read_text().replace("2020-01-03", "2020-01-99", 1))
+        fails(capsys, "train", "--prices", bad, "--out", out, match="bad.csv line 4, column 'Date'")
+        assert not list(out.iterdir())
+
+    @pytest.mark.parametrize(
+        "arguments", [["--epochs", "0"], ["--lr", "x"], ["--test", "1.5"], ["--features", "x"], ["--window", "2.5"]]
+    )
+    def test_bad_options(self, prices, tmp_path, arguments, capsys):
+        with pytest.raises(SystemExit) as stop:
+            main(["train", "--prices", str(prices), "--out", str(tmp_path / "o"), *arguments])
+        assert stop.value.code == 2
+        assert "Traceback" not in capsys.readouterr().err
+
+    @pytest.mark.parametrize(
+        "fault", [OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "confusion.png"), KeyboardInterrupt()], ids=type
+    )
+    def test_a_full_disk_or_an_interruption_leaves_the_old_files(self, tmp_path, prices, monkeypatch, capsys, fault):
+        command = ["train", "--prices", str(prices), "--out", str(tmp_path), *TRAIN]
+        assert main(command) == 0
+        before = snapshot(tmp_path)
+
+        def fail(*_):
+            raise fault
+
+        monkeypatch.setattr(report, "draw_confusion", fail)
+        assert main([*command, "--seed", "9"]) == (INTERRUPTED if isinstance(fault, KeyboardInterrupt) else USER_ERROR)
+        assert snapshot(tmp_path) == before
+
+
+class TestPredict:
+    def test_last_day(self, trained, prices, capsys):
+        assert main(["predict", "--model", str(trained), "--prices", str(prices)]) == 0
+        lines = capsys.readouterr().out.splitlines()
+        assert str(pd.bdate_range("2020-01-01", periods=DAYS)[-1].date()) in lines[0]
+        assert [line.split()[0] for line in lines[2:]] == [f"S{i}" for i in range(STOCKS)]
+        assert {line.split()[1] for line in lines[2:]} <= set(data.CLASSES)
+
+    def test_equals_what_the_training_wrote(self, trained, prices, tmp_path):
+        out = tmp_path / "all.csv"
+        assert main(["predict", "--model", str(trained), "--prices", str(prices), "--rolling", "--out", str(out)]) == 0
+        every = {(row["date"], row["symbol"]): row for row in csv.DictReader(out.open())}
+        assert len(every) == (DAYS - data.WARM_UP - 8 + 1) * STOCKS
+        for row in csv.DictReader((trained / "predictions.csv").open()):
+            ours = every[row["date"], row["symbol"]]
+            assert ours["prediction"] == row["prediction"]
+            assert float(ours["p_signal"]) == pytest.approx(float(row["p_signal"]), abs=2e-4)
+
+    def test_other_stocks_and_another_order_do_not_matter(self, trained, tmp_path, prices, capsys):
+        frame = bars()
+        extra = frame[frame.Symbol == "S0"].assign(Symbol="XX")
+        shuffled = pd.concat([extra, frame[::-1]], ignore_index=True)
+        shuffled.to_csv(tmp_path / "p.csv", index=False)
+        outputs = []
+        for path in (prices, tmp_path / "p.csv"):
+            assert main(["predict", "--model", str(trained), "--prices", str(path)]) == 0
+            outputs.append(capsys.readouterr().out)
+        assert outputs[0] == outputs[1]
+
+    def test_confidence_one_is_all_neutral(self, trained, prices, capsys):
+        assert main(["predict", "--model", str(trained), "--prices", str(prices), "--confidence", "1"]) == 0
+        assert {line.split()[1] for line in capsys.readouterr().out.splitlines()[2:]} == {"Neutral"}
+
+    def test_user_errors(self, trained, prices, tmp_path, capsys):
+        predict = ("predict", "--model", trained, "--prices")
+        frame = bars()
+        frame[frame.Symbol != "S3"].to_csv(tmp_path / "few.csv", index=False)
+        fails(capsys, *predict, tmp_path / "few.csv", match="no prices for S3")
+        frame[["Symbol", "Date", "Close"]].to_csv(tmp_path / "close.csv", index=False)
+        fails(capsys, *predict, tmp_path / "close.csv", match="no feature Intraday_Volatility")
+        fails(capsys, *predict, prices, "--days", 5000, match="263 days with a full window")
+        fails(capsys, "predict", "--model", tmp_path / "no", "--prices", prices, match="no such folder")
+        fails(capsys, "predict", "--model", tmp_path, "--prices", prices, match="config.json")
+
+    def test_damaged_model_folders(self, trained, prices, tmp_path, capsys):
+        def variant(name, change):
+            folder = tmp_path / name
+            folder.mkdir()
+            for file, content in snapshot(trained).items():
+                (folder / file).write_bytes(content)
+            change(folder)
+            return "predict", "--model", folder, "--prices", prices
+
+        def truncate(folder):
+            os.truncate(folder / "model.safetensors", 500)
+
+        def configure(change):
+            def apply(folder):
+                config = json.loads((folder / "config.json").read_text())
+                change(config)
+                (folder / "config.json").write_text(json.dumps(config))
+
+            return apply
+
+        fails(capsys, *variant("cut", truncate), match="model.safetensors")
+        fails(capsys, *variant("json", lambda f: (f / "config.json").write_text("{")), match="config.json")
+        fails(capsys, *variant("bare", configure(lambda c: c.pop("data"))), match="no part 'data'")
+        fails(capsys, *variant("keys", configure(lambda c: c["data"].pop("scale"))), match="damaged near 'scale'")
+        fails(capsys, *variant("size", configure(lambda c: c.update(hidden_size=5))), match="does not fit")
+        other = configure(lambda c: c["data"].update(weights_sha256="0"))
+        fails(capsys, *variant("other", other), match="different trainings")
+
+    def test_model_without_training_folder(self, prices, tmp_path, capsys):
+        TGCN_HierarchicalMT(13).save_pretrained(tmp_path)
+        fails(capsys, "predict", "--model", tmp_path, "--prices", prices, match="no part 'data'")
+
+    def test_read_gives_back_what_was_written(self, trained):
+        found = Trained.read(trained)
+        assert found.window == 8
+        assert found.symbols == tuple(f"S{i}" for i in range(STOCKS))
+        assert found.features == data.FEATURES
+        assert found.edge_index.shape[0] == 2
+
+
+class TestDemo:
+    @pytest.fixture(autouse=True)
+    def _prices(self):
+        try:
+            data.load_sp500()
+        except ImportError as error:
+            pytest.skip(str(error))
+
+    def test_small(self, tmp_path, capsys):
+        pytest.importorskip("torch_geometric")
+        assert main(["demo", "--days", "400", "--epochs", "1", "--out", str(tmp_path), "--device", "cpu"]) == 0
+        output = capsys.readouterr()
+        for text in ("20 stocks, 400 days", "survivorship", "PyG eager", "majority", "confusion.png", "gain"):
+            assert text in output.out
+        assert "9 of the 13 features" in output.err
+        assert {path.name for path in tmp_path.iterdir()} == FILES
+
+    def test_without_pyg_says_so_and_goes_on(self, tmp_path, capsys, monkeypatch):
+        monkeypatch.setattr(speed, "has_pyg", lambda: False)
+        assert main(["demo", "--days", "400", "--epochs", "1", "--out", str(tmp_path)]) == 0
+        assert "PyG is not installed" in capsys.readouterr().out
+        assert {path.name for path in tmp_path.iterdir()} == FILES
+
+    def test_epochs_fit_the_seconds(self):
+        parser = options.argparse.Namespace(seconds=60, epochs=20)
+        assert demo.fitting_epochs(0.1, 100, parser) == 5
+        assert demo.fitting_epochs(0.001, 100, parser) == 20
+        assert demo.fitting_epochs(10, 100, parser) == 1
+
+    def test_too_few_days(self, tmp_path, capsys):
+        fails(capsys, "demo", "--days", "100", "--out", tmp_path, match="too few")
+
+
+class TestExperiment:
+    def test_scale_and_graph_do_not_see_past_the_training_span(self):
+        prices = data.read_prices(bars())
+        settings = Settings(window=8, correlation=-1)
+        cut = Experiment.prepare(data.compute_features(prices), settings).split.train_days + data.WARM_UP
+        noise = np.random.default_rng(1).uniform(0.5, 1.5, (STOCKS, DAYS - cut))
+        changed = {name: getattr(prices, name).copy() for name in ("open", "high", "low", "close")}
+        for array in changed.values():
+            array[:, cut:] *= noise
+        found = [
+            Experiment.prepare(data.compute_features(p), settings)
+            for p in (prices, dataclasses.replace(prices, **changed))
+        ]
+        before, after = found
+        assert torch.equal(before.scale.mean, after.scale.mean)
+        assert torch.equal(before.scale.deviation, after.scale.deviation)
+        assert torch.equal(before.dataset.edge_weight, after.dataset.edge_weight)
+        train = before.split.train
+        assert torch.equal(before.labels_of(train), after.labels_of(train))
+        assert torch.equal(before.dataset.windows[train[-1]], after.dataset.windows[train[-1]])
+        assert not torch.equal(before.dataset.series, after.dataset.series)
+
+
+class TestMain:
+    def test_info(self, capsys):
+        assert main(["info"]) == 0
+        assert "hiermt" in capsys.readouterr().out
+
+    def test_a_process_shows_no_traceback(self, tmp_path):
+        command = [sys.executable, "-m", "hiermt", "train", "--prices", "none.csv", "--out", str(tmp_path)]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert done.returncode == USER_ERROR
+        assert "Traceback" not in done.stderr
+        assert "error: none.csv: there is no such file" in done.stderr
+
+    def test_a_terminal_without_unicode(self, tmp_path, prices):
+        code = "import sys; from hiermt.cli.main import main; sys.exit(main(sys.argv[1:]))"
+        command = [sys.executable, "-c", code, "train", "--prices", str(prices), "--out", str(tmp_path), *TRAIN]
+        environment = {**os.environ, "PYTHONIOENCODING": "ascii:strict"}
+        done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+        assert done.returncode == 0, done.stderr
+        assert "?" in done.stdout
+
+    def test_debug_shows_the_traceback(self, monkeypatch, tmp_path):
+        monkeypatch.setenv("HIERMT_DEBUG", "1")
+        with pytest.raises(FileNotFoundError):
+            main(["train", "--prices", "none.csv", "--out", str(tmp_path)])
+
+    def test_programming_errors_are_not_hidden(self, monkeypatch):
+        monkeypatch.setattr(train, "run", lambda args: [][1])
+        with pytest.raises(IndexError):
+            main(["train", "--prices", "x", "--out", "y"])
+
+    def test_os_errors_name_the_file(self, monkeypatch, capsys, tmp_path):
+        def full(*_):
+            raise OSError(errno.ENOSPC, "No space left on device", "/disk/file")
+
+        monkeypatch.setattr(artefacts, "check_folder", full)
+        fails(capsys, "train", "--prices", "x", "--out", tmp_path, match="/disk/file: No space left on device")
+
+    def test_devices(self):
+        assert pick_device("cpu").type == "cpu"
+        assert pick_device("auto").type in ("cpu", "cuda")
+        with pytest.raises(ValueError, match="not usable here"):
+            pick_device("cuda:99")
+
+    def test_settings_reach_the_training(self):
+        parser = options.argparse.ArgumentParser()
+        options.add_settings(parser)
+        assert options.settings(parser.parse_args([])) == Settings()

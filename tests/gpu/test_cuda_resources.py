@@ -1,0 +1,48 @@
+"""Every CUDA kernel compiles for every supported architecture, and the hot ones stay out of local memory."""
+
+from __future__ import annotations
+
+import pytest
+
+from support.cuda_resources import ARCHITECTURES, Kernel, asked, collect, nvcc, of_build, parse, table
+
+REPORT = """
+ptxas info    : Compiling entry function '_ZN6hiermt4cuda6kernelIfLi16EEEvi' for 'sm_90'
+ptxas info    : Function properties for _ZN6hiermt4cuda6kernelIfLi16EEEvi
+    8 bytes stack frame, 4 bytes spill stores, 12 bytes spill loads
+ptxas info    : Used 96 registers, used 1 barriers
+"""
+
+
+def test_the_report_is_read() -> None:
+    (kernel,) = parse(REPORT)
+    assert kernel.arch == 90 and kernel.registers == 96 and kernel.local == 24 and kernel.hot
+    assert kernel.warps == 21
+
+
+@pytest.mark.parametrize(
+    ("listed", "expected"),
+    [("", ARCHITECTURES), ("9.0", (90,)), ("8.0;9.0+PTX 10.0a", (80, 90, 100)), ("8.6", ())],
+)
+def test_the_architectures_asked_for(listed: str, expected: tuple[int, ...]) -> None:
+    assert asked({"TORCH_CUDA_ARCH_LIST": listed}) == expected
+
+
+@pytest.fixture(scope="module")
+def kernels() -> list[Kernel]:
+    """From the reports of the build where it kept them, else compiled for this test alone, which takes minutes."""
+    return of_build() or collect(asked())
+
+
+@pytest.mark.skipif(nvcc() is None, reason="needs nvcc")
+@pytest.mark.timeout(1200)
+@pytest.mark.parametrize("arch", ARCHITECTURES)
+def test_hot_kernels_stay_out_of_local_memory(arch: int, kernels: list[Kernel]) -> None:
+    if arch not in asked():
+        pytest.skip(f"TORCH_CUDA_ARCH_LIST leaves sm_{arch} out")
+    if arch not in {kernel.arch for kernel in kernels}:
+        pytest.skip(f"the build has no kernels for sm_{arch}")
+    kernels = [kernel for kernel in kernels if kernel.arch == arch]
+    assert len({kernel.name for kernel in kernels}) > 20
+    bad = [kernel for kernel in kernels if kernel.hot and kernel.local]
+    assert not bad, "\n" + table(bad)

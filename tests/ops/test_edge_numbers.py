@@ -1,0 +1,163 @@
+"""Infinite, NaN, huge and subnormal numbers go through the operators as through PyTorch and PyG."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+import hiermt
+from hiermt import functional, testing
+from hiermt.native import extension
+from support import operator_cases
+from support.edge_numbers import NUMBERS, pattern, places, run
+
+needs_native = pytest.mark.skipif(not extension.native_status().available, reason="needs the extension")
+SIZES = ((5, 3, 1), (8, 5, 5), (16, 3, 17), (37, 3, 1), (64, 5, 2))
+
+
+def problems() -> Iterator[tuple[str, str, tuple[Any, ...]]]:
+    """Small calls of every differentiable operator, at widths with and without a kernel of their own."""
+    operator_cases._generator.manual_seed(0)
+    random, nodes = operator_cases._random, 7
+    for gat in (True, False):
+        csr, weight = operator_cases._entries(nodes, gat)
+        for i, (hidden, channels, steps) in enumerate(SIZES):
+            label = f"h{hidden}-t{steps}"
+            x, params = random(nodes, steps, channels), operator_cases._conv(hidden, channels, gat)
+            if gat:
+                yield "gatv2_conv", label, (x, csr, weight, params, random(hidden), i % 3)
+                yield "gatv2_conv", f"{label}-no-edge", (x, csr, None, params, None, i % 3)
+            else:
+                yield "gcn_conv", label, (x, csr, weight, params, i % 3)
+            layers, between = 1 + i % 2, i < 3
+            convs: list[Tensor] = []
+            for k in range(layers):
+                convs += operator_cases._conv(hidden, channels if k == 0 else hidden, gat)
+                convs += [random(hidden)] if gat else []
+            gates, flags = operator_cases._gates(hidden, channels), (layers, gat, gat, between, i % 2 == 0)
+            x = random(2 * nodes, steps, channels)
+            yield "tgcn_layer", f"{label}-gat{gat}", (x, csr, weight, convs, gates, *flags)
+            series, starts = random(nodes, steps + 1, channels), torch.tensor([1, 0, 1])
+            yield "tgcn_layer", f"{label}-gat{gat}-windows", (series, csr, weight, convs, gates, *flags, starts, steps)
+    for hidden, channels, steps in SIZES:
+        x, g, gates = random(9, steps, channels), random(9, steps, hidden), operator_cases._gates(hidden, channels)
+        yield "gated_scan", f"h{hidden}-t{steps}", (x, g, random(9, hidden), gates, hidden != 16)
+    for rows, hidden, features in ((3, 5, 4), (37, 8, 8), (5, 37, 5), (70, 16, 16)):
+        shapes = ((features, hidden), (features,), (2, features), (2,), (2, features), (2,))
+        yield "decision", f"h{hidden}", (random(rows, hidden), *[random(*shape) * 0.3 for shape in shapes], 0.5)
+
+
+PROBLEMS = list(problems())
+
+
+@needs_native
+@pytest.mark.parametrize(("op", "label", "arguments"), PROBLEMS, ids=[f"{op}-{label}" for op, label, _ in PROBLEMS])
+def test_one_number_goes_through_as_in_the_twin(op: str, label: str, arguments: tuple[Any, ...]) -> None:
+    for place in places(arguments):
+        for name, number in NUMBERS.items():
+            if "1e30" in name and (op == "gatv2_conv" or "gatTrue" in label):
+                continue  # sums of products of such numbers overflow or cancel with the order of their terms
+            native, twin = (run(op, arguments, place, number, one) for one in (True, False))
+            for i, (found, expected) in enumerate(zip(native, twin, strict=True)):
+                assert (found is None) == (expected is None)
+                if found is not None and expected is not None:
+                    assert torch.equal(pattern(found), pattern(expected)), f"{name} in {place}: result {i}"
+
+
+@pytest.mark.parametrize("number", [float("inf"), float("-inf"), float("nan")])
+@pytest.mark.parametrize("hidden", [5, 16, 37])
+def test_a_convolution_with_such_a_bias_equals_pyg(hidden: int, number: float, backend: str) -> None:
+    nn = pytest.importorskip("torch_geometric.nn")
+    edges = testing.stock_graph(13, 40)
+    conv, x = nn.GCNConv(3, hidden), torch.randn(13, 3)
+    for leaf in (conv.bias, conv.lin.weight):
+        kept = leaf.detach().clone()
+        with torch.no_grad():
+            leaf.view(-1)[-1] = number
+        expected = conv(x, *edges)
+        found = functional.gcn_conv(x[:, None], hiermt.Graph(*edges, 13), conv.lin.weight, conv.bias, backend=backend)
+        assert torch.equal(pattern(found[:, 0].detach()), pattern(expected.detach()))
+        for ours, theirs in zip(
+            torch.autograd.grad(found.sum(), [conv.lin.weight, conv.bias]),
+            torch.autograd.grad(expected.sum(), [conv.lin.weight, conv.bias]),
+            strict=True,
+        ):
+            assert torch.equal(pattern(ours), pattern(theirs))
+        with torch.no_grad():
+            leaf.copy_(kept)
+
+
+@pytest.mark.parametrize("number", [float("inf"), float("-inf"), float("nan"), 1e30])
+@pytest.mark.parametrize("unused", ["signal", "direction"])
+@pytest.mark.parametrize("hidden", [5, 16, 37])
+def test_a_head_that_is_not_used_reaches_no_gradient(unused: str, number: float, hidden: int, backend: str) -> None:
+    h = torch.randn(9, hidden, requires_grad=True)
+    out, heads = torch.nn.Linear(hidden, 6), [torch.nn.Linear(6, 2) for _ in range(2)]
+    wrong = heads[0 if unused == "signal" else 1]
+    with torch.no_grad():
+        wrong.weight[1, 2] = number
+    used = heads[1 if unused == "signal" else 0]
+    params = [one for linear in (out, *heads) for one in (linear.weight, linear.bias)]
+    logits = functional.heads(h, params, backend=backend)[1 if unused == "signal" else 0]
+    wanted = [h, *out.parameters(), *used.parameters()]
+    found = torch.autograd.grad(logits.square().sum(), wanted)
+    expected = torch.autograd.grad(used(out(h)).square().sum(), wanted)
+    for ours, theirs in zip(found, expected, strict=True):
+        testing.assert_close(ours, theirs, gradient=True)
+    logits = functional.heads(h, params, backend=backend)[1 if unused == "signal" else 0]
+    assert torch.autograd.grad(logits.sum(), wrong.weight, allow_unused=True)[0] is None
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("gat", [True, False])
+@pytest.mark.parametrize("size", [1e-2, 1e-3, 1e-7, 1e-12, 1e-20])
+@pytest.mark.parametrize("sign", [1.0, -1.0])
+def test_the_slope_after_a_convolution_is_that_of_its_side(
+    sign: float, size: float, gat: bool, dtype: torch.dtype, backend: str
+) -> None:
+    """Every activation is `sign` * `size`: its gradient passes with slope 1 or 0.01, whatever the sigmoid rounds to."""
+    graph, hidden = hiermt.Graph(torch.tensor([[0, 1], [1, 0]]), None, 2), 5
+    x = torch.zeros(2, 3, 4, dtype=dtype)
+    shapes = [(hidden, 4), (hidden,), (hidden, 4), (hidden,), (hidden,), (hidden,)] if gat else [(hidden, 4), (hidden,)]
+    convs = [torch.zeros(*shape, dtype=dtype) for shape in shapes]
+    bias = convs[-1].fill_(sign * size).requires_grad_()
+    torch.manual_seed(0)
+    gates = [
+        torch.randn(hidden, 4 + 2 * hidden, dtype=dtype) if i % 2 == 0 else torch.randn(hidden, dtype=dtype)
+        for i in range(6)
+    ]
+
+    def gradient(to: torch.dtype, which: str) -> Tensor:
+        leaf = bias.detach().to(to).requires_grad_()
+        params = [*[conv.to(to) for conv in convs[:-1]], leaf]
+        out = functional.tgcn_layer(
+            x.to(to), graph, params, [gate.to(to) for gate in gates],
+            conv_layers=1, gat=gat, edge=False, conv_activation="after", backend=which,
+        )  # fmt: skip
+        return torch.autograd.grad(out.sum(), leaf)[0].double()
+
+    exact = gradient(torch.float64, "reference")
+    found = gradient(dtype, backend)
+    limit = 0.05 if dtype == torch.bfloat16 else 1e-3
+    assert float((found - exact).norm()) <= limit * float(exact.norm())
+
+
+@needs_native
+@pytest.mark.parametrize("use_gat", [True, False])
+@pytest.mark.parametrize("number", [float("inf"), float("-inf"), float("nan")])
+def test_a_model_equals_pyg(number: float, use_gat: bool) -> None:
+    pyg = pytest.importorskip("hiermt.testing.pyg")
+    edges, x = testing.stock_graph(13, 40), torch.randn(13, 5, 3)
+    model = hiermt.TGCN_HierarchicalMT(3, 8, use_gat=use_gat, backend="native")
+    for name, leaf in model.named_parameters():
+        kept = leaf.detach().clone()
+        with torch.no_grad():
+            leaf.view(-1)[0] = number
+        for ours, expected in zip(model(x, *edges), pyg.like(model)(x, *edges), strict=True):
+            assert torch.equal(pattern(ours.detach()), pattern(expected.detach())), name
+        with torch.no_grad():
+            leaf.copy_(kept)

@@ -1,0 +1,134 @@
+"""Arguments that no caller means get an exception, and the process lives."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+import hiermt
+from hiermt import functional, testing
+from hiermt.native import extension
+
+if extension.native_status().available:
+    import hiermt.ops
+
+needs_native = pytest.mark.skipif(not extension.native_status().available, reason="needs the extension")
+
+
+@needs_native
+@pytest.mark.parametrize("seed", [0, 1])
+def test_forged_calls_of_every_operator_come_back(seed: int) -> None:
+    script = Path(__file__).parents[1] / "support" / "forged_calls.py"
+    command = [sys.executable, "-X", "faulthandler", str(script), "--calls", "2000", "--seed", str(seed)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
+    assert done.returncode == 0, done.stderr[-3000:]
+
+
+def wrapping(count: int, per_conv: int) -> list[int]:
+    """Numbers of convolutions whose product with `per_conv` is `count` modulo 2^64."""
+    found = []
+    if per_conv % 2:
+        found.append(count * pow(per_conv, -1, 2**64) % 2**64)
+    else:
+        found += [(count + 2**64 * k) // per_conv for k in range(1, per_conv)]
+    return [n - 2**64 if n >= 2**63 else n for n in found]
+
+
+@needs_native
+@pytest.mark.parametrize(("gat", "edge", "per_conv"), [(True, True, 7), (True, False, 6), (False, False, 2)])
+@pytest.mark.parametrize("count", [0, 1, 2, 3, 7, 12, 14, 28])
+def test_a_number_of_convolutions_that_wraps_around(gat: bool, edge: bool, per_conv: int, count: int) -> None:
+    convs = [torch.randn(8, 5) for _ in range(count)]
+    x, csr = (
+        torch.randn(13, 4, 5),
+        list(hiermt.Graph(*testing.stock_graph(13, 40), 13).entries(0, True, torch.float32).csr),
+    )
+    gates = [torch.randn(8, 21) if i % 2 == 0 else torch.randn(8) for i in range(6)]
+    for conv_layers in [*wrapping(count, per_conv), 2**63 - 1, -(2**63), -1, 0]:
+        if conv_layers * per_conv == count:
+            continue
+        with pytest.raises(RuntimeError, match=r"conv_layers|conv_params"):
+            torch.ops.hiermt.tgcn_layer(
+                x, csr, None, convs, gates, conv_layers, gat, edge, True, True, False, False, None, 0
+            )
+
+
+@pytest.mark.parametrize("conv_layers", [0, -1, 2**63 - 1, 2 * pow(7, -1, 2**64) % 2**63, 3, 14, True, 2.0, "2"])
+def test_functional_bounds_the_number_of_convolutions(conv_layers: Any, backend: str) -> None:
+    graph = hiermt.Graph(*testing.stock_graph(13, 40), 13)
+    shapes = [(8, 5), (8,), (8, 5), (8,), (8,), (8,), (8,)]
+    convs = [torch.randn(*shape) for shape in [*shapes, *[(8, 8) if shape == (8, 5) else shape for shape in shapes]]]
+    gates = [torch.randn(8, 21) if i % 2 == 0 else torch.randn(8) for i in range(6)]
+    x = torch.randn(13, 4, 5)
+    functional.tgcn_layer(x, graph, convs, gates, conv_layers=2, backend=backend)
+    with pytest.raises((TypeError, ValueError), match="conv_layers"):
+        functional.tgcn_layer(x, graph, convs, gates, conv_layers=conv_layers, backend=backend)
+
+
+@pytest.mark.parametrize("wrong", [0, 1, 5, 7, 12])
+def test_functional_counts_the_parameters(wrong: int, backend: str) -> None:
+    graph = hiermt.Graph(*testing.stock_graph(13, 40), 13)
+    shapes = [(8, 5), (8,), (8, 5), (8,), (8,), (8,), (8,)]
+    convs, x, h = [torch.randn(*shape) for shape in shapes], torch.randn(13, 4, 5), torch.randn(13, 8)
+    many = [torch.randn(8, 21) if i % 2 == 0 else torch.randn(8) for i in range(12)][:wrong]
+    with pytest.raises(ValueError, match="expected 6 tensors"):
+        functional.tgcn_layer(x, graph, convs, many, conv_layers=1, backend=backend)
+    with pytest.raises(ValueError, match="expected 6 tensors"):
+        functional.gated_scan(x, torch.randn(13, 4, 8), None, many, backend=backend)
+    for call in (functional.heads, functional.decision):
+        with pytest.raises(ValueError, match="expected 6 tensors"):
+            call(h, many, backend=backend)
+
+
+def sizes_without_elements() -> list[tuple[str, tuple[Any, ...]]]:
+    """Calls that hold next to no memory and whose sizes have products past 2^63."""
+    empty, huge = torch.empty, 2**60
+    head = (empty(0, huge), empty(0), empty(2, 0), empty(2), empty(2, 0), empty(2))
+    long = torch.zeros(1, 1, 1).expand(2**29, 2**29, 1)
+    gates = [torch.randn(8, 17) if i % 2 == 0 else torch.randn(8) for i in range(6)]
+    return [
+        ("decision", (empty(0, huge), *head, 0.5, 15)),
+        (
+            "decision",
+            (empty(3, 0), empty(5, 0), empty(5), empty(2, 5), empty(2), empty(2, 5), empty(2), 0.5, -1),
+        ),
+        ("decision_backward", (empty(0, 2), empty(0, 2), empty(0, huge), *head[:3], head[4], True, True)),
+        ("gather_windows", (long, torch.zeros(1, dtype=torch.int64).expand(2**29), 2**29)),
+        ("gated_scan", (long, empty(1, 1, 8).expand(2**29, 2**29, 8), None, gates, False, False)),
+        ("graph_prepare", (torch.zeros(2, 1, dtype=torch.int64).expand(2, 2**40), 3, 0)),
+        ("graph_prepare", (torch.zeros(2, 4, dtype=torch.int64), 2**63 - 1, 0)),
+    ]
+
+
+@needs_native
+@pytest.mark.parametrize("call", sizes_without_elements(), ids=lambda call: call[0])
+def test_sizes_whose_product_wraps_around(call: tuple[str, tuple[Any, ...]]) -> None:
+    with pytest.raises(RuntimeError, match="hiermt"):
+        getattr(torch.ops.hiermt, call[0])(*call[1])
+
+
+@needs_native
+@pytest.mark.parametrize("left", [0, 4, 100])
+def test_a_tensor_whose_storage_is_gone(left: int) -> None:
+    def lying(tensor: Tensor) -> Tensor:
+        tensor.untyped_storage().resize_(left)
+        return tensor
+
+    parameters = [
+        torch.randn(8, 8),
+        torch.randn(8),
+        torch.randn(2, 8),
+        torch.randn(2),
+        torch.randn(2, 8),
+        torch.randn(2),
+    ]
+    with pytest.raises(RuntimeError, match="h: its storage of"):
+        torch.ops.hiermt.decision(lying(torch.randn(50, 8)), *parameters, 0.5, 15)
+    with pytest.raises(RuntimeError, match="starts: its storage of"):
+        torch.ops.hiermt.gather_windows(torch.randn(3, 50, 2), lying(torch.zeros(40, dtype=torch.int64)), 3)

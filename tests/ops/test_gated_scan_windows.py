@@ -1,0 +1,269 @@
+"""``hiermt::gated_scan_windows`` against its twin, against the scan of gathered windows, and its own promises."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import pytest
+import torch
+from torch import Tensor
+
+from hiermt import functional, reference
+from hiermt.native import extension
+from hiermt.testing import assert_close
+from support.native_checks import assert_as_exact_as_the_twin, assert_same_bits
+
+if (_reason := extension.why_not_native("cpu")) is not None:
+    pytest.skip(_reason, allow_module_level=True)
+
+from hiermt import ops
+
+
+class Case(NamedTuple):
+    x: Tensor
+    g: Tensor
+    starts: Tensor
+    steps: int
+    gates: list[Tensor]
+
+    def leaves(self) -> list[Tensor]:
+        return [self.x, self.g, *self.gates]
+
+    def to(self, dtype: torch.dtype) -> Case:
+        def copy(value: Tensor) -> Tensor:
+            return value.detach().to(dtype).requires_grad_()
+
+        return Case(copy(self.x), copy(self.g), self.starts, self.steps, [copy(gate) for gate in self.gates])
+
+
+# S, D, T, F, H and first days: overlapping, apart, the same twice, in any order; many groups of windows over one tile
+# of nodes, and one group over many; more days than are taken together; channels on both sides of every vector width.
+CASES = {
+    "shuffled": (9, 40, 7, 13, 16, [30, 2, 3, 4, 2, 20, 21, 5, 33]),
+    "apart": (3, 40, 5, 4, 3, [0, 12, 35]),
+    "one window": (10, 6, 6, 5, 8, [0]),
+    "one day": (5, 9, 1, 2, 5, [8, 0, 0, 3]),
+    "many groups": (8, 60, 4, 3, 17, list(range(0, 57, 2))),
+    "many tiles": (203, 12, 5, 6, 4, [1, 7, 3]),
+    "long": (2, 170, 90, 3, 33, [0, 40, 80, 1]),
+    "wide": (3, 12, 4, 35, 65, [0, 3, 8]),
+}
+
+
+def make(name: str, dtype: torch.dtype = torch.float32) -> Case:
+    stocks, days, steps, channels, hidden, starts = CASES[name]
+    scale = 2 / (channels + 2 * hidden) ** 0.5
+    gates = [
+        torch.randn(hidden, channels + 2 * hidden) * scale if i % 2 == 0 else torch.randn(hidden) * 0.3
+        for i in range(6)
+    ]
+    x, g = torch.randn(stocks, days, channels), torch.rand(stocks, days, hidden)
+    return Case(x, g, torch.tensor(starts), steps, gates).to(dtype)
+
+
+def gathered(x: Tensor, g: Tensor, starts: Tensor, steps: int, gates: list[Tensor], sequence: bool) -> Tensor:
+    """The scan that shares nothing."""
+    windows = [reference.gather_windows(part, starts, steps).flatten(0, 1) for part in (x, g)]
+    return ops.gated_scan(*windows, None, gates, sequence)
+
+
+def gradients(run: Callable[..., Tensor], case: Case, sequence: bool) -> tuple[Tensor, list[Tensor]]:
+    """Output and the gradient of everything, under a cotangent that is the same for every implementation."""
+    out = run(*case, sequence)
+    cotangent = torch.cos(torch.arange(out.numel(), dtype=torch.float64)).reshape(out.shape).to(out.dtype)
+    return out, list(torch.autograd.grad(out, case.leaves(), cotangent))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("sequence", [True, False])
+@pytest.mark.parametrize("name", CASES)
+def test_equals_twin(name: str, sequence: bool, dtype: torch.dtype) -> None:
+    case = make(name, dtype)
+    out, grads = gradients(ops.gated_scan_windows, case, sequence)
+    expected, expected_grads = gradients(reference.gated_scan_windows, case.to(torch.float64), sequence)
+    assert out.dtype == dtype
+    assert_close(out, expected)
+    for got, want, leaf in zip(grads, expected_grads, case.leaves(), strict=True):
+        assert got.shape == leaf.shape and got.dtype == leaf.dtype
+        assert_close(got, want, gradient=True)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("name", CASES)
+def test_same_bits_forward_and_same_gradients_as_windows_one_by_one(name: str, dtype: torch.dtype) -> None:
+    case = make(name, dtype)
+    out, grads = gradients(ops.gated_scan_windows, case, True)
+    expected, expected_grads = gradients(gathered, case, True)
+    assert torch.equal(out, expected)
+    for got, want in zip(grads, expected_grads, strict=True):
+        assert_close(got, want, gradient=True)
+
+
+def test_error_is_at_most_twice_the_twins() -> None:
+    """In float32 against float64, at the size that users have."""
+    gates = [torch.randn(16, 45) * 0.3 if i % 2 == 0 else torch.randn(16) * 0.3 for i in range(6)]
+    case = Case(torch.randn(40, 120, 13), torch.rand(40, 120, 16), torch.randperm(96)[:16], 25, gates)
+    case = case.to(torch.float32)
+    exact = gradients(reference.gated_scan_windows, case.to(torch.float64), True)
+    native, twin = (gradients(run, case, True) for run in (ops.gated_scan_windows, reference.gated_scan_windows))
+    assert_as_exact_as_the_twin(native, twin, exact)
+
+
+@pytest.mark.parametrize("sequence", [True, False])
+def test_gradcheck(sequence: bool) -> None:
+    gates = [torch.randn(3, 8) if i % 2 == 0 else torch.randn(3) for i in range(6)]
+    case = Case(torch.randn(2, 7, 2), torch.rand(2, 7, 3), torch.tensor([3, 0, 1]), 4, gates).to(torch.float64)
+
+    def run(x: Tensor, g: Tensor, *gates: Tensor) -> Tensor:
+        return ops.gated_scan_windows(x, g, case.starts, case.steps, gates, sequence)
+
+    assert torch.autograd.gradcheck(run, case.leaves())
+
+
+def test_a_day_of_no_window_counts_for_nothing() -> None:
+    case = make("apart")
+    clean, clean_grads = gradients(ops.gated_scan_windows, case, True)
+    unused = torch.ones(case.x.size(1), dtype=torch.bool)
+    for start in case.starts.tolist():
+        unused[start : start + case.steps] = False
+    assert unused.any()
+    with torch.no_grad():
+        case.x[:, unused] = float("nan")
+        case.g[:, unused] = float("inf")
+    out, grads = gradients(ops.gated_scan_windows, case, True)
+    assert torch.equal(out, clean)
+    assert all(torch.equal(a, b) for a, b in zip(grads, clean_grads, strict=True))
+    assert not grads[0][:, unused].any() and not grads[1][:, unused].any()
+
+
+@pytest.mark.parametrize("where", ["x", "g", "weight"])
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), 1e4])
+def test_nan_infinity_and_saturation(where: str, value: float) -> None:
+    case = make("shuffled")
+    with torch.no_grad():
+        {"x": case.x, "g": case.g, "weight": case.gates[0]}[where][(3,) * (2 if where == "weight" else 3)] = value
+    out, _ = gradients(ops.gated_scan_windows, case, True)
+    expected, _ = gradients(reference.gated_scan_windows, case, True)
+    assert_close(out, expected)
+    assert torch.equal(out.isnan(), expected.isnan())
+
+
+@pytest.mark.parametrize("kind", ["SFD", "DSF", "slice", "step", "expanded"])
+def test_any_strides_of_x(kind: str) -> None:
+    x = {
+        "SFD": torch.randn(9, 13, 40).transpose(1, 2),
+        "DSF": torch.randn(40, 9, 13).transpose(0, 1),
+        "slice": torch.randn(11, 50, 20)[1:10, 3:43, 2:15],
+        "step": torch.randn(18, 80, 26)[::2, ::2, ::2],
+        "expanded": torch.randn(1, 40, 13).expand(9, 40, 13),
+    }[kind]
+    case = make("shuffled")
+    runs = [
+        gradients(ops.gated_scan_windows, case._replace(x=part.detach().requires_grad_()), True)
+        for part in (x, x.contiguous())
+    ]
+    assert torch.equal(runs[0][0], runs[1][0])
+    assert all(torch.equal(a, b) for a, b in zip(runs[0][1], runs[1][1], strict=True))
+
+
+@pytest.mark.parametrize("name", ["shuffled", "many groups", "many tiles"])
+def test_same_bits_for_any_thread_count_and_run(name: str) -> None:
+    case = make(name)
+    assert_same_bits(lambda: gradients(ops.gated_scan_windows, case, True), runs=10)
+
+
+@pytest.mark.parametrize("sequence", [True, False])
+@pytest.mark.parametrize(("stocks", "windows", "steps"), [(0, 2, 3), (4, 0, 3), (4, 2, 0), (0, 0, 0)])
+def test_empty(stocks: int, windows: int, steps: int, sequence: bool) -> None:
+    gates = [torch.randn(3, 8) if i % 2 == 0 else torch.randn(3) for i in range(6)]
+    starts = torch.zeros(windows, dtype=torch.int64)
+    case = Case(torch.randn(stocks, 5, 2), torch.rand(stocks, 5, 3), starts, steps, gates).to(torch.float32)
+    out, grads = gradients(ops.gated_scan_windows, case, sequence)
+    assert out.shape == ((windows * stocks, steps, 3) if sequence else (windows * stocks, 3))
+    assert not out.any() and not any(grad.any() for grad in grads)
+
+
+def test_only_what_is_asked_for_is_computed_and_kept() -> None:
+    case = make("apart")
+    with torch.no_grad():
+        out, h, saved = torch.ops.hiermt.gated_scan_windows(*case, False, False, False)
+    assert out.shape == (9, 3) and h.numel() == 0 and saved.numel() == 0
+    _, every = gradients(ops.gated_scan_windows, case, True)
+    for index in range(len(every)):
+        only = [value.detach() for value in case.leaves()]
+        only[index].requires_grad_()
+        alone = ops.gated_scan_windows(*only[:2], case.starts, case.steps, only[2:], True)
+        cotangent = torch.cos(torch.arange(alone.numel(), dtype=torch.float64)).reshape(alone.shape).float()
+        assert torch.equal(torch.autograd.grad(alone, [only[index]], cotangent)[0], every[index])
+
+
+@pytest.mark.parametrize("sequence", [True, False])
+def test_opcheck(sequence: bool) -> None:
+    case = make("apart")
+    torch.library.opcheck(torch.ops.hiermt.gated_scan_windows, (*case, sequence, True, False))
+    x, g, *gates = [value.detach() for value in case.leaves()]
+    inputs = (x, g, case.starts, case.steps, gates, sequence)
+    out, h, saved = torch.ops.hiermt.gated_scan_windows(*inputs, True, False)
+    arguments = (torch.ones_like(out), *inputs, out if sequence else h, saved)
+    torch.library.opcheck(torch.ops.hiermt.gated_scan_windows_backward, (*arguments, True, True, True, False))
+
+
+def test_double_backward_is_refused_by_name() -> None:
+    case = make("apart")
+    (grad,) = torch.autograd.grad(ops.gated_scan_windows(*case, True).sum(), [case.x], create_graph=True)
+    with pytest.raises(NotImplementedError, match="gated_scan_windows"):
+        grad.sum().backward()
+
+
+def test_autocast(backend: str) -> None:
+    case = make("apart")
+    with torch.autocast("cpu", torch.bfloat16):
+        out = functional.gated_scan_windows(*case, backend=backend)
+    assert out.dtype == torch.bfloat16
+    assert_close(out, reference.gated_scan_windows(*case, True))
+    out.float().sum().backward()
+    assert case.x.grad is not None and case.x.grad.dtype == torch.float32
+
+
+def test_arguments_are_checked(backend: str) -> None:
+    case = make("apart")
+
+    def refuses(error: type[Exception], message: str, **changes: object) -> None:
+        with pytest.raises(error, match=message):
+            functional.gated_scan_windows(*case._replace(**changes), backend=backend)
+
+    refuses(IndexError, "36 is outside", starts=torch.tensor([0, 36]))
+    refuses(IndexError, "-1 is outside", starts=torch.tensor([0, -1]))
+    refuses(TypeError, "starts: expected int64", starts=torch.tensor([0.0]))
+    refuses(ValueError, "starts: expected a vector", starts=torch.tensor([[0]]))
+    refuses(ValueError, "steps: expected a length", steps=41)
+    refuses(ValueError, r"g: expected \[S, D, H\] = \[3, 40, 3\]", g=case.g[:, :-1])
+    refuses(ValueError, "u.weight takes 10 channels", x=torch.randn(3, 40, 5))
+    refuses(TypeError, "parameter torch.float64", g=case.g.double())
+
+
+def test_the_operator_checks_again() -> None:
+    x, g, starts, steps, gates = make("apart")
+    good = [x.detach(), g.detach(), starts, steps, [gate.detach() for gate in gates], True, False, False]
+    for position, value, message in (
+        (0, torch.randn(3, 40), r"x: expected a shape \[S, D, F\]"),
+        (1, torch.randn(3, 39, 3), r"g: expected a shape \[3, 40, H\]"),
+        (2, torch.tensor([36]), "outside the days"),
+        (2, torch.tensor([0], dtype=torch.int32), "starts: expected dtype Long"),
+        (3, 41, "steps: expected a length"),
+        (4, gates[:5], "gates: expected 6 tensors"),
+    ):
+        with pytest.raises(RuntimeError, match=message):
+            torch.ops.hiermt.gated_scan_windows(*good[:position], value, *good[position + 1 :])
+
+
+def test_compiles_without_graph_break_for_any_size() -> None:
+    def run(x: Tensor, g: Tensor, starts: Tensor, *gates: Tensor) -> Tensor:
+        return functional.gated_scan_windows(x, g, starts, 4, gates, backend="native").mul(2)
+
+    compiled = torch.compile(run, fullgraph=True, dynamic=True, backend="aot_eager")
+    for name in ("apart", "one window"):
+        x, g, starts, _, gates = make(name)
+        starts = starts.clamp(max=x.size(1) - 4)
+        assert torch.equal(compiled(x, g, starts, *gates), run(x, g, starts, *gates))

@@ -1,0 +1,117 @@
+"""What ``hiermt::gatv2_conv`` owes to torch as an operator: its rules, its compiler, its messages."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from hiermt import reference
+from hiermt.native import extension
+from hiermt.testing import assert_close
+from support.gatv2_cases import Case, gradients, make
+
+if (_reason := extension.why_not_native("cpu")) is not None:
+    pytest.skip(_reason, allow_module_level=True)
+
+from hiermt import ops
+
+
+def test_only_what_is_asked_for_is_computed() -> None:
+    case = make(2, 3, 2, 5)
+    names = ["x", *range(6), "edge_weight", "lin_edge"]
+    full = dict(zip(names, gradients(reference.gatv2_conv, case, reference.NONE)[1], strict=True))
+    for index, name in enumerate(names):
+        only = [leaf.detach() for leaf in case.leaves()]
+        only[index].requires_grad_()
+        out = ops.gatv2_conv(only[0], case.csr, only[7], only[1:7], only[8], reference.NONE)
+        cotangent = torch.cos(torch.arange(out.numel(), dtype=torch.float64)).reshape(out.shape).float()
+        (grad,) = torch.autograd.grad(out, [only[index]], cotangent)
+        assert_close(grad, full[name], gradient=True)
+
+
+@pytest.mark.parametrize("edge", [True, False])
+def test_opcheck(edge: bool) -> None:
+    case = make(2, 3, 2, 4, edge=edge)
+    torch.library.opcheck(torch.ops.hiermt.gatv2_conv, (*case, reference.SIGMOID))
+    plain = Case(*[value if isinstance(value, list) or value is None else value.detach() for value in case])
+    params = [param.detach() for param in plain.params]
+    out = torch.ops.hiermt.gatv2_conv(plain.x, plain.csr, plain.edge_weight, params, plain.lin_edge, 2)
+    torch.library.opcheck(
+        torch.ops.hiermt.gatv2_conv_backward,
+        (torch.ones_like(out), plain.x, out, plain.csr, plain.edge_weight, params, plain.lin_edge, 2, True, True, edge),
+    )
+
+
+def test_double_backward_is_refused_by_name() -> None:
+    case = make(1, 2, 2, 3)
+    (grad,) = torch.autograd.grad(ops.gatv2_conv(*case, 0).sum(), [case.x], create_graph=True)
+    with pytest.raises(NotImplementedError, match="gatv2_conv"):
+        grad.sum().backward()
+
+
+def test_autocast() -> None:
+    case = make(2, 4, 3, 5)
+    with torch.autocast("cpu", torch.bfloat16):
+        out = ops.gatv2_conv(*case, reference.SIGMOID)
+    assert out.dtype == torch.bfloat16
+    assert_close(out, reference.gatv2_conv(*case, reference.SIGMOID))
+    out.float().sum().backward()
+    assert case.x.grad is not None and case.x.grad.dtype == torch.float32
+
+
+def test_forged_lists_of_a_graph_are_refused() -> None:
+    case = make(2, 3, 2, 5)
+    params, names = [param.detach() for param in case.params], ["rowptr", "col", "t_rowptr", "t_row", "t_perm"]
+    for index, name in enumerate(names):
+        for position, value in ((0, -1), (0, 1 << 30), (1, 1 << 20)):
+            csr = [part.clone() for part in case.csr]
+            csr[index][position] = value
+            with torch.no_grad(), pytest.raises(RuntimeError, match=f"{name}: expected (offsets|values)"):
+                torch.ops.hiermt.gatv2_conv(case.x, csr, case.edge_weight, params, case.lin_edge, 0)
+    # Nor may a block be cut where an edge crosses.
+    csr = [*case.csr[:5], torch.arange(case.csr[0].numel(), dtype=torch.int32)]
+    with torch.no_grad(), pytest.raises(RuntimeError, match="col: expected values"):
+        torch.ops.hiermt.gatv2_conv(case.x, csr, case.edge_weight, params, case.lin_edge, 0)
+
+
+def test_arguments_are_checked_before_anything_is_read() -> None:
+    case = make(2, 3, 2, 5)
+    good = [case.x.detach(), case.csr, case.edge_weight, case.params, case.lin_edge, 0]
+
+    def refuses(position: int, value: object, message: str) -> None:
+        with torch.no_grad(), pytest.raises(RuntimeError, match=message):
+            torch.ops.hiermt.gatv2_conv(*good[:position], value, *good[position + 1 :])
+
+    refuses(0, torch.randn(40, 3), r"x: expected a shape \[N, T, F\], got \[40, 3\]")
+    refuses(0, torch.randn(41, 3, 2), "x: expected a multiple of the graph's 20 nodes in dimension 0, got 41")
+    refuses(0, torch.randn(40, 3, 3), r"lin_l.weight: expected a shape \[H, 3\], got \[5, 2\]")
+    refuses(0, torch.randn(40, 3, 2).double(), "expected dtype Double, got Float")
+    refuses(1, case.csr[:5], "csr: expected 6 tensors, got 5")
+    refuses(1, [case.csr[0].long(), *case.csr[1:]], "rowptr: expected dtype Int, got Long")
+    refuses(2, torch.randn(3), r"edge_weight: expected a shape \[\d+\], got \[3\]")
+    refuses(3, case.params[:5], "params: expected 6 tensors, got 5")
+    refuses(4, None, "edge_weight: needs lin_edge")
+    refuses(5, 3, "activation: expected 0")
+
+
+def test_compiles_without_graph_break_for_any_size() -> None:
+    case = make(1, 3, 2, 5)
+
+    def run(x: Tensor) -> Tensor:
+        return ops.gatv2_conv(x, case.csr, case.edge_weight, case.params, case.lin_edge, reference.SIGMOID).mul(2)
+
+    compiled = torch.compile(run, fullgraph=True, dynamic=True, backend="aot_eager")
+    for copies in (1, 3):
+        x = torch.randn(20 * copies, 3, 2)
+        assert torch.equal(compiled(x), run(x))
+
+
+@pytest.mark.parametrize("blocks", [[], [0], [0, 10**6], [0, 2], [1, 3], [0, 5, 3]])
+def test_blocks_that_do_not_cover_the_nodes_are_refused(blocks: list[int]) -> None:
+    edge_index = torch.tensor([[0, 1, 2], [1, 2, 0]])
+    rowptr, col, _, t_rowptr, t_row, t_perm, _ = torch.ops.hiermt.graph_prepare(edge_index, 3, 0)
+    csr = [rowptr, col, t_rowptr, t_row, t_perm, torch.tensor(blocks, dtype=torch.int32)]
+    params = [torch.randn(5, 4), torch.randn(5), torch.randn(5, 4), *torch.randn(3, 5)]
+    with pytest.raises(RuntimeError, match="blocks"):
+        torch.ops.hiermt.gatv2_conv(torch.randn(6, 2, 4), csr, None, params, None, 0)

@@ -1,0 +1,53 @@
+"""The tests of the kernels and the vector math once more for every instruction set that this machine has."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from hiermt.native import extension
+
+if (_reason := extension.why_not_native("cpu")) is not None:
+    pytest.skip(_reason, allow_module_level=True)
+
+HERE = Path(__file__).resolve().parent
+_ALL = "not opcheck and not compile and not gradcheck"
+# Which tests of which files.
+TESTS = {
+    "test_gated_scan.py": _ALL,
+    "test_gated_scan_windows.py": _ALL,
+    "test_gcn_conv.py": _ALL,
+    "test_vmath.py": _ALL,
+    "test_gatv2_conv.py": "test_equals_twin or test_gradcheck or strides or alone or huge",
+    "test_tgcn_layer.py": "(test_equals_twin and dtype0) or test_gradcheck or strides or bfloat16",
+}
+
+
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("file", TESTS)
+@pytest.mark.parametrize("isa", ["baseline", "avx2", "avx512"])
+def test_kernels_of(isa: str, file: str) -> None:
+    """Those of the best set, which the other tests run, are left out."""
+    build = extension.native_status().build
+    if isa not in build["cpu_isas"]:
+        pytest.skip(f"{isa} is not in this build")
+    if isa == build["cpu_isa"]:
+        pytest.skip(f"{isa} is what the other tests run")
+    environment = {**os.environ, "HIERMT_CPU_ISA": isa}
+    script = "from hiermt import _C; print(_C.build_info()['cpu_isa'])"
+    chosen = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=True)
+    if chosen.stdout.strip() != isa:
+        pytest.skip(f"this machine has no {isa}")
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "-k", TESTS[file], str(HERE / file)],
+        env=environment,
+        capture_output=True,
+        text=True,
+        cwd=HERE.parent,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout[-4000:]

@@ -1,0 +1,332 @@
+// Runs one launcher of csrc/cuda on the host: runner OP DTYPE, arguments on stdin, results on stdout.
+#include <cstdlib>
+#include <string>
+
+#include "arguments.h"
+#include "cuda/dense/gatv2_conv.h"
+#include "cuda/dense/gcn_conv.h"
+#include "cuda/layer.h"
+#include "cuda/scan/gated_scan.h"
+#include "cuda/support/graph_prepare.h"
+#include "decision_runner.h"
+#include "faults.h"
+#include "training_runner.h"
+#include "windows_runner.h"
+
+namespace {
+
+using namespace hiermt;  // NOLINT: a test program
+using simt::Arguments;
+using simt::ScratchMemory;
+
+CsrGraph read_graph(Arguments& a) {
+  CsrGraph graph{};
+  graph.num_nodes = a.integer();
+  graph.num_entries = a.integer();
+  graph.copies = a.integer();
+  graph.rowptr = a.in<int32_t>();
+  graph.col = a.in<int32_t>();
+  graph.t_rowptr = a.in<int32_t>();
+  graph.t_row = a.in<int32_t>();
+  graph.t_perm = a.in<int32_t>();
+  return graph;
+}
+
+template <class S>
+SequenceView<S> read_sequence(Arguments& a) {
+  SequenceView<S> x{};
+  x.channels = a.integer();
+  x.stride_copy = a.integer();
+  x.stride_node = a.integer();
+  x.stride_time = a.integer();
+  x.stride_channel = a.integer();
+  x.data = a.in<S>();
+  return x;
+}
+
+template <class S>
+GatV2ConvForward<S> read_gatv2_conv(Arguments& a) {
+  GatV2ConvForward<S> p{};
+  p.graph = read_graph(a);
+  p.x = read_sequence<S>(a);
+  p.steps = a.integer();
+  p.hidden = a.integer();
+  p.activation = static_cast<Activation>(a.integer());
+  p.edge_weight = a.in<S>();
+  p.weights.lin_l_weight = a.in<S>();
+  p.weights.lin_l_bias = a.in<S>();
+  p.weights.lin_r_weight = a.in<S>();
+  p.weights.lin_r_bias = a.in<S>();
+  p.weights.att = a.in<S>();
+  p.weights.bias = a.in<S>();
+  p.weights.lin_edge_weight = a.in<S>();
+  return p;
+}
+
+template <class S>
+GcnConvForward<S> read_gcn_conv(Arguments& a) {
+  GcnConvForward<S> p{};
+  p.graph = read_graph(a);
+  p.x = read_sequence<S>(a);
+  p.steps = a.integer();
+  p.hidden = a.integer();
+  p.activation = static_cast<Activation>(a.integer());
+  p.norm = a.in<S>();
+  p.weights.lin_weight = a.in<S>();
+  p.weights.bias = a.in<S>();
+  return p;
+}
+
+template <class I>
+int run_graph(Arguments& a) {
+  cuda::GraphPrepare<I> p{};
+  p.num_nodes = a.integer();
+  p.num_edges = a.integer();
+  p.rule = static_cast<cuda::LoopRule>(a.integer());
+  p.source = a.in<I>();
+  p.target = p.source + p.num_edges;
+  p.rowptr = a.out<int32_t>();
+  p.col = a.out<int32_t>();
+  p.entry_edge = a.out<int64_t>();
+  p.t_rowptr = a.out<int32_t>();
+  p.t_row = a.out<int32_t>();
+  p.t_perm = a.out<int32_t>();
+  const ScratchMemory memory(cuda::graph_prepare_workspace(p));
+  return cuda::graph_prepare(p, memory.data(), nullptr);
+}
+
+template <class S>
+GateWeights<S> read_gates(Arguments& a) {
+  GateWeights<S> weights{};
+  weights.u_weight = a.in<S>();
+  weights.u_bias = a.in<S>();
+  weights.r_weight = a.in<S>();
+  weights.r_bias = a.in<S>();
+  weights.c_weight = a.in<S>();
+  weights.c_bias = a.in<S>();
+  return weights;
+}
+
+template <class S>
+GatedScanForward<S> read_gated_scan(Arguments& a) {
+  GatedScanForward<S> p{};
+  p.copies = a.integer();
+  p.num_nodes = a.integer();
+  p.steps = a.integer();
+  p.hidden = a.integer();
+  p.x = read_sequence<S>(a);
+  p.g = a.in<S>();
+  p.h0 = a.in<S>();
+  p.weights = read_gates<S>(a);
+  return p;
+}
+
+// A layer owns the arrays its parameters point to.
+template <class S>
+struct Layer {
+  std::vector<GatV2Weights<S>> gat;
+  std::vector<GcnWeights<S>> gcn;
+  TgcnLayerForward<S> p{};
+
+  explicit Layer(Arguments& a) {
+    p.graph = read_graph(a);
+    p.x = read_sequence<S>(a);
+    p.steps = a.integer();
+    p.hidden = a.integer();
+    p.conv_layers = a.integer();
+    const bool is_gat = a.integer() != 0;
+    p.between = a.integer() != 0;
+    p.edge_weight = a.in<S>();
+    for (int64_t k = 0; k < p.conv_layers; ++k) {
+      if (is_gat) {
+        GatV2Weights<S> w{};
+        w.lin_l_weight = a.in<S>();
+        w.lin_l_bias = a.in<S>();
+        w.lin_r_weight = a.in<S>();
+        w.lin_r_bias = a.in<S>();
+        w.att = a.in<S>();
+        w.bias = a.in<S>();
+        w.lin_edge_weight = a.in<S>();
+        gat.push_back(w);
+      } else {
+        GcnWeights<S> w{};
+        w.lin_weight = a.in<S>();
+        w.bias = a.in<S>();
+        gcn.push_back(w);
+      }
+    }
+    p.gat = is_gat ? gat.data() : nullptr;
+    p.gcn = is_gat ? nullptr : gcn.data();
+    p.gate_weights = read_gates<S>(a);
+    p.windows.count = a.integer();
+    p.windows.steps = a.integer();
+    p.windows.given = p.windows.count >= 0;
+    p.windows.starts = a.in<int64_t>();
+    p.tf32 = std::getenv("HIERMT_SIMT_TF32") != nullptr;
+  }
+};
+
+template <class S>
+int run_layer_backward(Arguments& a) {
+  using C = Compute<S>;
+  Layer<S> layer(a);
+  layer.p.h = const_cast<S*>(a.in<S>());
+  layer.p.gates = const_cast<S*>(a.in<S>());
+  layer.p.g = const_cast<S*>(a.in<S>());
+  TgcnLayerBackward<S, C> p{};
+  p.forward = layer.p;
+  p.grad_h = a.in<S>();
+  p.grad_h_last = a.in<S>();
+  p.grad_x = a.out<S>();
+  std::vector<GatV2Grads<C>> gat;
+  std::vector<GcnGrads<C>> gcn;
+  for (int64_t k = 0; k < layer.p.conv_layers; ++k) {
+    if (layer.p.gat != nullptr) {
+      GatV2Grads<C> g{};
+      g.lin_l_weight = a.out<C>();
+      g.lin_l_bias = a.out<C>();
+      g.lin_r_weight = a.out<C>();
+      g.lin_r_bias = a.out<C>();
+      g.att = a.out<C>();
+      g.bias = a.out<C>();
+      g.lin_edge_weight = a.out<C>();
+      gat.push_back(g);
+    } else {
+      GcnGrads<C> g{};
+      g.lin_weight = a.out<C>();
+      g.bias = a.out<C>();
+      gcn.push_back(g);
+    }
+  }
+  p.gat = gat.empty() ? nullptr : gat.data();
+  p.gcn = gcn.empty() ? nullptr : gcn.data();
+  p.gates.u_weight = a.out<C>();
+  p.gates.u_bias = a.out<C>();
+  p.gates.r_weight = a.out<C>();
+  p.gates.r_bias = a.out<C>();
+  p.gates.c_weight = a.out<C>();
+  p.gates.c_bias = a.out<C>();
+  p.grad_edge_weight = a.out<C>();
+  const ScratchMemory memory(cuda::tgcn_layer_backward_workspace(p));
+  return cuda::tgcn_layer_backward(p, memory.data(), nullptr);
+}
+
+template <class S>
+int run(const std::string& op, Arguments& a) {
+  if (op == "gatv2_conv") {
+    GatV2ConvForward<S> p = read_gatv2_conv<S>(a);
+    p.out = a.out<S>();
+    const ScratchMemory memory(cuda::gatv2_conv_forward_workspace(p));
+    return cuda::gatv2_conv_forward(p, memory.data(), nullptr);
+  }
+  if (op == "gatv2_conv_backward") {
+    using C = Compute<S>;
+    GatV2ConvBackward<S, C> p{};
+    p.forward = read_gatv2_conv<S>(a);
+    p.forward.out = const_cast<S*>(a.in<S>());
+    p.grad_out = a.in<S>();
+    p.grad_x = a.out<S>();
+    p.grads.lin_l_weight = a.out<C>();
+    p.grads.lin_l_bias = a.out<C>();
+    p.grads.lin_r_weight = a.out<C>();
+    p.grads.lin_r_bias = a.out<C>();
+    p.grads.att = a.out<C>();
+    p.grads.bias = a.out<C>();
+    p.grads.lin_edge_weight = a.out<C>();
+    p.grad_edge_weight = a.out<C>();
+    const ScratchMemory memory(cuda::gatv2_conv_backward_workspace(p));
+    return cuda::gatv2_conv_backward(p, {}, memory.data(), nullptr);
+  }
+  if (op == "gcn_conv") {
+    GcnConvForward<S> p = read_gcn_conv<S>(a);
+    p.out = a.out<S>();
+    const ScratchMemory memory(cuda::gcn_conv_forward_workspace(p));
+    return cuda::gcn_conv_forward(p, memory.data(), nullptr);
+  }
+  if (op == "gcn_conv_backward") {
+    using C = Compute<S>;
+    GcnConvBackward<S, C> p{};
+    p.forward = read_gcn_conv<S>(a);
+    p.forward.out = const_cast<S*>(a.in<S>());
+    p.grad_out = a.in<S>();
+    p.grad_x = a.out<S>();
+    p.grads.lin_weight = a.out<C>();
+    p.grads.bias = a.out<C>();
+    p.grad_norm = a.out<C>();
+    const ScratchMemory memory(cuda::gcn_conv_backward_workspace(p));
+    return cuda::gcn_conv_backward(p, {}, memory.data(), nullptr);
+  }
+  if (op == "gated_scan") {
+    GatedScanForward<S> p = read_gated_scan<S>(a);
+    p.h = a.out<S>();
+    p.h_last = a.out<S>();
+    p.gates = a.out<S>();
+    const ScratchMemory memory(cuda::gated_scan_forward_workspace(p));
+    return cuda::gated_scan_forward(p, memory.data(), nullptr);
+  }
+  if (op == "gated_scan_backward") {
+    using C = Compute<S>;
+    GatedScanBackward<S, C> p{};
+    p.forward = read_gated_scan<S>(a);
+    p.accumulate_grad_x = a.integer() != 0;
+    p.forward.h = const_cast<S*>(a.in<S>());
+    p.forward.gates = const_cast<S*>(a.in<S>());
+    p.grad_h = a.in<S>();
+    p.grad_h_last = a.in<S>();
+    p.grad_x = a.out<S>();
+    p.grad_g = a.out<S>();
+    p.grad_h0 = a.out<S>();
+    p.grads.u_weight = a.out<C>();
+    p.grads.u_bias = a.out<C>();
+    p.grads.r_weight = a.out<C>();
+    p.grads.r_bias = a.out<C>();
+    p.grads.c_weight = a.out<C>();
+    p.grads.c_bias = a.out<C>();
+    const ScratchMemory memory(cuda::gated_scan_backward_workspace(p));
+    return cuda::gated_scan_backward(p, memory.data(), nullptr);
+  }
+  if (op == "tgcn_layer") {
+    Layer<S> layer(a);
+    layer.p.h = a.out<S>();
+    layer.p.h_last = a.out<S>();
+    layer.p.gates = a.out<S>();
+    layer.p.g = a.out<S>();
+    const ScratchMemory memory(cuda::tgcn_layer_forward_workspace(layer.p));
+    return cuda::tgcn_layer_forward(layer.p, memory.data(), nullptr);
+  }
+  if (op == "tgcn_layer_backward") return run_layer_backward<S>(a);
+  if (op == "decision") return simt::run_decision<S>(a);
+  if (op == "decision_from_logits") return simt::run_decision_from_logits<S>(a);
+  if (op == "decision_backward") return simt::run_decision_backward<S>(a);
+  if (op == "multitask_loss") return simt::run_multitask_loss<S>(a);
+  if (op == "multitask_loss_backward") return simt::run_multitask_loss_backward<S>(a);
+  if (op == "gated_scan_windows") return simt::run_gated_scan_windows<S>(a);
+  if (op == "gated_scan_windows_backward") return simt::run_gated_scan_windows_backward<S>(a);
+  if (op == "gather_windows") return simt::run_gather_windows<S>(a);
+  return -1;
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  if (argc != 3) return 64;
+  const std::string op = argv[1], dtype = argv[2];
+  Arguments arguments;
+  int status = -1;
+  if (op == "fault") {
+    const int fault = static_cast<int>(arguments.integer()), n = static_cast<int>(arguments.integer());
+    status = hiermt::cuda::run_fault(fault, arguments.in<float>(), arguments.out<float>(), n, nullptr);
+  } else if (op == "graph_prepare") {
+    status = dtype == "int32" ? run_graph<int32_t>(arguments) : run_graph<int64_t>(arguments);
+  } else if (dtype == "float32") {
+    status = run<float>(op, arguments);
+  } else if (dtype == "float64") {
+    status = run<double>(op, arguments);
+  } else if (dtype == "bfloat16") {
+    status = run<hiermt::BFloat16>(op, arguments);
+  } else if (dtype == "float16") {
+    status = run<hiermt::Half>(op, arguments);
+  }
+  arguments.reply(status);
+  return 0;
+}

@@ -1,0 +1,68 @@
+// The launchers of csrc/cuda/multitask_loss.h and csrc/cuda/gather_windows.h, for runner.cpp.
+#pragma once
+
+#include "arguments.h"
+#include "cuda/multitask_loss.h"
+#include "cuda/scan/gather_windows.h"
+
+namespace simt {
+
+template <class S>
+hiermt::MultitaskLossForward<S> read_multitask_loss(Arguments& a) {
+  hiermt::MultitaskLossForward<S> p{};
+  p.rows = a.integer();
+  p.masked = a.integer() != 0;
+  p.lambda_direction = static_cast<double>(a.integer()) / 1000;
+  p.options.label_smoothing = static_cast<double>(a.integer()) / 1000;
+  p.options.focal_gamma = static_cast<double>(a.integer()) / 1000;
+  p.signal_logits = a.in<S>();
+  p.direction_logits = a.in<S>();
+  p.signal_targets = a.in<int64_t>();
+  p.direction_targets = a.in<int64_t>();
+  p.mask = a.in<bool>();
+  p.options.signal_weight = a.in<double>();
+  p.options.direction_weight = a.in<double>();
+  return p;
+}
+
+template <class S>
+int run_multitask_loss(Arguments& a) {
+  hiermt::MultitaskLossForward<S> p = read_multitask_loss<S>(a);
+  p.total = a.out<S>();
+  p.signal = a.out<S>();
+  p.direction = a.out<S>();
+  p.norms = a.out<double>();
+  const ScratchMemory memory(hiermt::cuda::multitask_loss_workspace(p));
+  return hiermt::cuda::multitask_loss_forward(p, memory.data(), nullptr);
+}
+
+template <class S>
+int run_multitask_loss_backward(Arguments& a) {
+  hiermt::MultitaskLossBackward<S> p{};
+  p.forward = read_multitask_loss<S>(a);
+  p.forward.norms = const_cast<double*>(a.in<double>());
+  p.grad_total = a.in<S>();
+  p.grad_signal = a.in<S>();
+  p.grad_direction = a.in<S>();
+  p.grad_signal_logits = a.out<S>();
+  p.grad_direction_logits = a.out<S>();
+  return hiermt::cuda::multitask_loss_backward(p, nullptr);
+}
+
+template <class S>
+int run_gather_windows(Arguments& a) {
+  hiermt::cuda::GatherWindows p{};
+  p.windows = a.integer();
+  p.stocks = a.integer();
+  p.steps = a.integer();
+  p.channels = a.integer();
+  p.days = a.integer();
+  p.stride_stock = a.integer();
+  p.element_bytes = sizeof(S);
+  p.series = a.in<S>();
+  p.starts = a.in<int64_t>();
+  p.out = a.out<S>();
+  return hiermt::cuda::gather_windows(p, nullptr);
+}
+
+}  // namespace simt

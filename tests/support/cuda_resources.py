@@ -1,0 +1,174 @@
+"""What ptxas says of every CUDA kernel: registers, shared memory, stack and spills, and the occupancy that follows.
+
+Run as a script it prints a table and exits with 1 if a hot kernel touches local memory::
+
+    python tests/support/cuda_resources.py [--arch 80 90 100] [--all]
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import NamedTuple
+
+ROOT = Path(__file__).resolve().parents[2]
+ARCHITECTURES = (80, 90, 100)
+REGISTERS_PER_MULTIPROCESSOR = 65536
+MAX_WARPS = 64
+
+
+class Kernel(NamedTuple):
+    """One kernel for one architecture, as ptxas reports it; bytes of local memory per thread."""
+
+    name: str
+    arch: int
+    registers: int
+    stack: int
+    spill_stores: int
+    spill_loads: int
+
+    @property
+    def hot(self) -> bool:
+        """Whether it must stay out of local memory: float64 is supported, not tuned."""
+        return "double" not in self.name
+
+    @property
+    def local(self) -> int:
+        return self.stack + self.spill_stores + self.spill_loads
+
+    @property
+    def warps(self) -> int:
+        """Warps a multiprocessor can hold by registers alone, which it gives out in pieces of 256 a warp."""
+        per_warp = -(-self.registers * 32 // 256) * 256
+        return min(MAX_WARPS, REGISTERS_PER_MULTIPROCESSOR // per_warp)
+
+
+def nvcc() -> str | None:
+    """The compiler, from the search path or where the toolkit installs it."""
+    usual = Path("/usr/local/cuda/bin/nvcc")
+    return shutil.which("nvcc") or (str(usual) if usual.exists() else None)
+
+
+def compile_one(source: Path, arch: int) -> list[Kernel]:
+    """Compiles `source` for one architecture and reads the report."""
+    compiler = nvcc()
+    assert compiler is not None
+    with tempfile.TemporaryDirectory() as folder:
+        command = [compiler, "-std=c++17", "-O3", f"-I{ROOT / 'csrc'}", "--expt-relaxed-constexpr"]
+        command += [f"-gencode=arch=compute_{arch},code=sm_{arch}", "-Xptxas", "-v", "-cubin"]
+        command += [str(source), "-o", str(Path(folder) / "out.cubin")]
+        result = subprocess.run(command, capture_output=True, text=True, check=False)
+    if result.returncode != 0:
+        raise RuntimeError(f"{source.name} for sm_{arch}:\n{result.stderr}")
+    return parse(result.stderr)
+
+
+def parse(report: str) -> list[Kernel]:
+    """Kernels of the output of ``ptxas -v``."""
+    entry = re.compile(r"Compiling entry function '(\w+)' for 'sm_(\d+)\w*'")
+    memory = re.compile(r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads")
+    found: list[Kernel] = []
+    name, arch, local = "", 0, (0, 0, 0)
+    for line in report.splitlines():
+        if match := entry.search(line):
+            name, arch, local = match[1], int(match[2]), (0, 0, 0)
+        elif match := memory.search(line):
+            local = (int(match[1]), int(match[2]), int(match[3]))
+        elif match := re.search(r"Used (\d+) registers", line):
+            found.append(Kernel(name, arch, int(match[1]), *local))
+    return [kernel._replace(name=plain) for kernel, plain in zip(found, demangle(k.name for k in found), strict=True)]
+
+
+def demangle(names: Iterable[str]) -> list[str]:
+    """Names as they stand in the source, without namespaces and parameters."""
+    filt = shutil.which("c++filt")
+    wanted = list(names)
+    if filt is None or not wanted:
+        return wanted
+    text = subprocess.run([filt], input="\n".join(wanted), capture_output=True, text=True, check=True).stdout
+    return [short(line) for line in text.splitlines()]
+
+
+def short(name: str) -> str:
+    name = re.sub(r"\(anonymous namespace\)::|_GLOBAL__N__\w+::|hiermt::cuda::|hiermt::|\([a-z ]+\)", "", name)
+    depth = 0
+    for i, char in enumerate(name):
+        depth += (char == "<") - (char == ">")
+        if char == "(" and depth == 0:
+            name = name[:i]
+            break
+    return name.removeprefix("void ").strip()
+
+
+def asked(environment: Mapping[str, str] = os.environ) -> tuple[int, ...]:
+    """The architectures of :data:`ARCHITECTURES` that ``TORCH_CUDA_ARCH_LIST`` leaves, all of them without it."""
+    listed = environment.get("TORCH_CUDA_ARCH_LIST", "")
+    wanted = {int(major + minor) for major, minor in re.findall(r"(\d+)\.(\d)", listed)}
+    return tuple(arch for arch in ARCHITECTURES if arch in wanted) if wanted else ARCHITECTURES
+
+
+def of_build() -> list[Kernel]:
+    """The reports that the last build kept; empty if it left some file out or what it includes is newer."""
+    sources = sorted((ROOT / "csrc" / "cuda").rglob("*.cu"))
+    for folder in (ROOT / "build").glob("*/CMakeFiles/hiermt_cuda.dir/csrc/cuda"):
+        logs = {source: folder / f"{source.relative_to(ROOT / 'csrc' / 'cuda')}.o.log" for source in sources}
+        if all(log.exists() and log.stat().st_mtime >= _newest(source) for source, log in logs.items()):
+            return [kernel for log in logs.values() for kernel in parse(log.read_text())]
+    return []
+
+
+def _newest(source: Path) -> float:
+    """When `source`, or any file of ours that it includes, was changed last."""
+    found: set[Path] = set()
+    left = [source.resolve()]
+    while left:
+        path = left.pop()
+        if path in found or not path.exists():
+            continue
+        found.add(path)
+        names = re.findall(r'^#include "([^"]+)"', path.read_text(), re.M)
+        left += [ROOT / "csrc" / name for name in names]
+    return max(path.stat().st_mtime for path in found)
+
+
+def collect(architectures: Sequence[int] = ARCHITECTURES) -> list[Kernel]:
+    """Every kernel of ``csrc/cuda`` for every architecture."""
+    jobs = [(source, arch) for source in sorted((ROOT / "csrc" / "cuda").rglob("*.cu")) for arch in architectures]
+    with ThreadPoolExecutor(2) as pool:
+        return [kernel for kernels in pool.map(lambda job: compile_one(*job), jobs) for kernel in kernels]
+
+
+def table(kernels: Iterable[Kernel]) -> str:
+    """A Markdown table, one row a kernel and architecture."""
+    rows = ["| kernel | sm | registers | warps by registers | stack | spills |", "|---|---|---|---|---|---|"]
+    for k in kernels:
+        spills = f"{k.spill_stores} + {k.spill_loads}"
+        rows.append(f"| {k.name} | {k.arch} | {k.registers} | {k.warps} | {k.stack} | {spills} |")
+    return "\n".join(rows)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--arch", type=int, nargs="+", default=ARCHITECTURES)
+    parser.add_argument("--all", action="store_true", help="all kernels, not only the float32 ones")
+    options = parser.parse_args()
+    kernels = collect(options.arch)
+    shown = [k for k in kernels if options.all or re.search(r"<float|<int|^\w+$", k.name)]
+    print(table(sorted(shown, key=lambda k: (k.name, k.arch))))
+    bad = [k for k in kernels if k.hot and k.local]
+    print(f"{len(kernels)} kernels, {len(bad)} hot ones with local memory", file=sys.stderr)
+    if bad:
+        print(table(bad), file=sys.stderr)
+    return 1 if bad else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

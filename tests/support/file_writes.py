@@ -1,0 +1,26 @@
+"""Writing a file as the package does, here and in a process of its own."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from hiermt.io import files as _files
+from hiermt.io.files import replacing
+
+# By its path, as importing the package takes seconds.
+LOAD = f"""
+import importlib.util, sys
+spec = importlib.util.spec_from_file_location("files", {_files.__file__!r})
+files = sys.modules["files"] = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(files)
+"""
+
+
+def write(path: Any, text: str = "new") -> None:
+    with replacing(path) as temporary:
+        temporary.write_text(text)
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())

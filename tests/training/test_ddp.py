@@ -1,0 +1,87 @@
+"""Two processes on halves of a batch train as one process does on the whole."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, distributed, multiprocessing
+from torch.nn.parallel import DistributedDataParallel
+from torch.utils.data import DistributedSampler
+
+from hiermt import MultiTaskLoss, TGCN_HierarchicalMT, data, train_hierarchical
+from hiermt.testing import stock_graph
+
+STOCKS, DAYS, FEATURES, WINDOW, EPOCHS = 6, 40, 3, 5, 3
+ROOT = Path(__file__).resolve().parents[2]
+pytestmark = pytest.mark.skipif(not distributed.is_available(), reason="torch without distributed")
+
+
+def dataset() -> data.WindowDataset:
+    generator = torch.Generator().manual_seed(0)
+    series = torch.randn(STOCKS, DAYS, FEATURES, generator=generator, dtype=torch.float64)
+    # Signals are rare, and fall unevenly on the two halves of a batch.
+    signal = (torch.rand(STOCKS, DAYS, generator=generator) < 0.2).long()
+    direction = torch.randint(2, (STOCKS, DAYS), generator=generator)
+    edge_index, edge_weight = stock_graph(STOCKS, 8, 1)
+    return data.WindowDataset(series, edge_index, edge_weight.double(), WINDOW, signal, direction)
+
+
+OPTIONS: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "options": {
+        "signal_weight": [0.3, 2.0],
+        "direction_weight": [1.5, 0.2],
+        "label_smoothing": 0.1,
+        "focal_gamma": 1.0,
+    },
+}
+
+
+def trained(rank: int, world: int, batch_size: int, name: str) -> tuple[dict[str, Tensor], list[float]]:
+    starts = range(32)
+    sampler = DistributedSampler(starts, world, rank, shuffle=True, seed=3)
+    loader = data.WindowLoader(dataset(), starts, batch_size, sampler=sampler)
+    torch.manual_seed(0)
+    model = TGCN_HierarchicalMT(FEATURES, 4).double()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.2)
+    wrapped = model if world == 1 else DistributedDataParallel(model)
+    group = None if world == 1 else distributed.group.WORLD
+    criterion = MultiTaskLoss(0.7, process_group=group, **OPTIONS[name])
+    losses, _, _ = train_hierarchical(wrapped, optimizer, criterion, loader, None, EPOCHS, progress=False)
+    return model.state_dict(), losses
+
+
+def worker(rank: int, world: int, rendezvous: str, results: str, name: str) -> None:
+    torch.set_num_threads(1)
+    distributed.init_process_group("gloo", init_method=f"file://{rendezvous}", rank=rank, world_size=world)
+    state, losses = trained(rank, world, 4, name)
+    torch.save({"state": state, "losses": losses}, f"{results}.{rank}")
+    distributed.destroy_process_group()
+
+
+@pytest.mark.parametrize("options", OPTIONS)
+def test_two_processes_equal_one_with_the_doubled_batch(tmp_path: Path, options: str) -> None:
+    results = tmp_path / "result"
+    multiprocessing.spawn(worker, args=(2, str(tmp_path / "rendezvous"), str(results), options), nprocs=2)
+    expected, losses = trained(0, 1, 8, options)
+    found = [torch.load(f"{results}.{rank}", weights_only=True) for rank in range(2)]
+    for name, tensor in expected.items():
+        assert torch.equal(found[0]["state"][name], found[1]["state"][name])
+        torch.testing.assert_close(found[0]["state"][name], tensor, rtol=1e-10, atol=1e-12)
+    for own, other, together in zip(found[0]["losses"], found[1]["losses"], losses, strict=True):
+        assert (own + other) / 2 == pytest.approx(together, rel=1e-10)
+
+
+def test_the_example_runs(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    command += [str(ROOT / "examples" / "ddp.py"), "--epochs", "1", "--batch-size", "64"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    ended = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=120, check=False)
+    assert ended.returncode == 0, ended.stderr[-2000:]
+    assert "2 processes, batches of 2 x 64: loss" in ended.stdout
