@@ -22,7 +22,7 @@ import torch
 
 import hiermt
 from hiermt import data, functional
-from hiermt.io.files import replacing
+from hiermt.io.files import atomic_write
 from hiermt.native import extension
 from hiermt.nn import inputs as _inputs
 
@@ -277,7 +277,7 @@ def main() -> int:
         figures.append(figure)
         figure.update(_figure_or_error(job))
         print(figure, flush=True)
-        with replacing(options.path) as temporary:
+        with atomic_write(options.path) as temporary:
             temporary.write_text(json.dumps(figures))
         if bench.clock.gpu and (left := _figure_or_error(tidy)):
             print(f"after {name}: {left['error']}", flush=True)

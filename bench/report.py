@@ -168,9 +168,9 @@ def write_readme() -> int:
             f"(`bench/results/{path.name}`, {first['date']}). Median; in brackets the ratio to PyG eager, each in a "
             f"process of its own.\n\n{table(entries)}"
         )
-    from hiermt.io.files import replacing
+    from hiermt.io.files import atomic_write
 
-    with replacing(readme) as temporary:
+    with atomic_write(readme) as temporary:
         temporary.write_text(_between(text, BEGIN, END, parts), encoding="utf-8")
     return 0
 

@@ -21,7 +21,7 @@ from typing import Any
 import cases
 import report
 
-from hiermt.io.files import check_writable, replacing
+from hiermt.io.files import atomic_write, check_writable
 
 HERE = Path(__file__).parent
 # glibc keeps what it got from the system, so that a large temporary does not fault its pages in again each time.
@@ -52,7 +52,7 @@ def main() -> int:
         return 1
     out = args.out or HERE / "results" / f"{machine_name(records[0])}.json"
     merged = report.merge(report.load(out) if out.exists() else [], records)
-    with replacing(out) as temporary:
+    with atomic_write(out) as temporary:
         temporary.write_text(json.dumps(merged, indent=1) + "\n")
     print(f"\n{report.table(merged)}\n\nwritten to {out}")
     return 0

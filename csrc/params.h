@@ -28,20 +28,20 @@ constexpr double kAttentionSlope = 0.2;
 constexpr double kSoftmaxEpsilon = 1e-16;
 
 // A template graph with its edges sorted by target, and the same edges sorted by source.
-// Entry e of row i is the edge col[e] -> i. Entry p of transposed row j is the edge j -> t_row[p],
-// which stands at position t_perm[p] of the forward CSR.
+// Entry e of row i is the edge col[e] -> i. Entry p of transposed row j is the edge j -> row[p],
+// which stands at position csr2csc[p] of the forward CSR.
 // blocks cuts [0, S) into ranges that no edge leaves.
 struct CsrGraph {
-  int64_t num_nodes;        // S
-  int64_t num_entries;      // E
-  int64_t copies;           // B
-  int64_t num_blocks;       // K
-  const int32_t* rowptr;    // [S + 1]
-  const int32_t* col;       // [E]
-  const int32_t* t_rowptr;  // [S + 1]
-  const int32_t* t_row;     // [E]
-  const int32_t* t_perm;    // [E]
-  const int32_t* blocks;    // [K + 1], host memory for CPU kernels
+  int64_t num_nodes;       // S
+  int64_t num_entries;     // E
+  int64_t copies;          // B
+  int64_t num_blocks;      // K
+  const int32_t* rowptr;   // [S + 1]
+  const int32_t* col;      // [E]
+  const int32_t* colptr;   // [S + 1]
+  const int32_t* row;      // [E]
+  const int32_t* csr2csc;  // [E]
+  const int32_t* blocks;   // [K + 1], host memory for CPU kernels
 };
 
 // x[copy, node, t, c] = data[copy * stride_copy + node * stride_node + t * stride_time + c * stride_channel].
@@ -95,10 +95,10 @@ struct GatV2ConvForward {
 template <class S, class C>
 struct GatV2ConvBackward {
   GatV2ConvForward<S> forward;  // forward.out holds the saved output, read only
-  const S* grad_out;            // [N, T, H] cotangent of out
-  S* grad_x;                    // [N, T, F] contiguous, or nullptr
+  const S* d_out;               // [N, T, H] cotangent of out
+  S* d_x;                       // [N, T, F] contiguous, or nullptr
   GatV2Grads<C> grads;
-  C* grad_edge_weight;  // [E] in CSR order, or nullptr
+  C* d_edge_weight;  // [E] in CSR order, or nullptr
 };
 
 template <class S>
@@ -129,10 +129,10 @@ struct GcnConvForward {
 template <class S, class C>
 struct GcnConvBackward {
   GcnConvForward<S> forward;
-  const S* grad_out;  // [N, T, H]
-  S* grad_x;          // [N, T, F] or nullptr
+  const S* d_out;  // [N, T, H]
+  S* d_x;          // [N, T, F] or nullptr
   GcnGrads<C> grads;
-  C* grad_norm;  // [E] or nullptr
+  C* d_norm;  // [E] or nullptr
 };
 
 // The three gates read [x, g, h] (the candidate: [x, g, r * h]); weight [H, F + 2H], columns in that order.
@@ -179,12 +179,12 @@ struct GatedScanForward {
 template <class S, class C>
 struct GatedScanBackward {
   GatedScanForward<S> forward;  // h and gates hold the saved values, read only; CUDA does without gates
-  const S* grad_h;              // [N, T, H] cotangent of h, or nullptr
-  const S* grad_h_last;         // [N, H] cotangent of h_last, or nullptr
-  S* grad_x;                    // [N, T, F] or nullptr; accumulate: added to what is there
+  const S* d_h;                 // [N, T, H] cotangent of h, or nullptr
+  const S* d_h_last;            // [N, H] cotangent of h_last, or nullptr
+  S* d_x;                       // [N, T, F] or nullptr; accumulate: added to what is there
   bool accumulate_grad_x;
-  S* grad_g;   // [N, T, H] or nullptr
-  S* grad_h0;  // [N, H] or nullptr
+  S* d_g;   // [N, T, H] or nullptr
+  S* d_h0;  // [N, H] or nullptr
   GateGrads<C> grads;
 };
 
@@ -218,11 +218,11 @@ struct GatedScanWindowsForward {
 template <class S, class C>
 struct GatedScanWindowsBackward {
   GatedScanWindowsForward<S>
-      forward;           // h and gates hold the saved values, read only; CUDA does without gates
-  const S* grad_h;       // [N, T, H] cotangent of h, or nullptr
-  const S* grad_h_last;  // [N, H] cotangent of h_last, or nullptr
-  S* grad_x;             // [S, D, F] or nullptr
-  S* grad_g;             // [S, D, H] or nullptr
+      forward;        // h and gates hold the saved values, read only; CUDA does without gates
+  const S* d_h;       // [N, T, H] cotangent of h, or nullptr
+  const S* d_h_last;  // [N, H] cotangent of h_last, or nullptr
+  S* d_x;             // [S, D, F] or nullptr
+  S* d_g;             // [S, D, H] or nullptr
   GateGrads<C> grads;
 };
 
@@ -252,13 +252,13 @@ struct TgcnLayerForward {
 template <class S, class C>
 struct TgcnLayerBackward {
   TgcnLayerForward<S> forward;  // h, gates and g hold the saved values, read only; CUDA does without gates
-  const S* grad_h;              // [N, T, H] or nullptr
-  const S* grad_h_last;         // [N, H] or nullptr
-  S* grad_x;                    // [N, T, F] or nullptr
+  const S* d_h;                 // [N, T, H] or nullptr
+  const S* d_h_last;            // [N, H] or nullptr
+  S* d_x;                       // [N, T, F] or nullptr
   const GatV2Grads<C>* gat;     // [conv_layers], or nullptr: no gradient of a convolution's parameter
   const GcnGrads<C>* gcn;       // the same without forward.gat
   GateGrads<C> gates;
-  C* grad_edge_weight;  // [E] or nullptr
+  C* d_edge_weight;  // [E] or nullptr
 };
 
 // Output linear, two heads of two classes each. K channels between the output linear and the heads.
@@ -320,11 +320,11 @@ struct DecisionBackward {
   int64_t features;
   const S* h;  // as in the forward
   int64_t stride_row;
-  DecisionWeights<S> weights;      // the heads' biases are not read
-  const S* grad_signal_logits;     // [N, 2], or nullptr: the head was not used, its weights are not read
-  const S* grad_direction_logits;  // [N, 2], or nullptr
-  S* grad_h;                       // [N, H] or nullptr
-  bool need_params;                // else none of `grads` is written
+  DecisionWeights<S> weights;   // the heads' biases are not read
+  const S* d_signal_logits;     // [N, 2], or nullptr: the head was not used, its weights are not read
+  const S* d_direction_logits;  // [N, 2], or nullptr
+  S* d_h;                       // [N, H] or nullptr
+  bool need_params;             // else none of `grads` is written
   DecisionGrads<C> grads;
 };
 
@@ -363,11 +363,11 @@ struct MultitaskLossForward {
 template <class S>
 struct MultitaskLossBackward {
   MultitaskLossForward<S> forward;  // norms hold the saved values; the losses are not read
-  const S* grad_total;              // cotangents of the scalars, each may be nullptr
-  const S* grad_signal;
-  const S* grad_direction;
-  S* grad_signal_logits;     // [N, 2] or nullptr
-  S* grad_direction_logits;  // [N, 2] or nullptr
+  const S* d_total;                 // cotangents of the scalars, each may be nullptr
+  const S* d_signal;
+  const S* d_direction;
+  S* d_signal_logits;     // [N, 2] or nullptr
+  S* d_direction_logits;  // [N, 2] or nullptr
 };
 
 }  // namespace hiermt

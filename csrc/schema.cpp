@@ -5,7 +5,7 @@
 // Letters:  B copies of one template graph, S nodes in the template, N = B * S nodes in all
 //           (node n = copy * S + node), T time steps, F input channels, H hidden channels, E entries of the
 //           CSR after the convolution's self-loop rule, E0 edges as given, K channels between two linears
-// csr:      rowptr [S+1], col [E], t_rowptr [S+1], t_row [E], t_perm [E], blocks [any], all int32; blocks on
+// csr:      rowptr [S+1], col [E], colptr [S+1], row [E], csr2csc [E], blocks [any], all int32; blocks on
 //           the CPU, or on a GPU like the rest, where nobody reads them
 // dtypes:   float is any of float32, float64, bfloat16 and, on CUDA, float16; one op call sees one of them.
 //           Gradients of parameters have the dtype that the kernel computes in: float64 for float64, else
@@ -14,15 +14,15 @@
 #include <torch/csrc/stable/library.h>
 
 STABLE_TORCH_LIBRARY(hiermt, m) {
-  // Sorts edges by target (rowptr, col) and by source (t_rowptr, t_row, t_perm) under a self-loop rule.
+  // Sorts edges by target (rowptr, col) and by source (colptr, row, csr2csc) under a self-loop rule.
   //   edge_index [2, E0] int32 or int64, sources in row 0; rule 0: GATv2, 1: GCN
-  //   -> rowptr [S+1], col [E], entry_edge [E] int64 (column of edge_index, -1 for an added loop), t_rowptr
+  //   -> rowptr [S+1], col [E], e_id [E] int64 (column of edge_index, -1 for an added loop), colptr
   //   [S+1],
-  //      t_row [E], t_perm [E], blocks [any]: cuts of [0, S) that no edge crosses.  E = E0 + S; the entries
+  //      row [E], csr2csc [E], blocks [any]: cuts of [0, S) that no edge crosses.  E = E0 + S; the entries
   //      past rowptr[S], one for each dropped loop, are padding.
   m.def(
       "graph_prepare(Tensor edge_index, SymInt num_nodes, int rule) -> "
-      "(Tensor rowptr, Tensor col, Tensor entry_edge, Tensor t_rowptr, Tensor t_row, Tensor t_perm, Tensor "
+      "(Tensor rowptr, Tensor col, Tensor e_id, Tensor colptr, Tensor row, Tensor csr2csc, Tensor "
       "blocks)");
 
   // GATv2 convolution with one head over all time steps, then the activation (0 none, 1 leaky_relu 0.01, 2
@@ -35,10 +35,10 @@ STABLE_TORCH_LIBRARY(hiermt, m) {
       "activation) "
       "-> Tensor");
 
-  // out: what gatv2_conv returned; grad_out: its cotangent, contiguous
-  //   -> grad_x [N, T, F], the gradients of the 6 params, of lin_edge and of edge_weight
+  // out: what gatv2_conv returned; d_out: its cotangent, contiguous
+  //   -> d_x [N, T, F], the gradients of the 6 params, of lin_edge and of edge_weight
   m.def(
-      "gatv2_conv_backward(Tensor grad_out, Tensor x, Tensor out, Tensor[] csr, Tensor? edge_weight, "
+      "gatv2_conv_backward(Tensor d_out, Tensor x, Tensor out, Tensor[] csr, Tensor? edge_weight, "
       "Tensor[] params, Tensor? lin_edge, int activation, bool need_x, bool need_params, bool "
       "need_edge_weight) "
       "-> Tensor[]");
@@ -48,10 +48,10 @@ STABLE_TORCH_LIBRARY(hiermt, m) {
   //   -> [N, T, H]
   m.def("gcn_conv(Tensor x, Tensor[] csr, Tensor norm, Tensor[] params, int activation) -> Tensor");
 
-  // out: what gcn_conv returned; grad_out: its cotangent, contiguous
-  //   -> grad_x [N, T, F], the gradients of the 2 params and of norm
+  // out: what gcn_conv returned; d_out: its cotangent, contiguous
+  //   -> d_x [N, T, F], the gradients of the 2 params and of norm
   m.def(
-      "gcn_conv_backward(Tensor grad_out, Tensor x, Tensor out, Tensor[] csr, Tensor norm, Tensor[] params, "
+      "gcn_conv_backward(Tensor d_out, Tensor x, Tensor out, Tensor[] csr, Tensor norm, Tensor[] params, "
       "int activation, bool need_x, bool need_params, bool need_norm) -> Tensor[]");
 
   // Gates and recurrence of the T-GCN cell.
@@ -64,10 +64,10 @@ STABLE_TORCH_LIBRARY(hiermt, m) {
       "gated_scan(Tensor x, Tensor g, Tensor? h0, Tensor[] gates, bool sequence, bool save) -> "
       "(Tensor out, Tensor h, Tensor saved)");
 
-  // grad_out: the cotangent of out, contiguous; h: the whole sequence
-  //   -> grad_x [N, T, F], grad_g [N, T, H], grad_h0 [N, H], the gradients of the 6 gate parameters
+  // d_out: the cotangent of out, contiguous; h: the whole sequence
+  //   -> d_x [N, T, F], d_g [N, T, H], d_h0 [N, H], the gradients of the 6 gate parameters
   m.def(
-      "gated_scan_backward(Tensor grad_out, Tensor x, Tensor g, Tensor? h0, Tensor[] gates, bool sequence, "
+      "gated_scan_backward(Tensor d_out, Tensor x, Tensor g, Tensor? h0, Tensor[] gates, bool sequence, "
       "Tensor h, Tensor saved, bool need_x, bool need_g, bool need_h0, bool need_gates) -> Tensor[]");
 
   // One T-GCN layer: g = sigmoid(stack of convolutions of x), then the gated scan from a zero state.
@@ -91,10 +91,10 @@ STABLE_TORCH_LIBRARY(hiermt, m) {
       "bool tf32, Tensor? starts, SymInt steps) -> "
       "(Tensor out, Tensor h, Tensor gates, Tensor g)");
 
-  // grad_out: the cotangent of out, contiguous; h: the whole sequence; gates: not read by CUDA
-  //   -> grad_x [N, T, F], the gradients of conv_params, of gate_params and of edge_weight
+  // d_out: the cotangent of out, contiguous; h: the whole sequence; gates: not read by CUDA
+  //   -> d_x [N, T, F], the gradients of conv_params, of gate_params and of edge_weight
   m.def(
-      "tgcn_layer_backward(Tensor grad_out, Tensor x, Tensor[] csr, Tensor? edge_weight, Tensor[] "
+      "tgcn_layer_backward(Tensor d_out, Tensor x, Tensor[] csr, Tensor? edge_weight, Tensor[] "
       "conv_params, "
       "Tensor[] gate_params, int conv_layers, bool gat, bool edge, bool between, bool sequence, Tensor h, "
       "Tensor gates, Tensor g, bool need_x, bool need_conv, bool need_gates, bool need_edge_weight, "
@@ -114,15 +114,15 @@ STABLE_TORCH_LIBRARY(hiermt, m) {
 
   // Cotangents of the logits, [N, 2] each, None for those of a head that was not used, to those of everything
   // they depend on.
-  //   -> grad_h [N, H], grad_out_weight [K, H], grad_out_bias [K], grad_signal_weight [2, K],
-  //   grad_signal_bias [2],
-  //      grad_direction_weight [2, K], grad_direction_bias [2]
+  //   -> d_h [N, H], d_out_weight [K, H], d_out_bias [K], d_signal_weight [2, K],
+  //   d_signal_bias [2],
+  //      d_direction_weight [2, K], d_direction_bias [2]
   m.def(
-      "decision_backward(Tensor? grad_signal_logits, Tensor? grad_direction_logits, Tensor h, Tensor "
+      "decision_backward(Tensor? d_signal_logits, Tensor? d_direction_logits, Tensor h, Tensor "
       "out_weight, "
       "Tensor out_bias, Tensor signal_weight, Tensor direction_weight, bool need_h, bool need_params) -> "
-      "(Tensor grad_h, Tensor grad_out_weight, Tensor grad_out_bias, Tensor grad_signal_weight, "
-      "Tensor grad_signal_bias, Tensor grad_direction_weight, Tensor grad_direction_bias)");
+      "(Tensor d_h, Tensor d_out_weight, Tensor d_out_bias, Tensor d_signal_weight, "
+      "Tensor d_signal_bias, Tensor d_direction_weight, Tensor d_direction_bias)");
 
   // The decision alone, from logits [N, 2] (any strides); outputs as in `decision`, bits 2 to 8.
   m.def(
@@ -143,10 +143,10 @@ STABLE_TORCH_LIBRARY(hiermt, m) {
       "-> (Tensor out, Tensor h, Tensor saved)");
 
   // saved: not read by CUDA
-  //   -> grad_x [S, D, F], grad_g [S, D, H], the gradients of the 6 gate parameters; zero on a day of no
+  //   -> d_x [S, D, F], d_g [S, D, H], the gradients of the 6 gate parameters; zero on a day of no
   //   window
   m.def(
-      "gated_scan_windows_backward(Tensor grad_out, Tensor x, Tensor g, Tensor starts, SymInt steps, "
+      "gated_scan_windows_backward(Tensor d_out, Tensor x, Tensor g, Tensor starts, SymInt steps, "
       "Tensor[] "
       "gates, "
       "bool sequence, Tensor h, Tensor saved, bool need_x, bool need_g, bool need_gates, bool tf32) -> "
@@ -165,12 +165,12 @@ STABLE_TORCH_LIBRARY(hiermt, m) {
 
   // Cotangents of the three losses, scalars, to those of the logits, [N, 2] each.
   m.def(
-      "multitask_loss_backward(Tensor? grad_total, Tensor? grad_signal, Tensor? grad_direction, "
+      "multitask_loss_backward(Tensor? d_total, Tensor? d_signal, Tensor? d_direction, "
       "Tensor signal_logits, Tensor direction_logits, Tensor signal_targets, Tensor direction_targets, "
       "Tensor? mask, Tensor norms, float lambda_direction, bool need_signal, bool need_direction, "
       "Tensor? signal_weight=None, Tensor? direction_weight=None, float label_smoothing=0.0, "
       "float focal_gamma=0.0) -> "
-      "(Tensor grad_signal_logits, Tensor grad_direction_logits)");
+      "(Tensor d_signal_logits, Tensor d_direction_logits)");
 
   // Windows of `steps` consecutive days, copied out of a series.
   //   series [S, D, F]; starts [B] int64: first days

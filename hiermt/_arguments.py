@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 _DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
 
-def enter(
+def prepare(
     x: Tensor, others: Sequence[Tensor], graph: Graph | None, backend: str, autocast: torch.dtype | None = None
 ) -> tuple[list[Tensor], bool]:
     """Checks devices and dtypes, applies autocast, and says whether the native operator runs."""

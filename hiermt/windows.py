@@ -79,12 +79,12 @@ class Windows(NamedTuple):
             return Windows(self.series[:, first : last + 1], self.starts - first, self.steps)
         return Windows(self.series.index_select(1, days), torch.searchsorted(days, self.starts), self.steps)
 
-    def within(self, reach: DayRange) -> Windows:
-        """The same windows over ``reach.days`` days of the series, without waiting for the device or asking for starts.
+    def within(self, day_span: DayRange) -> Windows:
+        """The same windows over the days of `day_span` alone, without reading `starts`, which on a GPU waits for it.
 
-        The values of a window outside `reach` mean nothing.
+        The values of a window outside `day_span` mean nothing.
         """
-        first, stop, days = reach
+        first, stop, days = day_span
         if days == stop - first:
             if days == self.series.size(1):
                 return self
@@ -100,7 +100,7 @@ class Windows(NamedTuple):
         return Windows(self.series.to(device), self.starts.to(device), self.steps)
 
 
-def waits(tensor: Tensor) -> bool:
+def reading_syncs(tensor: Tensor) -> bool:
     """Whether looking at the values of `tensor` waits for a device."""
     return tensor.is_cuda
 

@@ -1,8 +1,8 @@
 // Cotangents of the logits to those of the hidden state, the output linear and the heads.
 //
 // With G [N, 4] the cotangents, W = heads * out the folded weight, M = G^T h [4, H] and s = G^T 1 [4]:
-//   grad_h = G W,  grad_heads = M out^T + s out_bias^T,  grad_out = heads^T M,  grad_out_bias = heads^T s
-// so one pass over the rows gives grad_h, M and s, and the rest does not depend on N.
+//   d_h = G W,  d_heads = M out^T + s out_bias^T,  d_out = heads^T M,  d_out_bias = heads^T s
+// so one pass over the rows gives d_h, M and s, and the rest does not depend on N.
 #include "cpu/decision_literal.h"
 #include "cpu/support/kernels.h"
 #include "cpu/support/parallel.h"
@@ -19,7 +19,7 @@ constexpr int64_t kRowsPerPartial = 512;
 template <class S, class C>
 HIERMT_INLINE void load_cotangent(const DecisionBackward<S, C>& p, int64_t row, C (&g)[kLogits]) {
   for (int j = 0; j < kLogits; ++j) {
-    const S* grad = j < 2 ? p.grad_signal_logits : p.grad_direction_logits;
+    const S* grad = j < 2 ? p.d_signal_logits : p.d_direction_logits;
     g[j] = grad == nullptr ? C(0) : to_compute(grad[2 * row + j % 2]);
   }
 }
@@ -41,7 +41,7 @@ HIERMT_INLINE void hidden_gradient(const DecisionBackward<S, C>& p, const C* wei
         sum[l] = is_finite(value) ? value : literal_hidden_gradient<S>(p, row, c + l);
       }
     }
-    store_n(p.grad_h + row * p.hidden + c, sum, n);
+    store_n(p.d_h + row * p.hidden + c, sum, n);
   }
 }
 
@@ -67,28 +67,28 @@ template <class S, class C>
 void parameter_gradients(const DecisionBackward<S, C>& p, const C* moment) {
   const int64_t width = p.hidden + 1;
   for (int64_t k = 0; k < p.features; ++k) {
-    C* grad_out = p.grads.out_weight + k * p.hidden;
-    for (int64_t c = 0; c < p.hidden; ++c) grad_out[c] = C(0);
+    C* d_out = p.grads.out_weight + k * p.hidden;
+    for (int64_t c = 0; c < p.hidden; ++c) d_out[c] = C(0);
     p.grads.out_bias[k] = C(0);
   }
   for (int j = 0; j < kLogits; ++j) {
     const C* m = moment + j * width;
     const S* head = head_row(p.weights, p.features, j);
-    C* grad_head = (j < 2 ? p.grads.signal_weight : p.grads.direction_weight) + (j % 2) * p.features;
+    C* d_head = (j < 2 ? p.grads.signal_weight : p.grads.direction_weight) + (j % 2) * p.features;
     for (int64_t k = 0; k < p.features; ++k) {
       const S* out = p.weights.out_weight + k * p.hidden;
-      C* grad_out = p.grads.out_weight + k * p.hidden;
+      C* d_out = p.grads.out_weight + k * p.hidden;
       const C factor = is_used<S>(p, j) ? to_compute(head[k]) : C(0);
       C sum = m[p.hidden] * to_compute(p.weights.out_bias[k]);
       for (int64_t c = 0; c < p.hidden; ++c) {
         sum += m[c] * to_compute(out[c]);
-        grad_out[c] += factor * m[c];
+        d_out[c] += factor * m[c];
       }
-      grad_head[k] = sum;
+      d_head[k] = sum;
       p.grads.out_bias[k] += factor * m[p.hidden];
     }
-    C* grad_bias = j < 2 ? p.grads.signal_bias : p.grads.direction_bias;
-    grad_bias[j % 2] = m[p.hidden];
+    C* d_bias = j < 2 ? p.grads.signal_bias : p.grads.direction_bias;
+    d_bias[j % 2] = m[p.hidden];
   }
 }
 
@@ -96,9 +96,9 @@ void parameter_gradients(const DecisionBackward<S, C>& p, const C* moment) {
 template <class S, class C>
 void mend_parameter_gradients(const DecisionBackward<S, C>& p) {
   for (int64_t k = 0; k < p.features; ++k) {
-    C* grad_out = p.grads.out_weight + k * p.hidden;
+    C* d_out = p.grads.out_weight + k * p.hidden;
     for (int64_t c = 0; c < p.hidden; ++c) {
-      if (!is_finite(grad_out[c])) grad_out[c] = literal_out_gradient<S>(p, k, c);
+      if (!is_finite(d_out[c])) d_out[c] = literal_out_gradient<S>(p, k, c);
     }
     if (!is_finite(p.grads.out_bias[k])) p.grads.out_bias[k] = literal_out_gradient<S>(p, k, p.hidden);
     for (int j = 0; j < kLogits; ++j) {
@@ -131,7 +131,7 @@ void decision_backward(const DecisionBackward<S, Compute<S>>& p) {
     for (int64_t row = range * kRowsPerPartial; row < end; ++row) {
       C g[kLogits];
       load_cotangent(p, row, g);
-      if (p.grad_h != nullptr) hidden_gradient(p, heads.weight, row, g);
+      if (p.d_h != nullptr) hidden_gradient(p, heads.weight, row, g);
       if (p.need_params) accumulate(p, row, g, moment);
     }
   });

@@ -16,7 +16,7 @@ HIERMT_INLINE bool is_finite(C value) {
 
 template <class S>
 HIERMT_INLINE bool is_used(const DecisionBackward<S, Compute<S>>& p, int j) {
-  return (j < 2 ? p.grad_signal_logits : p.grad_direction_logits) != nullptr;
+  return (j < 2 ? p.d_signal_logits : p.d_direction_logits) != nullptr;
 }
 
 // Channel k of the output linear for one row of h.
@@ -43,7 +43,7 @@ C feature_cotangent(const DecisionBackward<S, C>& p, int64_t row, int64_t k) {
   C sum = C(0);
   for (int j = 0; j < kLogits; ++j) {
     if (!is_used<S>(p, j)) continue;
-    const S* grad = j < 2 ? p.grad_signal_logits : p.grad_direction_logits;
+    const S* grad = j < 2 ? p.d_signal_logits : p.d_direction_logits;
     sum += to_compute(grad[2 * row + j % 2]) * to_compute(head_row(p.weights, p.features, j)[k]);
   }
   return sum;
@@ -71,7 +71,7 @@ HIERMT_NOINLINE C literal_out_gradient(const DecisionBackward<S, C>& p, int64_t 
 
 template <class S, class C = Compute<S>>
 HIERMT_NOINLINE C literal_head_gradient(const DecisionBackward<S, C>& p, int j, int64_t k) {
-  const S* grad = j < 2 ? p.grad_signal_logits : p.grad_direction_logits;
+  const S* grad = j < 2 ? p.d_signal_logits : p.d_direction_logits;
   C sum = C(0);
   for (int64_t row = 0; row < p.rows; ++row) {
     sum +=

@@ -58,15 +58,13 @@ template <class S>
 void tgcn_layer_backward(const TgcnLayerBackward<S, Compute<S>>& p) {
   ScratchFrame frame;
   const TgcnLayerForward<S>& f = p.forward;
-  S* grad_g = frame.take<S>(f.graph.copies * f.graph.num_nodes * f.steps * f.hidden);
+  S* d_g = frame.take<S>(f.graph.copies * f.graph.num_nodes * f.steps * f.hidden);
   if (f.windows.given) {
-    gated_scan_windows_backward<S>(
-        {windows_of<S>(f, f.g), p.grad_h, p.grad_h_last, p.grad_x, grad_g, p.gates});
+    gated_scan_windows_backward<S>({windows_of<S>(f, f.g), p.d_h, p.d_h_last, p.d_x, d_g, p.gates});
   } else {
-    gated_scan_backward<S>(
-        {scan_of<S>(f, f.g), p.grad_h, p.grad_h_last, p.grad_x, false, grad_g, nullptr, p.gates});
+    gated_scan_backward<S>({scan_of<S>(f, f.g), p.d_h, p.d_h_last, p.d_x, false, d_g, nullptr, p.gates});
   }
-  conv_stack_backward<S>({stack_of(f, f.g), grad_g, p.grad_x, true, p.gat, p.gcn, p.grad_edge_weight});
+  conv_stack_backward<S>({stack_of(f, f.g), d_g, p.d_x, true, p.gat, p.gcn, p.d_edge_weight});
 }
 
 HIERMT_INSTANTIATE(tgcn_layer_forward)

@@ -252,18 +252,18 @@ void backward(const MultitaskLossBackward<S>& p) {
   using C = Compute<S>;
   const MultitaskLossForward<S>& f = p.forward;
   const Head<S> signal_part = signal_head(f), direction_part = direction_head(f);
-  const C total = value_or_zero(p.grad_total);
-  const C signal = over(total + value_or_zero(p.grad_signal), f.norms[0]);
+  const C total = value_or_zero(p.d_total);
+  const C signal = over(total + value_or_zero(p.d_signal), f.norms[0]);
   const C direction =
-      over(static_cast<C>(f.lambda_direction) * total + value_or_zero(p.grad_direction), f.norms[1]);
+      over(static_cast<C>(f.lambda_direction) * total + value_or_zero(p.d_direction), f.norms[1]);
   parallel_for(ranges_of(f.rows), [&](int64_t range) {
     const int64_t begin = range * kRowsPerPartial;
     const int64_t end = begin + kRowsPerPartial < f.rows ? begin + kRowsPerPartial : f.rows;
-    if (p.grad_signal_logits != nullptr) {
-      gradient<kPlain>(signal_part, signal, p.grad_signal_logits, begin, end);
+    if (p.d_signal_logits != nullptr) {
+      gradient<kPlain>(signal_part, signal, p.d_signal_logits, begin, end);
     }
-    if (p.grad_direction_logits != nullptr) {
-      gradient<kPlain>(direction_part, direction, p.grad_direction_logits, begin, end);
+    if (p.d_direction_logits != nullptr) {
+      gradient<kPlain>(direction_part, direction, p.d_direction_logits, begin, end);
     }
   });
 }

@@ -1,8 +1,8 @@
 // Cotangents of the logits to those of the hidden state, the output linear and the heads.
 //
 // With G [N, 4] the cotangents, W = heads * out the folded weight, M = G^T h [4, H] and s = G^T 1 [4]:
-//   grad_h = G W,  grad_heads = M out^T + s out_bias^T,  grad_out = heads^T M,  grad_out_bias = heads^T s
-// One kernel writes grad_h and the sums of M and s over the rows of a block, a second one adds the blocks up
+//   d_h = G W,  d_heads = M out^T + s out_bias^T,  d_out = heads^T M,  d_out_bias = heads^T s
+// One kernel writes d_h and the sums of M and s over the rows of a block, a second one adds the blocks up
 // in order and derives the rest, which does not depend on N.
 #include "cuda/decision.cuh"
 #include "cuda/decision.h"
@@ -24,13 +24,13 @@ __host__ __device__ inline int64_t columns(int64_t hidden) {
 template <class S>
 __device__ __forceinline__ Compute<S> cotangent(const DecisionBackward<S, Compute<S>>& p, int64_t row,
                                                 int j) {
-  const S* grad = j < 2 ? p.grad_signal_logits : p.grad_direction_logits;
+  const S* grad = j < 2 ? p.d_signal_logits : p.d_direction_logits;
   return grad == nullptr ? Compute<S>(0) : load(grad + 2 * row + j % 2);
 }
 
 template <class S>
 __device__ __forceinline__ bool is_used(const DecisionBackward<S, Compute<S>>& p, int j) {
-  return (j < 2 ? p.grad_signal_logits : p.grad_direction_logits) != nullptr;
+  return (j < 2 ? p.d_signal_logits : p.d_direction_logits) != nullptr;
 }
 
 // The cotangent of channel k of the output linear, for one row.
@@ -107,9 +107,9 @@ __global__ void __launch_bounds__(kThreads)
         sum[j] = fma(g[j], state, sum[j]);
         if (c < p.hidden) grad = fma(g[j], weight[j * p.hidden + c], grad);
       }
-      if (p.grad_h != nullptr && c < p.hidden) {
+      if (p.d_h != nullptr && c < p.hidden) {
         if (!is_finite(grad)) grad = literal_hidden_gradient<S>(p, row, c);
-        store(p.grad_h + row * p.hidden + c, grad);
+        store(p.d_h + row * p.hidden + c, grad);
       }
     }
     if (!p.need_params) continue;

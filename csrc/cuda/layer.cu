@@ -96,13 +96,13 @@ struct ScanBackward {
   using C = Compute<S>;
   const TgcnLayerBackward<S, C>& p;
   const Stack<S> stack;
-  S *grad_x, *grad_g;
+  S *d_x, *d_g;
 
   GatedScanBackward<S, C> plain() const {
-    return {stack.scan(p.forward.g), p.grad_h, p.grad_h_last, grad_x, false, grad_g, nullptr, p.gates};
+    return {stack.scan(p.forward.g), p.d_h, p.d_h_last, d_x, false, d_g, nullptr, p.gates};
   }
   GatedScanWindowsBackward<S, C> windows() const {
-    return {stack.windows(p.forward.g), p.grad_h, p.grad_h_last, grad_x, grad_g, p.gates};
+    return {stack.windows(p.forward.g), p.d_h, p.d_h_last, d_x, d_g, p.gates};
   }
   size_t workspace() const {
     return p.forward.windows.given ? gated_scan_windows_backward_workspace(windows())
@@ -126,7 +126,7 @@ struct BackwardMemory {
     grads[0] = memory.take<S>(stack.values());
     grads[1] = stack.depth() > 1 ? memory.take<S>(stack.values()) : nullptr;
     outputs = memory.take<S>((stack.depth() - 1) * stack.values());
-    size_t bytes = ScanBackward<S>{p, stack, p.grad_x, grads[0]}.workspace();
+    size_t bytes = ScanBackward<S>{p, stack, p.d_x, grads[0]}.workspace();
     for (int64_t k = 0; k < stack.depth(); ++k) {
       bytes = larger(bytes, stack.conv_workspace(k));
       bytes = larger(bytes,
@@ -138,14 +138,14 @@ struct BackwardMemory {
   }
 
   static GatV2ConvBackward<S, C> gat(const TgcnLayerBackward<S, C>& p, const Stack<S>& stack, int64_t k,
-                                     const S* before, S* out, const S* grad_out, S* grad_in) {
-    return {stack.gat(k, before, out), grad_out, grad_in, p.gat != nullptr ? p.gat[k] : GatV2Grads<C>{},
-            p.grad_edge_weight};
+                                     const S* before, S* out, const S* d_out, S* d_in) {
+    return {stack.gat(k, before, out), d_out, d_in, p.gat != nullptr ? p.gat[k] : GatV2Grads<C>{},
+            p.d_edge_weight};
   }
   static GcnConvBackward<S, C> gcn(const TgcnLayerBackward<S, C>& p, const Stack<S>& stack, int64_t k,
-                                   const S* before, S* out, const S* grad_out, S* grad_in) {
-    return {stack.gcn(k, before, out), grad_out, grad_in, p.gcn != nullptr ? p.gcn[k] : GcnGrads<C>{},
-            p.grad_edge_weight};
+                                   const S* before, S* out, const S* d_out, S* d_in) {
+    return {stack.gcn(k, before, out), d_out, d_in, p.gcn != nullptr ? p.gcn[k] : GcnGrads<C>{},
+            p.d_edge_weight};
   }
 };
 
@@ -210,7 +210,7 @@ int tgcn_layer_backward(const TgcnLayerBackward<S, Compute<S>>& p, void* workspa
   using Memory = BackwardMemory<S>;
   const Stack<S> stack{p.forward};
   const bool need_stack =
-      p.grad_x != nullptr || p.gat != nullptr || p.gcn != nullptr || p.grad_edge_weight != nullptr;
+      p.d_x != nullptr || p.gat != nullptr || p.gcn != nullptr || p.d_edge_weight != nullptr;
   if (gatv2_stack_backward_fits(p)) {
     using Fused = FusedBackwardMemory<S>;
     const Fused memory(workspace, p, stack);
@@ -223,27 +223,26 @@ int tgcn_layer_backward(const TgcnLayerBackward<S, Compute<S>>& p, void* workspa
   const auto output = [&](int64_t k) {
     return k < 0 ? nullptr : k == last ? p.forward.g : memory.outputs + k * stack.values();
   };
-  S* grad_out = memory.grads[0];
-  S* grad_in = memory.grads[1];
-  const ScanBackward<S> scan{p, stack, p.grad_x, need_stack ? grad_out : nullptr};
+  S* d_out = memory.grads[0];
+  S* d_in = memory.grads[1];
+  const ScanBackward<S> scan{p, stack, p.d_x, need_stack ? d_out : nullptr};
   if (const int error = scan.run(memory.inner, stream)) return error;
   if (!need_stack) return cudaSuccess;
   for (int64_t k = 0; k < last; ++k) {
     if (const int error = stack.run_conv(k, output(k - 1), output(k), memory.inner, stream)) return error;
   }
   for (int64_t k = last; k >= 0; --k) {
-    S* to = k == 0 ? p.grad_x : grad_in;
+    S* to = k == 0 ? p.d_x : d_in;
     const Accumulate accumulate{k == 0, k != last};
-    const int error =
-        p.forward.gat != nullptr
-            ? gatv2_conv_backward(Memory::gat(p, stack, k, output(k - 1), output(k), grad_out, to),
-                                  accumulate, memory.inner, stream)
-            : gcn_conv_backward(Memory::gcn(p, stack, k, output(k - 1), output(k), grad_out, to), accumulate,
-                                memory.inner, stream);
+    const int error = p.forward.gat != nullptr
+                          ? gatv2_conv_backward(Memory::gat(p, stack, k, output(k - 1), output(k), d_out, to),
+                                                accumulate, memory.inner, stream)
+                          : gcn_conv_backward(Memory::gcn(p, stack, k, output(k - 1), output(k), d_out, to),
+                                              accumulate, memory.inner, stream);
     if (error != 0) return error;
-    S* const used = grad_out;
-    grad_out = grad_in;
-    grad_in = used;
+    S* const used = d_out;
+    d_out = d_in;
+    d_in = used;
   }
   return cudaSuccess;
 }

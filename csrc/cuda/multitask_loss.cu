@@ -209,15 +209,15 @@ __global__ void __launch_bounds__(kThreads) multitask_loss_bwd_kernel(MultitaskL
   const MultitaskLossForward<S>& f = p.forward;
   const int64_t row = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x;
   if (row >= f.rows) return;
-  const C total = value_or_zero(p.grad_total);
-  if (p.grad_signal_logits != nullptr) {
-    const C scale = over(total + value_or_zero(p.grad_signal), f.norms[0]);
-    gradient<kPlain>(signal_head(f), scale, p.grad_signal_logits, row);
+  const C total = value_or_zero(p.d_total);
+  if (p.d_signal_logits != nullptr) {
+    const C scale = over(total + value_or_zero(p.d_signal), f.norms[0]);
+    gradient<kPlain>(signal_head(f), scale, p.d_signal_logits, row);
   }
-  if (p.grad_direction_logits != nullptr) {
+  if (p.d_direction_logits != nullptr) {
     const C scale =
-        over(static_cast<C>(f.lambda_direction) * total + value_or_zero(p.grad_direction), f.norms[1]);
-    gradient<kPlain>(direction_head(f), scale, p.grad_direction_logits, row);
+        over(static_cast<C>(f.lambda_direction) * total + value_or_zero(p.d_direction), f.norms[1]);
+    gradient<kPlain>(direction_head(f), scale, p.d_direction_logits, row);
   }
 }
 

@@ -133,7 +133,7 @@ std::tuple<Tensor, Tensor, Tensor> decision_from_logits(Tensor signal_logits, Te
 }
 
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> decision_backward(
-    std::optional<Tensor> grad_signal_logits, std::optional<Tensor> grad_direction_logits, Tensor h,
+    std::optional<Tensor> d_signal_logits, std::optional<Tensor> d_direction_logits, Tensor h,
     Tensor out_weight, Tensor out_bias, Tensor signal_weight, Tensor direction_weight, bool need_h,
     bool need_params) {
   constexpr const char* op = "decision_backward";
@@ -144,36 +144,35 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> decision_back
     grad = dense_logits(op, name, *grad, size.rows);
     check_parameter(op, name, *grad, {size.rows, 2}, "h", h);
   };
-  check_cotangent("grad_signal_logits", grad_signal_logits);
-  check_cotangent("grad_direction_logits", grad_direction_logits);
+  check_cotangent("d_signal_logits", d_signal_logits);
+  check_cotangent("d_direction_logits", d_direction_logits);
 
   const ScalarType compute = compute_dtype(size.dtype);
   const int64_t features = need_params ? size.features : 0, classes = need_params ? 2 : 0;
-  Tensor grad_h = empty({need_h ? size.rows : 0, size.hidden}, size.dtype, h);
-  Tensor grad_out_weight = empty({features, size.hidden}, compute, h);
-  Tensor grad_out_bias = empty({features}, compute, h);
-  Tensor grad_signal_weight = empty({classes, size.features}, compute, h);
-  Tensor grad_signal_bias = empty({classes}, compute, h);
-  Tensor grad_direction_weight = empty({classes, size.features}, compute, h);
-  Tensor grad_direction_bias = empty({classes}, compute, h);
+  Tensor d_h = empty({need_h ? size.rows : 0, size.hidden}, size.dtype, h);
+  Tensor d_out_weight = empty({features, size.hidden}, compute, h);
+  Tensor d_out_bias = empty({features}, compute, h);
+  Tensor d_signal_weight = empty({classes, size.features}, compute, h);
+  Tensor d_signal_bias = empty({classes}, compute, h);
+  Tensor d_direction_weight = empty({classes, size.features}, compute, h);
+  Tensor d_direction_bias = empty({classes}, compute, h);
   dispatch_floating(op, "h", size.dtype, [&](auto type) {
     using S = typename decltype(type)::type;
     using C = Compute<S>;
     const auto grad = [&](const Tensor& tensor) { return output<C>(tensor, need_params); };
-    const DecisionBackward<S, C> p{
-        size.rows,
-        size.hidden,
-        size.features,
-        data<S>(h),
-        h.stride(0),
-        {data<S>(out_weight), data<S>(out_bias), data<S>(signal_weight), nullptr, data<S>(direction_weight),
-         nullptr},
-        data<S>(grad_signal_logits),
-        data<S>(grad_direction_logits),
-        output<S>(grad_h, need_h),
-        need_params,
-        {grad(grad_out_weight), grad(grad_out_bias), grad(grad_signal_weight), grad(grad_signal_bias),
-         grad(grad_direction_weight), grad(grad_direction_bias)}};
+    const DecisionBackward<S, C> p{size.rows,
+                                   size.hidden,
+                                   size.features,
+                                   data<S>(h),
+                                   h.stride(0),
+                                   {data<S>(out_weight), data<S>(out_bias), data<S>(signal_weight), nullptr,
+                                    data<S>(direction_weight), nullptr},
+                                   data<S>(d_signal_logits),
+                                   data<S>(d_direction_logits),
+                                   output<S>(d_h, need_h),
+                                   need_params,
+                                   {grad(d_out_weight), grad(d_out_bias), grad(d_signal_weight),
+                                    grad(d_signal_bias), grad(d_direction_weight), grad(d_direction_bias)}};
     run_native<S>(
         op, "h", h, [&](const auto& kernels) { kernels.decision_backward(p); },
         [&](void* stream) {
@@ -181,8 +180,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> decision_back
           return cuda::decision_backward(p, workspace.mutable_data_ptr(), stream);
         });
   });
-  return {grad_h,           grad_out_weight,       grad_out_bias,      grad_signal_weight,
-          grad_signal_bias, grad_direction_weight, grad_direction_bias};
+  return {d_h,           d_out_weight,       d_out_bias,      d_signal_weight,
+          d_signal_bias, d_direction_weight, d_direction_bias};
 }
 
 }  // namespace

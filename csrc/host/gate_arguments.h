@@ -75,16 +75,16 @@ struct ScanOutputs {
 // on the CPU or where CUDA saves them too, the gates.
 struct ScanCotangent {
   bool sequence;
-  Tensor grad_out, h, gates;
+  Tensor d_out, h, gates;
 
   void check(const char* op, int64_t nodes, int64_t steps, int64_t hidden, bool saved_gates,
              const Tensor& x) const {
     check_parameter(op, "h", h, {nodes, steps, hidden}, "x", x);
     if (saved_gates) check_parameter(op, "gates", gates, {nodes, steps, 3, hidden}, "x", x);
     if (sequence) {
-      check_parameter(op, "grad_out", grad_out, {nodes, steps, hidden}, "x", x);
+      check_parameter(op, "d_out", d_out, {nodes, steps, hidden}, "x", x);
     } else {
-      check_parameter(op, "grad_out", grad_out, {nodes, hidden}, "x", x);
+      check_parameter(op, "d_out", d_out, {nodes, hidden}, "x", x);
     }
   }
   template <class Params>
@@ -93,8 +93,8 @@ struct ScanCotangent {
     // The kernel only reads what was saved.
     p.forward.h = const_cast<S*>(data<S>(h));
     p.forward.gates = saved_gates ? const_cast<S*>(data<S>(gates)) : nullptr;
-    p.grad_h = sequence ? data<S>(grad_out) : nullptr;
-    p.grad_h_last = sequence ? nullptr : data<S>(grad_out);
+    p.d_h = sequence ? data<S>(d_out) : nullptr;
+    p.d_h_last = sequence ? nullptr : data<S>(d_out);
   }
 };
 

@@ -66,12 +66,12 @@ std::tuple<Tensor, Tensor, Tensor> gated_scan(Tensor x, Tensor g, std::optional<
   return {outputs.out(), outputs.other(), outputs.gates};
 }
 
-std::vector<Tensor> gated_scan_backward(Tensor grad_out, Tensor x, Tensor g, std::optional<Tensor> h0,
+std::vector<Tensor> gated_scan_backward(Tensor d_out, Tensor x, Tensor g, std::optional<Tensor> h0,
                                         std::vector<Tensor> gates, bool sequence, Tensor h, Tensor saved,
                                         bool need_x, bool need_g, bool need_h0, bool need_gates) {
   constexpr const char* op = "gated_scan_backward";
   const Arguments a = check_arguments(op, x, g, h0, gates);
-  const ScanCotangent cotangent{sequence, grad_out, h, saved};
+  const ScanCotangent cotangent{sequence, d_out, h, saved};
   cotangent.check(op, a.nodes, a.steps, a.hidden, true, x);
 
   std::vector<Tensor> grads;
@@ -89,9 +89,9 @@ std::vector<Tensor> gated_scan_backward(Tensor grad_out, Tensor x, Tensor g, std
     GatedScanBackward<S, C> p{};
     p.forward = forward_params<S>(a, x, g, h0, gates);
     cotangent.fill(p, true);
-    p.grad_x = output<S>(grads[0], need_x);
-    p.grad_g = output<S>(grads[1], need_g);
-    p.grad_h0 = output<S>(grads[2], need_h0);
+    p.d_x = output<S>(grads[0], need_x);
+    p.d_g = output<S>(grads[1], need_g);
+    p.d_h0 = output<S>(grads[2], need_h0);
     p.grads = gate_grads<C>(grads, 3, need_gates);
     run_native<S>(
         op, "x", x, [&](const auto& kernels) { kernels.gated_scan_backward(p); },

@@ -75,13 +75,13 @@ std::tuple<Tensor, Tensor, Tensor> gated_scan_windows(Tensor x, Tensor g, Tensor
   return {outputs.out(), outputs.other(), outputs.gates};
 }
 
-std::vector<Tensor> gated_scan_windows_backward(Tensor grad_out, Tensor x, Tensor g, Tensor starts,
+std::vector<Tensor> gated_scan_windows_backward(Tensor d_out, Tensor x, Tensor g, Tensor starts,
                                                 int64_t steps, std::vector<Tensor> gates, bool sequence,
                                                 Tensor h, Tensor saved, bool need_x, bool need_g,
                                                 bool need_gates, bool tf32) {
   constexpr const char* op = "gated_scan_windows_backward";
   const Arguments a = check_arguments(op, x, g, starts, steps, gates);
-  const ScanCotangent cotangent{sequence, grad_out, h, saved};
+  const ScanCotangent cotangent{sequence, d_out, h, saved};
   cotangent.check(op, a.nodes(), steps, a.hidden, x.is_cpu(), x);
   std::vector<Tensor> grads;
   grads.push_back(need_x ? empty({a.stocks, a.days, a.channels}, a.dtype, x) : empty({0}, a.dtype, x));
@@ -93,8 +93,8 @@ std::vector<Tensor> gated_scan_windows_backward(Tensor grad_out, Tensor x, Tenso
     GatedScanWindowsBackward<S, C> p{};
     p.forward = forward_params<S>(a, x, g, gates, tf32);
     cotangent.fill(p, x.is_cpu());
-    p.grad_x = output<S>(grads[0], need_x);
-    p.grad_g = output<S>(grads[1], need_g);
+    p.d_x = output<S>(grads[0], need_x);
+    p.d_g = output<S>(grads[1], need_g);
     p.grads = gate_grads<C>(grads, 2, need_gates);
     run_native<S>(
         op, "x", x, [&](const auto& kernels) { kernels.gated_scan_windows_backward(p); },

@@ -79,13 +79,13 @@ Tensor gatv2_conv(Tensor x, std::vector<Tensor> csr, std::optional<Tensor> edge_
   return out;
 }
 
-std::vector<Tensor> gatv2_conv_backward(Tensor grad_out, Tensor x, Tensor out, std::vector<Tensor> csr,
+std::vector<Tensor> gatv2_conv_backward(Tensor d_out, Tensor x, Tensor out, std::vector<Tensor> csr,
                                         std::optional<Tensor> edge_weight, std::vector<Tensor> params,
                                         std::optional<Tensor> lin_edge, int64_t activation, bool need_x,
                                         bool need_params, bool need_edge_weight) {
   constexpr const char* op = "gatv2_conv_backward";
   const Arguments a = check_arguments(op, x, csr, edge_weight, params, lin_edge, activation);
-  check_parameter(op, "grad_out", grad_out, {x.size(0), a.steps, a.hidden}, "x", x);
+  check_parameter(op, "d_out", d_out, {x.size(0), a.steps, a.hidden}, "x", x);
   check_parameter(op, "out", out, {x.size(0), a.steps, a.hidden}, "x", x);
   const ScalarType compute = compute_dtype(a.dtype);
   const bool need_edge = need_params && lin_edge && edge_weight;
@@ -106,7 +106,7 @@ std::vector<Tensor> gatv2_conv_backward(Tensor grad_out, Tensor x, Tensor out, s
     // The kernel only reads the saved output.
     S* saved = const_cast<S*>(data<S>(out));
     const GatV2ConvBackward<S, C> p{forward_params<S>(a, x, edge_weight, params, lin_edge, activation, saved),
-                                    data<S>(grad_out), output<S>(grads[0], need_x), param_grads,
+                                    data<S>(d_out), output<S>(grads[0], need_x), param_grads,
                                     output<C>(grads[8], need_weight)};
     run_native<S>(
         op, "x", x, [&](const auto& kernels) { kernels.gatv2_conv_backward(p); },

@@ -61,12 +61,12 @@ Tensor gcn_conv(Tensor x, std::vector<Tensor> csr, Tensor norm, std::vector<Tens
   return out;
 }
 
-std::vector<Tensor> gcn_conv_backward(Tensor grad_out, Tensor x, Tensor out, std::vector<Tensor> csr,
+std::vector<Tensor> gcn_conv_backward(Tensor d_out, Tensor x, Tensor out, std::vector<Tensor> csr,
                                       Tensor norm, std::vector<Tensor> params, int64_t activation,
                                       bool need_x, bool need_params, bool need_norm) {
   constexpr const char* op = "gcn_conv_backward";
   const Arguments a = check_arguments(op, x, csr, norm, params, activation);
-  check_parameter(op, "grad_out", grad_out, {x.size(0), a.steps, a.hidden}, "x", x);
+  check_parameter(op, "d_out", d_out, {x.size(0), a.steps, a.hidden}, "x", x);
   check_parameter(op, "out", out, {x.size(0), a.steps, a.hidden}, "x", x);
 
   std::vector<Tensor> grads;
@@ -80,7 +80,7 @@ std::vector<Tensor> gcn_conv_backward(Tensor grad_out, Tensor x, Tensor out, std
     // The kernel only reads the saved output.
     S* saved = const_cast<S*>(data<S>(out));
     const GcnConvBackward<S, C> p{forward_params<S>(a, x, norm, params, activation, saved),
-                                  data<S>(grad_out),
+                                  data<S>(d_out),
                                   output<S>(grads[0], need_x),
                                   {output<C>(grads[1], need_params), output<C>(grads[2], need_params)},
                                   output<C>(grads[3], need_norm)};

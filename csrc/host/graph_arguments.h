@@ -28,21 +28,21 @@ inline void check_range(const char* op, const char* argument, const int32_t* val
 // and entries. On a GPU to look would wait for the device.
 inline void check_lists(const char* op, const CsrGraph& graph, const std::vector<Tensor>& csr) {
   check_offsets(op, "rowptr", csr[0], graph.num_entries);
-  check_offsets(op, "t_rowptr", csr[2], graph.num_entries);
+  check_offsets(op, "colptr", csr[2], graph.num_entries);
   for (int64_t k = 0; k < graph.num_blocks; ++k) {
     const int32_t low = graph.blocks[k], high = graph.blocks[k + 1];
     const int32_t first = graph.rowptr[low], last = graph.rowptr[high];
     check_range(op, "col", graph.col, first, last, low, high);
-    check_range(op, "t_row", graph.t_row, graph.t_rowptr[low], graph.t_rowptr[high], low, high);
-    check_range(op, "t_perm", graph.t_perm, graph.t_rowptr[low], graph.t_rowptr[high], first, last);
+    check_range(op, "row", graph.row, graph.colptr[low], graph.colptr[high], low, high);
+    check_range(op, "csr2csc", graph.csr2csc, graph.colptr[low], graph.colptr[high], first, last);
   }
 }
 
-// csr = rowptr, col, t_rowptr, t_row, t_perm, blocks of a template with S nodes; x holds N = copies * S
+// csr = rowptr, col, colptr, row, csr2csc, blocks of a template with S nodes; x holds N = copies * S
 // nodes.
 inline CsrGraph graph_of(const char* op, const std::vector<Tensor>& csr, const Tensor& x) {
   if (csr.size() != 6) fail(op, "csr", "expected 6 tensors, got ", csr.size());
-  const char* const names[] = {"rowptr", "col", "t_rowptr", "t_row", "t_perm", "blocks"};
+  const char* const names[] = {"rowptr", "col", "colptr", "row", "csr2csc", "blocks"};
   for (size_t i = 0; i < csr.size(); ++i) {
     check_dtype(op, names[i], csr[i], ScalarType::Int);
     check_contiguous(op, names[i], csr[i]);
@@ -53,9 +53,9 @@ inline CsrGraph graph_of(const char* op, const std::vector<Tensor>& csr, const T
   const int64_t nodes = csr[0].numel() - 1, entries = csr[1].numel();
   if (nodes < 0) fail(op, "rowptr", "expected a shape [S + 1], got [0]");
   check_shape(op, "col", csr[1], {"E"});
-  check_shape(op, "t_rowptr", csr[2], {nodes + 1});
-  check_shape(op, "t_row", csr[3], {entries});
-  check_shape(op, "t_perm", csr[4], {entries});
+  check_shape(op, "colptr", csr[2], {nodes + 1});
+  check_shape(op, "row", csr[3], {entries});
+  check_shape(op, "csr2csc", csr[4], {entries});
   check_shape(op, "blocks", csr[5], {"K + 1"});
   check_shape(op, "x", x, {"N", "T", "F"});
   const int64_t rows = x.size(0);

@@ -49,15 +49,15 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> graph_prepare
            ") is outside the nodes [0, ", num_nodes, ")");
     }
     const auto ints = [&](int64_t count) { return empty({count}, ScalarType::Int, edge_index); };
-    Tensor rowptr = ints(num_nodes + 1), col = ints(entries), t_rowptr = ints(num_nodes + 1);
-    Tensor t_row = ints(entries), t_perm = ints(entries), blocks = ints(num_nodes + 1);
-    Tensor entry_edge = empty({entries}, ScalarType::Long, edge_index);
+    Tensor rowptr = ints(num_nodes + 1), col = ints(entries), colptr = ints(num_nodes + 1);
+    Tensor row = ints(entries), csr2csc = ints(entries), blocks = ints(num_nodes + 1);
+    Tensor e_id = empty({entries}, ScalarType::Long, edge_index);
     p.rowptr = mutable_data<int32_t>(rowptr);
     p.col = mutable_data<int32_t>(col);
-    p.entry_edge = mutable_data<int64_t>(entry_edge);
-    p.t_rowptr = mutable_data<int32_t>(t_rowptr);
-    p.t_row = mutable_data<int32_t>(t_row);
-    p.t_perm = mutable_data<int32_t>(t_perm);
+    p.e_id = mutable_data<int64_t>(e_id);
+    p.colptr = mutable_data<int32_t>(colptr);
+    p.row = mutable_data<int32_t>(row);
+    p.csr2csc = mutable_data<int32_t>(csr2csc);
     p.blocks = mutable_data<int32_t>(blocks);
     if constexpr (kWithCuda) {
       if (!on_cpu) {
@@ -65,7 +65,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> graph_prepare
           const Tensor workspace = workspace_of(cuda::graph_prepare_workspace(p), edge_index);
           return cuda::graph_prepare(p, workspace.mutable_data_ptr(), stream);
         });
-        return std::make_tuple(rowptr, col, entry_edge, t_rowptr, t_row, t_perm, one_block(num_nodes));
+        return std::make_tuple(rowptr, col, e_id, colptr, row, csr2csc, one_block(num_nodes));
       }
     }
     int64_t count = 0;
@@ -76,7 +76,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> graph_prepare
     }
     // A copy: a view would keep S + 1 numbers alive for a handful.
     blocks = torch::stable::clone(torch::stable::narrow(blocks, 0, 0, count + 1));
-    return std::make_tuple(rowptr, col, entry_edge, t_rowptr, t_row, t_perm, blocks);
+    return std::make_tuple(rowptr, col, e_id, colptr, row, csr2csc, blocks);
   });
 }
 

@@ -110,7 +110,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> multitask_loss(Tensor signal_logits, 
 }
 
 std::tuple<Tensor, Tensor> multitask_loss_backward(
-    std::optional<Tensor> grad_total, std::optional<Tensor> grad_signal, std::optional<Tensor> grad_direction,
+    std::optional<Tensor> d_total, std::optional<Tensor> d_signal, std::optional<Tensor> d_direction,
     Tensor signal_logits, Tensor direction_logits, Tensor signal_targets, Tensor direction_targets,
     std::optional<Tensor> mask, Tensor norms, double lambda_direction, bool need_signal, bool need_direction,
     std::optional<Tensor> signal_weight, std::optional<Tensor> direction_weight, double label_smoothing,
@@ -126,27 +126,27 @@ std::tuple<Tensor, Tensor> multitask_loss_backward(
   const auto check_cotangent = [&](const char* name, const std::optional<Tensor>& grad) {
     if (grad) check_parameter(op, name, *grad, {}, "signal_logits", like);
   };
-  check_cotangent("grad_total", grad_total);
-  check_cotangent("grad_signal", grad_signal);
-  check_cotangent("grad_direction", grad_direction);
+  check_cotangent("d_total", d_total);
+  check_cotangent("d_signal", d_signal);
+  check_cotangent("d_direction", d_direction);
 
-  const Tensor grad_signal_logits = empty({need_signal ? a.rows() : 0, 2}, a.dtype(), like);
-  const Tensor grad_direction_logits = empty({need_direction ? a.rows() : 0, 2}, a.dtype(), like);
+  const Tensor d_signal_logits = empty({need_signal ? a.rows() : 0, 2}, a.dtype(), like);
+  const Tensor d_direction_logits = empty({need_direction ? a.rows() : 0, 2}, a.dtype(), like);
   dispatch_floating(op, "signal_logits", a.dtype(), [&](auto type) {
     using S = typename decltype(type)::type;
     // The kernel only reads them.
     auto* weights = const_cast<double*>(data<double>(norms));
     const MultitaskLossBackward<S> p{a.params<S>(nullptr, nullptr, nullptr, weights),
-                                     data<S>(grad_total),
-                                     data<S>(grad_signal),
-                                     data<S>(grad_direction),
-                                     output<S>(grad_signal_logits, need_signal),
-                                     output<S>(grad_direction_logits, need_direction)};
+                                     data<S>(d_total),
+                                     data<S>(d_signal),
+                                     data<S>(d_direction),
+                                     output<S>(d_signal_logits, need_signal),
+                                     output<S>(d_direction_logits, need_direction)};
     run_native<S>(
         op, "signal_logits", like, [&](const auto& kernels) { kernels.multitask_loss_backward(p); },
         [&](void* stream) { return cuda::multitask_loss_backward(p, stream); });
   });
-  return {grad_signal_logits, grad_direction_logits};
+  return {d_signal_logits, d_direction_logits};
 }
 
 }  // namespace

@@ -152,7 +152,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> tgcn_layer(
   return {outputs.out(), outputs.other(), outputs.gates, g};
 }
 
-std::vector<Tensor> tgcn_layer_backward(Tensor grad_out, Tensor x, std::vector<Tensor> csr,
+std::vector<Tensor> tgcn_layer_backward(Tensor d_out, Tensor x, std::vector<Tensor> csr,
                                         std::optional<Tensor> edge_weight, std::vector<Tensor> conv_params,
                                         std::vector<Tensor> gate_params, int64_t conv_layers, bool gat,
                                         bool edge, bool between, bool sequence, Tensor h, Tensor gates,
@@ -163,12 +163,12 @@ std::vector<Tensor> tgcn_layer_backward(Tensor grad_out, Tensor x, std::vector<T
   const Arguments a = check_arguments(op, x, csr, edge_weight, conv_params, gate_params, conv_layers, gat,
                                       edge, between, starts, steps);
   const int64_t nodes = x.size(0);
-  const ScanCotangent cotangent{sequence, grad_out, h, gates};
+  const ScanCotangent cotangent{sequence, d_out, h, gates};
   cotangent.check(op, a.scan_nodes, a.scan_steps, a.hidden, x.is_cpu(), x);
   check_parameter(op, "g", g, {nodes, a.steps, a.hidden}, "x", x);
   const bool need_weight = need_edge_weight && edge_weight.has_value();
 
-  // grad_x, the parameters of the convolutions, those of the gates, edge_weight
+  // d_x, the parameters of the convolutions, those of the gates, edge_weight
   std::vector<Tensor> grads;
   grads.push_back(need_x ? empty({nodes, a.steps, a.channels}, a.dtype, x) : empty({0}, a.dtype, x));
   for (const Tensor& param : conv_params) grads.push_back(gradient_of(param, need_conv));
@@ -193,11 +193,11 @@ std::vector<Tensor> tgcn_layer_backward(Tensor grad_out, Tensor x, std::vector<T
     TgcnLayerBackward<S, C> p{};
     p.forward = layer.params;
     cotangent.fill(p, x.is_cpu());
-    p.grad_x = output<S>(grads[0], need_x);
+    p.d_x = output<S>(grads[0], need_x);
     p.gat = gat_grads.empty() ? nullptr : gat_grads.data();
     p.gcn = gcn_grads.empty() ? nullptr : gcn_grads.data();
     p.gates = gate_grads<C>(grads, 1 + conv_params.size(), need_gates);
-    p.grad_edge_weight = output<C>(grads.back(), need_weight);
+    p.d_edge_weight = output<C>(grads.back(), need_weight);
     run_native<S>(
         op, "x", x, [&](const auto& kernels) { kernels.tgcn_layer_backward(p); },
         [&](void* stream) {

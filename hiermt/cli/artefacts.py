@@ -13,7 +13,7 @@ from hiermt.cli.experiment import Experiment, fingerprint
 from hiermt.data import CLASSES, DataError, next_returns
 from hiermt.inference.rolling import Decisions
 from hiermt.io.checkpoint import CONFIG, WEIGHTS, to_json, write_tensors
-from hiermt.io.files import check_writable, replacing, replacing_all
+from hiermt.io.files import atomic_write, atomic_write_all, check_writable
 from hiermt.nn import TGCN_HierarchicalMT
 
 METRICS, PREDICTIONS, CURVES, CONFUSION = "metrics.json", "predictions.csv", "curves.png", "confusion.png"
@@ -64,7 +64,7 @@ def write_artefacts(
         The files.
     """
     files = [folder / name for name in FILES]
-    with replacing_all(files) as (weights, config, metrics, predictions, curves, confusion):
+    with atomic_write_all(files) as (weights, config, metrics, predictions, curves, confusion):
         content = model.content()
         write_tensors(weights, content.state, content.metadata)
         description = {**experiment.describe(), "weights_sha256": fingerprint(weights)}
@@ -80,7 +80,7 @@ def write_artefacts(
 
 def write_predictions(path: Path, rows: Iterable[tuple[Any, ...]]) -> None:
     """Writes a CSV that takes its place only when it is complete."""
-    with replacing(path) as temporary:
+    with atomic_write(path) as temporary:
         _write_rows(temporary, rows, HEADER)
 
 

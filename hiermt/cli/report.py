@@ -12,8 +12,8 @@ import numpy.typing as npt
 from torch import Tensor
 
 from hiermt.data import CLASSES
-from hiermt.data._errors import need
-from hiermt.io.files import replacing
+from hiermt.data._errors import import_optional
+from hiermt.io.files import atomic_write
 
 Labels = npt.NDArray[np.int64]
 
@@ -58,7 +58,7 @@ def _score(
     classes: tuple[str, ...],
     where: npt.NDArray[np.bool_] | None = None,
 ) -> dict[str, Any]:
-    metrics = need("sklearn.metrics", "measuring a model")
+    metrics = import_optional("sklearn.metrics", "measuring a model")
     where = np.ones(true.shape, dtype=bool) if where is None else where
     indices = list(range(len(classes)))
     count = int(where.sum())
@@ -216,14 +216,14 @@ def _save(figure: Any, path: Path | IO[bytes]) -> None:
     if not isinstance(path, (str, os.PathLike)):
         figure.savefig(path, format="png", dpi=140)
         return
-    with replacing(path) as temporary:
+    with atomic_write(path) as temporary:
         figure.savefig(temporary, format="png", dpi=140)
 
 
 def _figure(width: float, height: float) -> Any:
     """A figure without a window system and without matplotlib's global state."""
-    figure_class = need("matplotlib.figure", "drawing pictures").Figure
-    need("matplotlib.backends.backend_agg", "drawing pictures").FigureCanvasAgg(
+    figure_class = import_optional("matplotlib.figure", "drawing pictures").Figure
+    import_optional("matplotlib.backends.backend_agg", "drawing pictures").FigureCanvasAgg(
         figure := figure_class(figsize=(width, height), layout="constrained")
     )
     return figure

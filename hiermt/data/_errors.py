@@ -38,7 +38,7 @@ def warn(message: str) -> None:
     warnings.warn(message, DataWarning, stacklevel=level)
 
 
-def need(module: str, purpose: str) -> Any:
+def import_optional(module: str, purpose: str) -> Any:
     """Imports an optional package.
 
     Raises:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from hiermt._arguments import check_integer
-from hiermt.data._errors import DataError, need
+from hiermt.data._errors import DataError, import_optional
 from hiermt.data.dataset import WindowDataset, moved
 from hiermt.graph import Graph, same_device
 from hiermt.windows import DayRange, Windows
@@ -32,7 +32,7 @@ class WindowBatch:
         graph (Graph): the same graph, prepared.
         signal_labels, direction_labels (Tensor, optional): labels, if the dataset has any.
         starts (Tensor): first day of each window.
-        reach (DayRange, optional): which days of the series they have, as far as the host knows.
+        day_span (DayRange, optional): which days of the series they have, as far as the host knows.
         feature_names (tuple of str, optional): those of the dataset.
 
     Shapes:
@@ -49,7 +49,7 @@ class WindowBatch:
     signal_labels: Tensor | None
     direction_labels: Tensor | None
     starts: Tensor
-    reach: DayRange | None = None
+    day_span: DayRange | None = None
     feature_names: tuple[str, ...] | None = None
 
     @cached_property
@@ -70,7 +70,7 @@ class WindowBatch:
             return self
         windows = self.windows.shared().to(device)
         days = windows.series.size(1)
-        return dataclasses.replace(self, **moved(self, device), windows=windows, reach=DayRange(0, days, days))
+        return dataclasses.replace(self, **moved(self, device), windows=windows, day_span=DayRange(0, days, days))
 
 
 class PlannedBatch(NamedTuple):
@@ -78,7 +78,7 @@ class PlannedBatch(NamedTuple):
 
     starts: Tensor
     graph: Graph
-    reach: DayRange | None
+    day_span: DayRange | None
 
 
 class WindowLoader:
@@ -192,10 +192,10 @@ class WindowLoader:
             for part, block in cuts
         ]
 
-    def gather(self, starts: Tensor, graph: Graph | None = None, reach: DayRange | None = None) -> WindowBatch:
+    def gather(self, starts: Tensor, graph: Graph | None = None, day_span: DayRange | None = None) -> WindowBatch:
         """The batch of windows that start on these days, ``[B]`` int64 on the device of the dataset.
 
-        `reach` is what the caller knows of their days; on a GPU it takes that to share them.
+        `day_span` is what the caller knows of their days; on a GPU it takes that to share them.
         """
         data = self.dataset
         labels = data.labels_by_day if self.labelled else None
@@ -210,7 +210,7 @@ class WindowLoader:
             signal_labels=None if labels is None else labels[0].index_select(0, ends),
             direction_labels=None if labels is None else labels[1].index_select(0, ends),
             starts=starts,
-            reach=reach,
+            day_span=day_span,
             feature_names=data.feature_names,
         )
 
@@ -281,7 +281,7 @@ class PygDataset(torch.utils.data.Dataset[Any]):
     """
 
     def __init__(self, dataset: WindowDataset, starts: Iterable[int] | Tensor | None = None) -> None:
-        self._data = need("torch_geometric.data", "PygDataset").Data
+        self._data = import_optional("torch_geometric.data", "PygDataset").Data
         self.dataset = dataset
         self.starts = _starts(dataset, starts)
         self.labelled = not self.starts.numel() or int(self.starts.max()) < dataset.num_labelled
@@ -331,7 +331,7 @@ def pyg_loader(
     """
     check_integer("batch_size", batch_size, 1)
     check_integer("seed", seed, -(2**63))
-    loader = need("torch_geometric.loader", "pyg_loader").DataLoader
+    loader = import_optional("torch_geometric.loader", "pyg_loader").DataLoader
     items = PygDataset(dataset, starts)
     if shuffle:
         options["sampler"] = _Order(len(items), seed)

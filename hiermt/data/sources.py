@@ -11,7 +11,7 @@ import zlib
 from pathlib import Path
 from typing import Any
 
-from hiermt.data._errors import DataError, need, some
+from hiermt.data._errors import DataError, import_optional, some
 from hiermt.data.names import DATE_NAMES, SYMBOL_NAMES, clean, is_bar_field, is_close, is_unnamed, key
 
 _EMPTY_CELLS = ["", "NA", "N/A", "NaN", "nan", "null", "NULL", "None"]
@@ -41,7 +41,7 @@ def from_csv(path: Path) -> Any:
     Raises:
         DataError: it is not UTF-8 text, not a table, or damaged.
     """
-    pandas = need("pandas", "reading prices")
+    pandas = import_optional("pandas", "reading prices")
     try:
         text = _text(path)
         frame = _parse(text, path.name)
@@ -77,24 +77,24 @@ def from_parquet(path: Path) -> Any:
     Raises:
         DataError: it is damaged.
     """
-    pandas = need("pandas", "reading prices")
-    need("pyarrow", "reading Parquet")
+    pandas = import_optional("pandas", "reading prices")
+    import_optional("pyarrow", "reading Parquet")
     try:
         frame = pandas.read_parquet(path)
     except ImportError:
         raise
     except Exception as error:  # pyarrow raises many kinds, all of which mean a bad file
         raise DataError(f"{path.name} is no readable Parquet file: {_first_line(error)}") from error
-    return flat(frame, path.name)
+    return flatten_columns(frame, path.name)
 
 
-def flat(frame: Any, source: str) -> Any:
+def flatten_columns(frame: Any, source: str) -> Any:
     """A DataFrame with one level of columns with clean names, its named index among them, and rows numbered from 0.
 
     Raises:
         DataError: it has more than two levels of columns, or two that are not field and symbol.
     """
-    pandas = need("pandas", "reading prices")
+    pandas = import_optional("pandas", "reading prices")
     if frame.columns.nlevels == 1 and len(frame.columns) and all(isinstance(c, tuple) for c in frame.columns):
         frame = frame.set_axis(pandas.MultiIndex.from_tuples(list(frame.columns)), axis=1)
     date_keys = {key(name) for name in DATE_NAMES}
@@ -131,7 +131,7 @@ def _text(path: Path) -> str:
 
 
 def _parse(text: str, source: str) -> Any:
-    pandas = need("pandas", "reading prices")
+    pandas = import_optional("pandas", "reading prices")
     file = io.StringIO(text, newline=None)
     line = file.readline()
     if not line.strip():
@@ -254,7 +254,7 @@ def _unstacked(frame: Any, source: str) -> Any:
     for field, symbol, i in zip(fields, symbols, others, strict=True):
         if columns[symbol].setdefault(field, i) != i:
             raise DataError(f"{source}: column ({field}, {symbol}) is there twice; remove one")
-    pandas = need("pandas", "reading prices")
+    pandas = import_optional("pandas", "reading prices")
     dates = frame.iloc[:, dated[0]]
     return pandas.concat(
         pandas.DataFrame(

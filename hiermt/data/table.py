@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from hiermt.data._errors import DataError, need
+from hiermt.data._errors import DataError, import_optional
 from hiermt.data.dates import DayArray, looks_like, parse_days
 from hiermt.data.names import DATE_NAMES, SYMBOL_NAMES, clean, is_unnamed, key
-from hiermt.data.sources import flat, from_csv, from_parquet
+from hiermt.data.sources import flatten_columns, from_csv, from_parquet
 
 __all__ = ["DATE_NAMES", "SYMBOL_NAMES", "Table", "read_table"]
 
@@ -69,7 +69,7 @@ class Table:
         Raises:
             DataError: a cell holds text, a truth value, a point in time or an infinity.
         """
-        pandas = need("pandas", "reading tables")
+        pandas = import_optional("pandas", "reading tables")
         cells = self.frame[column]
         there = ~cells.isna().to_numpy(dtype=bool)
         if _holds_numbers(cells):
@@ -93,7 +93,7 @@ class Table:
         Raises:
             DataError: a cell is empty or not a day, or all could be month/day as well as day/month.
         """
-        pandas = need("pandas", "reading tables")
+        pandas = import_optional("pandas", "reading tables")
         cells = self.frame[column]
         # Not days of Arrow, which have no zone and are written as they are read.
         if str(cells.dtype).startswith(("datetime64", "timestamp")):
@@ -122,7 +122,7 @@ class Table:
         Raises:
             DataError: a cell is empty.
         """
-        pandas = need("pandas", "reading tables")
+        pandas = import_optional("pandas", "reading tables")
         cells = self.frame[column]
         codes, distinct = pandas.factorize(cells)
         names: npt.NDArray[np.object_] = np.array([*(_symbol(cell) for cell in distinct), ""], dtype=object)[codes]
@@ -152,9 +152,9 @@ def read_table(source: Any) -> Table:
         DataError: it cannot be read, or is empty.
         TypeError: `source` is neither a path nor a DataFrame.
     """
-    pandas = need("pandas", "reading prices")
+    pandas = import_optional("pandas", "reading prices")
     if isinstance(source, pandas.DataFrame):
-        table = Table(flat(source, "DataFrame"), "DataFrame", 0)
+        table = Table(flatten_columns(source, "DataFrame"), "DataFrame", 0)
     elif isinstance(source, (str, os.PathLike)):
         path = Path(source)
         check_file(path, "a CSV or Parquet file with prices")
@@ -189,7 +189,7 @@ def check_file(path: Path, expected: str) -> None:
 
 
 def _holds_numbers(cells: Any) -> bool:
-    types = need("pandas", "reading tables").api.types
+    types = import_optional("pandas", "reading tables").api.types
     return bool(types.is_numeric_dtype(cells) and not types.is_bool_dtype(cells) and not types.is_complex_dtype(cells))
 
 

@@ -20,8 +20,8 @@ from hiermt._arguments import (
     check_layer,
     check_linear,
     check_number,
-    enter,
     no_autocast,
+    prepare,
 )
 from hiermt.functional.loss import multitask_loss as multitask_loss
 from hiermt.functional.projected import ACTIVATIONS as ACTIVATIONS
@@ -72,7 +72,7 @@ def gatv2_conv(
     if graph.edge_weight is None:
         lin_edge_weight = None
     every = params if lin_edge_weight is None else [*params, lin_edge_weight]
-    (x, *every), native = enter(x, every, graph, backend)
+    (x, *every), native = prepare(x, every, graph, backend)
     check_weights_used(graph, gat=True, edge=lin_edge_weight is not None)
     check_linear("lin_l_weight", every[0], x.size(-1))
     entries = graph.entries(reference.GATV2_RULE, lin_edge_weight is not None, x.dtype)
@@ -108,7 +108,7 @@ def gcn_conv(
         ValueError: a shape or device does not fit.
         TypeError: dtypes differ.
     """
-    (x, weight, bias), native = enter(x, [weight, bias], graph, backend)
+    (x, weight, bias), native = prepare(x, [weight, bias], graph, backend)
     check_linear("weight", weight, x.size(-1))
     entries = graph.entries(reference.GCN_RULE, True, x.dtype)
     with no_autocast(x):
@@ -152,7 +152,7 @@ def gated_scan(
     if h0 is not None and h0.shape != (x.size(0), hidden):
         raise ValueError(f"h0: expected [N, H] = {[x.size(0), hidden]}, got {list(h0.shape)}")
     others = [g, *gates] if h0 is None else [g, *gates, h0]
-    (x, g, *rest), native = enter(x, others, None, backend)
+    (x, g, *rest), native = prepare(x, others, None, backend)
     with no_autocast(x):
         run = dispatch.operator("gated_scan", native)
         return run(x, g, None if h0 is None else rest[6], rest[:6], sequence)  # type: ignore[no-any-return]
@@ -207,11 +207,11 @@ def tgcn_layer(
         edge = False
     starts, steps = None, 0
     if isinstance(x, Windows):
-        steps = check_starts(x.starts, x.steps, x.series, look=not gather.waits(x.series))
+        steps = check_starts(x.starts, x.steps, x.series, look=not gather.reading_syncs(x.series))
         x, starts, _ = x
         if x.size(0) != graph.num_nodes:
             raise ValueError(f"x: windows of {x.size(0)} stocks, but the graph has {graph.num_nodes} nodes")
-    (series, *params), native = enter(x, [*conv_params, *gate_params], graph, backend)
+    (series, *params), native = prepare(x, [*conv_params, *gate_params], graph, backend)
     check_weights_used(graph, gat=gat, edge=edge)
     check_linear("the first convolution", params[0], series.size(-1))
     rule, weighted = (reference.GATV2_RULE, edge) if gat else (reference.GCN_RULE, True)
@@ -250,7 +250,7 @@ def heads(h: Tensor, params: Sequence[Tensor], *, backend: str = "auto") -> tupl
         - **returns:** signal logits ``[N, 2]``, direction logits ``[N, 2]``
     """
     check_heads(params)
-    (h, *params), native = enter(h, params, None, backend)
+    (h, *params), native = prepare(h, params, None, backend)
     with no_autocast(h):
         if native:
             signal_logits, direction_logits = dispatch.operator("head_logits", True)(h, *params)
@@ -282,7 +282,7 @@ def decision(
     """
     threshold = check_number("threshold", threshold, 0.0, 1.0)
     check_heads(params)
-    (h, *params), native = enter(h, params, None, backend)
+    (h, *params), native = prepare(h, params, None, backend)
     with no_autocast(h):
         return dispatch.operator("decision", native)(h, *params, threshold)  # type: ignore[no-any-return]
 
@@ -311,7 +311,9 @@ def decision_from_logits(
             f"{list(direction_logits.shape)}"
         )
     lead = signal_logits.shape[:-1]
-    (signal, direction), native = enter(signal_logits.reshape(-1, 2), [direction_logits.reshape(-1, 2)], None, backend)
+    (signal, direction), native = prepare(
+        signal_logits.reshape(-1, 2), [direction_logits.reshape(-1, 2)], None, backend
+    )
     with no_autocast(signal):
         run = dispatch.operator("decision_from_logits", native)
         probabilities, predictions, confidences = run(signal, direction, threshold)

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hiermt._arguments import check_number, enter, no_autocast
+from hiermt._arguments import check_number, no_autocast, prepare
 from hiermt.native import dispatch
 from hiermt.native.tracing import recorded, refuse_tracing
 
@@ -85,7 +85,7 @@ def multitask_loss(
     _check_labels("signal_targets", signal_targets, None)
     _check_labels("direction_targets", direction_targets, mask)
     # Under autocast a loss is float32, as torch's own is.
-    (signal, direction), native = enter(signal_logits, [direction_logits], None, backend, torch.float32)
+    (signal, direction), native = prepare(signal_logits, [direction_logits], None, backend, torch.float32)
     with no_autocast(signal):
         if rows == 0:
             of_signal, of_direction = signal.sum(), direction.sum()

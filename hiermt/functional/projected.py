@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from hiermt import reference
-from hiermt._arguments import enter, no_autocast
+from hiermt._arguments import no_autocast, prepare
 from hiermt.graph import Graph
 from hiermt.reference import convolution as twin
 
@@ -36,7 +36,7 @@ def gatv2_projected(
         weight = graph.entries(reference.GATV2_RULE, True, graph.edge_weight.dtype).weight
         assert weight is not None
         edge = [project_edge(weight.unsqueeze(-1).to(att.dtype))]
-    (x_l, x_r, att, *edge), _ = enter(x_l, [x_r, att, *edge], graph, "reference")
+    (x_l, x_r, att, *edge), _ = prepare(x_l, [x_r, att, *edge], graph, "reference")
     edges = twin.Edges(graph.entries(reference.GATV2_RULE, bool(edge), x_l.dtype).csr)
     hidden = x_l.size(-1)
 
@@ -49,7 +49,7 @@ def gatv2_projected(
 
 def gcn_projected(x: Tensor, graph: Graph) -> Tensor:
     """GCN sum over projected nodes, before the bias: ``[N, T, H] -> [N, T, H]``."""
-    (x,), _ = enter(x, [], graph, "reference")
+    (x,), _ = prepare(x, [], graph, "reference")
     entries = graph.entries(reference.GCN_RULE, True, x.dtype)
     edges, norm = twin.Edges(entries.csr), entries.weight
     assert norm is not None

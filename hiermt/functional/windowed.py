@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from hiermt import windows as gather
-from hiermt._arguments import check_gates, enter, no_autocast
+from hiermt._arguments import check_gates, no_autocast, prepare
 from hiermt.native import dispatch
 from hiermt.native.tracing import refuse_tracing
 from hiermt.windows import check_starts
@@ -53,8 +53,8 @@ def gated_scan_windows(
         raise ValueError(
             f"g: expected [S, D, H] = {[*x.shape[:2], hidden]} for this x and these gates, got {list(g.shape)}"
         )
-    steps = check_starts(starts, steps, x, look=not gather.waits(x))
-    (x, g, *params), native = enter(x, [g, *gates], None, backend)
+    steps = check_starts(starts, steps, x, look=not gather.reading_syncs(x))
+    (x, g, *params), native = prepare(x, [g, *gates], None, backend)
     with no_autocast(x):
         run = dispatch.operator("gated_scan_windows", native)
         return run(x, g, starts, steps, params, sequence)  # type: ignore[no-any-return]

@@ -169,10 +169,10 @@ class Graph:
     def _prepare(self, rule: int, weighted: bool, dtype: torch.dtype, traced: bool = False) -> Entries:
         # A compiler knows neither how many entries there will be nor what they hold: nothing is cut.
         prepare = dispatch.operator("graph_prepare", dispatch.native(self._backend, self.device))
-        rowptr, col, edge, t_rowptr, t_row, t_perm, blocks = prepare(self.edge_index, self.num_nodes, rule)
+        rowptr, col, edge, colptr, row, csr2csc, blocks = prepare(self.edge_index, self.num_nodes, rule)
         if not traced:
             used = int(rowptr[-1])
-            col, edge, t_row, t_perm = col[:used], edge[:used], t_row[:used], t_perm[:used]
+            col, edge, row, csr2csc = col[:used], edge[:used], row[:used], csr2csc[:used]
         if rowptr.is_cuda:
             # Nobody reads them there, and torch.compile cannot keep a CPU tensor among the inputs of a CUDA graph: it
             # would write the next call's into memory that is free.
@@ -184,7 +184,7 @@ class Graph:
             weight = gatv2_weight(rowptr, edge, edge_weight).to(dtype)
         else:
             weight = None
-        return Entries(rowptr, col, t_rowptr, t_row, t_perm, blocks, edge, weight)
+        return Entries(rowptr, col, colptr, row, csr2csc, blocks, edge, weight)
 
 
 def same_device(here: torch.device, there: torch.device) -> bool:

@@ -15,7 +15,7 @@ class Entries(NamedTuple):
     """The CSR of one self-loop rule: of the whole graph, or of the template of a graph that is made of equal copies.
 
     Shapes:
-        - **rowptr**, **t_rowptr:** ``[S+1]`` int32; **col**, **t_row**, **t_perm:** ``[E]`` int32
+        - **rowptr**, **colptr:** ``[S+1]`` int32; **col**, **row**, **csr2csc:** ``[E]`` int32
         - **blocks:** ``[K+1]`` int32, node ranges that no edge leaves; ``[0]`` on a GPU, whose kernels need none
         - **edge:** ``[E]`` int64, column of ``edge_index`` behind an entry, -1 for an added loop
         - **weight:** ``[E]`` weight (GATv2) or norm (GCN) of an entry, ``None`` for a GATv2 without weights
@@ -23,9 +23,9 @@ class Entries(NamedTuple):
 
     rowptr: Tensor
     col: Tensor
-    t_rowptr: Tensor
-    t_row: Tensor
-    t_perm: Tensor
+    colptr: Tensor
+    row: Tensor
+    csr2csc: Tensor
     blocks: Tensor
     edge: Tensor
     weight: Tensor | None
@@ -33,7 +33,7 @@ class Entries(NamedTuple):
     @property
     def csr(self) -> list[Tensor]:
         """The six tensors every convolution operator takes."""
-        return [self.rowptr, self.col, self.t_rowptr, self.t_row, self.t_perm, self.blocks]
+        return [self.rowptr, self.col, self.colptr, self.row, self.csr2csc, self.blocks]
 
 
 def gatv2_weight(rowptr: Tensor, edge: Tensor, edge_weight: Tensor) -> Tensor:
@@ -94,9 +94,9 @@ def template(entries: Entries) -> Entries:
             return Entries(
                 rowptr=entries.rowptr[: size + 1].contiguous(),
                 col=entries.col[:per_copy].contiguous(),
-                t_rowptr=entries.t_rowptr[: size + 1].contiguous(),
-                t_row=entries.t_row[:per_copy].contiguous(),
-                t_perm=entries.t_perm[:per_copy].contiguous(),
+                colptr=entries.colptr[: size + 1].contiguous(),
+                row=entries.row[:per_copy].contiguous(),
+                csr2csc=entries.csr2csc[:per_copy].contiguous(),
                 blocks=_cut_blocks(entries.blocks, size),
                 edge=entries.edge[:per_copy].contiguous(),
                 weight=None if entries.weight is None else entries.weight[:per_copy].contiguous(),

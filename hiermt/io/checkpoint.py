@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from hiermt._version import __version__
-from hiermt.io.files import replacing_all
+from hiermt.io.files import atomic_write_all
 from hiermt.io.state_dicts import check_tensors, find, kind_mismatch, sizes
 from hiermt.io.tensor_files import parse_json, read_tensor_file, safetensors_io, sort_metadata
 from hiermt.native.tracing import NotScriptable
@@ -67,7 +67,7 @@ class Pretrained(NotScriptable):
         content = self.content()
         files = [folder / WEIGHTS, folder / CONFIG]
         # Between the two renames, and after them, an interruption must not leave one new file and one old.
-        with _put_back(*files), replacing_all(files) as (weights, config):
+        with _put_back(*files), atomic_write_all(files) as (weights, config):
             write_tensors(weights, content.state, content.metadata)
             config.write_text(to_json(content.config), encoding="utf-8")
 

@@ -35,7 +35,7 @@ class _Temporary(NamedTuple):
 
 
 def check_writable(*paths: str | os.PathLike[str]) -> None:
-    """Refuses destinations that :func:`replacing` would refuse, before the work whose result goes there.
+    """Refuses destinations that :func:`atomic_write` would refuse, before the work whose result goes there.
 
     Raises:
         IsADirectoryError: there is a folder.
@@ -48,17 +48,17 @@ def check_writable(*paths: str | os.PathLike[str]) -> None:
 
 
 @contextlib.contextmanager
-def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
+def atomic_write(path: str | os.PathLike[str]) -> Iterator[Path]:
     """Yields a temporary path beside `path`; when the block ends well, that file takes the place of `path`.
 
-    See :func:`replacing_all`.
+    See :func:`atomic_write_all`.
     """
-    with replacing_all([path]) as (temporary,):
+    with atomic_write_all([path]) as (temporary,):
         yield temporary
 
 
 @contextlib.contextmanager
-def replacing_all(paths: Sequence[str | os.PathLike[str]]) -> Iterator[list[Path]]:
+def atomic_write_all(paths: Sequence[str | os.PathLike[str]]) -> Iterator[list[Path]]:
     """Yields a temporary path for each of `paths`; when the block ends well, those files take their places.
 
     All of them are flushed to the disk before the first is renamed. When the block raises, or one cannot be flushed,

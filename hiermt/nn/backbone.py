@@ -16,7 +16,7 @@ from hiermt.graph import Graph, as_graph
 from hiermt.io.checkpoint import Pretrained
 from hiermt.native import dispatch
 from hiermt.native.tracing import recorded, refuse_tracing
-from hiermt.nn.cell import TGCNCell, flat_cells
+from hiermt.nn.cell import TGCNCell, cell_parameters
 from hiermt.nn.conv import GAT, GCN, check_edge_dim
 from hiermt.nn.parameters import submodule
 from hiermt.windows import Windows
@@ -150,7 +150,7 @@ class TGCN(FeatureNames, Pretrained, nn.Module):
     def last_state(self, x: Tensor | Windows, edge_index: Tensor | Graph, edge_weight: Tensor | None = None) -> Tensor:
         """State of the last cell after the last step: as :meth:`forward`, before the output linear."""
         cells = self._cells()
-        params = flat_cells(cells)
+        params = cell_parameters(cells)
         if isinstance(x, Windows):
             if params is not None:
                 return self._last_state_of_windows(x, edge_index, edge_weight, params)
@@ -190,7 +190,7 @@ class TGCN(FeatureNames, Pretrained, nn.Module):
         # unless it has to be waited for, as long as they are fewer than those of the windows one by one.
         h: Tensor | Windows = x
         if not recorded():
-            if not gather.waits(x.series):
+            if not gather.reading_syncs(x.series):
                 h = x.shared()
             elif x.series.size(1) > x.starts.size(0) * x.steps:
                 h = x.gather(check=False).flatten(0, 1)

@@ -66,7 +66,7 @@ class TGCNCell(NotScriptable, nn.Module):
         c = linear(submodule(self, "lin_c"))
         return None if u is None or r is None or c is None else [*u, *r, *c]
 
-    def flat(self) -> tuple[list[Tensor], list[Tensor]] | None:
+    def op_parameters(self) -> tuple[list[Tensor], list[Tensor]] | None:
         """The parameters of the convolutions and of the gates, as :func:`hiermt.functional.tgcn_layer` takes them.
 
         ``None`` if the cell or one of its parts computes something else than that function: a subclass, an adapter, a
@@ -75,7 +75,7 @@ class TGCNCell(NotScriptable, nn.Module):
         stack = submodule(self, "gcn")
         if not (runs(self, _FORWARD) and runs(stack, _STACK_FORWARD)):
             return None
-        convs, gates = stack.flat(), self.gates()
+        convs, gates = stack.op_parameters(), self.gates()
         return None if convs is None or gates is None else (convs, gates)
 
     def forward(
@@ -119,7 +119,7 @@ class TGCNCell(NotScriptable, nn.Module):
         """All time steps from a zero state: ``[N, T, F] -> [N, T, H]``, or ``[N, H]`` if not `sequence`.
 
         Of windows the node is ``window * S + stock``, and each day of the series is convolved once. `params` is what
-        :meth:`flat` returned.
+        :meth:`op_parameters` returned.
         """
         stack = self.gcn
         return functional.tgcn_layer(
@@ -139,13 +139,13 @@ class TGCNCell(NotScriptable, nn.Module):
 _FORWARD, _STACK_FORWARD = TGCNCell.forward, GAT.forward
 
 
-def flat_cells(cells: list[TGCNCell]) -> list[tuple[list[Tensor], list[Tensor]]] | None:
+def cell_parameters(cells: list[TGCNCell]) -> list[tuple[list[Tensor], list[Tensor]]] | None:
     """The parameters of all cells; ``None`` if one of them has to be called."""
     if has_global_hook():
         return None
     params = []
     for cell in cells:
-        found = cell.flat() if isinstance(cell, TGCNCell) else None
+        found = cell.op_parameters() if isinstance(cell, TGCNCell) else None
         if found is None:
             return None
         params.append(found)

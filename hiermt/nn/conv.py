@@ -50,7 +50,7 @@ class GATv2Conv(nn.Module):
         _glorot(self.att)
         nn.init.zeros_(self.bias)
 
-    def flat(self) -> list[Tensor] | None:
+    def op_parameters(self) -> list[Tensor] | None:
         """The parameters in the order the operators take them; ``None`` if a part of it computes something else."""
         lin_l, lin_r = linear(submodule(self, "lin_l")), linear(submodule(self, "lin_r"))
         att, bias = parameter(self, "att"), parameter(self, "bias")
@@ -68,7 +68,7 @@ class GATv2Conv(nn.Module):
 
     def convolve(self, x: Tensor, graph: Graph, activation: str, backend: str) -> Tensor:
         """``[N, T, F] -> [N, T, H]``, and an activation that :mod:`hiermt.functional` knows."""
-        params = None if has_global_hook() else self.flat()
+        params = None if has_global_hook() else self.op_parameters()
         if params is not None:
             return functional.gatv2_conv(x, graph, *params, activation=activation, backend=backend)
         lin_edge: Any = self.lin_edge
@@ -98,7 +98,7 @@ class GCNConv(nn.Module):
         _glorot(self.lin.weight)
         nn.init.zeros_(self.bias)
 
-    def flat(self) -> list[Tensor] | None:
+    def op_parameters(self) -> list[Tensor] | None:
         """The parameters in the order the operators take them; ``None`` if a part of it computes something else."""
         weight, bias = matrix(submodule(self, "lin")), parameter(self, "bias")
         return None if weight is None or bias is None else [weight, bias]
@@ -109,7 +109,7 @@ class GCNConv(nn.Module):
 
     def convolve(self, x: Tensor, graph: Graph, activation: str, backend: str) -> Tensor:
         """``[N, T, F] -> [N, T, H]``, and an activation that :mod:`hiermt.functional` knows."""
-        params = None if has_global_hook() else self.flat()
+        params = None if has_global_hook() else self.op_parameters()
         if params is not None:
             return functional.gcn_conv(x, graph, *params, activation=activation, backend=backend)
         y = gcn_projected(self.lin(x), graph)
@@ -146,14 +146,14 @@ class _ConvStack(NotScriptable, nn.Module):
             if isinstance(conv, (GATv2Conv, GCNConv)):
                 conv.backend = self._backend
 
-    def flat(self) -> list[Tensor] | None:
+    def op_parameters(self) -> list[Tensor] | None:
         """The parameters of all convolutions in the order the operators take them; ``None`` if a part of the stack
         computes something else than they do."""
         flat: list[Tensor] = []
         for conv in submodule(self, "convs")._modules.values():
             if not runs(conv, _CONV_FORWARDS[self.gat]) or self.edge != (conv._modules.get("lin_edge") is not None):
                 return None
-            params = conv.flat()
+            params = conv.op_parameters()
             if params is None:
                 return None
             flat += params

@@ -43,7 +43,7 @@ def shared_inputs(
     if reason is not None or (share is None and not _pays(batch)):
         return model_inputs(model, batch, device)
     windows = batch.windows
-    return (windows.within(batch.reach) if gather.waits(windows.series) else windows), batch.graph
+    return (windows.within(batch.day_span) if gather.reading_syncs(windows.series) else windows), batch.graph
 
 
 def model_inputs(model: nn.Module, data: Any, device: torch.device | str) -> tuple[Any, ...]:
@@ -77,8 +77,8 @@ def why_not_shared(model: nn.Module, batch: Any) -> str | None:
     backbone = _backbone(model)
     if backbone is None:
         return f"a {type(model).__name__} takes no windows, or has a forward or a hook of its own that may not"
-    if gather.waits(windows.series):
-        if batch.reach is None:
+    if gather.reading_syncs(windows.series):
+        if batch.day_span is None:
             return (
                 "on a GPU a WindowLoader has to know which days its batches have; this one leaves out days in between"
             )
@@ -104,6 +104,6 @@ def _layout(model: nn.Module) -> str | None:
 
 def _pays(batch: Any) -> bool:
     windows = batch.windows
-    if gather.waits(windows.series):
-        return bool(batch.reach.days <= MOST_DAYS_ON_GPU * windows.starts.numel() * windows.steps)
+    if gather.reading_syncs(windows.series):
+        return bool(batch.day_span.days <= MOST_DAYS_ON_GPU * windows.starts.numel() * windows.steps)
     return bool(windows.days().numel() <= MOST_DAYS * windows.starts.numel() * windows.steps)

@@ -65,19 +65,19 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]
     ctx.save_for_backward(h, out_weight, out_bias, signal_weight, direction_weight)
 
 
-def _backward(ctx: Any, grad_signal: Tensor | None, grad_direction: Tensor | None, *_: Any) -> tuple[Any, ...]:
+def _backward(ctx: Any, d_signal: Tensor | None, d_direction: Tensor | None, *_: Any) -> tuple[Any, ...]:
     h, out_weight, out_bias, signal_weight, direction_weight = ctx.saved_tensors
     need_h, *need_params = ctx.needs_input_grad[:7]
-    given = grad_signal if grad_signal is not None else grad_direction
+    given = d_signal if d_signal is not None else d_direction
     if given is None:
         return (None,) * 9
     # A head that nobody used has no gradient, which an optimizer tells from one of zeros.
-    used = [True, True, *[grad_signal is not None] * 2, *[grad_direction is not None] * 2]
+    used = [True, True, *[d_signal is not None] * 2, *[d_direction is not None] * 2]
     need_params = [need and use for need, use in zip(need_params, used, strict=True)]
-    grad_h, *grads = rules.call(
+    d_h, *grads = rules.call(
         torch.ops.hiermt.decision_backward.default,
-        grad_signal,
-        grad_direction,
+        d_signal,
+        d_direction,
         h,
         out_weight,
         out_bias,
@@ -90,7 +90,7 @@ def _backward(ctx: Any, grad_signal: Tensor | None, grad_direction: Tensor | Non
         None if not need else grad if grad.dtype == h.dtype else grad.to(h.dtype)
         for grad, need in zip(grads, need_params, strict=True)
     ]
-    return (grad_h if need_h else None, *params, None, None)
+    return (d_h if need_h else None, *params, None, None)
 
 
 _decision = rules.EagerOperator("decision", _backward, _setup_context)
@@ -125,8 +125,8 @@ def _fake(
 
 
 def _fake_backward(
-    grad_signal_logits: Tensor | None,
-    grad_direction_logits: Tensor | None,
+    d_signal_logits: Tensor | None,
+    d_direction_logits: Tensor | None,
     h: Tensor,
     out_weight: Tensor,
     out_bias: Tensor,

@@ -26,18 +26,18 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]
     rules.save_scan(ctx, output, (x, g, h0), gates)
 
 
-def _backward(ctx: Any, grad_out: Tensor | None, *_: Any) -> tuple[Any, ...]:
+def _backward(ctx: Any, d_out: Tensor | None, *_: Any) -> tuple[Any, ...]:
     need_x, need_g, need_h0, need_gates, *_ = ctx.needs_input_grad
-    if grad_out is None:
+    if d_out is None:
         return None, None, None, [None] * len(need_gates), None, None
     (x, g, h0), h, saved, gates = rules.saved_scan(ctx, "gated_scan", 3)
     need = need_x, need_g, need_h0, any(need_gates)
-    arguments = (grad_out.contiguous(), x, g, h0, gates, ctx.sequence, h, saved, *need)
-    grad_x, grad_g, grad_h0, *grads = torch.ops.hiermt.gated_scan_backward(*arguments)
+    arguments = (d_out.contiguous(), x, g, h0, gates, ctx.sequence, h, saved, *need)
+    d_x, d_g, d_h0, *grads = torch.ops.hiermt.gated_scan_backward(*arguments)
     return (
-        grad_x if need_x else None,
-        grad_g if need_g else None,
-        grad_h0 if need_h0 else None,
+        d_x if need_x else None,
+        d_g if need_g else None,
+        d_h0 if need_h0 else None,
         rules.gradients_of(gates, grads, need_gates),
         None,
         None,
@@ -51,7 +51,7 @@ def _fake(
 
 
 def _fake_backward(
-    grad_out: Tensor,
+    d_out: Tensor,
     x: Tensor,
     g: Tensor,
     h0: Tensor | None,

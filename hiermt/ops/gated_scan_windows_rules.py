@@ -33,17 +33,17 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]
     rules.save_scan(ctx, output, (x, g, starts), gates)
 
 
-def _backward(ctx: Any, grad_out: Tensor | None, *_: Any) -> tuple[Any, ...]:
+def _backward(ctx: Any, d_out: Tensor | None, *_: Any) -> tuple[Any, ...]:
     need_x, need_g, _, _, need_gates, *_ = ctx.needs_input_grad
-    if grad_out is None:
+    if d_out is None:
         return None, None, None, None, [None] * len(need_gates), None, None, None
     (x, g, starts), h, saved, gates = rules.saved_scan(ctx, "gated_scan_windows", 3)
     need = need_x, need_g, any(need_gates)
-    arguments = (grad_out.contiguous(), x, g, starts, ctx.steps, gates, ctx.sequence, h, saved, *need, ctx.tf32)
-    grad_x, grad_g, *grads = torch.ops.hiermt.gated_scan_windows_backward(*arguments)
+    arguments = (d_out.contiguous(), x, g, starts, ctx.steps, gates, ctx.sequence, h, saved, *need, ctx.tf32)
+    d_x, d_g, *grads = torch.ops.hiermt.gated_scan_windows_backward(*arguments)
     return (
-        grad_x if need_x else None,
-        grad_g if need_g else None,
+        d_x if need_x else None,
+        d_g if need_g else None,
         None,
         None,
         rules.gradients_of(gates, grads, need_gates),
@@ -61,7 +61,7 @@ def _fake(
 
 
 def _fake_backward(
-    grad_out: Tensor,
+    d_out: Tensor,
     x: Tensor,
     g: Tensor,
     starts: Tensor,

@@ -34,16 +34,16 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     ctx.activation = activation
 
 
-def _backward(ctx: Any, grad_out: Tensor | None) -> tuple[Any, ...]:
+def _backward(ctx: Any, d_out: Tensor | None) -> tuple[Any, ...]:
     x, out, edge_weight, lin_edge, *rest = ctx.saved_tensors
     params, csr = rest[:_PARAMS], rest[_PARAMS:]
     need_x, _, need_weight, need_params, need_edge, _ = ctx.needs_input_grad
     none = (None, [None] * len(csr), None, [None] * _PARAMS, None, None)
-    if grad_out is None:
+    if d_out is None:
         return none
     any_param = any(need_params) or need_edge
     grads = torch.ops.hiermt.gatv2_conv_backward(
-        grad_out.contiguous(),
+        d_out.contiguous(),
         x,
         out,
         csr,
@@ -85,7 +85,7 @@ def _fake(
 
 
 def _fake_backward(
-    grad_out: Tensor,
+    d_out: Tensor,
     x: Tensor,
     out: Tensor,
     csr: list[Tensor],

@@ -24,20 +24,20 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     ctx.save_for_backward(x, output, norm, *params, *csr)
 
 
-def _backward(ctx: Any, grad_out: Tensor | None) -> tuple[Any, ...]:
+def _backward(ctx: Any, d_out: Tensor | None) -> tuple[Any, ...]:
     x, out, norm, *rest = ctx.saved_tensors
     params, csr = rest[:_PARAMS], rest[_PARAMS:]
     need_x, _, need_norm, need_params, _ = ctx.needs_input_grad
-    if grad_out is None:
+    if d_out is None:
         return None, [None] * len(csr), None, [None] * _PARAMS, None
-    grad_x, *grads, grad_norm = torch.ops.hiermt.gcn_conv_backward(
-        grad_out.contiguous(), x, out, csr, norm, params, ctx.activation, need_x, any(need_params), need_norm
+    d_x, *grads, d_norm = torch.ops.hiermt.gcn_conv_backward(
+        d_out.contiguous(), x, out, csr, norm, params, ctx.activation, need_x, any(need_params), need_norm
     )
     triples = zip(grads, params, need_params, strict=True)
     return (
-        grad_x if need_x else None,
+        d_x if need_x else None,
         [None] * len(csr),
-        grad_norm.to(norm.dtype) if need_norm else None,
+        d_norm.to(norm.dtype) if need_norm else None,
         [grad.to(param.dtype) if need else None for grad, param, need in triples],
         None,
     )
@@ -48,7 +48,7 @@ def _fake(x: Tensor, csr: list[Tensor], norm: Tensor, params: list[Tensor], acti
 
 
 def _fake_backward(
-    grad_out: Tensor,
+    d_out: Tensor,
     x: Tensor,
     out: Tensor,
     csr: list[Tensor],

@@ -46,7 +46,7 @@ def _backward(ctx: Any, *grads: Tensor | None) -> tuple[Any, ...]:
     rest = (None,) * len(others)
     if all(grad is None for grad in grads[:3]):
         return None, None, *rest
-    grad_signal, grad_direction = rules.call(
+    d_signal, d_direction = rules.call(
         torch.ops.hiermt.multitask_loss_backward.default,
         *grads[:3],
         *tensors,
@@ -56,7 +56,7 @@ def _backward(ctx: Any, *grads: Tensor | None) -> tuple[Any, ...]:
         need_direction,
         *((signal_weight, direction_weight, *ctx.options) if ctx.options else ()),
     )
-    return grad_signal if need_signal else None, grad_direction if need_direction else None, *rest
+    return d_signal if need_signal else None, d_direction if need_direction else None, *rest
 
 
 _loss = rules.EagerOperator("multitask_loss", _backward, _setup_context)
@@ -85,9 +85,9 @@ def _fake(
 
 
 def _fake_backward(
-    grad_total: Tensor | None,
-    grad_signal: Tensor | None,
-    grad_direction: Tensor | None,
+    d_total: Tensor | None,
+    d_signal: Tensor | None,
+    d_direction: Tensor | None,
     signal_logits: Tensor,
     direction_logits: Tensor,
     signal_targets: Tensor,

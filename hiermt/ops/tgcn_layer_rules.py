@@ -73,12 +73,12 @@ class _EagerLayer(torch.autograd.Function):
         return output[0]  # type: ignore[no-any-return]
 
     @staticmethod
-    def backward(ctx: Any, grad_out: Tensor | None) -> tuple[Any, ...]:
+    def backward(ctx: Any, d_out: Tensor | None) -> tuple[Any, ...]:
         need_x, need_weight, *need_params = ctx.needs_input_grad[4:]
         convs = ctx.lengths[1]
         need = need_x, need_weight, need_params[:convs], need_params[convs:]
-        grad_x, grad_weight, grad_convs, grad_gates = _gradients(ctx, grad_out, *need)
-        return None, None, None, None, grad_x, grad_weight, *grad_convs, *grad_gates
+        d_x, d_weight, d_convs, d_gates = _gradients(ctx, d_out, *need)
+        return None, None, None, None, d_x, d_weight, *d_convs, *d_gates
 
 
 def _save(
@@ -103,20 +103,20 @@ def _save(
 
 def _gradients(
     ctx: Any,
-    grad_out: Tensor | None,
+    d_out: Tensor | None,
     need_x: bool,
     need_weight: bool,
     need_convs: list[bool],
     need_gates: list[bool],
 ) -> tuple[Tensor | None, Tensor | None, list[Tensor | None], list[Tensor | None]]:
     entries, convs, gates = ctx.lengths
-    if grad_out is None:
+    if d_out is None:
         return None, None, [None] * convs, [None] * gates
     x, weight, starts, h, saved_gates, g, *rest = ctx.saved_tensors
     csr, conv_params, gate_params = rest[:entries], rest[entries : entries + convs], rest[entries + convs :]
     grads = rules.call(
         torch.ops.hiermt.tgcn_layer_backward.default,
-        grad_out.contiguous(),
+        d_out.contiguous(),
         x,
         csr,
         weight,
@@ -151,12 +151,12 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]
         _save(ctx, x, csr, weight, convs, gates, flags, (tf32, starts, steps), output)
 
 
-def _backward(ctx: Any, grad_out: Tensor | None, *_: Any) -> tuple[Any, ...]:
+def _backward(ctx: Any, d_out: Tensor | None, *_: Any) -> tuple[Any, ...]:
     if not ctx.saved:
         raise RuntimeError("hiermt::tgcn_layer was called with save=False: it has no gradient")
     need_x, _, need_weight, need_convs, need_gates, *_ = ctx.needs_input_grad
-    grad_x, grad_weight, convs, gates = _gradients(ctx, grad_out, need_x, need_weight, need_convs, need_gates)
-    return grad_x, [None] * ctx.lengths[0], grad_weight, convs, gates, *[None] * 9
+    d_x, d_weight, convs, gates = _gradients(ctx, d_out, need_x, need_weight, need_convs, need_gates)
+    return d_x, [None] * ctx.lengths[0], d_weight, convs, gates, *[None] * 9
 
 
 def _fake(
@@ -183,7 +183,7 @@ def _fake(
 
 
 def _fake_backward(
-    grad_out: Tensor,
+    d_out: Tensor,
     x: Tensor,
     csr: list[Tensor],
     edge_weight: Tensor | None,

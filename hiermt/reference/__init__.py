@@ -51,8 +51,8 @@ def graph_prepare(edge_index: Tensor, num_nodes: int, rule: int) -> tuple[Tensor
 
     Shapes:
         - **edge_index:** ``[2, E0]``, int32 or int64
-        - **returns:** ``rowptr [S+1]``, ``col [E]``, ``entry_edge [E]`` (int64; the column of `edge_index` behind
-          an entry, or -1), ``t_rowptr [S+1]``, ``t_row [E]``, ``t_perm [E]``, ``blocks [2]``, with
+        - **returns:** ``rowptr [S+1]``, ``col [E]``, ``e_id [E]`` (int64; the column of `edge_index` behind
+          an entry, or -1), ``colptr [S+1]``, ``row [E]``, ``csr2csc [E]``, ``blocks [2]``, with
           ``E = E0 + S``; int32 where not said otherwise
     """
     source, target = edge_index.long().unbind(0)
@@ -64,28 +64,28 @@ def graph_prepare(edge_index: Tensor, num_nodes: int, rule: int) -> tuple[Tensor
         loop_edge = loop_edge.scatter_reduce(0, target, torch.where(is_loop, edge, -1), "amax")
 
     # Dropped loops sort behind every row.
-    row = torch.cat([target.masked_fill(is_loop, num_nodes), node])
+    entry_row = torch.cat([target.masked_fill(is_loop, num_nodes), node])
     col = torch.cat([source, node])
-    entry_edge = torch.cat([edge, loop_edge])
-    row, order = row.sort(stable=True)
-    col, entry_edge = col[order], entry_edge[order]
-    padding = row == num_nodes
-    entry_edge = entry_edge.masked_fill(padding, -1)
-    bounds = torch.arange(num_nodes + 1, dtype=torch.int64, device=row.device)
-    rowptr = torch.searchsorted(row, bounds)
+    e_id = torch.cat([edge, loop_edge])
+    entry_row, order = entry_row.sort(stable=True)
+    col, e_id = col[order], e_id[order]
+    padding = entry_row == num_nodes
+    e_id = e_id.masked_fill(padding, -1)
+    bounds = torch.arange(num_nodes + 1, dtype=torch.int64, device=entry_row.device)
+    rowptr = torch.searchsorted(entry_row, bounds)
 
-    t_source, t_perm = col.masked_fill(padding, num_nodes).sort(stable=True)
-    t_rowptr = torch.searchsorted(t_source, bounds)
-    t_row = row[t_perm]
-    unused = t_source == num_nodes
+    entry_col, csr2csc = col.masked_fill(padding, num_nodes).sort(stable=True)
+    colptr = torch.searchsorted(entry_col, bounds)
+    row = entry_row[csr2csc]
+    unused = entry_col == num_nodes
     blocks = torch.tensor([0, num_nodes], dtype=torch.int32, device="cpu")
     return (
         rowptr.int(),
         col.masked_fill(padding, 0).int(),
-        entry_edge,
-        t_rowptr.int(),
-        t_row.masked_fill(unused, 0).int(),
-        t_perm.masked_fill(unused, 0).int(),
+        e_id,
+        colptr.int(),
+        row.masked_fill(unused, 0).int(),
+        csr2csc.masked_fill(unused, 0).int(),
         blocks,
     )
 
@@ -106,7 +106,7 @@ def gatv2_conv(
 
     Args:
         x (Tensor): node features.
-        csr (sequence of Tensor): ``rowptr, col, t_rowptr, t_row, t_perm, blocks`` of the template graph.
+        csr (sequence of Tensor): ``rowptr, col, colptr, row, csr2csc, blocks`` of the template graph.
         edge_weight (Tensor, optional): scalar weight of each CSR entry.
         params (sequence of Tensor): ``lin_l.weight, lin_l.bias, lin_r.weight, lin_r.bias, att, bias``.
         lin_edge (Tensor, optional): weight of the edge term; without it `edge_weight` must be ``None``.
@@ -133,7 +133,7 @@ def gcn_conv(x: Tensor, csr: Sequence[Tensor], norm: Tensor, params: Sequence[Te
 
     Args:
         x (Tensor): node features.
-        csr (sequence of Tensor): ``rowptr, col, t_rowptr, t_row, t_perm, blocks`` of the template graph.
+        csr (sequence of Tensor): ``rowptr, col, colptr, row, csr2csc, blocks`` of the template graph.
         norm (Tensor): normalised weight of each CSR entry.
         params (sequence of Tensor): ``lin.weight, bias``.
         activation (int): ``NONE``, ``LEAKY_RELU`` (slope 0.01) or ``SIGMOID``, applied to the result.
@@ -206,7 +206,7 @@ def tgcn_layer(
 
     Args:
         x (Tensor): input of the layer.
-        csr (sequence of Tensor): ``rowptr, col, t_rowptr, t_row, t_perm, blocks`` of the template graph.
+        csr (sequence of Tensor): ``rowptr, col, colptr, row, csr2csc, blocks`` of the template graph.
         edge_weight (Tensor, optional): weight (GATv2) or norm (GCN) of each CSR entry.
         conv_params (sequence of Tensor): the parameters of :func:`gatv2_conv` (followed by ``lin_edge.weight`` if
             `edge`) or of :func:`gcn_conv`, convolution after convolution.

@@ -48,7 +48,7 @@ class CapturedSteps:
         self.loader, self.optimizer, self.step = loader, optimizer, step
         self.warm = 0
         self.prepared: set[int] = set()
-        self.hyper: tuple[Any, ...] = ()
+        self.hyperparameters: tuple[Any, ...] = ()
         self.looked: tuple[Any, ...] | None = None
         self.captured: dict[int, tuple[tuple[Any, ...], torch.cuda.CUDAGraph, Tensor, Tensor]] = {}
         self.stream: torch.cuda.Stream | None = None
@@ -73,14 +73,14 @@ class CapturedSteps:
 
     def _run(self, batch: PlannedBatch) -> Tensor:
         starts, graph = batch.starts, batch.graph
-        before, self.hyper = self.hyper, _hyper(self.optimizer)
+        before, self.hyperparameters = self.hyperparameters, _hyperparameters(self.optimizer)
         if starts.numel() != self.loader.batch_size:
             return self._plain(batch)
         found = self.captured.get(id(graph))
-        if found is None or found[0] != self.hyper:
-            if self.warm < _WARM_UP or id(graph) not in self.prepared or self.hyper != before:
+        if found is None or found[0] != self.hyperparameters:
+            if self.warm < _WARM_UP or id(graph) not in self.prepared or self.hyperparameters != before:
                 return self._plain(batch)
-            found = self._capture(self.hyper, batch)
+            found = self._capture(self.hyperparameters, batch)
         _, replay, static_starts, losses = found
         static_starts.copy_(starts)
         replay.replay()
@@ -101,7 +101,7 @@ class CapturedSteps:
         return losses
 
     def _capture(
-        self, hyper: tuple[Any, ...], batch: PlannedBatch
+        self, hyperparameters: tuple[Any, ...], batch: PlannedBatch
     ) -> tuple[tuple[Any, ...], torch.cuda.CUDAGraph, Tensor, Tensor]:
         # All captures share their memory: they never run side by side, and nothing of one is read after the next has
         # begun but its parameters and losses, which are kept.
@@ -114,11 +114,11 @@ class CapturedSteps:
         # Not on the stream that torch keeps for captures, which belongs to the device of the first of them.
         with torch.cuda.graph(replay, pool=self.pool, stream=self.stream):
             losses = self.step(self.loader.gather(*batch._replace(starts=static_starts)))
-        self.captured[id(batch.graph)] = (hyper, replay, static_starts, losses)
+        self.captured[id(batch.graph)] = (hyperparameters, replay, static_starts, losses)
         return self.captured[id(batch.graph)]
 
 
-def _hyper(optimizer: torch.optim.Optimizer) -> tuple[Any, ...]:
+def _hyperparameters(optimizer: torch.optim.Optimizer) -> tuple[Any, ...]:
     """What a captured step of the optimiser holds: numbers, and which tensors it reads anew in each replay."""
     return tuple(
         _fixed(value) for group in optimizer.param_groups for key, value in sorted(group.items()) if key != "params"

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from hiermt._version import __version__
 from hiermt.data.feature_names import KEY, check_same, names_of
-from hiermt.io.files import check_writable, replacing
+from hiermt.io.files import atomic_write, check_writable
 from hiermt.training.held import Change, Held, apply
 from hiermt.training.optimizer_state import check_optimizer, optimizer_change, optimizer_state
 from hiermt.training.plain import checksum, decode, encode
@@ -176,7 +176,7 @@ def _module_state(name: str, module: Any) -> dict[str, Any]:
 def _write(path: Path, content: dict[str, Any]) -> None:
     buffer = io.BytesIO()
     torch.save(content, buffer)
-    with replacing(path) as temporary:
+    with atomic_write(path) as temporary:
         temporary.write_bytes(buffer.getvalue())
 
 

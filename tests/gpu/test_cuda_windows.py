@@ -64,10 +64,10 @@ def test_twenty_runs_give_the_same_bits() -> None:
 
 def test_captured_with_other_windows() -> None:
     model, windows, graph = problem(16, True, torch.float32)
-    reach = gather.DayRange(0, DAYS, DAYS - 3)
+    day_span = gather.DayRange(0, DAYS, DAYS - 3)
 
     def step() -> list[Tensor]:
-        return gradients(model, windows.within(reach), graph)
+        return gradients(model, windows.within(day_span), graph)
 
     for _ in range(3):
         step()

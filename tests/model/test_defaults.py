@@ -110,14 +110,14 @@ def gradients(o: Objects, _: Path) -> Any:
 def functions(o: Objects, _: Path) -> Any:
     logits = o.model(o.x, o.graph())
     targets = o.signal[:, 0], o.direction[:, 0]
-    conv = o.gat.convs[0].flat()
+    conv = o.gat.convs[0].op_parameters()
     h = o.x.new_ones(STOCKS, HIDDEN)
     head = [
         p for m in (o.model.tgcn_backbone.out[0], o.model.signal_head, o.model.direction_head) for p in m.parameters()
     ]
     return [
         functional.gatv2_conv(o.x, o.graph(), *conv, backend=o.backend),
-        functional.gcn_conv(o.x, o.graph(), *o.gcn_stack.convs[0].flat(), backend=o.backend),
+        functional.gcn_conv(o.x, o.graph(), *o.gcn_stack.convs[0].op_parameters(), backend=o.backend),
         functional.gated_scan(o.x, o.gat(o.x, o.graph()), None, o.cell.gates(), backend=o.backend),
         functional.gather_windows(o.series, o.starts, WINDOW, backend=o.backend),
         functional.heads(h, head, backend=o.backend),

@@ -297,11 +297,11 @@ def test_more_nodes_than_the_graph_are_refused_or_repeat_it(backend: str) -> Non
         with pytest.raises(ValueError, match="x has 4 nodes, the Graph has 2"):
             model(x, graph)
     cell = model.tgcn_backbone.cells[0]
-    found = cell.run_sequence(series, graph, cell.flat(), sequence=True)  # type: ignore[operator]
+    found = cell.run_sequence(series, graph, cell.op_parameters(), sequence=True)  # type: ignore[operator]
     for part in (slice(0, 2), slice(2, 4)):
-        assert_close(found[part], cell.run_sequence(series[part], graph, cell.flat(), sequence=True))  # type: ignore[operator]
+        assert_close(found[part], cell.run_sequence(series[part], graph, cell.op_parameters(), sequence=True))  # type: ignore[operator]
     with pytest.raises(ValueError, match="windows of 4 stocks, but the graph has 2 nodes"):
-        cell.run_sequence(Windows(series, torch.tensor([0]), WINDOW), graph, cell.flat(), sequence=True)  # type: ignore[operator]
+        cell.run_sequence(Windows(series, torch.tensor([0]), WINDOW), graph, cell.op_parameters(), sequence=True)  # type: ignore[operator]
 
 
 @pytest.mark.parametrize("order", [(True, False), (False, True)])
@@ -358,7 +358,7 @@ def test_correlations_that_leave_no_edge(calm: None, backend: str) -> None:
     found = functional.tgcn_layer(
         Windows(series, torch.tensor(STARTS), WINDOW),
         Graph(edge_index, weight, 5),
-        model.tgcn_backbone.cells[0].gcn.flat(),  # type: ignore[operator, union-attr]
+        model.tgcn_backbone.cells[0].gcn.op_parameters(),  # type: ignore[operator, union-attr]
         model.tgcn_backbone.cells[0].gates(),  # type: ignore[operator]
         backend=backend,
     )

@@ -164,6 +164,6 @@ def test_jit_is_refused_for_parts_and_functions(backend: str) -> None:
     with refused:
         torch.jit.trace(lambda a: functional.gated_scan(a, a.new_zeros(12, 6, 5), None, gates, backend=backend), x)
     graph = hiermt.Graph(edge_index, edge_weight, 12)
-    convs = [param.detach() for param in cell.gcn.flat()]
+    convs = [param.detach() for param in cell.gcn.op_parameters()]
     with refused:
         torch.jit.trace(lambda a: functional.tgcn_layer(a, graph, convs, gates, backend=backend), x)

@@ -22,7 +22,7 @@ import hiermt
 from hiermt import data, testing
 from hiermt.cli import report
 from hiermt.cli.main import USER_ERROR, main
-from hiermt.io.files import check_writable, replacing, replacing_all
+from hiermt.io.files import atomic_write, atomic_write_all, check_writable
 from hiermt.training import adam
 from support.file_writes import LOAD, names, write
 
@@ -108,7 +108,7 @@ def kinds(folder: Path) -> dict[str, tuple[int, int]]:
 def test_anything_else_is_refused_before_it_is_touched(hostile: tuple[Path, type[OSError], str]) -> None:
     path, error, words = hostile
     before = kinds(path.parent)
-    for action in (check_writable, write, lambda path: replacing_all([path.with_name("first"), path]).__enter__()):
+    for action in (check_writable, write, lambda path: atomic_write_all([path.with_name("first"), path]).__enter__()):
         with pytest.raises(error, match=words) as raised:
             action(path)
         assert str(raised.value.filename) == str(path)
@@ -122,7 +122,7 @@ def test_streams_and_devices_are_refused(path: str) -> None:
 
 
 def test_a_redirected_standard_output_is_not_replaced(tmp_path: Path) -> None:
-    code = LOAD + "print('kept', flush=True)\nfiles.replacing('/dev/stdout').__enter__()"
+    code = LOAD + "print('kept', flush=True)\nfiles.atomic_write('/dev/stdout').__enter__()"
     with open(tmp_path / "out", "w") as out:
         done = subprocess.run([sys.executable, "-c", code], stdout=out, stderr=subprocess.PIPE, text=True)
     assert done.returncode == 1 and "device or stream" in done.stderr
@@ -216,7 +216,7 @@ def test_permissions_of_the_old_file_are_kept(tmp_path: Path, mode: int) -> None
     path = tmp_path / "file"
     path.write_text("old")
     path.chmod(mode)
-    with replacing(path) as temporary:
+    with atomic_write(path) as temporary:
         assert not stat.S_IMODE(temporary.stat().st_mode) & ~mode & 0o077
         temporary.write_text("new")
     assert stat.S_IMODE(path.stat().st_mode) == mode and path.read_text() == "new"
@@ -341,7 +341,7 @@ def test_several_files_are_flushed_before_the_first_is_renamed(tmp_path: Path, m
     fsync, replace = os.fsync, os.replace
     monkeypatch.setattr(os, "fsync", lambda handle: (done.append("fsync"), fsync(handle))[1])
     monkeypatch.setattr(os, "replace", lambda *paths: (done.append("replace"), replace(*paths))[1])
-    with replacing_all([tmp_path / "a", tmp_path / "b"]) as temporaries:
+    with atomic_write_all([tmp_path / "a", tmp_path / "b"]) as temporaries:
         for temporary in temporaries:
             temporary.write_text("x")
     assert done == ["fsync", "fsync", "replace", "replace", "fsync"]  # the last one flushes the folder

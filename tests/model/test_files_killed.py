@@ -17,7 +17,7 @@ pytest.importorskip("fcntl")
 
 
 WRITE_AND_WAIT = """
-with files.replacing(sys.argv[1]) as temporary:
+with files.atomic_write(sys.argv[1]) as temporary:
     temporary.write_bytes(b"x" * 100_000)
     print("writing", flush=True)
     sys.stdin.read()

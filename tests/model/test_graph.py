@@ -63,11 +63,11 @@ def test_transpose_holds_the_same_entries(graph: tuple[int, Tensor, Tensor], rul
     entries = hiermt.Graph(edge_index, None, num_nodes, backend=backend).entries(rule, False, torch.float32)
     nodes = entries.rowptr.numel() - 1
     row = reference.entry_rows(entries.rowptr, entries.col.numel()).int()
-    source = reference.entry_rows(entries.t_rowptr, entries.t_row.numel()).int()
-    order = entries.t_perm.long()
+    source = reference.entry_rows(entries.colptr, entries.row.numel()).int()
+    order = entries.csr2csc.long()
     assert torch.equal(order.sort().values, torch.arange(order.numel()))
     assert torch.equal(entries.col[order], source)
-    assert torch.equal(row[order], entries.t_row)
+    assert torch.equal(row[order], entries.row)
     assert torch.equal(entries.col[entries.rowptr[1:].long() - 1], torch.arange(nodes).int())  # the loop comes last
 
 

@@ -14,7 +14,7 @@ import torch
 import hiermt
 from hiermt import testing
 from hiermt.io import checkpoint
-from hiermt.io.files import replacing
+from hiermt.io.files import atomic_write
 
 pyg = pytest.importorskip("hiermt.testing.pyg", reason="the model to take over needs torch-geometric")
 pytest.importorskip("safetensors")
@@ -248,13 +248,13 @@ def test_an_interrupted_save_leaves_the_old_file(
 
 def test_replacing_is_all_or_nothing(tmp_path: Path) -> None:
     target = tmp_path / "new" / "file.txt"
-    with replacing(target) as path:
+    with atomic_write(target) as path:
         path.write_text("one")
         assert not target.exists()
     assert target.read_text() == "one"
 
     def fail() -> None:
-        with replacing(target) as path:
+        with atomic_write(target) as path:
             path.write_text("two")
             raise RuntimeError
 

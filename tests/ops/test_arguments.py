@@ -79,7 +79,7 @@ def test_graph_and_windows(backend: str, integer: Any) -> None:
     for one, other in zip(model(windows, graph), plain, strict=True):
         assert torch.equal(one, other)
     cell = model.tgcn_backbone.cells[0]
-    x, convs = series[:, :4], cell.gcn.flat()
+    x, convs = series[:, :4], cell.gcn.op_parameters()
     found = functional.tgcn_layer(x, graph, convs, cell.gates(), conv_layers=integer(2), backend=backend)
     assert torch.equal(found, functional.tgcn_layer(x, graph, convs, cell.gates(), backend=backend))
     g = torch.rand(12, 9, 4)
@@ -104,7 +104,7 @@ def test_graph_and_windows_refuse_the_rest(value: Any) -> None:
             run()
     cell = model.tgcn_backbone.cells[0]
     with pytest.raises(TypeError, match="conv_layers: expected an integer"):
-        functional.tgcn_layer(series, graph, cell.gcn.flat(), cell.gates(), conv_layers=value)
+        functional.tgcn_layer(series, graph, cell.gcn.op_parameters(), cell.gates(), conv_layers=value)
 
 
 def decisions(threshold: Any) -> list[Any]:

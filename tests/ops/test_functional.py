@@ -262,10 +262,10 @@ def test_a_head_that_is_not_used_gets_no_gradient(backend: str) -> None:
 def test_a_number_of_nodes_that_fits_no_copy_is_one_sentence(backend: str) -> None:
     cell = layer()
     with pytest.raises(ValueError, match="no multiple of the graph's 20"):
-        functional.tgcn_layer(torch.randn(21, 6, 5), graph(), cell.gcn.flat(), cell.gates(), backend=backend)
+        functional.tgcn_layer(torch.randn(21, 6, 5), graph(), cell.gcn.op_parameters(), cell.gates(), backend=backend)
     with pytest.raises(ValueError, match="conv_activation"):
         functional.tgcn_layer(
-            torch.randn(20, 6, 5), graph(), cell.gcn.flat(), cell.gates(), conv_activation="x", backend=backend
+            torch.randn(20, 6, 5), graph(), cell.gcn.op_parameters(), cell.gates(), conv_activation="x", backend=backend
         )
 
 
@@ -280,7 +280,7 @@ def test_stride_zero_and_transposed_gradients(backend: str) -> None:
         lambda y: y.transpose(0, 2).contiguous().sum(),
     ):
         leaf = x.clone().requires_grad_()
-        y = stack(leaf, graph(), cell.gcn.flat(), cell.gates(), backend=backend)
+        y = stack(leaf, graph(), cell.gcn.op_parameters(), cell.gates(), backend=backend)
         found.append(torch.autograd.grad(make(y), leaf)[0])
     testing.assert_close(found[0], found[1])
     testing.assert_close(found[2], found[1])

@@ -62,7 +62,7 @@ def test_autocast() -> None:
 
 def test_forged_lists_of_a_graph_are_refused() -> None:
     case = make(2, 3, 2, 5)
-    params, names = [param.detach() for param in case.params], ["rowptr", "col", "t_rowptr", "t_row", "t_perm"]
+    params, names = [param.detach() for param in case.params], ["rowptr", "col", "colptr", "row", "csr2csc"]
     for index, name in enumerate(names):
         for position, value in ((0, -1), (0, 1 << 30), (1, 1 << 20)):
             csr = [part.clone() for part in case.csr]
@@ -110,8 +110,8 @@ def test_compiles_without_graph_break_for_any_size() -> None:
 @pytest.mark.parametrize("blocks", [[], [0], [0, 10**6], [0, 2], [1, 3], [0, 5, 3]])
 def test_blocks_that_do_not_cover_the_nodes_are_refused(blocks: list[int]) -> None:
     edge_index = torch.tensor([[0, 1, 2], [1, 2, 0]])
-    rowptr, col, _, t_rowptr, t_row, t_perm, _ = torch.ops.hiermt.graph_prepare(edge_index, 3, 0)
-    csr = [rowptr, col, t_rowptr, t_row, t_perm, torch.tensor(blocks, dtype=torch.int32)]
+    rowptr, col, _, colptr, row, csr2csc, _ = torch.ops.hiermt.graph_prepare(edge_index, 3, 0)
+    csr = [rowptr, col, colptr, row, csr2csc, torch.tensor(blocks, dtype=torch.int32)]
     params = [torch.randn(5, 4), torch.randn(5), torch.randn(5, 4), *torch.randn(3, 5)]
     with pytest.raises(RuntimeError, match="blocks"):
         torch.ops.hiermt.gatv2_conv(torch.randn(6, 2, 4), csr, None, params, None, 0)

@@ -140,7 +140,7 @@ def compare_with_pyg(
         state = oracle(x[:, t], edge_index, weight, state)
         states.append(state)
     expected = torch.stack(states, dim=1)
-    out = cell.run_sequence(x, Graph(edge_index, weight, num_nodes), cell.flat(), sequence=True)
+    out = cell.run_sequence(x, Graph(edge_index, weight, num_nodes), cell.op_parameters(), sequence=True)
     assert_close(out, expected)
     cotangent = torch.randn_like(expected)
     inputs = [x] if weight is None else [x, weight]

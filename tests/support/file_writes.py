@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from hiermt.io import files as _files
-from hiermt.io.files import replacing
+from hiermt.io.files import atomic_write
 
 # By its path, as importing the package takes seconds.
 LOAD = f"""
@@ -18,7 +18,7 @@ spec.loader.exec_module(files)
 
 
 def write(path: Any, text: str = "new") -> None:
-    with replacing(path) as temporary:
+    with atomic_write(path) as temporary:
         temporary.write_text(text)
 
 

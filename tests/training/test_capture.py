@@ -87,10 +87,10 @@ def test_equal_to_plain_steps_to_the_bit(
     captures: list[int], changing: bool, gpu: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if gpu:  # Days are shared as the loader knows them.
-        monkeypatch.setattr(gather, "waits", lambda tensor: True)
+        monkeypatch.setattr(gather, "reading_syncs", lambda tensor: True)
         monkeypatch.setattr(_inputs, "MOST_DAYS_ON_GPU", 0.95)
         monkeypatch.setattr(_inputs.dispatch, "native", lambda *_: True)
-    assert _inputs.gather.waits(torch.empty(0)) == gpu
+    assert _inputs.gather.reading_syncs(torch.empty(0)) == gpu
     found, expected = train(True, changing), train(False, changing)
     assert found[0] == expected[0]
     assert all(torch.equal(found[1][name], tensor) for name, tensor in expected[1].items())

@@ -24,14 +24,14 @@ def gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     def looked(*_: object) -> None:
         raise AssertionError("waits for the device")
 
-    monkeypatch.setattr(gather, "waits", lambda tensor: True)
+    monkeypatch.setattr(gather, "reading_syncs", lambda tensor: True)
     monkeypatch.setattr(_inputs.dispatch, "native", lambda *_: True)
     monkeypatch.setattr(Windows, "days", looked)
     monkeypatch.setattr(Windows, "shared", looked)
 
 
 @pytest.mark.parametrize(
-    ("starts", "reach"),
+    ("starts", "day_span"),
     [
         ([3, 9, 4], DayRange(3, 15, 12)),
         ([3, 9, 4], DayRange(0, 50, 50)),
@@ -42,33 +42,33 @@ def gpu(monkeypatch: pytest.MonkeyPatch) -> None:
         ([], DayRange(0, 50, 50)),
     ],
 )
-def test_within_a_range_of_days(starts: list[int], reach: DayRange) -> None:
+def test_within_a_range_of_days(starts: list[int], day_span: DayRange) -> None:
     windows = Windows(dataset().series, torch.tensor(starts, dtype=torch.int64), WINDOW)
-    found = windows.within(reach)
-    assert found.series.size(1) == reach.days
+    found = windows.within(day_span)
+    assert found.series.size(1) == day_span.days
     assert torch.equal(found.gather(), windows.gather())
 
 
 def test_what_a_loader_knows_of_the_days(monkeypatch: pytest.MonkeyPatch) -> None:
     def reaches(starts: Any, **options: Any) -> set[DayRange | None]:
-        return {batch.reach for batch in data.WindowLoader(dataset(), starts, 8, **options)}
+        return {batch.day_span for batch in data.WindowLoader(dataset(), starts, 8, **options)}
 
     assert reaches(range(5, 37), shuffle=True) == {DayRange(5, 36 + WINDOW, 31 + WINDOW)}
     assert reaches(range(5, 37)) == {DayRange(5, 36 + WINDOW, 7 + WINDOW)}
     assert reaches(range(5, 37), sampler=range(32)) == {DayRange(5, 36 + WINDOW, 31 + WINDOW)}
     # The one that is spread most decides for all, so that all have one shape.
     assert reaches([*range(8), *range(8, 24, 2)]) == {DayRange(0, 22 + WINDOW, 14 + WINDOW)}
-    # A day that no window has may hold anything, and would reach the gradients of the convolutions.
+    # A day that no window has may hold anything, and would day_span the gradients of the convolutions.
     assert reaches([*range(8), *range(8 + WINDOW, 20 + WINDOW)]) == {None}
     assert reaches([*range(8), *range(7 + WINDOW, 19 + WINDOW)]) != {None}
     blocks = data.WindowLoader(dataset(True), range(40), 8, shuffle=True)
     expected = {DayRange(0, 20, 20), DayRange(15, 33, 18), DayRange(28, 45, 17)}
-    assert {batch.reach for batch in blocks} == expected
-    assert data.WindowLoader(dataset(), range(8)).gather(torch.arange(3)).reach is None
+    assert {batch.day_span for batch in blocks} == expected
+    assert data.WindowLoader(dataset(), range(8)).gather(torch.arange(3)).day_span is None
     batch = next(iter(data.WindowLoader(dataset(), range(5, 37), 8)))
     monkeypatch.setattr(data.loaders, "same_device", lambda *_: False)
     moved = batch.to("cpu")
-    assert moved.reach == DayRange(0, 7 + WINDOW, 7 + WINDOW)
+    assert moved.day_span == DayRange(0, 7 + WINDOW, 7 + WINDOW)
 
 
 @pytest.mark.usefixtures("gpu")

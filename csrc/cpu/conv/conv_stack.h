@@ -27,12 +27,12 @@ struct ConvStackForward {
 template <class S, class C>
 struct ConvStackBackward {
   ConvStackForward<S> forward;  // forward.out holds the saved output, read only
-  const S* grad_out;            // [N, T, H]
-  S* grad_x;                    // [N, T, F] or nullptr
+  const S* d_out;               // [N, T, H]
+  S* d_x;                       // [N, T, F] or nullptr
   bool accumulate_grad_x;       // add to what is there
   const GatV2Grads<C>* gat;     // [conv_layers], or nullptr: no gradient of a parameter
   const GcnGrads<C>* gcn;       // the same without forward.gat
-  C* grad_edge_weight;          // [E] or nullptr
+  C* d_edge_weight;             // [E] or nullptr
 };
 
 namespace HIERMT_ISA {

@@ -72,7 +72,7 @@ struct StackBackward {
         input_cotangent(transposed[k], tiles, 0, nodes, tiles.dout);
         through_activation(inputs[k], tiles.dout, nodes);
         clear_dead_lanes(task, tiles.dout);
-      } else if (params.grad_x) {
+      } else if (params.d_x) {
         scatter_input_cotangent(task, tiles);
       }
     }
@@ -82,14 +82,14 @@ struct StackBackward {
     const ConvStackForward<S>& f = forward();
     const LaneRows<S> x_rows(f.x, task.chunk);
     const LaneRows<S> out_rows(contiguous_view<S>(f.out, f.graph.num_nodes, f.steps, f.hidden), task.chunk);
-    const LaneRows<S> grad_rows(contiguous_view<S>(params.grad_out, f.graph.num_nodes, f.steps, f.hidden),
-                                task.chunk);
+    const LaneRows<S> d_rows(contiguous_view<S>(params.d_out, f.graph.num_nodes, f.steps, f.hidden),
+                             task.chunk);
     for (int64_t n = task.begin; n < task.end; ++n) {
       prefetch_ahead(x_rows, n, task.end);
       prefetch_ahead(out_rows, n, task.end);
-      prefetch_ahead(grad_rows, n, task.end);
+      prefetch_ahead(d_rows, n, task.end);
       gather(x_rows, n, x.node(n - task.begin));
-      gather_cotangent(grad_rows, out_rows, f.last, n, convs[0].padded, dout.node(n - task.begin));
+      gather_cotangent(d_rows, out_rows, f.last, n, convs[0].padded, dout.node(n - task.begin));
     }
   }
 
@@ -161,7 +161,7 @@ struct StackBackward {
   void scatter_input_cotangent(const Task& task, const GatV2BackwardTiles<C>& tiles) const {
     ScratchFrame frame;
     const TileSpan<C> dx = take_tiles<C>(frame, kScatterNodes, transposed[0].left.outputs);
-    const LaneRowsOut<S> rows(params.grad_x, forward().graph.num_nodes, forward().steps, convs[0].inputs,
+    const LaneRowsOut<S> rows(params.d_x, forward().graph.num_nodes, forward().steps, convs[0].inputs,
                               task.chunk);
     for (int64_t n = 0; n < tiles.nodes; n += kScatterNodes) {
       const int64_t count = tiles.nodes - n < kScatterNodes ? tiles.nodes - n : kScatterNodes;
@@ -245,7 +245,7 @@ void conv_stack_backward(const ConvStackBackward<S, Compute<S>>& p) {
   C* totals = frame.take<C>(groups * totals_size);
   const int64_t* group_tasks = balance_tasks(frame, f.graph, blocks, chunks, groups);
   const EdgePartials<C> edges(frame, f.graph, blocks, chunks, groups, group_tasks,
-                              p.grad_edge_weight && edge_weight);
+                              p.d_edge_weight && edge_weight);
   parallel_for(groups, [&](int64_t group) {
     ScratchFrame own;
     GatV2Sums<C>* sums = own.take<GatV2Sums<C>>(f.conv_layers);
@@ -279,7 +279,7 @@ void conv_stack_backward(const ConvStackBackward<S, Compute<S>>& p) {
     }
     own += GatV2Sums<C>::totals(convs[k].padded, convs[k].inputs);
   }
-  if (p.grad_edge_weight) edges.write(groups, f.graph.num_entries, p.grad_edge_weight);
+  if (p.d_edge_weight) edges.write(groups, f.graph.num_entries, p.d_edge_weight);
 }
 
 template void conv_stack_backward<float>(const ConvStackBackward<float, float>&);

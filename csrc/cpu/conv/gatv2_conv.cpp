@@ -29,8 +29,8 @@ void gatv2_conv_backward(const GatV2ConvBackward<S, Compute<S>>& p) {
   const GatV2Grads<Compute<S>>& g = p.grads;
   const bool any = g.lin_l_weight || g.lin_l_bias || g.lin_r_weight || g.lin_r_bias || g.att ||
                    g.lin_edge_weight || g.bias;
-  conv_stack_backward<S>({stack_of_one(p.forward), p.grad_out, p.grad_x, false, any ? &g : nullptr, nullptr,
-                          p.grad_edge_weight});
+  conv_stack_backward<S>(
+      {stack_of_one(p.forward), p.d_out, p.d_x, false, any ? &g : nullptr, nullptr, p.d_edge_weight});
 }
 
 HIERMT_INSTANTIATE(gatv2_conv_forward)

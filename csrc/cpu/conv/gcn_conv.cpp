@@ -27,7 +27,7 @@ template <class S>
 void gcn_conv_backward(const GcnConvBackward<S, Compute<S>>& p) {
   const bool any = p.grads.lin_weight || p.grads.bias;
   conv_stack_backward<S>(
-      {stack_of_one(p.forward), p.grad_out, p.grad_x, false, nullptr, any ? &p.grads : nullptr, p.grad_norm});
+      {stack_of_one(p.forward), p.d_out, p.d_x, false, nullptr, any ? &p.grads : nullptr, p.d_norm});
 }
 
 HIERMT_INSTANTIATE(gcn_conv_forward)

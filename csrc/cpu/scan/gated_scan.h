@@ -33,7 +33,7 @@ void gated_scan_forward_range(const GatedScanForward<S>& p, const PackedGates<Co
                               int64_t begin, int64_t end, const S* g, const S* z);
 
 // The gates' parameters for the products of the backward: lanes are input channels. `outputs` vectors of L
-// lanes cover the channels of g and, if grad_x is wanted, of x. Vectors are packed in pairs, a last one
+// lanes cover the channels of g and, if d_x is wanted, of x. Vectors are packed in pairs, a last one
 // alone.
 template <class C>
 struct PackedGatesTransposed {
@@ -53,12 +53,12 @@ PackedGatesTransposed<Compute<S>> pack_gates_transposed(const GateWeights<S>& we
 template <class C>
 int64_t gate_sums_size(int64_t channels, int64_t hidden);
 
-// Nodes [begin, end) of p, on this thread. `g` and `grad_g` (or nullptr) are rows of node `begin`,
-// [end - begin, T, H]; p.forward.g and p.grad_g are not read. Adds to `sums`, or skips them when nullptr.
+// Nodes [begin, end) of p, on this thread. `g` and `d_g` (or nullptr) are rows of node `begin`,
+// [end - begin, T, H]; p.forward.g and p.d_g are not read. Adds to `sums`, or skips them when nullptr.
 template <class S>
 void gated_scan_backward_range(const GatedScanBackward<S, Compute<S>>& p,
                                const PackedGatesTransposed<Compute<S>>& packed, int64_t begin, int64_t end,
-                               const S* g, S* grad_g, Compute<S>* sums);
+                               const S* g, S* d_g, Compute<S>* sums);
 
 // grads = the sums of all groups, [groups, gate_sums_size], added in a fixed order.
 template <class C>

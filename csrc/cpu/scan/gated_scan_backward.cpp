@@ -10,13 +10,13 @@ namespace HIERMT_ISA {
 template <class S>
 void gated_scan_backward_range(const GatedScanBackward<S, Compute<S>>& p,
                                const PackedGatesTransposed<Compute<S>>& packed, int64_t begin, int64_t end,
-                               const S* g, S* grad_g, Compute<S>* sums) {
+                               const S* g, S* d_g, Compute<S>* sums) {
   ScratchFrame frame;
   BackwardTile<S, true> tile(p, packed, frame);
   const int64_t row = p.forward.steps * p.forward.hidden;
   for (int64_t first = begin; first < end; first += kTileRows) {
     const int count = static_cast<int>(end - first < kTileRows ? end - first : kTileRows);
-    S* to = grad_g == nullptr ? nullptr : grad_g + (first - begin) * row;
+    S* to = d_g == nullptr ? nullptr : d_g + (first - begin) * row;
     tile.run(first, count, {g + (first - begin) * row, to, sums, nullptr, 0});
   }
 }
@@ -33,7 +33,7 @@ void gated_scan_backward(const GatedScanBackward<S, Compute<S>>& p) {
   if (f.hidden == 0) return;
   ScratchFrame frame;
   const PackedGatesTransposed<C> packed =
-      pack_gates_transposed(f.weights, channels, f.hidden, p.grad_x != nullptr, frame);
+      pack_gates_transposed(f.weights, channels, f.hidden, p.d_x != nullptr, frame);
   const int64_t size = gate_sums_size<C>(channels, f.hidden);
   const int64_t tiles = (nodes + kTileRows - 1) / kTileRows, groups = sum_groups(tiles, size);
   C* sums = need_parameters ? frame.take<C>(groups * size) : nullptr;
@@ -44,7 +44,7 @@ void gated_scan_backward(const GatedScanBackward<S, Compute<S>>& p) {
     C* group_sums = need_parameters ? sums + group * size : nullptr;
     for (int64_t i = 0; i < (need_parameters ? size : 0); ++i) group_sums[i] = C(0);
     gated_scan_backward_range(p, packed, begin, end, f.g + begin * row,
-                              p.grad_g == nullptr ? nullptr : p.grad_g + begin * row, group_sums);
+                              p.d_g == nullptr ? nullptr : p.d_g + begin * row, group_sums);
   });
   if (need_parameters) finish_gate_grads(sums, groups, channels, f.hidden, grads);
 }

@@ -39,7 +39,7 @@ struct ScanLengths {
 template <class S, class C>
 struct ScanRows {
   const S* g;  // [count, T, H]
-  S* grad_g;   // [count, T, H] or nullptr
+  S* d_g;      // [count, T, H] or nullptr
   C* sums;     // gate_sums_size, added to, or nullptr
   C* dz;       // inputs elsewhere: [count, T, 3, V L] at dz_stride_node, added to
   int64_t dz_stride_node;
@@ -91,7 +91,7 @@ class BackwardTile {
       }
       if (own_.sums != nullptr) add_parameters(own_.sums, (end - begin) * count_);
     }
-    if (p_.grad_h0 != nullptr) finish();
+    if (p_.d_h0 != nullptr) finish();
   }
 
  private:
@@ -111,7 +111,7 @@ class BackwardTile {
   void start() {
     for (int i = 0; i < kTileRows; ++i) {
       for (int64_t v = 0; v < len_.vectors; ++v) {
-        const V dh = p_.grad_h_last == nullptr ? V{} : load_channels(p_.grad_h_last + node(i) * f_.hidden, v);
+        const V dh = p_.d_h_last == nullptr ? V{} : load_channels(p_.d_h_last + node(i) * f_.hidden, v);
         store(dh_ + i * len_.padded + v * kL, dh);
       }
     }
@@ -124,13 +124,13 @@ class BackwardTile {
     for (int64_t i = v * count_ / len_.vectors; i < last; ++i) {
       prefetch(gate(i, t, 0), 3 * f_.hidden);
       prefetch(f_.h + (at(i, t) - 1) * f_.hidden, f_.hidden);
-      if (p_.grad_h != nullptr) prefetch(p_.grad_h + at(i, t) * f_.hidden, f_.hidden);
+      if (p_.d_h != nullptr) prefetch(p_.d_h + at(i, t) * f_.hidden, f_.hidden);
       if constexpr (kInputs) {
         const int64_t row = i * f_.steps + t;
         prefetch(x_row(i, t), f_.x.stride_channel == 1 ? f_.x.channels : 1);
         prefetch(own_.g + row * f_.hidden, f_.hidden);
-        if (own_.grad_g != nullptr) prefetch_to_write(own_.grad_g + row * f_.hidden, f_.hidden);
-        if (p_.grad_x != nullptr) prefetch_to_write(p_.grad_x + at(i, t) * f_.x.channels, f_.x.channels);
+        if (own_.d_g != nullptr) prefetch_to_write(own_.d_g + row * f_.hidden, f_.hidden);
+        if (p_.d_x != nullptr) prefetch_to_write(p_.d_x + at(i, t) * f_.x.channels, f_.x.channels);
       }
     }
   }
@@ -170,7 +170,7 @@ class BackwardTile {
       const V h = previous_state(i, t, v);
       C* carry = dh_ + i * len_.padded + v * kL;
       V dh = load(carry);
-      if (p_.grad_h != nullptr) dh += load_channels(p_.grad_h + at(i, t) * f_.hidden, v);
+      if (p_.d_h != nullptr) dh += load_channels(p_.d_h + at(i, t) * f_.hidden, v);
       store(dz_row_[0] + i * len_.gates + v * kL, dh * (h - c) * (u * (one - u)));
       store(dz_row_[2] + i * len_.gates + v * kL, dh * (one - u) * (one - c * c));
       store(carry, dh * u);
@@ -252,12 +252,12 @@ class BackwardTile {
 
   HIERMT_INLINE void write_input(int i, int64_t t, int64_t v, V value) const {
     if (v < len_.vectors) {
-      if (own_.grad_g != nullptr) {
-        store_lanes(own_.grad_g + (i * f_.steps + t) * f_.hidden, f_.hidden, v, value);
+      if (own_.d_g != nullptr) {
+        store_lanes(own_.d_g + (i * f_.steps + t) * f_.hidden, f_.hidden, v, value);
       }
       return;
     }
-    S* row = p_.grad_x + at(i, t) * f_.x.channels;
+    S* row = p_.d_x + at(i, t) * f_.x.channels;
     v -= len_.vectors;
     if (p_.accumulate_grad_x) value += load_lanes(row, f_.x.channels, v);
     store_lanes(row, f_.x.channels, v, value);
@@ -286,7 +286,7 @@ class BackwardTile {
   void finish() const {
     for (int i = 0; i < count_; ++i) {
       for (int64_t v = 0; v < len_.vectors; ++v) {
-        store_lanes(p_.grad_h0 + node(i) * f_.hidden, f_.hidden, v, load(dh_ + i * len_.padded + v * kL));
+        store_lanes(p_.d_h0 + node(i) * f_.hidden, f_.hidden, v, load(dh_ + i * len_.padded + v * kL));
       }
     }
   }

@@ -55,8 +55,8 @@ GatedScanBackward<S, Compute<S>> scan_of(const GatedScanWindowsBackward<S, Compu
   scan.forward.weights = f.weights;
   scan.forward.h = f.h;
   scan.forward.gates = f.gates;
-  scan.grad_h = p.grad_h;
-  scan.grad_h_last = p.grad_h_last;
+  scan.d_h = p.d_h;
+  scan.d_h_last = p.d_h_last;
   return scan;
 }
 
@@ -68,7 +68,7 @@ class WindowsBackward {
   WindowsBackward(const GatedScanWindowsBackward<S, C>& p, ScratchFrame& frame)
       : p_(p),
         f_(p.forward),
-        packed_(pack_gates_transposed(f_.weights, f_.x.channels, f_.hidden, p.grad_x != nullptr, frame)),
+        packed_(pack_gates_transposed(f_.weights, f_.x.channels, f_.hidden, p.d_x != nullptr, frame)),
         groups_(f_, frame),
         scan_(scan_of<S>(p)),
         len_(f_.x.channels, f_.hidden),

@@ -97,9 +97,9 @@ class DayGradients {
   HIERMT_INLINE void write_input(int64_t node, int64_t day, int64_t v, V value) const {
     const int64_t row = node * f_.days + day;
     if (v >= len_.vectors) {
-      store_lanes(p_.grad_x + row * f_.x.channels, f_.x.channels, v - len_.vectors, value);
-    } else if (p_.grad_g != nullptr) {
-      store_lanes(p_.grad_g + row * f_.hidden, f_.hidden, v, value);
+      store_lanes(p_.d_x + row * f_.x.channels, f_.x.channels, v - len_.vectors, value);
+    } else if (p_.d_g != nullptr) {
+      store_lanes(p_.d_g + row * f_.hidden, f_.hidden, v, value);
     }
   }
 

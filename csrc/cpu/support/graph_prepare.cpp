@@ -40,11 +40,11 @@ void sort_by_target(const GraphPrepare<I>& p) {
     if (p.source[e] == p.target[e]) continue;
     const int32_t entry = next[p.target[e]]++;
     p.col[entry] = static_cast<int32_t>(p.source[e]);
-    p.entry_edge[entry] = e;
+    p.e_id[entry] = e;
   }
   for (int64_t i = 0; i < p.num_nodes; ++i) {
     p.col[next[i]] = static_cast<int32_t>(i);
-    p.entry_edge[next[i]] = loop_edge[i];
+    p.e_id[next[i]] = loop_edge[i];
   }
 }
 
@@ -52,15 +52,15 @@ void sort_by_target(const GraphPrepare<I>& p) {
 template <class I>
 void sort_by_source(const GraphPrepare<I>& p) {
   const int32_t entries = p.rowptr[p.num_nodes];
-  std::fill(p.t_rowptr, p.t_rowptr + p.num_nodes + 1, 0);
-  for (int32_t e = 0; e < entries; ++e) ++p.t_rowptr[p.col[e]];
-  exclusive_sum(p.t_rowptr, p.num_nodes);
-  std::vector<int32_t> next(p.t_rowptr, p.t_rowptr + p.num_nodes);
+  std::fill(p.colptr, p.colptr + p.num_nodes + 1, 0);
+  for (int32_t e = 0; e < entries; ++e) ++p.colptr[p.col[e]];
+  exclusive_sum(p.colptr, p.num_nodes);
+  std::vector<int32_t> next(p.colptr, p.colptr + p.num_nodes);
   for (int64_t row = 0; row < p.num_nodes; ++row) {
     for (int32_t e = p.rowptr[row]; e < p.rowptr[row + 1]; ++e) {
       const int32_t at = next[p.col[e]]++;
-      p.t_row[at] = static_cast<int32_t>(row);
-      p.t_perm[at] = e;
+      p.row[at] = static_cast<int32_t>(row);
+      p.csr2csc[at] = e;
     }
   }
 }
@@ -68,8 +68,8 @@ void sort_by_source(const GraphPrepare<I>& p) {
 template <class I>
 void pad(const GraphPrepare<I>& p) {
   for (int64_t e = p.rowptr[p.num_nodes]; e < p.num_edges + p.num_nodes; ++e) {
-    p.col[e] = p.t_row[e] = p.t_perm[e] = 0;
-    p.entry_edge[e] = -1;
+    p.col[e] = p.row[e] = p.csr2csc[e] = 0;
+    p.e_id[e] = -1;
   }
 }
 

@@ -16,13 +16,13 @@ struct GraphPrepare {
   const I* source;    // [E0]
   const I* target;    // [E0]
   LoopRule rule;
-  int32_t* rowptr;      // [S + 1]
-  int32_t* col;         // [E]
-  int64_t* entry_edge;  // [E]
-  int32_t* t_rowptr;    // [S + 1]
-  int32_t* t_row;       // [E]
-  int32_t* t_perm;      // [E]
-  int32_t* blocks;      // [S + 1], of which the first result + 1 are used
+  int32_t* rowptr;   // [S + 1]
+  int32_t* col;      // [E]
+  int64_t* e_id;     // [E]
+  int32_t* colptr;   // [S + 1]
+  int32_t* row;      // [E]
+  int32_t* csr2csc;  // [E]
+  int32_t* blocks;   // [S + 1], of which the first result + 1 are used
 };
 
 // The first edge with an end outside [0, S), or -1; nothing has been written then.

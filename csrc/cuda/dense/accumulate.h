@@ -5,7 +5,7 @@ namespace hiermt::cuda {
 // Which gradients a convolution adds to what is there instead of replacing it: those that several parts of a
 // layer share.
 struct Accumulate {
-  bool grad_x = false;
+  bool d_x = false;
   bool edge_weight = false;
 };
 

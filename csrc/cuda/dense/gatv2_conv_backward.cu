@@ -33,8 +33,8 @@ struct BackwardMemory {
   Workspace memory;
   C* x_l;  // the source kernel replaces it by its gradient
   C* x_r;
-  C* grad_y;
-  C* grad_x_r;
+  C* d_y;
+  C* d_x_r;
   EdgeState<C>* edges;  // [E, M]: neighbouring steps of an entry lie side by side
   C* partial;  // of the parameter gradients; the target kernel's first, then those of the projections
 
@@ -43,8 +43,8 @@ struct BackwardMemory {
     const int64_t values = rows * p.forward.hidden;
     x_l = memory.take<C>(values);
     x_r = memory.take<C>(values);
-    grad_y = memory.take<C>(values);
-    grad_x_r = memory.take<C>(values);
+    d_y = memory.take<C>(values);
+    d_x_r = memory.take<C>(values);
     edges = memory.take<EdgeState<C>>(p.forward.graph.num_entries * p.forward.graph.copies * p.forward.steps);
     const int64_t vectors = kMaxTargetBlocks * 3 * p.forward.hidden;
     const int64_t matrices = weight_grad_values(rows, 2 * p.forward.hidden, p.forward.x.channels);
@@ -54,7 +54,7 @@ struct BackwardMemory {
 
 template <class S, int kHidden>
 __global__ void __launch_bounds__(kGatThreads)
-    gatv2_conv_bwd_target_kernel(GatV2ConvForward<S> p, const S* grad_out, BackwardMemory<Compute<S>> memory,
+    gatv2_conv_bwd_target_kernel(GatV2ConvForward<S> p, const S* d_out, BackwardMemory<Compute<S>> memory,
                                  int rows, int tiles) {
   using C = Compute<S>;
   using Split = ChannelSplit<kHidden>;
@@ -66,7 +66,7 @@ __global__ void __launch_bounds__(kGatThreads)
   const int member = static_cast<int>(threadIdx.x) % split.lanes, first = member * kChannels;
   const int64_t instances = p.graph.copies * p.steps;
   const GatV2Lane<S, kHidden> lane(p.weights, split, first);
-  C grad_att[kChannels] = {}, grad_edge[kChannels] = {}, grad_bias[kChannels] = {};
+  C d_att[kChannels] = {}, d_edge[kChannels] = {}, d_bias[kChannels] = {};
 
   for (int tile = static_cast<int>(blockIdx.x); tile < tiles; tile += static_cast<int>(gridDim.x)) {
     const int64_t wanted = static_cast<int64_t>(tile) * groups + group;
@@ -80,9 +80,9 @@ __global__ void __launch_bounds__(kGatThreads)
     const int64_t offset = static_cast<int64_t>(row) * hidden;
     EdgeState<C>* edges = memory.edges + begin * instances + static_cast<int64_t>(at.copy) * steps + at.step;
 
-    C target[kChannels], grad[kChannels], saved[kChannels], grad_target[kChannels] = {};
+    C target[kChannels], grad[kChannels], saved[kChannels], d_target[kChannels] = {};
     split.load_aligned(memory.x_r + offset, first, target);
-    split.load_any(grad_out + offset, first, grad);
+    split.load_any(d_out + offset, first, grad);
     split.load_any(p.out + offset, first, saved);
 #pragma unroll
     for (int v = 0; v < kChannels; ++v) grad[v] *= activation_slope(p.activation, saved[v]);
@@ -100,11 +100,11 @@ __global__ void __launch_bounds__(kGatThreads)
 #pragma unroll
       for (int v = 0; v < kChannels; ++v) product += grad[v] * source[v];
       const C score = group_sum(lane.partial_score(source, target, edge_weight), split.lanes);
-      const C grad_alpha = group_sum(product, split.lanes);
+      const C d_alpha = group_sum(product, split.lanes);
       if (active) {
         softmax.see(score);
-        expected = expected * softmax.keep + softmax.weight * grad_alpha;
-        if (member == 0) edges[k * instances] = {score, grad_alpha};
+        expected = expected * softmax.keep + softmax.weight * d_alpha;
+        if (member == 0) edges[k * instances] = {score, d_alpha};
       }
     }
     const C scale = softmax.scale();
@@ -117,11 +117,11 @@ __global__ void __launch_bounds__(kGatThreads)
       EdgeState<C> seen{C(0), C(0)};
       if (active && member == 0) seen = edges[k * instances];
       const C score = __shfl_sync(kFullMask, seen.alpha, 0, split.lanes);
-      const C grad_alpha = __shfl_sync(kFullMask, seen.score, 0, split.lanes);
+      const C d_alpha = __shfl_sync(kFullMask, seen.score, 0, split.lanes);
       if (!active) continue;
       const C alpha = exponential(score - softmax.top) * scale;
-      const C grad_score = alpha * (grad_alpha - expected);
-      if (member == 0) edges[k * instances] = {alpha, grad_score};
+      const C d_score = alpha * (d_alpha - expected);
+      if (member == 0) edges[k * instances] = {alpha, d_score};
       C source[kChannels];
       split.load_aligned(memory.x_l + (step_row + static_cast<int64_t>(neighbour) * steps) * hidden, first,
                          source);
@@ -129,26 +129,26 @@ __global__ void __launch_bounds__(kGatThreads)
       for (int v = 0; v < kChannels; ++v) {
         const C z = lane.argument(source[v], target[v], edge_weight, v);
         const C slope = z > C(0) ? C(1) : C(kAttentionSlope);
-        const C grad_z = grad_score * lane.att[v] * slope;
-        grad_target[v] += grad_z;
-        grad_att[v] += grad_score * (slope * z);
-        grad_edge[v] += edge_weight * grad_z;
+        const C d_z = d_score * lane.att[v] * slope;
+        d_target[v] += d_z;
+        d_att[v] += d_score * (slope * z);
+        d_edge[v] += edge_weight * d_z;
       }
     }
     if (inside) {
-      split.store_aligned(memory.grad_x_r + offset, first, grad_target);
-      split.store_aligned(memory.grad_y + offset, first, grad);
+      split.store_aligned(memory.d_x_r + offset, first, d_target);
+      split.store_aligned(memory.d_y + offset, first, grad);
 #pragma unroll
-      for (int v = 0; v < kChannels; ++v) grad_bias[v] += grad[v];
+      for (int v = 0; v < kChannels; ++v) d_bias[v] += grad[v];
     }
   }
 
   // Groups are added in order: one partial [3, H] a block.
   SharedMemory shared;
   C* sums = shared.take<C>(static_cast<size_t>(groups) * 3 * hidden);
-  split.store_any(sums + (group * 3 + 0) * hidden, first, grad_att);
-  split.store_any(sums + (group * 3 + 1) * hidden, first, grad_edge);
-  split.store_any(sums + (group * 3 + 2) * hidden, first, grad_bias);
+  split.store_any(sums + (group * 3 + 0) * hidden, first, d_att);
+  split.store_any(sums + (group * 3 + 1) * hidden, first, d_edge);
+  split.store_any(sums + (group * 3 + 2) * hidden, first, d_bias);
   __syncthreads();
   for (int i = static_cast<int>(threadIdx.x); i < 3 * hidden; i += kGatThreads) {
     C total = C(0);
@@ -176,33 +176,32 @@ __global__ void __launch_bounds__(kGatThreads)
   const int64_t step_row = static_cast<int64_t>(at.copy) * p.graph.num_nodes * steps + at.step;
   const EdgeState<C>* edges = memory.edges + static_cast<int64_t>(at.copy) * steps + at.step;
   const GatV2Lane<S, kHidden> lane(p.weights, split, first);
-  C source[kChannels], grad_source[kChannels] = {};
+  C source[kChannels], d_source[kChannels] = {};
   split.load_aligned(memory.x_l + row * hidden, first, source);
 
-  const int end = p.graph.t_rowptr[at.node + 1];
-  for (int k = p.graph.t_rowptr[at.node]; k < end; ++k) {
-    const int entry = p.graph.t_perm[k];
-    const int64_t other = (step_row + static_cast<int64_t>(p.graph.t_row[k]) * steps) * hidden;
+  const int end = p.graph.colptr[at.node + 1];
+  for (int k = p.graph.colptr[at.node]; k < end; ++k) {
+    const int entry = p.graph.csr2csc[k];
+    const int64_t other = (step_row + static_cast<int64_t>(p.graph.row[k]) * steps) * hidden;
     const EdgeState<C> edge = edges[entry * instances];
     const C edge_weight = p.edge_weight != nullptr ? load(p.edge_weight + entry) : C(0);
     C target[kChannels], grad[kChannels];
     split.load_aligned(memory.x_r + other, first, target);
-    split.load_aligned(memory.grad_y + other, first, grad);
+    split.load_aligned(memory.d_y + other, first, grad);
 #pragma unroll
     for (int v = 0; v < kChannels; ++v) {
       const C z = lane.argument(source[v], target[v], edge_weight, v);
-      grad_source[v] +=
-          edge.alpha * grad[v] + edge.score * lane.att[v] * (z > C(0) ? C(1) : C(kAttentionSlope));
+      d_source[v] += edge.alpha * grad[v] + edge.score * lane.att[v] * (z > C(0) ? C(1) : C(kAttentionSlope));
     }
   }
-  split.store_aligned(memory.x_l + row * hidden, first, grad_source);
+  split.store_aligned(memory.x_l + row * hidden, first, d_source);
 }
 
 // w'_e = sum over instances and channels of s' att leaky'(z) W_e; one block for each node of the template.
 template <class S>
 __global__ void __launch_bounds__(kGatThreads)
     gatv2_conv_bwd_edge_weight_kernel(GatV2ConvForward<S> p, BackwardMemory<Compute<S>> memory,
-                                      Compute<S>* grad_edge_weight, bool accumulate) {
+                                      Compute<S>* d_edge_weight, bool accumulate) {
   using C = Compute<S>;
   SharedMemory shared;
   C* scratch = shared.take<C>(kGatThreads);
@@ -225,7 +224,7 @@ __global__ void __launch_bounds__(kGatThreads)
              (z > C(0) ? C(1) : C(kAttentionSlope));
     }
     sum = block_sum(sum, scratch);
-    if (threadIdx.x == 0) grad_edge_weight[entry] = accumulate ? grad_edge_weight[entry] + sum : sum;
+    if (threadIdx.x == 0) d_edge_weight[entry] = accumulate ? d_edge_weight[entry] + sum : sum;
   }
 }
 
@@ -266,19 +265,19 @@ cudaError_t edge_gradients(const GatV2ConvBackward<S, Compute<S>>& p,
     HIERMT_CUDA_RETURN_IF_ERROR(
         launch(gatv2_conv_bwd_target_kernel<S, kHidden>, dim3(static_cast<unsigned>(grid.blocks)),
                dim3(kGatThreads), padded_bytes<C>(static_cast<size_t>(groups) * 3 * f.hidden), stream, f,
-               p.grad_out, memory, static_cast<int>(rows), static_cast<int>(grid.tiles)));
+               p.d_out, memory, static_cast<int>(rows), static_cast<int>(grid.tiles)));
     if (wants_vectors(p.grads)) {
       HIERMT_CUDA_RETURN_IF_ERROR(ordered_sum<C>(memory.partial, grid.blocks, 3 * f.hidden,
                                                  VectorGrads<C>{p.grads, static_cast<int>(f.hidden)},
                                                  stream));
     }
-    if (p.grad_edge_weight != nullptr) {
+    if (p.d_edge_weight != nullptr) {
       HIERMT_CUDA_RETURN_IF_ERROR(launch(gatv2_conv_bwd_edge_weight_kernel<S>,
                                          dim3(static_cast<unsigned>(f.graph.num_nodes)), dim3(kGatThreads),
-                                         padded_bytes<C>(kGatThreads), stream, f, memory, p.grad_edge_weight,
+                                         padded_bytes<C>(kGatThreads), stream, f, memory, p.d_edge_weight,
                                          accumulate_edge_weight));
     }
-    if (p.grad_x == nullptr && !wants_matrices(p.grads)) return cudaSuccess;
+    if (p.d_x == nullptr && !wants_matrices(p.grads)) return cudaSuccess;
     return launch(gatv2_conv_bwd_source_kernel<S, kHidden>,
                   dim3(static_cast<unsigned>(ceil_div(rows, groups))), dim3(kGatThreads), 0, stream, f,
                   memory, static_cast<int>(rows));
@@ -305,8 +304,8 @@ int gatv2_conv_backward(const GatV2ConvBackward<S, Compute<S>>& p, Accumulate ac
   if (!supported(nodes, f.steps, f.hidden)) return cudaErrorInvalidValue;
   const BackwardMemory<C> memory(workspace, p, rows);
 
-  if (p.grad_edge_weight != nullptr && !accumulate.edge_weight) {
-    HIERMT_CUDA_RETURN_IF_ERROR(clear_padding(f.graph, rows == 0, p.grad_edge_weight, stream));
+  if (p.d_edge_weight != nullptr && !accumulate.edge_weight) {
+    HIERMT_CUDA_RETURN_IF_ERROR(clear_padding(f.graph, rows == 0, p.d_edge_weight, stream));
   }
   if (rows > 0) {
     HIERMT_CUDA_RETURN_IF_ERROR(project_pair(f, memory.x_l, memory.x_r, stream));
@@ -315,18 +314,17 @@ int gatv2_conv_backward(const GatV2ConvBackward<S, Compute<S>>& p, Accumulate ac
     HIERMT_CUDA_RETURN_IF_ERROR(
         ordered_sum<C>(memory.partial, 0, 3 * f.hidden, VectorGrads<C>{p.grads, hidden}, stream));
   }
-  const PairRows<C> grad_projections{memory.x_l, memory.grad_x_r, hidden};
+  const PairRows<C> d_projections{memory.x_l, memory.d_x_r, hidden};
   if (wants_matrices(p.grads)) {
-    HIERMT_CUDA_RETURN_IF_ERROR(
-        weight_grad<C>(grad_projections,
-                       SequenceRows<S>{f.x, static_cast<int>(f.graph.num_nodes), static_cast<int>(f.steps)},
-                       rows, 2 * f.hidden, f.x.channels, memory.partial,
-                       MatrixGrads<C>{p.grads, hidden, channels}, stream, use_tensor_cores<S>(f.tf32)));
+    HIERMT_CUDA_RETURN_IF_ERROR(weight_grad<C>(
+        d_projections, SequenceRows<S>{f.x, static_cast<int>(f.graph.num_nodes), static_cast<int>(f.steps)},
+        rows, 2 * f.hidden, f.x.channels, memory.partial, MatrixGrads<C>{p.grads, hidden, channels}, stream,
+        use_tensor_cores<S>(f.tf32)));
   }
-  if (p.grad_x == nullptr) return cudaSuccess;
-  return linear<C>(grad_projections, TransposedPair<S>{f.weights, channels, hidden},
-                   DenseOut<S>{p.grad_x, channels, accumulate.grad_x}, rows, 2 * f.hidden, f.x.channels,
-                   stream, use_tensor_cores<S>(f.tf32));
+  if (p.d_x == nullptr) return cudaSuccess;
+  return linear<C>(d_projections, TransposedPair<S>{f.weights, channels, hidden},
+                   DenseOut<S>{p.d_x, channels, accumulate.d_x}, rows, 2 * f.hidden, f.x.channels, stream,
+                   use_tensor_cores<S>(f.tf32));
 }
 
 #define HIERMT_INSTANTIATE(S)                                                                \

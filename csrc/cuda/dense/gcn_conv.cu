@@ -53,10 +53,10 @@ __global__ void __launch_bounds__(kGcnThreads, 8)
   group.split.store_any(p.out + group.row * hidden, group.first, sum);
 }
 
-// grad_y, the cotangent before the activation, and one partial of its sum over rows per block.
+// d_y, the cotangent before the activation, and one partial of its sum over rows per block.
 template <class S>
 __global__ void __launch_bounds__(kGcnThreads, 8)
-    gcn_conv_bwd_activation_kernel(GcnConvForward<S> p, const S* grad_out, Compute<S>* grad_y, int64_t rows,
+    gcn_conv_bwd_activation_kernel(GcnConvForward<S> p, const S* d_out, Compute<S>* d_y, int64_t rows,
                                    int64_t rows_per_block, Compute<S>* partial) {
   using C = Compute<S>;
   const int hidden = static_cast<int>(p.hidden);
@@ -74,8 +74,8 @@ __global__ void __launch_bounds__(kGcnThreads, 8)
       const int offset = hidden < kGcnThreads ? static_cast<int>(threadIdx.x) / hidden : 0;
       for (int64_t row = begin + offset; row < end; row += stride) {
         const int64_t i = row * hidden + c;
-        const C value = load(grad_out + i) * activation_slope(p.activation, load(p.out + i));
-        grad_y[i] = value;
+        const C value = load(d_out + i) * activation_slope(p.activation, load(p.out + i));
+        d_y[i] = value;
         sum += value;
       }
     }
@@ -92,7 +92,7 @@ __global__ void __launch_bounds__(kGcnThreads, 8)
 
 template <class S, int kHidden>
 __global__ void __launch_bounds__(kGcnThreads, 8)
-    gcn_conv_bwd_source_kernel(GcnConvForward<S> p, const Compute<S>* grad_y, Compute<S>* grad_projected,
+    gcn_conv_bwd_source_kernel(GcnConvForward<S> p, const Compute<S>* d_y, Compute<S>* d_projected,
                                int rows) {
   using C = Compute<S>;
   constexpr int kChannels = ChannelSplit<kHidden>::kChannels;
@@ -102,23 +102,23 @@ __global__ void __launch_bounds__(kGcnThreads, 8)
   const RowIndex at(static_cast<int>(group.row), static_cast<int>(p.graph.num_nodes), steps);
   const int64_t step_row = static_cast<int64_t>(at.copy) * p.graph.num_nodes * steps + at.step;
   C sum[kChannels] = {};
-  const int end = p.graph.t_rowptr[at.node + 1];
-  for (int k = p.graph.t_rowptr[at.node]; k < end; ++k) {
-    const C norm = load(p.norm + p.graph.t_perm[k]);
+  const int end = p.graph.colptr[at.node + 1];
+  for (int k = p.graph.colptr[at.node]; k < end; ++k) {
+    const C norm = load(p.norm + p.graph.csr2csc[k]);
     C grad[kChannels];
-    group.split.load_aligned(grad_y + (step_row + static_cast<int64_t>(p.graph.t_row[k]) * steps) * hidden,
+    group.split.load_aligned(d_y + (step_row + static_cast<int64_t>(p.graph.row[k]) * steps) * hidden,
                              group.first, grad);
 #pragma unroll
     for (int v = 0; v < kChannels; ++v) sum[v] += norm * grad[v];
   }
-  group.split.store_aligned(grad_projected + group.row * hidden, group.first, sum);
+  group.split.store_aligned(d_projected + group.row * hidden, group.first, sum);
 }
 
 // norm'_e = sum over instances of y'_i . W x_j; one block for each node of the template.
 template <class S>
 __global__ void __launch_bounds__(kGcnThreads, 8)
-    gcn_conv_bwd_norm_kernel(GcnConvForward<S> p, const Compute<S>* grad_y, const Compute<S>* projected,
-                             Compute<S>* grad_norm, bool accumulate) {
+    gcn_conv_bwd_norm_kernel(GcnConvForward<S> p, const Compute<S>* d_y, const Compute<S>* projected,
+                             Compute<S>* d_norm, bool accumulate) {
   using C = Compute<S>;
   SharedMemory shared;
   C* scratch = shared.take<C>(kGcnThreads);
@@ -130,11 +130,11 @@ __global__ void __launch_bounds__(kGcnThreads, 8)
     C sum = C(0);
     for (int64_t i = threadIdx.x; i < values; i += kGcnThreads) {
       const int64_t copy = i / piece, inside = i - copy * piece;
-      sum += grad_y[(copy * p.graph.num_nodes + node) * piece + inside] *
+      sum += d_y[(copy * p.graph.num_nodes + node) * piece + inside] *
              projected[(copy * p.graph.num_nodes + p.graph.col[entry]) * piece + inside];
     }
     sum = block_sum(sum, scratch);
-    if (threadIdx.x == 0) grad_norm[entry] = accumulate ? grad_norm[entry] + sum : sum;
+    if (threadIdx.x == 0) d_norm[entry] = accumulate ? d_norm[entry] + sum : sum;
   }
 }
 
@@ -167,13 +167,13 @@ cudaError_t project(const GcnConvForward<S>& p, Compute<S>* projected, int64_t r
 template <class C>
 struct BackwardMemory {
   Workspace memory;
-  C* grad_y;
+  C* d_y;
   C* projected;  // W x while the gradient of norm is wanted, then the gradient of W x
   C* partial;
 
   template <class P>
   BackwardMemory(void* base, const P& p, int64_t rows) : memory(base) {
-    grad_y = memory.take<C>(rows * p.forward.hidden);
+    d_y = memory.take<C>(rows * p.forward.hidden);
     projected = memory.take<C>(rows * p.forward.hidden);
     const int64_t matrix = weight_grad_values(rows, p.forward.hidden, p.forward.x.channels);
     const int64_t vector = kMaxBiasBlocks * p.forward.hidden;
@@ -228,41 +228,41 @@ int gcn_conv_backward(const GcnConvBackward<S, Compute<S>>& p, Accumulate accumu
   const int64_t rows_per_block = rows == 0 ? 1 : ceil_div<int64_t>(rows, kMaxBiasBlocks);
   const int64_t blocks = ceil_div<int64_t>(rows, rows_per_block);
   HIERMT_CUDA_RETURN_IF_ERROR(launch(gcn_conv_bwd_activation_kernel<S>, dim3(static_cast<unsigned>(blocks)),
-                                     dim3(kGcnThreads), padded_bytes<C>(kGcnThreads), stream, f, p.grad_out,
-                                     memory.grad_y, rows, rows_per_block, memory.partial));
+                                     dim3(kGcnThreads), padded_bytes<C>(kGcnThreads), stream, f, p.d_out,
+                                     memory.d_y, rows, rows_per_block, memory.partial));
   if (p.grads.bias != nullptr) {
     HIERMT_CUDA_RETURN_IF_ERROR(
         ordered_sum<C>(memory.partial, blocks, f.hidden, BiasGrad<C>{p.grads.bias}, stream));
   }
-  if (p.grad_norm != nullptr) {
+  if (p.d_norm != nullptr) {
     if (!accumulate.edge_weight) {
-      HIERMT_CUDA_RETURN_IF_ERROR(clear_padding(f.graph, rows == 0, p.grad_norm, stream));
+      HIERMT_CUDA_RETURN_IF_ERROR(clear_padding(f.graph, rows == 0, p.d_norm, stream));
     }
     if (rows > 0) {
       HIERMT_CUDA_RETURN_IF_ERROR(project(f, memory.projected, rows, stream));
       HIERMT_CUDA_RETURN_IF_ERROR(launch(gcn_conv_bwd_norm_kernel<S>,
                                          dim3(static_cast<unsigned>(f.graph.num_nodes)), dim3(kGcnThreads),
-                                         padded_bytes<C>(kGcnThreads), stream, f, memory.grad_y,
-                                         memory.projected, p.grad_norm, accumulate.edge_weight));
+                                         padded_bytes<C>(kGcnThreads), stream, f, memory.d_y,
+                                         memory.projected, p.d_norm, accumulate.edge_weight));
     }
   }
-  if (p.grad_x == nullptr && p.grads.lin_weight == nullptr) return cudaSuccess;
+  if (p.d_x == nullptr && p.grads.lin_weight == nullptr) return cudaSuccess;
   HIERMT_CUDA_RETURN_IF_ERROR(dispatch_hidden<S>(f.hidden, [&](auto hidden) {
     constexpr int kHidden = decltype(hidden)::value;
     const int64_t groups = groups_per_block<kHidden>(f.hidden, kGcnThreads);
     return launch(gcn_conv_bwd_source_kernel<S, kHidden>, dim3(static_cast<unsigned>(ceil_div(rows, groups))),
-                  dim3(kGcnThreads), 0, stream, f, memory.grad_y, memory.projected, static_cast<int>(rows));
+                  dim3(kGcnThreads), 0, stream, f, memory.d_y, memory.projected, static_cast<int>(rows));
   }));
-  const PairRows<C> grad_projected{memory.projected, nullptr, static_cast<int>(f.hidden)};
+  const PairRows<C> d_projected{memory.projected, nullptr, static_cast<int>(f.hidden)};
   if (p.grads.lin_weight != nullptr) {
     HIERMT_CUDA_RETURN_IF_ERROR(weight_grad<C>(
-        grad_projected, SequenceRows<S>{f.x, static_cast<int>(f.graph.num_nodes), static_cast<int>(f.steps)},
+        d_projected, SequenceRows<S>{f.x, static_cast<int>(f.graph.num_nodes), static_cast<int>(f.steps)},
         rows, f.hidden, f.x.channels, memory.partial, LinGrad<C>{p.grads.lin_weight, channels}, stream,
         use_tensor_cores<S>(f.tf32)));
   }
-  if (p.grad_x == nullptr) return cudaSuccess;
-  return linear<C>(grad_projected, PlainWeight<S>{f.weights.lin_weight, channels, 1},
-                   DenseOut<S>{p.grad_x, channels, accumulate.grad_x}, rows, f.hidden, f.x.channels, stream,
+  if (p.d_x == nullptr) return cudaSuccess;
+  return linear<C>(d_projected, PlainWeight<S>{f.weights.lin_weight, channels, 1},
+                   DenseOut<S>{p.d_x, channels, accumulate.d_x}, rows, f.hidden, f.x.channels, stream,
                    use_tensor_cores<S>(f.tf32));
 }
 

@@ -25,7 +25,7 @@ bool gatv2_stack_backward_fits(const TgcnLayerBackward<S, Compute<S>>& p);
 template <class S>
 size_t gatv2_stack_backward_workspace(const TgcnLayerBackward<S, Compute<S>>& p);
 template <class S>
-int gatv2_stack_backward(const TgcnLayerBackward<S, Compute<S>>& p, Compute<S>* grad_gates, void* workspace,
+int gatv2_stack_backward(const TgcnLayerBackward<S, Compute<S>>& p, Compute<S>* d_gates, void* workspace,
                          void* stream);
 
 }  // namespace hiermt::cuda

@@ -33,10 +33,10 @@ struct StackBackward {
   Activation last;
   int conv_layers, steps, chunk, chunks, tasks;
   const S* g;
-  float* grad_gates;  // [N * T, 3H], overwritten
-  S* grad_x;
-  float* partial;     // [blocks, values]: all convolutions
-  float* grad_edges;  // [copies * T, E], or nullptr
+  float* d_gates;  // [N * T, 3H], overwritten
+  S* d_x;
+  float* partial;  // [blocks, values]: all convolutions
+  float* d_edges;  // [copies * T, E], or nullptr
   int values;
 };
 
@@ -77,9 +77,9 @@ __device__ __forceinline__ void grads_of_gate_inputs(const StackBackward<S>& p, 
     float gates[3][kChannels];
 #pragma unroll
     for (int gate = 0; gate < 3; ++gate) {
-      copy_channels<kHidden, kLanes>(p.grad_gates + (row * 3 + gate) * kHidden, gates[gate]);
+      copy_channels<kHidden, kLanes>(p.d_gates + (row * 3 + gate) * kHidden, gates[gate]);
     }
-    const auto grad_of = [&](int k) {
+    const auto gradient_at = [&](int k) {
       float sum = 0.0f;
 #pragma unroll
       for (int gate = 0; gate < 3; ++gate) {
@@ -89,11 +89,11 @@ __device__ __forceinline__ void grads_of_gate_inputs(const StackBackward<S>& p, 
       }
       return item_sum<kLanes>(sum, mask);
     };
-    if (p.grad_x != nullptr) {
+    if (p.d_x != nullptr) {
 #pragma unroll 1
       for (int k = 0; k < channels; ++k) {
-        const float grad = grad_of(k);
-        if (k % kLanes == lane) store(p.grad_x + row * channels + k, grad);
+        const float grad = gradient_at(k);
+        if (k % kLanes == lane) store(p.d_x + row * channels + k, grad);
       }
     }
     // Four channels at a time: more would not leave the sweeps their registers.
@@ -104,7 +104,7 @@ __device__ __forceinline__ void grads_of_gate_inputs(const StackBackward<S>& p, 
 #pragma unroll
       for (int i = 0; i < 4; ++i) {
         const float y = load(p.g + row * kHidden + k + i);
-        quad[i] = grad_of(channels + k + i) * y * (1.0f - y) * (y > 0.5f ? 1.0f : slope_below);
+        quad[i] = gradient_at(channels + k + i) * y * (1.0f - y) * (y > 0.5f ? 1.0f : slope_below);
       }
       if (k / 4 % kLanes == lane) to[k / 4 * grads.chunk] = float4{quad[0], quad[1], quad[2], quad[3]};
     }
@@ -162,7 +162,7 @@ __global__ void __launch_bounds__(kEdges ? kThreadsWithEdges : kThreads, 1)
   float* row_data = memory.take<float>(3 * nodes * p.chunk);
   float* source_data = memory.take<float>(room);
   float* target_data = memory.take<float>(room);
-  float* grad_data = memory.take<float>(room);
+  float* d_data = memory.take<float>(room);
   float* input_data = memory.take<float>(Sizes::input_values(nodes, p.chunk));
 
   order_by_degree(p.graph, nodes, order);
@@ -173,13 +173,13 @@ __global__ void __launch_bounds__(kEdges ? kThreadsWithEdges : kThreads, 1)
     const int copy = task / p.chunks, first_step = task % p.chunks * p.chunk;
     const int chunk = p.steps - first_step < p.chunk ? p.steps - first_step : p.chunk;
     const StackItems items{nodes, chunk, order};
-    const Items sources{source_data, chunk}, targets{target_data, chunk}, grads{grad_data, chunk},
+    const Items sources{source_data, chunk}, targets{target_data, chunk}, grads{d_data, chunk},
         inputs{input_data, chunk};
     const RowSoftmax rows{row_data, chunk};
     const int first_row = copy * nodes * p.steps + first_step;
     // Rows of the gates' cotangents have been read when x_r' takes their place.
     const auto target_row = [&](int node, int step) {
-      return p.grad_gates + static_cast<int64_t>(first_row + node * p.steps + step) * 3 * kHidden;
+      return p.d_gates + static_cast<int64_t>(first_row + node * p.steps + step) * 3 * kHidden;
     };
     if (kTakeTurns<kHidden>) {
       fill_gate_weights<S, kHidden>(p.gates, channels + kHidden, gate_weights);
@@ -216,7 +216,7 @@ __global__ void __launch_bounds__(kEdges ? kThreadsWithEdges : kThreads, 1)
       {
         float att_sums[kChannels] = {}, edge_sums[kChannels] = {};
         const int64_t first_instance = copy * p.steps + first_step;
-        const EdgeSums edge_weight_sums{kEdges ? p.grad_edges + first_instance * entries : nullptr, entries,
+        const EdgeSums edge_weight_sums{kEdges ? p.d_edges + first_instance * entries : nullptr, entries,
                                         layer + 1 < p.conv_layers};
         if (kEdges && !edge_weight_sums.add) edge_weight_sums.clear_padding(p.graph.rowptr[nodes], chunk);
         target_sweep<kEdges>(items, p.graph, p.edge_weight, conv.vectors, sources, targets, grads, rows,
@@ -237,7 +237,7 @@ __global__ void __launch_bounds__(kEdges ? kThreadsWithEdges : kThreads, 1)
         sources.read(node, step, source);
         copy_channels<kHidden, kLanes>(target_row(node, step), target);
         targets.write(node, step, target);
-        const auto grad_of = [&](int k) {
+        const auto gradient_at = [&](int k) {
           float weights[kChannels], other[kChannels];
           copy_channels<kHidden, kLanes>(conv.source + k * kHidden, weights);
           copy_channels<kHidden, kLanes>(conv.target + k * kHidden, other);
@@ -245,10 +245,10 @@ __global__ void __launch_bounds__(kEdges ? kThreadsWithEdges : kThreads, 1)
         };
         const int lane = lane_of_item<kLanes>();
         if (layer == 0) {
-          if (p.grad_x == nullptr) return;
-          S* to = p.grad_x + static_cast<int64_t>(first_row + node * p.steps + step) * channels;
+          if (p.d_x == nullptr) return;
+          S* to = p.d_x + static_cast<int64_t>(first_row + node * p.steps + step) * channels;
           for (int k = 0; k < channels; ++k) {
-            const float through = grad_of(k);
+            const float through = gradient_at(k);
             if (k % kLanes == lane) store(to + k, load(to + k) + through);
           }
         } else {
@@ -258,7 +258,7 @@ __global__ void __launch_bounds__(kEdges ? kThreadsWithEdges : kThreads, 1)
             float mine = 0.0f;
 #pragma unroll
             for (int l = 0; l < kLanes; ++l) {
-              const float through = grad_of((c / 4 * kLanes + l) * 4 + c % 4);
+              const float through = gradient_at((c / 4 * kLanes + l) * 4 + c % 4);
               if (l == lane) mine = through;
             }
             grad[c] = mine * activation_slope(Activation::kLeakyRelu, grad[c]);
@@ -317,14 +317,14 @@ size_t gatv2_stack_backward_workspace(const TgcnLayerBackward<S, Compute<S>>& p)
       p.forward.hidden,
       [&](auto hidden) {
         const BackwardPlan plan = BackwardPlan::of<decltype(hidden)::value>(p.forward);
-        const int64_t edges = p.grad_edge_weight != nullptr ? edge_values(p.forward) : 0;
+        const int64_t edges = p.d_edge_weight != nullptr ? edge_values(p.forward) : 0;
         return padded_bytes<float>(plan.blocks * plan.values, 256) + padded_bytes<float>(edges, 256);
       },
       size_t{0});
 }
 
 template <class S>
-int gatv2_stack_backward(const TgcnLayerBackward<S, Compute<S>>& p, Compute<S>* grad_gates, void* workspace,
+int gatv2_stack_backward(const TgcnLayerBackward<S, Compute<S>>& p, Compute<S>* d_gates, void* workspace,
                          void* stream_) {
   if constexpr (std::is_same_v<S, double>) {
     return cudaErrorInvalidValue;
@@ -340,8 +340,8 @@ int gatv2_stack_backward(const TgcnLayerBackward<S, Compute<S>>& p, Compute<S>* 
     stack.conv_layers = static_cast<int>(f.conv_layers);
     stack.steps = static_cast<int>(f.steps);
     stack.g = f.g;
-    stack.grad_gates = grad_gates;
-    stack.grad_x = p.grad_x;
+    stack.d_gates = d_gates;
+    stack.d_x = p.d_x;
     stack.partial = static_cast<float*>(workspace);
     StackGrads grads{{}, stack.conv_layers, static_cast<int>(f.x.channels), static_cast<int>(f.hidden)};
     for (int64_t k = 0; k < f.conv_layers; ++k) {
@@ -360,17 +360,17 @@ int gatv2_stack_backward(const TgcnLayerBackward<S, Compute<S>>& p, Compute<S>* 
         stack.values = static_cast<int>(plan.values);
         const int64_t items = f.graph.num_nodes * plan.chunk * kBackwardLanes<kHidden>;
         const int64_t wanted = items > kLeastThreads<kHidden> ? items : kLeastThreads<kHidden>;
-        const bool edges = p.grad_edge_weight != nullptr;
-        if (edges) stack.grad_edges = stack.partial + padded_bytes<float>(plan.blocks * plan.values, 256) / 4;
+        const bool edges = p.d_edge_weight != nullptr;
+        if (edges) stack.d_edges = stack.partial + padded_bytes<float>(plan.blocks * plan.values, 256) / 4;
         const int64_t threads = stack_threads(wanted, edges ? kThreadsWithEdges : kThreads);
         HIERMT_CUDA_RETURN_IF_ERROR(launch(
             edges ? gatv2_stack_bwd_kernel<S, kHidden, true> : gatv2_stack_bwd_kernel<S, kHidden, false>,
             dim3(static_cast<unsigned>(plan.blocks)), dim3(static_cast<unsigned>(threads)), plan.shared_bytes,
             stream, stack));
         if (edges) {
-          const EdgeWeightGrads out{f.graph.rowptr, static_cast<int>(f.graph.num_nodes), p.grad_edge_weight};
-          HIERMT_CUDA_RETURN_IF_ERROR(ordered_sum<float>(stack.grad_edges, f.graph.copies * f.steps,
-                                                         f.graph.num_entries, out, stream));
+          const EdgeWeightGrads out{f.graph.rowptr, static_cast<int>(f.graph.num_nodes), p.d_edge_weight};
+          HIERMT_CUDA_RETURN_IF_ERROR(
+              ordered_sum<float>(stack.d_edges, f.graph.copies * f.steps, f.graph.num_entries, out, stream));
         }
         return p.gat == nullptr ? cudaSuccess
                                 : ordered_sum<float>(stack.partial, plan.blocks, plan.values, grads, stream);

@@ -28,14 +28,14 @@ struct RowSoftmax {
 struct EdgeCotangent {
   float alpha, score;
 
-  __device__ __forceinline__ EdgeCotangent(float score_, float grad_alpha, float top, float scale,
+  __device__ __forceinline__ EdgeCotangent(float score_, float d_alpha, float top, float scale,
                                            float expected)
-      : alpha(exponential(score_ - top) * scale), score(alpha * (grad_alpha - expected)) {}
+      : alpha(exponential(score_ - top) * scale), score(alpha * (d_alpha - expected)) {}
 };
 
 // s' leaky'(z)
-__device__ __forceinline__ float through_leaky(float grad_score, float z) {
-  return z > 0.0f ? grad_score : static_cast<float>(kAttentionSlope) * grad_score;
+__device__ __forceinline__ float through_leaky(float d_score, float z) {
+  return z > 0.0f ? d_score : static_cast<float>(kAttentionSlope) * d_score;
 }
 
 // One edge as both sweeps see it: the score and alpha' of its ends, which the lanes of an item add up.
@@ -52,8 +52,8 @@ struct EdgeView {
                                          float edge_weight, unsigned mask) const {
     return item_sum<kLanes>(attention_score<kChannels>(source, target, att, edge, edge_weight), mask);
   }
-  __device__ __forceinline__ float grad_alpha(const float (&grad)[kChannels],
-                                              const float (&source)[kChannels], unsigned mask) const {
+  __device__ __forceinline__ float d_alpha(const float (&grad)[kChannels], const float (&source)[kChannels],
+                                           unsigned mask) const {
     return item_sum<kLanes>(inner_product(grad, source), mask);
   }
   __device__ __forceinline__ float argument(float source, float target, float edge_weight, int c) const {
@@ -110,15 +110,15 @@ __device__ __forceinline__ void target_sweep(const StackItems& items, const CsrG
         float source[kChannels];
         sources.read(inside ? graph.col[entry] : node, step, source);
         const float score = view.score(source, target, edge_weight, mask);
-        const float grad_alpha = view.grad_alpha(grad, source, mask);
-        if (inside) f(entry, edge_weight, source, score, grad_alpha);
+        const float d_alpha = view.d_alpha(grad, source, mask);
+        if (inside) f(entry, edge_weight, source, score, d_alpha);
       }
     };
     OnlineSoftmax<float> softmax;
     float expected = 0.0f;
-    for_each_entry([&](int, float, const float (&)[kChannels], float score, float grad_alpha) {
+    for_each_entry([&](int, float, const float (&)[kChannels], float score, float d_alpha) {
       softmax.see(score);
-      expected = expected * softmax.keep + softmax.weight * grad_alpha;
+      expected = expected * softmax.keep + softmax.weight * d_alpha;
     });
     const float scale = end > begin ? softmax.scale() : 0.0f;
     expected *= scale;
@@ -127,29 +127,29 @@ __device__ __forceinline__ void target_sweep(const StackItems& items, const CsrG
       row[0] = softmax.top, row[1] = scale, row[2] = expected;
     }
 
-    float grad_target[kChannels] = {};
+    float d_target[kChannels] = {};
     for_each_entry(
-        [&](int entry, float edge_weight, const float (&source)[kChannels], float score, float grad_alpha) {
-          const EdgeCotangent cotangent(score, grad_alpha, softmax.top, scale, expected);
-          float grad_weights[4] = {};
+        [&](int entry, float edge_weight, const float (&source)[kChannels], float score, float d_alpha) {
+          const EdgeCotangent cotangent(score, d_alpha, softmax.top, scale, expected);
+          float d_weights[4] = {};
 #pragma unroll
           for (int c = 0; c < kChannels; ++c) {
             const float z = view.argument(source[c], target[c], edge_weight, c);
             const float through = through_leaky(cotangent.score, z);
-            grad_target[c] += through;
+            d_target[c] += through;
             att_sums[c] += through * z;
             edge_sums[c] += through * edge_weight;
-            if constexpr (kEdges) grad_weights[c % 4] += through * (view.att[c] * view.edge[c]);
+            if constexpr (kEdges) d_weights[c % 4] += through * (view.att[c] * view.edge[c]);
           }
           if constexpr (kEdges) {
-            const float mine = (grad_weights[0] + grad_weights[1]) + (grad_weights[2] + grad_weights[3]);
+            const float mine = (d_weights[0] + d_weights[1]) + (d_weights[2] + d_weights[3]);
             const float grad = item_sum<kLanes>(mine, item_mask<kLanes>());
             if (lane_of_item<kLanes>() == 0) edge_weight_sums.put(entry, step, grad);
           }
         });
 #pragma unroll
-    for (int c = 0; c < kChannels; ++c) grad_target[c] = view.att[c] * grad_target[c];
-    write_channels<kHidden, kLanes>(grad_target, target_row(node, step));
+    for (int c = 0; c < kChannels; ++c) d_target[c] = view.att[c] * d_target[c];
+    write_channels<kHidden, kLanes>(d_target, target_row(node, step));
   });
 }
 
@@ -165,22 +165,22 @@ __device__ __forceinline__ void source_sweep(const StackItems& items, const CsrG
   items.for_each_shared<kLanes>([&](int node, int step, unsigned mask) {
     float source[kChannels], message[kChannels] = {}, through_score[kChannels] = {};
     sources.read(node, step, source);
-    const int begin = graph.t_rowptr[node], end = graph.t_rowptr[node + 1];
+    const int begin = graph.colptr[node], end = graph.colptr[node + 1];
     const int last = begin + most_entries<kLanes>(end - begin, mask);
 #pragma unroll 1
     for (int k = begin; k < last; ++k) {
       const bool inside = kLanes == 1 || k < end;
-      const int other = inside ? graph.t_row[k] : node;
+      const int other = inside ? graph.row[k] : node;
       const float edge_weight =
-          inside && edge_weights != nullptr ? load(edge_weights + graph.t_perm[k]) : 0.0f;
+          inside && edge_weights != nullptr ? load(edge_weights + graph.csr2csc[k]) : 0.0f;
       float target[kChannels], grad[kChannels];
       targets.read(other, step, target);
       grads.read(other, step, grad);
       const float score = view.score(source, target, edge_weight, mask);
-      const float grad_alpha = view.grad_alpha(grad, source, mask);
+      const float d_alpha = view.d_alpha(grad, source, mask);
       if (!inside) continue;
       const float* row = rows.at(other, step);
-      const EdgeCotangent cotangent(score, grad_alpha, row[0], row[1], row[2]);
+      const EdgeCotangent cotangent(score, d_alpha, row[0], row[1], row[2]);
 #pragma unroll
       for (int c = 0; c < kChannels; ++c) {
         const float z = view.argument(source[c], target[c], edge_weight, c);

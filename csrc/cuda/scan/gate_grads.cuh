@@ -42,11 +42,11 @@ struct GateRows {
   struct Row {
     int64_t offset;
   };
-  const C* grad_gates;
+  const C* d_gates;
   int width, first;
 
   __device__ Row row(int r) const { return {static_cast<int64_t>(r) * width + first}; }
-  __device__ C load(const Row& row, int k) const { return grad_gates[row.offset + k]; }
+  __device__ C load(const Row& row, int k) const { return d_gates[row.offset + k]; }
 };
 
 // One of the gates' columns, after its nonlinearity.

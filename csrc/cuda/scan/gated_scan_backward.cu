@@ -30,19 +30,19 @@ __device__ __forceinline__ SavedStep<Compute<S>> read_step(const GatedScanBackwa
   step.r = load(reset.data + row * reset.stride + c);
   step.candidate = load(gates + 2 * f.hidden);
   step.before = t > 0 ? load(f.h + at - f.hidden) : f.h0 != nullptr ? load(f.h0 + node * f.hidden + c) : C(0);
-  step.grad = p.grad_h != nullptr ? load(p.grad_h + at) : C(0);
+  step.grad = p.d_h != nullptr ? load(p.d_h + at) : C(0);
   return step;
 }
 
 template <class S>
 __device__ __forceinline__ Compute<S> last_gradient(const GatedScanBackward<S, Compute<S>>& p, int64_t node,
                                                     int c) {
-  return p.grad_h_last != nullptr ? load(p.grad_h_last + node * p.forward.hidden + c) : Compute<S>(0);
+  return p.d_h_last != nullptr ? load(p.d_h_last + node * p.forward.hidden + c) : Compute<S>(0);
 }
 
 template <class S, int kHidden>
 __global__ void __launch_bounds__(kScanThreads)
-    gated_scan_bwd_kernel(GatedScanBackward<S, Compute<S>> p, ResetGate<S> reset, Compute<S>* grad_gates,
+    gated_scan_bwd_kernel(GatedScanBackward<S, Compute<S>> p, ResetGate<S> reset, Compute<S>* d_gates,
                           int nodes) {
   using C = Compute<S>;
   SharedMemory memory;
@@ -71,17 +71,17 @@ __global__ void __launch_bounds__(kScanThreads)
     __syncwarp();
     carry += dot(weights.r, r_grads);
     if (lane.inside) {
-      C* out = grad_gates + (static_cast<int64_t>(node) * steps + t) * 3 * kHidden + c;
+      C* out = d_gates + (static_cast<int64_t>(node) * steps + t) * 3 * kHidden + c;
       out[0] = u_grad, out[kHidden] = r_grad, out[2 * kHidden] = c_grad;
     }
   }
-  if (lane.inside && p.grad_h0 != nullptr) store(p.grad_h0 + static_cast<int64_t>(node) * kHidden + c, carry);
+  if (lane.inside && p.d_h0 != nullptr) store(p.d_h0 + static_cast<int64_t>(node) * kHidden + c, carry);
 }
 
 template <class S, int kHidden, bool kShared>
 __global__ void __launch_bounds__(kWideThreads, 1)
     gated_scan_bwd_wide_kernel(GatedScanBackward<S, Compute<S>> p, ResetGate<S> reset,
-                               const Compute<S>* packed, Compute<S>* grad_gates, int nodes) {
+                               const Compute<S>* packed, Compute<S>* d_gates, int nodes) {
   using C = Compute<S>;
   const GatedScanForward<S>& f = p.forward;
   const int hidden = kHidden != 0 ? kHidden : static_cast<int>(f.hidden);
@@ -118,7 +118,7 @@ __global__ void __launch_bounds__(kWideThreads, 1)
       u_grads[q * hidden + c] = u_grad;
       carry[q] = grad * step[q].u;
       if (first_node + q < nodes) {
-        C* out = grad_gates + (node[q] * steps + t) * 3 * hidden + c;
+        C* out = d_gates + (node[q] * steps + t) * 3 * hidden + c;
         out[0] = u_grad, out[2 * hidden] = c_grad;
       }
     }
@@ -137,7 +137,7 @@ __global__ void __launch_bounds__(kWideThreads, 1)
       const C r_grad = through_reset[q] * step[q].before * step[q].r * (C(1) - step[q].r);
       r_grads[q * hidden + c] = r_grad;
       carry[q] += through_reset[q] * step[q].r;
-      if (first_node + q < nodes) grad_gates[(node[q] * steps + t) * 3 * hidden + hidden + c] = r_grad;
+      if (first_node + q < nodes) d_gates[(node[q] * steps + t) * 3 * hidden + hidden + c] = r_grad;
     }
     __syncthreads();
 #pragma unroll 4
@@ -149,7 +149,7 @@ __global__ void __launch_bounds__(kWideThreads, 1)
   }
 #pragma unroll
   for (int q = 0; q < kNodesPerThread; ++q) {
-    if (first_node + q < nodes && p.grad_h0 != nullptr) store(p.grad_h0 + node[q] * hidden + c, carry[q]);
+    if (first_node + q < nodes && p.d_h0 != nullptr) store(p.d_h0 + node[q] * hidden + c, carry[q]);
   }
 }
 
@@ -235,15 +235,15 @@ int gated_scan_backward(const GatedScanBackward<S, Compute<S>>& given, void* wor
                        GateInputs<S, true>{f, memory.gates.reset}, rows, f.hidden, columns, memory.partial,
                        GateGradsOut<C>{grads, columns, hidden, 2, 0, columns}, stream, tensor));
   }
-  const GateRows<C> grad_rows{memory.gates.grads, 3 * hidden, 0};
-  if (p.grad_x != nullptr) {
-    HIERMT_CUDA_RETURN_IF_ERROR(linear<C>(grad_rows, TransposedInputWeights<S>{f.weights, columns, hidden, 0},
-                                          DenseOut<S>{p.grad_x, channels, p.accumulate_grad_x}, rows,
+  const GateRows<C> d_rows{memory.gates.grads, 3 * hidden, 0};
+  if (p.d_x != nullptr) {
+    HIERMT_CUDA_RETURN_IF_ERROR(linear<C>(d_rows, TransposedInputWeights<S>{f.weights, columns, hidden, 0},
+                                          DenseOut<S>{p.d_x, channels, p.accumulate_grad_x}, rows,
                                           3 * f.hidden, channels, stream, tensor));
   }
-  if (p.grad_g == nullptr) return cudaSuccess;
-  return linear<C>(grad_rows, TransposedInputWeights<S>{f.weights, columns, hidden, channels},
-                   DenseOut<S>{p.grad_g, hidden, false}, rows, 3 * f.hidden, f.hidden, stream, tensor);
+  if (p.d_g == nullptr) return cudaSuccess;
+  return linear<C>(d_rows, TransposedInputWeights<S>{f.weights, columns, hidden, channels},
+                   DenseOut<S>{p.d_g, hidden, false}, rows, 3 * f.hidden, f.hidden, stream, tensor);
 }
 
 #define HIERMT_INSTANTIATE(S)                                                                         \

@@ -12,12 +12,12 @@ constexpr int kSumThreads = 128;
 constexpr int kSumPieces = 2;  // of a warp's width of channels, which a lane adds up
 constexpr int kSumAtOnce = 2;  // windows whose cotangents are on their way together
 
-// sums[stock, day, channel] = sum over the windows that have the day, in their order, of grad_gates;
+// sums[stock, day, channel] = sum over the windows that have the day, in their order, of d_gates;
 // used[day] whether there is such a window. A warp owns up to 64 channels of a row; each lane looks at a
 // window.
 template <class C>
 __global__ void __launch_bounds__(kSumThreads)
-    sum_windows_kernel(const C* grad_gates, WindowDays days, int windows, int rows, int width, C* sums,
+    sum_windows_kernel(const C* d_gates, WindowDays days, int windows, int rows, int width, C* sums,
                        int* used) {
   const int lane = static_cast<int>(threadIdx.x) % kWarp;
   const int row =
@@ -41,7 +41,7 @@ __global__ void __launch_bounds__(kSumThreads)
         const bool there = left != 0;
         const int source = __shfl_sync(kFullMask, from, there ? __ffs(static_cast<int>(left)) - 1 : 0);
         left &= left - 1;
-        const C* at = grad_gates + static_cast<int64_t>(source) * width + first;
+        const C* at = d_gates + static_cast<int64_t>(source) * width + first;
 #pragma unroll
         for (int q = 0; q < kSumPieces; ++q) {
           values[i][q] = there && first + q * kWarp < width ? at[q * kWarp] : C(0);
@@ -150,11 +150,11 @@ struct BackwardMemory {
 };
 
 template <class C>
-cudaError_t sum_windows(const C* grad_gates, const WindowDays& days, int64_t windows, int64_t rows,
+cudaError_t sum_windows(const C* d_gates, const WindowDays& days, int64_t windows, int64_t rows,
                         int64_t width, C* sums, int* used, cudaStream_t stream) {
   const dim3 grid(static_cast<unsigned>(ceil_div<int64_t>(rows, kSumThreads / kWarp)),
                   static_cast<unsigned>(ceil_div<int64_t>(width, kWarp * kSumPieces)));
-  return launch(sum_windows_kernel<C>, grid, dim3(kSumThreads), 0, stream, grad_gates, days,
+  return launch(sum_windows_kernel<C>, grid, dim3(kSumThreads), 0, stream, d_gates, days,
                 static_cast<int>(windows), static_cast<int>(rows), static_cast<int>(width), sums, used);
 }
 
@@ -207,8 +207,8 @@ int gated_scan_windows_backward(const GatedScanWindowsBackward<S, Compute<S>>& p
   GatedScanBackward<S, C> scan{};
   scan.forward = over_windows(f);
   scan.forward.gates = memory.gates.values;
-  scan.grad_h = p.grad_h;
-  scan.grad_h_last = p.grad_h_last;
+  scan.d_h = p.d_h;
+  scan.d_h_last = p.d_h_last;
   HIERMT_CUDA_RETURN_IF_ERROR(compute_gates(
       scan.forward,
       WindowInputs<S, false>{f.x, f.g, days, WindowStates<S, false>{f.h, memory.gates.reset, steps, hidden}},
@@ -219,15 +219,15 @@ int gated_scan_windows_backward(const GatedScanWindowsBackward<S, Compute<S>>& p
                                           memory.day_grads, memory.used, stream));
   if (p.grads.u_weight != nullptr) HIERMT_CUDA_RETURN_IF_ERROR(weight_grads(p, memory, stream));
 
-  const GateRows<C> grad_rows{memory.day_grads, 3 * hidden, 0};
-  if (p.grad_x != nullptr) {
-    HIERMT_CUDA_RETURN_IF_ERROR(linear<C>(grad_rows, TransposedInputWeights<S>{f.weights, columns, hidden, 0},
-                                          DenseOut<S>{p.grad_x, channels, false}, day_rows, 3 * f.hidden,
+  const GateRows<C> d_rows{memory.day_grads, 3 * hidden, 0};
+  if (p.d_x != nullptr) {
+    HIERMT_CUDA_RETURN_IF_ERROR(linear<C>(d_rows, TransposedInputWeights<S>{f.weights, columns, hidden, 0},
+                                          DenseOut<S>{p.d_x, channels, false}, day_rows, 3 * f.hidden,
                                           channels, stream, tensor));
   }
-  if (p.grad_g == nullptr) return cudaSuccess;
-  return linear<C>(grad_rows, TransposedInputWeights<S>{f.weights, columns, hidden, channels},
-                   DenseOut<S>{p.grad_g, hidden, false}, day_rows, 3 * f.hidden, f.hidden, stream, tensor);
+  if (p.d_g == nullptr) return cudaSuccess;
+  return linear<C>(d_rows, TransposedInputWeights<S>{f.weights, columns, hidden, channels},
+                   DenseOut<S>{p.d_g, hidden, false}, day_rows, 3 * f.hidden, f.hidden, stream, tensor);
 }
 
 #define HIERMT_INSTANTIATE(S)                                                                               \

@@ -111,7 +111,7 @@ __global__ void place_rows_kernel(GraphPrepare<I> p, Scratch s) {
   if (i >= p.num_edges + p.num_nodes) return;
   if (i >= p.rowptr[p.num_nodes]) {
     p.col[i] = 0;
-    p.entry_edge[i] = -1;
+    p.e_id[i] = -1;
   }
   int32_t entry = 0, row = 0, col = 0, edge = 0;
   if (i < p.num_edges) {
@@ -126,7 +126,7 @@ __global__ void place_rows_kernel(GraphPrepare<I> p, Scratch s) {
     entry = p.rowptr[row + 1] - 1;
   }
   p.col[entry] = col;
-  p.entry_edge[entry] = edge;
+  p.e_id[entry] = edge;
   s.row_of[entry] = row;
 }
 
@@ -141,7 +141,7 @@ __global__ void fill_columns_kernel(GraphPrepare<I> p, Scratch s) {
   const int64_t entry = global_thread();
   if (entry >= p.rowptr[p.num_nodes]) return;
   const int32_t col = p.col[entry];
-  s.waiting[p.t_rowptr[col] + atomicAdd(s.next + col, 1)] = static_cast<int32_t>(entry);
+  s.waiting[p.colptr[col] + atomicAdd(s.next + col, 1)] = static_cast<int32_t>(entry);
 }
 
 template <class I>
@@ -149,14 +149,14 @@ __global__ void place_columns_kernel(GraphPrepare<I> p, Scratch s) {
   const int64_t entry = global_thread();
   if (entry >= p.num_edges + p.num_nodes) return;
   if (entry >= p.rowptr[p.num_nodes]) {
-    p.t_row[entry] = 0;
-    p.t_perm[entry] = 0;
+    p.row[entry] = 0;
+    p.csr2csc[entry] = 0;
     return;
   }
   const int32_t col = p.col[entry];
-  const int32_t at = rank_of(s.waiting, p.t_rowptr[col], p.t_rowptr[col + 1], static_cast<int32_t>(entry));
-  p.t_perm[at] = static_cast<int32_t>(entry);
-  p.t_row[at] = s.row_of[entry];
+  const int32_t at = rank_of(s.waiting, p.colptr[col], p.colptr[col + 1], static_cast<int32_t>(entry));
+  p.csr2csc[at] = static_cast<int32_t>(entry);
+  p.row[at] = s.row_of[entry];
 }
 
 dim3 grid_of(int64_t threads) {
@@ -189,7 +189,7 @@ int graph_prepare(const GraphPrepare<I>& p, void* workspace, void* stream_) {
   HIERMT_CUDA_RETURN_IF_ERROR(launch(place_rows_kernel<I>, all, threads, 0, stream, p, s));
   HIERMT_CUDA_RETURN_IF_ERROR(launch(clear_kernel, nodes, threads, 0, stream, s, p.num_nodes, 0));
   HIERMT_CUDA_RETURN_IF_ERROR(launch(count_columns_kernel<I>, all, threads, 0, stream, p, s));
-  HIERMT_CUDA_RETURN_IF_ERROR(prefix_sum(p.t_rowptr));
+  HIERMT_CUDA_RETURN_IF_ERROR(prefix_sum(p.colptr));
   HIERMT_CUDA_RETURN_IF_ERROR(launch(fill_columns_kernel<I>, all, threads, 0, stream, p, s));
   return launch(place_columns_kernel<I>, all, threads, 0, stream, p, s);
 }

@@ -67,9 +67,9 @@ int run_decision_backward(Arguments& a) {
   p.need_params = a.integer() != 0;
   p.h = a.in<S>();
   p.weights = read_decision_weights<S>(a);
-  p.grad_signal_logits = a.in<S>();
-  p.grad_direction_logits = a.in<S>();
-  p.grad_h = a.out<S>();
+  p.d_signal_logits = a.in<S>();
+  p.d_direction_logits = a.in<S>();
+  p.d_h = a.out<S>();
   p.grads.out_weight = a.out<C>();
   p.grads.out_bias = a.out<C>();
   p.grads.signal_weight = a.out<C>();

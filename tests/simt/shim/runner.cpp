@@ -26,9 +26,9 @@ CsrGraph read_graph(Arguments& a) {
   graph.copies = a.integer();
   graph.rowptr = a.in<int32_t>();
   graph.col = a.in<int32_t>();
-  graph.t_rowptr = a.in<int32_t>();
-  graph.t_row = a.in<int32_t>();
-  graph.t_perm = a.in<int32_t>();
+  graph.colptr = a.in<int32_t>();
+  graph.row = a.in<int32_t>();
+  graph.csr2csc = a.in<int32_t>();
   return graph;
 }
 
@@ -87,10 +87,10 @@ int run_graph(Arguments& a) {
   p.target = p.source + p.num_edges;
   p.rowptr = a.out<int32_t>();
   p.col = a.out<int32_t>();
-  p.entry_edge = a.out<int64_t>();
-  p.t_rowptr = a.out<int32_t>();
-  p.t_row = a.out<int32_t>();
-  p.t_perm = a.out<int32_t>();
+  p.e_id = a.out<int64_t>();
+  p.colptr = a.out<int32_t>();
+  p.row = a.out<int32_t>();
+  p.csr2csc = a.out<int32_t>();
   const ScratchMemory memory(cuda::graph_prepare_workspace(p));
   return cuda::graph_prepare(p, memory.data(), nullptr);
 }
@@ -175,9 +175,9 @@ int run_layer_backward(Arguments& a) {
   layer.p.g = const_cast<S*>(a.in<S>());
   TgcnLayerBackward<S, C> p{};
   p.forward = layer.p;
-  p.grad_h = a.in<S>();
-  p.grad_h_last = a.in<S>();
-  p.grad_x = a.out<S>();
+  p.d_h = a.in<S>();
+  p.d_h_last = a.in<S>();
+  p.d_x = a.out<S>();
   std::vector<GatV2Grads<C>> gat;
   std::vector<GcnGrads<C>> gcn;
   for (int64_t k = 0; k < layer.p.conv_layers; ++k) {
@@ -206,7 +206,7 @@ int run_layer_backward(Arguments& a) {
   p.gates.r_bias = a.out<C>();
   p.gates.c_weight = a.out<C>();
   p.gates.c_bias = a.out<C>();
-  p.grad_edge_weight = a.out<C>();
+  p.d_edge_weight = a.out<C>();
   const ScratchMemory memory(cuda::tgcn_layer_backward_workspace(p));
   return cuda::tgcn_layer_backward(p, memory.data(), nullptr);
 }
@@ -224,8 +224,8 @@ int run(const std::string& op, Arguments& a) {
     GatV2ConvBackward<S, C> p{};
     p.forward = read_gatv2_conv<S>(a);
     p.forward.out = const_cast<S*>(a.in<S>());
-    p.grad_out = a.in<S>();
-    p.grad_x = a.out<S>();
+    p.d_out = a.in<S>();
+    p.d_x = a.out<S>();
     p.grads.lin_l_weight = a.out<C>();
     p.grads.lin_l_bias = a.out<C>();
     p.grads.lin_r_weight = a.out<C>();
@@ -233,7 +233,7 @@ int run(const std::string& op, Arguments& a) {
     p.grads.att = a.out<C>();
     p.grads.bias = a.out<C>();
     p.grads.lin_edge_weight = a.out<C>();
-    p.grad_edge_weight = a.out<C>();
+    p.d_edge_weight = a.out<C>();
     const ScratchMemory memory(cuda::gatv2_conv_backward_workspace(p));
     return cuda::gatv2_conv_backward(p, {}, memory.data(), nullptr);
   }
@@ -248,11 +248,11 @@ int run(const std::string& op, Arguments& a) {
     GcnConvBackward<S, C> p{};
     p.forward = read_gcn_conv<S>(a);
     p.forward.out = const_cast<S*>(a.in<S>());
-    p.grad_out = a.in<S>();
-    p.grad_x = a.out<S>();
+    p.d_out = a.in<S>();
+    p.d_x = a.out<S>();
     p.grads.lin_weight = a.out<C>();
     p.grads.bias = a.out<C>();
-    p.grad_norm = a.out<C>();
+    p.d_norm = a.out<C>();
     const ScratchMemory memory(cuda::gcn_conv_backward_workspace(p));
     return cuda::gcn_conv_backward(p, {}, memory.data(), nullptr);
   }
@@ -271,11 +271,11 @@ int run(const std::string& op, Arguments& a) {
     p.accumulate_grad_x = a.integer() != 0;
     p.forward.h = const_cast<S*>(a.in<S>());
     p.forward.gates = const_cast<S*>(a.in<S>());
-    p.grad_h = a.in<S>();
-    p.grad_h_last = a.in<S>();
-    p.grad_x = a.out<S>();
-    p.grad_g = a.out<S>();
-    p.grad_h0 = a.out<S>();
+    p.d_h = a.in<S>();
+    p.d_h_last = a.in<S>();
+    p.d_x = a.out<S>();
+    p.d_g = a.out<S>();
+    p.d_h0 = a.out<S>();
     p.grads.u_weight = a.out<C>();
     p.grads.u_bias = a.out<C>();
     p.grads.r_weight = a.out<C>();

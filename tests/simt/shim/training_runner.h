@@ -41,11 +41,11 @@ int run_multitask_loss_backward(Arguments& a) {
   hiermt::MultitaskLossBackward<S> p{};
   p.forward = read_multitask_loss<S>(a);
   p.forward.norms = const_cast<double*>(a.in<double>());
-  p.grad_total = a.in<S>();
-  p.grad_signal = a.in<S>();
-  p.grad_direction = a.in<S>();
-  p.grad_signal_logits = a.out<S>();
-  p.grad_direction_logits = a.out<S>();
+  p.d_total = a.in<S>();
+  p.d_signal = a.in<S>();
+  p.d_direction = a.in<S>();
+  p.d_signal_logits = a.out<S>();
+  p.d_direction_logits = a.out<S>();
   return hiermt::cuda::multitask_loss_backward(p, nullptr);
 }
 

@@ -45,10 +45,10 @@ int run_gated_scan_windows_backward(Arguments& a) {
   hiermt::GatedScanWindowsBackward<S, C> p{};
   p.forward = read_gated_scan_windows<S>(a);
   p.forward.h = const_cast<S*>(a.in<S>());
-  p.grad_h = a.in<S>();
-  p.grad_h_last = a.in<S>();
-  p.grad_x = a.out<S>();
-  p.grad_g = a.out<S>();
+  p.d_h = a.in<S>();
+  p.d_h_last = a.in<S>();
+  p.d_x = a.out<S>();
+  p.d_g = a.out<S>();
   p.grads = {a.out<C>(), a.out<C>(), a.out<C>(), a.out<C>(), a.out<C>(), a.out<C>()};
   const ScratchMemory memory(hiermt::cuda::gated_scan_windows_backward_workspace(p));
   return hiermt::cuda::gated_scan_windows_backward(p, memory.data(), nullptr);
