@@ -24,9 +24,19 @@ needs_native = pytest.mark.skipif(not extension.native_status().available, reaso
 @needs_native
 @pytest.mark.parametrize("seed", [0, 1])
 def test_forged_calls_of_every_operator_come_back(seed: int) -> None:
-    script = Path(__file__).parents[1] / "support" / "forged_calls.py"
-    command = [sys.executable, "-X", "faulthandler", str(script), "--calls", "2000", "--seed", str(seed)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
+    command = [
+        sys.executable,
+        "-X",
+        "faulthandler",
+        "-m",
+        "support.forged_calls",
+        "--calls",
+        "2000",
+        "--seed",
+        str(seed),
+    ]
+    tests = Path(__file__).parents[1]
+    done = subprocess.run(command, cwd=tests, capture_output=True, text=True, check=False, timeout=300)
     assert done.returncode == 0, done.stderr[-3000:]
 
 

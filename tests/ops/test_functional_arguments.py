@@ -25,7 +25,7 @@ def backend(request: pytest.FixtureRequest) -> str:
 
 
 def parts() -> tuple[list[Tensor], list[Tensor]]:
-    found = CELL.flat()
+    found = CELL.op_parameters()
     assert found is not None
     return found
 

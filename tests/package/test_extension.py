@@ -74,8 +74,10 @@ def test_binary_of_another_version(copy: Path) -> None:
 @needs_binary
 def test_binary_that_lacks_an_operator(copy: Path) -> None:
     shutil.copy(BINARY, copy)
-    text = (copy / "extension.py").read_text()
-    (copy / "extension.py").write_text(text.replace("OPERATORS = (", 'OPERATORS = ("operator_of_tomorrow", '))
+    text = (copy / "native" / "extension.py").read_text()
+    (copy / "native" / "extension.py").write_text(
+        text.replace("OPERATORS = (", 'OPERATORS = ("operator_of_tomorrow", ')
+    )
     assert_fell_back(outcome(copy), "older than the sources", "operator_of_tomorrow")
 
 
@@ -123,7 +125,7 @@ def test_cpu_isa_is_obeyed(isa: str) -> None:
 
     if isa not in build_info()["cpu_isas"]:
         pytest.skip(f"{isa} is not in this build")
-    script = "from hiermt import extension, _C; print(_C.build_info()['cpu_isa'], _C.build_info()['cpu_isa_error'])"
+    script = "from hiermt import _C; from hiermt.native import extension; print(_C.build_info()['cpu_isa'], _C.build_info()['cpu_isa_error'])"
     done = probe(PACKAGE, script, HIERMT_CPU_ISA=isa)
     assert done.returncode == 0, done.stderr
     if "expected one of" in done.stdout:

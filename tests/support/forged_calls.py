@@ -3,7 +3,7 @@
 A call starts from a valid one and changes a few of its arguments. What the operator makes of it does not matter, but it
 has to come back. tests/ops/test_forged_calls.py runs a few thousand of them; by hand, as many as wanted::
 
-    python tests/support/forged_calls.py --calls 100000 --seed 7 [--verbose]
+    PYTHONPATH=tests python -m support.forged_calls --calls 100000 --seed 7 [--verbose]
 """
 
 from __future__ import annotations

@@ -15,6 +15,7 @@ from hiermt.data.loaders import PlannedBatch
 from hiermt.nn import inputs as _inputs
 from hiermt.testing import stock_graph
 from hiermt.training import capture as _capture
+from hiermt.training import loop
 
 STOCKS, DAYS, FEATURES, WINDOW = 6, 40, 3, 5
 
@@ -58,7 +59,7 @@ def captures(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     monkeypatch.setattr(torch.cuda, "Stream", Stream)
     monkeypatch.setattr(torch.cuda, "current_stream", Stream)
     monkeypatch.setattr(torch.cuda, "stream", lambda stream: contextlib.nullcontext())
-    monkeypatch.setattr(training, "can_capture", lambda *_: True)
+    monkeypatch.setattr(loop, "can_capture", lambda *_: True)
     return sizes
 
 
@@ -164,11 +165,11 @@ def test_a_rate_on_the_device_is_read_anew_and_another_tensor_captured_anew() ->
     model = TGCN_HierarchicalMT(FEATURES, 4)
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-2)
     optimizer.param_groups[0]["lr"] = rate
-    before = _capture._hyper(optimizer)
+    before = _capture._hyperparameters(optimizer)
     rate.fill_(1e-3)
-    assert _capture._hyper(optimizer) == before
+    assert _capture._hyperparameters(optimizer) == before
     optimizer.param_groups[0]["lr"] = rate.clone().as_subclass(OnDevice)
-    assert _capture._hyper(optimizer) != before
+    assert _capture._hyperparameters(optimizer) != before
 
 
 @pytest.mark.parametrize("what", ["freeze", "replace", "number"])

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from hiermt import TGCN_HierarchicalMT, data, train_hierarchical, training
 from hiermt.testing import stock_graph
-from hiermt.training import resume
+from hiermt.training import loop, resume
 
 STOCKS, DAYS, FEATURES, WINDOW = 6, 40, 3, 5
 
@@ -86,7 +86,7 @@ def test_resume_without_a_file_starts_anew_and_a_finished_one_ends_at_once(tmp_p
 
 def test_every_few_epochs_and_the_last(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     stored: list[int] = []
-    monkeypatch.setattr(training, "save_state", lambda *args: stored.append(args[4]["epoch"]))
+    monkeypatch.setattr(loop, "save_state", lambda *args: stored.append(args[4]["epoch"]))
     train(parts(), 7, checkpoint=tmp_path / "state.pt", checkpoint_every=3)
     assert stored == [3, 6, 7]
 
@@ -221,7 +221,7 @@ def test_tensorboard_gets_every_loss(monkeypatch: pytest.MonkeyPatch, tmp_path: 
         def close(self) -> None:
             written.append(("closed", 0))
 
-    monkeypatch.setattr(training, "_summary_writer", lambda folder: Writer())
+    monkeypatch.setattr(loop, "_summary_writer", lambda folder: Writer())
     train(parts(), 2, tensorboard=tmp_path)
     assert len(written) == 2 * 6 + 1 and written[-1] == ("closed", 0)
     assert ("total_loss/train", 1) in written and ("direction_loss/test", 2) in written

@@ -14,7 +14,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from hiermt import data, training
+from hiermt import data
 from hiermt.training import resume
 from hiermt.training.plain import checksum
 from support.resume_cases import Heads, Parts, assert_equal, batches, dataset, global_random, parts, seed
@@ -145,7 +145,7 @@ def test_every_damaged_state_is_refused_and_changes_nothing(
     def begins(*_: Any) -> Any:
         raise Loaded
 
-    monkeypatch.setattr(training, "_run_epoch", begins)
+    monkeypatch.setattr(loop, "_run_epoch", begins)
     path = tmp_path / "state.pt"
     made = make()
     before, faults, loaded, count = state_of(made), [], 0, 0
