@@ -125,7 +125,7 @@ def test_cpu_isa_is_obeyed(isa: str) -> None:
 
     if isa not in build_info()["cpu_isas"]:
         pytest.skip(f"{isa} is not in this build")
-    script = "from hiermt import _C; from hiermt.native import extension; print(_C.build_info()['cpu_isa'], _C.build_info()['cpu_isa_error'])"
+    script = "import hiermt; b = hiermt.native.extension.native_status().build; print(b['cpu_isa'], b['cpu_isa_error'])"
     done = probe(PACKAGE, script, HIERMT_CPU_ISA=isa)
     assert done.returncode == 0, done.stderr
     if "expected one of" in done.stdout:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from hiermt import data
-from hiermt.training import resume
+from hiermt.training import loop, resume
 from hiermt.training.plain import checksum
 from support.resume_cases import Heads, Parts, assert_equal, batches, dataset, global_random, parts, seed
 
