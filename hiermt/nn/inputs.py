@@ -15,7 +15,7 @@ from hiermt.windows import Windows
 
 _TWO_HEADED, _BACKBONE = TGCN_HierarchicalMT.forward, TGCN.forward
 
-# Sharing pays where a batch has at most so many different days to a day of its windows; bench/NOTES.md has the
+# Sharing pays where a batch has at most so many different days to a day of its windows; docs/benchmarks.md has the
 # measurements.
 MOST_DAYS = 0.5
 # On a GPU, of the days that are computed: reckoned there, not yet measured.
