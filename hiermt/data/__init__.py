@@ -30,10 +30,10 @@ from hiermt.data.graph import (
     to_adjacency,
 )
 from hiermt.data.labels import CLASSES, THRESHOLD, hierarchical_labels, next_returns, three_classes
-from hiermt.data.loaders import PygDataset, WindowBatch, WindowLoader, pyg_loader
 from hiermt.data.prices import Prices, read_prices
 from hiermt.data.sp500 import LIMITS, SP500_SECTORS, load_sp500
 from hiermt.data.split import Split, time_split
+from hiermt.data.window_loader import PygDataset, WindowBatch, WindowLoader, pyg_loader
 from hiermt.data.windows import num_windows, windows
 
 __all__ = [

@@ -11,12 +11,12 @@ import torch
 from torch import Tensor
 
 from hiermt.data._errors import DataError, warn
+from hiermt.data.column_names import is_counter, is_unnamed
 from hiermt.data.feature_names import as_names
-from hiermt.data.forms import adjusted_close, rows_of
-from hiermt.data.names import is_counter, is_unnamed
+from hiermt.data.price_rows import adjusted_close, rows_of
 from hiermt.data.prices import DayArray, FloatArray, symbol_names
+from hiermt.data.stock_columns import numbers_rows
 from hiermt.data.table import DATE_NAMES, SYMBOL_NAMES, Table, read_table
-from hiermt.data.wide import numbers_rows
 
 
 @dataclass(frozen=True)

@@ -12,9 +12,9 @@ import numpy as np
 import numpy.typing as npt
 
 from hiermt.data._errors import DataError, import_optional
+from hiermt.data.column_names import DATE_NAMES, SYMBOL_NAMES, clean, is_unnamed, key
 from hiermt.data.dates import DayArray, looks_like, parse_days
-from hiermt.data.names import DATE_NAMES, SYMBOL_NAMES, clean, is_unnamed, key
-from hiermt.data.sources import flatten_columns, from_csv, from_parquet
+from hiermt.data.frames import flatten_columns, from_csv, from_parquet
 
 __all__ = ["DATE_NAMES", "SYMBOL_NAMES", "Table", "read_table"]
 

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from hiermt.data import WindowBatch, WindowLoader
-from hiermt.data.loaders import PlannedBatch
-from hiermt.training.objective import is_own
+from hiermt.data.window_loader import PlannedBatch
+from hiermt.training.criterion import is_own
 
 _WARM_UP = 3
 

@@ -16,18 +16,18 @@ from hiermt.data import WindowDataset
 from hiermt.data.feature_names import check_same, names_of
 from hiermt.nn.inputs import shared_inputs
 from hiermt.training.capture import CapturedSteps, can_capture
-from hiermt.training.course import NAMES, Course, failure, finite_weights, largest
+from hiermt.training.criterion import ONE, loss_terms, make_criterion
 from hiermt.training.early_stopping import EarlyStopping
-from hiermt.training.held import Held
-from hiermt.training.objective import ONE, loss_terms, make_criterion
+from hiermt.training.history import NAMES, Course, failure, finite_weights, largest
+from hiermt.training.loaders import check_workers
+from hiermt.training.object_walk import is_iterator
 from hiermt.training.optimizer_state import check_closure
 from hiermt.training.processes import Processes
 from hiermt.training.progress import Progress
 from hiermt.training.resume import check_path, check_storable, hold, load_state, save_state, storing
 from hiermt.training.schedules import check_scheduler, step_scheduler
+from hiermt.training.snapshot import Held
 from hiermt.training.tensorboard import _summary_writer, _write_summary
-from hiermt.training.walk import is_iterator
-from hiermt.training.workers import check_workers
 
 Callback = Callable[[int, dict[str, float]], bool | None]
 

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hiermt.training.held import Change
-from hiermt.training.plain import decode, encode
+from hiermt.training.encoding import decode, encode
+from hiermt.training.snapshot import Change
 
 
 def check_closure(optimizer: torch.optim.Optimizer) -> None:

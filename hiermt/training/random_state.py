@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from hiermt.training.plain import decode, encode
+from hiermt.training.encoding import decode, encode
 
 
 def random_state() -> dict[str, Any]:

@@ -15,12 +15,12 @@ from torch import Tensor, nn
 from hiermt._version import __version__
 from hiermt.data.feature_names import KEY, check_same, names_of
 from hiermt.io.files import atomic_write, check_writable
-from hiermt.training.held import Change, Held, apply
+from hiermt.training.encoding import checksum, decode, encode
+from hiermt.training.loaders import fresh_workers, start_workers
 from hiermt.training.optimizer_state import check_optimizer, optimizer_change, optimizer_state
-from hiermt.training.plain import checksum, decode, encode
 from hiermt.training.processes import Processes
 from hiermt.training.random_state import check_random_state, random_state, set_random_state
-from hiermt.training.workers import fresh_workers, start_workers
+from hiermt.training.snapshot import Change, Held, apply
 
 FORMAT = "hiermt training state 2"
 _LOADERS = ("train_dataloader", "test_dataloader")

@@ -14,7 +14,7 @@ import torch
 import hiermt
 from hiermt import data
 from hiermt.data import DataError
-from hiermt.data.loaders import shuffled
+from hiermt.data.window_loader import shuffled
 from hiermt.testing import stock_graph
 from support.properties import given, st
 

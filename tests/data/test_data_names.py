@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from hiermt.data import DataError, DataWarning, read_prices
-from hiermt.data.names import is_adjusted, is_field
+from hiermt.data.column_names import is_adjusted, is_field
 
 pd = pytest.importorskip("pandas")
 DAYS = pd.bdate_range("2024-01-02", periods=12)

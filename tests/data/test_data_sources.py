@@ -191,7 +191,7 @@ class TestDamaged:
             raise MemoryError
 
         (tmp_path / "t.csv").write_text(WIDE)
-        monkeypatch.setattr("hiermt.data.sources._parse", full)
+        monkeypatch.setattr("hiermt.data.frames._parse", full)
         with pytest.raises(DataError, match="does not fit into memory"):
             read_prices(tmp_path / "t.csv")
 

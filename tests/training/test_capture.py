@@ -11,7 +11,7 @@ from torch import Tensor
 
 from hiermt import DynamicGraph, Graph, MultiTaskLoss, TGCN_HierarchicalMT, data, train_hierarchical, training
 from hiermt import windows as gather
-from hiermt.data.loaders import PlannedBatch
+from hiermt.data.window_loader import PlannedBatch
 from hiermt.nn import inputs as _inputs
 from hiermt.testing import stock_graph
 from hiermt.training import capture as _capture

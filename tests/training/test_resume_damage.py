@@ -16,7 +16,7 @@ from torch import Tensor
 
 from hiermt import data
 from hiermt.training import loop, resume
-from hiermt.training.plain import checksum
+from hiermt.training.encoding import checksum
 from support.resume_cases import Heads, Parts, assert_equal, batches, dataset, global_random, parts, seed
 
 

@@ -66,7 +66,7 @@ def test_what_a_loader_knows_of_the_days(monkeypatch: pytest.MonkeyPatch) -> Non
     assert {batch.day_span for batch in blocks} == expected
     assert data.WindowLoader(dataset(), range(8)).gather(torch.arange(3)).day_span is None
     batch = next(iter(data.WindowLoader(dataset(), range(5, 37), 8)))
-    monkeypatch.setattr(data.loaders, "same_device", lambda *_: False)
+    monkeypatch.setattr(data.window_loader, "same_device", lambda *_: False)
     moved = batch.to("cpu")
     assert moved.day_span == DayRange(0, 7 + WINDOW, 7 + WINDOW)
 

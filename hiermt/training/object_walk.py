@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from hiermt.data import WindowDataset, WindowLoader
 from hiermt.graph import Graph
-from hiermt.training.plain import SCALARS, checksum, encode, has_known_factory, is_generator, is_single
+from hiermt.training.encoding import SCALARS, checksum, encode, has_known_factory, is_generator, is_single
 
 _ABSENT = object()
 _EXACT = frozenset(SCALARS)

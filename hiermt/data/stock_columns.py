@@ -8,8 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from hiermt.data._errors import DataError, some, warn
-from hiermt.data.dates import date_number, parse_days
-from hiermt.data.names import (
+from hiermt.data.column_names import (
     are_letters,
     clean,
     field_of,
@@ -24,6 +23,7 @@ from hiermt.data.names import (
     may_be_lower_symbol,
     may_be_symbol,
 )
+from hiermt.data.dates import date_number, parse_days
 from hiermt.data.table import Table
 
 FloatArray = npt.NDArray[np.float64]

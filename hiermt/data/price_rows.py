@@ -9,10 +9,10 @@ import numpy as np
 import numpy.typing as npt
 
 from hiermt.data._errors import DataError, some, warn
+from hiermt.data.column_names import CLOSE_NAMES, DATE_NAMES, OHLC, SYMBOL_NAMES, is_adjusted, is_unnamed
 from hiermt.data.dates import DayArray
-from hiermt.data.names import CLOSE_NAMES, DATE_NAMES, OHLC, SYMBOL_NAMES, is_adjusted, is_unnamed
+from hiermt.data.stock_columns import check_spelling, stock_columns
 from hiermt.data.table import Table
-from hiermt.data.wide import check_spelling, stock_columns
 
 FloatArray = npt.NDArray[np.float64]
 

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from hiermt.training.plain import (
+from hiermt.training.encoding import (
     SCALARS,
     decode,
     encode,
@@ -24,7 +24,7 @@ from hiermt.training.plain import (
     new_generator,
     set_generator_state,
 )
-from hiermt.training.walk import SAME, Place, Walk, is_stateful, of_callback
+from hiermt.training.object_walk import SAME, Place, Walk, is_stateful, of_callback
 
 Change = tuple[Callable[[], None], Callable[[], None]]
 

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch.utils.data import ConcatDataset, DataLoader, StackDataset, Subset, TensorDataset, default_collate
 
-from hiermt.data.loaders import PygDataset
+from hiermt.data.window_loader import PygDataset
 
 
 def check_workers(name: str, loader: Any) -> None:
