@@ -1,5 +1,6 @@
-"""Training: one loop for every model, resumable to the bit."""
+"""Training: one loop for every model; a resumed training is bitwise equal to an uninterrupted one."""
 
-from hiermt.training.loop import adam, train_hierarchical
+from hiermt.training.loop import train_hierarchical
+from hiermt.training.optimizer import adam
 
 __all__ = ["adam", "train_hierarchical"]

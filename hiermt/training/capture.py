@@ -1,7 +1,6 @@
-"""A training step captured into a CUDA graph and replayed: gather, forward, loss, backward and optimiser at once.
+"""Captures a whole training step (gather, forward, loss, backward, optimiser) into a CUDA graph and replays it.
 
-The step that is captured is the step that runs without it, on the same kernels in the same order, so the numbers are
-the same.
+A captured step runs the same kernels in the same order as a plain step, so the numbers are the same.
 """
 
 from __future__ import annotations
@@ -24,7 +23,7 @@ Step = Callable[[WindowBatch], Tensor]
 def can_capture(
     model: nn.Module, optimizer: torch.optim.Optimizer, criterion: Any, loader: Any, device: torch.device | str
 ) -> bool:
-    """Whether steps over `loader` can be captured: on a GPU, with a loader that lives there and no host in between."""
+    """Whether steps over `loader` can be captured: the loader is on the GPU and a step needs no host code."""
     return (
         torch.device(device).type == "cuda"
         and isinstance(loader, WindowLoader)
@@ -37,10 +36,10 @@ def can_capture(
 
 
 class CapturedSteps:
-    """Runs steps one by one at first, and replays them once they are warm.
+    """Runs the first steps plainly, then captures and replays them.
 
-    A step on another number of windows runs plainly, and so does the first one on each graph, which prepares it. A step
-    on another graph, or with another learning rate, is captured anew once the rate has stayed for two steps: a capture
+    A smaller batch runs plainly, and so does the first step on each graph, which prepares the graph. A step on another
+    graph or with another learning rate is captured anew once the rate is the same for two steps, because a capture
     costs as much as dozens of steps.
     """
 
@@ -49,25 +48,28 @@ class CapturedSteps:
         self.warm = 0
         self.prepared: set[int] = set()
         self.hyperparameters: tuple[Any, ...] = ()
-        self.looked: tuple[Any, ...] | None = None
+        self.structure: tuple[Any, ...] | None = None
         self.captured: dict[int, tuple[tuple[Any, ...], torch.cuda.CUDAGraph, Tensor, Tensor]] = {}
         self.stream: torch.cuda.Stream | None = None
         self.pool: Any = None
 
-    def look(self, model: nn.Module) -> None:
-        """Forgets what was captured if, since the last look, parameters were frozen or replaced or a part of the model
-        was told another number, such as a share of dropout. A graph holds all these as they were."""
+    def drop_stale(self, model: nn.Module) -> None:
+        """Drops all captures if the model has changed since the last call.
+
+        A CUDA graph fixes which parameters exist and require gradients, and every number in a module, such as a
+        dropout probability.
+        """
         parts = [(type(part), _scalars(part)) for part in model.modules()]
         weights = [(weight.requires_grad, weight.data_ptr()) for weight in model.parameters()]
         found = (parts, weights)
-        if self.looked is not None and self.looked != found:
+        if self.structure is not None and self.structure != found:
             self.captured.clear()
             self.warm = 0
-        self.looked = found
+        self.structure = found
 
     def run(self, batch: PlannedBatch) -> Tensor:
         """The losses of a step on the windows of a batch."""
-        # A stream belongs to the device that is current, which need not be that of the model.
+        # A new stream belongs to the current device, which may not be the device of the model.
         with torch.cuda.device_of(batch.starts):  # type: ignore[no-untyped-call]
             return self._run(batch)
 
@@ -87,14 +89,14 @@ class CapturedSteps:
         return losses
 
     def _plain(self, batch: PlannedBatch) -> Tensor:
-        # On a side stream, as what is captured later has to have run on one; always the same, whose memory is kept.
+        # Warm-up steps of a capture must run on a side stream. One stream keeps its memory.
         if self.stream is None:
             self.stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
         self.stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(self.stream):
             losses = self.step(self.loader.gather(*batch))
         torch.cuda.current_stream().wait_stream(self.stream)
-        # A smaller batch may have run on other kernels than those a capture would meet first.
+        # A smaller batch may use other kernels and does not warm up a capture.
         if batch.starts.numel() == self.loader.batch_size:
             self.warm += 1
             self.prepared.add(id(batch.graph))
@@ -103,15 +105,14 @@ class CapturedSteps:
     def _capture(
         self, hyperparameters: tuple[Any, ...], batch: PlannedBatch
     ) -> tuple[tuple[Any, ...], torch.cuda.CUDAGraph, Tensor, Tensor]:
-        # All captures share their memory: they never run side by side, and nothing of one is read after the next has
-        # begun but its parameters and losses, which are kept.
+        # All captures share one memory pool: they never overlap, and only parameters and losses outlive a replay.
         if self.pool is None:
             self.pool = torch.cuda.graph_pool_handle()
-        # A loader says the same of the days of all batches of a graph, so that what is captured fits them all.
+        # The day span is the same for all batches of a graph, so one capture fits all of them.
         static_starts = batch.starts.clone()
         replay = torch.cuda.CUDAGraph()
         self.optimizer.zero_grad(set_to_none=True)
-        # Not on the stream that torch keeps for captures, which belongs to the device of the first of them.
+        # torch's default capture stream belongs to the device of the first capture.
         with torch.cuda.graph(replay, pool=self.pool, stream=self.stream):
             losses = self.step(self.loader.gather(*batch._replace(starts=static_starts)))
         self.captured[id(batch.graph)] = (hyperparameters, replay, static_starts, losses)
@@ -119,7 +120,7 @@ class CapturedSteps:
 
 
 def _hyperparameters(optimizer: torch.optim.Optimizer) -> tuple[Any, ...]:
-    """What a captured step of the optimiser holds: numbers, and which tensors it reads anew in each replay."""
+    """Hyperparameters that a captured step fixes: numbers, and the addresses of tensors on the GPU."""
     return tuple(
         _fixed(value) for group in optimizer.param_groups for key, value in sorted(group.items()) if key != "params"
     )
@@ -128,7 +129,7 @@ def _hyperparameters(optimizer: torch.optim.Optimizer) -> tuple[Any, ...]:
 def _fixed(value: Any) -> Any:
     if not isinstance(value, Tensor):
         return value
-    # On the host it is read once, when the step is captured.
+    # A CPU tensor is read once, during the capture.
     return float(value) if value.device.type == "cpu" else value.data_ptr()
 
 

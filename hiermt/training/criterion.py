@@ -1,4 +1,4 @@
-"""What a training minimises: the criterion, ours or a foreign one, on a batch."""
+"""The criterion of a training: our multi-task loss or any other callable."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ _OWN_FORWARD = MultiTaskLoss.forward
 
 
 class _Default(float):
-    """A default that can be told from the same number given by a caller."""
+    """A default value that differs by identity from the same number passed by a caller."""
 
 
 ONE = _Default(1.0)
 
 
 def make_criterion(criterion: Any, lambda_direction: float) -> Any:
-    """The criterion, made where there is none.
+    """Returns `criterion`, or a :class:`MultiTaskLoss` if it is ``None``.
 
     Raises:
         ValueError: `lambda_direction` is not finite, or contradicts the criterion's own.
@@ -44,12 +44,12 @@ def make_criterion(criterion: Any, lambda_direction: float) -> Any:
 
 
 def is_own(criterion: Any) -> bool:
-    """Whether calling it is calling :meth:`MultiTaskLoss.forward` and nothing else."""
+    """Whether a call runs the unmodified :meth:`MultiTaskLoss.forward`."""
     return isinstance(criterion, MultiTaskLoss) and runs(criterion, _OWN_FORWARD)
 
 
 def loss_terms(criterion: Any, logits: tuple[Tensor, Tensor], batch: Any) -> tuple[Tensor, ...]:
-    """Total, signal and direction loss of a batch; NaN for the parts that a foreign criterion does not tell."""
+    """Total, signal and direction loss of a batch; NaN for parts that another criterion does not return."""
     if getattr(batch, "signal_labels", None) is None or getattr(batch, "direction_labels", None) is None:
         raise ValueError("a batch has no signal_labels and direction_labels; training and testing need both")
     signal_targets = batch.signal_labels.reshape(-1)
@@ -57,7 +57,7 @@ def loss_terms(criterion: Any, logits: tuple[Tensor, Tensor], batch: Any) -> tup
     mask = signal_targets == 1
     if is_own(criterion):
         return tuple(criterion.terms(*logits, signal_targets, direction_targets, mask))
-    # A criterion written for the logits of a PyG batch, [N, 2], knows no windows.
+    # Other criteria expect the logits of a PyG batch, [N, 2].
     flat = [part.reshape(-1, part.size(-1)) for part in logits]
     loss, parts = _foreign(criterion(*flat, signal_targets, direction_targets, signal_mask=mask))
     return loss, *(

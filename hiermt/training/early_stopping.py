@@ -1,4 +1,4 @@
-"""Early stopping, with the best weights kept."""
+"""Early stopping."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 
 class EarlyStopping:
-    """Watches the test loss and keeps the weights that had the lowest."""
+    """Stops when the test loss has not fallen for `patience` epochs, and keeps the best weights."""
 
     def __init__(self, patience: int | None) -> None:
         self.patience = patience
@@ -20,7 +20,7 @@ class EarlyStopping:
     def stopped(self) -> bool:
         return self.patience is not None and self.waited >= self.patience
 
-    def look(self, loss: float, model: nn.Module) -> None:
+    def update(self, loss: float, model: nn.Module) -> None:
         if self.patience is None:
             return
         if loss < self.loss:
@@ -37,9 +37,9 @@ class EarlyStopping:
 
     @staticmethod
     def check(state: Any, model: nn.Module) -> None:
-        """Raises ``ValueError`` unless `state` is one of :meth:`state_dict` for `model`."""
+        """Raises ``ValueError`` unless `state` is a valid result of :meth:`state_dict` for `model`."""
         if not isinstance(state, dict) or type(state.get("loss")) is not float or type(state.get("waited")) is not int:
-            raise ValueError("damaged: it does not say what the best test loss was")
+            raise ValueError("damaged: the best test loss is missing")
         best, own = state.get("state", ()), model.state_dict()
         if best is None:
             return

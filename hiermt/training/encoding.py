@@ -1,4 +1,4 @@
-"""Python values as a file can hold that ``torch.load(weights_only=True)`` reads, and a checksum over them."""
+"""Encodes Python values so that ``torch.load(weights_only=True)`` can read them, with a checksum."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ import torch
 from torch import Tensor
 
 SCALARS = (type(None), bool, int, float, str)
-# What a dict holds as its only key where it stands for a value of another type.
+# Marks a dict that encodes a value of another type.
 _TAG = "\0hiermt"
-# The makers of missing values that a file can name.
+# Factories of a defaultdict that can be stored, by name.
 _FACTORIES: dict[str, Any] = {kind.__name__: kind for kind in (int, float, bool, str, list, dict, set)}
-# Values that are never changed, only replaced: out of what each is made, and how. A subclass is another type.
+# Types with an encoder and a decoder. Subclasses are not included.
 _VALUES: dict[type, tuple[Callable[[Any], Any], Callable[[Any], Any]]] = {
     complex: (lambda value: [value.real, value.imag], lambda stored: complex(*stored)),
     bytes: (bytes.hex, bytes.fromhex),
@@ -62,7 +62,7 @@ _BY_NAME = {f"{kind.__module__}.{kind.__qualname__}": made for kind, (_, made) i
 
 
 def is_single(value: object) -> bool:
-    """Whether :func:`encode` takes `value`, and it holds nothing else that could be looked at."""
+    """Whether :func:`encode` accepts `value` and it has no parts."""
     kind: Any = type(value)
     return _is_single(kind)
 
@@ -85,7 +85,7 @@ def _class_name(value: object) -> str:
 
 
 def _class(name: str) -> Any:
-    """The class of that name, in a module that is imported already."""
+    """The class of that name in a module that is already imported."""
     module, _, path = name.partition(":")
     found: Any = sys.modules[module]
     for part in path.split("."):
@@ -94,7 +94,7 @@ def _class(name: str) -> Any:
 
 
 def is_generator(value: object) -> bool:
-    """Whether `value` draws random numbers from a state of its own."""
+    """Whether `value` is a random generator with its own state."""
     return isinstance(
         value, torch.Generator | random.Random | np.random.Generator | np.random.RandomState | np.random.BitGenerator
     )
@@ -104,12 +104,12 @@ def generator_state(generator: Any) -> dict[str, Any]:
     """Kind and state of a random generator, encoded.
 
     Raises:
-        TypeError: it has no state, like ``random.SystemRandom``.
+        TypeError: it has no state, such as ``random.SystemRandom``.
     """
     if isinstance(generator, torch.Generator):
         return {"kind": "torch.Generator", "device": str(generator.device), "state": generator.get_state()}
     if isinstance(generator, random.SystemRandom):
-        raise TypeError("random.SystemRandom draws from the system and has no state")
+        raise TypeError("random.SystemRandom has no state")
     if isinstance(generator, random.Random):
         return {"kind": "random.Random", "state": encode(generator.getstate())}
     if isinstance(generator, np.random.RandomState):
@@ -119,7 +119,7 @@ def generator_state(generator: Any) -> dict[str, Any]:
 
 
 def set_generator_state(generator: Any, state: dict[str, Any]) -> None:
-    """Puts a state of :func:`generator_state` into a generator of the same kind."""
+    """Sets a generator to a state of :func:`generator_state` of the same kind."""
     kind = generator_state(generator)["kind"]
     if state["kind"] != kind:
         raise ValueError(f"the state of a {state['kind']} does not fit a {kind}")
@@ -151,12 +151,10 @@ def new_generator(state: dict[str, Any]) -> Any:
 
 
 def encode(value: Any, path: str = "value") -> Any:
-    """`value` out of None, bool, int, float, str, list, tuple, dict and CPU tensors.
-
-    Scalars of numpy become Python's. Tensors are copied.
+    """Encodes `value` as None, bool, int, float, str, list, tuple, dict and CPU tensors. Tensors are copied.
 
     Raises:
-        TypeError: it holds something else; the message names where.
+        TypeError: a part cannot be encoded; the message has its path.
     """
     if isinstance(value, enum.Enum):
         return {_TAG: "enum", "value": value.name, "class": _class_name(value)}
@@ -175,7 +173,6 @@ def encode(value: Any, path: str = "value") -> Any:
     if _of_pandas(type(value)):
         return {_TAG: "pandas", "class": type(value).__name__, "value": encode(value.asm8), "zone": _zone(value)}
     if isinstance(value, Tensor):
-        # Clones: what is stored must not change with what it was taken from.
         return value.detach().to("cpu", copy=True)
     if isinstance(value, np.ndarray):
         if value.dtype.hasobject:
@@ -197,12 +194,12 @@ def encode(value: Any, path: str = "value") -> Any:
         if type(value) is defaultdict and has_known_factory(value):
             factory = value.default_factory and value.default_factory.__name__
             return {_TAG: "defaultdict", "value": [keys, items], "factory": factory}
-        # Other subclasses of a dict are read as what they hold.
+        # Other subclasses become a dict.
         name = type(value).__name__ if type(value) in (Counter, OrderedDict) else "dict"
         return {_TAG: name, "value": [keys, items]}
     if isinstance(value, set | frozenset):
         name = "set" if isinstance(value, set) else "frozenset"
-        # In an order of their own, so that equal sets have equal checksums.
+        # Sorted, so that equal sets have equal checksums.
         return {_TAG: name, "value": sorted((encode(item, path) for item in value), key=checksum)}
     if isinstance(value, deque):
         return {_TAG: "deque", "value": [encode(item, path) for item in value], "maxlen": value.maxlen}
@@ -267,7 +264,7 @@ _DECODE: dict[str, Callable[[Any], Any]] = {
 
 
 def decode(stored: Any) -> Any:
-    """What :func:`encode` was given; tensors are on the CPU."""
+    """Inverse of :func:`encode`; tensors are on the CPU."""
     if isinstance(stored, dict):
         if _TAG in stored:
             return _DECODE[stored[_TAG]](stored)
@@ -278,7 +275,7 @@ def decode(stored: Any) -> Any:
 
 
 def checksum(stored: Any) -> str:
-    """A digest of types, shapes and values of what :func:`encode` gave; the same before and after a file."""
+    """A digest of types, shapes and values of encoded data; the same before and after a file."""
     digest = hashlib.blake2b(digest_size=16)
     _feed(stored, digest.update)
     return digest.hexdigest()

@@ -1,4 +1,4 @@
-"""Where objects hold random generators and plain values: a walk over all that lies below them."""
+"""Finds the random generators and plain values inside objects, with the path to each."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _ROWS = frozenset((list, tuple, set, frozenset, deque, torch.Size))
 SAME = "the same as "
 _IN_NUMPY = frozenset((torch.float32, torch.float64, torch.int64, torch.int32, torch.bool))
 _DEPTH = 16
-# Attributes that say where a pass is, not what comes next: torch makes them anew, or the loop sets them.
+# Attributes of a running pass, which torch recreates or the training loop sets.
 _PASSING = {"_iterator", "training", "_DataLoader__initialized", "_IterableDataset_len_called"}
 _FOREIGN = (
     *("logging", "threading", "multiprocessing", "pathlib", "inspect", "typing", "pandas", "pyarrow"),
@@ -35,12 +35,12 @@ _FOREIGN = (
     *("torch_geometric.data.data", "torch_geometric.data.hetero_data", "torch_geometric.data.batch"),
     *("torch_geometric.data.storage", "torch_geometric.inspector"),
 )
-_OPTIMIZER = {"state", "param_groups", "defaults"}  # what its state_dict tells
+_OPTIMIZER = {"state", "param_groups", "defaults"}  # part of its state_dict
 _MODULE_PARTS = {"_parameters", "_buffers", "_modules", "_non_persistent_buffers_set"}
 
 
 class Place:
-    """Where a value lies, and how another gets there."""
+    """Location of a value: its owner, and how to replace it."""
 
     def __init__(self, owner: Any, how: str, key: Any, value: Any, kind: str) -> None:
         self.owner, self.how, self.key, self.value, self.kind = owner, how, key, value, kind
@@ -55,14 +55,14 @@ class Place:
             parts[self.key] = value
             self.owner.__setstate__((*parts.values(), vars(self.owner)))  # type: ignore[attr-defined]
         else:
-            # A DataLoader refuses to be changed; here it becomes what it was.
+            # A DataLoader rejects normal assignment.
             object.__setattr__(self.owner, self.key, value)
 
     def mark(self) -> Any:
-        """Equal to that of the same place as long as the value is the same; ``None`` where that cannot be told."""
+        """A digest that changes if the value changes; ``None`` if it cannot be computed."""
         if self.kind == "opaque":
             return _pickled(self.value)
-        # By their numbers, as not every way to change them leaves a trace.
+        # A digest of the numbers: version counters miss some in-place changes.
         if self.kind == "tensor":
             return _numbers(self.value)
         if self.kind == "array":
@@ -70,19 +70,19 @@ class Place:
         if isinstance(self.value, SCALARS):
             return f"{type(self.value).__name__} {self.value!r}"
         try:
-            # At once, where Python's own types alone are nested; version 0 looks at no identities.
+            # Fast path for built-in types; marshal version 0 ignores object identity.
             return hashlib.blake2b(marshal.dumps(self.value, 0), digest_size=16).digest()
         except ValueError:
             return checksum(encode(self.value))
 
 
 class Walk:
-    """Collects the places below objects, each object once.
+    """Visits each object below some roots once.
 
     Attributes:
-        places (dict): where random generators, values and objects with a state lie, by path.
-        nodes (dict): where all else lies whose parts were looked at, by path.
-        labels (dict): of what kind each of these is, or the path of the one that it is.
+        places (dict): random generators, values and objects with a ``state_dict``, by path.
+        nodes (dict): objects whose parts were visited, by path.
+        labels (dict): type of each of these, or the path of an object that was visited before.
 
     Args:
         roots (dict): the objects by name.
@@ -94,16 +94,16 @@ class Walk:
         self.labels: dict[str, str] = {}
         self.seen = {id(root): name for name, root in roots.items()}
         modules = [root for root in roots.values() if isinstance(root, nn.Module)]
-        # What is stored apart: the global generators, and what a state_dict tells.
+        # Stored elsewhere: the global generators and the contents of a state_dict.
         self.apart = {id(random._inst), id(np.random.mtrand._rand), id(torch.default_generator)}
         self.apart |= {id(value) for module in modules for value in module.state_dict(keep_vars=True).values()}
-        self.kept: list[Any] = []  # so that no id is used twice during a walk
+        self.kept: list[Any] = []  # keeps every id unique during the walk
         for name, root in roots.items():
             place = Place(None, "root", None, root, "")
             self.enter(place, name, name in ("model", "criterion"), isinstance(root, torch.utils.data.Dataset), 0)
 
     def enter(self, place: Place, path: str, module: bool, data: bool, depth: int) -> None:
-        """Visits what a value holds. Of `data` generators and numbers count, not their contents."""
+        """Visits the parts of a value. Inside `data`, only generators and numbers are collected, not contents."""
         value = place.value
         data = data or isinstance(value, torch.utils.data.Dataset | WindowDataset | Graph)
         if not depth and not isinstance(value, nn.Module | torch.optim.Optimizer) and is_stateful(value):
@@ -123,7 +123,7 @@ class Walk:
                 Place(owner, how, key, child, ""), name, module, data or key in ("dataset", "data_source"), depth
             )
         if isinstance(value, torch.optim.Optimizer):
-            # Those of neither model nor criterion, which no state_dict tells.
+            # Parameters outside of model and criterion, which are in no state_dict.
             for number, group in enumerate(value.param_groups):
                 for index, parameter in enumerate(group["params"]):
                     where = Place(group["params"], "item", index, parameter, "")
@@ -145,7 +145,7 @@ class Walk:
         if id(value) in self.apart:
             return
         known = self.seen.get(id(value))
-        # Equal constants may be one object.
+        # Python may share equal constants.
         if known is None and not isinstance(value, tuple):
             self.seen[id(value)] = path
             self.kept.append(value)
@@ -171,8 +171,8 @@ class Walk:
             if loose:
                 return
             raise TypeError(
-                f"{path}: a {type(value).__name__}, an iterator whose position cannot be stored; hold what it is made "
-                "of, and make the iterator in __iter__"
+                f"{path}: a {type(value).__name__}, an iterator whose position cannot be stored; keep the iterable, "
+                "and make the iterator in __iter__"
             )
         elif isinstance(value, type):
             self.nodes[path], self.labels[path] = place, _label(value)
@@ -192,7 +192,7 @@ class Walk:
         self.places[path] = place
 
     def plain(self, value: Any, depth: int = 0) -> bool:
-        """Whether it is made of scalars and containers alone, so that it is stored as one value."""
+        """Whether it consists of scalars and containers only and can be stored as one value."""
         if is_single(value):
             return True
         if depth > _DEPTH:
@@ -207,15 +207,15 @@ class Walk:
                 list(value.values()), depth
             )
         if type(value) in _ROWS or (isinstance(value, tuple) and hasattr(value, "_fields")):
-            if set(map(type, value)) <= _EXACT:  # long lists of numbers, at once
+            if set(map(type, value)) <= _EXACT:  # fast path for long lists of numbers
                 return True
             return all(self.plain(item, depth + 1) for item in value)
         return False
 
 
 def _children(value: Any) -> Iterator[tuple[str, Any, Any, Any]]:
-    """How, where and under which key each thing that `value` holds lies in it."""
-    # Past what a subclass makes of them, such as an __iter__ that counts.
+    """Kind of access, owner, key and value of each part of `value`."""
+    # Bypasses overrides of subclasses, such as an __iter__ with side effects.
     if isinstance(value, dict):
         yield from (("item", value, key, child) for key, child in dict.items(value) if isinstance(key, SCALARS))
     containers: tuple[Any, ...] = (list, tuple, deque)
@@ -257,13 +257,13 @@ def _children(value: Any) -> Iterator[tuple[str, Any, Any, Any]]:
 
 
 def _hooks(owner: Any, name: str, hooks: Any) -> Iterator[tuple[str, Any, Any, Any]]:
-    """Hooks by their order: their keys count all the hooks of a process."""
+    """Hooks by their order: their keys depend on all hooks of a process."""
     for i, hook in enumerate(hooks.values() if isinstance(hooks, dict) else ()):
         yield "part", owner, f"{name}.{i}", hook
 
 
 def _label(value: Any) -> str:
-    """What a value is, apart from what it holds."""
+    """Type, name or length of a value, without its contents."""
     if isinstance(value, types.FunctionType):
         return f"the function {value.__module__}.{value.__qualname__} of line {value.__code__.co_firstlineno}"
     if _named(value):
@@ -273,7 +273,7 @@ def _label(value: Any) -> str:
 
 
 def _named(value: Any) -> bool:
-    """Whether a value is told by its name."""
+    """Whether a value is identified by its name."""
     return isinstance(value, type | types.FunctionType | types.BuiltinFunctionType | types.MethodType | np.ufunc)
 
 
@@ -290,38 +290,38 @@ def _digest(array: Any) -> tuple[Any, ...]:
 def _pickled(value: Any) -> str | None:
     try:
         return hashlib.blake2b(pickle.dumps(value), digest_size=16).hexdigest()
-    except Exception:  # locks, sockets and their like, each in its own way
+    except Exception:  # locks, sockets and the like raise different types
         return None
 
 
 def of_callback(path: str) -> bool:
-    """Whether a path leads to what a callback holds: of that only what draws numbers or learns is stored."""
+    """Whether a path is inside the callback; there only generators and objects with a state are stored."""
     return path.startswith(("callback.", "callback["))
 
 
 def is_iterator(value: Any) -> bool:
-    """Whether it ends once it has been gone through. An object of the user's may start anew in its ``__iter__``."""
+    """Whether it supports one pass only. A user-defined ``__iter__`` may start anew."""
     anew = isinstance(getattr(type(value), "__iter__", None), types.FunctionType)
     ends = isinstance(value, torch.utils.data.dataloader._BaseDataLoaderIter)
     return isinstance(value, Iterator) and (ends or not anew)
 
 
 def is_stateful(value: Any) -> bool:
-    """Whether a ``state_dict`` tells what a value holds."""
+    """Whether a value has a ``state_dict`` and a ``load_state_dict``."""
     if isinstance(value, WindowLoader | torch.optim.lr_scheduler.LRScheduler | type):
-        return False  # all that these hold is plain, and what is below them is not in their state_dict
+        return False  # visited instead: their state_dict omits parts
     return callable(getattr(value, "state_dict", None)) and callable(getattr(value, "load_state_dict", None))
 
 
 def _foreign(value: Any) -> bool:
-    """Whether it is nothing that decides on a training, or is stored elsewhere."""
+    """Whether it does not affect a training, or is stored elsewhere."""
     if isinstance(value, types.ModuleType):
         return True
     return type(value).__module__.startswith(_FOREIGN)
 
 
 def _wraps(owner: Any, key: Any, value: Any) -> bool:
-    """Whether it is a method that was replaced on one object, such as by a wrapper that counts its calls."""
-    if isinstance(owner, nn.Module) and key == "forward":  # it computes, with whatever it holds
+    """Whether it is a method that was replaced on one object, for example by a wrapper that counts calls."""
+    if isinstance(owner, nn.Module) and key == "forward":  # part of the computation, with its state
         return False
     return callable(value) and callable(getattr(type(owner), str(key), None))

@@ -1,8 +1,7 @@
-"""The state of any optimiser of torch, stored and loaded so that what follows is bitwise equal."""
+"""Stores and restores the state of any torch optimiser bitwise equal."""
 
 from __future__ import annotations
 
-import inspect
 from typing import Any
 
 import torch
@@ -12,22 +11,8 @@ from hiermt.training.encoding import decode, encode
 from hiermt.training.snapshot import Change
 
 
-def check_closure(optimizer: torch.optim.Optimizer) -> None:
-    """Refuses optimisers that evaluate the loss themselves, like LBFGS.
-
-    Raises:
-        ValueError: its ``step`` needs a closure.
-    """
-    closure = inspect.signature(type(optimizer).step).parameters.get("closure")
-    if closure is not None and closure.default is inspect.Parameter.empty:
-        raise ValueError(
-            f"optimizer: {type(optimizer).__name__} needs a closure that computes the loss again, which this loop "
-            "does not give; use an optimiser whose step() takes none, such as Adam"
-        )
-
-
 def optimizer_state(optimizer: torch.optim.Optimizer) -> dict[str, Any]:
-    """What a file holds of an optimiser: its ``state_dict``, and the shapes of its parameters and which are frozen."""
+    """The ``state_dict`` of an optimiser, and the shape and ``requires_grad`` of its parameters."""
     parameters = _parameters(optimizer)
     return {
         "state_dict": encode(optimizer.state_dict(), "optimizer"),
@@ -37,18 +22,18 @@ def optimizer_state(optimizer: torch.optim.Optimizer) -> dict[str, Any]:
 
 
 def check_optimizer(kind: str, stored: dict[str, Any], optimizer: torch.optim.Optimizer) -> None:
-    """Raises ``ValueError`` where a stored state is one of another optimiser, or is damaged."""
+    """Raises ``ValueError`` if a stored state belongs to another optimiser or is damaged."""
     name = type(optimizer).__name__
     if kind != name:
         raise ValueError(f"was written with the optimizer {kind}, this is {name}")
     state = stored.get("state_dict")
     if not isinstance(state, dict) or not isinstance(state.get("state"), dict):
-        raise ValueError("damaged: there is no state of the optimizer")
+        raise ValueError("damaged: the state of the optimizer is missing")
     groups = state.get("param_groups")
     if not isinstance(groups, list) or not all(
         isinstance(group, dict) and isinstance(group.get("params"), list) for group in groups
     ):
-        raise ValueError("damaged: there are no param_groups of the optimizer")
+        raise ValueError("damaged: the param_groups of the optimizer are missing")
     sizes, own = [len(group["params"]) for group in groups], [len(group["params"]) for group in optimizer.param_groups]
     if sizes != own:
         raise ValueError(f"its optimizer holds {sizes} parameters in its groups, this one {own}")
@@ -59,7 +44,7 @@ def check_optimizer(kind: str, stored: dict[str, Any], optimizer: torch.optim.Op
             shape = shapes[index] if isinstance(shapes, list) and index < len(shapes) else "none"
             raise ValueError(f"its parameter {index} has shape {shape}, that of the optimizer {list(parameter.shape)}")
     if not isinstance(frozen, list) or [type(each) for each in frozen] != [bool] * len(parameters):
-        raise ValueError("damaged: it does not say which parameters are trained")
+        raise ValueError("damaged: requires_grad of the parameters is missing")
     identities = [identity for group in groups for identity in group["params"]]
     foreign = [key for key in state["state"] if key not in identities]
     if foreign or len(set(identities)) != len(identities):
@@ -71,7 +56,7 @@ def check_optimizer(kind: str, stored: dict[str, Any], optimizer: torch.optim.Op
 
 
 def optimizer_change(optimizer: torch.optim.Optimizer, stored: dict[str, Any]) -> Change:
-    """Loads a state that :func:`check_optimizer` has let pass, and takes it back."""
+    """Functions that load a state checked by :func:`check_optimizer`, and that undo it."""
     before = dict(vars(optimizer))
     parameters = _parameters(optimizer)
     trained = [parameter.requires_grad for parameter in parameters]
@@ -85,7 +70,7 @@ def optimizer_change(optimizer: torch.optim.Optimizer, stored: dict[str, Any]) -
             parameter.requires_grad_(flag)
 
     def undo() -> None:
-        # Loading replaces what an optimiser holds; it does not write into it.
+        # load_state_dict replaces the attributes; it does not write into the old ones.
         vars(optimizer).update(before)
         for parameter, flag in zip(parameters, trained, strict=True):
             parameter.requires_grad_(flag)
@@ -94,7 +79,7 @@ def optimizer_change(optimizer: torch.optim.Optimizer, stored: dict[str, Any]) -
 
 
 def _exactly(optimizer: torch.optim.Optimizer, state: dict[str, Any], before: list[dict[str, Any]]) -> None:
-    """Gives loaded tensors the types they had, where torch takes that of the parameter, and their devices."""
+    """Restores stored dtypes and devices, because ``load_state_dict`` casts to those of the parameter."""
     identities = [identity for group in state["param_groups"] for identity in group["params"]]
     for identity, parameter in zip(identities, _parameters(optimizer), strict=True):
         for key, value in state["state"].get(identity, {}).items():

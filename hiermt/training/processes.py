@@ -1,4 +1,4 @@
-"""The processes that train one model together."""
+"""Processes of a distributed training."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from torch import distributed, nn
 
 
 class Processes:
-    """Those behind a DistributedDataParallel model; for any other model this process alone.
+    """The processes of a DistributedDataParallel model; for any other model only this process.
 
     Attributes:
-        rank (int): of this process.
-        count (int): processes.
-        model (Module): the model itself, without what wraps it.
+        rank (int): rank of this process.
+        count (int): number of processes.
+        model (Module): the model without its wrapper.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -24,7 +24,7 @@ class Processes:
             self.rank, self.count = distributed.get_rank(self.group), distributed.get_world_size(self.group)
 
     def gather(self, value: Any) -> list[Any]:
-        """What each of them calls with, in the order of their ranks."""
+        """The `value` of every process, by rank. All processes must call it."""
         if self.count == 1:
             return [value]
         every: list[Any] = [None] * self.count

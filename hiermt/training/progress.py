@@ -1,4 +1,4 @@
-"""What a training shows of its progress."""
+"""Progress display of a training."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ LOG_EVERY = 10
 
 
 class Progress:
-    """A bar over the epochs where tqdm is installed, and a line every tenth epoch."""
+    """A bar over the epochs, if tqdm is installed, and a line every tenth epoch."""
 
     def __init__(self, num_epochs: int, enabled: bool) -> None:
         self.enabled = enabled

@@ -1,4 +1,4 @@
-"""The random state of a process: torch's on the CPU and on each GPU, numpy's and Python's."""
+"""Global random state of a process: torch (CPU and every GPU), numpy and Python."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from hiermt.training.encoding import decode, encode
 
 
 def random_state() -> dict[str, Any]:
-    """The state of all global generators, as a file can hold it."""
+    """The encoded state of all global generators."""
     cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
     return {
         "cpu": torch.get_rng_state(),
@@ -24,7 +24,7 @@ def random_state() -> dict[str, Any]:
 
 
 def check_random_state(state: dict[str, Any]) -> None:
-    """Raises where :func:`set_random_state` would, and changes nothing."""
+    """Raises if :func:`set_random_state` would; changes nothing."""
     torch.Generator(device="cpu").set_state(state["cpu"])
     for each in state["cuda"]:
         if not isinstance(each, Tensor) or each.dtype != torch.uint8:
@@ -34,7 +34,7 @@ def check_random_state(state: dict[str, Any]) -> None:
 
 
 def set_random_state(state: dict[str, Any]) -> None:
-    """Goes on drawing where :func:`random_state` was taken; a GPU's only on a machine with as many of them."""
+    """Restores :func:`random_state`; that of GPUs only if the number of GPUs is the same."""
     torch.set_rng_state(state["cpu"])
     if torch.cuda.is_available() and len(state["cuda"]) == torch.cuda.device_count():
         torch.cuda.set_rng_state_all(state["cuda"])

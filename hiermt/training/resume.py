@@ -1,4 +1,4 @@
-"""Training states on disk: everything it takes to go on as if nothing had happened, bitwise equal."""
+"""Training states on disk: a resumed training is bitwise equal to an uninterrupted one."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from hiermt.training.loaders import fresh_workers, start_workers
 from hiermt.training.optimizer_state import check_optimizer, optimizer_change, optimizer_state
 from hiermt.training.processes import Processes
 from hiermt.training.random_state import check_random_state, random_state, set_random_state
-from hiermt.training.snapshot import Change, Held, apply
+from hiermt.training.snapshot import Change, Snapshot, apply
 
 FORMAT = "hiermt training state 2"
 _LOADERS = ("train_dataloader", "test_dataloader")
@@ -41,16 +41,16 @@ _OWN = {"random": dict, "held": dict, "progress": dict}
 Check = Callable[[dict[str, Any], dict[str, Any]], None]
 
 
-def hold(
+def take_snapshot(
     model: nn.Module,
     optimizer: torch.optim.Optimizer,
     loaders: Iterable[Any],
     criterion: Any = None,
     scheduler: Any = None,
     callback: Any = None,
-) -> Held:
-    """What is stored of these besides their ``state_dict``, compared with what it is now."""
-    return Held(
+) -> Snapshot:
+    """A snapshot of the state of these objects outside their ``state_dict``."""
+    return Snapshot(
         {
             "model": Processes(model).model,
             "optimizer": optimizer,
@@ -62,20 +62,20 @@ def hold(
     )
 
 
-def check_storable(model: nn.Module, optimizer: torch.optim.Optimizer, held: Held) -> None:
-    """Finds out before a training whether :func:`save_state` could hold its state.
+def check_storable(model: nn.Module, optimizer: torch.optim.Optimizer, snapshot: Snapshot) -> None:
+    """Checks before a training that :func:`save_state` can store its state.
 
     Raises:
-        ValueError: a part of the training has no state that can be stored; the message says which and why.
+        ValueError: a part of the training cannot be stored; the message names it and the reason.
     """
     with storing():
-        _common_state(Processes(model).model, optimizer, held)
-        _own_state(held, {})
+        _common_state(Processes(model).model, optimizer, snapshot)
+        _own_state(snapshot, {})
 
 
 @contextlib.contextmanager
 def storing() -> Iterator[None]:
-    """Says ``ValueError`` where a part of a training cannot be stored, as of everything else that is refused."""
+    """Converts the ``TypeError`` of a value that cannot be stored to ``ValueError``."""
     try:
         yield
     except TypeError as error:
@@ -83,7 +83,7 @@ def storing() -> Iterator[None]:
 
 
 def check_path(path: str | Path, processes: Processes) -> None:
-    """Refuses a path that :func:`save_state` could not write to, in all processes.
+    """Raises in all processes unless :func:`save_state` can write to `path`.
 
     Raises:
         OSError: as :func:`hiermt.io.files.check_writable`.
@@ -97,7 +97,7 @@ def _in_first(processes: Processes, path: str | Path, action: Callable[[], None]
     if processes.rank == 0:
         try:
             action()
-        except Exception as error:  # whatever it is, the others must not wait for ever
+        except Exception as error:  # any error: the other processes must not wait forever
             failure = error
     reason = processes.gather(failure and str(failure))[0]
     if failure is not None:
@@ -113,54 +113,53 @@ def save_state(
     loaders: Iterable[Any],
     progress: dict[str, Any],
     common: dict[str, Any] | None = None,
-    held: Held | None = None,
+    snapshot: Snapshot | None = None,
 ) -> None:
-    """Writes model, optimiser, random generators and `progress`; an interruption leaves the old file.
+    """Writes model, optimiser, random generators and `progress`; after an interruption the old file is intact.
 
-    Of several processes that train one model, all call and the first writes; a failure is raised in each of them.
+    With several processes, all call it and the first writes; a failure is raised in each.
 
     Args:
-        path (str or Path): made anew each time, by writing beside it and renaming.
+        path (str or Path): written to a temporary file, then renamed.
         model (Module): its ``state_dict`` is stored.
         optimizer (Optimizer): its ``state_dict`` is stored.
-        loaders (iterable): the random generators that they, their samplers and their datasets hold are stored: torch's,
-            numpy's and Python's.
-        progress (dict): epoch, losses and whatever else; tensors, numbers, strings, lists and dicts. Of several
-            processes each has its own.
-        common (dict, optional): the same of which all processes have one, such as the best weights.
-        held (Held, optional): made by :func:`hold` before the training. Then what the training has changed in loaders,
-            scheduler, criterion and model is stored as well. (default: ``None``, of `loaders` the generators)
+        loaders (iterable): the random generators of loaders, samplers and datasets are stored.
+        progress (dict): epoch, losses and other values of this process: tensors, numbers, strings, lists and dicts.
+        common (dict, optional): values that all processes share, such as the best weights.
+        snapshot (Snapshot, optional): from :func:`take_snapshot` before the training. Values that the training has
+            changed in loaders, scheduler, criterion and model are stored as well. (default: ``None``, the generators
+            of `loaders` only)
 
     Raises:
         OSError: the file cannot be written, as on a full disk.
-        TypeError: something cannot be stored; the message says what.
+        TypeError: a value cannot be stored; the message names it.
     """
     processes = Processes(model)
-    held = hold(model, optimizer, loaders) if held is None else held
-    own, *others = processes.gather(_own_state(held, progress))
+    snapshot = take_snapshot(model, optimizer, loaders) if snapshot is None else snapshot
+    own, *others = processes.gather(_own_state(snapshot, progress))
 
     def write() -> None:
-        content = _common_state(processes.model, optimizer, held)
+        content = _common_state(processes.model, optimizer, snapshot)
         content |= {**own, "other_processes": others, "common": encode(common or {}, "common")}
         _write(Path(path), {**content, "checksum": checksum(content)})
 
     _in_first(processes, path, write)
 
 
-def _own_state(held: Held, progress: dict[str, Any]) -> dict[str, Any]:
-    """What each process has of its own."""
-    return {"random": random_state(), "held": held.state(), "progress": encode(progress, "progress")}
+def _own_state(snapshot: Snapshot, progress: dict[str, Any]) -> dict[str, Any]:
+    """The part of each process."""
+    return {"random": random_state(), "held": snapshot.state(), "progress": encode(progress, "progress")}
 
 
-def _common_state(model: nn.Module, optimizer: torch.optim.Optimizer, held: Held) -> dict[str, Any]:
+def _common_state(model: nn.Module, optimizer: torch.optim.Optimizer, snapshot: Snapshot) -> dict[str, Any]:
     return {
         "format": FORMAT,
         "hiermt": __version__,
         "optimizer_type": type(optimizer).__name__,
         "model": _module_state("model", model),
-        "criterion": _module_state("criterion", held.roots.get("criterion")),
+        "criterion": _module_state("criterion", snapshot.roots.get("criterion")),
         "optimizer": optimizer_state(optimizer),
-        "types": held.types(),
+        "types": snapshot.types(),
         KEY: names_of(model),
     }
 
@@ -185,40 +184,40 @@ def load_state(
     model: nn.Module,
     optimizer: torch.optim.Optimizer,
     loaders: Iterable[Any],
-    held: Held | None = None,
+    snapshot: Snapshot | None = None,
     check: Check | None = None,
 ) -> dict[str, Any]:
-    """Puts everything back as :func:`save_state` found it.
+    """Restores a state of :func:`save_state`.
 
-    Nothing is changed unless all of it fits. Of several processes, each reads the file and takes what was its own.
+    Nothing is changed unless everything fits. With several processes, each reads its own part.
 
     Args:
-        path, model, optimizer, loaders, held: as for :func:`save_state`; `held` made before.
+        path, model, optimizer, loaders, snapshot: as for :func:`save_state`; `snapshot` is taken before.
         check (callable, optional): called as ``check(progress, common)`` before anything is changed; raises
-            ``ValueError`` where they make no sense.
+            ``ValueError`` if they are invalid.
 
     Returns:
-        What was stored as ``progress`` and ``common``.
+        The stored ``progress`` and ``common`` in one dict.
 
     Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: it is damaged, is no training state, or is one of another model, optimiser, loader, scheduler or
-            number of processes, or of a model of other features.
+        FileNotFoundError: the file does not exist.
+        ValueError: it is damaged, is not a training state, or belongs to another model, optimiser, loader, scheduler,
+            number of processes, or set of features.
     """
     path, loaders = Path(path), list(loaders)
-    held = hold(model, optimizer, loaders) if held is None else held
+    snapshot = take_snapshot(model, optimizer, loaders) if snapshot is None else snapshot
     processes = Processes(model)
     content = _read(path, processes)
     check_same(path, content[KEY], names_of(processes.model))
     try:
-        changes, progress, common = _changes(content, processes.model, optimizer, held, check)
+        changes, progress, common = _changes(content, processes.model, optimizer, snapshot, check)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
-    except Exception as error:  # a value of another type than it had fails in many ways
+    except Exception as error:  # a value of a wrong type can raise anything
         raise ValueError(f"{path}: damaged ({type(error).__name__}: {error})") from None
     waiting = [loader for loader in loaders if fresh_workers(loader)]
     if waiting:
-        kept = held.plan(held.state(unchanged=True))
+        kept = snapshot.plan(snapshot.state(unchanged=True))
         changes = [
             *map(_start, waiting),
             *kept,
@@ -226,7 +225,7 @@ def load_state(
         ]
     try:
         apply(changes)
-    except Exception as error:  # torch's own loading has the last word
+    except Exception as error:  # raised by load_state_dict
         raise ValueError(f"{path}: does not fit ({type(error).__name__}: {error}); nothing was changed") from error
     return {**progress, **common}
 
@@ -236,19 +235,19 @@ def _start(loader: Any) -> Change:
 
 
 def _read(path: Path, processes: Processes) -> dict[str, Any]:
-    """The content of a file whose parts are all there, those of this process among them."""
+    """The content of a file, with the part of this process, after a check that it is complete."""
     if not path.is_file():
         raise FileNotFoundError(f"{path}: not found")
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # the reader raises many kinds, all of which mean a bad file
+    except Exception as error:  # any error of the reader means a bad file
         reason = (str(error) or type(error).__name__).splitlines()[0]
         raise ValueError(f"{path}: not a readable training state ({reason})") from None
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         found = content.get("format") if isinstance(content, dict) else None
         if isinstance(found, str) and found.startswith("hiermt training state"):
             raise ValueError(f"{path}: {found!r} was written by another version of hiermt; this one reads {FORMAT!r}")
-        raise ValueError(f"{path}: not a training state of hiermt; model weights alone cannot be resumed from")
+        raise ValueError(f"{path}: not a training state of hiermt; model weights alone are not enough to resume")
     _check_parts(path, content, {**_COMMON, **_OWN})
     written = 1 + len(content["other_processes"])
     if written != processes.count:
@@ -281,20 +280,20 @@ def _changes(
     content: dict[str, Any],
     model: nn.Module,
     optimizer: torch.optim.Optimizer,
-    held: Held,
+    snapshot: Snapshot,
     check: Check | None,
 ) -> tuple[list[Change], dict[str, Any], dict[str, Any]]:
-    """What has to be done, with nothing done yet: each change with what takes it back; progress and common."""
+    """The changes to make, each with its undo function; progress and common. Nothing is changed yet."""
     check_optimizer(content["optimizer_type"], content["optimizer"], optimizer)
-    _check_types(content["types"], held.types())
-    criterion = held.roots.get("criterion")
+    _check_types(content["types"], snapshot.types())
+    criterion = snapshot.roots.get("criterion")
     changes = [_module_change("model", model, content["model"])]
     if isinstance(criterion, nn.Module) or content["criterion"]:
         changes.append(_module_change("criterion", criterion, content["criterion"]))
     if not content["intact"]:
-        raise ValueError("damaged: its content is not what was written, by its checksum")
+        raise ValueError("damaged: the checksum does not match the content")
     changes.append(optimizer_change(optimizer, content["optimizer"]))
-    changes += held.plan(content["held"])
+    changes += snapshot.plan(content["held"])
     random, before = content["random"], random_state()
     check_random_state(random)
     progress, common = decode(content["progress"]), decode(content["common"])
@@ -317,7 +316,7 @@ def _check_types(stored: dict[str, str], own: dict[str, str]) -> None:
 
 
 def _module_change(name: str, module: Any, stored: dict[str, Any]) -> Change:
-    """Loads the parameters and buffers of a module, if their names, shapes and types are exactly its own."""
+    """Loads parameters and buffers of a module if names, shapes and dtypes match exactly."""
     if not isinstance(module, nn.Module):
         raise ValueError(f"was written with a {name} that has a state, this one has none")
     own = module.state_dict()

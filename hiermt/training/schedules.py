@@ -1,4 +1,4 @@
-"""Learning rate schedulers, stepped once an epoch."""
+"""Learning rate schedulers, stepped once per epoch."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from torch.optim import lr_scheduler
 
 
 def check_scheduler(scheduler: Any, optimizer: torch.optim.Optimizer, num_epochs: int) -> None:
-    """Refuses what cannot be stepped once an epoch.
+    """Rejects schedulers that cannot be stepped once per epoch.
 
     Raises:
-        TypeError: it has no ``step``, or is several schedulers.
-        ValueError: it is one of another optimiser, or is made for fewer epochs.
+        TypeError: it has no ``step``, for example a list of schedulers.
+        ValueError: it belongs to another optimiser, or has fewer steps than epochs.
     """
     if not callable(getattr(scheduler, "step", None)) or isinstance(scheduler, torch.optim.Optimizer):
         raise TypeError(
@@ -26,12 +26,12 @@ def check_scheduler(scheduler: Any, optimizer: torch.optim.Optimizer, num_epochs
     if isinstance(scheduler, lr_scheduler.OneCycleLR) and scheduler.total_steps < num_epochs:
         raise ValueError(
             f"scheduler: a OneCycleLR of {scheduler.total_steps} steps ends before num_epochs={num_epochs}; it is "
-            "stepped once an epoch, so give it total_steps=num_epochs"
+            "stepped once per epoch, so give it total_steps=num_epochs"
         )
 
 
 def step_scheduler(scheduler: Any, loss: float) -> None:
-    """Steps, with the loss where one is asked for, as by ``ReduceLROnPlateau``."""
+    """Steps a scheduler; passes the loss if ``step`` requires one, as in ``ReduceLROnPlateau``."""
     parameters = list(inspect.signature(scheduler.step).parameters.values())
     if parameters and parameters[0].default is inspect.Parameter.empty and parameters[0].kind <= 1:
         scheduler.step(loss)

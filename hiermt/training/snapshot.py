@@ -1,7 +1,7 @@
-"""What loaders, samplers, schedulers and modules hold outside any ``state_dict``: random generators, and plain values.
+"""State of loaders, samplers, schedulers and modules outside any ``state_dict``: random generators and plain values.
 
-A value is stored only where it is no longer what it was when the training began. So a training that goes on keeps what
-its caller changed on purpose, such as a path, and gets back what the training itself had changed.
+A value is stored only if it has changed since the training began. So a resumed training keeps the values that its
+caller changed on purpose, such as a path, and restores the values that the training itself had changed.
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ from hiermt.training.object_walk import SAME, Place, Walk, is_stateful, of_callb
 Change = tuple[Callable[[], None], Callable[[], None]]
 
 
-class Held:
-    """The generators and plain values below some objects.
+class Snapshot:
+    """Generators and plain values inside some objects, as they are when the snapshot is taken.
 
     Args:
-        roots: the objects by name; paths in messages begin with it.
+        roots: the objects by name; paths in messages begin with the name.
     """
 
     def __init__(self, roots: dict[str, Any]) -> None:
@@ -48,14 +48,14 @@ class Held:
         return {name: _type(root) for name, root in self.roots.items() if name != "callback" or is_stateful(root)}
 
     def state(self, *, unchanged: bool = False) -> dict[str, dict[str, Any]]:
-        """What to store, by path; with `unchanged` the values that are what they were as well.
+        """Entries to store, by path: every generator and each value that has changed; with `unchanged`, every value.
 
         Raises:
-            TypeError: something cannot be stored; the message says what and why.
+            TypeError: a value cannot be stored; the message names it and the reason.
         """
         found, walk = {}, Walk(self.roots)
         for path, label in walk.labels.items():
-            # What is new is told by what it holds.
+            # New objects are stored by their contents.
             known = path in self.labels or path in self.marks
             if known and label != self.labels.get(path) and not of_callback(path):
                 found[path] = _entry(walk.nodes.get(path) or walk.places[path], "label", label)
@@ -82,7 +82,7 @@ class Held:
                 try:
                     value = encode(place.value.state_dict(), path)
                 except Exception:
-                    if of_callback(path):  # it may hold anything, such as what shows how far a training is
+                    if of_callback(path):  # a callback may hold anything, such as a progress bar
                         continue
                     raise
             found[path] = _entry(place, place.kind, value, new=path not in self.marks and path not in self.generators)
@@ -94,14 +94,14 @@ class Held:
         return found
 
     def plan(self, state: dict[str, dict[str, Any]]) -> list[Change]:
-        """Pairs of functions that put each value of `state` where it was, and take it back.
+        """Pairs of functions that restore each value of `state` and undo it.
 
         Raises:
-            ValueError: a value has no place here, or does not fit the one it has.
+            ValueError: the place of a value does not exist, or the value does not fit.
         """
         walk = Walk(self.roots)
         for path in filterfalse(of_callback, self.generators - set(state)):
-            raise ValueError(f"{path}: a random generator, of which nothing is stored")
+            raise ValueError(f"{path}: no state is stored for this random generator")
         planned = (self._plan(path, entry, walk) for path, entry in state.items())
         return [change for change in planned if change is not None]
 
@@ -117,7 +117,7 @@ class Held:
             return None if there is None else _remove(there)
         if kind == "stateful":
             if place is None or place.kind != kind:
-                raise ValueError(f"{path}: the state of an object is stored, but there is none with a load_state_dict")
+                raise ValueError(f"{path}: the state of an object is stored, but this object has no load_state_dict")
             stateful, before = place.value, place.value.state_dict()
             return (lambda: stateful.load_state_dict(decode(value))), (lambda: stateful.load_state_dict(before))
         if kind == "generator" and place is not None and place.kind == kind:
@@ -132,7 +132,7 @@ class Held:
         if kind not in ("generator", "value", "tensor", "array"):
             raise ValueError(f"{path}: unknown kind {kind!r}")
         if place is not None and place.kind == "generator":
-            raise ValueError(f"{path}: a {type(place.value).__name__}, of which no state is stored")
+            raise ValueError(f"{path}: no state is stored for this {type(place.value).__name__}")
         loaded = new_generator(value) if kind == "generator" else decode(value)
         if place is not None:
             return _change(place, loaded)
@@ -140,12 +140,12 @@ class Held:
             return functools.partial(node.put, loaded), functools.partial(node.put, node.value)
         parent = walk.nodes.get(_parent(path))
         if not entry["new"] or parent is None:
-            raise ValueError(f"{path}: a {kind} is stored, but there is no such place")
+            raise ValueError(f"{path}: a {kind} is stored, but this path does not exist")
         return _add(parent.value, entry["how"], decode(entry["key"]), loaded)
 
 
 def apply(pairs: list[Change]) -> None:
-    """Calls the first function of each pair; where one fails, the second of all."""
+    """Calls the first function of each pair; if one fails, undoes all of them."""
     try:
         for act, _ in pairs:
             act()
@@ -176,7 +176,7 @@ def _parent(path: str) -> str:
 
 
 def _relabel(path: str, label: str, walk: Walk) -> Change | None:
-    """Where something else lay when the state was written: puts it there, if it is known."""
+    """Restores a reference to another known object, if the state was written with one."""
     found = walk.labels.get(path)
     if found == label:
         return None
@@ -186,20 +186,20 @@ def _relabel(path: str, label: str, walk: Walk) -> Change | None:
     if place is None or other is None or (other.kind == "value" and isinstance(other.value, SCALARS)):
         raise ValueError(
             f"{path}: the training had changed it to {label}, which cannot be stored; here it is "
-            f"{found or 'something else'}. Give the training what it had, and go on"
+            f"{found or 'something else'}. Replace it before resuming"
         )
     return functools.partial(place.put, other.value), functools.partial(place.put, place.value)
 
 
 def _remove(place: Place) -> Change:
-    """Takes away what the training had taken away."""
+    """Removes an entry that the training had removed."""
     if place.how == "item" and isinstance(place.owner, dict):
         return (lambda: place.owner.pop(place.key) and None), functools.partial(place.put, place.value)
     return (lambda: object.__delattr__(place.owner, place.key)), functools.partial(place.put, place.value)
 
 
 def _change(place: Place, value: Any) -> Change:
-    """Puts `value` into a place; containers and tensors that others may hold as well are changed in place."""
+    """Puts `value` into a place; containers and tensors are changed in place, because they may be shared."""
     old = place.value
     if isinstance(old, Tensor) and isinstance(value, Tensor):
         alike = (old.shape, old.dtype, old.layout) == (value.shape, value.dtype, torch.strided)
@@ -234,7 +234,7 @@ def _refill(container: Any, value: Any) -> None:
 
 
 def _add(parent: Any, how: str, key: Any, value: Any) -> Change:
-    """Puts `value` where there was nothing yet."""
+    """Adds `value` as a new entry."""
     if how == "item" and isinstance(parent, nn.Module):
         raise ValueError(f"{key}: a {type(parent).__name__} has no such part")
     if how == "item" and isinstance(parent, dict):
@@ -244,11 +244,11 @@ def _add(parent: Any, how: str, key: Any, value: Any) -> Change:
         if hasattr(parent, "__dict__"):
             return put, _putter(vars(parent), key)
         return put, lambda: object.__delattr__(parent, key) if hasattr(parent, key) else None  # a slot
-    raise ValueError(f"{key}: there is no place for what is stored")
+    raise ValueError(f"{key}: the stored value has no place")
 
 
 def _putter(holder: dict[Any, Any], key: Any) -> Callable[[], None]:
-    """Puts back what was there, or nothing."""
+    """Restores the present entry, or its absence."""
     if key in holder:
         return functools.partial(holder.__setitem__, key, holder[key])
     return lambda: holder.pop(key, None) and None

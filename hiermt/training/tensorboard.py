@@ -1,4 +1,4 @@
-"""The losses of a training, as TensorBoard reads them."""
+"""Writes the losses of a training for TensorBoard."""
 
 from __future__ import annotations
 
@@ -6,7 +6,12 @@ from pathlib import Path
 from typing import Any
 
 
-def _summary_writer(folder: str | Path) -> Any:
+def summary_writer(folder: str | Path) -> Any:
+    """Opens a log in `folder`.
+
+    Raises:
+        ImportError: TensorBoard is not installed.
+    """
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError:
@@ -16,7 +21,8 @@ def _summary_writer(folder: str | Path) -> Any:
     return SummaryWriter(str(folder))
 
 
-def _write_summary(writer: Any, epoch: int, metrics: dict[str, float]) -> None:
+def write_summary(writer: Any, epoch: int, metrics: dict[str, float]) -> None:
+    """Writes ``total_loss/train`` and the like of an epoch."""
     for name, value in metrics.items():
         part, _, loss = name.partition("_")
         writer.add_scalar(f"{loss}/{part}", value, epoch)

@@ -197,7 +197,7 @@ def test_states_of_something_else_are_refused(tmp_path: Path) -> None:
 
 
 def test_options_that_make_no_sense(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="resume: going on needs the checkpoint"):
+    with pytest.raises(ValueError, match="resume: needs a checkpoint to continue from"):
         train(parts(), 1, resume=True)
     with pytest.raises(ValueError, match="checkpoint_every: expected 1 or more, got 0"):
         train(parts(), 1, checkpoint=tmp_path / "state.pt", checkpoint_every=0)
@@ -221,7 +221,7 @@ def test_tensorboard_gets_every_loss(monkeypatch: pytest.MonkeyPatch, tmp_path: 
         def close(self) -> None:
             written.append(("closed", 0))
 
-    monkeypatch.setattr(loop, "_summary_writer", lambda folder: Writer())
+    monkeypatch.setattr(loop, "summary_writer", lambda folder: Writer())
     train(parts(), 2, tensorboard=tmp_path)
     assert len(written) == 2 * 6 + 1 and written[-1] == ("closed", 0)
     assert ("total_loss/train", 1) in written and ("direction_loss/test", 2) in written

@@ -108,5 +108,5 @@ def test_a_failure_reaches_every_process(results: list[dict[str, Any]]) -> None:
     for rank, found in enumerate(results):
         assert "Error" in found["disk"].split(":")[0] and "file" in found["disk"]
         assert ("not written by the first process" in found["disk"]) == (rank == 1)
-        assert "is there for some processes and not for those of rank [1]" in found["unseen"]
+        assert "exists for some processes, but not for those of rank [1]" in found["unseen"]
         assert "was written by 1 processes, there are 2" in found["alone"]
