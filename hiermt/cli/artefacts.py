@@ -8,8 +8,9 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from hiermt.cli import report
-from hiermt.cli.experiment import Experiment, fingerprint
+from hiermt.cli import pictures
+from hiermt.cli.experiment import Experiment
+from hiermt.cli.trained import fingerprint
 from hiermt.data import CLASSES, DataError, next_returns
 from hiermt.inference.rolling import Decisions
 from hiermt.io.checkpoint import CONFIG, WEIGHTS, to_json, write_tensors
@@ -72,9 +73,9 @@ def write_artefacts(
         metrics.write_text(to_json({"test": scores, "losses": experiment.losses, **facts}), encoding="utf-8")
         _write_rows(predictions, _test_rows(experiment, decisions), (*HEADER, "actual", "return"))
         with open(curves, "wb") as picture:
-            report.draw_curves(experiment.losses, picture)
+            pictures.draw_curves(experiment.losses, picture)
         with open(confusion, "wb") as picture:
-            report.draw_confusion(scores, picture, _span(experiment))
+            pictures.draw_confusion(scores, picture, _span(experiment))
     return files
 
 

@@ -12,7 +12,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from hiermt.cli import options, speed
-from hiermt.cli.experiment import pick_device
 from hiermt.data import FEATURES, WindowDataset, WindowLoader, pyg_loader
 from hiermt.nn import TGCN_HierarchicalMT
 from hiermt.testing import stock_graph
@@ -40,7 +39,7 @@ def add_parser(commands: Any) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Runs it."""
-    device = pick_device(args.device)
+    device = options.pick_device(args.device)
     if args.threads is not None:
         torch.set_num_threads(args.threads)
     torch.manual_seed(0)

@@ -11,7 +11,7 @@ import torch
 
 from hiermt import data
 from hiermt.cli import artefacts, options, speed
-from hiermt.cli.experiment import Experiment, Settings, pick_device
+from hiermt.cli.experiment import Experiment, Settings
 from hiermt.cli.train import finish
 from hiermt.data.sp500 import sp500_path
 from hiermt.nn import TGCN_HierarchicalMT
@@ -43,7 +43,7 @@ def add_parser(commands: Any) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Runs it."""
-    device = pick_device(args.device)
+    device = options.pick_device(args.device)
     artefacts.check_folder(args.out)
     prices = data.load_sp500()
     if args.days is not None:

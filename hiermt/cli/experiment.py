@@ -2,21 +2,15 @@
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from hiermt import data
-from hiermt._arguments import check_integer
-from hiermt.data import DataError, FeatureTable, Scale, Split, WindowDataset, WindowLoader
-from hiermt.data.feature_names import as_names, check_same
-from hiermt.graph import as_graph
+from hiermt.data import FeatureTable, Scale, Split, WindowDataset, WindowLoader
 from hiermt.inference.rolling import Decisions, predict_rolling
-from hiermt.io.checkpoint import WEIGHTS, read_config
 from hiermt.nn import TGCN_HierarchicalMT
 from hiermt.training import adam, train_hierarchical
 
@@ -187,121 +181,3 @@ def decide(
         feature_names=dataset.feature_names,
     )
     return Decisions(*(part.cpu() for part in decisions))
-
-
-@dataclass(frozen=True)
-class Trained:
-    """A model read back from a folder, with what it takes to feed it."""
-
-    model: TGCN_HierarchicalMT
-    symbols: tuple[str, ...]
-    features: tuple[str, ...]
-    window: int
-    horizon: int
-    threshold: float
-    confidence: float
-    scale: Scale
-    edge_index: Tensor
-    edge_weight: Tensor | None
-
-    @classmethod
-    def read(cls, folder: Path, backend: str = "auto") -> Trained:
-        """Reads what ``train`` wrote.
-
-        Raises:
-            FileNotFoundError: the folder or a file in it is missing.
-            ValueError: a file is damaged, or the files are not of one training.
-        """
-        if not folder.is_dir():
-            raise FileNotFoundError(f"{folder}: there is no such folder; give the --out folder of a training")
-        config = read_config(folder)
-        described = config.get("data")
-        if not isinstance(described, dict):
-            raise DataError(f"{folder}: config.json has no part 'data'; give the --out folder of a training")
-        model = TGCN_HierarchicalMT.from_pretrained(folder, backend=backend)
-        if described.get("weights_sha256") != fingerprint(folder / WEIGHTS):
-            raise DataError(f"{folder}: {WEIGHTS} and config.json are of different trainings; train again")
-        try:
-            trained = _parsed(described, model)
-        except (KeyError, TypeError, ValueError, OverflowError, IndexError, RuntimeError) as error:
-            raise DataError(f"{folder}: config.json is damaged near {error}; train again") from error
-        check_same(f"{folder}: 'features' in config.json", trained.features, model.feature_names)
-        return trained
-
-    def dataset(self, table: FeatureTable, device: torch.device | str = "cpu") -> WindowDataset:
-        """The windows of a table, scaled as in the training."""
-        series = self.scale.apply(table.select(self.features).values)
-        dataset = WindowDataset(series, self.edge_index, self.edge_weight, self.window, feature_names=self.features)
-        return dataset.to(device)
-
-
-def _parsed(described: dict[str, Any], model: TGCN_HierarchicalMT) -> Trained:
-    """The part ``data`` of ``config.json``, checked as far as its own entries and the model tell.
-
-    Raises:
-        KeyError, TypeError, ValueError, OverflowError, IndexError, RuntimeError: something is missing or does not fit.
-    """
-    graph, scale, weight = described["graph"], described["scale"], described["graph"]["weight"]
-    symbols, channels = _strings("symbols", described["symbols"]), model.tgcn_backbone.in_channels
-    # A folder from before models had names says here alone what they are.
-    features = as_names(_strings("features", described["features"]), channels) or ()
-    for name in ("window", "horizon"):
-        check_integer(name, described[name], 1)
-    for name in ("threshold", "confidence"):
-        if not isinstance(described[name], (int, float)) or not 0 <= described[name] <= 1:
-            raise ValueError(f"{name}: expected a number from 0 to 1, got {described[name]!r}")
-    for end in ("source", "target"):
-        for node in graph[end]:
-            check_integer(end, node, 0)
-    edges = torch.tensor([graph["source"], graph["target"]], dtype=torch.int64, device="cpu").reshape(2, -1)
-    weights = None if weight is None else torch.tensor(weight, dtype=torch.float32, device="cpu")
-    as_graph(edges, weights, len(symbols))
-    if weights is not None and not bool(weights.isfinite().all()):
-        raise ValueError("weight: expected finite weights of edges")
-    return Trained(
-        model=model,
-        symbols=symbols,
-        features=features,
-        window=described["window"],
-        horizon=described["horizon"],
-        threshold=float(described["threshold"]),
-        confidence=float(described["confidence"]),
-        scale=Scale(_vector(scale["mean"]), _vector(scale["deviation"]), features),
-        edge_index=edges,
-        edge_weight=weights,
-    )
-
-
-def _strings(name: str, values: Any) -> tuple[str, ...]:
-    if not isinstance(values, list) or not all(isinstance(value, str) for value in values):
-        raise TypeError(f"{name}: expected a list of strings, got {values!r}")
-    if len(set(values)) < len(values):
-        raise ValueError(f"{name}: expected different ones")
-    return tuple(values)
-
-
-def fingerprint(path: Path) -> str:
-    """SHA-256 of a file."""
-    return hashlib.sha256(path.read_bytes()).hexdigest()
-
-
-def pick_device(name: str) -> torch.device:
-    """The device asked for; ``auto`` is the GPU if there is one.
-
-    Raises:
-        ValueError: there is no such device here.
-    """
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-        torch.empty(0, dtype=torch.float32, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise ValueError(f"--device {name}: not usable here ({str(error).splitlines()[0]}); use cpu or auto") from None
-    if device.type == "meta":
-        raise ValueError(f"--device {name}: computes nothing; use cpu or auto")
-    return device
-
-
-def _vector(values: list[float]) -> Tensor:
-    return torch.tensor(values, dtype=torch.float64, device="cpu")

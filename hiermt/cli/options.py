@@ -8,6 +8,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from hiermt.cli.experiment import Settings
 from hiermt.data import FeatureTable, Prices, Split, compute_features, read_features, read_prices
 
@@ -67,6 +69,24 @@ def add_run(parser: argparse.ArgumentParser) -> None:
         default="auto",
         help="compiled kernels or plain PyTorch (default: the fastest that is there)",
     )
+
+
+def pick_device(name: str) -> torch.device:
+    """The device asked for; ``auto`` is the GPU if there is one.
+
+    Raises:
+        ValueError: there is no such device here.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(0, dtype=torch.float32, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(f"--device {name}: not usable here ({str(error).splitlines()[0]}); use cpu or auto") from None
+    if device.type == "meta":
+        raise ValueError(f"--device {name}: computes nothing; use cpu or auto")
+    return device
 
 
 def add_table(parser: argparse.ArgumentParser) -> None:

@@ -6,7 +6,8 @@ import argparse
 from typing import Any
 
 from hiermt.cli import artefacts, options
-from hiermt.cli.experiment import Trained, decide, pick_device
+from hiermt.cli.experiment import decide
+from hiermt.cli.trained import Trained
 from hiermt.data import DataError
 from hiermt.io.files import check_writable
 
@@ -32,7 +33,7 @@ def add_parser(commands: Any) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Decides and prints the last day."""
-    device = pick_device(args.device)
+    device = options.pick_device(args.device)
     if args.out is not None:
         check_writable(args.out)
     trained = Trained.read(args.model, args.backend)

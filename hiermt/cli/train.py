@@ -10,8 +10,8 @@ from typing import Any
 import torch
 
 from hiermt import data
-from hiermt.cli import artefacts, options, report
-from hiermt.cli.experiment import Experiment, decide, pick_device
+from hiermt.cli import artefacts, options, scores
+from hiermt.cli.experiment import Experiment, decide
 from hiermt.io.files import check_writable
 from hiermt.nn import TGCN_HierarchicalMT
 
@@ -38,7 +38,7 @@ def add_parser(commands: Any) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Trains, measures on the test span, writes the artefacts."""
-    device = pick_device(args.device)
+    device = options.pick_device(args.device)
     artefacts.check_folder(args.out)
     if args.checkpoint is not None:
         check_writable(args.checkpoint)
@@ -88,7 +88,7 @@ def finish(
     seconds = time.perf_counter() - start
     test = experiment.split.test
     decisions = decide(model, experiment.dataset, test, experiment.settings.confidence, progress=True)
-    scores = report.evaluate(decisions.predictions, decisions.probabilities, experiment.labels_of(test))
+    scored = scores.evaluate(decisions.predictions, decisions.probabilities, experiment.labels_of(test))
     facts = {
         "epochs": ran,
         "train_seconds": round(seconds, 2),
@@ -99,10 +99,10 @@ def finish(
         "device": str(experiment.dataset.series.device),
         "torch": torch.__version__,
     }
-    files = artefacts.write_artefacts(out, experiment, model, scores, decisions, facts)
+    files = artefacts.write_artefacts(out, experiment, model, scored, decisions, facts)
     kept = ", kept the weights with the lowest validation loss" if experiment.split.validation else ""
     windows = ran * len(experiment.split.train)
     print(f"\ntrained {ran} epochs ({windows:,} windows) in {seconds:.1f} s{kept}")
-    print(f"\nTest span, which the training never saw:\n\n{report.table(scores)}\n\n{report.verdict(scores)}\n")
+    print(f"\nTest span, which the training never saw:\n\n{scores.table(scored)}\n\n{scores.verdict(scored)}\n")
     print(*(f"  {file}" for file in files), sep="\n")
-    return scores
+    return scored

@@ -19,7 +19,7 @@ the published data expects :data:`FEATURES` in that order: assign ``model.featur
 
 from hiermt.data._errors import DataError, DataWarning
 from hiermt.data.dataset import WindowDataset
-from hiermt.data.feature_table import FeatureTable, Scale, read_features
+from hiermt.data.feature_table import FeatureTable, read_features
 from hiermt.data.features import BAR_FEATURES, CLOSE_FEATURES, FEATURES, WARM_UP, compute_features
 from hiermt.data.graph import (
     correlation_graph,
@@ -31,9 +31,11 @@ from hiermt.data.graph import (
 )
 from hiermt.data.labels import CLASSES, THRESHOLD, hierarchical_labels, next_returns, three_classes
 from hiermt.data.prices import Prices, read_prices
+from hiermt.data.pyg import PygDataset, pyg_loader
+from hiermt.data.scale import Scale
 from hiermt.data.sp500 import LIMITS, SP500_SECTORS, load_sp500
 from hiermt.data.split import Split, time_split
-from hiermt.data.window_loader import PygDataset, WindowBatch, WindowLoader, pyg_loader
+from hiermt.data.window_loader import WindowBatch, WindowLoader
 from hiermt.data.windows import num_windows, windows
 
 __all__ = [

@@ -13,8 +13,9 @@ from torch import Tensor
 
 from hiermt.data._errors import DataError
 from hiermt.data.feature_names import as_names, check_same
-from hiermt.data.feature_table import FeatureTable, Scale
+from hiermt.data.feature_table import FeatureTable
 from hiermt.data.labels import THRESHOLD, hierarchical_labels, next_returns
+from hiermt.data.scale import Scale
 from hiermt.data.windows import num_windows, windows
 from hiermt.graph import Graph, as_graph, same_device
 from hiermt.graph.dynamic import DynamicGraph

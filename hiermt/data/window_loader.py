@@ -1,4 +1,4 @@
-"""Batches of windows: a fast loader that gathers on the device, and PyG's own for those who know it."""
+"""A loader that keeps a series on the device and gathers batches of windows there."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from hiermt._arguments import check_integer
-from hiermt.data._errors import DataError, import_optional
+from hiermt.data._errors import DataError
 from hiermt.data.dataset import WindowDataset, moved
 from hiermt.graph import Graph, same_device
 from hiermt.windows import DayRange, Windows
@@ -127,7 +127,7 @@ class WindowLoader:
         check_integer("batch_size", batch_size, 1)
         check_integer("seed", seed, -(2**63))
         self.batch_size, self.shuffle, self.drop_last = int(batch_size), shuffle, drop_last
-        self.starts = _starts(dataset, starts)
+        self.starts = start_days(dataset, starts)
         self.sampler, self.epoch = sampler, 0
         if shuffle and sampler is not None:
             raise ValueError("shuffle, sampler: the sampler decides on the order; give one of the two")
@@ -268,91 +268,8 @@ class WindowLoader:
         return cuts
 
 
-class PygDataset(torch.utils.data.Dataset[Any]):
-    """One PyG ``Data`` per window, with ``x [S, T, F]``, the edges and, where there are any, the labels ``[S]``.
-
-    Args:
-        dataset (WindowDataset): series, labels and graph.
-        starts (iterable of int, optional): first day of each window. (default: all labelled windows)
-
-    Raises:
-        ImportError: PyG is not installed.
-        DataError: a start day has no window.
-    """
-
-    def __init__(self, dataset: WindowDataset, starts: Iterable[int] | Tensor | None = None) -> None:
-        self._data = import_optional("torch_geometric.data", "PygDataset").Data
-        self.dataset = dataset
-        self.starts = _starts(dataset, starts)
-        self.labelled = not self.starts.numel() or int(self.starts.max()) < dataset.num_labelled
-
-    def __len__(self) -> int:
-        return self.starts.numel()
-
-    def __getitem__(self, index: int) -> Any:
-        data, start = self.dataset, int(self.starts[index])
-        edge_index, edge_weight = data.edge_index, data.edge_weight
-        if data.graphs is not None:
-            graph = data.graphs.at(start + data.window - 1)
-            edge_index, edge_weight = graph.edge_index, graph.edge_weight
-        item = {"x": data.windows[start], "edge_index": edge_index, "num_nodes": data.num_stocks}
-        if edge_weight is not None:
-            item["edge_weight"] = edge_weight
-        labels = data.labels_by_day if self.labelled else None
-        if labels is not None:
-            end = start + data.window - 1
-            item["signal_labels"], item["direction_labels"] = labels[0][end], labels[1][end]
-        return self._data(**item)
-
-
-def pyg_loader(
-    dataset: WindowDataset,
-    starts: Iterable[int] | Tensor | None = None,
-    batch_size: int = 32,
-    shuffle: bool = False,
-    *,
-    seed: int = 0,
-    **options: Any,
-) -> Any:
-    """A ``torch_geometric.loader.DataLoader`` over the windows: ``x [B * S, T, F]`` and repeated edges.
-
-    Args:
-        dataset (WindowDataset): series, labels and graph.
-        starts (iterable of int, optional): first day of each window. (default: all labelled windows)
-        batch_size (int): graphs in a batch. (default: ``32``)
-        shuffle (bool): a new order in each epoch. (default: ``False``)
-        seed (int): of the order; the same as that of a :class:`WindowLoader`. (default: ``0``)
-        options: passed on, such as ``num_workers`` or ``drop_last``.
-
-    Raises:
-        ImportError: PyG is not installed; the message gives the command.
-        TypeError: a start day, `batch_size` or `seed` is not an integer.
-        ValueError: `batch_size` is below 1.
-    """
-    check_integer("batch_size", batch_size, 1)
-    check_integer("seed", seed, -(2**63))
-    loader = import_optional("torch_geometric.loader", "pyg_loader").DataLoader
-    items = PygDataset(dataset, starts)
-    if shuffle:
-        options["sampler"] = _Order(len(items), seed)
-    return loader(items, batch_size=int(batch_size), **options)
-
-
-class _Order(torch.utils.data.Sampler[int]):
-    """The order in which a :class:`WindowLoader` with the same seed visits its windows."""
-
-    def __init__(self, size: int, seed: int) -> None:
-        self.size = size
-        self.generator = torch.Generator(device="cpu").manual_seed(int(seed))
-
-    def __len__(self) -> int:
-        return self.size
-
-    def __iter__(self) -> Iterator[int]:
-        yield from shuffled(self.size, self.generator).tolist()
-
-
-def _starts(dataset: WindowDataset, starts: Iterable[int] | Tensor | None) -> Tensor:
+def start_days(dataset: WindowDataset, starts: Iterable[int] | Tensor | None) -> Tensor:
+    """Checked first days of windows, int64 on the CPU; by default every labelled window, or all if none is labelled."""
     if starts is None:
         return torch.arange(dataset.num_labelled or dataset.num_windows, dtype=torch.int64, device="cpu")
     if not isinstance(starts, Tensor):

@@ -22,7 +22,7 @@ from hiermt.training.processes import Processes
 from hiermt.training.random_state import check_random_state, random_state, set_random_state
 from hiermt.training.snapshot import Change, Snapshot, apply
 
-FORMAT = "hiermt training state 2"
+FORMAT = "hiermt training state 3"
 _LOADERS = ("train_dataloader", "test_dataloader")
 # The parts of a file, and their types.
 _COMMON = {

@@ -15,9 +15,11 @@ import pytest
 import torch
 
 from hiermt import TGCN_HierarchicalMT, data
-from hiermt.cli import artefacts, demo, options, report, speed, train
-from hiermt.cli.experiment import Experiment, Settings, Trained, pick_device
+from hiermt.cli import artefacts, demo, options, pictures, speed, train
+from hiermt.cli.experiment import Experiment, Settings
 from hiermt.cli.main import INTERRUPTED, USER_ERROR, main
+from hiermt.cli.options import pick_device
+from hiermt.cli.trained import Trained
 
 pd = pytest.importorskip("pandas")
 pytest.importorskip("sklearn")
@@ -204,7 +206,7 @@ class TestTrain:
         def fail(*_):
             raise fault
 
-        monkeypatch.setattr(report, "draw_confusion", fail)
+        monkeypatch.setattr(pictures, "draw_confusion", fail)
         assert main([*command, "--seed", "9"]) == (INTERRUPTED if isinstance(fault, KeyboardInterrupt) else USER_ERROR)
         assert snapshot(tmp_path) == before
 

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from hiermt import TGCN_HierarchicalMT, data
-from hiermt.cli.experiment import Trained, fingerprint
 from hiermt.cli.main import USER_ERROR, main
+from hiermt.cli.trained import Trained, fingerprint
 
 pd = pytest.importorskip("pandas")
 pytest.importorskip("sklearn")

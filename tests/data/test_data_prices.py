@@ -268,7 +268,7 @@ def test_missing_pandas_names_the_command(monkeypatch, tmp_path):
 def test_import_needs_neither_pandas_nor_pyg():
     code = (
         "import sys; sys.modules.update(dict.fromkeys(['pandas', 'torch_geometric', 'sklearn', 'matplotlib']));"
-        "import hiermt.data, hiermt.cli.report, hiermt.cli.main"
+        "import hiermt.data, hiermt.cli.scores, hiermt.cli.main"
     )
     subprocess.run([sys.executable, "-W", "ignore", "-c", code], check=True)
 

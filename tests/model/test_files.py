@@ -20,7 +20,7 @@ import torch
 
 import hiermt
 from hiermt import data, testing
-from hiermt.cli import report
+from hiermt.cli import pictures
 from hiermt.cli.main import USER_ERROR, main
 from hiermt.io.files import atomic_write, atomic_write_all, check_writable
 from hiermt.training import adam
@@ -292,7 +292,7 @@ def save_checkpoint(path: Path) -> None:
 
 def draw(path: Path) -> None:
     pytest.importorskip("matplotlib")
-    report.draw_curves({"train_total_loss": [1.0, 0.5]}, path)
+    pictures.draw_curves({"train_total_loss": [1.0, 0.5]}, path)
 
 
 WRITERS: dict[str, Callable[[Path], None]] = {

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from hiermt.cli import report
+from hiermt.cli import pictures, scores
 
 
 class TestReport:
@@ -17,8 +17,8 @@ class TestReport:
         up = (predictions == 2).float()
         moved = torch.tensor([[1.0, 0], [1, 0], [1, 1]])
         probabilities = torch.stack([1 - moved, moved, 1 - up, up], dim=-1)
-        scores = report.evaluate(predictions, probabilities, truth)
-        decision = scores["decision"]
+        scored = scores.evaluate(predictions, probabilities, truth)
+        decision = scored["decision"]
         assert decision["accuracy"] == pytest.approx(4 / 6)
         assert decision["majority"] == "Up"
         assert decision["majority_accuracy"] == pytest.approx(3 / 6)
@@ -27,18 +27,18 @@ class TestReport:
         assert decision["gain_error"] == pytest.approx(np.std([2, -1, 0], ddof=1) * np.sqrt(3) / 6)
         assert decision["confusion"] == [[1, 0, 0], [0, 1, 1], [0, 1, 2]]
         assert decision["balanced_accuracy"] == pytest.approx((1 + 1 / 2 + 2 / 3) / 3)
-        assert scores["signal"]["confusion"] == [[1, 1], [1, 3]]
-        assert scores["direction"]["count"] == 4
-        assert scores["direction"]["confusion"] == [[1, 0], [1, 2]]
+        assert scored["signal"]["confusion"] == [[1, 1], [1, 3]]
+        assert scored["direction"]["count"] == 4
+        assert scored["direction"]["confusion"] == [[1, 0], [1, 2]]
 
     def test_nothing_moved(self, tmp_path):
         pytest.importorskip("sklearn")
         pytest.importorskip("matplotlib")
         truth = torch.ones(3, 2, dtype=torch.int64)
-        scores = report.evaluate(truth, torch.full((3, 2, 4), 0.5), truth)
-        assert scores["direction"] == {"count": 0, "classes": ["Down", "Up"]}
-        report.draw_confusion(scores, tmp_path / "c.png")
-        assert "Down / Up" in report.table(scores)
+        scored = scores.evaluate(truth, torch.full((3, 2, 4), 0.5), truth)
+        assert scored["direction"] == {"count": 0, "classes": ["Down", "Up"]}
+        pictures.draw_confusion(scored, tmp_path / "c.png")
+        assert "Down / Up" in scores.table(scored)
 
     @pytest.mark.parametrize(
         ("gain", "text"),
@@ -46,12 +46,12 @@ class TestReport:
     )
     def test_verdict(self, gain, text):
         score = {"count": 9, "gain": gain, "gain_error": 0.01, "majority": "Up"}
-        lines = report.verdict({"decision": score, "signal": score, "direction": {"count": 0}}).splitlines()
+        lines = scores.verdict({"decision": score, "signal": score, "direction": {"count": 0}}).splitlines()
         assert len(lines) == 2
         assert all(text in line for line in lines)
 
     def test_curves_of_one_epoch_without_validation(self, tmp_path):
         pytest.importorskip("matplotlib")
         losses = {f"train_{name}_loss": [0.7] for name in ("total", "signal", "direction")}
-        report.draw_curves(losses, tmp_path / "curves.png")
+        pictures.draw_curves(losses, tmp_path / "curves.png")
         assert (tmp_path / "curves.png").stat().st_size > 1000

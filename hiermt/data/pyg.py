@@ -1,0 +1,98 @@
+"""Windows as PyG data: a dataset, and PyG's own loader over it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hiermt._arguments import check_integer
+from hiermt.data._errors import import_optional
+from hiermt.data.dataset import WindowDataset
+from hiermt.data.window_loader import shuffled, start_days
+
+
+class PygDataset(torch.utils.data.Dataset[Any]):
+    """One PyG ``Data`` per window, with ``x [S, T, F]``, the edges and, where there are any, the labels ``[S]``.
+
+    Args:
+        dataset (WindowDataset): series, labels and graph.
+        starts (iterable of int, optional): first day of each window. (default: all labelled windows)
+
+    Raises:
+        ImportError: PyG is not installed.
+        DataError: a start day has no window.
+    """
+
+    def __init__(self, dataset: WindowDataset, starts: Iterable[int] | Tensor | None = None) -> None:
+        self._data = import_optional("torch_geometric.data", "PygDataset").Data
+        self.dataset = dataset
+        self.starts = start_days(dataset, starts)
+        self.labelled = not self.starts.numel() or int(self.starts.max()) < dataset.num_labelled
+
+    def __len__(self) -> int:
+        return self.starts.numel()
+
+    def __getitem__(self, index: int) -> Any:
+        data, start = self.dataset, int(self.starts[index])
+        edge_index, edge_weight = data.edge_index, data.edge_weight
+        if data.graphs is not None:
+            graph = data.graphs.at(start + data.window - 1)
+            edge_index, edge_weight = graph.edge_index, graph.edge_weight
+        item = {"x": data.windows[start], "edge_index": edge_index, "num_nodes": data.num_stocks}
+        if edge_weight is not None:
+            item["edge_weight"] = edge_weight
+        labels = data.labels_by_day if self.labelled else None
+        if labels is not None:
+            end = start + data.window - 1
+            item["signal_labels"], item["direction_labels"] = labels[0][end], labels[1][end]
+        return self._data(**item)
+
+
+def pyg_loader(
+    dataset: WindowDataset,
+    starts: Iterable[int] | Tensor | None = None,
+    batch_size: int = 32,
+    shuffle: bool = False,
+    *,
+    seed: int = 0,
+    **options: Any,
+) -> Any:
+    """A ``torch_geometric.loader.DataLoader`` over the windows: ``x [B * S, T, F]`` and repeated edges.
+
+    Args:
+        dataset (WindowDataset): series, labels and graph.
+        starts (iterable of int, optional): first day of each window. (default: all labelled windows)
+        batch_size (int): graphs in a batch. (default: ``32``)
+        shuffle (bool): a new order in each epoch. (default: ``False``)
+        seed (int): of the order; the same as that of a :class:`WindowLoader`. (default: ``0``)
+        options: passed on, such as ``num_workers`` or ``drop_last``.
+
+    Raises:
+        ImportError: PyG is not installed; the message gives the command.
+        TypeError: a start day, `batch_size` or `seed` is not an integer.
+        ValueError: `batch_size` is below 1.
+    """
+    check_integer("batch_size", batch_size, 1)
+    check_integer("seed", seed, -(2**63))
+    loader = import_optional("torch_geometric.loader", "pyg_loader").DataLoader
+    items = PygDataset(dataset, starts)
+    if shuffle:
+        options["sampler"] = _Order(len(items), seed)
+    return loader(items, batch_size=int(batch_size), **options)
+
+
+class _Order(torch.utils.data.Sampler[int]):
+    """The order in which a :class:`WindowLoader` with the same seed visits its windows."""
+
+    def __init__(self, size: int, seed: int) -> None:
+        self.size = size
+        self.generator = torch.Generator(device="cpu").manual_seed(int(seed))
+
+    def __len__(self) -> int:
+        return self.size
+
+    def __iter__(self) -> Iterator[int]:
+        yield from shuffled(self.size, self.generator).tolist()
