@@ -171,9 +171,4 @@ STABLE_TORCH_LIBRARY(hiermt, m) {
       "Tensor? signal_weight=None, Tensor? direction_weight=None, float label_smoothing=0.0, "
       "float focal_gamma=0.0) -> "
       "(Tensor d_signal_logits, Tensor d_direction_logits)");
-
-  // Windows of `steps` consecutive days, copied out of a series.
-  //   series [S, D, F]; starts [B] int64: first days
-  //   -> [B, S, steps, F]; no gradient
-  m.def("gather_windows(Tensor series, Tensor starts, SymInt steps) -> Tensor");
 }

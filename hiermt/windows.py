@@ -7,6 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from hiermt import reference
 from hiermt._arguments import check_integer, check_tensor
 from hiermt.native import dispatch
 from hiermt.native.tracing import recorded, refuse_tracing
@@ -112,7 +113,7 @@ def gather_windows(series: Tensor, starts: Tensor, steps: int, *, backend: str =
         series (Tensor): values of each stock and day.
         starts (Tensor): first day of each window.
         steps (int): ``T``, days in a window.
-        backend (str): who computes. (default: ``"auto"``)
+        backend (str): every backend takes PyTorch's indexing. (default: ``"auto"``)
         check (bool): look whether every window lies in the series. On a GPU that waits for the device; a caller
             who has looked already may leave it out. (default: ``True``)
 
@@ -128,11 +129,10 @@ def gather_windows(series: Tensor, starts: Tensor, steps: int, *, backend: str =
     steps = check_starts(starts, steps, series, look=check)
     if not series.is_floating_point():
         raise TypeError(f"series: expected floating point, got {series.dtype}; use series.float()")
-    native = dispatch.native(backend, series.device, series.dtype)
-    # The copy has no gradient of its own; who wants one gets the twin's.
-    if series.requires_grad and torch.is_grad_enabled():
-        native = False
-    return dispatch.operator("gather_windows", native)(series, starts, steps)  # type: ignore[no-any-return]
+    dispatch.check(backend)
+    if not check and reading_syncs(series):
+        starts = starts.clamp(0, series.size(1) - steps)  # a GPU stops at an index outside, rather than raise
+    return reference.gather_windows(series, starts, steps)
 
 
 def check_starts(starts: Tensor, steps: int, series: Tensor, *, look: bool = True) -> int:

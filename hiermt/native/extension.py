@@ -41,7 +41,6 @@ OPERATORS = (
     "decision_from_logits",
     "multitask_loss",
     "multitask_loss_backward",
-    "gather_windows",
     "gated_scan_windows",
     "gated_scan_windows_backward",
 )
@@ -117,12 +116,11 @@ def _why_trial_fails(device: torch.device) -> str | None:
     """Runs the smallest operator on a GPU once; returns what went wrong, ``None`` if nothing did."""
     with unset_fake_temporarily(), torch.no_grad():
         try:
-            series = torch.zeros(1, 1, 1, dtype=torch.float32, device=device)
-            starts = torch.zeros(1, dtype=torch.int64, device=device)
+            logits = torch.zeros(1, 2, dtype=torch.float32, device=device)
         except Exception:  # torch itself does not run there, and says so where it is asked to
             return None
         try:
-            torch.ops.hiermt.gather_windows(series, starts, 1)
+            torch.ops.hiermt.decision_from_logits(logits, logits, 0.5, 4)
         except RuntimeError as error:
             return (
                 f"a first operator failed on {device}: {_first_line(error)}; the usual cause is a driver older than "

@@ -15,7 +15,6 @@ from hiermt.ops import gcn_conv_rules as ops_gcn_conv
 from hiermt.ops import graph_prepare_rules as ops_graph
 from hiermt.ops import multitask_loss_rules as ops_multitask_loss
 from hiermt.ops import tgcn_layer_rules as ops_tgcn_layer
-from hiermt.ops import windows_rules as ops_windows
 from hiermt.ops.decision_rules import (
     ALL,
     CONFIDENCES,
@@ -33,7 +32,6 @@ from hiermt.ops.gcn_conv_rules import gcn_conv
 from hiermt.ops.graph_prepare_rules import graph_prepare
 from hiermt.ops.multitask_loss_rules import multitask_loss
 from hiermt.ops.tgcn_layer_rules import tgcn_layer
-from hiermt.ops.windows_rules import gather_windows
 
 __all__ = [
     "ALL",
@@ -45,7 +43,6 @@ __all__ = [
     "decision_from_logits",
     "gated_scan",
     "gated_scan_windows",
-    "gather_windows",
     "gatv2_conv",
     "gcn_conv",
     "graph_prepare",
@@ -66,7 +63,6 @@ _FAMILIES = (
     ops_graph,
     ops_multitask_loss,
     ops_tgcn_layer,
-    ops_windows,
 )
 for _family in _FAMILIES:
     _family.register()

@@ -109,7 +109,6 @@ def sizes_without_elements() -> list[tuple[str, tuple[Any, ...]]]:
             (empty(3, 0), empty(5, 0), empty(5), empty(2, 5), empty(2), empty(2, 5), empty(2), 0.5, -1),
         ),
         ("decision_backward", (empty(0, 2), empty(0, 2), empty(0, huge), *head[:3], head[4], True, True)),
-        ("gather_windows", (long, torch.zeros(1, dtype=torch.int64).expand(2**29), 2**29)),
         ("gated_scan", (long, empty(1, 1, 8).expand(2**29, 2**29, 8), None, gates, False, False)),
         ("graph_prepare", (torch.zeros(2, 1, dtype=torch.int64).expand(2, 2**40), 3, 0)),
         ("graph_prepare", (torch.zeros(2, 4, dtype=torch.int64), 2**63 - 1, 0)),
@@ -140,5 +139,9 @@ def test_a_tensor_whose_storage_is_gone(left: int) -> None:
     ]
     with pytest.raises(RuntimeError, match="h: its storage of"):
         torch.ops.hiermt.decision(lying(torch.randn(50, 8)), *parameters, 0.5, 15)
+    gates = [torch.randn(8, 18) if i % 2 == 0 else torch.randn(8) for i in range(6)]
+    starts = lying(torch.zeros(40, dtype=torch.int64))
     with pytest.raises(RuntimeError, match="starts: its storage of"):
-        torch.ops.hiermt.gather_windows(torch.randn(3, 50, 2), lying(torch.zeros(40, dtype=torch.int64)), 3)
+        torch.ops.hiermt.gated_scan_windows(
+            torch.randn(3, 50, 2), torch.randn(3, 50, 8), starts, 3, gates, False, False, False
+        )

@@ -143,24 +143,3 @@ def test_loss_is_the_same_in_every_order_of_threads() -> None:
         for order in (1, 2, 3):
             again = forward(args, order, options)
             assert all(torch.equal(one, other) for one, other in zip(first, again, strict=True))
-
-
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("sizes", [(3, 4, 5, 3, 12), (1, 1, 1, 1, 1), (2, 3, 25, 13, 25), (0, 3, 2, 2, 4)], ids=str)
-def test_gather(sizes: tuple[int, int, int, int, int], dtype: torch.dtype) -> None:
-    windows, stocks, steps, channels, days = sizes
-    series = torch.randn(stocks, days + 2, channels).to(dtype)[:, :days]  # room between the stocks
-    starts = torch.randint(days - steps + 1, (windows,))
-    integers = [windows, stocks, steps, channels, days, series.stride(0)]
-    shape = (windows, stocks, steps, channels)
-    (found,) = run("gather_windows", dtype, integers, [series, starts], [(shape, dtype)])
-    assert torch.equal(found, reference.gather_windows(series, starts, steps))
-
-
-@pytest.mark.parametrize("start", [-1, 8, 2**62, -(2**63)])
-def test_gather_reads_nothing_outside(start: int) -> None:
-    series, starts = torch.randn(2, 12, 3), torch.tensor([1, start])
-    integers = [2, 2, 5, 3, 12, series.stride(0)]
-    (found,) = run("gather_windows", torch.float32, integers, [series, starts], [((2, 2, 5, 3), torch.float32)])
-    assert torch.equal(found[0], series[:, 1:6])
-    assert torch.equal(found[1], torch.zeros(2, 5, 3))

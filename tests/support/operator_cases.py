@@ -142,7 +142,6 @@ def _head_cases() -> Iterator[OperatorCase]:
     yield OperatorCase("decision_from_logits", "", (*logits, 0.4), False)
     targets = [torch.arange(70) % 2, torch.arange(70) // 2 % 2]
     yield OperatorCase("multitask_loss", "", (*logits, *targets, torch.arange(70) % 3 == 0, 0.7))
-    yield OperatorCase("gather_windows", "", (_random(6, 20, 13), torch.tensor([0, 3, 15]), 5), False)
 
 
 def cases() -> list[OperatorCase]:

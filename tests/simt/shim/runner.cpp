@@ -302,7 +302,6 @@ int run(const std::string& op, Arguments& a) {
   if (op == "multitask_loss_backward") return simt::run_multitask_loss_backward<S>(a);
   if (op == "gated_scan_windows") return simt::run_gated_scan_windows<S>(a);
   if (op == "gated_scan_windows_backward") return simt::run_gated_scan_windows_backward<S>(a);
-  if (op == "gather_windows") return simt::run_gather_windows<S>(a);
   return -1;
 }
 

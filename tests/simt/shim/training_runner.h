@@ -1,9 +1,8 @@
-// The launchers of csrc/cuda/multitask_loss.h and csrc/cuda/gather_windows.h, for runner.cpp.
+// The launchers of csrc/cuda/multitask_loss.h, for runner.cpp.
 #pragma once
 
 #include "arguments.h"
 #include "cuda/multitask_loss.h"
-#include "cuda/scan/gather_windows.h"
 
 namespace simt {
 
@@ -47,22 +46,6 @@ int run_multitask_loss_backward(Arguments& a) {
   p.d_signal_logits = a.out<S>();
   p.d_direction_logits = a.out<S>();
   return hiermt::cuda::multitask_loss_backward(p, nullptr);
-}
-
-template <class S>
-int run_gather_windows(Arguments& a) {
-  hiermt::cuda::GatherWindows p{};
-  p.windows = a.integer();
-  p.stocks = a.integer();
-  p.steps = a.integer();
-  p.channels = a.integer();
-  p.days = a.integer();
-  p.stride_stock = a.integer();
-  p.element_bytes = sizeof(S);
-  p.series = a.in<S>();
-  p.starts = a.in<int64_t>();
-  p.out = a.out<S>();
-  return hiermt::cuda::gather_windows(p, nullptr);
 }
 
 }  // namespace simt
