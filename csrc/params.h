@@ -18,7 +18,7 @@
 namespace hiermt {
 
 // kLeakySigmoid, leaky_relu and then sigmoid, ends the stack of a layer whose activation comes after each
-// convolution; no operator takes it as an argument.
+// convolution.
 enum class Activation : int { kNone = 0, kLeakyRelu = 1, kSigmoid = 2, kLeakySigmoid = 3 };
 
 // Slope of the activation between (or after) the convolutions, and of the one inside a GATv2 score.
@@ -80,28 +80,6 @@ struct GatV2Grads {  // same shapes, each may be nullptr
 };
 
 template <class S>
-struct GatV2ConvForward {
-  CsrGraph graph;
-  SequenceView<S> x;     // F channels
-  int64_t steps;         // T
-  int64_t hidden;        // H
-  const S* edge_weight;  // [E] in CSR order, or nullptr
-  GatV2Weights<S> weights;
-  Activation activation;
-  S* out;             // [N, T, H] after the activation
-  bool tf32 = false;  // CUDA may round the operands of dense float32 products to TF32
-};
-
-template <class S, class C>
-struct GatV2ConvBackward {
-  GatV2ConvForward<S> forward;  // forward.out holds the saved output, read only
-  const S* d_out;               // [N, T, H] cotangent of out
-  S* d_x;                       // [N, T, F] contiguous, or nullptr
-  GatV2Grads<C> grads;
-  C* d_edge_weight;  // [E] in CSR order, or nullptr
-};
-
-template <class S>
 struct GcnWeights {
   const S* lin_weight;  // [H, F]
   const S* bias;        // [H]
@@ -113,26 +91,31 @@ struct GcnGrads {
   C* bias;
 };
 
+// A stack of graph convolutions over all time steps; leaky_relu follows each of them but the last.
 template <class S>
-struct GcnConvForward {
+struct ConvStackForward {
   CsrGraph graph;
-  SequenceView<S> x;
-  int64_t steps;
-  int64_t hidden;
-  const S* norm;  // [E] d_j^-1/2 w_ij d_i^-1/2 in CSR order
-  GcnWeights<S> weights;
-  Activation activation;
-  S* out;             // [N, T, H]
-  bool tf32 = false;  // as for GATv2
+  SequenceView<S> x;     // F channels
+  int64_t steps;         // T
+  int64_t hidden;        // H
+  const S* edge_weight;  // [E] weight (GATv2) or norm d_j^-1/2 w_ij d_i^-1/2 (GCN) in CSR order, or nullptr
+  int64_t conv_layers;
+  const GatV2Weights<S>* gat;  // [conv_layers], or nullptr: GCN
+  const GcnWeights<S>* gcn;    // [conv_layers] without gat
+  Activation last;             // after the last convolution
+  S* out;                      // [N, T, H]; in a layer nullptr where only the scan reads it
+  bool tf32 = false;           // CUDA may round the operands of dense float32 products to TF32
 };
 
 template <class S, class C>
-struct GcnConvBackward {
-  GcnConvForward<S> forward;
-  const S* d_out;  // [N, T, H]
-  S* d_x;          // [N, T, F] or nullptr
-  GcnGrads<C> grads;
-  C* d_norm;  // [E] or nullptr
+struct ConvStackBackward {
+  ConvStackForward<S> forward;  // out holds the saved output, read only
+  const S* d_out;               // [N, T, H] cotangent of out
+  S* d_x;                       // [N, T, F] contiguous, or nullptr
+  bool accumulate_d_x;          // added to what is there
+  const GatV2Grads<C>* gat;     // [conv_layers], or nullptr: no gradient of a parameter
+  const GcnGrads<C>* gcn;       // the same without forward.gat
+  C* d_edge_weight;             // [E] in CSR order, or nullptr
 };
 
 // The three gates read [x, g, h] (the candidate: [x, g, r * h]); weight [H, F + 2H], columns in that order.
@@ -227,25 +210,15 @@ struct GatedScanWindowsBackward {
 };
 
 // One T-GCN layer: g = sigmoid(convolution stack of x), then the gated scan of x and g from a zero state.
-// With windows x is the series they are of, one copy of the graph and T = D its days; h, h_last and gates are
-// those of the windows.
+// With windows x is the series they are of, one copy of the graph and stack.steps its days; h, h_last and
+// gates are those of the windows.
 template <class S>
 struct TgcnLayerForward {
-  CsrGraph graph;
-  SequenceView<S> x;     // F channels
-  int64_t steps;         // T
-  int64_t hidden;        // H
-  const S* edge_weight;  // [E] weight (GATv2) or norm (GCN) in CSR order, or nullptr
-  int64_t conv_layers;
-  const GatV2Weights<S>* gat;  // [conv_layers], or nullptr: GCN
-  const GcnWeights<S>* gcn;    // [conv_layers] without gat
-  bool between;                // leaky_relu between the convolutions only, or after the last one too
+  ConvStackForward<S> stack;  // out is g, or nullptr when not training
   GateWeights<S> gate_weights;
-  S* h;               // [N, T, H], or nullptr when only the last state is wanted
-  S* h_last;          // [N, H], or nullptr
-  S* gates;           // [N, T, 3, H], or nullptr when not training
-  S* g;               // [N, T, H], or nullptr when not training
-  bool tf32 = false;  // CUDA may round the operands of dense float32 products to TF32
+  S* h;       // [N, T, H], or nullptr when only the last state is wanted
+  S* h_last;  // [N, H], or nullptr
+  S* gates;   // [N, T, 3, H], or nullptr when not training
   DayWindows windows{};
 };
 

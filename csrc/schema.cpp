@@ -25,34 +25,26 @@ STABLE_TORCH_LIBRARY(hiermt, m) {
       "(Tensor rowptr, Tensor col, Tensor e_id, Tensor colptr, Tensor row, Tensor csr2csc, Tensor "
       "blocks)");
 
-  // GATv2 convolution with one head over all time steps, then the activation (0 none, 1 leaky_relu 0.01, 2
-  // sigmoid).
-  //   x [N, T, F], any strides; edge_weight [E] in CSR order, needs lin_edge [H]
-  //   params: lin_l.weight [H, F], lin_l.bias [H], lin_r.weight [H, F], lin_r.bias [H], att [H], bias [H]
+  // A stack of convolutions over all time steps, GATv2 with one head or GCN. leaky_relu (slope 0.01) follows
+  // each of them but the last; `activation` follows the last: 0 none, 1 leaky_relu, 2 sigmoid, 3 leaky_relu
+  // and then sigmoid.
+  //   x [N, T, F], any strides
+  //   edge_weight [E] in CSR order: the weight (GATv2 with an edge term) or the norm (GCN)
+  //   conv_params, convolution after convolution, inputs F or H:
+  //     GATv2 lin_l.weight [H, F], lin_l.bias [H], lin_r.weight [H, F], lin_r.bias [H], att [H], bias [H] and,
+  //     with an edge term, lin_edge [H]; GCN lin.weight [H, F], bias [H]
+  //   tf32: CUDA may round the operands of dense float32 products to TF32
   //   -> [N, T, H]
   m.def(
-      "gatv2_conv(Tensor x, Tensor[] csr, Tensor? edge_weight, Tensor[] params, Tensor? lin_edge, int "
-      "activation) "
-      "-> Tensor");
+      "conv_stack(Tensor x, Tensor[] csr, Tensor? edge_weight, Tensor[] conv_params, *, int conv_layers, "
+      "int activation, bool tf32) -> Tensor");
 
-  // out: what gatv2_conv returned; d_out: its cotangent, contiguous
-  //   -> d_x [N, T, F], the gradients of the 6 params, of lin_edge and of edge_weight
+  // out: what conv_stack returned; d_out: its cotangent, contiguous
+  //   -> d_x [N, T, F], the gradients of conv_params and of edge_weight
   m.def(
-      "gatv2_conv_backward(Tensor d_out, Tensor x, Tensor out, Tensor[] csr, Tensor? edge_weight, "
-      "Tensor[] params, Tensor? lin_edge, int activation, bool need_x, bool need_params, bool "
-      "need_edge_weight) "
-      "-> Tensor[]");
-
-  // GCN convolution over all time steps, then the activation.
-  //   x [N, T, F], any strides; norm [E] in CSR order; params: lin.weight [H, F], bias [H]
-  //   -> [N, T, H]
-  m.def("gcn_conv(Tensor x, Tensor[] csr, Tensor norm, Tensor[] params, int activation) -> Tensor");
-
-  // out: what gcn_conv returned; d_out: its cotangent, contiguous
-  //   -> d_x [N, T, F], the gradients of the 2 params and of norm
-  m.def(
-      "gcn_conv_backward(Tensor d_out, Tensor x, Tensor out, Tensor[] csr, Tensor norm, Tensor[] params, "
-      "int activation, bool need_x, bool need_params, bool need_norm) -> Tensor[]");
+      "conv_stack_backward(Tensor d_out, Tensor x, Tensor[] csr, Tensor? edge_weight, Tensor[] conv_params, "
+      "Tensor out, *, int conv_layers, int activation, bool tf32, bool need_x, bool need_conv, "
+      "bool need_edge_weight) -> Tensor[]");
 
   // Gates and recurrence of the T-GCN cell.
   //   x [N, T, F], any strides; g [N, T, H]; h0 [N, H], zeros if None
@@ -70,36 +62,28 @@ STABLE_TORCH_LIBRARY(hiermt, m) {
       "gated_scan_backward(Tensor d_out, Tensor x, Tensor g, Tensor? h0, Tensor[] gates, bool sequence, "
       "Tensor h, Tensor saved, bool need_x, bool need_g, bool need_h0, bool need_gates) -> Tensor[]");
 
-  // One T-GCN layer: g = sigmoid(stack of convolutions of x), then the gated scan from a zero state.
-  //   x [N, T, F], any strides; edge_weight [E]: weight (GATv2 with an edge term) or norm (GCN) in CSR order
-  //   conv_params: for each convolution the params of gatv2_conv (and lin_edge [H] if `edge`) or lin.weight
-  //     [H, F], bias [H] of a GCN; gate_params: weight [H, F + 2H] and bias [H] of u, r, c
-  //   between: leaky_relu between the convolutions only, or after the last one too
+  // One T-GCN layer: g = sigmoid(conv_stack of x), then gated_scan of x and g from a zero state.
+  //   x, edge_weight, conv_params, tf32: as for conv_stack; gate_params: the gates of gated_scan
+  //   between: leaky_relu between the convolutions only, or after the last one too, before the sigmoid
   //   save: keep what the backward reads, on the CPU 5 H elements a node and step; CUDA keeps h and g and
   //     computes the gates again, 2 H
-  //   tf32: CUDA may round the operands of dense float32 products to TF32
-  //   starts: first days [B] int64 of windows of `steps` days of x, which is then a series [S, D, F]; N = B *
-  //   S
-  //     below, T = steps, and only g stays [S, D, H]. Convolutions, and what the gates take from x and g, are
-  //     computed once a day. A window outside the series is refused on the CPU; on CUDA its values mean
-  //     nothing.
+  //   starts: first days [B] int64 of windows of `steps` days of x, which is then a series [S, D, F]. Below,
+  //     N = B * S and T = steps; only g stays [S, D, H]. Convolutions and input projections are computed once
+  //     a day. A window outside the series is refused on the CPU; on CUDA its values mean nothing.
   //   -> out [N, T, H] if `sequence`, else [N, H]; if saved: h [N, T, H] unless it is `out`, gates
   //      [N, T, 3, H] (CPU), g [N, T, H]
   m.def(
       "tgcn_layer(Tensor x, Tensor[] csr, Tensor? edge_weight, Tensor[] conv_params, Tensor[] gate_params, "
-      "int conv_layers, bool gat, bool edge, bool between, bool sequence, bool save, "
-      "bool tf32, Tensor? starts, SymInt steps) -> "
-      "(Tensor out, Tensor h, Tensor gates, Tensor g)");
+      "Tensor? starts, *, SymInt steps, int conv_layers, bool between, bool sequence, bool save, bool tf32) "
+      "-> (Tensor out, Tensor h, Tensor gates, Tensor g)");
 
   // d_out: the cotangent of out, contiguous; h: the whole sequence; gates: not read by CUDA
   //   -> d_x [N, T, F], the gradients of conv_params, of gate_params and of edge_weight
   m.def(
-      "tgcn_layer_backward(Tensor d_out, Tensor x, Tensor[] csr, Tensor? edge_weight, Tensor[] "
-      "conv_params, "
-      "Tensor[] gate_params, int conv_layers, bool gat, bool edge, bool between, bool sequence, Tensor h, "
-      "Tensor gates, Tensor g, bool need_x, bool need_conv, bool need_gates, bool need_edge_weight, "
-      "bool tf32, Tensor? starts, SymInt steps) -> "
-      "Tensor[]");
+      "tgcn_layer_backward(Tensor d_out, Tensor x, Tensor[] csr, Tensor? edge_weight, Tensor[] conv_params, "
+      "Tensor[] gate_params, Tensor? starts, Tensor h, Tensor gates, Tensor g, *, SymInt steps, "
+      "int conv_layers, bool between, bool sequence, bool tf32, bool need_x, bool need_conv, "
+      "bool need_gates, bool need_edge_weight) -> Tensor[]");
 
   // Output linear [K, H], signal and direction heads [2, K], softmax, decision, in one pass over h [N, H]
   // (any strides). A row is a signal iff P(signal) > threshold.

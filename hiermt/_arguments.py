@@ -136,18 +136,3 @@ def check_gates(gates: Sequence[Tensor], channels: int) -> int:
 def check_heads(params: Sequence[Tensor]) -> None:
     """Refuses parameters that are not those of the output linear and two heads."""
     check_length("params", params, HEAD_PARAMS)
-
-
-def check_layer(params: Sequence[Tensor], gates: Sequence[Tensor], conv_layers: int, gat: bool, edge: bool) -> int:
-    """Refuses lists that do not hold `conv_layers` convolutions and three gates; returns the parameters of one
-    convolution.
-    """
-    check_length("gate_params", gates, GATE_PARAMS)
-    per_conv = (7 if edge else 6) if gat else 2
-    if len(params) % per_conv or len(params) // per_conv != conv_layers:
-        kind = f"GATv2 {'with' if edge else 'without'} an edge term" if gat else "GCN"
-        raise ValueError(
-            f"conv_params: expected {conv_layers} (conv_layers) times the {per_conv} parameters of a {kind}, got "
-            f"{len(params)}"
-        )
-    return per_conv

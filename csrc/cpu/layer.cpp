@@ -4,7 +4,6 @@
 // too.
 #include "cpu/simd/simd.h"
 // simd.h first: it names the instruction set.
-#include "cpu/conv/conv_stack.h"
 #include "cpu/support/kernels.h"
 #include "cpu/support/scratch.h"
 
@@ -14,32 +13,23 @@ namespace HIERMT_ISA {
 
 namespace {
 
-// g = sigmoid(conv_stack(x)), eq. 2
-template <class S>
-ConvStackForward<S> stack_of(const TgcnLayerForward<S>& p, S* g) {
-  return {p.graph,
-          p.x,
-          p.steps,
-          p.hidden,
-          p.edge_weight,
-          p.conv_layers,
-          p.gat,
-          p.gcn,
-          Activation::kLeakyRelu,
-          p.between ? Activation::kSigmoid : Activation::kLeakySigmoid,
-          g};
-}
-
 // eqs. 3 to 6
 template <class S>
 GatedScanForward<S> scan_of(const TgcnLayerForward<S>& p, const S* g) {
-  return {p.graph.copies, p.graph.num_nodes, p.steps, p.hidden, p.x,    g,
+  const ConvStackForward<S>& s = p.stack;
+  return {s.graph.copies, s.graph.num_nodes, s.steps, s.hidden, s.x,    g,
           nullptr,        p.gate_weights,    p.h,     p.h_last, p.gates};
 }
 
 template <class S>
 GatedScanWindowsForward<S> windows_of(const TgcnLayerForward<S>& p, const S* g) {
-  return {p.windows, p.graph.num_nodes, p.steps, p.hidden, p.x, g, p.gate_weights, p.h, p.h_last, p.gates};
+  const ConvStackForward<S>& s = p.stack;
+  return {p.windows, s.graph.num_nodes, s.steps, s.hidden, s.x, g, p.gate_weights, p.h, p.h_last, p.gates};
+}
+
+template <class S>
+int64_t values_of(const ConvStackForward<S>& p) {
+  return p.graph.copies * p.graph.num_nodes * p.steps * p.hidden;
 }
 
 }  // namespace
@@ -47,24 +37,25 @@ GatedScanWindowsForward<S> windows_of(const TgcnLayerForward<S>& p, const S* g) 
 template <class S>
 void tgcn_layer_forward(const TgcnLayerForward<S>& p) {
   ScratchFrame frame;
-  const int64_t count = p.graph.copies * p.graph.num_nodes * p.steps * p.hidden;
-  S* g = p.g != nullptr ? p.g : frame.take<S>(count);
-  conv_stack_forward(stack_of(p, g));
-  if (p.windows.given) return gated_scan_windows_forward(windows_of<S>(p, g));
-  gated_scan_forward(scan_of<S>(p, g));
+  ConvStackForward<S> stack = p.stack;
+  if (stack.out == nullptr) stack.out = frame.take<S>(values_of(stack));
+  conv_stack_forward(stack);
+  if (p.windows.given) return gated_scan_windows_forward(windows_of<S>(p, stack.out));
+  gated_scan_forward(scan_of<S>(p, stack.out));
 }
 
 template <class S>
 void tgcn_layer_backward(const TgcnLayerBackward<S, Compute<S>>& p) {
   ScratchFrame frame;
   const TgcnLayerForward<S>& f = p.forward;
-  S* d_g = frame.take<S>(f.graph.copies * f.graph.num_nodes * f.steps * f.hidden);
+  const S* g = f.stack.out;
+  S* d_g = frame.take<S>(values_of(f.stack));
   if (f.windows.given) {
-    gated_scan_windows_backward<S>({windows_of<S>(f, f.g), p.d_h, p.d_h_last, p.d_x, d_g, p.gates});
+    gated_scan_windows_backward<S>({windows_of<S>(f, g), p.d_h, p.d_h_last, p.d_x, d_g, p.gates});
   } else {
-    gated_scan_backward<S>({scan_of<S>(f, f.g), p.d_h, p.d_h_last, p.d_x, false, d_g, nullptr, p.gates});
+    gated_scan_backward<S>({scan_of<S>(f, g), p.d_h, p.d_h_last, p.d_x, false, d_g, nullptr, p.gates});
   }
-  conv_stack_backward<S>({stack_of(f, f.g), d_g, p.d_x, true, p.gat, p.gcn, p.d_edge_weight});
+  conv_stack_backward<S>({f.stack, d_g, p.d_x, true, p.gat, p.gcn, p.d_edge_weight});
 }
 
 HIERMT_INSTANTIATE(tgcn_layer_forward)

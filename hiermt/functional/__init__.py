@@ -11,109 +11,29 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from hiermt import reference
 from hiermt import windows as gather
 from hiermt._arguments import (
+    GATE_PARAMS,
     check_gates,
     check_heads,
-    check_integer,
-    check_layer,
+    check_length,
     check_linear,
     check_number,
     no_autocast,
     prepare,
 )
+from hiermt.functional.convolution import conv_stack as conv_stack
+from hiermt.functional.convolution import gatv2_conv as gatv2_conv
+from hiermt.functional.convolution import gcn_conv as gcn_conv
 from hiermt.functional.loss import multitask_loss as multitask_loss
-from hiermt.functional.projected import ACTIVATIONS as ACTIVATIONS
+from hiermt.functional.options import ACTIVATIONS as ACTIVATIONS
+from hiermt.functional.options import LayerOptions as LayerOptions
 from hiermt.functional.windowed import gated_scan_windows as gated_scan_windows
 from hiermt.graph import Graph
 from hiermt.native import dispatch
 from hiermt.native.tracing import refuse_tracing
 from hiermt.windows import Windows, check_starts
 from hiermt.windows import gather_windows as gather_windows
-
-
-def gatv2_conv(
-    x: Tensor,
-    graph: Graph,
-    lin_l_weight: Tensor,
-    lin_l_bias: Tensor,
-    lin_r_weight: Tensor,
-    lin_r_bias: Tensor,
-    att: Tensor,
-    bias: Tensor,
-    lin_edge_weight: Tensor | None = None,
-    *,
-    activation: str = "none",
-    backend: str = "auto",
-) -> Tensor:
-    r"""GATv2 convolution with one head over all time steps at once (arXiv 2105.14491; PyG ``GATv2Conv``).
-
-    Args:
-        x (Tensor): node features.
-        graph (Graph): edges and weights; the weights are read through `lin_edge_weight`.
-        lin_l_weight, lin_l_bias (Tensor): projection of the source, which is also the message.
-        lin_r_weight, lin_r_bias (Tensor): projection of the target.
-        att (Tensor): attention vector.
-        bias (Tensor): added to the result.
-        lin_edge_weight (Tensor, optional): projection of the edge weight. (default: ``None``, no edge term)
-        activation (str): ``"none"``, ``"leaky_relu"`` (slope 0.01) or ``"sigmoid"``. (default: ``"none"``)
-        backend (str): who computes. (default: ``"auto"``)
-
-    Shapes:
-        - **x:** ``[N, T, F]``; projections ``[H, F]`` with biases ``[H]``; att ``[1, 1, H]``; edge ``[H, 1]``
-        - **returns:** ``[N, T, H]``
-
-    Raises:
-        ValueError: a shape or device does not fit, or the graph has weights and `lin_edge_weight` is missing.
-        TypeError: dtypes differ.
-    """
-    params = [lin_l_weight, lin_l_bias, lin_r_weight, lin_r_bias, att, bias]
-    if graph.edge_weight is None:
-        lin_edge_weight = None
-    every = params if lin_edge_weight is None else [*params, lin_edge_weight]
-    (x, *every), native = prepare(x, every, graph, backend)
-    check_weights_used(graph, gat=True, edge=lin_edge_weight is not None)
-    check_linear("lin_l_weight", every[0], x.size(-1))
-    entries = graph.entries(reference.GATV2_RULE, lin_edge_weight is not None, x.dtype)
-    run = dispatch.operator("gatv2_conv", native)
-    with no_autocast(x):
-        return run(  # type: ignore[no-any-return]
-            x,
-            entries.csr,
-            entries.weight,
-            every[:6],
-            every[6] if len(every) > 6 else None,
-            _activation(activation),
-        )
-
-
-def gcn_conv(
-    x: Tensor, graph: Graph, weight: Tensor, bias: Tensor, *, activation: str = "none", backend: str = "auto"
-) -> Tensor:
-    r"""GCN convolution over all time steps at once (arXiv 1609.02907; PyG ``GCNConv``).
-
-    Args:
-        x (Tensor): node features.
-        graph (Graph): edges and weights; without weights each edge counts 1.
-        weight, bias (Tensor): projection, and what is added to the result.
-        activation (str): ``"none"``, ``"leaky_relu"`` (slope 0.01) or ``"sigmoid"``. (default: ``"none"``)
-        backend (str): who computes. (default: ``"auto"``)
-
-    Shapes:
-        - **x:** ``[N, T, F]``; weight ``[H, F]``; bias ``[H]``
-        - **returns:** ``[N, T, H]``
-
-    Raises:
-        ValueError: a shape or device does not fit.
-        TypeError: dtypes differ.
-    """
-    (x, weight, bias), native = prepare(x, [weight, bias], graph, backend)
-    check_linear("weight", weight, x.size(-1))
-    entries = graph.entries(reference.GCN_RULE, True, x.dtype)
-    with no_autocast(x):
-        run = dispatch.operator("gcn_conv", native)
-        return run(x, entries.csr, entries.weight, [weight, bias], _activation(activation))  # type: ignore[no-any-return]
 
 
 def gated_scan(
@@ -197,14 +117,10 @@ def tgcn_layer(
         ValueError: a shape or device does not fit, or the graph has weights that nothing reads.
         TypeError: dtypes differ.
     """
-    if conv_activation not in ("between", "after"):
-        raise ValueError(f"conv_activation: expected 'between' or 'after', got {conv_activation!r}")
-    conv_layers = check_integer("conv_layers", conv_layers, 1)
-    per_conv = check_layer(conv_params, gate_params, conv_layers, gat, edge)
-    if gat and edge and graph.edge_weight is None:
-        # Nothing reads the edge terms: they get no gradient, as in PyG, rather than one of zeros.
-        conv_params = [param for i, param in enumerate(conv_params) if (i + 1) % per_conv]
-        edge = False
+    options = LayerOptions(conv_layers, gat, edge, conv_activation)
+    check_length("gate_params", gate_params, GATE_PARAMS)
+    options.check_params(conv_params)
+    options, conv_params = options.on(graph, conv_params)
     starts, steps = None, 0
     if isinstance(x, Windows):
         steps = check_starts(x.starts, x.steps, x.series, look=not gather.reading_syncs(x.series))
@@ -212,11 +128,10 @@ def tgcn_layer(
         if x.size(0) != graph.num_nodes:
             raise ValueError(f"x: windows of {x.size(0)} stocks, but the graph has {graph.num_nodes} nodes")
     (series, *params), native = prepare(x, [*conv_params, *gate_params], graph, backend)
-    check_weights_used(graph, gat=gat, edge=edge)
+    options.check_weights_used(graph)
     check_linear("the first convolution", params[0], series.size(-1))
-    rule, weighted = (reference.GATV2_RULE, edge) if gat else (reference.GCN_RULE, True)
     # The days of a series have as many nodes as the CSR has rows.
-    entries = graph.entries(rule, weighted, series.dtype, whole=starts is not None)
+    entries = graph.entries(options.rule, options.weighted, series.dtype, whole=starts is not None)
     convs, gates = params[: len(conv_params)], params[len(conv_params) :]
     with no_autocast(series):
         run = dispatch.operator("tgcn_layer", native)
@@ -226,13 +141,11 @@ def tgcn_layer(
             entries.weight,
             convs,
             gates,
-            conv_layers,
-            gat,
-            edge,
-            conv_activation == "between",
-            sequence,
             starts,
-            steps,
+            steps=steps,
+            conv_layers=options.conv_layers,
+            between=options.between,
+            sequence=sequence,
         )
 
 
@@ -318,18 +231,3 @@ def decision_from_logits(
         run = dispatch.operator("decision_from_logits", native)
         probabilities, predictions, confidences = run(signal, direction, threshold)
     return probabilities.reshape(*lead, 4), predictions.reshape(lead), confidences.reshape(lead)
-
-
-def check_weights_used(graph: Graph, gat: bool, edge: bool) -> None:
-    """Refuses edge weights that a GATv2 without an edge term would silently ignore."""
-    if gat and not edge and graph.edge_weight is not None:
-        raise ValueError(
-            "edge_weight was given, but this GATv2 has no edge term (edge_dim=None) and would ignore it; pass "
-            "edge_weight=None, or build the model with edge_dim=1"
-        )
-
-
-def _activation(name: str) -> int:
-    if name not in ACTIVATIONS:
-        raise ValueError(f"activation: expected one of {', '.join(ACTIVATIONS)}, got {name!r}")
-    return ACTIVATIONS[name]

@@ -10,10 +10,9 @@ from torch import Tensor
 
 from hiermt import reference
 from hiermt._arguments import no_autocast, prepare
+from hiermt.functional.options import ACTIVATIONS
 from hiermt.graph import Graph
 from hiermt.reference import convolution as twin
-
-ACTIVATIONS = {"none": reference.NONE, "leaky_relu": reference.LEAKY_RELU, "sigmoid": reference.SIGMOID}
 
 
 def gatv2_projected(

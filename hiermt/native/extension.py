@@ -28,10 +28,8 @@ OLDEST_TORCH = (2, 11)
 # Every operator of csrc/schema.cpp: a binary that lacks one is older than these sources.
 OPERATORS = (
     "graph_prepare",
-    "gatv2_conv",
-    "gatv2_conv_backward",
-    "gcn_conv",
-    "gcn_conv_backward",
+    "conv_stack",
+    "conv_stack_backward",
     "gated_scan",
     "gated_scan_backward",
     "tgcn_layer",

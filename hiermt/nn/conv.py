@@ -72,7 +72,7 @@ class GATv2Conv(nn.Module):
         if params is not None:
             return functional.gatv2_conv(x, graph, *params, activation=activation, backend=backend)
         lin_edge: Any = self.lin_edge
-        functional.check_weights_used(graph, gat=True, edge=lin_edge is not None)
+        functional.LayerOptions(edge=lin_edge is not None).check_weights_used(graph)
         y = gatv2_projected(self.lin_l(x), self.lin_r(x), graph, lin_edge, self.att)
         return activate(y if self.bias is None else y + self.bias, activation)
 
@@ -177,8 +177,21 @@ class _ConvStack(NotScriptable, nn.Module):
         return _on_sequence(self, x, edge_index, edge_weight)
 
     def convolve(self, x: Tensor, graph: Graph, activation: str, backend: str) -> Tensor:
-        """``[N, T, F] -> [N, T, H]``, each convolution called as it is, or computed where that is the same."""
+        """``[N, T, F] -> [N, T, H]``: in one call, or where a part was replaced each convolution as it is."""
         hooked = has_global_hook()
+        params = None if hooked else self.op_parameters()
+        if params is not None:
+            return functional.conv_stack(
+                x,
+                graph,
+                params,
+                conv_layers=len(self.convs),
+                gat=self.gat,
+                edge=self.edge,
+                conv_activation=self.conv_activation,
+                activation=activation,
+                backend=backend,
+            )
         for i, conv in enumerate(self.convs):
             last = i == len(self.convs) - 1
             inner = activation if last and self.conv_activation == "between" else "leaky_relu"

@@ -10,11 +10,10 @@ from hiermt.native import extension as _extension
 from hiermt.ops import decision_rules as ops_decision
 from hiermt.ops import gated_scan_rules as ops_gated_scan
 from hiermt.ops import gated_scan_windows_rules as ops_gated_scan_windows
-from hiermt.ops import gatv2_conv_rules as ops_gatv2_conv
-from hiermt.ops import gcn_conv_rules as ops_gcn_conv
 from hiermt.ops import graph_prepare_rules as ops_graph
 from hiermt.ops import multitask_loss_rules as ops_multitask_loss
-from hiermt.ops import tgcn_layer_rules as ops_tgcn_layer
+from hiermt.ops._conv_stack import conv_stack
+from hiermt.ops._tgcn_layer import tgcn_layer
 from hiermt.ops.decision_rules import (
     ALL,
     CONFIDENCES,
@@ -27,11 +26,8 @@ from hiermt.ops.decision_rules import (
 )
 from hiermt.ops.gated_scan_rules import gated_scan
 from hiermt.ops.gated_scan_windows_rules import gated_scan_windows
-from hiermt.ops.gatv2_conv_rules import gatv2_conv
-from hiermt.ops.gcn_conv_rules import gcn_conv
 from hiermt.ops.graph_prepare_rules import graph_prepare
 from hiermt.ops.multitask_loss_rules import multitask_loss
-from hiermt.ops.tgcn_layer_rules import tgcn_layer
 
 __all__ = [
     "ALL",
@@ -39,12 +35,11 @@ __all__ = [
     "LOGITS",
     "PREDICTIONS",
     "PROBABILITIES",
+    "conv_stack",
     "decision",
     "decision_from_logits",
     "gated_scan",
     "gated_scan_windows",
-    "gatv2_conv",
-    "gcn_conv",
     "graph_prepare",
     "head_logits",
     "multitask_loss",
@@ -58,11 +53,8 @@ _FAMILIES = (
     ops_decision,
     ops_gated_scan,
     ops_gated_scan_windows,
-    ops_gatv2_conv,
-    ops_gcn_conv,
     ops_graph,
     ops_multitask_loss,
-    ops_tgcn_layer,
 )
 for _family in _FAMILIES:
     _family.register()

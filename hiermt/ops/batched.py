@@ -21,16 +21,16 @@ def register(name: str) -> None:
     """Gives the operator `name`, which returns tensors, its rules for both kinds of vmap."""
     operator = getattr(torch.ops.hiermt, name).default
 
-    def rule(info: Any, in_dims: Any, *args: Any) -> Any:
+    def rule(info: Any, in_dims: Any, *args: Any, **options: Any) -> Any:
         def pick(value: Any, dim: Any, element: int) -> Any:
             if isinstance(value, (list, tuple)):
                 return [pick(one, at, element) for one, at in zip(value, dim, strict=True)]
             return value if dim is None or not isinstance(value, Tensor) else value.select(dim, element)
 
-        outputs = _stacked(lambda element: operator(*pick(args, in_dims, element)), info.batch_size)
+        outputs = _stacked(lambda element: operator(*pick(args, in_dims, element), **options), info.batch_size)
         return outputs, type(outputs)([0] * len(outputs))
 
-    def older_rule(*args: Any) -> Any:
+    def older_rule(*args: Any, **options: Any) -> Any:
         with _outside_vmap() as level:
             # Of a tensor without this level, a batch of one.
             whole = [_each_tensor(arg, lambda one: torch._remove_batch_dim(one, level, 1, 0)) for arg in args]
@@ -40,7 +40,8 @@ def register(name: str) -> None:
 
             def call(element: int) -> Any:
                 return operator(
-                    *(_each_tensor(arg, lambda one: one[element if one.size(0) > 1 else 0]) for arg in whole)
+                    *(_each_tensor(arg, lambda one: one[element if one.size(0) > 1 else 0]) for arg in whole),
+                    **options,
                 )
 
             outputs = _stacked(call, max(sizes))

@@ -23,6 +23,7 @@ from torch import Tensor
 
 from hiermt.reference.convolution import ACTIVATION_SLOPE as ACTIVATION_SLOPE
 from hiermt.reference.convolution import LEAKY_RELU as LEAKY_RELU
+from hiermt.reference.convolution import LEAKY_SIGMOID as LEAKY_SIGMOID
 from hiermt.reference.convolution import NONE as NONE
 from hiermt.reference.convolution import SIGMOID as SIGMOID
 from hiermt.reference.convolution import Edges, by_pieces, gatv2, gcn
@@ -90,27 +91,36 @@ def graph_prepare(edge_index: Tensor, num_nodes: int, rule: int) -> tuple[Tensor
     )
 
 
-def gatv2_conv(
+def conv_stack(
     x: Tensor,
     csr: Sequence[Tensor],
     edge_weight: Tensor | None,
-    params: Sequence[Tensor],
-    lin_edge: Tensor | None,
+    conv_params: Sequence[Tensor],
+    *,
+    conv_layers: int,
     activation: int,
 ) -> Tensor:
-    r"""GATv2 convolution with one head over every time step (Brody et al., arXiv 2105.14491; PyG ``GATv2Conv``).
+    r"""A stack of graph convolutions over every time step, leaky_relu (slope 0.01) after each but the last.
+
+    GATv2 with one head (Brody et al., arXiv 2105.14491; PyG ``GATv2Conv``):
 
     .. math::
         e_{ij} = a^\top \mathrm{leaky}_{0.2}(W_l x_j + W_r x_i + w_{ij} W_e), \quad
         \alpha_{ij} = \mathrm{softmax}_j(e_{ij}), \quad y_i = b + \sum_j \alpha_{ij} W_l x_j
 
+    GCN (Kipf and Welling, arXiv 1609.02907; PyG ``GCNConv``):
+
+    .. math:: y_i = b + \sum_j d_j^{-1/2} w_{ij} d_i^{-1/2} \, W x_j
+
     Args:
         x (Tensor): node features.
         csr (sequence of Tensor): ``rowptr, col, colptr, row, csr2csc, blocks`` of the template graph.
-        edge_weight (Tensor, optional): scalar weight of each CSR entry.
-        params (sequence of Tensor): ``lin_l.weight, lin_l.bias, lin_r.weight, lin_r.bias, att, bias``.
-        lin_edge (Tensor, optional): weight of the edge term; without it `edge_weight` must be ``None``.
-        activation (int): ``NONE``, ``LEAKY_RELU`` (slope 0.01) or ``SIGMOID``, applied to the result.
+        edge_weight (Tensor, optional): weight (GATv2 with an edge term) or norm (GCN) of each CSR entry.
+        conv_params (sequence of Tensor): convolution after convolution; GATv2: ``lin_l.weight, lin_l.bias,
+            lin_r.weight, lin_r.bias, att, bias`` and, with an edge term, ``lin_edge.weight``; GCN: ``lin.weight,
+            bias``. Their number tells which it is.
+        conv_layers (int): number of convolutions.
+        activation (int): ``NONE``, ``LEAKY_RELU``, ``SIGMOID`` or ``LEAKY_SIGMOID``, applied to the result.
 
     Shapes:
         - **x:** ``[N, T, F]`` with ``N`` a multiple of ``S``
@@ -118,33 +128,19 @@ def gatv2_conv(
         - **returns:** ``[N, T, H]``
     """
     edges = Edges(csr)
-    return by_pieces(
-        x,
-        edges,
-        params[5].numel(),
-        lambda part: gatv2(part, edges, edge_weight, params, lin_edge, activation),
-    )
+    per_conv = len(conv_params) // conv_layers
 
+    def convolve(part: Tensor) -> Tensor:
+        for k in range(conv_layers):
+            params = conv_params[k * per_conv : (k + 1) * per_conv]
+            after = activation if k == conv_layers - 1 else LEAKY_RELU
+            if per_conv == 2:
+                part = gcn(part, edges, edge_weight, params, after)
+            else:
+                part = gatv2(part, edges, edge_weight, params[:6], params[6] if per_conv == 7 else None, after)
+        return part
 
-def gcn_conv(x: Tensor, csr: Sequence[Tensor], norm: Tensor, params: Sequence[Tensor], activation: int) -> Tensor:
-    r"""GCN convolution over every time step (Kipf and Welling, arXiv 1609.02907; PyG ``GCNConv``).
-
-    .. math:: y_i = b + \sum_j d_j^{-1/2} w_{ij} d_i^{-1/2} \, W x_j
-
-    Args:
-        x (Tensor): node features.
-        csr (sequence of Tensor): ``rowptr, col, colptr, row, csr2csc, blocks`` of the template graph.
-        norm (Tensor): normalised weight of each CSR entry.
-        params (sequence of Tensor): ``lin.weight, bias``.
-        activation (int): ``NONE``, ``LEAKY_RELU`` (slope 0.01) or ``SIGMOID``, applied to the result.
-
-    Shapes:
-        - **x:** ``[N, T, F]`` with ``N`` a multiple of ``S``
-        - **norm:** ``[E]``
-        - **returns:** ``[N, T, H]``
-    """
-    edges = Edges(csr)
-    return by_pieces(x, edges, params[1].numel(), lambda part: gcn(part, edges, norm, params, activation))
+    return by_pieces(x, edges, conv_params[0].size(0), convolve)
 
 
 def gated_scan(x: Tensor, g: Tensor, h0: Tensor | None, gates: Sequence[Tensor], sequence: bool) -> Tensor:
@@ -194,50 +190,31 @@ def tgcn_layer(
     edge_weight: Tensor | None,
     conv_params: Sequence[Tensor],
     gate_params: Sequence[Tensor],
+    starts: Tensor | None = None,
+    *,
+    steps: int = 0,
     conv_layers: int,
-    gat: bool,
-    edge: bool,
     between: bool,
     sequence: bool,
-    starts: Tensor | None = None,
-    steps: int = 0,
 ) -> Tensor:
     r"""One T-GCN layer: convolution stack, sigmoid, gated scan (arXiv 1811.05320, eqs. 2 to 6).
 
     Args:
         x (Tensor): input of the layer.
-        csr (sequence of Tensor): ``rowptr, col, colptr, row, csr2csc, blocks`` of the template graph.
-        edge_weight (Tensor, optional): weight (GATv2) or norm (GCN) of each CSR entry.
-        conv_params (sequence of Tensor): the parameters of :func:`gatv2_conv` (followed by ``lin_edge.weight`` if
-            `edge`) or of :func:`gcn_conv`, convolution after convolution.
+        csr, edge_weight, conv_params, conv_layers: as for :func:`conv_stack`.
         gate_params (sequence of Tensor): the parameters of :func:`gated_scan`.
-        conv_layers (int): number of convolutions.
-        gat (bool): GATv2 or GCN.
-        edge (bool): whether each GATv2 has an edge term.
-        between (bool): leaky_relu between the convolutions only, or after the last one too.
-        sequence (bool): return every state, or only the last.
         starts (Tensor, optional): first day of each window, if the scan runs over windows of `steps` days of x, as in
             :func:`gated_scan_windows`. (default: ``None``)
         steps (int): ``T`` of the windows. (default: ``0``)
+        between (bool): leaky_relu between the convolutions only, or after the last one too.
+        sequence (bool): return every state, or only the last.
 
     Shapes:
         - **x:** ``[N, T, F]``, or ``[S, D, F]`` with `starts` ``[B]`` int64, where ``N`` is ``B * S``
         - **returns:** ``[N, T, H]``, or ``[N, H]`` if not `sequence`
     """
-    edges = Edges(csr)
-    per_conv = len(conv_params) // conv_layers
-
-    def conv_stack(part: Tensor) -> Tensor:
-        for i in range(conv_layers):
-            params = conv_params[i * per_conv : (i + 1) * per_conv]
-            activation = NONE if between and i == conv_layers - 1 else LEAKY_RELU
-            if gat:
-                part = gatv2(part, edges, edge_weight, params[:6], params[6] if edge else None, activation)
-            else:
-                part = gcn(part, edges, edge_weight, params, activation)
-        return torch.sigmoid(part)
-
-    g = by_pieces(x, edges, gate_params[0].size(0), conv_stack)
+    activation = SIGMOID if between else LEAKY_SIGMOID
+    g = conv_stack(x, csr, edge_weight, conv_params, conv_layers=conv_layers, activation=activation)
     if starts is not None:
         return gated_scan_windows(x, g, starts, steps, gate_params, sequence)
     return gated_scan(x, g, None, gate_params, sequence)

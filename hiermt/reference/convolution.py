@@ -19,7 +19,7 @@ SOFTMAX_EPSILON = 1e-16
 CACHE_ELEMENTS = 1 << 18
 TRAINING_ELEMENTS = 1 << 21
 
-NONE, LEAKY_RELU, SIGMOID = 0, 1, 2
+NONE, LEAKY_RELU, SIGMOID, LEAKY_SIGMOID = 0, 1, 2, 3
 
 
 def entry_rows(rowptr: Tensor, num_entries: int) -> Tensor:
@@ -47,7 +47,7 @@ def gatv2(
     lin_edge: Tensor | None,
     activation: int,
 ) -> Tensor:
-    """:func:`hiermt.reference.gatv2_conv` on ``[S, F, M]``."""
+    """A GATv2 convolution of :func:`hiermt.reference.conv_stack`, on ``[S, F, M]``."""
     lin_l_weight, lin_l_bias, lin_r_weight, lin_r_bias, att, bias = params
     x_l = _project(x, lin_l_weight, lin_l_bias)  # [S, H, M]
     x_r = _project(x, lin_r_weight, lin_r_bias)
@@ -70,7 +70,7 @@ def attend(x_l: Tensor, x_r: Tensor, edges: Edges, edge: Tensor | None, att: Ten
 
 
 def gcn(x: Tensor, edges: Edges, norm: Tensor | None, params: Sequence[Tensor], activation: int) -> Tensor:
-    """:func:`hiermt.reference.gcn_conv` on ``[S, F, M]``."""
+    """A GCN convolution of :func:`hiermt.reference.conv_stack`, on ``[S, F, M]``."""
     assert norm is not None
     weight, bias = params
     return activate(propagate(_project(x, weight, None), edges, norm) + bias.unsqueeze(-1), activation)
@@ -136,6 +136,6 @@ def _row_softmax(score: Tensor, row: Tensor, num_rows: int) -> Tensor:
 
 def activate(y: Tensor, activation: int) -> Tensor:
     """The activation behind a convolution."""
-    if activation == SIGMOID:
-        return torch.sigmoid(y)
-    return F.leaky_relu(y, ACTIVATION_SLOPE) if activation == LEAKY_RELU else y
+    if activation in (LEAKY_RELU, LEAKY_SIGMOID):
+        y = F.leaky_relu(y, ACTIVATION_SLOPE)
+    return torch.sigmoid(y) if activation in (SIGMOID, LEAKY_SIGMOID) else y

@@ -14,9 +14,7 @@ from torch import Tensor
 import hiermt
 from hiermt import functional, testing
 from hiermt.native import extension
-
-if extension.native_status().available:
-    import hiermt.ops
+from support.single_convolutions import ops
 
 needs_native = pytest.mark.skipif(not extension.native_status().available, reason="needs the extension")
 
@@ -64,9 +62,7 @@ def test_a_number_of_convolutions_that_wraps_around(gat: bool, edge: bool, per_c
         if conv_layers * per_conv == count:
             continue
         with pytest.raises(RuntimeError, match=r"conv_layers|conv_params"):
-            torch.ops.hiermt.tgcn_layer(
-                x, csr, None, convs, gates, conv_layers, gat, edge, True, True, False, False, None, 0
-            )
+            ops.tgcn_layer(x, csr, None, convs, gates, conv_layers, gat, edge, True, True)
 
 
 @pytest.mark.parametrize("conv_layers", [0, -1, 2**63 - 1, 2 * pow(7, -1, 2**64) % 2**63, 3, 14, True, 2.0, "2"])

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from hiermt import functional, reference
+from hiermt import functional
 from hiermt.graph import Graph
 from hiermt.native import extension
 from hiermt.testing import assert_close, batched, stock_graph
@@ -20,7 +20,7 @@ from support.properties import given, settings
 if (_reason := extension.why_not_native("cpu")) is not None:
     pytest.skip(_reason, allow_module_level=True)
 
-from hiermt import ops
+from support.single_convolutions import ops, reference
 
 # copies, T, F, H: full and partial chunks of lanes, channels on both sides of every register block.
 SHAPES = [

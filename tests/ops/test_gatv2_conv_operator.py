@@ -6,7 +6,6 @@ import pytest
 import torch
 from torch import Tensor
 
-from hiermt import reference
 from hiermt.native import extension
 from hiermt.testing import assert_close
 from support.gatv2_cases import Case, gradients, make
@@ -14,7 +13,7 @@ from support.gatv2_cases import Case, gradients, make
 if (_reason := extension.why_not_native("cpu")) is not None:
     pytest.skip(_reason, allow_module_level=True)
 
-from hiermt import ops
+from support.single_convolutions import ops, reference
 
 
 def test_only_what_is_asked_for_is_computed() -> None:
@@ -33,20 +32,23 @@ def test_only_what_is_asked_for_is_computed() -> None:
 @pytest.mark.parametrize("edge", [True, False])
 def test_opcheck(edge: bool) -> None:
     case = make(2, 3, 2, 4, edge=edge)
-    torch.library.opcheck(torch.ops.hiermt.gatv2_conv, (*case, reference.SIGMOID))
+    options = {"conv_layers": 1, "activation": reference.SIGMOID, "tf32": False}
+    every = case.params if case.lin_edge is None else [*case.params, case.lin_edge]
+    torch.library.opcheck(torch.ops.hiermt.conv_stack, (case.x, case.csr, case.edge_weight, every), options)
     plain = Case(*[value if isinstance(value, list) or value is None else value.detach() for value in case])
-    params = [param.detach() for param in plain.params]
-    out = torch.ops.hiermt.gatv2_conv(plain.x, plain.csr, plain.edge_weight, params, plain.lin_edge, 2)
+    inputs = (plain.x, plain.csr, plain.edge_weight, [param.detach() for param in every])
+    out = torch.ops.hiermt.conv_stack(*inputs, **options)
     torch.library.opcheck(
-        torch.ops.hiermt.gatv2_conv_backward,
-        (torch.ones_like(out), plain.x, out, plain.csr, plain.edge_weight, params, plain.lin_edge, 2, True, True, edge),
+        torch.ops.hiermt.conv_stack_backward,
+        (torch.ones_like(out), *inputs, out),
+        {**options, "need_x": True, "need_conv": True, "need_edge_weight": edge},
     )
 
 
 def test_double_backward_is_refused_by_name() -> None:
     case = make(1, 2, 2, 3)
     (grad,) = torch.autograd.grad(ops.gatv2_conv(*case, 0).sum(), [case.x], create_graph=True)
-    with pytest.raises(NotImplementedError, match="gatv2_conv"):
+    with pytest.raises(NotImplementedError, match="conv_stack"):
         grad.sum().backward()
 
 
@@ -68,11 +70,11 @@ def test_forged_lists_of_a_graph_are_refused() -> None:
             csr = [part.clone() for part in case.csr]
             csr[index][position] = value
             with torch.no_grad(), pytest.raises(RuntimeError, match=f"{name}: expected (offsets|values)"):
-                torch.ops.hiermt.gatv2_conv(case.x, csr, case.edge_weight, params, case.lin_edge, 0)
+                ops.gatv2_conv(case.x, csr, case.edge_weight, params, case.lin_edge, 0)
     # Nor may a block be cut where an edge crosses.
     csr = [*case.csr[:5], torch.arange(case.csr[0].numel(), dtype=torch.int32)]
     with torch.no_grad(), pytest.raises(RuntimeError, match="col: expected values"):
-        torch.ops.hiermt.gatv2_conv(case.x, csr, case.edge_weight, params, case.lin_edge, 0)
+        ops.gatv2_conv(case.x, csr, case.edge_weight, params, case.lin_edge, 0)
 
 
 def test_arguments_are_checked_before_anything_is_read() -> None:
@@ -81,7 +83,7 @@ def test_arguments_are_checked_before_anything_is_read() -> None:
 
     def refuses(position: int, value: object, message: str) -> None:
         with torch.no_grad(), pytest.raises(RuntimeError, match=message):
-            torch.ops.hiermt.gatv2_conv(*good[:position], value, *good[position + 1 :])
+            ops.gatv2_conv(*good[:position], value, *good[position + 1 :])
 
     refuses(0, torch.randn(40, 3), r"x: expected a shape \[N, T, F\], got \[40, 3\]")
     refuses(0, torch.randn(41, 3, 2), "x: expected a multiple of the graph's 20 nodes in dimension 0, got 41")
@@ -90,9 +92,10 @@ def test_arguments_are_checked_before_anything_is_read() -> None:
     refuses(1, case.csr[:5], "csr: expected 6 tensors, got 5")
     refuses(1, [case.csr[0].long(), *case.csr[1:]], "rowptr: expected dtype Int, got Long")
     refuses(2, torch.randn(3), r"edge_weight: expected a shape \[\d+\], got \[3\]")
-    refuses(3, case.params[:5], "params: expected 6 tensors, got 5")
-    refuses(4, None, "edge_weight: needs lin_edge")
-    refuses(5, 3, "activation: expected 0")
+    refuses(3, case.params[:4], "conv_params: expected 1 times 2 .GCN., 6 .GATv2. or 7")
+    refuses(5, 4, "activation: expected 0")
+    with pytest.raises(RuntimeError, match="edge_weight: needs a GATv2 with an edge term"):
+        ops.conv_stack(case.x, case.csr, case.edge_weight, case.params, conv_layers=1, activation=0)
 
 
 def test_compiles_without_graph_break_for_any_size() -> None:
@@ -114,4 +117,4 @@ def test_blocks_that_do_not_cover_the_nodes_are_refused(blocks: list[int]) -> No
     csr = [rowptr, col, colptr, row, csr2csc, torch.tensor(blocks, dtype=torch.int32)]
     params = [torch.randn(5, 4), torch.randn(5), torch.randn(5, 4), *torch.randn(3, 5)]
     with pytest.raises(RuntimeError, match="blocks"):
-        torch.ops.hiermt.gatv2_conv(torch.randn(6, 2, 4), csr, None, params, None, 0)
+        ops.gatv2_conv(torch.randn(6, 2, 4), csr, None, params, None, 0)

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from hiermt import Graph, reference
+from hiermt import Graph
 from hiermt.native import extension
 from hiermt.testing import assert_close, batched, stock_graph
 from support.native_checks import STRIDES, assert_as_exact_as_the_twin, assert_same_bits, strided
@@ -17,7 +17,7 @@ from support.native_checks import STRIDES, assert_as_exact_as_the_twin, assert_s
 if (_reason := extension.why_not_native("cpu")) is not None:
     pytest.skip(_reason, allow_module_level=True)
 
-from hiermt import ops
+from support.single_convolutions import ops, reference
 
 
 class Case(NamedTuple):
@@ -177,20 +177,21 @@ def test_one_large_graph() -> None:
 
 def test_opcheck() -> None:
     case = make(some_edges(5, 12), 5, 2, 3, 2, 4)
-    args = (case.x, list(case.csr), case.norm, case.params, reference.SIGMOID)
-    torch.library.opcheck(torch.ops.hiermt.gcn_conv, args)
+    options = {"conv_layers": 1, "activation": reference.SIGMOID, "tf32": False}
+    torch.library.opcheck(torch.ops.hiermt.conv_stack, (case.x, list(case.csr), case.norm, case.params), options)
     plain = case.x.detach(), list(case.csr), case.norm.detach(), [param.detach() for param in case.params]
-    out = torch.ops.hiermt.gcn_conv(*plain, reference.SIGMOID)
+    out = torch.ops.hiermt.conv_stack(*plain, **options)
     torch.library.opcheck(
-        torch.ops.hiermt.gcn_conv_backward,
-        (torch.ones_like(out), plain[0], out, *plain[1:], reference.SIGMOID, True, True, True),
+        torch.ops.hiermt.conv_stack_backward,
+        (torch.ones_like(out), *plain, out),
+        {**options, "need_x": True, "need_conv": True, "need_edge_weight": True},
     )
 
 
 def test_double_backward_is_refused_by_name() -> None:
     case = make(some_edges(5, 12), 5, 1, 2, 2, 3)
     (grad,) = torch.autograd.grad(ops.gcn_conv(*case, reference.NONE).sum(), [case.x], create_graph=True)
-    with pytest.raises(NotImplementedError, match="gcn_conv"):
+    with pytest.raises(NotImplementedError, match="conv_stack"):
         grad.sum().backward()
 
 
@@ -210,10 +211,10 @@ def test_arguments_are_checked_before_anything_is_read() -> None:
 
     def refuses(position: int, value: object, message: str) -> None:
         with pytest.raises(RuntimeError, match=message):
-            torch.ops.hiermt.gcn_conv(*good[:position], value, *good[position + 1 :])
+            ops.gcn_conv(*good[:position], value, *good[position + 1 :])
 
     refuses(0, torch.randn(11, 3, 2), "x: expected a multiple of the graph's 5 nodes")
     refuses(1, list(case.csr[:5]), "csr: expected 6 tensors, got 5")
-    refuses(2, torch.randn(3), "norm: expected a shape")
+    refuses(2, torch.randn(3), "edge_weight: expected a shape")
     refuses(3, [torch.randn(4, 3), torch.randn(4)], r"lin.weight: expected a shape \[H, 2\]")
     refuses(4, 7, "activation: expected 0 .none.")

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from hiermt import functional, reference
+from hiermt import functional
 from hiermt.graph import Graph
 from hiermt.native import extension
 from hiermt.nn import TGCNCell
@@ -21,7 +21,7 @@ from support.properties import given, settings
 if (_reason := extension.why_not_native("cpu")) is not None:
     pytest.skip(_reason, allow_module_level=True)
 
-from hiermt import ops
+from support.single_convolutions import ops, reference
 
 # copies, T, F, H
 SHAPES = [(1, 25, 13, 16), (3, 6, 5, 7), (1, 1, 1, 1), (2, 19, 17, 33), (5, 1, 8, 8)]
@@ -75,6 +75,13 @@ def make(
     scale = 2 / (f + 2 * h) ** 0.5
     gates = [torch.randn(h, f + 2 * h) * scale if i % 2 == 0 else torch.randn(h) * 0.3 for i in range(6)]
     return Case(torch.randn(copies * nodes, t, f), entries.csr, entries.weight, convs, gates, variant).to(dtype)
+
+
+def flags(case: Case, sequence: bool, save: bool) -> dict[str, Any]:
+    """Keyword arguments of the operator."""
+    layers, _, _, between = case.flags
+    options = {"conv_layers": layers, "between": between, "sequence": sequence, "save": save}
+    return {**options, "steps": 0, "tf32": False}
 
 
 def gradients(run: Callable[..., Tensor], case: Case, sequence: bool) -> tuple[Tensor, list[Tensor]]:
@@ -248,7 +255,7 @@ def test_keeps_five_states_a_node_and_step(sequence: bool) -> None:
         saved.pop(tensor.untyped_storage().data_ptr(), None)
     assert sum(saved.values()) == 5 * 40 * 7 * 5 * 4
     with torch.no_grad():
-        _, *kept = torch.ops.hiermt.tgcn_layer(*arguments, False, False, None, 0)
+        _, *kept = torch.ops.hiermt.tgcn_layer(*arguments[:5], None, **flags(case, sequence, False))
     assert all(tensor.numel() == 0 for tensor in kept)
 
 
@@ -270,17 +277,20 @@ def test_only_what_is_asked_for_is_computed() -> None:
 @pytest.mark.parametrize("variant", VARIANTS[:3])
 def test_opcheck(variant: tuple[int, bool, bool, bool], sequence: bool) -> None:
     case = make((2, 3, 2, 4), variant)
-    arguments = (case.x, case.csr, case.edge_weight, case.convs, case.gates, *case.flags, sequence)
-    torch.library.opcheck(torch.ops.hiermt.tgcn_layer, (*arguments, True, False, None, 0))
+    options = flags(case, sequence, True)
+    arguments = (case.x, case.csr, case.edge_weight, case.convs, case.gates, None)
+    torch.library.opcheck(torch.ops.hiermt.tgcn_layer, arguments, options)
     plain = make((2, 3, 2, 4), variant)
     weight = None if plain.edge_weight is None else plain.edge_weight.detach()
     convs, gates = [p.detach() for p in plain.convs], [p.detach() for p in plain.gates]
-    inputs = (plain.x.detach(), plain.csr, weight, convs, gates, *plain.flags, sequence)
-    out, h, saved, g = torch.ops.hiermt.tgcn_layer(*inputs, True, False, None, 0)
-    states = out if sequence else h
+    inputs = (plain.x.detach(), plain.csr, weight, convs, gates, None)
+    out, h, saved, g = torch.ops.hiermt.tgcn_layer(*inputs, **options)
+    needs = {"need_x": True, "need_conv": True, "need_gates": True, "need_edge_weight": weight is not None}
+    del options["save"]
     torch.library.opcheck(
         torch.ops.hiermt.tgcn_layer_backward,
-        (torch.ones_like(out), *inputs, states, saved, g, True, True, True, weight is not None, False, None, 0),
+        (torch.ones_like(out), *inputs, out if sequence else h, saved, g),
+        {**options, **needs},
     )
 
 
@@ -288,7 +298,7 @@ def test_eager_and_registered_rules_agree() -> None:
     case = make((2, 5, 3, 4))
 
     def registered(*arguments: Any) -> Tensor:
-        return torch.ops.hiermt.tgcn_layer(*arguments, True, False, None, 0)[0]  # type: ignore[no-any-return]
+        return torch.ops.hiermt.tgcn_layer(*arguments[:5], None, **flags(case, True, True))[0]  # type: ignore[no-any-return]
 
     eager, direct = gradients(ops.tgcn_layer, case, True), gradients(registered, case, True)
     assert torch.equal(eager[0], direct[0])
@@ -313,19 +323,15 @@ def test_arguments_are_checked_before_anything_is_read() -> None:
         case.gates,
         *case.flags,
         True,
-        False,
-        False,
-        None,
-        0,
     ]
 
     def refuses(position: int, value: object, message: str) -> None:
         with torch.no_grad(), pytest.raises(RuntimeError, match=message):
-            torch.ops.hiermt.tgcn_layer(*good[:position], value, *good[position + 1 :])
+            ops.tgcn_layer(*good[:position], value, *good[position + 1 :])
 
     refuses(0, torch.randn(41, 3, 2), "x: expected a multiple of the graph's 20 nodes in dimension 0, got 41")
     refuses(2, torch.randn(3), r"edge_weight: expected a shape \[\d+\], got \[3\]")
-    refuses(3, case.convs[:5], "conv_params: expected 2 x 7 tensors, got 5")
+    refuses(3, case.convs[:5], "conv_params: expected 2 times .* tensors, got 5")
     refuses(4, case.gates[:5], "gate_params: expected 6 tensors, got 5")
     refuses(4, [torch.randn(5, 11), *case.gates[1:]], "u.weight: expected 60 elements")
     refuses(5, 0, "conv_layers: expected at least 1, got 0")

@@ -7,12 +7,13 @@ from typing import Any
 
 import pytest
 import torch
-from test_tgcn_layer import VARIANTS, Case, make
+from test_tgcn_layer import VARIANTS, Case, flags, make
 from torch import Tensor
 
-from hiermt import Windows, functional, ops, reference
+from hiermt import Windows, functional
 from hiermt.graph import Graph
 from hiermt.testing import assert_close, stock_graph
+from support.single_convolutions import ops, reference
 
 DAYS, STEPS = 12, 5
 STARTS = torch.tensor([6, 0, 1, 1])
@@ -55,16 +56,18 @@ def test_same_bits_forward_and_same_gradients_as_copies(variant: tuple[int, bool
 @pytest.mark.parametrize("sequence", [True, False])
 def test_opcheck(sequence: bool) -> None:
     case = make((1, DAYS, 2, 4))
-    arguments = (case.x, case.csr, case.edge_weight, case.convs, case.gates, *case.flags, sequence)
-    torch.library.opcheck(torch.ops.hiermt.tgcn_layer, (*arguments, True, False, STARTS, STEPS))
+    options = {**flags(case, sequence, True), "steps": STEPS}
+    arguments = (case.x, case.csr, case.edge_weight, case.convs, case.gates, STARTS)
+    torch.library.opcheck(torch.ops.hiermt.tgcn_layer, arguments, options)
     with torch.no_grad():
-        out, h, saved, g = torch.ops.hiermt.tgcn_layer(*arguments, True, False, STARTS, STEPS)
+        out, h, saved, g = torch.ops.hiermt.tgcn_layer(*arguments, **options)
     plain = make((1, DAYS, 2, 4))
     weight = None if plain.edge_weight is None else plain.edge_weight.detach()
     convs, gates = [p.detach() for p in plain.convs], [p.detach() for p in plain.gates]
-    inputs = (plain.x.detach(), plain.csr, weight, convs, gates, *plain.flags, sequence)
-    kept = (out if sequence else h, saved, g, True, True, True, True, False, STARTS, STEPS)
-    torch.library.opcheck(torch.ops.hiermt.tgcn_layer_backward, (torch.ones_like(out), *inputs, *kept))
+    inputs = (plain.x.detach(), plain.csr, weight, convs, gates, STARTS, out if sequence else h, saved, g)
+    del options["save"]
+    needs = {f"need_{name}": True for name in ("x", "conv", "gates", "edge_weight")}
+    torch.library.opcheck(torch.ops.hiermt.tgcn_layer_backward, (torch.ones_like(out), *inputs), {**options, **needs})
 
 
 def test_no_window_and_windows_of_no_day() -> None:

@@ -9,10 +9,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from hiermt import reference
 from hiermt.graph import Graph
 from hiermt.testing import tolerance
 from simt.harness import run
+from support.single_convolutions import reference
 
 DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
 
@@ -97,7 +97,7 @@ def sequence_integers(x: Tensor, case: Case) -> list[int]:
 def conv_arguments(case: Case, problem: Problem, gat: bool) -> tuple[list[int], list[Tensor | None]]:
     """What every call of a convolution starts with."""
     integers, csr = graph_arguments(case, problem.csr)
-    integers += [*sequence_integers(problem.x, case), case.steps, case.hidden, case.activation]
+    integers += [*sequence_integers(problem.x, case), case.steps, case.hidden, 1, int(gat), case.activation]
     inputs: list[Tensor | None] = [*csr, problem.x, problem.edge_weight, *problem.params]
     return integers, [*inputs, problem.lin_edge] if gat else inputs
 
@@ -130,9 +130,7 @@ def conv_forward(
     if spoil is not None:
         spoil(problem)
     shape = (case.copies * case.nodes, case.steps, case.hidden)
-    (out,) = run(
-        "gatv2_conv" if gat else "gcn_conv", dtype, *conv_arguments(case, problem, gat), [(shape, dtype)], environment
-    )
+    (out,) = run("conv_stack", dtype, *conv_arguments(case, problem, gat), [(shape, dtype)], environment)
     expected, _, _ = twin(problem, case, gat)
     return out, expected.detach()
 
@@ -159,8 +157,7 @@ def conv_backward(
         outputs.append((tuple(leaf.shape), kind) if leaf is not None and asked in wanted else None)
     integers, inputs = conv_arguments(case, problem, gat)
     inputs += [out.detach().to(dtype).contiguous(), grad_out]
-    op = "gatv2_conv_backward" if gat else "gcn_conv_backward"
-    grads = run(op, dtype, integers, inputs, outputs, environment)
+    grads = run("conv_stack_backward", dtype, integers, inputs, outputs, environment)
     both = []
     for name, leaf, grad in zip(names, [*first, *last], grads, strict=True):
         if leaf is not None:

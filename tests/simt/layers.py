@@ -8,10 +8,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from hiermt import reference
 from hiermt.testing import tolerance
 from simt.cases import Case, assert_gradient_norms, assert_gradients, conv_arguments, make
 from simt.harness import run
+from support.single_convolutions import reference
 
 
 class LayerCase(NamedTuple):
@@ -77,8 +77,8 @@ def make_layer(case: LayerCase, dtype: torch.dtype) -> Layer:
 def layer_arguments(case: LayerCase, layer: Layer) -> tuple[list[int], list[Tensor | None]]:
     problem = make(case.problem, layer.x.dtype, case.gat)
     integers, inputs = conv_arguments(case.problem, problem, case.gat)
-    # conv_arguments ends with the activation and the parameters of one convolution.
-    integers[-1:] = [case.conv_layers, int(case.gat), int(case.between)]
+    # conv_arguments ends with one convolution, its kind and activation, and its parameters.
+    integers[-3:] = [case.conv_layers, int(case.gat), 2 if case.between else 3]
     integers += [-1 if case.starts is None else len(case.starts), case.window]
     head = inputs[:7]
     return integers, [*head, *(p for conv in layer.conv for p in conv), *layer.gates, first_days(case)]

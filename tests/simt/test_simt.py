@@ -258,4 +258,4 @@ def test_what_cannot_be_counted_is_refused_before_a_kernel_runs(hidden: int, cop
     problem = make(Case(hidden=4), torch.float32, gat=True)
     integers, inputs = conv_arguments(Case(hidden=hidden, copies=copies, steps=steps), problem, gat=True)
     with pytest.raises(ValueError, match="error 1"):
-        run("gatv2_conv", torch.float32, integers, inputs, [((4,), torch.float32)])
+        run("conv_stack", torch.float32, integers, inputs, [((4,), torch.float32)])

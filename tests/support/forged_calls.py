@@ -20,9 +20,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-import hiermt.ops  # noqa: F401  registers the rules
-from hiermt.native import dispatch
 from support.operator_cases import Csr, cases
+from support.single_convolutions import ops
 
 MODULI = (2, 6, 7)
 INTEGERS = (
@@ -77,7 +76,7 @@ def backward_calls() -> list[tuple[str, list[Any]]]:
             return value
 
         with Recorder():
-            out = dispatch.operator(case.op, True)(*[place(argument) for argument in case.arguments])
+            out = getattr(ops, case.op)(*[place(argument) for argument in case.arguments])
             outputs = [one for one in ([out] if isinstance(out, Tensor) else out) if one.requires_grad]
             if outputs:
                 torch.autograd.grad(sum(one.sum() for one in outputs), leaves, allow_unused=True)
@@ -171,6 +170,14 @@ def forged(value: Any, rng: random.Random, pool: list[Any]) -> Any:
     return forged_tensor(value, rng)
 
 
+def call(name: str, arguments: list[Any]) -> Any:
+    """Calls an operator with every argument of its schema, in order."""
+    operator = getattr(torch.ops.hiermt, name)
+    schema = operator.default._schema.arguments
+    options = {one.name: value for one, value in zip(schema, arguments, strict=True) if one.kwarg_only}
+    return operator(*arguments[: len(arguments) - len(options)], **options)
+
+
 def run(calls: int, seed: int, verbose: bool = False) -> Counter[str]:
     """Makes the calls; returns how many came back in which way."""
     valid = backward_calls()
@@ -191,14 +198,14 @@ def run(calls: int, seed: int, verbose: bool = False) -> Counter[str]:
         elif i % 50 == 0:
             print(i, name, file=sys.stderr, flush=True)
         try:
-            getattr(torch.ops.hiermt, name)(*arguments)
+            call(name, arguments)
         except Exception as error:  # which one does not matter here
             outcomes[type(error).__name__] += 1
         else:
             outcomes["returned"] += 1
     # What the calls have left behind still computes.
     for name, arguments in valid:
-        getattr(torch.ops.hiermt, name)(*arguments)
+        call(name, arguments)
     return outcomes
 
 

@@ -2,9 +2,9 @@
 // between two convolutions is never stored.
 #include <cstring>
 
-#include "cpu/conv/conv_stack.h"
 #include "cpu/conv/conv_tasks.h"
 #include "cpu/conv/gcn_block.h"
+#include "cpu/support/kernels.h"
 #include "cpu/support/parallel.h"
 
 namespace hiermt {
@@ -105,11 +105,11 @@ struct StackBackward {
     }
     for (int64_t i = 0; i < nodes; ++i) {
       if (!gat()) {
-        aggregate(convs[k], g, i, out.node(i), forward().inner);
+        aggregate(convs[k], g, i, out.node(i), Activation::kLeakyRelu);
       } else if (edge_weight) {
-        attend<true>(convs[k], g, i, out.node(i), task.scratch.score, forward().inner);
+        attend<true>(convs[k], g, i, out.node(i), task.scratch.score, Activation::kLeakyRelu);
       } else {
-        attend<false>(convs[k], g, i, out.node(i), task.scratch.score, forward().inner);
+        attend<false>(convs[k], g, i, out.node(i), task.scratch.score, Activation::kLeakyRelu);
       }
     }
     clear_dead_lanes(task, out);
@@ -154,7 +154,7 @@ struct StackBackward {
   // d *= the slope of the inner activation at `value`, its result.
   void through_activation(const TileSpan<C>& value, const TileSpan<C>& d, int64_t nodes) const {
     for (int64_t i = 0; i < nodes * d.node_stride; i += L) {
-      store(d.data + i, load(d.data + i) * activation_slope<C>(load(value.data + i), forward().inner));
+      store(d.data + i, load(d.data + i) * activation_slope<C>(load(value.data + i), Activation::kLeakyRelu));
     }
   }
 
@@ -167,7 +167,7 @@ struct StackBackward {
       const int64_t count = tiles.nodes - n < kScatterNodes ? tiles.nodes - n : kScatterNodes;
       input_cotangent(transposed[0], tiles, n, n + count, dx);
       for (int64_t i = 0; i < count; ++i) {
-        if (params.accumulate_grad_x) {
+        if (params.accumulate_d_x) {
           scatter<true>(dx.node(i), rows, task.begin + n + i);
         } else {
           scatter(dx.node(i), rows, task.begin + n + i);
@@ -282,9 +282,7 @@ void conv_stack_backward(const ConvStackBackward<S, Compute<S>>& p) {
   if (p.d_edge_weight) edges.write(groups, f.graph.num_entries, p.d_edge_weight);
 }
 
-template void conv_stack_backward<float>(const ConvStackBackward<float, float>&);
-template void conv_stack_backward<double>(const ConvStackBackward<double, double>&);
-template void conv_stack_backward<BFloat16>(const ConvStackBackward<BFloat16, float>&);
+HIERMT_INSTANTIATE(conv_stack_backward)
 
 }  // namespace HIERMT_ISA
 }  // namespace cpu

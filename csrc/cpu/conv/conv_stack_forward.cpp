@@ -1,7 +1,7 @@
 // The convolution stack, forward.
-#include "cpu/conv/conv_stack.h"
 #include "cpu/conv/conv_tasks.h"
 #include "cpu/conv/gcn_block.h"
+#include "cpu/support/kernels.h"
 #include "cpu/support/parallel.h"
 
 namespace hiermt {
@@ -37,7 +37,9 @@ struct StackForward {
     const TileSpan<C>& result(int64_t k) const { return k % 2 == 0 ? even : odd; }
   };
 
-  Activation activation(int64_t k) const { return k + 1 == params.conv_layers ? params.last : params.inner; }
+  Activation activation(int64_t k) const {
+    return k + 1 == params.conv_layers ? params.last : Activation::kLeakyRelu;
+  }
 
   // x_l, x_r and the linear scores of convolution k for the nodes [begin, end); row 0 of the tiles is node
   // `first`.
@@ -151,9 +153,7 @@ void conv_stack_forward(const ConvStackForward<S>& p) {
   }
 }
 
-template void conv_stack_forward(const ConvStackForward<float>&);
-template void conv_stack_forward(const ConvStackForward<double>&);
-template void conv_stack_forward(const ConvStackForward<BFloat16>&);
+HIERMT_INSTANTIATE(conv_stack_forward)
 
 }  // namespace HIERMT_ISA
 }  // namespace cpu

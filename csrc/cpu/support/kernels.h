@@ -8,6 +8,8 @@
 
 // HIERMT_KERNEL(name, parameters as a type that depends on S)
 #define HIERMT_KERNELS(HIERMT_KERNEL)                                                 \
+  HIERMT_KERNEL(conv_stack_forward, ConvStackForward<S>)                              \
+  HIERMT_KERNEL(conv_stack_backward, ConvStackBackward<S, Compute<S>>)                \
   HIERMT_KERNEL(decision_forward, DecisionForward<S>)                                 \
   HIERMT_KERNEL(decision_backward, DecisionBackward<S, Compute<S>>)                   \
   HIERMT_KERNEL(decision_from_logits, DecisionFromLogits<S>)                          \
@@ -15,10 +17,6 @@
   HIERMT_KERNEL(gated_scan_backward, GatedScanBackward<S, Compute<S>>)                \
   HIERMT_KERNEL(gated_scan_windows_forward, GatedScanWindowsForward<S>)               \
   HIERMT_KERNEL(gated_scan_windows_backward, GatedScanWindowsBackward<S, Compute<S>>) \
-  HIERMT_KERNEL(gatv2_conv_forward, GatV2ConvForward<S>)                              \
-  HIERMT_KERNEL(gatv2_conv_backward, GatV2ConvBackward<S, Compute<S>>)                \
-  HIERMT_KERNEL(gcn_conv_forward, GcnConvForward<S>)                                  \
-  HIERMT_KERNEL(gcn_conv_backward, GcnConvBackward<S, Compute<S>>)                    \
   HIERMT_KERNEL(multitask_loss_forward, MultitaskLossForward<S>)                      \
   HIERMT_KERNEL(multitask_loss_backward, MultitaskLossBackward<S>)                    \
   HIERMT_KERNEL(tgcn_layer_forward, TgcnLayerForward<S>)                              \

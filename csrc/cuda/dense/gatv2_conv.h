@@ -13,6 +13,28 @@
 namespace hiermt::cuda {
 
 template <class S>
+struct GatV2ConvForward {
+  CsrGraph graph;
+  SequenceView<S> x;     // F channels
+  int64_t steps;         // T
+  int64_t hidden;        // H
+  const S* edge_weight;  // [E] in CSR order, or nullptr
+  GatV2Weights<S> weights;
+  Activation activation;
+  S* out;             // [N, T, H] after the activation
+  bool tf32 = false;  // CUDA may round the operands of dense float32 products to TF32
+};
+
+template <class S, class C>
+struct GatV2ConvBackward {
+  GatV2ConvForward<S> forward;  // forward.out holds the saved output, read only
+  const S* d_out;               // [N, T, H] cotangent of out
+  S* d_x;                       // [N, T, F] contiguous, or nullptr
+  GatV2Grads<C> grads;
+  C* d_edge_weight;  // [E] in CSR order, or nullptr
+};
+
+template <class S>
 size_t gatv2_conv_forward_workspace(const GatV2ConvForward<S>& p);
 template <class S>
 int gatv2_conv_forward(const GatV2ConvForward<S>& p, void* workspace, void* stream);

@@ -13,6 +13,28 @@
 namespace hiermt::cuda {
 
 template <class S>
+struct GcnConvForward {
+  CsrGraph graph;
+  SequenceView<S> x;
+  int64_t steps;
+  int64_t hidden;
+  const S* norm;  // [E] d_j^-1/2 w_ij d_i^-1/2 in CSR order
+  GcnWeights<S> weights;
+  Activation activation;
+  S* out;             // [N, T, H]
+  bool tf32 = false;  // as for GATv2
+};
+
+template <class S, class C>
+struct GcnConvBackward {
+  GcnConvForward<S> forward;
+  const S* d_out;  // [N, T, H]
+  S* d_x;          // [N, T, F] or nullptr
+  GcnGrads<C> grads;
+  C* d_norm;  // [E] or nullptr
+};
+
+template <class S>
 size_t gcn_conv_forward_workspace(const GcnConvForward<S>& p);
 template <class S>
 int gcn_conv_forward(const GcnConvForward<S>& p, void* workspace, void* stream);

@@ -31,7 +31,7 @@ __global__ void __launch_bounds__(kStackThreads<kHidden>, 1)
   const StackItems items{nodes, block.steps, order};
 
   order_by_degree(p.graph, nodes, order);
-  gates.fill(p.gates, x.channels);
+  if (p.from_input != nullptr) gates.fill(p.gates, x.channels);
 
   for (int layer = 0; layer < p.conv_layers; ++layer) {
     __syncthreads();
@@ -100,7 +100,7 @@ __global__ void __launch_bounds__(kStackThreads<kHidden>, 2)
 // Shared memory of a block with `chunk` steps.
 template <class S>
 struct StackBytes {
-  const TgcnLayerForward<S>& p;
+  const ConvStackForward<S>& p;
 
   template <class Hidden>
   size_t operator()(Hidden, int64_t chunk) const {
@@ -118,12 +118,13 @@ struct StackBytes {
 }  // namespace
 
 template <class S>
-bool gatv2_stack_fits(const TgcnLayerForward<S>& p) {
+bool gatv2_stack_fits(const ConvStackForward<S>& p) {
   return p.gat != nullptr && stack_fits(p, StackBytes<S>{p});
 }
 
 template <class S>
-int gatv2_stack_forward(const TgcnLayerForward<S>& p, Compute<S>* from_input, void* stream) {
+int gatv2_stack_forward(const ConvStackForward<S>& p, const GateWeights<S>& gates, Compute<S>* from_input,
+                        void* stream) {
   if constexpr (std::is_same_v<S, double>) {
     return cudaErrorInvalidValue;
   } else {
@@ -135,13 +136,14 @@ int gatv2_stack_forward(const TgcnLayerForward<S>& p, Compute<S>* from_input, vo
         return gatv2_stack_fwd_kernel<S, kHidden>;
       }
     };
-    return launch_stack(p, p.gat, from_input, static_cast<cudaStream_t>(stream), StackBytes<S>{p}, kernel);
+    return launch_stack(p, p.gat, gates, from_input, static_cast<cudaStream_t>(stream), StackBytes<S>{p},
+                        kernel);
   }
 }
 
 #define HIERMT_INSTANTIATE(S)                                    \
-  template bool gatv2_stack_fits<S>(const TgcnLayerForward<S>&); \
-  template int gatv2_stack_forward<S>(const TgcnLayerForward<S>&, Compute<S>*, void*);
+  template bool gatv2_stack_fits<S>(const ConvStackForward<S>&); \
+  template int gatv2_stack_forward<S>(const ConvStackForward<S>&, const GateWeights<S>&, Compute<S>*, void*);
 HIERMT_FOR_EACH_STORAGE(HIERMT_INSTANTIATE)
 #undef HIERMT_INSTANTIATE
 

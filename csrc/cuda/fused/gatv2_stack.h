@@ -11,21 +11,22 @@
 namespace hiermt::cuda {
 
 template <class S>
-bool gatv2_stack_fits(const TgcnLayerForward<S>& p);
+bool gatv2_stack_fits(const ConvStackForward<S>& p);
 
-// from_input [N * T, 3H]: W [x, g] + b of the three gates. Writes p.g if it is given. `stream` is a
-// cudaStream_t, the result a cudaError_t.
+// from_input [N * T, 3H]: W [x, out] + b of the three gates, or nullptr: without gates. Writes p.out if it is
+// given. `stream` is a cudaStream_t, the result a cudaError_t.
 template <class S>
-int gatv2_stack_forward(const TgcnLayerForward<S>& p, Compute<S>* from_input, void* stream);
+int gatv2_stack_forward(const ConvStackForward<S>& p, const GateWeights<S>& gates, Compute<S>* from_input,
+                        void* stream);
 
 // The way back, for templates that fit, too: from the cotangents of the gates [N * T, 3H], which are
 // overwritten, to those of x, of the convolutions' parameters and of the edge weights.
 template <class S>
-bool gatv2_stack_backward_fits(const TgcnLayerBackward<S, Compute<S>>& p);
+bool gatv2_stack_backward_fits(const ConvStackForward<S>& p);
 template <class S>
-size_t gatv2_stack_backward_workspace(const TgcnLayerBackward<S, Compute<S>>& p);
+size_t gatv2_stack_backward_workspace(const ConvStackBackward<S, Compute<S>>& p);
 template <class S>
-int gatv2_stack_backward(const TgcnLayerBackward<S, Compute<S>>& p, Compute<S>* d_gates, void* workspace,
-                         void* stream);
+int gatv2_stack_backward(const ConvStackBackward<S, Compute<S>>& p, const GateWeights<S>& gates,
+                         Compute<S>* d_gates, void* workspace, void* stream);
 
 }  // namespace hiermt::cuda

@@ -281,7 +281,7 @@ struct BackwardPlan {
   size_t shared_bytes;
 
   template <int kHidden, class S>
-  static BackwardPlan of(const TgcnLayerForward<S>& p) {
+  static BackwardPlan of(const ConvStackForward<S>& p) {
     BackwardPlan plan{};
     const auto bytes = [&](int64_t chunk) {
       return StackMemory<kHidden>::bytes(p.graph.num_nodes, p.x.channels, p.conv_layers, chunk);
@@ -300,19 +300,19 @@ struct BackwardPlan {
 }  // namespace
 
 template <class S>
-bool gatv2_stack_backward_fits(const TgcnLayerBackward<S, Compute<S>>& p) {
-  if (!gatv2_stack_fits(p.forward)) return false;
-  if (leaves_to_tensor_cores<S>(p.forward.hidden, p.forward.tf32)) return false;
+bool gatv2_stack_backward_fits(const ConvStackForward<S>& p) {
+  if (!gatv2_stack_fits(p)) return false;
+  if (leaves_to_tensor_cores<S>(p.hidden, p.tf32)) return false;
   return dispatch_stack(
-      p.forward.hidden,
+      p.hidden,
       [&](auto hidden) {
-        return BackwardPlan::of<decltype(hidden)::value>(p.forward).shared_bytes <= shared_memory_limit();
+        return BackwardPlan::of<decltype(hidden)::value>(p).shared_bytes <= shared_memory_limit();
       },
       false);
 }
 
 template <class S>
-size_t gatv2_stack_backward_workspace(const TgcnLayerBackward<S, Compute<S>>& p) {
+size_t gatv2_stack_backward_workspace(const ConvStackBackward<S, Compute<S>>& p) {
   return dispatch_stack(
       p.forward.hidden,
       [&](auto hidden) {
@@ -324,22 +324,22 @@ size_t gatv2_stack_backward_workspace(const TgcnLayerBackward<S, Compute<S>>& p)
 }
 
 template <class S>
-int gatv2_stack_backward(const TgcnLayerBackward<S, Compute<S>>& p, Compute<S>* d_gates, void* workspace,
-                         void* stream_) {
+int gatv2_stack_backward(const ConvStackBackward<S, Compute<S>>& p, const GateWeights<S>& gates,
+                         Compute<S>* d_gates, void* workspace, void* stream_) {
   if constexpr (std::is_same_v<S, double>) {
     return cudaErrorInvalidValue;
   } else {
     const cudaStream_t stream = static_cast<cudaStream_t>(stream_);
-    const TgcnLayerForward<S>& f = p.forward;
+    const ConvStackForward<S>& f = p.forward;
     StackBackward<S> stack{};
     stack.graph = f.graph;
     stack.x = f.x;
     stack.edge_weight = f.edge_weight;
-    stack.gates = f.gate_weights;
-    stack.last = f.between ? Activation::kSigmoid : Activation::kLeakySigmoid;
+    stack.gates = gates;
+    stack.last = f.last;
     stack.conv_layers = static_cast<int>(f.conv_layers);
     stack.steps = static_cast<int>(f.steps);
-    stack.g = f.g;
+    stack.g = f.out;
     stack.d_gates = d_gates;
     stack.d_x = p.d_x;
     stack.partial = static_cast<float*>(workspace);
@@ -380,10 +380,11 @@ int gatv2_stack_backward(const TgcnLayerBackward<S, Compute<S>>& p, Compute<S>* 
   }
 }
 
-#define HIERMT_INSTANTIATE(S)                                                                 \
-  template bool gatv2_stack_backward_fits<S>(const TgcnLayerBackward<S, Compute<S>>&);        \
-  template size_t gatv2_stack_backward_workspace<S>(const TgcnLayerBackward<S, Compute<S>>&); \
-  template int gatv2_stack_backward<S>(const TgcnLayerBackward<S, Compute<S>>&, Compute<S>*, void*, void*);
+#define HIERMT_INSTANTIATE(S)                                                                          \
+  template bool gatv2_stack_backward_fits<S>(const ConvStackForward<S>&);                              \
+  template size_t gatv2_stack_backward_workspace<S>(const ConvStackBackward<S, Compute<S>>&);          \
+  template int gatv2_stack_backward<S>(const ConvStackBackward<S, Compute<S>>&, const GateWeights<S>&, \
+                                       Compute<S>*, void*, void*);
 HIERMT_FOR_EACH_STORAGE(HIERMT_INSTANTIATE)
 #undef HIERMT_INSTANTIATE
 

@@ -344,7 +344,7 @@ constexpr bool leaves_to_tensor_cores(int64_t hidden, bool tf32) {
 
 // One for each entry and step of each copy.
 template <class S>
-int64_t edge_values(const TgcnLayerForward<S>& p) {
+int64_t edge_values(const ConvStackForward<S>& p) {
   return p.graph.copies * p.steps * p.graph.num_entries;
 }
 

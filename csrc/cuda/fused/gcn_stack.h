@@ -9,11 +9,11 @@
 namespace hiermt::cuda {
 
 template <class S>
-bool gcn_stack_fits(const TgcnLayerForward<S>& p);
+bool gcn_stack_fits(const ConvStackForward<S>& p);
 
-// from_input [N * T, 3H]: W [x, g] + b of the three gates. Writes p.g if it is given. `stream` is a
-// cudaStream_t, the result a cudaError_t.
+// As gatv2_stack_forward.
 template <class S>
-int gcn_stack_forward(const TgcnLayerForward<S>& p, Compute<S>* from_input, void* stream);
+int gcn_stack_forward(const ConvStackForward<S>& p, const GateWeights<S>& gates, Compute<S>* from_input,
+                      void* stream);
 
 }  // namespace hiermt::cuda

@@ -33,8 +33,8 @@ struct StackForward {
   GateWeights<S> gates;
   Activation last;
   int conv_layers, steps, chunk;
-  S* g;
-  float* from_input;
+  S* g;               // or nullptr
+  float* from_input;  // nullptr without gates
 
   // Keeps g of the items, which `tile` holds, for the backward, and leaves what their gates take from x and
   // g.
@@ -53,6 +53,7 @@ struct StackForward {
         for (int c = 0; c < kHidden; ++c) store(to + c, values[c]);
       }
     }
+    if (from_input == nullptr) return;
     write_gate_inputs(gate_memory, input, tile, group,
                       [&](int i) { return from_input + row(i) * 3 * kHidden; });
   }
@@ -70,7 +71,7 @@ R dispatch_stack(int64_t hidden, F&& f, R otherwise) {
 
 // bytes(channels of the stack, as a constant; steps of a block): shared memory that its kernel takes.
 template <class S, class Bytes>
-bool stack_fits(const TgcnLayerForward<S>& p, Bytes&& bytes) {
+bool stack_fits(const ConvStackForward<S>& p, Bytes&& bytes) {
   const int64_t nodes = p.graph.num_nodes;
   if (std::is_same_v<S, double> || p.conv_layers > kMaxStackConvs || p.steps == 0) return false;
   if (nodes == 0 || nodes > kMaxStackNodes || p.x.channels > kMaxStackChannels) return false;
@@ -81,8 +82,8 @@ bool stack_fits(const TgcnLayerForward<S>& p, Bytes&& bytes) {
 
 // kernel(channels of the stack, as a constant): the kernel for them.
 template <class S, class Weights, class Bytes, class Kernel>
-cudaError_t launch_stack(const TgcnLayerForward<S>& p, const Weights* convs, Compute<S>* from_input,
-                         cudaStream_t stream, Bytes&& bytes, Kernel&& kernel) {
+cudaError_t launch_stack(const ConvStackForward<S>& p, const Weights* convs, const GateWeights<S>& gates,
+                         Compute<S>* from_input, cudaStream_t stream, Bytes&& bytes, Kernel&& kernel) {
   const int64_t nodes = p.graph.num_nodes, copies = p.graph.copies;
   if (!supported(copies * nodes, p.steps, p.hidden)) return cudaErrorInvalidValue;
   StackForward<S, Weights> stack{};
@@ -90,11 +91,11 @@ cudaError_t launch_stack(const TgcnLayerForward<S>& p, const Weights* convs, Com
   stack.x = p.x;
   stack.edge_weight = p.edge_weight;
   for (int64_t k = 0; k < p.conv_layers; ++k) stack.convs[k] = convs[k];
-  stack.gates = p.gate_weights;
-  stack.last = p.between ? Activation::kSigmoid : Activation::kLeakySigmoid;
+  stack.gates = gates;
+  stack.last = p.last;
   stack.conv_layers = static_cast<int>(p.conv_layers);
   stack.steps = static_cast<int>(p.steps);
-  stack.g = p.g;
+  stack.g = p.out;
   stack.from_input = from_input;
   const auto run = [&](auto hidden) {
     const auto of_steps = [&](int64_t chunk) { return bytes(hidden, chunk); };

@@ -144,6 +144,7 @@ __device__ void finish_wide(const StackForward<S, Weights>& p, const StackBlock&
       for (int c = 0; c < kChannels; ++c) store(to + c / 4 * 4 * kLanes + c % 4, values[c]);
     });
   }
+  if (p.from_input == nullptr) return;
 #pragma unroll 1
   for (int gate = 0; gate < 3; ++gate) {
     const S* weight = gate_weight(p.gates, gate);
@@ -182,7 +183,7 @@ __host__ __device__ constexpr int64_t wide_matrix_values(int64_t channels, int64
 
 // Shared memory of two tiles, the matrices and the order of the nodes.
 template <int kHidden, class S>
-size_t wide_stack_bytes(const TgcnLayerForward<S>& p, int64_t chunk, int64_t at_once) {
+size_t wide_stack_bytes(const ConvStackForward<S>& p, int64_t chunk, int64_t at_once) {
   const int64_t nodes = p.graph.num_nodes;
   return 2 * padded_bytes<float>(Tile<kHidden, kStackLanes<kHidden>>::values(nodes, chunk)) +
          padded_bytes<float>(wide_matrix_values<kHidden>(p.x.channels, p.conv_layers, at_once)) +

@@ -3,8 +3,7 @@
 #include <string>
 
 #include "arguments.h"
-#include "cuda/dense/gatv2_conv.h"
-#include "cuda/dense/gcn_conv.h"
+#include "cuda/conv_stack.h"
 #include "cuda/layer.h"
 #include "cuda/scan/gated_scan.h"
 #include "cuda/support/graph_prepare.h"
@@ -42,39 +41,6 @@ SequenceView<S> read_sequence(Arguments& a) {
   x.stride_channel = a.integer();
   x.data = a.in<S>();
   return x;
-}
-
-template <class S>
-GatV2ConvForward<S> read_gatv2_conv(Arguments& a) {
-  GatV2ConvForward<S> p{};
-  p.graph = read_graph(a);
-  p.x = read_sequence<S>(a);
-  p.steps = a.integer();
-  p.hidden = a.integer();
-  p.activation = static_cast<Activation>(a.integer());
-  p.edge_weight = a.in<S>();
-  p.weights.lin_l_weight = a.in<S>();
-  p.weights.lin_l_bias = a.in<S>();
-  p.weights.lin_r_weight = a.in<S>();
-  p.weights.lin_r_bias = a.in<S>();
-  p.weights.att = a.in<S>();
-  p.weights.bias = a.in<S>();
-  p.weights.lin_edge_weight = a.in<S>();
-  return p;
-}
-
-template <class S>
-GcnConvForward<S> read_gcn_conv(Arguments& a) {
-  GcnConvForward<S> p{};
-  p.graph = read_graph(a);
-  p.x = read_sequence<S>(a);
-  p.steps = a.integer();
-  p.hidden = a.integer();
-  p.activation = static_cast<Activation>(a.integer());
-  p.norm = a.in<S>();
-  p.weights.lin_weight = a.in<S>();
-  p.weights.bias = a.in<S>();
-  return p;
 }
 
 template <class I>
@@ -121,21 +87,21 @@ GatedScanForward<S> read_gated_scan(Arguments& a) {
   return p;
 }
 
-// A layer owns the arrays its parameters point to.
+// A stack owns the arrays its parameters point to.
 template <class S>
-struct Layer {
+struct Stack {
   std::vector<GatV2Weights<S>> gat;
   std::vector<GcnWeights<S>> gcn;
-  TgcnLayerForward<S> p{};
+  ConvStackForward<S> p{};
 
-  explicit Layer(Arguments& a) {
+  explicit Stack(Arguments& a) {
     p.graph = read_graph(a);
     p.x = read_sequence<S>(a);
     p.steps = a.integer();
     p.hidden = a.integer();
     p.conv_layers = a.integer();
     const bool is_gat = a.integer() != 0;
-    p.between = a.integer() != 0;
+    p.last = static_cast<Activation>(a.integer());
     p.edge_weight = a.in<S>();
     for (int64_t k = 0; k < p.conv_layers; ++k) {
       if (is_gat) {
@@ -157,12 +123,80 @@ struct Layer {
     }
     p.gat = is_gat ? gat.data() : nullptr;
     p.gcn = is_gat ? nullptr : gcn.data();
+    p.tf32 = std::getenv("HIERMT_SIMT_TF32") != nullptr;
+  }
+};
+
+template <class S>
+struct StackGrads {
+  std::vector<GatV2Grads<Compute<S>>> gat;
+  std::vector<GcnGrads<Compute<S>>> gcn;
+
+  // Without a gradient of any parameter there are no arrays.
+  StackGrads(Arguments& a, const ConvStackForward<S>& p) {
+    using C = Compute<S>;
+    bool any = false;
+    const auto take = [&] {
+      C* const out = a.out<C>();
+      any = any || out != nullptr;
+      return out;
+    };
+    for (int64_t k = 0; k < p.conv_layers; ++k) {
+      if (p.gat != nullptr) {
+        GatV2Grads<C> g{};
+        g.lin_l_weight = take();
+        g.lin_l_bias = take();
+        g.lin_r_weight = take();
+        g.lin_r_bias = take();
+        g.att = take();
+        g.bias = take();
+        g.lin_edge_weight = take();
+        gat.push_back(g);
+      } else {
+        GcnGrads<C> g{};
+        g.lin_weight = take();
+        g.bias = take();
+        gcn.push_back(g);
+      }
+    }
+    if (any) return;
+    gat.clear();
+    gcn.clear();
+  }
+  const GatV2Grads<Compute<S>>* gat_data() const { return gat.empty() ? nullptr : gat.data(); }
+  const GcnGrads<Compute<S>>* gcn_data() const { return gcn.empty() ? nullptr : gcn.data(); }
+};
+
+template <class S>
+int run_stack_backward(Arguments& a) {
+  using C = Compute<S>;
+  Stack<S> stack(a);
+  stack.p.out = const_cast<S*>(a.in<S>());
+  ConvStackBackward<S, C> p{};
+  p.forward = stack.p;
+  p.d_out = a.in<S>();
+  p.d_x = a.out<S>();
+  const StackGrads<S> grads(a, stack.p);
+  p.gat = grads.gat_data();
+  p.gcn = grads.gcn_data();
+  p.d_edge_weight = a.out<C>();
+  const ScratchMemory memory(cuda::conv_stack_backward_workspace(p));
+  return cuda::conv_stack_backward(p, memory.data(), nullptr);
+}
+
+// A layer: its stack, whose activation tells whether a leaky_relu follows the last convolution, then the gates.
+template <class S>
+struct Layer {
+  Stack<S> stack;
+  TgcnLayerForward<S> p{};
+
+  explicit Layer(Arguments& a) : stack(a) {
+    p.stack = stack.p;
     p.gate_weights = read_gates<S>(a);
     p.windows.count = a.integer();
     p.windows.steps = a.integer();
     p.windows.given = p.windows.count >= 0;
     p.windows.starts = a.in<int64_t>();
-    p.tf32 = std::getenv("HIERMT_SIMT_TF32") != nullptr;
   }
 };
 
@@ -172,34 +206,15 @@ int run_layer_backward(Arguments& a) {
   Layer<S> layer(a);
   layer.p.h = const_cast<S*>(a.in<S>());
   layer.p.gates = const_cast<S*>(a.in<S>());
-  layer.p.g = const_cast<S*>(a.in<S>());
+  layer.p.stack.out = const_cast<S*>(a.in<S>());
   TgcnLayerBackward<S, C> p{};
   p.forward = layer.p;
   p.d_h = a.in<S>();
   p.d_h_last = a.in<S>();
   p.d_x = a.out<S>();
-  std::vector<GatV2Grads<C>> gat;
-  std::vector<GcnGrads<C>> gcn;
-  for (int64_t k = 0; k < layer.p.conv_layers; ++k) {
-    if (layer.p.gat != nullptr) {
-      GatV2Grads<C> g{};
-      g.lin_l_weight = a.out<C>();
-      g.lin_l_bias = a.out<C>();
-      g.lin_r_weight = a.out<C>();
-      g.lin_r_bias = a.out<C>();
-      g.att = a.out<C>();
-      g.bias = a.out<C>();
-      g.lin_edge_weight = a.out<C>();
-      gat.push_back(g);
-    } else {
-      GcnGrads<C> g{};
-      g.lin_weight = a.out<C>();
-      g.bias = a.out<C>();
-      gcn.push_back(g);
-    }
-  }
-  p.gat = gat.empty() ? nullptr : gat.data();
-  p.gcn = gcn.empty() ? nullptr : gcn.data();
+  const StackGrads<S> grads(a, layer.p.stack);
+  p.gat = grads.gat_data();
+  p.gcn = grads.gcn_data();
   p.gates.u_weight = a.out<C>();
   p.gates.u_bias = a.out<C>();
   p.gates.r_weight = a.out<C>();
@@ -213,49 +228,13 @@ int run_layer_backward(Arguments& a) {
 
 template <class S>
 int run(const std::string& op, Arguments& a) {
-  if (op == "gatv2_conv") {
-    GatV2ConvForward<S> p = read_gatv2_conv<S>(a);
-    p.out = a.out<S>();
-    const ScratchMemory memory(cuda::gatv2_conv_forward_workspace(p));
-    return cuda::gatv2_conv_forward(p, memory.data(), nullptr);
+  if (op == "conv_stack") {
+    Stack<S> stack(a);
+    stack.p.out = a.out<S>();
+    const ScratchMemory memory(cuda::conv_stack_forward_workspace(stack.p));
+    return cuda::conv_stack_forward(stack.p, memory.data(), nullptr);
   }
-  if (op == "gatv2_conv_backward") {
-    using C = Compute<S>;
-    GatV2ConvBackward<S, C> p{};
-    p.forward = read_gatv2_conv<S>(a);
-    p.forward.out = const_cast<S*>(a.in<S>());
-    p.d_out = a.in<S>();
-    p.d_x = a.out<S>();
-    p.grads.lin_l_weight = a.out<C>();
-    p.grads.lin_l_bias = a.out<C>();
-    p.grads.lin_r_weight = a.out<C>();
-    p.grads.lin_r_bias = a.out<C>();
-    p.grads.att = a.out<C>();
-    p.grads.bias = a.out<C>();
-    p.grads.lin_edge_weight = a.out<C>();
-    p.d_edge_weight = a.out<C>();
-    const ScratchMemory memory(cuda::gatv2_conv_backward_workspace(p));
-    return cuda::gatv2_conv_backward(p, {}, memory.data(), nullptr);
-  }
-  if (op == "gcn_conv") {
-    GcnConvForward<S> p = read_gcn_conv<S>(a);
-    p.out = a.out<S>();
-    const ScratchMemory memory(cuda::gcn_conv_forward_workspace(p));
-    return cuda::gcn_conv_forward(p, memory.data(), nullptr);
-  }
-  if (op == "gcn_conv_backward") {
-    using C = Compute<S>;
-    GcnConvBackward<S, C> p{};
-    p.forward = read_gcn_conv<S>(a);
-    p.forward.out = const_cast<S*>(a.in<S>());
-    p.d_out = a.in<S>();
-    p.d_x = a.out<S>();
-    p.grads.lin_weight = a.out<C>();
-    p.grads.bias = a.out<C>();
-    p.d_norm = a.out<C>();
-    const ScratchMemory memory(cuda::gcn_conv_backward_workspace(p));
-    return cuda::gcn_conv_backward(p, {}, memory.data(), nullptr);
-  }
+  if (op == "conv_stack_backward") return run_stack_backward<S>(a);
   if (op == "gated_scan") {
     GatedScanForward<S> p = read_gated_scan<S>(a);
     p.h = a.out<S>();
@@ -290,7 +269,7 @@ int run(const std::string& op, Arguments& a) {
     layer.p.h = a.out<S>();
     layer.p.h_last = a.out<S>();
     layer.p.gates = a.out<S>();
-    layer.p.g = a.out<S>();
+    layer.p.stack.out = a.out<S>();
     const ScratchMemory memory(cuda::tgcn_layer_forward_workspace(layer.p));
     return cuda::tgcn_layer_forward(layer.p, memory.data(), nullptr);
   }

@@ -1,0 +1,155 @@
+"""Graph convolutions over all time steps; part of :mod:`hiermt.functional`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor
+
+from hiermt import reference
+from hiermt._arguments import check_linear, no_autocast, prepare
+from hiermt.functional.options import ACTIVATIONS, LayerOptions
+from hiermt.graph import Graph
+from hiermt.native import dispatch
+
+
+def conv_stack(
+    x: Tensor,
+    graph: Graph,
+    conv_params: Sequence[Tensor],
+    *,
+    conv_layers: int = 2,
+    gat: bool = True,
+    edge: bool = True,
+    conv_activation: str = "between",
+    activation: str = "none",
+    backend: str = "auto",
+) -> Tensor:
+    r"""A stack of graph convolutions over all time steps at once.
+
+    Args:
+        x (Tensor): node features.
+        graph (Graph): edges and weights.
+        conv_params (sequence of Tensor): convolution after convolution; GATv2: ``lin_l.weight, lin_l.bias,
+            lin_r.weight, lin_r.bias, att, bias`` and, if `edge`, ``lin_edge.weight``; GCN: ``lin.weight, bias``.
+        conv_layers (int): number of convolutions. (default: ``2``)
+        gat (bool): GATv2, or GCN. (default: ``True``)
+        edge (bool): whether each GATv2 has an edge term. (default: ``True``)
+        conv_activation (str): leaky_relu (slope 0.01) ``"between"`` the convolutions or ``"after"`` each.
+            (default: ``"between"``)
+        activation (str): ``"none"``, ``"leaky_relu"`` (slope 0.01; not where that is there already) or ``"sigmoid"``,
+            behind all of it. (default: ``"none"``)
+        backend (str): implementation: ``"auto"``, ``"native"`` or ``"reference"``. (default: ``"auto"``)
+
+    Shapes:
+        - **x:** ``[N, T, F]``
+        - **returns:** ``[N, T, H]``
+
+    Raises:
+        ValueError: a shape or device does not fit, or the graph has weights that nothing reads.
+        TypeError: dtypes differ.
+    """
+    options = LayerOptions(conv_layers, gat, edge, conv_activation)
+    options.check_params(conv_params)
+    return _stack(x, graph, conv_params, options, activation, backend, "the first convolution")
+
+
+def gatv2_conv(
+    x: Tensor,
+    graph: Graph,
+    lin_l_weight: Tensor,
+    lin_l_bias: Tensor,
+    lin_r_weight: Tensor,
+    lin_r_bias: Tensor,
+    att: Tensor,
+    bias: Tensor,
+    lin_edge_weight: Tensor | None = None,
+    *,
+    activation: str = "none",
+    backend: str = "auto",
+) -> Tensor:
+    r"""GATv2 convolution with one head over all time steps at once (arXiv 2105.14491; PyG ``GATv2Conv``).
+
+    Args:
+        x (Tensor): node features.
+        graph (Graph): edges and weights; the weights are read through `lin_edge_weight`.
+        lin_l_weight, lin_l_bias (Tensor): projection of the source, which is also the message.
+        lin_r_weight, lin_r_bias (Tensor): projection of the target.
+        att (Tensor): attention vector.
+        bias (Tensor): added to the result.
+        lin_edge_weight (Tensor, optional): projection of the edge weight. (default: ``None``, no edge term)
+        activation (str): ``"none"``, ``"leaky_relu"`` (slope 0.01) or ``"sigmoid"``. (default: ``"none"``)
+        backend (str): implementation: ``"auto"``, ``"native"`` or ``"reference"``. (default: ``"auto"``)
+
+    Shapes:
+        - **x:** ``[N, T, F]``; projections ``[H, F]`` with biases ``[H]``; att ``[1, 1, H]``; edge ``[H, 1]``
+        - **returns:** ``[N, T, H]``
+
+    Raises:
+        ValueError: a shape or device does not fit, or the graph has weights and `lin_edge_weight` is missing.
+        TypeError: dtypes differ.
+    """
+    params = [lin_l_weight, lin_l_bias, lin_r_weight, lin_r_bias, att, bias]
+    edge = [] if lin_edge_weight is None else [lin_edge_weight]
+    options = LayerOptions(1, True, bool(edge))
+    return _stack(x, graph, params + edge, options, activation, backend, "lin_l_weight")
+
+
+def gcn_conv(
+    x: Tensor, graph: Graph, weight: Tensor, bias: Tensor, *, activation: str = "none", backend: str = "auto"
+) -> Tensor:
+    r"""GCN convolution over all time steps at once (arXiv 1609.02907; PyG ``GCNConv``).
+
+    Args:
+        x (Tensor): node features.
+        graph (Graph): edges and weights; without weights each edge counts 1.
+        weight, bias (Tensor): projection, and what is added to the result.
+        activation (str): ``"none"``, ``"leaky_relu"`` (slope 0.01) or ``"sigmoid"``. (default: ``"none"``)
+        backend (str): implementation: ``"auto"``, ``"native"`` or ``"reference"``. (default: ``"auto"``)
+
+    Shapes:
+        - **x:** ``[N, T, F]``; weight ``[H, F]``; bias ``[H]``
+        - **returns:** ``[N, T, H]``
+
+    Raises:
+        ValueError: a shape or device does not fit.
+        TypeError: dtypes differ.
+    """
+    return _stack(x, graph, [weight, bias], LayerOptions(1, False), activation, backend, "weight")
+
+
+def _stack(
+    x: Tensor,
+    graph: Graph,
+    conv_params: Sequence[Tensor],
+    options: LayerOptions,
+    activation: str,
+    backend: str,
+    first: str,
+) -> Tensor:
+    """`first` names the first parameter in errors."""
+    options, conv_params = options.on(graph, conv_params)
+    (x, *params), native = prepare(x, conv_params, graph, backend)
+    options.check_weights_used(graph)
+    check_linear(first, params[0], x.size(-1))
+    entries = graph.entries(options.rule, options.weighted, x.dtype)
+    with no_autocast(x):
+        return dispatch.operator("conv_stack", native)(  # type: ignore[no-any-return]
+            x,
+            entries.csr,
+            entries.weight,
+            params,
+            conv_layers=options.conv_layers,
+            activation=_last_activation(options, activation),
+        )
+
+
+def _last_activation(options: LayerOptions, activation: str) -> int:
+    """The operator's number for what follows the last convolution."""
+    if activation not in ACTIVATIONS:
+        raise ValueError(f"activation: expected one of {', '.join(ACTIVATIONS)}, got {activation!r}")
+    if options.between:
+        return ACTIVATIONS[activation]
+    if activation == "leaky_relu":
+        raise ValueError("activation: conv_activation='after' has a leaky_relu behind the last convolution already")
+    return reference.LEAKY_RELU if activation == "none" else reference.LEAKY_SIGMOID

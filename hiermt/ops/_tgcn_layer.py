@@ -1,0 +1,135 @@
+"""``hiermt::tgcn_layer``: a convolution stack and a gated scan in one operator."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hiermt.ops import operator
+from hiermt.ops.operator import Operator, fake_gradients, gradients_of
+
+
+def tgcn_layer(
+    x: Tensor,
+    csr: Sequence[Tensor],
+    edge_weight: Tensor | None,
+    conv_params: Sequence[Tensor],
+    gate_params: Sequence[Tensor],
+    starts: Tensor | None = None,
+    *,
+    steps: int = 0,
+    conv_layers: int,
+    between: bool,
+    sequence: bool,
+) -> Tensor:
+    """One T-GCN layer; :func:`hiermt.reference.tgcn_layer` says what it computes.
+
+    Raises:
+        IndexError: a window does not lie in the series; looked at on the CPU only.
+    """
+    convs = [param.contiguous() for param in conv_params]
+    gates = [param.contiguous() for param in gate_params]
+    weight = None if edge_weight is None else edge_weight.contiguous()
+    save = operator.is_recorded(x, weight, *convs, *gates)
+    options = {
+        "steps": steps,
+        "conv_layers": conv_layers,
+        "between": between,
+        "sequence": sequence,
+        "save": save,
+        "tf32": operator.allows_tf32(x),
+    }
+    if starts is None or torch.compiler.is_compiling():
+        return _tgcn_layer(save, x, list(csr), weight, convs, gates, starts, **options)  # type: ignore[no-any-return]
+    with operator.index_errors(operator.OUTSIDE_SERIES):
+        return _tgcn_layer(save, x, list(csr), weight, convs, gates, starts, **options)  # type: ignore[no-any-return]
+
+
+def _fake(
+    x: Tensor,
+    csr: list[Tensor],
+    edge_weight: Tensor | None,
+    conv_params: list[Tensor],
+    gate_params: list[Tensor],
+    starts: Tensor | None,
+    *,
+    steps: int,
+    sequence: bool,
+    save: bool,
+    **options: Any,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    nodes, days, hidden = x.size(0), x.size(1), conv_params[0].size(0)
+    shape = (nodes, days, hidden) if starts is None else (starts.size(0) * nodes, steps, hidden)
+    return *operator.fake_scan(x, shape, sequence, save), x.new_empty((nodes, days, hidden) if save else (0,))
+
+
+def _fake_backward(
+    d_out: Tensor,
+    x: Tensor,
+    csr: list[Tensor],
+    edge_weight: Tensor | None,
+    conv_params: list[Tensor],
+    gate_params: list[Tensor],
+    *saved: Any,
+    need_x: bool,
+    need_conv: bool,
+    need_gates: bool,
+    need_edge_weight: bool,
+    **options: Any,
+) -> list[Tensor]:
+    weight = x.new_empty(0) if edge_weight is None else edge_weight
+    return [
+        x.new_empty(x.shape if need_x else (0,)),
+        *fake_gradients(x, conv_params, need_conv),
+        *fake_gradients(x, gate_params, need_gates),
+        *fake_gradients(x, [weight], need_edge_weight),
+    ]
+
+
+def _save(ctx: Any, args: Sequence[Any], options: dict[str, Any], output: tuple[Tensor, ...]) -> None:
+    x, csr, weight, convs, gates, starts = args
+    out, h, values, g = output
+    ctx.options = {name: value for name, value in options.items() if name != "save"}
+    ctx.lengths_saved = len(csr), len(convs)
+    if operator.keeps(ctx, options["save"]):
+        h = out if options["sequence"] else h
+        ctx.save_for_backward(x, weight, starts, h, values, g, *csr, *convs, *gates)
+
+
+def _gradients(ctx: Any, need: Sequence[Any], d_out: Tensor) -> Sequence[Any]:
+    need_x, need_csr, need_weight, need_convs, need_gates, _ = need
+    x, weight, starts, h, values, g, *rest = operator.kept(ctx, "tgcn_layer")
+    entries, count = ctx.lengths_saved
+    csr, convs, gates = rest[:entries], rest[entries : entries + count], rest[entries + count :]
+    d_x, *grads, d_weight = operator.call(
+        torch.ops.hiermt.tgcn_layer_backward.default,
+        d_out.contiguous(),
+        x,
+        csr,
+        weight,
+        convs,
+        gates,
+        starts,
+        h,
+        values,
+        g,
+        **ctx.options,
+        need_x=need_x,
+        need_conv=any(need_convs),
+        need_gates=any(need_gates),
+        need_edge_weight=need_weight,
+    )
+    return (
+        d_x if need_x else None,
+        [None] * len(need_csr),
+        d_weight.to(x.dtype) if need_weight else None,
+        gradients_of(convs, grads[:count], need_convs),
+        gradients_of(gates, grads[count:], need_gates),
+        None,
+    )
+
+
+_tgcn_layer = Operator("tgcn_layer", _fake, _fake_backward, _save, _gradients, first_only=True)
