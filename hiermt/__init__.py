@@ -5,8 +5,7 @@
 
 from hiermt import data, functional, reference
 from hiermt._version import __version__
-from hiermt.graph import Graph
-from hiermt.graph.dynamic import DynamicGraph
+from hiermt.graph import DynamicGraph, Graph
 from hiermt.inference import hierarchical_inference, inference_hierarchical
 from hiermt.inference.rolling import LivePredictor, predict_rolling
 from hiermt.io.interop import from_reference

@@ -17,8 +17,7 @@ from hiermt.data.feature_table import FeatureTable
 from hiermt.data.labels import THRESHOLD, hierarchical_labels, next_returns
 from hiermt.data.scale import Scale
 from hiermt.data.windows import num_windows, windows
-from hiermt.graph import Graph, as_graph, same_device
-from hiermt.graph.dynamic import DynamicGraph
+from hiermt.graph import DynamicGraph, Graph, as_graph, same_device
 
 
 @dataclass(frozen=True)

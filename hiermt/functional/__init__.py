@@ -131,14 +131,14 @@ def tgcn_layer(
     options.check_weights_used(graph)
     check_linear("the first convolution", params[0], series.size(-1))
     # The days of a series have as many nodes as the CSR has rows.
-    entries = graph.entries(options.rule, options.weighted, series.dtype, whole=starts is not None)
+    csr = graph.csr(options.rule, options.weighted, series.dtype, whole=starts is not None)
     convs, gates = params[: len(conv_params)], params[len(conv_params) :]
     with no_autocast(series):
         run = dispatch.operator("tgcn_layer", native)
         return run(  # type: ignore[no-any-return]
             series,
-            entries.csr,
-            entries.weight,
+            csr.tensors,
+            csr.weight,
             convs,
             gates,
             starts,

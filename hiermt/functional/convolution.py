@@ -132,12 +132,12 @@ def _stack(
     (x, *params), native = prepare(x, conv_params, graph, backend)
     options.check_weights_used(graph)
     check_linear(first, params[0], x.size(-1))
-    entries = graph.entries(options.rule, options.weighted, x.dtype)
+    csr = graph.csr(options.rule, options.weighted, x.dtype)
     with no_autocast(x):
         return dispatch.operator("conv_stack", native)(  # type: ignore[no-any-return]
             x,
-            entries.csr,
-            entries.weight,
+            csr.tensors,
+            csr.weight,
             params,
             conv_layers=options.conv_layers,
             activation=_last_activation(options, activation),

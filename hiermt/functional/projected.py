@@ -32,11 +32,11 @@ def gatv2_projected(
     """
     edge = []
     if project_edge is not None and graph.edge_weight is not None:
-        weight = graph.entries(reference.GATV2_RULE, True, graph.edge_weight.dtype).weight
+        weight = graph.csr(reference.GATV2_RULE, True, graph.edge_weight.dtype).weight
         assert weight is not None
         edge = [project_edge(weight.unsqueeze(-1).to(att.dtype))]
     (x_l, x_r, att, *edge), _ = prepare(x_l, [x_r, att, *edge], graph, "reference")
-    edges = twin.Edges(graph.entries(reference.GATV2_RULE, bool(edge), x_l.dtype).csr)
+    edges = twin.Edges(graph.csr(reference.GATV2_RULE, bool(edge), x_l.dtype).tensors)
     hidden = x_l.size(-1)
 
     def attend(part: Tensor) -> Tensor:
@@ -49,8 +49,8 @@ def gatv2_projected(
 def gcn_projected(x: Tensor, graph: Graph) -> Tensor:
     """GCN sum over projected nodes, before the bias: ``[N, T, H] -> [N, T, H]``."""
     (x,), _ = prepare(x, [], graph, "reference")
-    entries = graph.entries(reference.GCN_RULE, True, x.dtype)
-    edges, norm = twin.Edges(entries.csr), entries.weight
+    csr = graph.csr(reference.GCN_RULE, True, x.dtype)
+    edges, norm = twin.Edges(csr.tensors), csr.weight
     assert norm is not None
     with no_autocast(x):
         return twin.by_pieces(x, edges, x.size(-1), lambda part: twin.propagate(part, edges, norm))

@@ -8,30 +8,30 @@ from collections.abc import Iterator, Sequence
 import torch
 
 from hiermt._arguments import check_integer
-from hiermt.graph import Graph
+from hiermt.graph.graph import Graph
 
 
 class DynamicGraph:
-    r"""One :class:`hiermt.Graph` for each block of days, as correlations measured again and again give.
+    r"""One :class:`hiermt.Graph` for each block of days, such as correlations that are estimated repeatedly.
 
-    A window is computed on the graph in force on its last day: the day on which it is decided.
+    A window uses the graph of its last day, the day of its decision.
 
     Args:
         blocks (sequence of (int, Graph)): first day of each block, in order, and its graph. All graphs have the same
             nodes and live on one device.
 
     Raises:
-        ValueError: there is no block, the days are not in order, or the graphs do not fit each other.
+        ValueError: `blocks` is empty, the days do not increase, or the graphs differ in nodes or device.
     """
 
     def __init__(self, blocks: Sequence[tuple[int, Graph]]) -> None:
         if not blocks:
-            raise ValueError("blocks: expected one (first_day, Graph) or more, got none")
+            raise ValueError("blocks: expected at least one (first_day, Graph), got none")
         self.days = [check_integer("blocks: a first day", day, -(2**62)) for day, _ in blocks]
         self.graphs = [graph for _, graph in blocks]
         for earlier, later in zip(self.days, self.days[1:], strict=False):
             if later <= earlier:
-                raise ValueError(f"blocks: expected first days in order, got {later} after {earlier}")
+                raise ValueError(f"blocks: expected increasing first days, got {later} after {earlier}")
         for graph in self.graphs:
             if not isinstance(graph, Graph):
                 raise TypeError(f"blocks: expected a hiermt.Graph, got {type(graph).__name__}")
@@ -47,7 +47,7 @@ class DynamicGraph:
 
     @property
     def device(self) -> torch.device:
-        """Where the edges live."""
+        """Device of the edges."""
         return self.graphs[0].device
 
     def __len__(self) -> int:
@@ -58,22 +58,22 @@ class DynamicGraph:
         return DynamicGraph([(day, graph.to(device)) for day, graph in zip(self.days, self.graphs, strict=True)])
 
     def block_of(self, day: int) -> int:
-        """Which block a day falls into.
+        """Index of the block that contains a day.
 
         Raises:
             IndexError: the day lies before the first block.
         """
         block = bisect_right(self.days, day) - 1
         if block < 0:
-            raise IndexError(f"day {day} lies before the first graph, which is in force from day {self.days[0]} on")
+            raise IndexError(f"day {day} lies before the first graph, which starts on day {self.days[0]}")
         return block
 
     def at(self, day: int) -> Graph:
-        """The graph in force on a day."""
+        """The graph of a day."""
         return self.graphs[self.block_of(day)]
 
     def runs(self, days: Sequence[int]) -> Iterator[tuple[Graph, range]]:
-        """Cuts days in rising order into runs under one graph: the graph, and the positions in `days`."""
+        """Splits increasing days into runs of one graph: the graph, and the positions in `days`."""
         first = 0
         blocks = [self.block_of(day) for day in days]
         for i in range(1, len(blocks) + 1):

@@ -1,4 +1,4 @@
-"""How often tensors were written to, so that what was computed from them is not used past its time."""
+"""Counts of writes to tensors, which tell when results computed from them are out of date."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from torch import Tensor
 class Writes:
     """Counts the writes to some tensors.
 
-    PyTorch counts them in a tensor's version, but keeps none for an inference tensor, one made under
-    ``torch.inference_mode``. The values of such a tensor are compared with a copy; on a GPU that waits for the device,
-    so while a CUDA graph is captured, where nothing may wait, they are taken as they were.
+    PyTorch counts them in a tensor's version, except for an inference tensor, made under ``torch.inference_mode``. The
+    values of such a tensor are compared with a copy. On a GPU the comparison syncs; while a CUDA graph is captured,
+    which forbids that, the tensor counts as unchanged.
     """
 
     def __init__(self, *tensors: Tensor | None) -> None:
@@ -19,7 +19,7 @@ class Writes:
         self._copies: dict[int, tuple[int, Tensor]] = {}
 
     def counts(self) -> list[int]:
-        """The number of writes to each tensor; of an inference tensor, of changes found."""
+        """The number of writes to each tensor; for an inference tensor, of the changes found."""
         return [
             self._changes(i, tensor) if tensor.is_inference() else tensor._version
             for i, tensor in enumerate(self.tensors)
@@ -30,6 +30,6 @@ class Writes:
         if copy is not None and tensor.is_cuda and torch.cuda.is_current_stream_capturing():
             return count
         if copy is None or not torch.equal(copy, tensor):
-            # In one piece, so that another thread never finds the new values under the old count.
+            # One assignment: another thread must not see the new values under the old count.
             count, copy = self._copies[i] = count + 1, tensor.clone()
         return count

@@ -15,8 +15,7 @@ from torch import Tensor, nn
 
 from hiermt._arguments import check_integer, check_number
 from hiermt.data.feature_names import as_names, check_same
-from hiermt.graph import Graph
-from hiermt.graph.dynamic import DynamicGraph
+from hiermt.graph import DynamicGraph, Graph
 from hiermt.nn import TGCN_HierarchicalMT
 from hiermt.windows import Windows
 

@@ -193,7 +193,7 @@ def test_torch_compile_reduce_overhead() -> None:
     model.eval()
     compiled = torch.compile(model, mode="reduce-overhead", fullgraph=True)
     # A CPU tensor among the inputs of a CUDA graph is copied to where it was at the time of the capture.
-    assert all(tensor.is_cuda for tensor in graph.entries(reference.GATV2_RULE, True, torch.float32).csr)
+    assert all(tensor.is_cuda for tensor in graph.csr(reference.GATV2_RULE, True, torch.float32).tensors)
     with torch.no_grad():
         for _ in range(4):
             torch.compiler.cudagraph_mark_step_begin()

@@ -307,12 +307,12 @@ def test_more_nodes_than_the_graph_are_refused_or_repeat_it(backend: str) -> Non
 @pytest.mark.parametrize("order", [(True, False), (False, True)])
 def test_both_forms_of_the_rows_are_kept(backend: str, order: tuple[bool, bool]) -> None:
     graph = Graph(*batched(*stock_graph(5, 8), 5, 3), 15, backend=backend)
-    first = [graph.entries(reference.GCN_RULE, True, torch.float32, whole=whole) for whole in order]
-    again = [graph.entries(reference.GCN_RULE, True, torch.float32, whole=whole) for whole in order]
+    first = [graph.csr(reference.GCN_RULE, True, torch.float32, whole=whole) for whole in order]
+    again = [graph.csr(reference.GCN_RULE, True, torch.float32, whole=whole) for whole in order]
     assert all(one is other for one, other in zip(first, again, strict=True))
     assert [entries.rowptr.numel() - 1 for entries in first] == [15 if whole else 5 for whole in order]
     alone = Graph(*stock_graph(5, 8), 5, backend=backend)
-    whole, cut = (alone.entries(reference.GCN_RULE, True, torch.float32, whole=whole) for whole in (True, False))
+    whole, cut = (alone.csr(reference.GCN_RULE, True, torch.float32, whole=whole) for whole in (True, False))
     assert whole is cut
 
 

@@ -11,14 +11,14 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 import hiermt
 from hiermt import reference, testing
-from hiermt.graph import Entries, as_graph
+from hiermt.graph import CSR, as_graph
 from support.graphs import small_graphs
 from support.properties import HealthCheck, given, settings
 
 RULES = {"gatv2": reference.GATV2_RULE, "gcn": reference.GCN_RULE}
 
 
-def dense(entries: Entries, num_nodes: int, weight: Tensor | None) -> Tensor:
+def dense(entries: CSR, num_nodes: int, weight: Tensor | None) -> Tensor:
     """Adjacency ``[target, source]`` of a CSR, duplicates summed."""
     row = reference.entry_rows(entries.rowptr, entries.col.numel())
     values = torch.ones(row.numel(), dtype=torch.float64) if weight is None else weight
@@ -36,14 +36,14 @@ def test_entries_equal_pyg(graph: tuple[int, Tensor, Tensor], backend: str) -> N
     num_nodes, edge_index, edge_weight = graph
     prepared = hiermt.Graph(edge_index, edge_weight, num_nodes, backend=backend)
     if num_nodes == 0:
-        assert prepared.entries(0, True, torch.float64).col.numel() == 0
+        assert prepared.csr(0, True, torch.float64).col.numel() == 0
         return
     index, weight = utils.remove_self_loops(edge_index, edge_weight)
     index, weight = utils.add_self_loops(index, weight, fill_value="mean", num_nodes=num_nodes)
     norm_index, norm = gcn_norm(edge_index, edge_weight, num_nodes, dtype=torch.float64)
     for rule, expected_index, expected in (("gatv2", index, weight), ("gcn", norm_index, norm)):
         # No folding into a template here, so that every node is there to compare.
-        entries = prepared.entries(RULES[rule], True, torch.float64)
+        entries = prepared.csr(RULES[rule], True, torch.float64)
         copies = num_nodes // (entries.rowptr.numel() - 1)
         size = num_nodes // copies
         assert entries.weight is not None
@@ -60,7 +60,7 @@ def test_entries_equal_pyg(graph: tuple[int, Tensor, Tensor], backend: str) -> N
 @pytest.mark.parametrize("rule", RULES.values(), ids=list(RULES))
 def test_transpose_holds_the_same_entries(graph: tuple[int, Tensor, Tensor], rule: int, backend: str) -> None:
     num_nodes, edge_index, _ = graph
-    entries = hiermt.Graph(edge_index, None, num_nodes, backend=backend).entries(rule, False, torch.float32)
+    entries = hiermt.Graph(edge_index, None, num_nodes, backend=backend).csr(rule, False, torch.float32)
     nodes = entries.rowptr.numel() - 1
     row = reference.entry_rows(entries.rowptr, entries.col.numel()).int()
     source = reference.entry_rows(entries.colptr, entries.row.numel()).int()
@@ -81,7 +81,7 @@ def test_both_backends_prepare_the_same() -> None:
     edge_weight = torch.cat([edge_weight, torch.tensor([0.1, 0.2, 0.3])])
     for rule in RULES.values():
         ours, theirs = (
-            hiermt.Graph(edge_index, edge_weight, 60, backend=name).entries(rule, True, torch.float32)
+            hiermt.Graph(edge_index, edge_weight, 60, backend=name).csr(rule, True, torch.float32)
             for name in ("native", "reference")
         )
         for name, value in ours._asdict().items():
@@ -93,8 +93,8 @@ def test_both_backends_prepare_the_same() -> None:
 def test_equal_copies_are_folded_into_a_template(copies: int, backend: str) -> None:
     edge_index, edge_weight = testing.stock_graph(20, 60, isolated=0)
     index, weight = testing.batched(edge_index, edge_weight, 20, copies)
-    single = hiermt.Graph(edge_index, edge_weight, 20, backend=backend).entries(0, True, torch.float32)
-    entries = hiermt.Graph(index, weight, 20 * copies, backend=backend).entries(0, True, torch.float32)
+    single = hiermt.Graph(edge_index, edge_weight, 20, backend=backend).csr(0, True, torch.float32)
+    entries = hiermt.Graph(index, weight, 20 * copies, backend=backend).csr(0, True, torch.float32)
     for name, value in entries._asdict().items():
         assert torch.equal(value, getattr(single, name)), name
 
@@ -103,7 +103,7 @@ def test_copies_that_differ_in_one_weight_are_not_folded(backend: str) -> None:
     index, weight = testing.batched(*testing.stock_graph(20, 60), 20, 4)
     assert weight is not None
     weight[-1] += 0.5
-    entries = hiermt.Graph(index, weight, 80, backend=backend).entries(0, True, torch.float32)
+    entries = hiermt.Graph(index, weight, 80, backend=backend).csr(0, True, torch.float32)
     assert entries.rowptr.numel() == 81
 
 
@@ -203,7 +203,7 @@ def test_freed_and_reused_storage_gives_the_new_result() -> None:
 
 
 def test_cache_does_not_keep_edges_alive() -> None:
-    from hiermt.graph import _cache
+    from hiermt.graph.cache import _cache
 
     gc.collect()
     before = len(_cache)
@@ -230,11 +230,11 @@ def test_prepared_without_grad_serves_training(mode: type[torch.no_grad]) -> Non
     fixed = hiermt.Graph(edge_index, weight.detach(), 10)
     trained = hiermt.Graph(edge_index, weight, 10)
     with mode():
-        fixed.entries(reference.GATV2_RULE, True, torch.float32)
-        trained.entries(reference.GATV2_RULE, True, torch.float32)
-    for tensor in fixed.entries(reference.GATV2_RULE, True, torch.float32):
+        fixed.csr(reference.GATV2_RULE, True, torch.float32)
+        trained.csr(reference.GATV2_RULE, True, torch.float32)
+    for tensor in fixed.csr(reference.GATV2_RULE, True, torch.float32):
         assert tensor is None or not tensor.is_inference()
-    found = trained.entries(reference.GATV2_RULE, True, torch.float32).weight
+    found = trained.csr(reference.GATV2_RULE, True, torch.float32).weight
     assert found is not None and found.requires_grad
 
 

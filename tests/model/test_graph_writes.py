@@ -102,9 +102,9 @@ def test_inference_tensors_that_stay_are_prepared_once(model: Any, x: Tensor) ->
     with torch.inference_mode():
         graph = hiermt.Graph(*[tensor.clone() for tensor in testing.stock_graph(NODES, 60)], NODES)
         model(x, graph)
-        first = dict(graph._entries)
+        first = dict(graph._csr)
         model(x, graph)
-        assert first and all(graph._entries[key] is entries for key, entries in first.items())
+        assert first and all(graph._csr[key] is entries for key, entries in first.items())
 
 
 def test_a_graph_of_inference_tensors_trains(model: Any, x: Tensor) -> None:
@@ -243,7 +243,7 @@ class Graphs(torch.utils.data.Dataset[Any]):
         return 4
 
     def __getitem__(self, i: int) -> hiermt.Graph:
-        self.graph.entries(0, True, torch.float32)
+        self.graph.csr(0, True, torch.float32)
         return self.graph
 
 
@@ -298,13 +298,13 @@ def test_what_one_thread_prepared_before_a_write_is_not_kept_after_it(monkeypatc
         entries = prepare(*arguments, **options)
         # Meanwhile another thread writes, and prepares what it wrote.
         edge_weight.mul_(0.5)
-        graph.entries(0, True, torch.float64)
+        graph.csr(0, True, torch.float64)
         return entries
 
     monkeypatch.setattr(graph, "_prepare", slow)
-    graph.entries(0, True, torch.float32)
-    expected = hiermt.Graph(edge_index, edge_weight, NODES).entries(0, True, torch.float32)
-    assert torch.equal(graph.entries(0, True, torch.float32).weight, expected.weight)
+    graph.csr(0, True, torch.float32)
+    expected = hiermt.Graph(edge_index, edge_weight, NODES).csr(0, True, torch.float32)
+    assert torch.equal(graph.csr(0, True, torch.float32).weight, expected.weight)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")

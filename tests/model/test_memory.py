@@ -28,7 +28,7 @@ def step(copies):
     model = hiermt.TGCN_HierarchicalMT(13, backend="native")
     labels = torch.randint(0, 2, (100 * copies,))
     optimizer = torch.optim.Adam(model.parameters(), fused=True)
-    graph.entries(0, True, torch.float32)
+    graph.csr(0, True, torch.float32)
     before = status("VmRSS")
     open("/proc/self/clear_refs", "w").write("5")
     criterion.terms(*model(x, graph), labels, labels, labels == 1).total.backward()

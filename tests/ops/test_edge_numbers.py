@@ -24,7 +24,7 @@ def problems() -> Iterator[tuple[str, str, tuple[Any, ...]]]:
     operator_cases._generator.manual_seed(0)
     random, nodes = operator_cases._random, 7
     for gat in (True, False):
-        csr, weight = operator_cases._entries(nodes, gat)
+        csr, weight = operator_cases._csr(nodes, gat)
         for i, (hidden, channels, steps) in enumerate(SIZES):
             label = f"h{hidden}-t{steps}"
             x, params = random(nodes, steps, channels), operator_cases._conv(hidden, channels, gat)

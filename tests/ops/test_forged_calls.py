@@ -55,7 +55,7 @@ def test_a_number_of_convolutions_that_wraps_around(gat: bool, edge: bool, per_c
     convs = [torch.randn(8, 5) for _ in range(count)]
     x, csr = (
         torch.randn(13, 4, 5),
-        list(hiermt.Graph(*testing.stock_graph(13, 40), 13).entries(0, True, torch.float32).csr),
+        list(hiermt.Graph(*testing.stock_graph(13, 40), 13).csr(0, True, torch.float32).tensors),
     )
     gates = [torch.randn(8, 21) if i % 2 == 0 else torch.randn(8) for i in range(6)]
     for conv_layers in [*wrapping(count, per_conv), 2**63 - 1, -(2**63), -1, 0]:

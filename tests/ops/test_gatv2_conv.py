@@ -123,9 +123,9 @@ def test_gradcheck(edge: bool) -> None:
 def test_one_block_alone_shared_out_among_threads(nodes: int, steps: int) -> None:
     """One chunk of instances only: the nodes themselves are cut into ranges."""
     edge_index = torch.randint(0, nodes, (2, nodes * 5))
-    entries = Graph(edge_index, torch.rand(nodes * 5), nodes).entries(reference.GATV2_RULE, True, torch.float64)
+    entries = Graph(edge_index, torch.rand(nodes * 5), nodes).csr(reference.GATV2_RULE, True, torch.float64)
     case = make(1, steps, 4, 6, torch.float64)._replace(
-        x=torch.randn(nodes, steps, 4, dtype=torch.float64).requires_grad_(), csr=entries.csr
+        x=torch.randn(nodes, steps, 4, dtype=torch.float64).requires_grad_(), csr=entries.tensors
     )
     case = case._replace(edge_weight=entries.weight).to(torch.float64)
     out, grads = gradients(ops.gatv2_conv, case, reference.LEAKY_RELU)
@@ -158,8 +158,8 @@ def test_incoming_gradients_of_any_strides() -> None:
 @pytest.mark.parametrize(("nodes", "steps", "edges"), [(0, 4, 0), (3, 0, 4), (0, 0, 0), (5, 3, 0)])
 def test_empty(nodes: int, steps: int, edges: int) -> None:
     edge_index = torch.randint(0, max(nodes, 1), (2, edges))
-    entries = Graph(edge_index, torch.rand(edges), nodes).entries(reference.GATV2_RULE, True, torch.float32)
-    case = make(1, 1, 2, 3)._replace(x=torch.randn(nodes, steps, 2), csr=entries.csr, edge_weight=entries.weight)
+    entries = Graph(edge_index, torch.rand(edges), nodes).csr(reference.GATV2_RULE, True, torch.float32)
+    case = make(1, 1, 2, 3)._replace(x=torch.randn(nodes, steps, 2), csr=entries.tensors, edge_weight=entries.weight)
     case = case.to(torch.float32)
     out, grads = gradients(ops.gatv2_conv, case, reference.NONE)
     assert out.shape == (nodes, steps, 3)

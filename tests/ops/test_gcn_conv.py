@@ -51,9 +51,9 @@ def make(
     dtype: torch.dtype = torch.float32,
 ) -> Case:
     graph = Graph(edges[0], edges[1], num_nodes=nodes)
-    entries = graph.entries(reference.GCN_RULE, True, torch.float64)
+    entries = graph.csr(reference.GCN_RULE, True, torch.float64)
     params = [torch.randn(h, f) / f**0.5, torch.randn(h)]
-    return Case(torch.randn(copies * nodes, t, f), entries.csr, entries.weight, params).to(dtype)
+    return Case(torch.randn(copies * nodes, t, f), entries.tensors, entries.weight, params).to(dtype)
 
 
 def gradients(run: Callable[..., Tensor], case: Case, activation: int) -> tuple[Tensor, list[Tensor]]:

@@ -65,7 +65,7 @@ def make(
     layers, gat, edge, _ = variant
     edge_index, weight = stock_graph(nodes, nodes * 4, isolated=2)
     rule = reference.GATV2_RULE if gat else reference.GCN_RULE
-    entries = Graph(edge_index, weight, nodes).entries(rule, edge or not gat, torch.float64)
+    entries = Graph(edge_index, weight, nodes).csr(rule, edge or not gat, torch.float64)
     convs = []
     for i in range(layers):
         inputs = f if i == 0 else h
@@ -74,7 +74,7 @@ def make(
         convs += [torch.randn(h, 1) * 0.5] if edge else []
     scale = 2 / (f + 2 * h) ** 0.5
     gates = [torch.randn(h, f + 2 * h) * scale if i % 2 == 0 else torch.randn(h) * 0.3 for i in range(6)]
-    return Case(torch.randn(copies * nodes, t, f), entries.csr, entries.weight, convs, gates, variant).to(dtype)
+    return Case(torch.randn(copies * nodes, t, f), entries.tensors, entries.weight, convs, gates, variant).to(dtype)
 
 
 def flags(case: Case, sequence: bool, save: bool) -> dict[str, Any]:

@@ -55,8 +55,8 @@ def make(case: Case, dtype: torch.dtype, gat: bool, seed: int = 0) -> Problem:
     edge_index = torch.randint(connected, (2, case.edges), generator=generator)
     weight = torch.rand(case.edges, generator=generator) + 0.1
     rule = reference.GATV2_RULE if gat else reference.GCN_RULE
-    entries = Graph(edge_index, weight, case.nodes, backend="reference").entries(rule, True, torch.float64, whole=True)
-    csr = [*entries.csr[:5], torch.tensor([0, case.nodes], dtype=torch.int32)]
+    entries = Graph(edge_index, weight, case.nodes, backend="reference").csr(rule, True, torch.float64, whole=True)
+    csr = [*entries.tensors[:5], torch.tensor([0, case.nodes], dtype=torch.int32)]
     hidden, channels = case.hidden, case.channels
     scale = channels**-0.5
     if gat:

@@ -36,12 +36,12 @@ def make(
     copies: int, t: int, f: int, h: int, dtype: torch.dtype = torch.float32, edge: bool = True, nodes: int = 20
 ) -> Case:
     edge_index, weight = stock_graph(nodes, nodes * 4, isolated=2)
-    csr = Graph(edge_index, weight, nodes).entries(reference.GATV2_RULE, edge, torch.float64)
+    csr = Graph(edge_index, weight, nodes).csr(reference.GATV2_RULE, edge, torch.float64)
     scale = 1 / max(f, 1) ** 0.5
     shapes = [(h, f), (h,), (h, f), (h,), (1, 1, h), (h,)]
     params = [torch.randn(shape) * (scale if len(shape) == 2 else 0.4) for shape in shapes]
     lin_edge = torch.randn(h, 1) * 0.5 if edge else None
-    return Case(torch.randn(copies * nodes, t, f), csr.csr, csr.weight, params, lin_edge).to(dtype)
+    return Case(torch.randn(copies * nodes, t, f), csr.tensors, csr.weight, params, lin_edge).to(dtype)
 
 
 def gradients(run: Callable[..., Tensor], case: Case, activation: int) -> tuple[Tensor, list[Tensor]]:

@@ -75,9 +75,9 @@ def _entries(nodes: int, gat: bool) -> tuple[Csr, Tensor]:
     edge_index = torch.cat([edge_index, loop_and_duplicate, edge_index[:, :1]], dim=1)
     graph = Graph(edge_index, torch.cat([weight, weight[:3]]), nodes, backend="reference")
     rule = reference.GATV2_RULE if gat else reference.GCN_RULE
-    entries = graph.entries(rule, True, torch.float64)
+    entries = graph.csr(rule, True, torch.float64)
     assert entries.weight is not None
-    return Csr([*entries.csr[:5], torch.tensor([0, nodes], dtype=torch.int32)]), entries.weight.float()
+    return Csr([*entries.tensors[:5], torch.tensor([0, nodes], dtype=torch.int32)]), entries.weight.float()
 
 
 def _graph_cases() -> Iterator[OperatorCase]:

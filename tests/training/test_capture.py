@@ -114,7 +114,7 @@ def test_a_graph_is_prepared_before_its_first_capture(captures: list[int], monke
     capture = _capture.CapturedSteps._capture
 
     def checked(self: _capture.CapturedSteps, hyper: tuple[Any, ...], batch: PlannedBatch) -> Any:
-        assert batch.graph._entries
+        assert batch.graph._csr
         return capture(self, hyper, batch)
 
     monkeypatch.setattr(_capture.CapturedSteps, "_capture", checked)

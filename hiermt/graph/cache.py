@@ -1,0 +1,75 @@
+"""The cache of graphs that were prepared from raw tensors."""
+
+from __future__ import annotations
+
+import weakref
+from typing import NamedTuple
+
+from torch import Tensor
+from torch.utils.weak import WeakIdKeyDictionary
+
+from hiermt.graph.checks import check_dense, check_edges, is_differentiated
+from hiermt.graph.graph import Graph
+from hiermt.native.tracing import recorded
+
+
+class _Cached(NamedTuple):
+    """A graph, and the state of the tensors it was prepared from."""
+
+    stamp: tuple[object, ...]
+    weight: weakref.ref[Tensor]
+    graph: Graph
+
+
+_cache: WeakIdKeyDictionary = WeakIdKeyDictionary()
+
+
+def as_graph(edge_index: Tensor | Graph, edge_weight: Tensor | None, num_nodes: int, backend: str = "auto") -> Graph:
+    """The graph of a model's arguments; one of a raw ``edge_index`` is prepared unless the cache has it.
+
+    The key is the identity of the tensor objects and their version counters. An edge set that was changed in place,
+    given other memory, or freed and its memory reused, is prepared again. Inference tensors, whose writes PyTorch does
+    not count, are prepared at each call. Writes that PyTorch does not see, through ``.data`` or a NumPy array that
+    shares the memory, are not noticed: pass a new tensor.
+
+    Raises:
+        ValueError: a :class:`Graph` came with separate weights, or has another number of nodes than `x`.
+    """
+    if isinstance(edge_index, Graph):
+        if edge_weight is not None:
+            raise ValueError(
+                "edge_weight: a Graph holds its own weights; pass them to Graph(edge_index, edge_weight, num_nodes)"
+            )
+        if num_nodes != edge_index.num_nodes:
+            raise ValueError(
+                f"x has {num_nodes} nodes, the Graph has {edge_index.num_nodes}; to run many windows on one Graph "
+                "pass x as [B, N, T, F]"
+            )
+        return edge_index
+    if recorded() or not isinstance(edge_index, Tensor) or edge_index.is_inference():
+        return Graph(edge_index, edge_weight, num_nodes, backend=backend)
+    check_dense("edge_index", edge_index)
+    hit: _Cached | None = _cache.get(edge_index)  # type: ignore[no-untyped-call]
+    if (
+        hit is not None
+        and (edge_weight is None or (hit.weight() is edge_weight and not edge_weight.requires_grad))
+        and hit.stamp == _stamp(edge_index, edge_weight, num_nodes, backend)
+    ):
+        return hit.graph
+    check_edges(edge_index, edge_weight)
+    if edge_weight is not None and (edge_weight.is_inference() or is_differentiated(edge_weight)):
+        return Graph(edge_index, edge_weight, num_nodes, backend=backend)
+    stamp = _stamp(edge_index, edge_weight, num_nodes, backend)
+    graph = Graph(edge_index, None if edge_weight is None else edge_weight.detach(), num_nodes, backend=backend)
+    _cache[edge_index] = _Cached(stamp, weakref.ref(edge_index if edge_weight is None else edge_weight), graph)
+    return graph
+
+
+def _stamp(edge_index: Tensor, edge_weight: Tensor | None, num_nodes: int, backend: str) -> tuple[object, ...]:
+    """Addresses, numbers of writes, shapes and strides: ``set_`` and an assignment to ``.data`` change them without a
+    new tensor object."""
+    index = edge_index.data_ptr(), edge_index._version, edge_index.shape, edge_index.stride()
+    if edge_weight is None:
+        return index, num_nodes, backend
+    weight = edge_weight.data_ptr(), edge_weight._version, edge_weight.shape, edge_weight.stride()
+    return index, num_nodes, backend, weight
