@@ -1,4 +1,4 @@
-"""How the twins convolve; part of :mod:`hiermt.reference`, whose letters it uses."""
+"""The twin of ``hiermt::conv_stack``; :mod:`hiermt.reference` defines the letters."""
 
 from __future__ import annotations
 
@@ -14,12 +14,64 @@ ATTENTION_SLOPE = 0.2
 ACTIVATION_SLOPE = 0.01
 SOFTMAX_EPSILON = 1e-16
 
-# Elements of an intermediate above which the CPU twin works in pieces: 1 MB of float32. Autograd keeps the pieces, so
-# that they are in memory all the same; eight times larger ones are fewer, and their matrices larger.
+# Elements of an intermediate above which the CPU twin works in pieces: 1 MB of float32, which stays near the cache.
+# In training autograd keeps all pieces in memory anyway; fewer and larger ones are faster.
 CACHE_ELEMENTS = 1 << 18
 TRAINING_ELEMENTS = 1 << 21
 
 NONE, LEAKY_RELU, SIGMOID, LEAKY_SIGMOID = 0, 1, 2, 3
+
+
+def conv_stack(
+    x: Tensor,
+    csr: Sequence[Tensor],
+    edge_weight: Tensor | None,
+    conv_params: Sequence[Tensor],
+    *,
+    conv_layers: int,
+    activation: int,
+) -> Tensor:
+    r"""A stack of graph convolutions over every time step, leaky_relu (slope 0.01) after each but the last.
+
+    GATv2 with one head (Brody et al., arXiv 2105.14491; PyG ``GATv2Conv``):
+
+    .. math::
+        e_{ij} = a^\top \mathrm{leaky}_{0.2}(W_l x_j + W_r x_i + w_{ij} W_e), \quad
+        \alpha_{ij} = \mathrm{softmax}_j(e_{ij}), \quad y_i = b + \sum_j \alpha_{ij} W_l x_j
+
+    GCN (Kipf and Welling, arXiv 1609.02907; PyG ``GCNConv``):
+
+    .. math:: y_i = b + \sum_j d_j^{-1/2} w_{ij} d_i^{-1/2} \, W x_j
+
+    Args:
+        x (Tensor): node features.
+        csr (sequence of Tensor): ``rowptr, col, colptr, row, csr2csc, blocks`` of the template graph.
+        edge_weight (Tensor, optional): weight (GATv2 with an edge term) or norm (GCN) of each CSR entry.
+        conv_params (sequence of Tensor): convolution after convolution; GATv2: ``lin_l.weight, lin_l.bias,
+            lin_r.weight, lin_r.bias, att, bias`` and, with an edge term, ``lin_edge.weight``; GCN: ``lin.weight,
+            bias``. Their number distinguishes them.
+        conv_layers (int): number of convolutions.
+        activation (int): ``NONE``, ``LEAKY_RELU``, ``SIGMOID`` or ``LEAKY_SIGMOID``, applied to the result.
+
+    Shapes:
+        - **x:** ``[N, T, F]`` with ``N`` a multiple of ``S``
+        - **edge_weight:** ``[E]``
+        - **returns:** ``[N, T, H]``
+    """
+    edges = Edges(csr)
+    per_conv = len(conv_params) // conv_layers
+
+    def convolve(part: Tensor) -> Tensor:
+        for k in range(conv_layers):
+            params = conv_params[k * per_conv : (k + 1) * per_conv]
+            after = activation if k == conv_layers - 1 else LEAKY_RELU
+            if per_conv == 2:
+                part = gcn(part, edges, edge_weight, params, after)
+            else:
+                part = gatv2(part, edges, edge_weight, params[:6], params[6] if per_conv == 7 else None, after)
+        return part
+
+    return by_pieces(x, edges, conv_params[0].size(0), convolve)
 
 
 def entry_rows(rowptr: Tensor, num_entries: int) -> Tensor:
@@ -29,13 +81,13 @@ def entry_rows(rowptr: Tensor, num_entries: int) -> Tensor:
 
 
 class Edges:
-    """The two ends of each entry, as indices."""
+    """Source and target node of each CSR entry, as indices."""
 
     def __init__(self, csr: Sequence[Tensor]) -> None:
         self.num_nodes = csr[0].numel() - 1
         self.source = csr[1].long()
         self.row = entry_rows(csr[0], self.source.numel())
-        # Padding reads some node, and is dropped in the sums.
+        # Padding reads any node; the sums drop it.
         self.target = self.row.clamp(max=max(self.num_nodes - 1, 0))
 
 
@@ -58,7 +110,7 @@ def gatv2(
 
 
 def attend(x_l: Tensor, x_r: Tensor, edges: Edges, edge: Tensor | None, att: Tensor) -> Tensor:
-    """The attention of a GATv2 over what was projected: ``[S, H, M]`` twice, the edge term ``[E, H]``."""
+    """GATv2 attention over projected nodes: `x_l` and `x_r` ``[S, H, M]``, edge term ``[E, H]``."""
     x_j = x_l.index_select(0, edges.source)  # [E, H, M]
     z = x_j + x_r.index_select(0, edges.target)
     if edge is not None:
@@ -77,7 +129,7 @@ def gcn(x: Tensor, edges: Edges, norm: Tensor | None, params: Sequence[Tensor], 
 
 
 def propagate(x: Tensor, edges: Edges, norm: Tensor) -> Tensor:
-    """The sums of a GCN over what was projected, ``[S, H, M]``."""
+    """GCN sums over projected nodes ``[S, H, M]``."""
     message = norm.view(-1, 1, 1) * x.index_select(0, edges.source)  # [E, H, M]
     return _row_sum(message, edges.row, edges.num_nodes)
 
@@ -91,8 +143,8 @@ def _project(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 def by_pieces(x: Tensor, edges: Edges, hidden: int, run: Callable[[Tensor], Tensor]) -> Tensor:
     """Runs ``[S, F, M] -> [S, H, M]`` on ``[N, T, F]``, whose instances ``M`` are copies times steps.
 
-    Instances are contiguous, so that an edge moves whole rows. On a CPU they come in pieces small enough that a
-    tensor with one row per edge stays near the cache; a compiler fuses those tensors and gets the whole.
+    Instances are contiguous, so that an edge copies whole rows. On a CPU they are split into pieces whose per-edge
+    tensors stay near the cache. A compiler fuses those tensors, so it gets all instances at once.
     """
     steps, channels = x.shape[1:]
     copies = x.size(0) // edges.num_nodes if edges.num_nodes else 1
@@ -119,23 +171,23 @@ def _row_sum(values: Tensor, row: Tensor, num_rows: int) -> Tensor:
 
 
 def _index_add(out: Tensor, row: Tensor, values: Tensor) -> Tensor:
-    """Adds to rows of `out`, a new tensor: in place, unless a recording may keep it as a constant for many calls."""
+    """Adds to rows of `out`, a new tensor: in place, unless a trace may keep it as a constant of many calls."""
     return out.index_add(0, row, values) if recorded() else out.index_add_(0, row, values)
 
 
 def _row_softmax(score: Tensor, row: Tensor, num_rows: int) -> Tensor:
-    """Softmax over the entries of each row, as PyG has it: maximum subtracted, epsilon in the denominator."""
+    """Softmax over the entries of each row as in PyG: maximum subtracted, epsilon in the denominator."""
     index = row.unsqueeze(-1).expand_as(score)
-    top = score.new_full((num_rows + 1, score.size(1)), -torch.inf)
-    reduce = top.scatter_reduce if recorded() else top.scatter_reduce_
-    top = reduce(0, index, score.detach(), "amax")
-    exp = torch.exp(score - top.index_select(0, row))
+    maximum = score.new_full((num_rows + 1, score.size(1)), -torch.inf)
+    reduce = maximum.scatter_reduce if recorded() else maximum.scatter_reduce_
+    maximum = reduce(0, index, score.detach(), "amax")
+    exp = torch.exp(score - maximum.index_select(0, row))
     total = _index_add(score.new_zeros(num_rows + 1, score.size(1)), row, exp) + SOFTMAX_EPSILON
     return exp / total.index_select(0, row)
 
 
 def activate(y: Tensor, activation: int) -> Tensor:
-    """The activation behind a convolution."""
+    """Applies the activation of a convolution."""
     if activation in (LEAKY_RELU, LEAKY_SIGMOID):
         y = F.leaky_relu(y, ACTIVATION_SLOPE)
     return torch.sigmoid(y) if activation in (SIGMOID, LEAKY_SIGMOID) else y

@@ -1,4 +1,4 @@
-"""The twin of the multi-task loss; part of :mod:`hiermt.reference`."""
+"""The twin of ``hiermt::multitask_loss``."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ def multitask_loss(
 ) -> tuple[Tensor, Tensor, Tensor]:
     r"""Cross entropy of the signal head plus that of the direction head over the rows of `mask`.
 
-    A row outside `mask` counts for nothing, whatever its logits and its direction target hold. No row in `mask`, or
-    none whose class has a weight, gives a loss of zero with zero gradients.
+    Rows outside `mask` are ignored, whatever their logits and targets. An empty `mask`, or one whose rows all have
+    weight zero, gives a loss of zero with zero gradients.
 
     Args:
         signal_logits, direction_logits (Tensor): logits of the two heads.
@@ -61,14 +61,14 @@ def _cross_entropy(
         per_row = F.cross_entropy(logits, targets, reduction="none")
         return per_row.masked_fill(~mask, 0.0).sum() / mask.sum().clamp(min=1)
     # The native kernels compute in float32 where they store 16 bits.
-    wide = logits if logits.dtype in (torch.float32, torch.float64) else logits.float()
-    weight = None if weight is None else weight.to(wide.dtype)
-    per_row = F.cross_entropy(wide, targets, weight, reduction="none", label_smoothing=label_smoothing)
+    computed = logits if logits.dtype in (torch.float32, torch.float64) else logits.float()
+    weight = None if weight is None else weight.to(computed.dtype)
+    per_row = F.cross_entropy(computed, targets, weight, reduction="none", label_smoothing=label_smoothing)
     if focal_gamma > 0.0:
-        # By its logarithm, since the derivative of a power of 1 - p below 1 is infinite where that is zero.
-        other = F.log_softmax(wide, -1).gather(-1, 1 - targets.unsqueeze(-1)).squeeze(-1)
+        # Through the logarithm: the derivative of (1 - p) ** gamma with gamma < 1 is infinite at p = 1.
+        other = F.log_softmax(computed, -1).gather(-1, 1 - targets.unsqueeze(-1)).squeeze(-1)
         per_row = per_row * (focal_gamma * other).exp()
-    counted = torch.ones_like(targets, dtype=wide.dtype) if weight is None else weight[targets]
+    counted = torch.ones_like(targets, dtype=computed.dtype) if weight is None else weight[targets]
     if mask is not None:
         per_row, counted = per_row.masked_fill(~mask, 0.0), counted.masked_fill(~mask, 0.0)
     norm = counted.sum()

@@ -12,6 +12,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 import hiermt
 from hiermt import reference, testing
 from hiermt.graph import CSR, as_graph
+from hiermt.reference.convolution import entry_rows
 from support.graphs import small_graphs
 from support.properties import HealthCheck, given, settings
 
@@ -20,7 +21,7 @@ RULES = {"gatv2": reference.GATV2_RULE, "gcn": reference.GCN_RULE}
 
 def dense(entries: CSR, num_nodes: int, weight: Tensor | None) -> Tensor:
     """Adjacency ``[target, source]`` of a CSR, duplicates summed."""
-    row = reference.entry_rows(entries.rowptr, entries.col.numel())
+    row = entry_rows(entries.rowptr, entries.col.numel())
     values = torch.ones(row.numel(), dtype=torch.float64) if weight is None else weight
     return torch.zeros(num_nodes, num_nodes, dtype=torch.float64).index_put(
         (row, entries.col.long()), values, accumulate=True
@@ -62,8 +63,8 @@ def test_transpose_holds_the_same_entries(graph: tuple[int, Tensor, Tensor], rul
     num_nodes, edge_index, _ = graph
     entries = hiermt.Graph(edge_index, None, num_nodes, backend=backend).csr(rule, False, torch.float32)
     nodes = entries.rowptr.numel() - 1
-    row = reference.entry_rows(entries.rowptr, entries.col.numel()).int()
-    source = reference.entry_rows(entries.colptr, entries.row.numel()).int()
+    row = entry_rows(entries.rowptr, entries.col.numel()).int()
+    source = entry_rows(entries.colptr, entries.row.numel()).int()
     order = entries.csr2csc.long()
     assert torch.equal(order.sort().values, torch.arange(order.numel()))
     assert torch.equal(entries.col[order], source)
