@@ -13,8 +13,9 @@ from hiermt.cli.experiment import Experiment
 from hiermt.cli.trained import fingerprint
 from hiermt.data import CLASSES, DataError, next_returns
 from hiermt.inference.rolling import Decisions
-from hiermt.io.checkpoint import CONFIG, WEIGHTS, to_json, write_tensors
+from hiermt.io.checkpoint import CONFIG, WEIGHTS, to_json
 from hiermt.io.files import atomic_write, atomic_write_all, check_writable
+from hiermt.io.tensor_files import write_tensors
 from hiermt.nn import TGCN_HierarchicalMT
 
 METRICS, PREDICTIONS, CURVES, CONFUSION = "metrics.json", "predictions.csv", "curves.png", "confusion.png"

@@ -12,7 +12,9 @@ import importlib
 import os
 import re
 import secrets
+import shutil
 import stat
+import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -97,6 +99,31 @@ def atomic_write_all(paths: Sequence[str | os.PathLike[str]]) -> Iterator[list[P
                 temporary.path.unlink(missing_ok=True)
             if temporary.handle is not None:
                 os.close(temporary.handle)
+
+
+@contextlib.contextmanager
+def restore_on_error(*paths: Path) -> Iterator[None]:
+    """Restores the files at `paths` if the block raises, also after it replaced some of them."""
+    targets = [path.resolve() for path in paths]
+    with contextlib.ExitStack() as stack:
+        kept: dict[Path, Path] = {}
+        new = [target for target in targets if not target.exists()]
+        for target in targets:
+            if target.is_file():
+                aside = tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}.")
+                kept[target] = Path(stack.enter_context(aside)) / target.name
+                try:
+                    os.link(target, kept[target])
+                except OSError:  # a file system without links
+                    shutil.copy2(target, kept[target])
+        try:
+            yield
+        except BaseException:
+            for target, copy in kept.items():
+                os.replace(copy, target)
+            for target in new:
+                target.unlink(missing_ok=True)
+            raise
 
 
 def _destination(path: Path) -> Path:

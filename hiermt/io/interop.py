@@ -11,9 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from hiermt.io.checkpoint import CONFIG, check_exactly, load_model
+from hiermt.io.checkpoint import CONFIG, read_config
 from hiermt.io.probe import Different, agree
-from hiermt.io.state_dicts import BACKBONE, Found, check_tensors, find, refuse, sizes
+from hiermt.io.state_dicts import BACKBONE, Found, check_exactly, check_tensors, find, refuse, sizes
 from hiermt.io.tensor_files import read_tensor_file
 from hiermt.nn import TGCN, TGCN_HierarchicalMT
 
@@ -79,7 +79,7 @@ def from_reference(
         path = Path(source)
         if (path / CONFIG).is_file():
             given = {"layout": layout, "conv_activation": conv_activation}
-            return load_model(path, backend=backend, **{k: v for k, v in given.items() if v is not None})
+            return _from_folder(path, backend, {k: v for k, v in given.items() if v is not None})
         content, _ = read_tensor_file(path)
         model, notes = _from_state(content, str(path), layout, conv_activation, backend)
     else:
@@ -88,6 +88,14 @@ def from_reference(
         found = ", ".join(f"{key}={value!r}" for key, value in model.config.items())
         print("\n  ".join([f"hiermt.from_reference: {type(model).__name__}({found})", *notes]))
     return model
+
+
+def _from_folder(folder: Path, backend: str, changes: dict[str, Any]) -> TGCN_HierarchicalMT | TGCN:
+    name = read_config(folder).get("model")
+    for kind in (TGCN_HierarchicalMT, TGCN):
+        if name == kind.__name__:
+            return kind._load(folder, backend, changes)
+    raise ValueError(f"{folder / CONFIG}: unknown model {name!r}")
 
 
 def _unwrapped(module: nn.Module) -> nn.Module:

@@ -189,6 +189,37 @@ def check_tensors(state: Mapping[str, Tensor], name: object, *, values: bool = T
     return first[1]
 
 
+def check_exactly(model: Any, state: dict[str, Tensor], source: object) -> None:
+    """Compares the names and shapes of `state` with those of `model`.
+
+    Raises:
+        ValueError: lists what is missing, foreign or misshapen.
+    """
+    own = model.state_dict()
+    problems = [f"missing {key}" for key in own if key not in state]
+    problems += [f"unknown {key}" for key in state if key not in own]
+    problems += [
+        f"{key} has shape {list(state[key].shape)}, expected {list(own[key].shape)}"
+        for key in own
+        if key in state and state[key].shape != own[key].shape
+    ]
+    reason = kind_mismatch(own, state)
+    if reason:
+        problems = [reason]
+    if problems:
+        raise ValueError(f"{source}: does not fit the model: {'; '.join(problems)}")
+
+
+def load_exactly(model: Any, state: dict[str, Tensor], source: object) -> None:
+    """Loads `state` if its names and shapes are exactly those of `model`; else leaves the model as it is.
+
+    Raises:
+        ValueError: lists what is missing, foreign or misshapen.
+    """
+    check_exactly(model, state, source)
+    model.load_state_dict(state, strict=True)
+
+
 def kind_mismatch(own: Iterable[str], given: Iterable[str]) -> str:
     """A sentence if one of two sets of keys is of GCN and the other of GATv2; else an empty string."""
     kinds = [{"GATv2" if key.endswith(".att") else "GCN" for key in keys if _is_kind(key)} for keys in (own, given)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import zipfile
 from pathlib import Path
@@ -49,6 +50,23 @@ def read_tensor_file(path: Path) -> tuple[Any, dict[str, str]]:
         raise ValueError(f"{path}: not a readable checkpoint: {error}") from None
     except Exception as error:  # the readers raise many kinds, all of which mean a bad file
         raise ValueError(f"{path}: not a readable checkpoint: it is damaged ({_first_line(error)})") from None
+
+
+def write_tensors(path: Path, state: dict[str, Tensor], metadata: dict[str, str]) -> None:
+    """Writes a ``.safetensors`` file.
+
+    Raises:
+        OSError: it cannot be written, as on a full disk.
+    """
+    try:
+        safetensors_io()[1](state, str(path), metadata=metadata)
+    except Exception as error:
+        # The writer has an error of its own for what the system says.
+        found = re.search(r"os error (\d+)", str(error))
+        if found is None or isinstance(error, OSError):
+            raise
+        raise OSError(int(found[1]), os.strerror(int(found[1])), str(path)) from error
+    _sort_metadata(path)
 
 
 def parse_json(text: str) -> Any:
@@ -153,7 +171,7 @@ def _first_line(error: Exception | str) -> str:
     return re.sub(r"\x1b\[[0-9;]*m", "", line)[:200]
 
 
-def sort_metadata(path: Path) -> None:
+def _sort_metadata(path: Path) -> None:
     """Brings the metadata of a safetensors file into order: its writer has another one each time."""
     with open(path, "r+b") as file:
         length = int.from_bytes(file.read(8), "little")

@@ -13,12 +13,12 @@ from hiermt import windows as gather
 from hiermt._arguments import check_integer, check_tensor
 from hiermt.data.feature_names import FeatureNames
 from hiermt.graph import Graph, as_graph
-from hiermt.io.checkpoint import Pretrained
 from hiermt.native import dispatch
 from hiermt.native.tracing import recorded, refuse_tracing
 from hiermt.nn.cell import TGCNCell, cell_parameters
 from hiermt.nn.conv import GAT, GCN, check_edge_dim
 from hiermt.nn.parameters import submodule
+from hiermt.nn.pretrained import Pretrained
 from hiermt.windows import Windows
 
 LAYOUTS = ("NTF", "NFT")

@@ -10,9 +10,9 @@ from torch import Tensor, nn
 from hiermt import functional
 from hiermt.data.feature_names import FeatureNames
 from hiermt.graph import Graph
-from hiermt.io.checkpoint import Pretrained
 from hiermt.nn.backbone import ASSUMED_NTF, TGCN
 from hiermt.nn.parameters import has_global_hook, linear, runs, submodule
+from hiermt.nn.pretrained import Pretrained
 from hiermt.windows import Windows
 
 

@@ -17,7 +17,7 @@ from torch import nn
 
 import hiermt
 from hiermt import testing
-from hiermt.io import checkpoint
+from hiermt.io import checkpoint, state_dicts
 from hiermt.training.resume import save_state
 from support.checkpoint_models import as_before, assert_equal, model_of
 from support.properties import given, settings, st
@@ -100,7 +100,7 @@ def test_several_models_are_not_guessed_between() -> None:
 
 def test_gcn_into_gat_names_use_gat(tmp_path: Path) -> None:
     gcn, gat = model_of(use_gat=False), model_of()
-    for load in (lambda m, s: checkpoint.load_exactly(m, s, "it"), lambda m, s: m.load_state_dict(s)):
+    for load in (lambda m, s: state_dicts.load_exactly(m, s, "it"), lambda m, s: m.load_state_dict(s)):
         with pytest.raises((ValueError, RuntimeError), match="use_gat=False"):
             load(gat, gcn.state_dict())
         with pytest.raises((ValueError, RuntimeError), match="use_gat=True"):
