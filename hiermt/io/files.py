@@ -1,7 +1,7 @@
-"""Writing files so that a crash, a full disk or Ctrl-C leaves the old ones as they were.
+"""Atomic writes: a crash, a full disk or Ctrl-C leaves the old files unchanged.
 
-A file is written beside its place, flushed to the disk and renamed. That would put a regular file in the place of
-whatever is there, so a symbolic link is followed to its target, and a folder, a device, a pipe or a socket is refused.
+A file is written beside its destination, flushed and renamed. A rename replaces whatever is there by a regular file, so
+a symbolic link is followed to its target, and a folder, a device, a pipe or a socket is refused.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-# Elsewhere nothing is locked, so nothing is swept.
+# Without fcntl no file is locked, and none is swept.
 fcntl: Any = importlib.import_module("fcntl") if os.name == "posix" else None
 
 _PREFIX = ".hiermt-writing-"
@@ -28,7 +28,7 @@ _MOST_LINKS = 40
 
 
 class _Temporary(NamedTuple):
-    """A file being written: what the caller called it, where it goes, where it is, and the handle that locks it."""
+    """A file being written: path of the caller, resolved destination, temporary path, and the handle that locks it."""
 
     named: Path
     target: Path
@@ -37,13 +37,13 @@ class _Temporary(NamedTuple):
 
 
 def check_writable(*paths: str | os.PathLike[str]) -> None:
-    """Refuses destinations that :func:`atomic_write` would refuse, before the work whose result goes there.
+    """Raises for destinations that :func:`atomic_write` would refuse, before the work whose result they will hold.
 
     Raises:
-        IsADirectoryError: there is a folder.
+        IsADirectoryError: the path is a folder.
         NotADirectoryError: a part of the path in front of the name is not a folder.
         PermissionError: the file or its folder cannot be written to.
-        OSError: there is a device, a pipe, a socket, or a loop of links.
+        OSError: the path is a device, a pipe, a socket, or a loop of links.
     """
     for path in paths:
         _destination(Path(path))
@@ -51,7 +51,7 @@ def check_writable(*paths: str | os.PathLike[str]) -> None:
 
 @contextlib.contextmanager
 def atomic_write(path: str | os.PathLike[str]) -> Iterator[Path]:
-    """Yields a temporary path beside `path`; when the block ends well, that file takes the place of `path`.
+    """Yields a temporary path beside `path`; if the block succeeds, that file replaces `path`.
 
     See :func:`atomic_write_all`.
     """
@@ -61,11 +61,11 @@ def atomic_write(path: str | os.PathLike[str]) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def atomic_write_all(paths: Sequence[str | os.PathLike[str]]) -> Iterator[list[Path]]:
-    """Yields a temporary path for each of `paths`; when the block ends well, those files take their places.
+    """Yields a temporary path for each of `paths`; if the block succeeds, those files replace them.
 
-    All of them are flushed to the disk before the first is renamed. When the block raises, or one cannot be flushed,
-    the temporary files go and what was there stays. A file that is replaced hands on its permissions. What killed
-    processes left in the same folders is removed.
+    All files are flushed before the first is renamed. If the block or a flush fails, the temporary files go and
+    the old files remain. A new file gets the permissions of the one that it replaces. Files that killed processes left
+    in the same folders are removed.
 
     Raises:
         OSError: as :func:`check_writable`, or the files cannot be written, as on a full disk; `filename` is the path
@@ -74,7 +74,7 @@ def atomic_write_all(paths: Sequence[str | os.PathLike[str]]) -> Iterator[list[P
     temporaries: list[_Temporary] = []
     unchanged = True
     try:
-        # All are looked at before the first is made.
+        # Check all before the first is created.
         destinations = [(Path(path), _destination(Path(path))) for path in paths]
         for path, target in destinations:
             temporaries.append(_create(path, target))
@@ -88,7 +88,7 @@ def atomic_write_all(paths: Sequence[str | os.PathLike[str]]) -> Iterator[list[P
             _flush_folder(folder)
     except OSError as error:
         named = {str(temporary.path): temporary.named for temporary in temporaries}
-        # A write tells no name.
+        # An OSError of a write has no filename.
         about = named.get(str(error.filename)) if error.filename else next(iter(named.values()), None)
         if about is None:
             raise
@@ -114,7 +114,7 @@ def restore_on_error(*paths: Path) -> Iterator[None]:
                 kept[target] = Path(stack.enter_context(aside)) / target.name
                 try:
                     os.link(target, kept[target])
-                except OSError:  # a file system without links
+                except OSError:  # hard links are not supported
                     shutil.copy2(target, kept[target])
         try:
             yield
@@ -127,7 +127,7 @@ def restore_on_error(*paths: Path) -> Iterator[None]:
 
 
 def _destination(path: Path) -> Path:
-    """The file that writing to `path` replaces or makes: itself, or what it links to."""
+    """The file that a write to `path` replaces or creates: itself, or the target of its link."""
     target = _follow(path)
     try:
         mode = target.stat().st_mode
@@ -148,11 +148,11 @@ def _destination(path: Path) -> Path:
 
 
 def _follow(path: Path) -> Path:
-    """`path` with its links resolved, those of the last name one by one."""
+    """`path` with its links resolved, those of the last component one by one."""
     current = str(path)
     for _ in range(_MOST_LINKS):
         folder = os.path.realpath(os.path.dirname(current) or os.curdir)
-        # Streams of this process: /dev/stdout may lead to a regular file, which has other writers.
+        # /dev/stdout may link to a regular file that has other writers.
         if folder == "/dev" or folder.startswith("/proc/"):
             raise OSError(errno.EINVAL, "is a device or stream; give the path of a file", str(path))
         current = os.path.join(folder, os.path.basename(current))
@@ -163,7 +163,7 @@ def _follow(path: Path) -> Path:
 
 
 def _check_folder(path: Path, folder: Path) -> None:
-    """Refuses a folder in which, or in whose nearest ancestor that is there, nothing can be made."""
+    """Raises unless a file can be created in `folder`, or in its nearest existing ancestor."""
     if not folder.exists() and path.is_symlink():
         reason = f"is a symbolic link into {folder}, which is not there; make that folder or remove the link"
         raise FileNotFoundError(errno.ENOENT, reason, str(path))
@@ -183,35 +183,35 @@ def _create(path: Path, target: Path) -> _Temporary:
             temporary = target.parent / f"{_PREFIX}{secrets.token_hex(8)}{target.suffix[:32]}"
             handle = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666)
             _lock(handle, wait=True)
-            # Between its making and its locking, another process may have taken it for one left behind.
+            # Another process may have swept the file before it was locked.
             if os.fstat(handle).st_nlink:
                 break
             os.close(handle)
     except OSError as error:
         raise _failed(error, path, unchanged=True) from error
     with contextlib.suppress(OSError):
-        # What is secret in its place must not be read while it is written.
+        # A file with restricted permissions must have them while it is written, too.
         os.chmod(temporary, stat.S_IMODE(target.stat().st_mode) | 0o600)
-    if fcntl is None:  # where nothing is locked, an open file may not be renamed either
+    if fcntl is None:  # Windows cannot rename an open file
         os.close(handle)
         return _Temporary(path, target, temporary, None)
     return _Temporary(path, target, temporary, handle)
 
 
 def _finish(temporary: _Temporary) -> None:
-    """Flushes what was written, under the permissions of the file that it replaces."""
+    """Sets the permissions of the file that is replaced, and flushes."""
     with contextlib.suppress(FileNotFoundError):
         old = temporary.target.stat()
         with contextlib.suppress(OSError, AttributeError):
             os.chown(temporary.path, old.st_uid if os.geteuid() == 0 else -1, old.st_gid)
         os.chmod(temporary.path, stat.S_IMODE(old.st_mode))
-    # Through a handle on the path: the block may have put another file there.
+    # Open the path again: the block may have replaced the file.
     with open(temporary.path, "rb") as file:
         os.fsync(file.fileno())
 
 
 def _flush_folder(folder: Path) -> None:
-    """Makes the new names last; where a system cannot, they are as safe as it has them."""
+    """Flushes the new names, where the system supports it."""
     with contextlib.suppress(OSError):
         handle = os.open(folder, os.O_RDONLY)
         try:
@@ -221,7 +221,7 @@ def _flush_folder(folder: Path) -> None:
 
 
 def _sweep(folder: Path) -> None:
-    """Removes the temporary files of processes that were killed; those of living ones are locked."""
+    """Removes the temporary files of killed processes; those of running processes are locked."""
     with contextlib.suppress(OSError), os.scandir(folder) as entries:
         for entry in entries:
             if _TEMPORARY.fullmatch(entry.name):
@@ -239,17 +239,17 @@ def _remove_unless_locked(path: str) -> None:
 
 
 def _lock(handle: int, *, wait: bool) -> bool:
-    """Whether the file is locked now, until it is closed or the process ends."""
+    """Locks a file until it is closed or the process ends; whether that succeeded."""
     if fcntl is None:
         return False
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-    except OSError:  # another process has it, or the file system knows no locks
+    except OSError:  # locked by another process, or locks are not supported
         return False
     return True
 
 
 def _failed(error: OSError, path: Path, unchanged: bool) -> OSError:
-    """The same error about the path that the caller knows, in place of a temporary one."""
+    """The error with the path of the caller in place of the temporary one."""
     reason = error.strerror or str(error)
     return OSError(error.errno or errno.EIO, f"{reason}; nothing was changed" if unchanged else reason, str(path))

@@ -1,4 +1,4 @@
-"""Taking over a model that already exists: PyG modules, state dicts, checkpoint files."""
+"""``from_reference``: conversion of PyG modules, state dicts and checkpoint files."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from hiermt.io.state_dicts import BACKBONE, Found, check_exactly, check_tensors,
 from hiermt.io.tensor_files import read_tensor_file
 from hiermt.nn import TGCN, TGCN_HierarchicalMT
 
-# Modules that pass everything on to one inside, by the name of their class: without those packages or devices too.
+# Wrapper modules by class name, which needs neither their packages nor devices, and their inner module.
 _WRAPPERS = {
     "OptimizedModule": "_orig_mod",
     "DistributedDataParallel": "module",
@@ -25,8 +25,8 @@ _WRAPPERS = {
     "AveragedModel": "module",
 }
 _UNSEEN = (
-    "Names and shapes do not tell, and are assumed: conv_activation={!r}; u of the gates keeps the old state, "
-    "h = u * h + (1 - u) * c; {}; no output activation, no dropout; x as [{}]"
+    "Assumed, since names and shapes do not determine them: conv_activation={!r}; u of the gates keeps the "
+    "old state, h = u * h + (1 - u) * c; {}; no output activation, no dropout; x as [{}]"
 )
 _UNSEEN_CONV = {
     True: "negative_slope=0.2, self loops with the mean weight",
@@ -42,34 +42,34 @@ def from_reference(
     backend: str = "auto",
     verbose: bool = True,
 ) -> TGCN_HierarchicalMT | TGCN:
-    r"""Builds the same model from one that runs on PyG; every hyper-parameter follows from names and shapes.
+    r"""Converts a model that runs on PyG; every hyper-parameter is inferred from names and shapes.
 
-    Given a module, the new model holds the very same ``Parameter`` objects, so an optimizer over either trains
-    both. Copies of both run on a small random graph, in evaluation and in training mode, and the module is refused
-    unless values and gradients agree; ``torch.compile``, ``DataParallel`` and ``DistributedDataParallel`` are taken
-    off. Given a state dict or a file (``.safetensors``, ``.pt``, ``.pth``, ``.ckpt``, or a folder written by
-    ``save_pretrained``), it holds copies, and what the names do not tell is assumed and printed. The tensors may lie
-    in an entry of it, such as ``"state_dict"`` or ``"model"``, and under a common prefix, such as ``"module."``.
+    Given a module, the new model shares its ``Parameter`` objects, so an optimizer over either trains both. Copies of
+    both run on a small random graph, in evaluation and in training mode, and the module is refused unless values and
+    gradients agree. Wrappers (``torch.compile``, ``DataParallel``, ``DistributedDataParallel``) are removed. Given a
+    state dict or a file (``.safetensors``, ``.pt``, ``.pth``, ``.ckpt``, or a folder written by ``save_pretrained``),
+    the new model holds copies, and options that the names do not determine are assumed and printed. The tensors may be
+    nested in an entry such as ``"state_dict"`` or ``"model"``, and have a common prefix such as ``"module."``.
 
-    A foreign checkpoint does not say which features it was trained on, so the new model takes any. One trained on the
-    published data expects those of :data:`hiermt.data.FEATURES`, in that order; assign them to ``model.feature_names``
-    to have others refused.
+    A foreign checkpoint does not name its features, so the new model accepts any. One trained on the published data
+    expects those of :data:`hiermt.data.FEATURES`, in that order; assign them to ``model.feature_names`` to have others
+    refused.
 
     Args:
         source (Module, mapping or path): two-headed model or bare backbone; a module takes
             ``(x, edge_index, edge_weight)``.
-        layout (str, optional): order of x that the new model takes. (default: ``None``: what a folder or a model of
-            hiermt says; else ``"NFT"``, as the modules in use take ``[N, F, T]``)
-        conv_activation (str, optional): where the leaky_relu stands. (default: ``None``: what a folder says, or a run
-            of the module tells; else ``"after"`` for one convolution, ``"between"`` for more)
-        backend (str): who computes. (default: ``"auto"``)
-        verbose (bool): print what was inferred. (default: ``True``)
+        layout (str, optional): order of x in the new model. (default: ``None``: that of a folder or a hiermt model;
+            else ``"NFT"``, as published modules read ``[N, F, T]``)
+        conv_activation (str, optional): place of the leaky_relu. (default: ``None``: that of a folder or of a run of
+            the module; else ``"after"`` for one convolution, ``"between"`` for more)
+        backend (str): implementation. (default: ``"auto"``)
+        verbose (bool): print the inferred hyper-parameters. (default: ``True``)
 
     Raises:
-        ValueError: lists every parameter that cannot be mapped; or tells by how much the module computes something
-            else, or why it could not be run.
-        TypeError: `source` is none of the above.
-        FileNotFoundError: the file is not there.
+        ValueError: lists every parameter that cannot be mapped, or says by how much the results of the module differ,
+            or why it could not be run.
+        TypeError: `source` has another type.
+        FileNotFoundError: the file does not exist.
     """
     if isinstance(source, nn.Module):
         model, notes = _from_module(_unwrapped(source), layout, conv_activation, backend)
@@ -99,7 +99,7 @@ def _from_folder(folder: Path, backend: str, changes: dict[str, Any]) -> TGCN_Hi
 
 
 def _unwrapped(module: nn.Module) -> nn.Module:
-    """The module inside ``torch.compile`` and ``DistributedDataParallel``, which pass everything on."""
+    """The module inside ``torch.compile``, ``DistributedDataParallel`` and similar wrappers."""
     while True:
         inner = getattr(module, _WRAPPERS.get(type(module).__name__, ""), None)
         if not isinstance(inner, nn.Module):
@@ -119,7 +119,7 @@ def _from_module(
     own = module if isinstance(module, (TGCN, TGCN_HierarchicalMT)) else None
     choices = ("between", "after") if conv_activation is None else (conv_activation,)
     build = partial(_build, found, arguments, name)
-    build(module, choices[0])  # what does not fit is named before anything runs
+    build(module, choices[0])  # raises for names and shapes before anything runs
     suspects = _suspects(module, found)
     way_out = (
         " If this is meant to fall away, take the weights alone: from_reference(module.state_dict(), "
@@ -136,7 +136,7 @@ def _from_module(
         raise ValueError(f"{name}: cannot be mapped to a T-GCN: {'; '.join(suspects)}.{way_out}")
     chosen = layout or (own.config["layout"] if own is not None else "NFT")
     model = build(module, agreement.conv_activation, layout=chosen, backend=backend)
-    # Where nothing told the order of x, an x that fits both orders deserves a warning.
+    # An assumed order of x: warn of an x that fits both.
     _assume_layout(model, layout is None and own is None and agreement.layout != chosen)
     if own is not None:
         model.feature_names = own.feature_names
@@ -177,9 +177,9 @@ def _build(
     layout: str = "NTF",
     backend: str = "reference",
 ) -> TGCN_HierarchicalMT | TGCN:
-    """A model that holds the parameters of `module`, or without one copies of the tensors found."""
+    """A model with the parameters of `module`, or with copies of the tensors found."""
     model: TGCN_HierarchicalMT | TGCN
-    # No memory and no random numbers for parameters that are replaced at once.
+    # The parameters are replaced at once: allocate no memory and draw no random numbers.
     with torch.device("meta"):
         options: dict[str, Any] = {"conv_activation": conv_activation, "layout": layout, "backend": backend}
         if found.two_headed:
@@ -202,13 +202,13 @@ def _parameters(module: nn.Module, found: Found, name: str) -> dict[str, nn.Para
         parameter = named.get(whole)
         if isinstance(parameter, nn.Parameter):
             result[key] = parameter
-        elif not key.startswith("out."):  # a buffer of the output activation comes with that module
+        elif not key.startswith("out."):  # the output activation brings its buffers
             refuse(name, [f"{whole} is not a Parameter"], found.state)
     return result
 
 
 def _take_modes(model: nn.Module, module: nn.Module, found: Found) -> None:
-    """Training or evaluation, part by part, as in `module`; a shared output activation is not touched."""
+    """Copies training or evaluation mode part by part; a shared output activation keeps its own."""
     modes = {path: part.training for path, part in module.named_modules()}
     default = modes.get(found.prefix.rstrip("."), module.training)
     theirs = set(module.modules())
@@ -218,7 +218,7 @@ def _take_modes(model: nn.Module, module: nn.Module, found: Found) -> None:
 
 
 def _copies(state: Mapping[str, Tensor]) -> dict[str, nn.Parameter]:
-    """Copies; what is one tensor under two names stays one."""
+    """Copies of the tensors; a tensor under two names stays shared."""
     made: dict[Any, nn.Parameter] = {}
     result = {}
     for key, tensor in state.items():
@@ -235,7 +235,7 @@ def _output_activation(module: nn.Module | None, found: Found) -> nn.Module | No
 
 
 def _after_linear(module: nn.Module, found: Found) -> list[nn.Module]:
-    """The modules behind the output linear that do something."""
+    """The modules after the output linear, without identities."""
     try:
         out = module.get_submodule(found.prefix + (BACKBONE if found.two_headed else "") + "out")
     except AttributeError:
@@ -249,7 +249,7 @@ def _assume_layout(model: TGCN_HierarchicalMT | TGCN, assumed: bool) -> None:
     backbone.layout_assumed = assumed
 
 
-# What a PyG convolution may be told that no parameter shows, and the only value that means the same here.
+# Options of PyG convolutions that no parameter shows, and the value that is supported.
 _GATV2_OPTIONS = {
     "heads": 1,
     "negative_slope": 0.2,
@@ -263,7 +263,7 @@ _OPTIONS = {"GATv2Conv": _GATV2_OPTIONS, "GCNConv": _GCN_OPTIONS}
 
 
 def _suspects(module: nn.Module, found: Found) -> list[str]:
-    """Attributes that make a module compute something else than its parameters tell: a difference gets a name."""
+    """Unsupported options of PyG convolutions and activations after the output linear."""
     problems = []
     for path, part in module.named_modules():
         for option, wanted in _OPTIONS.get(type(part).__name__, {}).items():
@@ -282,7 +282,7 @@ def _suspects(module: nn.Module, found: Found) -> list[str]:
 
 
 def _hints(module: nn.Module) -> list[str]:
-    """What may be the cause of a difference, and need not be one."""
+    """Possible causes of a difference."""
     hints = []
     for path, part in module.named_modules():
         name = path or "the module"

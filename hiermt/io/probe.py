@@ -1,6 +1,6 @@
-"""Whether two modules compute the same: both run on a small graph, on copies, and are compared.
+"""Comparison of two modules: copies of both run on a small graph, and values and gradients must agree.
 
-Names and shapes of parameters do not tell what a module does with them. A run of both does.
+Names and shapes of parameters do not determine what a module computes; a run does.
 """
 
 from __future__ import annotations
@@ -8,21 +8,20 @@ from __future__ import annotations
 import contextlib
 import copy
 import inspect
-import random
-import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
-# Largest difference over the largest value. A constant that the source keeps in float32 costs some 1e-8.
+from hiermt.io.isolation import cached_results, isolated, seed_all
+
+# Largest difference over the largest value. Constants that the source keeps in float32 cause about 1e-8.
 _TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-3}
 _LAYOUTS = ("NFT", "NTF")
-# Longer than the windows in use.
+# More steps than the windows in use.
 _LONG = 40
 _GATES = (
     "g = sigmoid(conv_stack(x)); u = sigmoid(lin_u[x, g, h]); r = sigmoid(lin_r[x, g, h]); "
@@ -39,16 +38,16 @@ Build = Callable[[nn.Module, str], nn.Module]
 
 
 class Different(ValueError):
-    """The modules compute different things, or could not be compared; the text says which."""
+    """The modules differ, or could not be compared; the message says which."""
 
 
 class _NotRun(Exception):
-    """The source raised."""
+    """The source raised an exception."""
 
 
 @dataclass(frozen=True)
 class Agreement:
-    """What makes both modules agree: the order of x that the source takes, and where the activation stands."""
+    """The options under which both modules agree: order of x in the source, and place of the activation."""
 
     layout: str
     conv_activation: str
@@ -56,7 +55,7 @@ class Agreement:
 
 @dataclass(frozen=True)
 class _Case:
-    """Inputs; x is ``[N, T, F]``. `unused` are weights for a source that wants some and ignores them."""
+    """Inputs; x is ``[N, T, F]``. `unused` are weights for a source that requires but ignores them."""
 
     x: Tensor
     edge_index: Tensor
@@ -69,26 +68,26 @@ def agree(
 ) -> Agreement:
     """Runs copies of both modules with the same random parameters and compares values and gradients.
 
-    The source, its gradients and all random generators stay as they are.
+    The source, its gradients and all random generators remain unchanged.
 
     Args:
         source (Module): takes ``(x, edge_index, edge_weight)``.
-        build (callable): makes ours, layout ``"NTF"``, from a copy of `source`, whose parameters it shares, and a
-            ``conv_activation``.
-        conv_activations (sequence of str): those to try.
+        build (callable): from a copy of `source` and a ``conv_activation`` to our model, layout ``"NTF"``, which
+            shares the parameters of the copy.
+        conv_activations (sequence of str): candidates.
         in_channels (int): ``F``.
-        weighted (bool): whether ours takes edge weights.
+        weighted (bool): whether our model reads edge weights.
 
     Raises:
-        Different: no choice makes them agree, or `source` cannot be run.
+        Different: they agree under no option, or `source` cannot be run.
     """
     own = next((parameter.device for parameter in source.parameters()), torch.device("cpu"))
     own = torch.device("cpu") if own.type == "meta" else own
     attempts = [(torch.device("cpu"), torch.float64), (own, torch.float64), (own, torch.float32)]
     reasons: list[str] = []
-    # A forward that names a device or a type itself runs on no other.
+    # A forward may hard-code a device or dtype.
     for device, dtype in dict.fromkeys(attempts):
-        with _apart(device):
+        with isolated(device):
             try:
                 return _Comparison(source, build, in_channels, weighted, device, dtype).run(conv_activations)
             except _NotRun as error:
@@ -97,7 +96,7 @@ def agree(
 
 
 class _Comparison:
-    """One attempt, on one device and in one type."""
+    """A comparison on one device and in one dtype."""
 
     def __init__(
         self,
@@ -123,8 +122,7 @@ class _Comparison:
         model = ours[found.conv_activation]
         self._check("the gradients", theirs[1], mine[1], found, "in evaluation mode")
         self._check_training(found, case, mine)
-        # Other sizes, and values so large that a bound would show.
-        # Also a loop twice, of which PyG takes the last and differentiates both.
+        # Other sizes, large values to reveal a bound, and a duplicate loop: PyG reads the last, differentiates both.
         other = self._case(nodes=6, edges=11, steps=2, scale=30.0, loops=(0, 1, 1))
         self._check("the results", self._call(other, found.layout), _values(model, other), found, "for large x")
         self._check_long(found, model)
@@ -133,7 +131,7 @@ class _Comparison:
         return found
 
     def _check_long(self, found: Agreement, model: nn.Module) -> None:
-        """Many steps, which the state outlives, and weights outside of (0, 1]: a bound on either would show."""
+        """Many steps with a long memory, and weights outside (0, 1], reveal a bound on either."""
         keeping = [one for name, one in self.source.named_parameters() if name.endswith("lin_u.bias")]
         for bias in keeping:
             bias.data.add_(3.0)
@@ -147,7 +145,7 @@ class _Comparison:
             bias.data.sub_(3.0)
 
     def _check_unweighted(self, found: Agreement, model: nn.Module, case: _Case) -> None:
-        """Many modules cannot do without edge weights; those that can must agree. Some put float32 in their place."""
+        """Modules that can run without edge weights must agree then too. Some replace them by float32 ones."""
         for dtype in dict.fromkeys((self.dtype, torch.float32)):
             self.dtype = dtype
             self.source.to(dtype)
@@ -158,7 +156,7 @@ class _Comparison:
                 return
 
     def _agreement(self, ours: dict[str, nn.Module], case: _Case) -> tuple[Agreement, Run, Run]:
-        """The choice under which the values agree, with the runs of both."""
+        """The options under which the values agree, with the runs of both."""
         results = {name: self._differentiated(partial(_values, model, case), case) for name, model in ours.items()}
         failures: list[str] = []
         tried: list[tuple[float, Agreement, Run, Run]] = []
@@ -172,7 +170,7 @@ class _Comparison:
                 tried.append((_difference(theirs[0], mine[0]), Agreement(layout, name), theirs, mine))
         if not tried:
             raise _NotRun("; ".join(failures))
-        # The first of those that agree; else the nearest, to tell how far it is.
+        # The first that agrees; else the nearest, to report its difference.
         good = [trial for trial in tried if trial[0] <= _TOLERANCE[self.dtype]]
         _, found, theirs, mine = good[0] if good else min(tried, key=lambda trial: trial[0])
         self._check("the results", theirs[0], mine[0], found, "in evaluation mode")
@@ -185,7 +183,7 @@ class _Comparison:
         theirs = self._differentiated(partial(self._call, case, found.layout), case)
         drew = not torch.equal(before, torch.get_rng_state())
         for seed in (2, 3):
-            _seed(seed)
+            seed_all(seed)
             again = self._call(case, found.layout)
             difference = _difference(again, theirs[0])
             if drew or not difference <= _TOLERANCE[self.dtype]:
@@ -213,7 +211,7 @@ class _Comparison:
         """Values, and the gradients of a random combination of them."""
         values = run()
         inputs = [*self.source.parameters(), *(t for t in (case.x, case.edge_weight) if t is not None)]
-        # The same for both: a generator of its own.
+        # A new generator gives both modules the same combination.
         generator = torch.Generator(device="cpu").manual_seed(7)
         loss = values[0].new_zeros(())
         for value in values:
@@ -227,7 +225,7 @@ class _Comparison:
         if loss.requires_grad:
             try:
                 gradients = torch.autograd.grad(loss, inputs, allow_unused=True)
-            except RuntimeError as error:  # only the source keeps tensors from call to call or changes them in place
+            except RuntimeError as error:  # the source caches tensors or changes them in place
                 raise Different(f"its gradients could not be computed: {_first_line(error)}") from None
         detached = tuple(value.detach() for value in values)
         return detached, tuple(torch.zeros_like(t) if g is None else g for g, t in zip(gradients, inputs, strict=True))
@@ -255,8 +253,8 @@ class _Comparison:
     def _case(
         self, nodes: int, edges: int, steps: int, scale: float, loops: tuple[int, ...], wide: bool = False
     ) -> _Case:
-        """A directed graph with self loops, duplicates and isolated nodes; weights in (0, 1], or wider than that."""
-        # Sizes that could be taken for each other would hide a wrong layout.
+        """A directed graph with self loops, duplicates and isolated nodes; weights in (0, 1], or outside if `wide`."""
+        # Equal sizes would hide a wrong layout.
         steps += 2 * (steps == self.in_channels)
         nodes += 2 * (nodes == self.in_channels)
         generator, connected = self.generator, nodes - 2
@@ -271,7 +269,7 @@ class _Comparison:
         weight = 1 - torch.rand(edge_index.size(1), generator=generator, dtype=torch.float64, device="cpu")
         if wide:
             weight = 1 + 2 * weight
-            # So little below zero that no degree is negative, of which a GCN makes NaN.
+            # Slightly negative: a negative degree would make the GCN norm NaN.
             weight[:edges:4] *= -0.001
         x = scale * torch.randn(nodes, steps, self.in_channels, generator=generator, dtype=torch.float64, device="cpu")
         weight = weight.to(self.device, self.dtype)
@@ -283,9 +281,9 @@ class _Comparison:
         )
 
     def _copied(self, source: nn.Module) -> nn.Module:
-        """A copy with random parameters: those of a source may be zero, saturated or not a number."""
+        """A copy with random parameters: the original ones may be zero, saturated or NaN."""
         try:
-            made = copy.deepcopy(source, _cached_results(source))
+            made = copy.deepcopy(source, cached_results(source))
             if any(parameter.is_meta for parameter in made.parameters()):
                 made.to_empty(device=self.device)
             made.to(self.device, self.dtype)
@@ -301,7 +299,7 @@ class _Comparison:
 
 
 def _takes_weights(source: nn.Module) -> bool:
-    """Whether `forward` has a place for edge weights; refuses one that has another signature."""
+    """Whether `forward` takes edge weights; raises for another signature."""
     try:
         signature = inspect.signature(source.forward)
     except (TypeError, ValueError):
@@ -319,14 +317,14 @@ def _values(model: nn.Module, case: _Case) -> Outputs:
 
 
 def _difference(theirs: Outputs, ours: Outputs) -> float:
-    """Largest difference over the largest value; infinite for other shapes or values that are not numbers."""
+    """Largest difference over the largest value; infinite for different shapes or NaN."""
     if [value.shape for value in theirs] != [value.shape for value in ours]:
         return float("inf")
     largest = max((float(value.detach().abs().max()) for value in ours if value.numel()), default=0.0)
     worst = 0.0
     for mine, other in zip(ours, theirs, strict=True):
         if mine.numel():
-            # A small tensor counts as much as a large one, down to what rounding leaves of the largest.
+            # Each tensor has its own scale, bounded below by the rounding error of the largest.
             scale = max(float(mine.detach().abs().max()), 1e-4 * largest, 1e-30)
             found = float((mine.detach() - other.detach().to(mine)).abs().max()) / scale
             worst = max(worst, found) if found == found else float("inf")
@@ -341,55 +339,3 @@ def _described(found: object) -> str:
     if isinstance(found, (tuple, list)):
         return f"{len(found)} values: {', '.join(type(value).__name__ for value in found[:4])}"
     return f"a {type(found).__name__}"
-
-
-def _cached_results(source: nn.Module) -> dict[int, Any]:
-    """What ``deepcopy`` refuses: results that a module keeps with their history. They are copied without it."""
-    memo: dict[int, Any] = {}
-
-    def look(value: object, depth: int) -> None:
-        if isinstance(value, Tensor):
-            if not value.is_leaf:
-                memo[id(value)] = value.detach().clone()
-        elif isinstance(value, dict) and depth:
-            for item in value.values():
-                look(item, depth - 1)
-        elif isinstance(value, (list, tuple)) and depth:
-            for item in value:
-                look(item, depth - 1)
-
-    for module in source.modules():
-        for name, value in vars(module).items():
-            if name not in ("_modules", "_parameters"):
-                look(value, 3)
-    return memo
-
-
-def _seed(seed: int) -> None:
-    torch.manual_seed(seed)
-    random.seed(seed)
-    np.random.seed(seed)  # noqa: NPY002 - the generator that a module may draw from
-
-
-@contextlib.contextmanager
-def _apart(device: torch.device) -> Iterator[None]:
-    """Gradients on, compilers and inference mode off; random generators as before when it ends."""
-    states = random.getstate(), np.random.get_state()  # noqa: NPY002
-    devices = [device] if device.type == "cuda" else []
-    # The compiler takes a second to import, and where it is not imported nothing is compiled.
-    compiled = "torch._dynamo" in sys.modules
-    eager: Any = torch.compiler.set_stance("force_eager") if compiled else contextlib.nullcontext()
-    default: Any = contextlib.nullcontext() if torch.get_default_device() == device else torch.device(device)
-    try:
-        with (
-            torch.random.fork_rng(devices),
-            torch.inference_mode(False),
-            torch.enable_grad(),
-            torch.autocast("cpu", enabled=False),
-            default,
-            eager,
-        ):
-            yield
-    finally:
-        random.setstate(states[0])
-        np.random.set_state(states[1])  # noqa: NPY002

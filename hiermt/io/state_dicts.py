@@ -1,4 +1,4 @@
-"""Finding a T-GCN in a mapping: which entry holds its tensors, under which prefix, and of which sizes."""
+"""State dicts: the entry, prefix and sizes of a T-GCN in a mapping, and the comparison with a model."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from torch import Tensor
 
 BACKBONE = "tgcn_backbone."
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
-# Modules of torch that stand between a model and its part, and leave their name in the key.
+# Wrappers of torch that add their name to the keys.
 _WRAPPERS = {"_orig_mod", "_checkpoint_wrapped_module", "_fsdp_wrapped_module"}
-# What torch.optim.swa_utils.AveragedModel counts beside the weights.
+# Counter of torch.optim.swa_utils.AveragedModel.
 _COUNTERS = {"n_averaged"}
 _CONV = re.compile(r"(?:^|(?<=\.))cells\.(\d{1,9})\.gcn\.convs\.(\d{1,9})\.")
 _DEEPEST = 5
@@ -25,11 +25,11 @@ class Found:
     """A T-GCN in a mapping.
 
     Attributes:
-        state (dict): its tensors under the names that hiermt uses.
-        keys (dict): the key of each in the mapping.
-        prefix (str): what was taken off the keys.
+        state (dict): its tensors under hiermt's names.
+        keys (dict): key of each tensor in the mapping.
+        prefix (str): prefix removed from the keys.
         two_headed (bool): whether it has a backbone and heads.
-        notes (list): what was done to get there, for people.
+        notes (list): steps taken, as text.
     """
 
     state: dict[str, Tensor]
@@ -40,10 +40,10 @@ class Found:
 
 
 def find(content: object, name: str) -> Found:
-    """Finds the tensors of one T-GCN in a state dict, or in mappings that hold one.
+    """Finds the tensors of one T-GCN in a state dict, or in nested mappings.
 
     Raises:
-        ValueError: there is none, there are several, or there are keys that belong to none.
+        ValueError: there is none, there are several, or keys are left over.
     """
     mapping, path = _mapping(content, name)
     notes = [f"tensors from its entry {path}"] if path else []
@@ -73,7 +73,7 @@ def find(content: object, name: str) -> Found:
 
 
 def _mapping(content: object, name: str) -> tuple[Mapping[str, Tensor], str]:
-    """The mapping that holds the tensors of cells, and the way to it."""
+    """The mapping with the tensors of cells, and its path."""
     if not isinstance(content, Mapping):
         raise ValueError(
             f"{name}: expected a state_dict, a mapping from names to tensors, got {type(content).__name__}"
@@ -109,14 +109,14 @@ def _mapping(content: object, name: str) -> tuple[Mapping[str, Tensor], str]:
 def _inner(level: Iterable[tuple[str, Mapping[Any, Any]]], seen: set[int]) -> Iterator[tuple[str, Mapping[Any, Any]]]:
     for path, mapping in level:
         for key, value in mapping.items():
-            # A file may hold a mapping that contains itself.
+            # A mapping in a file may contain itself.
             if isinstance(value, Mapping) and id(value) not in seen:
                 seen.add(id(value))
                 yield f"{path}[{key!r}]", value
 
 
 def _is_conv(key: object) -> bool:
-    # Longer keys than any model has are not searched.
+    # Bounds the time of the search.
     return isinstance(key, str) and len(key) < 1000 and _CONV.search(key) is not None
 
 
@@ -124,7 +124,7 @@ def sizes(found: Found, name: str) -> dict[str, Any]:
     """Constructor arguments that follow from names and shapes; ``conv_activation`` and ``layout`` do not.
 
     Raises:
-        ValueError: no model has these.
+        ValueError: no model has these names and shapes.
     """
     prefix = BACKBONE if found.two_headed else ""
     state = {key[len(prefix) :]: value for key, value in found.state.items() if key.startswith(prefix)}
@@ -163,10 +163,10 @@ def sizes(found: Found, name: str) -> dict[str, Any]:
 
 
 def check_tensors(state: Mapping[str, Tensor], name: object, *, values: bool = True) -> torch.dtype:
-    """The floating point type of all tensors.
+    """The common floating point dtype of the tensors.
 
     Raises:
-        ValueError: they are not of one type that models compute in, or, if `values`, have none.
+        ValueError: the dtypes differ or no model computes in them, or, if `values`, a tensor has no values.
     """
     first: tuple[str, torch.dtype] | None = None
     for key, tensor in state.items():
@@ -193,7 +193,7 @@ def check_exactly(model: Any, state: dict[str, Tensor], source: object) -> None:
     """Compares the names and shapes of `state` with those of `model`.
 
     Raises:
-        ValueError: lists what is missing, foreign or misshapen.
+        ValueError: lists missing and unknown names and wrong shapes.
     """
     own = model.state_dict()
     problems = [f"missing {key}" for key in own if key not in state]
@@ -211,17 +211,17 @@ def check_exactly(model: Any, state: dict[str, Tensor], source: object) -> None:
 
 
 def load_exactly(model: Any, state: dict[str, Tensor], source: object) -> None:
-    """Loads `state` if its names and shapes are exactly those of `model`; else leaves the model as it is.
+    """Loads `state` if its names and shapes are exactly those of `model`; else the model remains unchanged.
 
     Raises:
-        ValueError: lists what is missing, foreign or misshapen.
+        ValueError: lists missing and unknown names and wrong shapes.
     """
     check_exactly(model, state, source)
     model.load_state_dict(state, strict=True)
 
 
 def kind_mismatch(own: Iterable[str], given: Iterable[str]) -> str:
-    """A sentence if one of two sets of keys is of GCN and the other of GATv2; else an empty string."""
+    """The reason if one set of keys is of a GCN and the other of a GATv2; else an empty string."""
     kinds = [{"GATv2" if key.endswith(".att") else "GCN" for key in keys if _is_kind(key)} for keys in (own, given)]
     if kinds[0] == {"GATv2"} and kinds[1] == {"GCN"}:
         return "the tensors are of GCN convolutions, the model has GATv2: build it with use_gat=False"
@@ -247,6 +247,6 @@ def _shape(state: Mapping[str, Tensor], key: str, name: str) -> tuple[int, int]:
 
 
 def refuse(name: str, problems: list[str], state: Iterable[Any]) -> NoReturn:
-    """Raises ValueError with the problems and some keys."""
+    """Raises ``ValueError`` with the problems and some keys."""
     known = ", ".join(str(key) for _, key in zip(range(8), state, strict=False)) or "nothing"
     raise ValueError(f"{name}: cannot be mapped to a T-GCN: {'; '.join(problems)} (it holds: {known})")

@@ -1,4 +1,4 @@
-"""Reading files of tensors that may be damaged or hostile; nothing in them is executed."""
+"""Reading and writing tensor files. A file may be damaged or hostile: no code in it is executed."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-# The format's own limit for the header of a safetensors file.
+# Limit of the safetensors format.
 LONGEST_HEADER = 100_000_000
-# How files of torch.save begin that are not zip archives.
+# First bytes of torch.save files that are not zip archives.
 _LEGACY = b"\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19."
 _OBJECTS = (
     "it {}, which cannot be read without running the code in it; write the tensors alone, "
@@ -24,15 +24,15 @@ _NAMED = re.compile(r"(?:GLOBAL|[Uu]nsupported (?:global|class|type)|function)\W
 
 
 class Unreadable(ValueError):
-    """A file is not what it should be; the text says why."""
+    """A file is not a checkpoint; the message says why."""
 
 
 def read_tensor_file(path: Path) -> tuple[Any, dict[str, str]]:
-    """Content of a safetensors or ``torch.save`` file, and the metadata of the former.
+    """Content of a safetensors or ``torch.save`` file; the latter has no metadata.
 
     Raises:
-        FileNotFoundError: the file is not there.
-        ValueError: it is truncated, malformed, or holds what only running its code would give.
+        FileNotFoundError: the file does not exist.
+        ValueError: it is truncated or malformed, or cannot be read without running code in it.
         ImportError: the package ``safetensors`` is missing.
     """
     if not path.is_file():
@@ -48,7 +48,7 @@ def read_tensor_file(path: Path) -> tuple[Any, dict[str, str]]:
         raise
     except Unreadable as error:
         raise ValueError(f"{path}: not a readable checkpoint: {error}") from None
-    except Exception as error:  # the readers raise many kinds, all of which mean a bad file
+    except Exception as error:  # the readers raise exceptions of many types for a bad file
         raise ValueError(f"{path}: not a readable checkpoint: it is damaged ({_first_line(error)})") from None
 
 
@@ -56,12 +56,12 @@ def write_tensors(path: Path, state: dict[str, Tensor], metadata: dict[str, str]
     """Writes a ``.safetensors`` file.
 
     Raises:
-        OSError: it cannot be written, as on a full disk.
+        OSError: it cannot be written.
     """
     try:
         safetensors_io()[1](state, str(path), metadata=metadata)
     except Exception as error:
-        # The writer has an error of its own for what the system says.
+        # The writer wraps system errors in its own exception.
         found = re.search(r"os error (\d+)", str(error))
         if found is None or isinstance(error, OSError):
             raise
@@ -70,10 +70,10 @@ def write_tensors(path: Path, state: dict[str, Tensor], metadata: dict[str, str]
 
 
 def parse_json(text: str) -> Any:
-    """JSON as the standard has it: no NaN, no Infinity, no key twice.
+    """Parses standard JSON: without NaN, Infinity and duplicate keys.
 
     Raises:
-        ValueError: it is not.
+        ValueError: it is not standard JSON.
     """
 
     def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -104,7 +104,7 @@ def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
 
 
 def _safetensors_metadata(path: Path) -> dict[str, str]:
-    """Checks the header before the reader believes it; returns its metadata."""
+    """Validates the header before the reader trusts it; returns its metadata."""
     size = path.stat().st_size
     with open(path, "rb") as file:
         head = file.read(8)
@@ -155,7 +155,7 @@ def _read_torch(path: Path) -> Any:
 
 
 def _check_zip(path: Path) -> None:
-    """Refuses records that unpack to more than the file holds."""
+    """Raises for records that claim more bytes than the file has."""
     size = path.stat().st_size
     with zipfile.ZipFile(path) as archive:
         entries = archive.infolist()
@@ -172,7 +172,7 @@ def _first_line(error: Exception | str) -> str:
 
 
 def _sort_metadata(path: Path) -> None:
-    """Brings the metadata of a safetensors file into order: its writer has another one each time."""
+    """Sorts the metadata of a safetensors file: the order of its writer varies between runs."""
     with open(path, "r+b") as file:
         length = int.from_bytes(file.read(8), "little")
         header = json.loads(file.read(length))
@@ -187,7 +187,7 @@ def safetensors_io() -> tuple[Any, Any]:
     """``load_file`` and ``save_file``.
 
     Raises:
-        ImportError: the package is missing.
+        ImportError: the package ``safetensors`` is missing.
     """
     try:
         from safetensors.torch import load_file, save_file
