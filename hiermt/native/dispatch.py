@@ -1,4 +1,4 @@
-"""Who computes: the native operators or their pure-PyTorch twins."""
+"""Choice of the implementation: native operators or their pure-PyTorch twins."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ BACKENDS = ("auto", "native", "reference")
 
 
 def check(backend: str) -> str:
-    """Returns `backend` if it is one of :data:`BACKENDS`, raises ``ValueError`` otherwise."""
+    """Returns `backend`; raises ``ValueError`` unless it is one of :data:`BACKENDS`."""
     if backend not in BACKENDS:
         raise ValueError(f"backend: expected one of {', '.join(BACKENDS)}, got {backend!r}")
     return backend
 
 
 def native(backend: str, device: torch.device, dtype: torch.dtype = torch.float32) -> bool:
-    """Whether the native operators run for a request of `backend` on `device` in `dtype`.
+    """Whether the native operators run for `backend` on `device` in `dtype`.
 
-    ``HIERMT_BACKEND`` decides where a caller asked for ``"auto"``.
+    ``HIERMT_BACKEND`` replaces ``"auto"``.
 
     Raises:
-        RuntimeError: native was asked for and is not there; the message says why.
+        RuntimeError: `backend` is ``"native"`` and cannot run; the message says why.
     """
     if backend == "auto":
         backend = check(os.environ.get("HIERMT_BACKEND", "auto") or "auto")
@@ -45,7 +45,7 @@ def native(backend: str, device: torch.device, dtype: torch.dtype = torch.float3
     if reason is None and transformed():
         reason = (
             "torch.func (grad, vmap, jvp, ...) or forward-mode differentiation (torch.autograd.forward_ad) transforms "
-            "the call, which PyTorch operators alone support"
+            "the call, which only PyTorch operators support"
         )
     if reason is not None and backend == "native":
         raise RuntimeError(
@@ -56,10 +56,7 @@ def native(backend: str, device: torch.device, dtype: torch.dtype = torch.float3
 
 
 def transformed() -> bool:
-    """Whether a transform of ``torch.func`` or a level of dual tensors surrounds the call.
-
-    A compiler that traces one sees PyTorch operators.
-    """
+    """Whether ``torch.func`` transforms the call, or forward-mode differentiation is on; never under a compiler."""
     if torch.compiler.is_compiling():
         return False
     return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
@@ -71,7 +68,7 @@ def operator(name: str, use_native: bool) -> Callable[..., Any]:
 
 
 def _native_operators() -> ModuleType:
-    # Where it is not asked for, it is not imported: without the extension there are no such operators.
+    # Imported on demand: without the extension the import raises.
     from hiermt import ops
 
     return ops

@@ -1,7 +1,7 @@
-"""Loads the compiled module ``hiermt._C`` and, where that fails, remembers why.
+"""Loads the compiled module ``hiermt._C``, or stores the reason of the failure.
 
 The import of this module never raises and never builds. A binary that is missing, corrupt, built for another Python
-or machine, or older than the package gives one warning with cause and fix; the pure-PyTorch twins then compute.
+or machine, or older than the package causes one warning with cause and fix; the pure-PyTorch twins then run.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from torch._subclasses.fake_tensor import unset_fake_temporarily
 from hiermt._version import __version__
 
 OLDEST_TORCH = (2, 11)
-# Every operator of csrc/schema.cpp: a binary that lacks one is older than these sources.
+# All operators of csrc/schema.cpp: a binary without one of them is older than the sources.
 OPERATORS = (
     "graph_prepare",
     "conv_stack",
@@ -42,7 +42,7 @@ OPERATORS = (
     "gated_scan_windows",
     "gated_scan_windows_backward",
 )
-_REBUILD = "pip install --no-build-isolation . in hiermt's source tree (python -m hiermt info tells more)"
+_REBUILD = "pip install --no-build-isolation . in hiermt's source tree (details: python -m hiermt info)"
 
 
 class NativeUnavailableWarning(RuntimeWarning):
@@ -51,15 +51,15 @@ class NativeUnavailableWarning(RuntimeWarning):
 
 @dataclass(frozen=True)
 class NativeStatus:
-    """What is known about the compiled extension.
+    """Status of the compiled extension.
 
     Attributes:
         available: whether the native operators can be called.
         reason: why they cannot, ``None`` if they can.
-        fix: what to do about it, ``None`` if nothing.
+        fix: how to make them available, ``None`` if they are.
         path: file of the binary that was loaded or tried.
-        build: what the binary says about itself, empty if it was not loaded.
-        left_out: what the build left out and why, by part (``extension``, ``cuda``).
+        build: build information of the binary, empty if it was not loaded.
+        left_out: reason for each part that the build left out (``extension``, ``cuda``).
     """
 
     available: bool
@@ -71,7 +71,7 @@ class NativeStatus:
 
 
 def native_status() -> NativeStatus:
-    """The outcome of loading the extension, which happened when hiermt was imported."""
+    """The status of the extension, which was loaded with hiermt."""
     return _status
 
 
@@ -93,10 +93,10 @@ def why_not_native(device_type: str) -> str | None:
 
 @cache
 def why_not_gpu(index: int | None) -> str | None:
-    """Why one of this machine's GPUs, the current one if ``None``, runs none of the kernels; ``None`` if it does.
+    """Why the GPU `index` (``None``: the current one) cannot run the kernels; ``None`` if it can.
 
-    The first call for a device runs a tiny operator there: that the architecture fits does not tell whether the driver
-    is new enough for the CUDA that the kernels were built with.
+    The first call for a device runs a tiny operator: a matching architecture does not imply that the driver supports
+    the CUDA version of the kernels.
     """
     if not torch.cuda.is_available():
         return None
@@ -111,11 +111,11 @@ def why_not_gpu(index: int | None) -> str | None:
 
 
 def _why_trial_fails(device: torch.device) -> str | None:
-    """Runs the smallest operator on a GPU once; returns what went wrong, ``None`` if nothing did."""
+    """Runs the smallest operator on a GPU; returns the reason of a failure, ``None`` without one."""
     with unset_fake_temporarily(), torch.no_grad():
         try:
             logits = torch.zeros(1, 2, dtype=torch.float32, device=device)
-        except Exception:  # torch itself does not run there, and says so where it is asked to
+        except Exception:  # torch itself cannot run there; its own call reports that
             return None
         try:
             torch.ops.hiermt.decision_from_logits(logits, logits, 0.5, 4)
@@ -129,12 +129,12 @@ def _why_trial_fails(device: torch.device) -> str | None:
 
 
 def _runs(architecture: str, major: int, minor: int) -> bool:
-    """Whether code for an architecture, in CMake's spelling, runs on a GPU of this compute capability."""
+    """Whether code for an architecture, as CMake spells it, runs on a GPU of this compute capability."""
     number, feature, kind = re.fullmatch(r"(\d+)([af]?)(-\w+)?", architecture).groups()  # type: ignore[union-attr]
     built = divmod(int(number), 10)
     if feature:
         return built == (major, minor)
-    # Machine code serves its own generation, PTX every later one too.
+    # Machine code runs on its own generation, PTX on every later one too.
     return (built[0] == major and built[1] <= minor) or (kind != "-real" and built <= (major, minor))
 
 
@@ -145,7 +145,7 @@ def _load(package: Path) -> NativeStatus:
     if reason is None:
         try:
             build = importlib.import_module("hiermt._C").build_info()
-        except Exception as error:  # an import of anybody's binary may raise anything
+        except Exception as error:  # the import of an arbitrary binary may raise any exception
             reason = f"{path} cannot be loaded ({_first_line(error)})"
             fix = (
                 f"it is damaged or was built for another machine or torch than {torch.__version__}; rebuild: {_REBUILD}"
@@ -157,7 +157,7 @@ def _load(package: Path) -> NativeStatus:
 
 
 def _candidate(package: Path, left_out: dict[str, str]) -> tuple[str | None, str | None, str | None]:
-    """The binary to load, or why there is none and what to do."""
+    """Path of the binary, reason why it cannot be loaded, and fix."""
     expected = package / f"_C{sysconfig.get_config_var('EXT_SUFFIX')}"
     found = tuple(int(part) for part in torch.__version__.split("+")[0].split(".")[:2])
     if found < OLDEST_TORCH:
@@ -181,14 +181,14 @@ def _is_cut_short(path: Path) -> bool:
     with path.open("rb") as file:
         header = file.read(64)
     if len(header) < 64 or header[:6] != b"\x7fELF\x02\x01":
-        return False  # not 64-bit little-endian ELF: the loader refuses it politely or knows better
+        return False  # not 64-bit little-endian ELF: the loader raises
     (offset,) = struct.unpack_from("<Q", header, 40)
     size, count = struct.unpack_from("<HH", header, 58)
     return bool(path.stat().st_size < offset + size * count)
 
 
 def _unfit(build: dict[str, Any]) -> str | None:
-    """What keeps a binary that could be loaded from being used."""
+    """Why a binary that was loaded cannot be used."""
     if build.get("version") != __version__:
         return f"the binary belongs to hiermt {build.get('version')}, this is hiermt {__version__}"
     missing = _without_kernel("CPU", OPERATORS)
@@ -196,7 +196,7 @@ def _unfit(build: dict[str, Any]) -> str | None:
 
 
 def _without_kernel(key: str, names: Iterable[str]) -> list[str]:
-    """Those of the operators that have no implementation under a dispatch key."""
+    """The operators without an implementation under a dispatch key."""
     return sorted(
         name
         for name in names
@@ -221,7 +221,7 @@ def _first_line(error: BaseException) -> str:
 def _start() -> NativeStatus:
     status = _load(Path(__file__).resolve().parent.parent)
     if os.environ.get("HIERMT_BACKEND") == "reference":
-        return status  # nobody misses what nobody asked for
+        return status  # the native operators are not wanted
     if not status.available:
         _warn(f"hiermt runs on pure PyTorch, much slower: {status.reason}. To fix: {status.fix}.")
     elif status.build["cpu_isa_error"]:

@@ -24,10 +24,10 @@ class Info:
         version: of hiermt.
         python: version and platform.
         torch: version, the CUDA it was built for, threads.
-        native: path of the binary, the Python that loads it, and what it says about itself; empty without one.
-        runs: who computes on each kind of device, in words.
+        native: path of the binary, Python ABI, and its build information; empty without one.
+        runs: implementation on each device.
         left_out: what is missing and why.
-        environment: the variables that hiermt reads and that are set.
+        environment: the set variables among those that hiermt reads.
     """
 
     version: str
@@ -43,7 +43,7 @@ _VARIABLES = ("HIERMT_BACKEND", "HIERMT_CPU_ISA")
 
 
 def collect() -> Info:
-    """Gathers the facts; initialises no GPU beyond asking for its name."""
+    """Gathers the facts; of a GPU only its name and capability."""
     status = extension.native_status()
     native = {"path": status.path, "python_abi": _python_abi(status.path), **status.build} if status.available else {}
     left_out = [] if status.available else [f"native operators: {status.reason}; to fix: {status.fix}"]
@@ -58,7 +58,7 @@ def collect() -> Info:
         python=f"{platform.python_version()} on {platform.platform()}",
         torch=f"{torch.__version__}, {_torch_cuda()}, {torch.get_num_threads()} threads",
         native=native,
-        runs={"cpu": _who("cpu"), **{f"cuda:{i}": _gpu(i) for i in range(torch.cuda.device_count())}},
+        runs={"cpu": _implementation("cpu"), **{f"cuda:{i}": _gpu(i) for i in range(torch.cuda.device_count())}},
         left_out=left_out,
         environment={name: os.environ[name] for name in _VARIABLES if name in os.environ},
     )
@@ -78,35 +78,35 @@ def format(info: Info) -> str:
         ]
     else:
         lines.append(f"  native   not available; this Python loads {_expected()}")
-    lines += [f"  {device:8} {who}" for device, who in info.runs.items()]
+    lines += [f"  {device:8} {implementation}" for device, implementation in info.runs.items()]
     lines += [f"  missing  {what}" for what in info.left_out]
     lines += [f"  env      {name}={value}" for name, value in info.environment.items()]
     return "\n".join(lines)
 
 
 def main() -> int:
-    """Prints the facts; the exit status is 0 also when something is missing."""
+    """Prints the facts; the exit status is always 0."""
     sys.stdout.write(format(collect()) + "\n")
     return 0
 
 
 def _expected() -> str:
-    """Name of the binary that this Python looks for."""
+    """File name of the binary that this Python loads."""
     return f"_C{sysconfig.get_config_var('EXT_SUFFIX')}"
 
 
 def _python_abi(path: str | None) -> str:
-    """``cpython-311-x86_64-linux-gnu``, say: the part of a binary's name that tells which Python loads it."""
+    """The ABI tag in the file name of a binary, such as ``cpython-311-x86_64-linux-gnu``."""
     return Path(path or "").name.removeprefix("_C.").partition(".")[0]
 
 
 def _torch_cuda() -> str:
     if torch.version.cuda is None:
         return "CPU only"
-    return f"CUDA {torch.version.cuda}" + ("" if torch.cuda.is_available() else ", no GPU to be used")
+    return f"CUDA {torch.version.cuda}" + ("" if torch.cuda.is_available() else ", no usable GPU")
 
 
-def _who(device_type: str) -> str:
+def _implementation(device_type: str) -> str:
     chosen = os.environ.get("HIERMT_BACKEND", "auto") or "auto"
     if chosen == "reference":
         return "pure-PyTorch operators (HIERMT_BACKEND=reference)"
@@ -118,7 +118,7 @@ def _who(device_type: str) -> str:
 
 def _gpu(index: int) -> str:
     major, minor = torch.cuda.get_device_capability(index)
-    who, native = _who("cuda"), not extension.why_not_native("cuda")
+    implementation, native = _implementation("cuda"), not extension.why_not_native("cuda")
     if native and (reason := extension.why_not_gpu(index)):
-        who = f"pure-PyTorch operators: {reason};"
-    return f"{who} on {torch.cuda.get_device_name(index)} (sm_{major}{minor})"
+        implementation = f"pure-PyTorch operators: {reason};"
+    return f"{implementation} on {torch.cuda.get_device_name(index)} (sm_{major}{minor})"

@@ -1,4 +1,4 @@
-"""Whether a call is recorded, and what ``torch.jit`` gets: a refusal that names ``torch.export``."""
+"""Detection of tracing, and the refusal of ``torch.jit`` in favour of ``torch.export``."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ _INSTEAD = "use torch.export.export(model, args, dynamic_shapes=...), which leav
 
 
 def recorded() -> bool:
-    """Whether the operations of the call are recorded, so that Python must not ask for a value.
+    """Whether the call is traced, so that Python must not read values of tensors.
 
-    A compiler and ``torch.export`` record them, and ``make_fx``, on which ``torch.func.linearize`` stands.
+    By ``torch.compile``, ``torch.export`` or ``make_fx``, which ``torch.func.linearize`` uses.
     """
     if torch.compiler.is_compiling():
         return True
@@ -23,18 +23,15 @@ def recorded() -> bool:
 
 
 def refuse_tracing(size: int | Tensor) -> None:
-    """Raises inside ``torch.jit.trace``, where sizes are tensors.
-
-    A trace would keep the number of nodes, edges and steps, and what the graph was prepared to, as constants.
-    """
+    """Raises inside ``torch.jit.trace``, where sizes are tensors: it would store sizes and the CSR as constants."""
     if isinstance(size, Tensor):
         raise NotImplementedError(
-            f"torch.jit.trace cannot record hiermt: sizes and edges would become constants without a word; {_INSTEAD}"
+            f"torch.jit.trace cannot record hiermt: sizes and edges would silently become constants; {_INSTEAD}"
         )
 
 
 class NotScriptable:
-    """A module that ``torch.jit.script`` refuses by name, also as a part of another one."""
+    """Makes ``torch.jit.script`` of a module, or of one that contains it, raise by name."""
 
     def __prepare_scriptable__(self) -> NoReturn:
         raise NotImplementedError(

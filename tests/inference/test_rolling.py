@@ -251,8 +251,8 @@ def test_a_gap_is_named_and_nothing_is_taken(backend: str, gap: float) -> None:
     ("blocks", "message"),
     [
         ([], "got none"),
-        ([(0, 12), (0, 12)], "in order"),
-        ([(5, 12), (0, 12)], "in order"),
+        ([(0, 12), (0, 12)], "increasing"),
+        ([(5, 12), (0, 12)], "increasing"),
         ([(0, 12), (3, 9)], "expected 12 nodes in every graph, got 9"),
     ],
 )
