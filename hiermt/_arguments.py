@@ -28,9 +28,9 @@ def prepare(
         if not isinstance(tensor, Tensor):
             raise TypeError(f"x and parameters: expected Tensors, got {type(tensor).__name__}")
     device = x.device
-    if graph is not None and graph.device != device:
-        raise ValueError(f"x is on {device}, the graph on {graph.device}; move one with .to(...)")
     if graph is not None:
+        if graph.edge_index.device != device:
+            raise ValueError(f"x is on {device}, the graph on {graph.device}; move one with .to(...)")
         nodes = x.size(0)
         refuse_tracing(nodes)
         if nodes % max(graph.num_nodes, 1):

@@ -20,10 +20,10 @@ class Writes:
 
     def counts(self) -> list[int]:
         """The number of writes to each tensor; for an inference tensor, of the changes found."""
-        return [
-            self._changes(i, tensor) if tensor.is_inference() else tensor._version
-            for i, tensor in enumerate(self.tensors)
-        ]
+        counts = []
+        for i, tensor in enumerate(self.tensors):
+            counts.append(self._changes(i, tensor) if tensor.is_inference() else tensor._version)
+        return counts
 
     def _changes(self, i: int, tensor: Tensor) -> int:
         count, copy = self._copies.get(i, (0, None))

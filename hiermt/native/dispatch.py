@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from types import ModuleType
 from typing import Any
 
 import torch
@@ -32,7 +31,7 @@ def native(backend: str, device: torch.device, dtype: torch.dtype = torch.float3
         RuntimeError: `backend` is ``"native"`` and cannot run; the message says why.
     """
     if backend == "auto":
-        backend = check(os.environ.get("HIERMT_BACKEND", "auto") or "auto")
+        backend = os.environ.get("HIERMT_BACKEND") or "auto"
     if backend == "reference":
         return False
     if backend not in ("auto", "native"):
@@ -64,11 +63,9 @@ def transformed() -> bool:
 
 def operator(name: str, use_native: bool) -> Callable[..., Any]:
     """The operator `name`, native or twin."""
-    return getattr(_native_operators() if use_native else reference, name)  # type: ignore[no-any-return]
-
-
-def _native_operators() -> ModuleType:
+    if not use_native:
+        return getattr(reference, name)  # type: ignore[no-any-return]
     # Imported on demand: without the extension the import raises.
     from hiermt import ops
 
-    return ops
+    return getattr(ops, name)  # type: ignore[no-any-return]

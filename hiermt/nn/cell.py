@@ -6,12 +6,14 @@ import torch
 from torch import Tensor, nn
 
 from hiermt import functional
-from hiermt._arguments import check_integer, check_tensor
+from hiermt._arguments import GATE_PARAMS, check_integer, check_tensor
 from hiermt.graph import Graph
 from hiermt.native.tracing import NotScriptable
 from hiermt.nn.conv import GAT, GCN
-from hiermt.nn.parameters import has_global_hook, linear, runs, submodule
+from hiermt.nn.parameters import LINEAR, Parts, all_run, has_global_hook, read, submodule
 from hiermt.windows import Windows
+
+_GATES: Parts = (("lin_u", LINEAR), ("lin_r", LINEAR), ("lin_c", LINEAR))
 
 
 class TGCNCell(NotScriptable, nn.Module):
@@ -61,22 +63,21 @@ class TGCNCell(NotScriptable, nn.Module):
         self.lin_c = nn.Linear(in_channels + 2 * hidden_size, hidden_size)
 
     def gates(self) -> list[Tensor] | None:
-        """The gate parameters in the order the operators take them; ``None`` if a gate computes something else."""
-        u, r = linear(submodule(self, "lin_u")), linear(submodule(self, "lin_r"))
-        c = linear(submodule(self, "lin_c"))
-        return None if u is None or r is None or c is None else [*u, *r, *c]
+        """The gate parameters in the order of the operators; ``None`` if a gate computes something else."""
+        return read([(self, _GATES)])
 
     def op_parameters(self) -> tuple[list[Tensor], list[Tensor]] | None:
-        """The parameters of the convolutions and of the gates, as :func:`hiermt.functional.tgcn_layer` takes them.
+        """The parameters of convolutions and gates for :func:`hiermt.functional.tgcn_layer`.
 
         ``None`` if the cell or one of its parts computes something else than that function: a subclass, an adapter, a
         patched ``forward``, a hook.
         """
         stack = submodule(self, "gcn")
-        if not (runs(self, _FORWARD) and runs(stack, _STACK_FORWARD)):
+        if not (all_run((self,), _FORWARD) and all_run((stack,), _STACK_FORWARD)):
             return None
-        convs, gates = stack.op_parameters(), self.gates()
-        return None if convs is None or gates is None else (convs, gates)
+        parts = stack.parts()
+        tensors = None if parts is None else read([*parts, (self, _GATES)])
+        return None if tensors is None else (tensors[:-GATE_PARAMS], tensors[-GATE_PARAMS:])
 
     def forward(
         self,
@@ -131,11 +132,11 @@ class TGCNCell(NotScriptable, nn.Module):
             edge=stack.edge,
             conv_activation=stack.conv_activation,
             sequence=sequence,
-            backend=stack.backend,
+            backend=stack._backend,
         )
 
 
-# The methods that a kernel stands in for, as they are here: what a user patches or overrides is another one.
+# The methods that a kernel replaces; a patched or overridden one is a different object.
 _FORWARD, _STACK_FORWARD = TGCNCell.forward, GAT.forward
 
 

@@ -14,9 +14,13 @@ from hiermt.functional.projected import activate, gatv2_projected, gcn_projected
 from hiermt.graph import Graph, as_graph
 from hiermt.native import dispatch
 from hiermt.native.tracing import NotScriptable, refuse_tracing
-from hiermt.nn.parameters import has_global_hook, linear, matrix, parameter, runs, submodule
+from hiermt.nn.parameters import LINEAR, MATRIX, PARAMETER, Parts, all_run, has_global_hook, read, runs, submodule
 
 CONV_ACTIVATIONS = ("between", "after")
+# Parts in the order of the operators.
+_GATV2_PARTS: Parts = (("lin_l", LINEAR), ("lin_r", LINEAR), ("att", PARAMETER), ("bias", PARAMETER))
+_EDGE_PARTS: Parts = (*_GATV2_PARTS, ("lin_edge", MATRIX))
+_GCN_PARTS: Parts = (("lin", MATRIX), ("bias", PARAMETER))
 
 
 class GATv2Conv(nn.Module):
@@ -51,16 +55,8 @@ class GATv2Conv(nn.Module):
         nn.init.zeros_(self.bias)
 
     def op_parameters(self) -> list[Tensor] | None:
-        """The parameters in the order the operators take them; ``None`` if a part of it computes something else."""
-        lin_l, lin_r = linear(submodule(self, "lin_l")), linear(submodule(self, "lin_r"))
-        att, bias = parameter(self, "att"), parameter(self, "bias")
-        if lin_l is None or lin_r is None or att is None or bias is None:
-            return None
-        lin_edge = submodule(self, "lin_edge")
-        if lin_edge is None:
-            return [*lin_l, *lin_r, att, bias]
-        edge = matrix(lin_edge)
-        return None if edge is None else [*lin_l, *lin_r, att, bias, edge]
+        """The parameters in the order of the operators; ``None`` if a part computes something else."""
+        return read([(self, _GATV2_PARTS if self._modules.get("lin_edge") is None else _EDGE_PARTS)])
 
     def forward(self, x: Tensor, edge_index: Tensor | Graph, edge_weight: Tensor | None = None) -> Tensor:
         """Convolves, as PyG's does; arguments and shapes are those of :meth:`GAT.forward`."""
@@ -99,9 +95,8 @@ class GCNConv(nn.Module):
         nn.init.zeros_(self.bias)
 
     def op_parameters(self) -> list[Tensor] | None:
-        """The parameters in the order the operators take them; ``None`` if a part of it computes something else."""
-        weight, bias = matrix(submodule(self, "lin")), parameter(self, "bias")
-        return None if weight is None or bias is None else [weight, bias]
+        """The parameters in the order of the operators; ``None`` if a part computes something else."""
+        return read([(self, _GCN_PARTS)])
 
     def forward(self, x: Tensor, edge_index: Tensor | Graph, edge_weight: Tensor | None = None) -> Tensor:
         """Convolves, as PyG's does; arguments and shapes are those of :meth:`GCN.forward`."""
@@ -146,18 +141,24 @@ class _ConvStack(NotScriptable, nn.Module):
             if isinstance(conv, (GATv2Conv, GCNConv)):
                 conv.backend = self._backend
 
+    def parts(self) -> list[tuple[nn.Module, Parts]] | None:
+        """The parts of all convolutions; ``None`` if one of these computes something else than the operators."""
+        convs = submodule(self, "convs")._modules.values()
+        if not all_run(convs, _CONV_FORWARDS[self.gat]):
+            return None
+        names = (_EDGE_PARTS if self.edge else _GATV2_PARTS) if self.gat else _GCN_PARTS
+        parts = []
+        for conv in convs:
+            if self.edge != (conv._modules.get("lin_edge") is not None):
+                return None
+            parts.append((conv, names))
+        return parts
+
     def op_parameters(self) -> list[Tensor] | None:
-        """The parameters of all convolutions in the order the operators take them; ``None`` if a part of the stack
-        computes something else than they do."""
-        flat: list[Tensor] = []
-        for conv in submodule(self, "convs")._modules.values():
-            if not runs(conv, _CONV_FORWARDS[self.gat]) or self.edge != (conv._modules.get("lin_edge") is not None):
-                return None
-            params = conv.op_parameters()
-            if params is None:
-                return None
-            flat += params
-        return flat
+        """The parameters of all convolutions in the order of the operators; ``None`` if a part computes something
+        else."""
+        parts = self.parts()
+        return None if parts is None else read(parts)
 
     def forward(self, x: Tensor, edge_index: Tensor | Graph, edge_weight: Tensor | None = None) -> Tensor:
         """Applies the stack.

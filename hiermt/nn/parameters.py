@@ -1,17 +1,18 @@
-"""What the kernels read of a module, and whether they may compute in the module's place.
+"""Reads the parameters of modules for the kernels, and checks that a kernel may replace the modules.
 
-A kernel takes the parameters of many modules and never calls one of their ``forward`` methods. That is right only
-while each of these modules would compute what the kernel computes: its own ``forward``, and no hook around it. A part
-for which this is not so (an adapter, a subclass, a patched or hooked module) is called instead.
+A kernel takes the parameters of many modules and calls none of their ``forward`` methods. That is correct only while
+each module computes what the kernel does: its original ``forward``, without hooks. A part for which this does not hold
+(an adapter, a subclass, a patched or hooked module) is called instead.
 
-Parameters are read from the dictionaries of a module: ``module.lin.weight`` runs through Python twice, and for all
-parameters of a model that takes as long as its kernels on a hundred stocks. What is not a plain parameter, such as a
-parametrized weight, is read through the attribute, once for all time steps; where that may be another tensor than at
-each step, the part is called.
+Parameters are read from the dictionaries of a module: attribute access of ``torch.nn.Module`` is Python, and for all
+parameters of a model takes as long as the kernels on a hundred stocks. What is not a plain parameter, such as a
+parametrized weight, is read through its attribute, once for all time steps; where repeated reads may give different
+tensors, the part is called.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -21,37 +22,46 @@ from torch.nn.utils import parametrizations
 
 from hiermt.native.tracing import recorded
 
+# Names of parts with their kinds: a linear with a bias, one without, or a parameter of the module itself.
+Parts = tuple[tuple[str, str], ...]
+LINEAR, MATRIX, PARAMETER = "linear", "matrix", "parameter"
+
 _MODULE_CALL = nn.Module.__call__
 _LINEAR_TYPE, _LINEAR, _PARAMETER = nn.Linear, nn.Linear.forward, nn.Parameter
-_ELSEWHERE: Any = object()
+_WEIGHT, _WEIGHT_AND_BIAS = ["weight"], ["weight", "bias"]
 _DISABLED = torch._C._disabled_torch_function_impl
-# Parametrizations that give the same tensor however often they are computed in a forward.
+# Parametrizations without randomness and state.
 _REPEATABLE = (parametrizations._WeightNorm, parametrizations._Orthogonal)
 
 
 def runs(module: nn.Module, forward: Any) -> bool:
-    """Whether calling `module` runs the function `forward`, and no hook of the module's own around it."""
-    kind = type(module)
-    try:
-        own = kind.forward
-    except AttributeError:  # a ScriptModule has one only on the instance
-        return False
-    return (
-        own is forward
-        # torch.export and make_fx replace the call of every module while they record, and call the same.
-        and (kind.__call__ is _MODULE_CALL or (kind.__call__ is nn.Module.__call__ and recorded()))
-        and not (
+    """Whether a call of `module` runs the function `forward`, and no hook of the module."""
+    return all_run((module,), forward)
+
+
+def all_run(modules: Iterable[nn.Module], forward: Any) -> bool:
+    """Whether a call of each module runs the function `forward`, and no hook of the module."""
+    for module in modules:
+        kind = type(module)
+        # A ScriptModule has a forward on the instance only.
+        if getattr(kind, "forward", None) is not forward:
+            return False
+        # torch.export and make_fx replace the call of every module by an equivalent one while they trace.
+        if kind.__call__ is not _MODULE_CALL and not (kind.__call__ is nn.Module.__call__ and recorded()):
+            return False
+        if (
             module._forward_hooks
             or module._forward_pre_hooks
             or module._backward_hooks
             or module._backward_pre_hooks
             or "forward" in module.__dict__
-        )
-    )
+        ):
+            return False
+    return True
 
 
 def has_global_hook() -> bool:
-    """Whether a hook surrounds the call of every module."""
+    """Whether PyTorch has hooks on the calls of all modules."""
     return bool(
         _torch_module._global_forward_hooks
         or _torch_module._global_forward_pre_hooks
@@ -61,16 +71,38 @@ def has_global_hook() -> bool:
 
 
 def submodule(module: nn.Module, name: str) -> Any:
-    """``module.<name>``"""
-    found = module._modules.get(name)
-    return getattr(module, name) if found is None else found
+    """``module.<name>``; the attribute need not be a registered module."""
+    return module._modules.get(name) or getattr(module, name)
 
 
-def parameter(module: nn.Module, name: str) -> Tensor | None:
-    """``module.<name>``; ``None`` if it is, or if reading it once is not what reading it at each time step is."""
+def read(parts: Iterable[tuple[nn.Module, Parts]]) -> list[Tensor] | None:
+    """The tensors of the named parts of modules, in order; ``None`` unless each part computes what its kind says."""
+    tensors: list[Tensor] = []
+    linears = []
+    for module, names in parts:
+        for name, kind in names:
+            owner, wanted = module, [name]
+            if kind != PARAMETER:
+                owner = module._modules.get(name) or getattr(module, name)
+                if type(owner) is not _LINEAR_TYPE and not (runs(owner, _LINEAR) and _reads_as_linear(owner)):
+                    return None
+                linears.append(owner)
+                wanted = _WEIGHT_AND_BIAS if kind == LINEAR else _WEIGHT
+                if kind == MATRIX and owner._parameters.get("bias", owner) is not None and owner.bias is not None:
+                    return None
+            for one in wanted:
+                found: Tensor | None = owner._parameters.get(one)
+                if type(found) is not _PARAMETER:
+                    found = _parameter(owner, one)
+                    if found is None:
+                        return None
+                tensors.append(found)
+    return tensors if all_run(linears, _LINEAR) else None
+
+
+def _parameter(module: nn.Module, name: str) -> Tensor | None:
+    """``module.<name>``; ``None`` if it is, or if a second read may give another tensor."""
     found = module._parameters.get(name)
-    if type(found) is _PARAMETER:
-        return found
     if found is None:
         if not _repeatable(module, name):
             return None
@@ -78,31 +110,8 @@ def parameter(module: nn.Module, name: str) -> Tensor | None:
     return None if found is None or _overrides(found) else found
 
 
-def linear(found: nn.Module) -> tuple[Tensor, Tensor] | None:
-    """Weight and bias of a module; ``None`` unless it is a linear with both that computes as such."""
-    if not runs(found, _LINEAR) or not (type(found) is _LINEAR_TYPE or _reads_as_linear(found)):
-        return None
-    parameters = found._parameters
-    weight: Tensor | None = parameters.get("weight")
-    bias: Tensor | None = parameters.get("bias")
-    if type(weight) is not _PARAMETER or type(bias) is not _PARAMETER:
-        weight, bias = parameter(found, "weight"), parameter(found, "bias")
-    return None if weight is None or bias is None else (weight, bias)
-
-
-def matrix(found: nn.Module) -> Tensor | None:
-    """Weight of a module; ``None`` unless it is a linear without a bias that computes as such."""
-    if not runs(found, _LINEAR) or not (type(found) is _LINEAR_TYPE or _reads_as_linear(found)):
-        return None
-    parameters = found._parameters
-    bias, weight = parameters.get("bias", _ELSEWHERE), parameters.get("weight")
-    if (found.bias if bias is _ELSEWHERE else bias) is not None:
-        return None
-    return weight if type(weight) is _PARAMETER else parameter(found, "weight")
-
-
 def _reads_as_linear(module: nn.Module) -> bool:
-    """Whether a subclass of ``torch.nn.Linear`` makes nothing else of a parameter where it is read."""
+    """Whether attributes of a subclass of ``torch.nn.Linear`` are its plain or parametrized parameters."""
     kind: Any = type(module)
     return "parametrizations" in module._modules or (
         kind.__getattr__ is nn.Module.__getattr__
@@ -112,8 +121,7 @@ def _reads_as_linear(module: nn.Module) -> bool:
 
 
 def _repeatable(module: nn.Module, name: str) -> bool:
-    """Whether ``module.<name>`` is the same tensor each time it is read in a forward: no random or counting
-    parametrization makes it."""
+    """Whether repeated reads of ``module.<name>`` give one tensor: no parametrization of it is random or counts."""
     made: Any = module._modules.get("parametrizations")
     if made is None or name not in made._modules:
         return True
@@ -124,6 +132,6 @@ def _repeatable(module: nn.Module, name: str) -> bool:
 
 
 def _overrides(tensor: Tensor) -> bool:
-    """Whether functions of torch, such as ``linear``, may do something else with `tensor`."""
+    """Whether `tensor` overrides functions of torch such as ``linear``."""
     kind: Any = type(tensor)
     return kind is not _PARAMETER and kind is not Tensor and kind.__torch_function__ is not _DISABLED

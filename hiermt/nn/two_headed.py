@@ -11,9 +11,11 @@ from hiermt import functional
 from hiermt.data.feature_names import FeatureNames
 from hiermt.graph import Graph
 from hiermt.nn.backbone import ASSUMED_NTF, TGCN
-from hiermt.nn.parameters import has_global_hook, linear, runs, submodule
+from hiermt.nn.parameters import LINEAR, Parts, all_run, has_global_hook, read, runs, submodule
 from hiermt.nn.pretrained import Pretrained
 from hiermt.windows import Windows
+
+_HEADS: Parts = (("signal_head", LINEAR), ("direction_head", LINEAR))
 
 
 class TGCN_HierarchicalMT(FeatureNames, Pretrained, nn.Module):
@@ -105,9 +107,10 @@ class TGCN_HierarchicalMT(FeatureNames, Pretrained, nn.Module):
         params = self._head_params()
         if params is None:
             return self._call_parts(x, edge_index, edge_weight)
-        h = self.tgcn_backbone.last_state(x, edge_index, edge_weight)
-        flat = h if h.dim() == 2 else h.reshape(-1, self.tgcn_backbone.hidden_size)
-        signal, direction = functional.heads(flat, params, backend=self.backend)
+        backbone = submodule(self, "tgcn_backbone")
+        h = backbone.last_state(x, edge_index, edge_weight)
+        flat = h if h.dim() == 2 else h.flatten(0, -2)
+        signal, direction = functional.heads(flat, params, backend=backbone.backend)
         if h.dim() == 2:
             return signal, direction
         return signal.reshape(*h.shape[:-1], 2), direction.reshape(*h.shape[:-1], 2)
@@ -150,27 +153,27 @@ class TGCN_HierarchicalMT(FeatureNames, Pretrained, nn.Module):
                 signal, direction, threshold, backend=self.backend
             )
             return predictions, confidences, probabilities
-        h = self.tgcn_backbone.last_state(x, edge_index, edge_weight)
-        flat = h.reshape(-1, self.tgcn_backbone.hidden_size)
-        *_, probabilities, predictions, confidences = functional.decision(flat, params, threshold, backend=self.backend)
+        backbone = submodule(self, "tgcn_backbone")
+        h = backbone.last_state(x, edge_index, edge_weight)
+        *_, probabilities, predictions, confidences = functional.decision(
+            h.flatten(0, -2), params, threshold, backend=backbone.backend
+        )
         lead = h.shape[:-1]
         return predictions.reshape(lead), confidences.reshape(lead), probabilities.reshape(*lead, 4)
 
     def _head_params(self) -> list[Tensor] | None:
-        """Output linear and heads as the operators take them; ``None`` if one of them computes something else."""
+        """Parameters of the output linear and the heads; ``None`` if one of them computes something else."""
         backbone = submodule(self, "tgcn_backbone")
-        if has_global_hook() or not runs(backbone, _BACKBONE_FORWARD):
+        if has_global_hook() or not all_run((backbone,), _BACKBONE_FORWARD):
             return None
-        out_layers = submodule(backbone, "out")
-        if not runs(out_layers, _OUT_FORWARD) or len(out_layers._modules) != 1:
+        out = submodule(backbone, "out")
+        if not all_run((out,), _OUT_FORWARD) or len(out._modules) != 1:
             return None
-        (last,) = out_layers._modules.values()
-        out = linear(last)
-        signal, direction = linear(submodule(self, "signal_head")), linear(submodule(self, "direction_head"))
-        if out is None or signal is None or direction is None or signal[0].size(0) != 2 or direction[0].size(0) != 2:
+        params = read([(out, ((next(iter(out._modules)), LINEAR),)), (self, _HEADS)])
+        if params is None or params[2].size(0) != 2 or params[4].size(0) != 2:
             return None
-        return [*out, *signal, *direction]
+        return params
 
 
-# The methods that a kernel stands in for, as they are here: what a user patches or overrides is another one.
+# The methods that a kernel replaces; a patched or overridden one is a different object.
 _FORWARD, _BACKBONE_FORWARD, _OUT_FORWARD = TGCN_HierarchicalMT.forward, TGCN.forward, nn.Sequential.forward
