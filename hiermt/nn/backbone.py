@@ -17,7 +17,6 @@ from hiermt.native import dispatch
 from hiermt.native.tracing import recorded, refuse_tracing
 from hiermt.nn.cell import TGCNCell, cell_parameters
 from hiermt.nn.conv import GAT, GCN, check_edge_dim
-from hiermt.nn.parameters import submodule
 from hiermt.nn.pretrained import Pretrained
 from hiermt.windows import Windows
 
@@ -156,7 +155,7 @@ class TGCN(FeatureNames, Pretrained, nn.Module):
                 return self._last_state_of_windows(x, edge_index, edge_weight, params)
             x = x.gather().transpose(-1, -2) if self.layout == "NFT" else x.gather()
         x = self._time_before_channels(x)
-        graph = as_graph(edge_index, edge_weight, x.size(-3), self.backend)
+        graph = as_graph(edge_index, edge_weight, x.size(-3), self._backend)
         h = x if x.dim() == 3 else x.reshape(x.size(0) * x.size(1), *x.shape[2:])
         if params is not None:
             for i, cell in enumerate(cells):
@@ -185,7 +184,7 @@ class TGCN(FeatureNames, Pretrained, nn.Module):
         check_tensor("x.series", x.series)
         if x.series.dim() != 3 or x.series.size(2) != self.in_channels:
             raise ValueError(f"x: expected windows of a series [N, D, {self.in_channels}], got {list(x.series.shape)}")
-        graph = as_graph(edge_index, edge_weight, x.series.size(0), self.backend)
+        graph = as_graph(edge_index, edge_weight, x.series.size(0), self._backend)
         # A compiler does not know how many days there will be, and takes all of them; so does a GPU, which nobody asks
         # unless it has to be waited for, as long as they are fewer than those of the windows one by one.
         h: Tensor | Windows = x
@@ -200,7 +199,8 @@ class TGCN(FeatureNames, Pretrained, nn.Module):
         return h.reshape(x.starts.size(0), graph.num_nodes, self.hidden_size)  # type: ignore[union-attr]
 
     def _cells(self) -> list[TGCNCell]:
-        return list(submodule(self, "cells")._modules.values())
+        cells: Any = self._modules.get("cells") or self.cells
+        return list(cells._modules.values())
 
     def _time_before_channels(self, x: Tensor) -> Tensor:
         if not isinstance(x, Tensor) or not x.is_floating_point():

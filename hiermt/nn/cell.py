@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -10,7 +12,7 @@ from hiermt._arguments import GATE_PARAMS, check_integer, check_tensor
 from hiermt.graph import Graph
 from hiermt.native.tracing import NotScriptable
 from hiermt.nn.conv import GAT, GCN
-from hiermt.nn.parameters import LINEAR, Parts, all_run, has_global_hook, read, submodule
+from hiermt.nn.parameters import LINEAR, Parts, all_run, has_global_hook, read
 from hiermt.windows import Windows
 
 _GATES: Parts = (("lin_u", LINEAR), ("lin_r", LINEAR), ("lin_c", LINEAR))
@@ -72,7 +74,7 @@ class TGCNCell(NotScriptable, nn.Module):
         ``None`` if the cell or one of its parts computes something else than that function: a subclass, an adapter, a
         patched ``forward``, a hook.
         """
-        stack = submodule(self, "gcn")
+        stack: Any = self._modules.get("gcn") or self.gcn
         if not (all_run((self,), _FORWARD) and all_run((stack,), _STACK_FORWARD)):
             return None
         parts = stack.parts()

@@ -14,7 +14,7 @@ from hiermt.functional.projected import activate, gatv2_projected, gcn_projected
 from hiermt.graph import Graph, as_graph
 from hiermt.native import dispatch
 from hiermt.native.tracing import NotScriptable, refuse_tracing
-from hiermt.nn.parameters import LINEAR, MATRIX, PARAMETER, Parts, all_run, has_global_hook, read, runs, submodule
+from hiermt.nn.parameters import LINEAR, MATRIX, PARAMETER, Parts, all_run, has_global_hook, read, runs
 
 CONV_ACTIVATIONS = ("between", "after")
 # Parts in the order of the operators.
@@ -143,7 +143,8 @@ class _ConvStack(NotScriptable, nn.Module):
 
     def parts(self) -> list[tuple[nn.Module, Parts]] | None:
         """The parts of all convolutions; ``None`` if one of these computes something else than the operators."""
-        convs = submodule(self, "convs")._modules.values()
+        stack: Any = self._modules.get("convs") or self.convs
+        convs = stack._modules.values()
         if not all_run(convs, _CONV_FORWARDS[self.gat]):
             return None
         names = (_EDGE_PARTS if self.edge else _GATV2_PARTS) if self.gat else _GCN_PARTS

@@ -70,11 +70,6 @@ def has_global_hook() -> bool:
     )
 
 
-def submodule(module: nn.Module, name: str) -> Any:
-    """``module.<name>``; the attribute need not be a registered module."""
-    return module._modules.get(name) or getattr(module, name)
-
-
 def read(parts: Iterable[tuple[nn.Module, Parts]]) -> list[Tensor] | None:
     """The tensors of the named parts of modules, in order; ``None`` unless each part computes what its kind says."""
     tensors: list[Tensor] = []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -11,7 +12,7 @@ from hiermt import functional
 from hiermt.data.feature_names import FeatureNames
 from hiermt.graph import Graph
 from hiermt.nn.backbone import ASSUMED_NTF, TGCN
-from hiermt.nn.parameters import LINEAR, Parts, all_run, has_global_hook, read, runs, submodule
+from hiermt.nn.parameters import LINEAR, Parts, all_run, has_global_hook, read, runs
 from hiermt.nn.pretrained import Pretrained
 from hiermt.windows import Windows
 
@@ -107,10 +108,10 @@ class TGCN_HierarchicalMT(FeatureNames, Pretrained, nn.Module):
         params = self._head_params()
         if params is None:
             return self._call_parts(x, edge_index, edge_weight)
-        backbone = submodule(self, "tgcn_backbone")
+        backbone: Any = self._modules.get("tgcn_backbone") or self.tgcn_backbone
         h = backbone.last_state(x, edge_index, edge_weight)
         flat = h if h.dim() == 2 else h.flatten(0, -2)
-        signal, direction = functional.heads(flat, params, backend=backbone.backend)
+        signal, direction = functional.heads(flat, params, backend=backbone._backend)
         if h.dim() == 2:
             return signal, direction
         return signal.reshape(*h.shape[:-1], 2), direction.reshape(*h.shape[:-1], 2)
@@ -153,20 +154,20 @@ class TGCN_HierarchicalMT(FeatureNames, Pretrained, nn.Module):
                 signal, direction, threshold, backend=self.backend
             )
             return predictions, confidences, probabilities
-        backbone = submodule(self, "tgcn_backbone")
+        backbone: Any = self._modules.get("tgcn_backbone") or self.tgcn_backbone
         h = backbone.last_state(x, edge_index, edge_weight)
         *_, probabilities, predictions, confidences = functional.decision(
-            h.flatten(0, -2), params, threshold, backend=backbone.backend
+            h.flatten(0, -2), params, threshold, backend=backbone._backend
         )
         lead = h.shape[:-1]
         return predictions.reshape(lead), confidences.reshape(lead), probabilities.reshape(*lead, 4)
 
     def _head_params(self) -> list[Tensor] | None:
         """Parameters of the output linear and the heads; ``None`` if one of them computes something else."""
-        backbone = submodule(self, "tgcn_backbone")
+        backbone: Any = self._modules.get("tgcn_backbone") or self.tgcn_backbone
         if has_global_hook() or not all_run((backbone,), _BACKBONE_FORWARD):
             return None
-        out = submodule(backbone, "out")
+        out: Any = backbone._modules.get("out") or backbone.out
         if not all_run((out,), _OUT_FORWARD) or len(out._modules) != 1:
             return None
         params = read([(out, ((next(iter(out._modules)), LINEAR),)), (self, _HEADS)])
