@@ -1,5 +1,5 @@
 // The 16-bit element types as plain bits, and the type each storage type computes in.
-// Conversions live in simd.h: they are compiled once per instruction set.
+// Conversions are in cpu/simd/memory.h and cuda/support/device.cuh.
 #pragma once
 
 #include <cstdint>

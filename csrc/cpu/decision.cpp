@@ -12,33 +12,6 @@ namespace {
 
 constexpr int64_t kRowsPerTask = 512;
 
-template <class S, class C>
-HIERMT_INLINE Vec<C> rounded(Vec<C> v) {
-  if constexpr (sizeof(S) == sizeof(C)) {
-    return v;
-  } else {
-    return detail::widen(S{}, detail::narrow(S{}, v));
-  }
-}
-
-template <int kFrom, class V, int... kIndex>
-HIERMT_INLINE V interleave(V a, V b, std::integer_sequence<int, kIndex...>) {
-  constexpr int n = sizeof...(kIndex);
-  return __builtin_shufflevector(a, b, (kFrom + kIndex / 2 + (kIndex % 2 ? n : 0))...);
-}
-
-template <class V>
-struct Pair {
-  V low, high;
-};
-// a0 b0 a1 b1 ...
-template <class V>
-HIERMT_INLINE Pair<V> interleave(V a, V b) {
-  constexpr int n = sizeof(V) / sizeof(Lane<V>);
-  using Sequence = std::make_integer_sequence<int, n>;
-  return {interleave<0>(a, b, Sequence{}), interleave<n / 2>(a, b, Sequence{})};
-}
-
 template <class S, class V>
 HIERMT_INLINE void store_up_to(S* to, V v, int64_t count) {
   constexpr int n = sizeof(V) / sizeof(Lane<V>);
@@ -53,7 +26,7 @@ HIERMT_INLINE void store_up_to(S* to, V v, int64_t count) {
 template <class S, class V>
 HIERMT_INLINE void store_pairs(S* to, V first, V second, int64_t rows) {
   constexpr int n = sizeof(V) / sizeof(Lane<V>);
-  const Pair<V> both = interleave(first, second);
+  const Interleaved<V> both = interleave(first, second);
   store_up_to(to, both.low, 2 * rows);
   store_up_to(to + n, both.high, 2 * rows - n);
 }
@@ -65,8 +38,8 @@ HIERMT_INLINE void softmax(Vec<C> a, Vec<C> b, Vec<C>& p_a, Vec<C>& p_b) {
   const Vec<C> e = exp_nonpositive(negative_abs(b - a)) + (top - top);
   const Vec<C> larger = reciprocal(broadcast(C(1)) + e);
   const Vec<C> smaller = e * larger;
-  p_a = rounded<S, C>(select(b > a, smaller, larger));
-  p_b = rounded<S, C>(select(b > a, larger, smaller));
+  p_a = round_to<S>(select(b > a, smaller, larger));
+  p_b = round_to<S>(select(b > a, larger, smaller));
 }
 
 // Everything after the logits, for `rows` rows from `row` on.
@@ -82,8 +55,8 @@ HIERMT_INLINE void decide(const Vec<C> (&logits)[kLogits], C threshold, const De
   const IntVec<C> is_up = up > down;
   if (outputs.probabilities != nullptr) {
     S* to = outputs.probabilities + row * kLogits;
-    const Pair<Vec<C>> even = interleave(noise, down);
-    const Pair<Vec<C>> odd = interleave(signal, up);
+    const Interleaved<Vec<C>> even = interleave(noise, down);
+    const Interleaved<Vec<C>> odd = interleave(signal, up);
     store_pairs(to, even.low, odd.low, 2 * rows);
     store_pairs(to + 2 * L, even.high, odd.high, 2 * rows - L);
   }
@@ -100,7 +73,7 @@ HIERMT_INLINE void decide(const Vec<C> (&logits)[kLogits], C threshold, const De
 // The threshold as torch compares it: a scalar takes the dtype of the tensor.
 template <class S, class C = Compute<S>>
 C comparable(double threshold) {
-  return rounded<S, C>(broadcast(static_cast<C>(threshold)))[0];
+  return round_to<S>(broadcast(static_cast<C>(threshold)))[0];
 }
 
 // Computes the rows that are not finite again, and no other: a row does not depend on its neighbours.
@@ -140,7 +113,7 @@ HIERMT_INLINE void product(const DecisionForward<S>& p, const FoldedHeads<C>& he
   const Vec<C> together = (logits[0] + logits[1]) + (logits[2] + logits[3]);
   const C probe = reduce_add(together - together);
   if (__builtin_expect(probe != C(0), 0)) make_literal<S, C>(p, row, rows, logits);
-  for (int j = 0; j < kLogits; ++j) logits[j] = rounded<S, C>(logits[j]);
+  for (int j = 0; j < kLogits; ++j) logits[j] = round_to<S>(logits[j]);
 }
 
 template <class Body>

@@ -19,7 +19,7 @@ if (_reason := extension.why_not_native("cpu")) is not None:
 
 from hiermt import ops  # noqa: F401  (registers the operators)
 
-# What csrc/cpu/vmath.h promises.
+# What csrc/cpu/simd/vmath.h promises.
 MOST_ULPS = {"sigmoid": 2.3, "tanh": 2.5}
 
 

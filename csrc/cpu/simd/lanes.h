@@ -1,4 +1,4 @@
-// Movement of values between the lanes of vectors. Part of simd.h, which includes it.
+// Data movement between the lanes of vectors. Part of simd.h, which includes it.
 #pragma once
 
 #include <utility>
@@ -43,7 +43,8 @@ HIERMT_INLINE void transpose_stage(V (&rows)[kCount]) {
   }
 }
 
-// Lane l of rows[0] becomes a sum of rows[l]: rows that differ in one bit of their number go side by side.
+// Lane l of rows[0] becomes the sum of the lanes of rows[l]. Each stage merges the rows whose numbers differ
+// in one bit.
 template <int kDistance, int kCount, class V>
 HIERMT_INLINE void fold_rows(V (&rows)[kCount]) {
   if constexpr (kDistance < kCount) {
@@ -66,23 +67,41 @@ HIERMT_INLINE V fold(V v) {
   }
 }
 
+template <int kFrom, class V, int... kIndex>
+HIERMT_INLINE V interleave_from(V a, V b, std::integer_sequence<int, kIndex...>) {
+  constexpr int n = sizeof...(kIndex);
+  return __builtin_shufflevector(a, b, (kFrom + kIndex / 2 + (kIndex % 2 ? n : 0))...);
+}
+
 }  // namespace detail
 
-// The matrix whose rows are `rows`, transposed in place.
+template <class V>
+struct Interleaved {
+  V low, high;
+};
+// a0 b0 a1 b1 ...
+template <class V>
+HIERMT_INLINE Interleaved<V> interleave(V a, V b) {
+  constexpr int n = sizeof(V) / sizeof(Lane<V>);
+  using Sequence = std::make_integer_sequence<int, n>;
+  return {detail::interleave_from<0>(a, b, Sequence{}), detail::interleave_from<n / 2>(a, b, Sequence{})};
+}
+
+// Transposes the matrix of the given rows in place.
 template <class V, int kCount>
 HIERMT_INLINE void transpose(V (&rows)[kCount]) {
   static_assert(kCount == sizeof(V) / sizeof(Lane<V>), "as many rows as lanes");
   detail::transpose_stage<1>(rows);
 }
 
-// Sum of the lanes in a fixed order (a tree).
+// Sum of the lanes, added as a tree.
 template <class V>
 HIERMT_INLINE Lane<V> reduce_add(V v) {
   constexpr int n = sizeof(V) / sizeof(Lane<V>);
   return detail::fold<n / 2>(v)[0];
 }
 
-// Lane l = the sum of the lanes of rows[l]; overwrites the rows.
+// Lane l of the result is the sum of the lanes of rows[l]. Overwrites the rows.
 template <class V, int kCount>
 HIERMT_INLINE V reduce_each(V (&rows)[kCount]) {
   static_assert(kCount == sizeof(V) / sizeof(Lane<V>), "as many rows as lanes");

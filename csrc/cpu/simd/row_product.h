@@ -1,4 +1,4 @@
-// Products of a few rows with a packed matrix: lanes are output channels, inputs are broadcast.
+// Products of a few rows with a packed matrix. Lanes are output channels; inputs are broadcast.
 #pragma once
 
 #include "cpu/simd/simd.h"
@@ -7,17 +7,16 @@ namespace hiermt {
 namespace cpu {
 namespace HIERMT_ISA {
 
-// Rows in a tile: enough independent chains to keep two FMA units with a latency of four cycles busy.
+// Rows of a tile: enough independent chains to saturate two FMA units with a latency of four cycles.
 constexpr int kTileRows = 8;
-// How many of them fit into the registers beside three vectors of weights and one broadcast input.
+// Rows whose three sums fit into the registers beside three vectors of weights and one broadcast input.
 constexpr int kBlockRows = kRegisters >= 32 ? 8 : 4;
-// How many steps ahead rows are fetched: a tile reads and writes more streams than the hardware follows.
+// Rows are prefetched this many steps ahead: a tile has more streams than the hardware prefetcher follows.
 constexpr int64_t kPrefetchSteps = 2;
 static_assert(kTileRows % kBlockRows == 0, "a tile is a whole number of register blocks");
 
-// acc[v][i] += sum over k < count of rows[i * row_stride + k] * weights[k][v], for v < kVectors. The sums
-// live in a copy, which the compiler keeps in registers; rows at equal distances need few registers for
-// addresses.
+// acc[v][i] += sum over k < count of rows[i * row_stride + k] * weights[k][v], for v < kVectors. The sums are
+// a local copy, which the compiler keeps in registers. Equally spaced rows need few address registers.
 template <int kVectors, class V, int kAll, int kRows>
 HIERMT_INLINE void add_product(V (&acc)[kAll][kRows], const Lane<V>* rows, int64_t row_stride, int64_t count,
                                const Lane<V>* weights) {
@@ -54,7 +53,7 @@ HIERMT_INLINE void add_product(V (&acc)[kAll][kRows], const Lane<V>* rows, int64
   }
 }
 
-// The most inputs whose products with kVectors vectors fit into the registers.
+// The largest number of inputs whose products with kVectors vectors fit into the registers.
 template <int kVectors>
 constexpr int kBlockInputs = kVectors == 1 ? 8 : kBlockRows;
 
@@ -90,14 +89,14 @@ HIERMT_INLINE void add_outer_product_block(C* sums, int64_t sums_stride, const C
 
 }  // namespace detail
 
-// sums[k][v] += sum over the rows, in their order, of inputs[row][k] * lanes[row][v], for k < count and one
-// vector each at v * vector_stride, v < kVectors. Strides count elements.
+// sums[k][v] += sum over the rows, in order, of inputs[row][k] * lanes[row][v], for k < count and v <
+// kVectors; vector v is at v * vector_stride. Strides count elements.
 template <int kVectors, class C>
 HIERMT_NOINLINE void add_outer_product(C* sums, int64_t sums_stride, const C* inputs, int64_t inputs_stride,
                                        int64_t count, const C* lanes, int64_t lanes_stride,
                                        int64_t vector_stride, int64_t rows) {
   constexpr int kMost = kBlockInputs<kVectors>;
-  // Blocks of nearly equal size: a last block of one input would wait for its few sums in turn.
+  // Blocks of nearly equal size: a last block of one input would have too few independent sums.
   const int64_t blocks = (count + kMost - 1) / kMost;
   int64_t k = 0;
   for (int64_t block = 0; block < blocks; ++block) {

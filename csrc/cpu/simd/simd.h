@@ -1,9 +1,10 @@
 // Vectors of the widest width that the compile flags allow, on the vector extensions of GCC and Clang.
-// The only file that names an instruction set. Every kernel source is compiled once per instruction set with
-// another HIERMT_ISA, so all code of a kernel, inline or not, stays in namespace hiermt::cpu::HIERMT_ISA.
+// This file alone names instruction sets. Each kernel source is compiled once per instruction set, with its
+// own HIERMT_ISA. All code of a kernel, inline or not, is in namespace hiermt::cpu::HIERMT_ISA: a function
+// shared between the copies, such as std::min, could be linked in the version of the wrong set.
 //
-// A vector is Vec<C>, C float or double; arithmetic, comparison and `mask ? a : b` are the compiler's own.
-// Nothing here contracts or reorders arithmetic: fma() is one rounding where the hardware has it.
+// Vec<C> is a vector of C = float or double; arithmetic, comparison and `mask ? a : b` are the compiler's
+// own. Nothing here contracts or reorders arithmetic: fma() rounds once where the hardware can.
 #pragma once
 
 #include <cstddef>
@@ -18,7 +19,7 @@
 
 #if defined(__AVX512F__) && defined(__AVX512BW__) && defined(__AVX512DQ__) && defined(__AVX512VL__)
 #define HIERMT_AVX512 1
-#elif defined(__AVX2__) && defined(__FMA__) && defined(__F16C__)
+#elif defined(__AVX2__) && defined(__FMA__)
 #define HIERMT_AVX2 1
 #elif defined(__aarch64__)
 #define HIERMT_NEON 1
@@ -54,6 +55,10 @@ constexpr int kRegisters = 16;
 template <class C>
 constexpr int kLanes = kVectorBytes / static_cast<int>(sizeof(C));
 
+HIERMT_INLINE int64_t min(int64_t a, int64_t b) {
+  return a < b ? a : b;
+}
+
 template <class C>
 struct VectorTypes;
 
@@ -62,9 +67,9 @@ struct VectorTypes<float> {
   typedef float Value __attribute__((vector_size(kVectorBytes)));
   typedef int32_t Int __attribute__((vector_size(kVectorBytes)));
   typedef uint32_t UInt __attribute__((vector_size(kVectorBytes)));
-  typedef uint16_t Narrow __attribute__((vector_size(kVectorBytes / 2)));
+  typedef uint16_t Bits16 __attribute__((vector_size(kVectorBytes / 2)));
   typedef float Unaligned __attribute__((vector_size(kVectorBytes), aligned(4), may_alias));
-  typedef uint16_t UnalignedNarrow __attribute__((vector_size(kVectorBytes / 2), aligned(2), may_alias));
+  typedef uint16_t UnalignedBits16 __attribute__((vector_size(kVectorBytes / 2), aligned(2), may_alias));
 };
 
 template <>
@@ -85,7 +90,7 @@ using UIntVec = typename VectorTypes<C>::UInt;
 using VecF = Vec<float>;
 using VecD = Vec<double>;
 
-// Scalar and lane type of a vector, for functions that deduce the vector type V.
+// The element type of a vector, for functions that deduce the vector type V.
 template <class V>
 struct LaneOf;
 template <>
@@ -145,7 +150,7 @@ HIERMT_INLINE void store(C* to, Vec<C> v) {
   *reinterpret_cast<typename VectorTypes<C>::Unaligned*>(to) = v;
 }
 
-// The first n lanes, 0 <= n <= kLanes<C>; no other address is touched, and the other lanes load as zero.
+// The first n lanes, 0 <= n <= kLanes<C>. No other address is touched; the other lanes load as zero.
 HIERMT_INLINE VecF load_n(const float* from, int n) {
 #if defined(HIERMT_AVX512)
   return (VecF)_mm512_maskz_loadu_ps(static_cast<__mmask16>((1u << n) - 1), from);
@@ -185,26 +190,6 @@ HIERMT_INLINE void store_n(double* to, VecD v, int n) {
 #endif
 }
 
-#if defined(HIERMT_AVX512) || defined(HIERMT_AVX2)
-#define HIERMT_HARDWARE_HALF 1
-using HalfVec = VectorTypes<float>::Narrow;
-HIERMT_INLINE VecF half_to_float(HalfVec bits) {
-#if defined(HIERMT_AVX512)
-  return (VecF)_mm512_maskz_cvtph_ps(static_cast<__mmask16>(-1), (__m256i)bits);
-#else
-  return (VecF)_mm256_cvtph_ps((__m128i)bits);
-#endif
-}
-HIERMT_INLINE HalfVec float_to_half(VecF v) {
-#if defined(HIERMT_AVX512)
-  return (HalfVec)_mm512_maskz_cvtps_ph(static_cast<__mmask16>(-1), (__m512)v,
-                                        _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
-#else
-  return (HalfVec)_mm256_cvtps_ph((__m256)v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
-#endif
-}
-#endif
-
 // ---------------------------------------------------------------- arithmetic
 
 // a * b + c
@@ -231,9 +216,8 @@ HIERMT_INLINE VecD fma(VecD a, VecD b, VecD c) {
 #endif
 }
 
-// The zero-masked intrinsics are the plain instructions; GCC 12 warns about its own unmasked ones.
-//
-// The larger and the smaller lane; b wherever a or b is NaN, so max(limit, x) keeps a NaN x.
+// The larger and the smaller of two lanes; b where a or b is NaN, so max(limit, x) keeps a NaN x. Zero-masked
+// intrinsics compile to the plain instructions; GCC 12 warns about its own unmasked ones.
 HIERMT_INLINE VecF max(VecF a, VecF b) {
 #if defined(HIERMT_AVX512)
   return (VecF)_mm512_maskz_max_ps(static_cast<__mmask16>(-1), (__m512)a, (__m512)b);
@@ -327,7 +311,7 @@ HIERMT_INLINE VecD divide(VecD n, VecD d) {
   return n / d;
 }
 
-// p * 2^n for 0.5 < p < 2 and integral n, over- and underflowing as one multiplication would.
+// p * 2^n for 0.5 < p < 2 and integral n; overflows and underflows like one multiplication.
 // `biased` is n plus 1.5 * 2^(mantissa bits), whose low bits hold n in two's complement.
 HIERMT_INLINE VecF scale_by_power_of_two(VecF p, VecF n, VecF biased) {
 #if defined(HIERMT_AVX512)

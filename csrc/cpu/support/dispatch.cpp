@@ -30,8 +30,7 @@ struct Candidate {
 
 #ifdef HIERMT_HAS_AVX2
 bool has_avx2() {
-  return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c") &&
-         __builtin_cpu_supports("bmi2");
+  return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("bmi2");
 }
 #endif
 #ifdef HIERMT_HAS_AVX512
