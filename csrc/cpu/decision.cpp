@@ -1,4 +1,7 @@
-// Logits, softmax and the hierarchical decision of a row in one pass. Rows lie on the lanes.
+// The hierarchical decision in one pass over the rows, which are on the lanes:
+//
+//   logits [4] = heads (out h + out_bias) + head biases        noise, signal | down, up
+//   P = softmax of each pair; Neutral unless P(signal) > threshold, else Up if P(up) > P(down), else Down
 #include "cpu/decision_literal.h"
 #include "cpu/simd/vmath.h"
 #include "cpu/support/kernels.h"
@@ -10,8 +13,6 @@ namespace HIERMT_ISA {
 
 namespace {
 
-constexpr int64_t kRowsPerTask = 512;
-
 template <class S, class V>
 HIERMT_INLINE void store_up_to(S* to, V v, int64_t count) {
   constexpr int n = sizeof(V) / sizeof(Lane<V>);
@@ -22,7 +23,7 @@ HIERMT_INLINE void store_up_to(S* to, V v, int64_t count) {
   }
 }
 
-// to[2 * row + class]
+// to[2 * row + class] = the value of the class.
 template <class S, class V>
 HIERMT_INLINE void store_pairs(S* to, V first, V second, int64_t rows) {
   constexpr int n = sizeof(V) / sizeof(Lane<V>);
@@ -31,11 +32,11 @@ HIERMT_INLINE void store_pairs(S* to, V first, V second, int64_t rows) {
   store_up_to(to + n, both.high, 2 * rows - n);
 }
 
-// Softmax of two logits, rounded to the storage type. A maximum of +inf gives NaN as torch.softmax does.
+// Softmax of two logits, rounded to the storage type. A maximum of +inf gives NaN, as in torch.softmax.
 template <class S, class C>
 HIERMT_INLINE void softmax(Vec<C> a, Vec<C> b, Vec<C>& p_a, Vec<C>& p_b) {
-  const Vec<C> top = max(a, b);
-  const Vec<C> e = exp_nonpositive(negative_abs(b - a)) + (top - top);
+  const Vec<C> largest = max(a, b);
+  const Vec<C> e = exp_nonpositive(negative_abs(b - a)) + (largest - largest);
   const Vec<C> larger = reciprocal(broadcast(C(1)) + e);
   const Vec<C> smaller = e * larger;
   p_a = round_to<S>(select(b > a, smaller, larger));
@@ -50,7 +51,7 @@ HIERMT_INLINE void decide(const Vec<C> (&logits)[kLogits], C threshold, const De
   Vec<C> noise, signal, down, up;
   softmax<S, C>(logits[0], logits[1], noise, signal);
   softmax<S, C>(logits[2], logits[3], down, up);
-  // The decision follows from the probabilities as they are handed out, so it can be checked against them.
+  // The rounded probabilities decide, so that outputs.predictions agrees with outputs.probabilities.
   const IntVec<C> is_signal = signal > broadcast(threshold);
   const IntVec<C> is_up = up > down;
   if (outputs.probabilities != nullptr) {
@@ -70,16 +71,16 @@ HIERMT_INLINE void decide(const Vec<C> (&logits)[kLogits], C threshold, const De
   }
 }
 
-// The threshold as torch compares it: a scalar takes the dtype of the tensor.
+// The threshold in the dtype of the tensor, as torch compares it.
 template <class S, class C = Compute<S>>
 C comparable(double threshold) {
   return round_to<S>(broadcast(static_cast<C>(threshold)))[0];
 }
 
-// Computes the rows that are not finite again, and no other: a row does not depend on its neighbours.
+// Recomputes the rows that are not finite, and no other row: results do not depend on the neighbours.
 template <class S, class C>
-HIERMT_NOINLINE void make_literal(const DecisionForward<S>& p, int64_t row, int64_t rows,
-                                  Vec<C> (&logits)[kLogits]) {
+HIERMT_NOINLINE void recompute_nonfinite(const DecisionForward<S>& p, int64_t row, int64_t rows,
+                                         Vec<C> (&logits)[kLogits]) {
   for (int64_t l = 0; l < rows; ++l) {
     if (is_finite((logits[0][l] + logits[1][l]) + (logits[2][l] + logits[3][l]))) continue;
     C of_row[kLogits];
@@ -88,7 +89,7 @@ HIERMT_NOINLINE void make_literal(const DecisionForward<S>& p, int64_t row, int6
   }
 }
 
-// kLanes rows of h times the folded heads; rows past the end repeat the last one.
+// Logits of kLanes rows of h through the folded heads. Rows past the end repeat the last one.
 template <class S, class C>
 HIERMT_INLINE void product(const DecisionForward<S>& p, const FoldedHeads<C>& heads, int64_t row,
                            int64_t rows, Vec<C> (&logits)[kLogits]) {
@@ -97,7 +98,7 @@ HIERMT_INLINE void product(const DecisionForward<S>& p, const FoldedHeads<C>& he
   const S* at[L];
   for (int l = 0; l < L; ++l) at[l] = p.h + (row + (l < rows ? l : rows - 1)) * p.stride_row;
   for (int64_t c = 0; c < p.hidden; c += L) {
-    const int n = static_cast<int>(p.hidden - c < L ? p.hidden - c : L);
+    const int n = static_cast<int>(min(p.hidden - c, L));
     Vec<C> block[L];
     for (int l = 0; l < L; ++l) block[l] = n == L ? load(at[l] + c) : load_n(at[l] + c, n);
     transpose(block);
@@ -108,21 +109,19 @@ HIERMT_INLINE void product(const DecisionForward<S>& p, const FoldedHeads<C>& he
       }
     }
   }
-  // The bias comes last: sums that start from it round at its magnitude at every step.
+  // The bias is added last: every step of a sum that starts from it would round at its magnitude.
   for (int j = 0; j < kLogits; ++j) logits[j] += broadcast(heads.bias[j]);
-  const Vec<C> together = (logits[0] + logits[1]) + (logits[2] + logits[3]);
-  const C probe = reduce_add(together - together);
-  if (__builtin_expect(probe != C(0), 0)) make_literal<S, C>(p, row, rows, logits);
+  const Vec<C> sum = (logits[0] + logits[1]) + (logits[2] + logits[3]);
+  const C probe = reduce_add(sum - sum);
+  if (__builtin_expect(probe != C(0), 0)) recompute_nonfinite<S, C>(p, row, rows, logits);
   for (int j = 0; j < kLogits; ++j) logits[j] = round_to<S>(logits[j]);
 }
 
 template <class Body>
 HIERMT_INLINE void for_row_tiles(int64_t rows, int lanes, Body&& body) {
-  parallel_for((rows + kRowsPerTask - 1) / kRowsPerTask, [&](int64_t task) {
-    const int64_t end = (task + 1) * kRowsPerTask < rows ? (task + 1) * kRowsPerTask : rows;
-    for (int64_t row = task * kRowsPerTask; row < end; row += lanes) {
-      body(row, end - row < lanes ? end - row : lanes);
-    }
+  parallel_for(row_tasks(rows), [&](int64_t task) {
+    const Range range = rows_of(task, rows);
+    for (int64_t row = range.begin; row < range.end; row += lanes) body(row, min(range.end - row, lanes));
   });
 }
 

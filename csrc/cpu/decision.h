@@ -1,4 +1,4 @@
-// What the forward and the backward of the decision share.
+// The linear map from the hidden state to the logits, shared by the forward and the backward of the decision.
 #pragma once
 
 #include "cpu/simd/memory.h"
@@ -18,8 +18,8 @@ HIERMT_INLINE const S* head_row(const DecisionWeights<S>& weights, int64_t featu
   return (j < 2 ? weights.signal_weight : weights.direction_weight) + (j % 2) * features;
 }
 
-// No nonlinearity stands between the output linear and the heads, so the two are one linear map from H
-// channels to four logits: folded once per call, it costs 4 H multiplications a row in place of K H + 4 K.
+// The output linear and the heads, without a nonlinearity between them, folded into one linear map from H
+// channels to four logits: 4 H multiplications a row instead of (H + 4) * features.
 template <class C>
 struct FoldedHeads {
   C* weight;  // [4, H]
@@ -42,7 +42,7 @@ FoldedHeads<C> fold_heads(ScratchFrame& frame, const DecisionWeights<S>& weights
       for (int64_t c = 0; c < hidden; ++c)
         weight[c] += factor * to_compute(weights.out_weight[k * hidden + c]);
     }
-    // Rounded once, so that folding costs no accuracy.
+    // One rounding from float64, so that folding costs no accuracy.
     for (int64_t c = 0; c < hidden; ++c) folded.weight[j * hidden + c] = static_cast<C>(weight[c]);
     folded.bias[j] = static_cast<C>(sum);
   }

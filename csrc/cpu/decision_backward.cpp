@@ -1,8 +1,9 @@
-// Cotangents of the logits to those of the hidden state, the output linear and the heads.
+// The decision, backward. With G [N, 4] the cotangents of the logits, W = heads out the folded weight,
+// M = G^T h [4, H] and s = G^T 1 [4]:
 //
-// With G [N, 4] the cotangents, W = heads * out the folded weight, M = G^T h [4, H] and s = G^T 1 [4]:
 //   d_h = G W,  d_heads = M out^T + s out_bias^T,  d_out = heads^T M,  d_out_bias = heads^T s
-// so one pass over the rows gives d_h, M and s, and the rest does not depend on N.
+//
+// One pass over the rows gives d_h, M and s; the rest does not depend on N.
 #include "cpu/decision_literal.h"
 #include "cpu/support/kernels.h"
 #include "cpu/support/parallel.h"
@@ -13,23 +14,12 @@ namespace HIERMT_ISA {
 
 namespace {
 
-// The partial sums over rows belong to ranges that depend on N alone, so the thread count changes no bit.
-constexpr int64_t kRowsPerPartial = 512;
-
-template <class S, class C>
-HIERMT_INLINE void load_cotangent(const DecisionBackward<S, C>& p, int64_t row, C (&g)[kLogits]) {
-  for (int j = 0; j < kLogits; ++j) {
-    const S* grad = j < 2 ? p.d_signal_logits : p.d_direction_logits;
-    g[j] = grad == nullptr ? C(0) : to_compute(grad[2 * row + j % 2]);
-  }
-}
-
 template <class S, class C>
 HIERMT_INLINE void hidden_gradient(const DecisionBackward<S, C>& p, const C* weight, int64_t row,
                                    const C (&g)[kLogits]) {
   constexpr int L = kLanes<C>;
   for (int64_t c = 0; c < p.hidden; c += L) {
-    const int n = static_cast<int>(p.hidden - c < L ? p.hidden - c : L);
+    const int n = static_cast<int>(min(p.hidden - c, L));
     Vec<C> sum = zero<C>();
     for (int j = 0; j < kLogits; ++j) {
       sum = fma(broadcast(g[j]), load_n(weight + j * p.hidden + c, n), sum);
@@ -45,7 +35,7 @@ HIERMT_INLINE void hidden_gradient(const DecisionBackward<S, C>& p, const C* wei
   }
 }
 
-// moment[j][c] += g[j] * h[c] over the rows of one range; the last channel of each row j counts the bias.
+// moment[j] += g[j] * [h, 1]: M and, in the last column, s.
 template <class S, class C>
 HIERMT_INLINE void accumulate(const DecisionBackward<S, C>& p, int64_t row, const C (&g)[kLogits],
                               C* moment) {
@@ -53,7 +43,7 @@ HIERMT_INLINE void accumulate(const DecisionBackward<S, C>& p, int64_t row, cons
   const int64_t width = p.hidden + 1;
   const S* h = p.h + row * p.stride_row;
   for (int64_t c = 0; c < p.hidden; c += L) {
-    const int n = static_cast<int>(p.hidden - c < L ? p.hidden - c : L);
+    const int n = static_cast<int>(min(p.hidden - c, L));
     const Vec<C> state = load_n(h + c, n);
     for (int j = 0; j < kLogits; ++j) {
       C* at = moment + j * width + c;
@@ -92,9 +82,9 @@ void parameter_gradients(const DecisionBackward<S, C>& p, const C* moment) {
   }
 }
 
-// Computes again what is not finite, and leaves nothing in the gradients of a head that was not used.
+// Recomputes the gradients that are not finite and clears those of a head that was not used.
 template <class S, class C>
-void mend_parameter_gradients(const DecisionBackward<S, C>& p) {
+void recompute_nonfinite(const DecisionBackward<S, C>& p) {
   for (int64_t k = 0; k < p.features; ++k) {
     C* d_out = p.grads.out_weight + k * p.hidden;
     for (int64_t c = 0; c < p.hidden; ++c) {
@@ -116,34 +106,33 @@ void decision_backward(const DecisionBackward<S, Compute<S>>& p) {
   using C = Compute<S>;
   ScratchFrame frame;
   const FoldedHeads<C> heads = fold_heads(frame, p.weights, p.features, p.hidden);
-  // 0 * NaN, where the weights of a head that was not used are NaN.
+  // The cotangents of an unused head are zero, but 0 * NaN is NaN: its weights are cleared.
   for (int j = 0; j < kLogits; ++j) {
     for (int64_t c = 0; c < (is_used<S>(p, j) ? 0 : p.hidden); ++c) heads.weight[j * p.hidden + c] = C(0);
   }
-  const int64_t ranges = (p.rows + kRowsPerPartial - 1) / kRowsPerPartial;
-  const int64_t size = kLogits * (p.hidden + 1);
-  C* moments = p.need_params ? frame.take<C>((ranges + 1) * size) : nullptr;
+  const int64_t tasks = row_tasks(p.rows), size = kLogits * (p.hidden + 1);
+  C* moments = p.need_params ? frame.take<C>((tasks + 1) * size) : nullptr;
 
-  parallel_for(ranges, [&](int64_t range) {
-    C* moment = p.need_params ? moments + range * size : nullptr;
+  parallel_for(tasks, [&](int64_t task) {
+    C* moment = p.need_params ? moments + task * size : nullptr;
     for (int64_t i = 0; p.need_params && i < size; ++i) moment[i] = C(0);
-    const int64_t end = (range + 1) * kRowsPerPartial < p.rows ? (range + 1) * kRowsPerPartial : p.rows;
-    for (int64_t row = range * kRowsPerPartial; row < end; ++row) {
+    const Range range = rows_of(task, p.rows);
+    for (int64_t row = range.begin; row < range.end; ++row) {
       C g[kLogits];
-      load_cotangent(p, row, g);
+      for (int j = 0; j < kLogits; ++j) g[j] = logit_cotangent<S>(p, row, j);
       if (p.d_h != nullptr) hidden_gradient(p, heads.weight, row, g);
       if (p.need_params) accumulate(p, row, g, moment);
     }
   });
 
   if (!p.need_params) return;
-  C* total = moments + ranges * size;
+  C* total = moments + tasks * size;
   for (int64_t i = 0; i < size; ++i) total[i] = C(0);
-  for (int64_t range = 0; range < ranges; ++range) {
-    for (int64_t i = 0; i < size; ++i) total[i] += moments[range * size + i];
+  for (int64_t task = 0; task < tasks; ++task) {
+    for (int64_t i = 0; i < size; ++i) total[i] += moments[task * size + i];
   }
   parameter_gradients(p, total);
-  mend_parameter_gradients(p);
+  recompute_nonfinite(p);
 }
 
 HIERMT_INSTANTIATE(decision_backward)

@@ -1,6 +1,6 @@
-// The two linears of the decision one after the other, forward and backward. The kernels fold them into one
-// map and sum over the rows first, through which what is not finite (an infinite weight, a feature that
-// overflows) spreads otherwise: such results are computed again here, without haste.
+// The output linear and the heads of the decision one after the other, forward and backward. The folded map
+// of decision.h propagates an infinity or an overflow differently, so results that are not finite are
+// recomputed here. This path is rare and not optimised.
 #pragma once
 
 #include "cpu/decision.h"
@@ -17,6 +17,13 @@ HIERMT_INLINE bool is_finite(C value) {
 template <class S>
 HIERMT_INLINE bool is_used(const DecisionBackward<S, Compute<S>>& p, int j) {
   return (j < 2 ? p.d_signal_logits : p.d_direction_logits) != nullptr;
+}
+
+// Cotangent of logit j of a row, zero for a head that was not used.
+template <class S, class C = Compute<S>>
+HIERMT_INLINE C logit_cotangent(const DecisionBackward<S, C>& p, int64_t row, int j) {
+  const S* d_logits = j < 2 ? p.d_signal_logits : p.d_direction_logits;
+  return d_logits == nullptr ? C(0) : to_compute(d_logits[2 * row + j % 2]);
 }
 
 // Channel k of the output linear for one row of h.
@@ -37,14 +44,13 @@ HIERMT_NOINLINE void literal_logits(const DecisionWeights<S>& w, const S* h, int
   }
 }
 
-// The cotangent of channel k of the output linear, for one row.
+// Cotangent of channel k of the output linear for one row.
 template <class S, class C = Compute<S>>
 C feature_cotangent(const DecisionBackward<S, C>& p, int64_t row, int64_t k) {
   C sum = C(0);
   for (int j = 0; j < kLogits; ++j) {
     if (!is_used<S>(p, j)) continue;
-    const S* grad = j < 2 ? p.d_signal_logits : p.d_direction_logits;
-    sum += to_compute(grad[2 * row + j % 2]) * to_compute(head_row(p.weights, p.features, j)[k]);
+    sum += logit_cotangent<S>(p, row, j) * to_compute(head_row(p.weights, p.features, j)[k]);
   }
   return sum;
 }
@@ -58,7 +64,7 @@ HIERMT_NOINLINE C literal_hidden_gradient(const DecisionBackward<S, C>& p, int64
   return sum;
 }
 
-// Of the output linear, column c < H of its weight or its bias.
+// Gradient of row k of the output linear: column c < H of its weight, or its bias for c = H.
 template <class S, class C = Compute<S>>
 HIERMT_NOINLINE C literal_out_gradient(const DecisionBackward<S, C>& p, int64_t k, int64_t c) {
   C sum = C(0);
@@ -71,11 +77,10 @@ HIERMT_NOINLINE C literal_out_gradient(const DecisionBackward<S, C>& p, int64_t 
 
 template <class S, class C = Compute<S>>
 HIERMT_NOINLINE C literal_head_gradient(const DecisionBackward<S, C>& p, int j, int64_t k) {
-  const S* grad = j < 2 ? p.d_signal_logits : p.d_direction_logits;
   C sum = C(0);
   for (int64_t row = 0; row < p.rows; ++row) {
-    sum +=
-        to_compute(grad[2 * row + j % 2]) * literal_feature(p.weights, p.h + row * p.stride_row, p.hidden, k);
+    const C feature = literal_feature(p.weights, p.h + row * p.stride_row, p.hidden, k);
+    sum += logit_cotangent<S>(p, row, j) * feature;
   }
   return sum;
 }

@@ -1,8 +1,8 @@
-// Cross entropy of two heads of two classes, the second one over masked rows. Rows lie on the lanes.
+// Cross entropy of two heads of two classes, the second head over the rows of a mask. Rows are on the lanes.
+// With a the logit of the target, b that of the other class and d = b - a:
 //
-// With a the logit of the target and b that of the other class, d = b - a:
-//   loss = log(exp(a) + exp(b)) - a = max(d, 0) + log(1 + exp(-|d|)),  d loss / d b = sigmoid(d) = -d loss /
-//   d a
+//   loss = log(exp(a) + exp(b)) - a = max(d, 0) + log(1 + exp(-|d|))
+//   d loss / d b = sigmoid(d) = -d loss / d a
 #include "cpu/simd/memory.h"
 #include "cpu/simd/vmath.h"
 #include "cpu/support/kernels.h"
@@ -15,17 +15,15 @@ namespace HIERMT_ISA {
 
 namespace {
 
-// The partial sums over rows belong to ranges that depend on N alone, so the thread count changes no bit.
-constexpr int64_t kRowsPerPartial = 512;
-
+// Sums over the rows of one task.
 template <class C>
 struct Partial {
   C signal, direction;
   double signal_norm, direction_norm;
 };
 
-// log(1 + e) for 0 <= e <= 1 by the series of the area hyperbolic tangent: 2 atanh(s) with s = e / (2 + e),
-// which is at most 1/3.
+// log(1 + e) = 2 atanh(s) with s = e / (2 + e), for 0 <= e <= 1: s <= 1/3, and the series of atanh converges
+// quickly.
 template <class V>
 HIERMT_INLINE V log_one_plus(V e) {
   using C = Lane<V>;
@@ -37,8 +35,9 @@ HIERMT_INLINE V log_one_plus(V e) {
   return (s + s) * sum;
 }
 
-// d of kLanes rows from `row` on. Rows that do not count get 0, so that nothing they hold can spread; a label
-// that is no class gives NaN. An infinite logit gives NaN where log_softmax does.
+// d of kLanes rows from `row` on; counted is 1 for the rows that count. Rows that do not count get 0,
+// whatever they hold. A label outside 0 and 1 gives NaN, and so does an infinite logit where log_softmax
+// does.
 template <class S, class C>
 HIERMT_INLINE Vec<C> differences(const S* logits, const int64_t* targets, const bool* mask, int64_t row,
                                  int64_t rows, Vec<C>& counted) {
@@ -50,8 +49,8 @@ HIERMT_INLINE Vec<C> differences(const S* logits, const int64_t* targets, const 
     if (!counts) continue;
     const C first = to_compute(logits[2 * (row + l)]), second = to_compute(logits[2 * (row + l) + 1]);
     const int64_t target = targets[row + l];
-    const C top = second > first ? second : first;
-    d[l] = (target == 1 ? first - second : second - first) + (top - top);
+    const C largest = second > first ? second : first;
+    d[l] = (target == 1 ? first - second : second - first) + (largest - largest);
     if (target != 0 && target != 1) d[l] = __builtin_nan("");
   }
   counted = load(weight);
@@ -68,7 +67,7 @@ HIERMT_INLINE Vec<C> only(Vec<C> counted, Vec<C> value) {
   return select(counted > zero<C>(), value, zero<C>());
 }
 
-// One head's part of the arguments. With q = sigmoid(d) = 1 - p of the target, a row's loss is
+// The arguments of one head. With q = sigmoid(d) = 1 - p of the target, a row's loss is
 //   q^gamma * (own * -log p + other * -log q)
 // where own = (1 - smoothing / 2) * weight of the target, other = smoothing / 2 * weight of the other class.
 template <class S>
@@ -108,7 +107,7 @@ Head<S> direction_head(const MultitaskLossForward<S>& p) {
   return {p.direction_logits, p.direction_targets, p.mask, p.options.direction_weight, p.options};
 }
 
-// What a head multiplies with in kLanes rows from `row` on.
+// The factors of a head in kLanes rows from `row` on.
 template <class S, class C = Compute<S>>
 struct Factors {
   Vec<C> weight, own, other;
@@ -127,7 +126,7 @@ struct Factors {
   }
 };
 
-// own * -log p + other * -log q; without smoothing an infinite -log q does not count.
+// own * -log p + other * -log q. Without smoothing the second term is left out, as 0 * inf is NaN.
 template <class S, class V>
 HIERMT_INLINE V smoothed(const Head<S>& head, const Factors<S>& factors, V d) {
   const V of_target = factors.own * cross_entropy(d);
@@ -140,7 +139,7 @@ HIERMT_INLINE V focal(const Head<S>& head, V d) {
   return exp_nonpositive(broadcast(-head.gamma) * cross_entropy(-d));
 }
 
-// Adds the losses of kLanes rows from `row` on to `sum`, and what they weigh to `norm`.
+// Adds the losses of kLanes rows from `row` on to `sum`, and their weights to `norm`.
 template <bool kPlain, class S, class C = Compute<S>>
 HIERMT_INLINE void add_rows(const Head<S>& head, int64_t row, int64_t rows, Vec<C>& sum, Vec<C>& norm) {
   Vec<C> counted;
@@ -174,26 +173,22 @@ HIERMT_INLINE Vec<C> slope(const Head<S>& head, int64_t row, int64_t rows, Vec<C
   }
 }
 
-// grad = scale * d loss / d logits; rows that do not count get 0.
+// d_logits = scale * d loss / d logits; rows that do not count get 0.
 template <bool kPlain, class S, class C = Compute<S>>
-HIERMT_INLINE void gradient(const Head<S>& head, C scale, S* grad, int64_t begin, int64_t end) {
+HIERMT_INLINE void gradient(const Head<S>& head, C scale, S* d_logits, const Range& range) {
   constexpr int L = kLanes<C>;
-  for (int64_t row = begin; row < end; row += L) {
-    const int64_t rows = end - row < L ? end - row : L;
+  for (int64_t row = range.begin; row < range.end; row += L) {
+    const int64_t rows = min(range.end - row, L);
     Vec<C> counted;
     const Vec<C> d = differences<S, C>(head.logits, head.targets, head.mask, row, rows, counted);
     C other[L];
     store(other, only<C>(counted, broadcast(scale) * slope<kPlain>(head, row, rows, d)));
     for (int64_t l = 0; l < rows; ++l) {
       const bool second = head.targets[row + l] == 1;
-      from_compute(grad[2 * (row + l)], second ? other[l] : -other[l]);
-      from_compute(grad[2 * (row + l) + 1], second ? -other[l] : other[l]);
+      from_compute(d_logits[2 * (row + l)], second ? other[l] : -other[l]);
+      from_compute(d_logits[2 * (row + l) + 1], second ? -other[l] : other[l]);
     }
   }
-}
-
-int64_t ranges_of(int64_t rows) {
-  return (rows + kRowsPerPartial - 1) / kRowsPerPartial;
 }
 
 template <class S>
@@ -207,28 +202,27 @@ void forward(const MultitaskLossForward<S>& p) {
   constexpr int L = kLanes<C>;
   const Head<S> signal_part = signal_head(p), direction_part = direction_head(p);
   ScratchFrame frame;
-  const int64_t ranges = ranges_of(p.rows);
-  Partial<C>* partials = frame.take<Partial<C>>(ranges);
-  parallel_for(ranges, [&](int64_t range) {
-    const int64_t end = (range + 1) * kRowsPerPartial < p.rows ? (range + 1) * kRowsPerPartial : p.rows;
+  const int64_t tasks = row_tasks(p.rows);
+  Partial<C>* partials = frame.take<Partial<C>>(tasks);
+  parallel_for(tasks, [&](int64_t task) {
+    const Range range = rows_of(task, p.rows);
     Vec<C> signal = zero<C>(), direction = zero<C>(), signal_norm = zero<C>(), direction_norm = zero<C>();
-    for (int64_t row = range * kRowsPerPartial; row < end; row += L) {
-      const int64_t rows = end - row < L ? end - row : L;
+    for (int64_t row = range.begin; row < range.end; row += L) {
+      const int64_t rows = min(range.end - row, L);
       add_rows<kPlain>(signal_part, row, rows, signal, signal_norm);
       add_rows<kPlain>(direction_part, row, rows, direction, direction_norm);
     }
-    partials[range] = {reduce_add(signal), reduce_add(direction), reduce_add(signal_norm),
-                       reduce_add(direction_norm)};
+    partials[task] = {reduce_add(signal), reduce_add(direction), reduce_add(signal_norm),
+                      reduce_add(direction_norm)};
   });
   Partial<C> sum{C(0), C(0), 0, 0};
-  for (int64_t range = 0; range < ranges; ++range) {
-    sum.signal += partials[range].signal;
-    sum.direction += partials[range].direction;
-    sum.signal_norm += partials[range].signal_norm;
-    sum.direction_norm += partials[range].direction_norm;
+  for (int64_t task = 0; task < tasks; ++task) {
+    sum.signal += partials[task].signal;
+    sum.direction += partials[task].direction;
+    sum.signal_norm += partials[task].signal_norm;
+    sum.direction_norm += partials[task].direction_norm;
   }
-  // No row at all gives NaN, as the mean of nothing does; no row in the mask, or of a class that weighs
-  // something, gives zero.
+  // The mean over an empty batch is NaN. Rows, but none in the mask or none with a weight, give zero.
   const auto mean = [](C value, double norm, bool may_be_empty) {
     return may_be_empty && norm == 0 ? C(0) : value / static_cast<C>(norm);
   };
@@ -241,9 +235,9 @@ void forward(const MultitaskLossForward<S>& p) {
   p.norms[1] = sum.direction_norm;
 }
 
-// Of a head that no row counts for the gradient is zero.
+// The gradient of a head is zero when no row counts for it.
 template <class C>
-C over(C cotangent, double norm) {
+C normalised(C cotangent, double norm) {
   return norm > 0 ? cotangent / static_cast<C>(norm) : C(0);
 }
 
@@ -253,17 +247,14 @@ void backward(const MultitaskLossBackward<S>& p) {
   const MultitaskLossForward<S>& f = p.forward;
   const Head<S> signal_part = signal_head(f), direction_part = direction_head(f);
   const C total = value_or_zero(p.d_total);
-  const C signal = over(total + value_or_zero(p.d_signal), f.norms[0]);
+  const C signal = normalised(total + value_or_zero(p.d_signal), f.norms[0]);
   const C direction =
-      over(static_cast<C>(f.lambda_direction) * total + value_or_zero(p.d_direction), f.norms[1]);
-  parallel_for(ranges_of(f.rows), [&](int64_t range) {
-    const int64_t begin = range * kRowsPerPartial;
-    const int64_t end = begin + kRowsPerPartial < f.rows ? begin + kRowsPerPartial : f.rows;
-    if (p.d_signal_logits != nullptr) {
-      gradient<kPlain>(signal_part, signal, p.d_signal_logits, begin, end);
-    }
+      normalised(static_cast<C>(f.lambda_direction) * total + value_or_zero(p.d_direction), f.norms[1]);
+  parallel_for(row_tasks(f.rows), [&](int64_t task) {
+    const Range range = rows_of(task, f.rows);
+    if (p.d_signal_logits != nullptr) gradient<kPlain>(signal_part, signal, p.d_signal_logits, range);
     if (p.d_direction_logits != nullptr) {
-      gradient<kPlain>(direction_part, direction, p.d_direction_logits, begin, end);
+      gradient<kPlain>(direction_part, direction, p.d_direction_logits, range);
     }
   });
 }
