@@ -3,6 +3,7 @@
 #include <cstring>
 
 #include "cpu/conv/conv_tasks.h"
+#include "cpu/conv/gatv2_block_backward.h"
 #include "cpu/conv/gcn_block.h"
 #include "cpu/support/kernels.h"
 #include "cpu/support/parallel.h"
@@ -13,7 +14,7 @@ namespace HIERMT_ISA {
 
 namespace {
 
-// Nodes whose dx is formed together, in the first-level cache.
+// Nodes whose d_x is computed together: their tiles stay in the first-level cache.
 constexpr int64_t kScatterNodes = 4 * kNodeTile;
 
 template <class S>
@@ -22,8 +23,8 @@ struct StackBackward {
   static constexpr int64_t L = kLanes<C>;
 
   const ConvStackBackward<S, C>& params;
-  const GatV2Packed<C>* convs;
-  const GatV2Transposed<C>* transposed;
+  const PackedConv<C>* convs;
+  const TransposedConv<C>* transposed;
   const C* edge_weight;  // nullptr without an edge term
   int64_t max_degree;
 
@@ -32,14 +33,14 @@ struct StackBackward {
 
   struct Task {
     const LaneChunk<C>& chunk;
-    int64_t begin, end;        // nodes, which no edge leaves
-    const GatV2Sums<C>* sums;  // [conv_layers] added to
-    C* edge_gradient;          // [E] added to, or nullptr
+    int64_t begin, end;       // nodes, which no edge leaves
+    const ConvSums<C>* sums;  // [conv_layers] added to
+    C* d_edge_weight;         // [E] added to, or nullptr
     EntryScratch<C> scratch;
   };
 
-  void run(const LaneChunk<C>& chunk, int64_t begin, int64_t end, const GatV2Sums<C>* sums,
-           C* edge_gradient) const {
+  void run(const LaneChunk<C>& chunk, int64_t begin, int64_t end, const ConvSums<C>* sums,
+           C* d_edge_weight) const {
     ScratchFrame frame;
     const int64_t nodes = end - begin, padded = convs[0].padded, last = forward().conv_layers - 1;
     const Task task{
@@ -47,61 +48,62 @@ struct StackBackward {
         begin,
         end,
         sums,
-        edge_gradient,
+        d_edge_weight,
         {frame.take<C>(max_degree * L), frame.take<C>(max_degree * L), frame.take<C>(max_degree * L)}};
     TileSpan<C>* inputs = frame.take<TileSpan<C>>(last + 1);
     for (int64_t k = 0; k <= last; ++k)
       inputs[k] = take_tiles<C>(frame, nodes, k == 0 ? convs[0].inputs : padded);
-    GatV2BackwardTiles<C> tiles{nodes,
-                                inputs[0],
-                                take_tiles<C>(frame, nodes, padded),
-                                take_tiles<C>(frame, nodes, padded),
-                                take_tiles<C>(frame, nodes, padded),
-                                take_tiles<C>(frame, nodes, padded)};
-    C* linear = frame.take<C>(nodes * L);
-    const Neighbourhood<C> g{
-        forward().graph.rowptr, forward().graph.col, edge_weight, begin, tiles.left, linear};
+    BackwardTiles<C> tiles{nodes,
+                           inputs[0],
+                           take_tiles<C>(frame, nodes, padded),
+                           take_tiles<C>(frame, nodes, padded),
+                           take_tiles<C>(frame, nodes, padded),
+                           take_tiles<C>(frame, nodes, padded)};
+    C* linear_score = frame.take<C>(nodes * L);
+    const TileGraph<C> g{
+        forward().graph.rowptr, forward().graph.col, edge_weight, begin, tiles.x_l, linear_score};
 
-    gather_tiles(task, inputs[0], tiles.dout);
+    gather_tiles(task, inputs[0], tiles.d_out);
     clear_dead_lanes(task, inputs[0]);
-    for (int64_t k = 0; k < last; ++k) recompute(k, g, inputs[k], tiles.left, inputs[k + 1], linear, task);
+    for (int64_t k = 0; k < last; ++k)
+      recompute(k, g, inputs[k], tiles.x_l, inputs[k + 1], linear_score, task);
     for (int64_t k = last; k >= 0; --k) {
       tiles.x = inputs[k];
-      conv_backward(k, g, tiles, linear, task);
+      conv_backward(k, g, tiles, linear_score, task);
       if (k > 0) {
-        input_cotangent(transposed[k], tiles, 0, nodes, tiles.dout);
-        through_activation(inputs[k], tiles.dout, nodes);
-        clear_dead_lanes(task, tiles.dout);
+        input_cotangent(transposed[k], tiles, 0, nodes, tiles.d_out);
+        through_activation(inputs[k], tiles.d_out, nodes);
+        clear_dead_lanes(task, tiles.d_out);
       } else if (params.d_x) {
         scatter_input_cotangent(task, tiles);
       }
     }
   }
 
-  void gather_tiles(const Task& task, const TileSpan<C>& x, const TileSpan<C>& dout) const {
+  void gather_tiles(const Task& task, const TileSpan<C>& x, const TileSpan<C>& d_out) const {
     const ConvStackForward<S>& f = forward();
     const LaneRows<S> x_rows(f.x, task.chunk);
     const LaneRows<S> out_rows(contiguous_view<S>(f.out, f.graph.num_nodes, f.steps, f.hidden), task.chunk);
-    const LaneRows<S> d_rows(contiguous_view<S>(params.d_out, f.graph.num_nodes, f.steps, f.hidden),
-                             task.chunk);
+    const LaneRows<S> d_out_rows(contiguous_view<S>(params.d_out, f.graph.num_nodes, f.steps, f.hidden),
+                                 task.chunk);
     for (int64_t n = task.begin; n < task.end; ++n) {
       prefetch_ahead(x_rows, n, task.end);
       prefetch_ahead(out_rows, n, task.end);
-      prefetch_ahead(d_rows, n, task.end);
+      prefetch_ahead(d_out_rows, n, task.end);
       gather(x_rows, n, x.node(n - task.begin));
-      gather_cotangent(d_rows, out_rows, f.last, n, convs[0].padded, dout.node(n - task.begin));
+      gather_cotangent(d_out_rows, out_rows, f.last, n, convs[0].padded, d_out.node(n - task.begin));
     }
   }
 
   // out = convolution k of x, after its activation.
-  void recompute(int64_t k, const Neighbourhood<C>& g, const TileSpan<C>& x, const TileSpan<C>& left,
-                 const TileSpan<C>& out, C* linear, const Task& task) const {
+  void recompute(int64_t k, const TileGraph<C>& g, const TileSpan<C>& x, const TileSpan<C>& x_l,
+                 const TileSpan<C>& out, C* linear_score, const Task& task) const {
     const int64_t nodes = task.end - task.begin;
     const TileSpan<const C> input = x;
     if (gat()) {
-      project(convs[k], input, left, out, linear, 0, nodes);
+      project(convs[k], input, x_l, out, linear_score, 0, nodes);
     } else {
-      product(convs[k].left, input, left, 0, nodes);
+      product(convs[k].lin_l, input, x_l, 0, nodes);
     }
     for (int64_t i = 0; i < nodes; ++i) {
       if (!gat()) {
@@ -115,35 +117,35 @@ struct StackBackward {
     clear_dead_lanes(task, out);
   }
 
-  // From dout to dx_l and dx_r, and everything that is added to the sums.
-  void conv_backward(int64_t k, const Neighbourhood<C>& g, const GatV2BackwardTiles<C>& t, C* linear,
+  // Computes d_x_l and d_x_r from d_out and adds to the sums.
+  void conv_backward(int64_t k, const TileGraph<C>& g, const BackwardTiles<C>& t, C* linear_score,
                      const Task& task) const {
-    std::memset(t.dleft.data, 0, static_cast<size_t>(t.nodes * t.dleft.node_stride) * sizeof(C));
-    const GatV2Sums<C>& sums = task.sums[k];
+    std::memset(t.d_x_l.data, 0, static_cast<size_t>(t.nodes * t.d_x_l.node_stride) * sizeof(C));
+    const ConvSums<C>& sums = task.sums[k];
     if (gat()) {
-      project(convs[k], t.x, t.left, t.right, linear, 0, t.nodes);
-    } else if (task.edge_gradient) {
-      product(convs[k].left, t.x, t.left, 0, t.nodes);
-      clear_dead_lanes(task, t.left);
+      project(convs[k], t.x, t.x_l, t.x_r, linear_score, 0, t.nodes);
+    } else if (task.d_edge_weight) {
+      product(convs[k].lin_l, t.x, t.x_l, 0, t.nodes);
+      clear_dead_lanes(task, t.x_l);
     }
     for (int64_t i = 0; i < t.nodes; ++i) {
-      const C* dout = t.dout.node(i);
-      C* right = t.right.node(i);
+      const C* d_out = t.d_out.node(i);
+      C* x_r = t.x_r.node(i);
       if (!gat()) {
-        aggregate_backward(convs[k], g, i, dout, t.dleft, task.edge_gradient);
+        aggregate_backward(convs[k], g, i, d_out, t.d_x_l, task.d_edge_weight);
       } else if (!edge_weight) {
-        attend_backward<false, false>(convs[k], g, i, dout, right, t.dleft, sums, task.scratch,
-                                      task.edge_gradient);
-      } else if (!task.edge_gradient) {
-        attend_backward<true, false>(convs[k], g, i, dout, right, t.dleft, sums, task.scratch,
-                                     task.edge_gradient);
+        attend_backward<false, false>(convs[k], g, i, d_out, x_r, t.d_x_l, sums, task.scratch,
+                                      task.d_edge_weight);
+      } else if (!task.d_edge_weight) {
+        attend_backward<true, false>(convs[k], g, i, d_out, x_r, t.d_x_l, sums, task.scratch,
+                                     task.d_edge_weight);
       } else {
-        attend_backward<true, true>(convs[k], g, i, dout, right, t.dleft, sums, task.scratch,
-                                    task.edge_gradient);
+        attend_backward<true, true>(convs[k], g, i, d_out, x_r, t.d_x_l, sums, task.scratch,
+                                    task.d_edge_weight);
       }
     }
-    clear_dead_lanes(task, t.dleft);
-    if (params.gat || params.gcn) projection_sums(convs[k], t, sums, gat());
+    clear_dead_lanes(task, t.d_x_l);
+    if (params.gat || params.gcn) add_projection_sums(convs[k], t, sums);
   }
 
   // Only for a GCN: through the softmax of an attention all of a node is NaN then, in every lane alike.
@@ -158,19 +160,19 @@ struct StackBackward {
     }
   }
 
-  void scatter_input_cotangent(const Task& task, const GatV2BackwardTiles<C>& tiles) const {
+  void scatter_input_cotangent(const Task& task, const BackwardTiles<C>& tiles) const {
     ScratchFrame frame;
-    const TileSpan<C> dx = take_tiles<C>(frame, kScatterNodes, transposed[0].left.outputs);
+    const TileSpan<C> d_x = take_tiles<C>(frame, kScatterNodes, transposed[0].lin_l.outputs);
     const LaneRowsOut<S> rows(params.d_x, forward().graph.num_nodes, forward().steps, convs[0].inputs,
                               task.chunk);
     for (int64_t n = 0; n < tiles.nodes; n += kScatterNodes) {
       const int64_t count = tiles.nodes - n < kScatterNodes ? tiles.nodes - n : kScatterNodes;
-      input_cotangent(transposed[0], tiles, n, n + count, dx);
+      input_cotangent(transposed[0], tiles, n, n + count, d_x);
       for (int64_t i = 0; i < count; ++i) {
         if (params.accumulate_d_x) {
-          scatter<true>(dx.node(i), rows, task.begin + n + i);
+          scatter<true>(d_x.node(i), rows, task.begin + n + i);
         } else {
-          scatter(dx.node(i), rows, task.begin + n + i);
+          scatter(d_x.node(i), rows, task.begin + n + i);
         }
       }
     }
@@ -222,8 +224,8 @@ void conv_stack_backward(const ConvStackBackward<S, Compute<S>>& p) {
   const ConvStackForward<S>& f = p.forward;
   const int64_t instances = f.graph.copies * f.steps;
   ScratchFrame frame;
-  GatV2Packed<C>* convs = frame.take<GatV2Packed<C>>(f.conv_layers);
-  GatV2Transposed<C>* transposed = frame.take<GatV2Transposed<C>>(f.conv_layers);
+  PackedConv<C>* convs = frame.take<PackedConv<C>>(f.conv_layers);
+  TransposedConv<C>* transposed = frame.take<TransposedConv<C>>(f.conv_layers);
   int64_t totals_size = 0, lanes_size = 0;
   for (int64_t k = 0; k < f.conv_layers; ++k) {
     const int64_t inputs = k == 0 ? f.x.channels : f.hidden;
@@ -232,8 +234,8 @@ void conv_stack_backward(const ConvStackBackward<S, Compute<S>>& p) {
     transposed[k] =
         f.gat ? pack_transposed(frame, f.gat[k].lin_l_weight, f.gat[k].lin_r_weight, inputs, f.hidden)
               : pack_transposed<S>(frame, f.gcn[k].lin_weight, nullptr, inputs, f.hidden);
-    totals_size += GatV2Sums<C>::totals(convs[k].padded, inputs);
-    lanes_size += GatV2Sums<C>::lanes(convs[k].padded);
+    totals_size += ConvSums<C>::totals(convs[k]);
+    lanes_size += ConvSums<C>::lanes(convs[k]);
   }
   const int64_t node_bytes = ((f.conv_layers + 3) * convs[0].padded + f.x.channels + 1) * kVectorBytes;
   const NodeGroups blocks = group_blocks(frame, f.graph, node_bytes);
@@ -248,24 +250,24 @@ void conv_stack_backward(const ConvStackBackward<S, Compute<S>>& p) {
                               p.d_edge_weight && edge_weight);
   parallel_for(groups, [&](int64_t group) {
     ScratchFrame own;
-    GatV2Sums<C>* sums = own.take<GatV2Sums<C>>(f.conv_layers);
+    ConvSums<C>* sums = own.take<ConvSums<C>>(f.conv_layers);
     C* lanes = own.take<C>(lanes_size);
     C* weights = totals + group * totals_size;
     std::memset(lanes, 0, static_cast<size_t>(lanes_size) * sizeof(C));
     std::memset(weights, 0, static_cast<size_t>(totals_size) * sizeof(C));
     for (int64_t k = 0; k < f.conv_layers; ++k) {
-      sums[k] = GatV2Sums<C>::over(weights, lanes, convs[k].padded, convs[k].inputs);
-      weights += GatV2Sums<C>::totals(convs[k].padded, convs[k].inputs);
-      lanes += GatV2Sums<C>::lanes(convs[k].padded);
+      sums[k] = ConvSums<C>::over(convs[k], weights, lanes);
+      weights += ConvSums<C>::totals(convs[k]);
+      lanes += ConvSums<C>::lanes(convs[k]);
     }
-    C* edge_gradient = edges.start(group);
+    C* d_edge_weight = edges.start(group);
     for (int64_t task = group_tasks[group]; task < group_tasks[group + 1]; ++task) {
       const LaneChunk<C> chunk(f.steps, task % chunks * kLanes<C>, instances);
-      stack.run(chunk, blocks.begin[task / chunks], blocks.begin[task / chunks + 1], sums, edge_gradient);
+      stack.run(chunk, blocks.begin[task / chunks], blocks.begin[task / chunks + 1], sums, d_edge_weight);
     }
     for (int64_t k = 0; k < f.conv_layers; ++k) {
-      C* rest = sums[k].left_weight + GatV2Sums<C>::weights(convs[k].padded, convs[k].inputs);
-      reduce_lanes(sums[k].left_bias, GatV2Sums<C>::lanes(convs[k].padded) / kLanes<C>, rest);
+      C* rest = sums[k].lin_l_weight + ConvSums<C>::weights(convs[k]);
+      reduce_lanes(sums[k].lin_l_bias, ConvSums<C>::lanes(convs[k]) / kLanes<C>, rest);
     }
   });
 
@@ -277,7 +279,7 @@ void conv_stack_backward(const ConvStackBackward<S, Compute<S>>& p) {
                                 p.gcn[k].bias};
       write_gradients(convs[k], own, groups, totals_size, grads);
     }
-    own += GatV2Sums<C>::totals(convs[k].padded, convs[k].inputs);
+    own += ConvSums<C>::totals(convs[k]);
   }
   if (p.d_edge_weight) edges.write(groups, f.graph.num_entries, p.d_edge_weight);
 }

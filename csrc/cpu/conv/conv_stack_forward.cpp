@@ -1,5 +1,6 @@
 // The convolution stack, forward.
 #include "cpu/conv/conv_tasks.h"
+#include "cpu/conv/gatv2_block.h"
 #include "cpu/conv/gcn_block.h"
 #include "cpu/support/kernels.h"
 #include "cpu/support/parallel.h"
@@ -21,19 +22,19 @@ struct StackForward {
   static constexpr int64_t L = kLanes<C>;
 
   const ConvStackForward<S>& params;
-  const GatV2Packed<C>* convs;
+  const PackedConv<C>* convs;
   const C* edge_weight;  // nullptr without an edge term
   int64_t max_degree;
 
   // Convolution k reads the output of its predecessor from result(k - 1) and leaves its own in result(k).
   struct Tiles {
-    TileSpan<C> left, even, odd;
-    C* linear;
+    TileSpan<C> x_l, even, odd;
+    C* linear_score;
     Tiles(ScratchFrame& frame, int64_t nodes, int64_t padded, int64_t conv_layers)
-        : left(take_tiles<C>(frame, nodes, padded)),
+        : x_l(take_tiles<C>(frame, nodes, padded)),
           even(take_tiles<C>(frame, nodes, padded)),
           odd(take_tiles<C>(frame, conv_layers > 1 ? nodes : 0, padded)),
-          linear(frame.take<C>(nodes * L)) {}
+          linear_score(frame.take<C>(nodes * L)) {}
     const TileSpan<C>& result(int64_t k) const { return k % 2 == 0 ? even : odd; }
   };
 
@@ -61,10 +62,10 @@ struct StackForward {
         x = tiles.result(k - 1).from(row);
       }
       if (params.gat) {
-        project(convs[k], x, tiles.left.from(row), tiles.result(k).from(row), tiles.linear + row * L, 0,
+        project(convs[k], x, tiles.x_l.from(row), tiles.result(k).from(row), tiles.linear_score + row * L, 0,
                 count);
       } else {
-        product(convs[k].left, x, tiles.left.from(row), 0, count);
+        product(convs[k].lin_l, x, tiles.x_l.from(row), 0, count);
       }
     }
   }
@@ -76,8 +77,8 @@ struct StackForward {
     C* score = frame.take<C>(max_degree * L);
     const bool last = k + 1 == params.conv_layers;
     const LaneRowsOut<S> rows(params.out, params.graph.num_nodes, params.steps, params.hidden, chunk);
-    const Neighbourhood<C> g{params.graph.rowptr, params.graph.col, edge_weight, first,
-                             tiles.left.from(0),  tiles.linear};
+    const TileGraph<C> g{params.graph.rowptr, params.graph.col,  edge_weight, first,
+                         tiles.x_l.from(0),   tiles.linear_score};
     for (int64_t i = begin - first; i < end - first; ++i) {
       C* target = tiles.result(k).node(i);
       if (!params.gat) {
@@ -127,7 +128,7 @@ void conv_stack_forward(const ConvStackForward<S>& p) {
   const int64_t instances = p.graph.copies * p.steps;
   if (instances == 0 || p.graph.num_nodes == 0 || p.hidden == 0) return;
   ScratchFrame frame;
-  GatV2Packed<C>* convs = frame.take<GatV2Packed<C>>(p.conv_layers);
+  PackedConv<C>* convs = frame.take<PackedConv<C>>(p.conv_layers);
   for (int64_t k = 0; k < p.conv_layers; ++k) {
     const int64_t inputs = k == 0 ? p.x.channels : p.hidden;
     convs[k] =

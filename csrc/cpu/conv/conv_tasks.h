@@ -1,6 +1,6 @@
-// How a graph convolution is cut into tasks. A task is one closed range of nodes and one chunk of instances:
-// everything it reads and writes is its own, and its tiles stay in the second-level cache. The cut depends on
-// the problem alone, never on the number of threads.
+// How a graph convolution is split into tasks. A task is a closed range of nodes, which no edge leaves, and
+// one chunk of instances. Its tiles stay in the second-level cache. The split depends on the problem alone,
+// not on the number of threads.
 #pragma once
 
 #include "cpu/conv/lane_tile.h"
@@ -10,14 +10,15 @@ namespace hiermt {
 namespace cpu {
 namespace HIERMT_ISA {
 
-// What the tiles of one task should fit into, and how many groups share the sums of a parameter gradient.
+// Size of the tiles of one task, for the second-level cache.
 constexpr int64_t kTaskBytes = 512 * 1024;
-constexpr int64_t kGradientGroups = 32;
-// Past this size the tiles of a block leave the caches anyway: its nodes are shared out instead.
+// Tiles of a block above this size leave the caches anyway: the threads share its nodes instead.
 constexpr int64_t kPhasedBytes = 16 * 1024 * 1024;
+// Groups of tasks with sums of parameter gradients of their own.
+constexpr int64_t kGradientGroups = 32;
 
-// Consecutive closed blocks, joined while their tiles fit into kTaskBytes, or half as much again where the
-// next block is small beside the ones before it, such as a node without edges.
+// Consecutive closed blocks, joined while their tiles fit into kTaskBytes, or 1.5 times that if the next
+// block is small beside the ones before it, such as a node without edges.
 struct NodeGroups {
   int64_t count;
   int64_t largest;       // nodes of the largest group
@@ -46,8 +47,8 @@ inline NodeGroups group_blocks(ScratchFrame& frame, const CsrGraph& graph, int64
   return groups;
 }
 
-// Tasks are ordered by block group, then chunk. Ranges of them that hold nearly the same work, counted in
-// nodes and entries: range g is [result[g], result[g + 1]).
+// Splits the tasks, ordered by block group and then chunk, into ranges of nearly equal work, counted in nodes
+// and entries: range g is [result[g], result[g + 1]).
 inline const int64_t* balance_tasks(ScratchFrame& frame, const CsrGraph& graph, const NodeGroups& blocks,
                                     int64_t chunks, int64_t ranges) {
   int64_t* begin = frame.take<int64_t>(ranges + 1);
@@ -57,7 +58,7 @@ inline const int64_t* balance_tasks(ScratchFrame& frame, const CsrGraph& graph, 
   for (int64_t k = 0; k < blocks.count; ++k) {
     const int64_t work = work_before(blocks.begin[k + 1]) - work_before(blocks.begin[k]);
     for (int64_t c = 0; c < chunks; ++c, done += work) {
-      // A task belongs to the range that its middle falls into.
+      // A task belongs to the range that contains its middle.
       while (range * all <= (done + work / 2) * ranges && range < ranges) begin[range++] = k * chunks + c;
     }
   }
@@ -65,7 +66,7 @@ inline const int64_t* balance_tasks(ScratchFrame& frame, const CsrGraph& graph, 
   return begin;
 }
 
-// The edge weights in compute precision: themselves, or a converted copy; nullptr without.
+// The edge weights in compute precision: the given ones, a converted copy, or nullptr without edge weights.
 template <class S, class C = Compute<S>>
 const C* compute_weights(ScratchFrame& frame, const S* weight, int64_t count) {
   if constexpr (std::is_same_v<S, C>) {

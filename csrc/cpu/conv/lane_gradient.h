@@ -1,4 +1,5 @@
-// Gradients of the parameters of a dense product on tiles [node][channel][lane]: sums over nodes and lanes.
+// Gradients of the weight and the bias of y = W x + b on tiles [node][channel][lane]: d_W = sum d x^T and
+// d_b = sum d over nodes and lanes, with d the cotangent of y.
 #pragma once
 
 #include "cpu/conv/lane_product.h"
@@ -8,22 +9,21 @@ namespace hiermt {
 namespace cpu {
 namespace HIERMT_ISA {
 
-// Rows (one node and lane each) that a wide gradient multiplies at once: a few of their vectors stay in the
-// first-level cache.
+// Inputs and outputs of a small matrix: its x and d stay in the first-level cache with a lane per instance.
+constexpr int64_t kSmallChannels = 16;
+// Rows, a node and lane each, that a large matrix multiplies at once: their vectors stay in that cache.
 constexpr int64_t kGradientRows = 128;
-// Vectors of outputs that a wide gradient forms together, in the registers.
+// Vectors of outputs that a large matrix accumulates together in registers.
 constexpr int kGradientVectors = 3;
-// A matrix is wide when its products no longer stay in the first-level cache with a lane for each instance.
-constexpr int64_t kNarrowChannels = 16;
 
-// Outputs of a sum over a weight matrix, [inputs][columns]: rounded up to whole vectors.
+// Columns of the sum of a weight gradient, [inputs][columns]: the outputs rounded up to whole vectors.
 template <class C>
 HIERMT_INLINE int64_t gradient_columns(int64_t padded) {
   return (padded + kLanes<C> - 1) / kLanes<C> * kLanes<C>;
 }
 
-// Gradients are summed up in two levels, first within a task or a target and then here: a shorter chain of
-// roundings than one long sum.
+// The second level of a sum whose first level is a target or a task: fewer roundings in a row than one long
+// sum.
 template <class C>
 HIERMT_INLINE void add_to(C* sum, Vec<C> value) {
   store(sum, load(sum) + value);
@@ -31,11 +31,11 @@ HIERMT_INLINE void add_to(C* sum, Vec<C> value) {
 
 namespace detail {
 
-// sum[i][o] += over nodes and lanes of d[o] * x[i], for kOutTile outputs and kInputs inputs.
+// sum[i][o] += the sum over nodes and lanes of d[o] * x[i], for kOutTile outputs and kInputs inputs.
 template <int kInputs, class C>
-HIERMT_INLINE void narrow_gradient_block(const TileSpan<const C>& d, int64_t output,
-                                         const TileSpan<const C>& x, int64_t input, int64_t nodes,
-                                         int64_t columns, C* sum) {
+HIERMT_INLINE void small_gradient_block(const TileSpan<const C>& d, int64_t output,
+                                        const TileSpan<const C>& x, int64_t input, int64_t nodes,
+                                        int64_t columns, C* sum) {
   constexpr int L = kLanes<C>;
   constexpr int kSums = kInputs * kOutTile;
   Vec<C> acc[kInputs][kOutTile];
@@ -64,8 +64,7 @@ HIERMT_INLINE void narrow_gradient_block(const TileSpan<const C>& d, int64_t out
   for (int k = 0; k < kSums; ++k) sum[(input + k / kOutTile) * columns + output + k % kOutTile] += total[k];
 }
 
-// rows[n * L + lane][channel] = tile.node(n)[channel][lane], whole vectors of channels; zero from `channels`
-// on.
+// rows[n * L + lane][channel] = tile.node(n)[channel][lane], in whole vectors of channels padded with zeros.
 template <class C>
 HIERMT_INLINE void rows_of_tiles(const TileSpan<const C>& tile, int64_t nodes, int64_t channels, C* rows,
                                  int64_t stride) {
@@ -82,35 +81,34 @@ HIERMT_INLINE void rows_of_tiles(const TileSpan<const C>& tile, int64_t nodes, i
 
 }  // namespace detail
 
-// sum[i][o] += over nodes and lanes of d[o] * x[i]; `outputs` is padded, rows of `sum` are
-// gradient_columns(outputs) long. Lanes stay instances: for matrices that leave d and x in the first-level
-// cache.
+// sum[i][o] += the sum over nodes and lanes of d[o] * x[i], for a matrix of at most kSmallChannels inputs and
+// outputs. `outputs` is padded; a row of `sum` has gradient_columns(outputs) elements.
 template <class C>
-HIERMT_INLINE void narrow_weight_gradient(const TileSpan<const C>& d, int64_t outputs,
-                                          const TileSpan<const C>& x, int64_t inputs, int64_t nodes, C* sum) {
+HIERMT_INLINE void small_weight_gradient(const TileSpan<const C>& d, int64_t outputs,
+                                         const TileSpan<const C>& x, int64_t inputs, int64_t nodes, C* sum) {
   const int64_t columns = gradient_columns<C>(outputs);
   for (int64_t o = 0; o < outputs; o += kOutTile) {
     int64_t i = 0;
-    for (; i + 3 <= inputs; i += 3) detail::narrow_gradient_block<3>(d, o, x, i, nodes, columns, sum);
-    if (inputs - i == 2) detail::narrow_gradient_block<2>(d, o, x, i, nodes, columns, sum);
-    if (inputs - i == 1) detail::narrow_gradient_block<1>(d, o, x, i, nodes, columns, sum);
+    for (; i + 3 <= inputs; i += 3) detail::small_gradient_block<3>(d, o, x, i, nodes, columns, sum);
+    if (inputs - i == 2) detail::small_gradient_block<2>(d, o, x, i, nodes, columns, sum);
+    if (inputs - i == 1) detail::small_gradient_block<1>(d, o, x, i, nodes, columns, sum);
   }
 }
 
-// The same for any size: d and x are turned to rows with channels on the lanes, a few nodes at a time, and
-// multiplied as such, so that each value loaded is used many times. One or two matrices share x.
+// The same for any size and for one or two matrices that share x. d and x are transposed to rows with
+// channels on the lanes, a few nodes at a time, so that each loaded value is used many times.
 template <class C>
-void wide_weight_gradient(const TileSpan<const C>* d, C* const* sum, int matrices, int64_t outputs,
-                          const TileSpan<const C>& x, int64_t inputs, int64_t nodes) {
+void large_weight_gradient(const TileSpan<const C>* d, C* const* sum, int matrices, int64_t outputs,
+                           const TileSpan<const C>& x, int64_t inputs, int64_t nodes) {
   constexpr int L = kLanes<C>;
   ScratchFrame frame;
   const int64_t columns = gradient_columns<C>(outputs), vectors = columns / L;
-  // An odd number of vectors from row to row: a column then meets every set of the cache.
+  // An odd number of vectors per row spreads a column over all sets of the cache.
   const int64_t x_stride = (gradient_columns<C>(inputs) / L | 1) * L, d_stride = (vectors | 1) * L;
   C* x_rows = frame.take<C>(kGradientRows * x_stride);
   C* d_rows = frame.take<C>(kGradientRows * d_stride);
   for (int64_t n = 0; n < nodes; n += kGradientRows / L) {
-    const int64_t count = nodes - n < kGradientRows / L ? nodes - n : kGradientRows / L, rows = count * L;
+    const int64_t count = min(nodes - n, kGradientRows / L), rows = count * L;
     detail::rows_of_tiles(x.from(n), count, inputs, x_rows, x_stride);
     for (int m = 0; m < matrices; ++m) {
       detail::rows_of_tiles(d[m].from(n), count, outputs, d_rows, d_stride);
@@ -127,7 +125,7 @@ void wide_weight_gradient(const TileSpan<const C>* d, C* const* sum, int matrice
   }
 }
 
-// db[o][lane] += sum over the nodes of d[n][o].
+// sum[o][lane] += the sum over the nodes of d[n][o].
 template <class C>
 HIERMT_INLINE void bias_gradient(const TileSpan<const C>& d, int64_t outputs, int64_t nodes, C* sum) {
   constexpr int L = kLanes<C>;

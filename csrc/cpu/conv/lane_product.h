@@ -1,7 +1,5 @@
-// Dense products on tiles [node][channel][lane]: y = W x + b, and its adjoint.
-//
-// The weights are scalars shared by all lanes, so a product is a matrix product whose "columns" are whole
-// vectors: kNodeTile nodes times kOutTile outputs stay in registers while the inputs stream by.
+// y = W x + b on tiles [node][channel][lane]. A weight is a scalar for all lanes; the sums of kNodeTile nodes
+// times kOutTile outputs stay in registers while the inputs stream by.
 #pragma once
 
 #include "cpu/simd/memory.h"
@@ -16,17 +14,17 @@ constexpr int kOutTile = kRegisters / 4;
 constexpr int kNodeTile = 3;
 static_assert(kOutTile * kNodeTile + kNodeTile + 1 <= kRegisters, "accumulators, inputs and a weight");
 
-// Channels of a tile that a product writes: rounded up, the surplus holds zeros.
+// Channels of a tile written by product(): rounded up, and zero past `channels`.
 HIERMT_INLINE int64_t padded_channels(int64_t channels) {
   return (channels + kOutTile - 1) / kOutTile * kOutTile;
 }
 
-// A weight matrix in compute precision, as [output block][input][output in the block], padded with zeros.
+// A weight matrix in compute precision, [outputs / kOutTile][input][kOutTile], padded with zeros.
 template <class C>
 struct PackedMatrix {
   int64_t outputs, inputs;  // outputs: padded
   const C* weight;
-  const C* bias;  // [outputs], or nullptr: accumulate into what is there
+  const C* bias;  // [outputs], or nullptr: add to y
 };
 
 template <class C>
@@ -68,13 +66,12 @@ C* pack_vector(ScratchFrame& frame, const S* vector, int64_t count, C scale = C(
   return packed;
 }
 
-// Not a vector scaled by zero, which is NaN where the vector is infinite.
 template <class C>
 C* zero_vector(ScratchFrame& frame, int64_t count) {
   const int64_t padded = padded_channels(count);
-  C* packed = frame.take<C>(padded);
-  for (int64_t i = 0; i < padded; ++i) packed[i] = C(0);
-  return packed;
+  C* zeros = frame.take<C>(padded);
+  for (int64_t i = 0; i < padded; ++i) zeros[i] = C(0);
+  return zeros;
 }
 
 namespace detail {
@@ -105,7 +102,7 @@ HIERMT_INLINE void product_block(const TileSpan<const C>& x, int64_t node, int64
 
 }  // namespace detail
 
-// y[n] = W x[n] + b for the nodes [begin, end); without a bias, y[n] += W x[n].
+// y[n] = W x[n] + b for the nodes [begin, end), or y[n] += W x[n] without a bias.
 template <class C>
 HIERMT_INLINE void product(const PackedMatrix<C>& matrix, const TileSpan<const C>& x, const TileSpan<C>& y,
                            int64_t begin, int64_t end) {

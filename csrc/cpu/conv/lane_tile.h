@@ -1,8 +1,6 @@
-// Graph data with instances on the vector lanes.
-//
-// An instance m = (copy, t) is one evaluation of the template graph; its node features never meet those of
-// another instance. A chunk puts kLanes instances on the lanes, so that a sum over edges or channels is plain
-// vertical arithmetic. A tile holds the rows of some nodes as [node][channel][lane].
+// Sequences on tiles [node][channel][lane]. An instance m = (copy, t) is one evaluation of the template
+// graph, independent of all others. A chunk puts kLanes instances on the lanes, so that sums over edges and
+// channels need no data movement between lanes.
 #pragma once
 
 #include "cpu/simd/memory.h"
@@ -13,8 +11,8 @@ namespace hiermt {
 namespace cpu {
 namespace HIERMT_ISA {
 
-// Lanes [0, count) hold instances; the lanes behind them repeat the last one, so that they stay as finite as
-// it is, and their cotangents are zero.
+// Lanes [0, count) hold instances. The other lanes repeat the last instance, which keeps them finite, and
+// have zero cotangents.
 template <class C>
 struct LaneChunk {
   int64_t count;
@@ -22,7 +20,7 @@ struct LaneChunk {
   int64_t time[kLanes<C>];
 
   LaneChunk(int64_t steps, int64_t first, int64_t end) {
-    count = end - first < kLanes<C> ? end - first : kLanes<C>;
+    count = min(end - first, kLanes<C>);
     for (int l = 0; l < kLanes<C>; ++l) {
       const int64_t instance = first + (l < count ? l : count - 1);
       copy[l] = instance / steps;
@@ -38,7 +36,7 @@ HIERMT_INLINE int64_t chunk_count(int64_t instances) {
   return (instances + kLanes<C> - 1) / kLanes<C>;
 }
 
-// Where each lane's row of node 0 starts.
+// The rows of a sequence: row[lane] + node * stride_node.
 template <class S, class C = Compute<S>>
 struct LaneRows {
   const S* row[kLanes<C>];
@@ -58,9 +56,8 @@ struct LaneRows {
   }
 };
 
-// How much of each lane's rows is asked for ahead of its use, in nodes. The rows of a chunk are a few short
-// runs for each node, too short for the hardware to foresee the next; of long ones more would leave the cache
-// again before they are read.
+// Rows are prefetched kPrefetchNodes nodes ahead, as their runs are too short for the hardware prefetcher,
+// but at most kPrefetchBytes ahead in each lane: more would leave the cache before it is read.
 constexpr int64_t kPrefetchNodes = 8;
 constexpr int64_t kPrefetchBytes = 512;
 
@@ -76,7 +73,7 @@ HIERMT_INLINE void prefetch_ahead(const LaneRows<S, C>& rows, int64_t node, int6
   }
 }
 
-// The view of a contiguous [N, T, H] tensor.
+// A contiguous [N, T, H] tensor as a sequence.
 template <class S>
 HIERMT_INLINE SequenceView<S> contiguous_view(const S* data, int64_t num_nodes, int64_t steps,
                                               int64_t channels) {
@@ -90,7 +87,7 @@ HIERMT_INLINE void gather(const LaneRows<S, C>& rows, int64_t node, C* tile) {
   const int64_t offset = node * rows.stride_node;
   if (rows.stride_channel == 1) {
     for (int64_t c = 0; c < rows.channels; c += L) {
-      const int n = static_cast<int>(rows.channels - c < L ? rows.channels - c : L);
+      const int n = static_cast<int>(min(rows.channels - c, L));
       Vec<C> block[L];
       for (int l = 0; l < L; ++l) block[l] = load_n(rows.row[l] + offset + c, n);
       transpose(block);
@@ -112,7 +109,7 @@ HIERMT_INLINE void gather(const LaneRows<S, C>& rows, int64_t node, C* tile) {
   }
 }
 
-// d activation(v) / dv from the value of the activation.
+// The derivative of an activation as a function of its value.
 template <class C>
 HIERMT_INLINE Vec<C> activation_slope(Vec<C> value, Activation activation) {
   const Vec<C> one = broadcast(C(1)), leak = broadcast(C(kActivationSlope));
@@ -124,22 +121,22 @@ HIERMT_INLINE Vec<C> activation_slope(Vec<C> value, Activation activation) {
   return one;
 }
 
-// tile[channel][lane] = the cotangent of the pre-activation output of `node`, from that of the output; zero
-// in the lanes without an instance and in the channels [rows.channels, padded). Rows are contiguous,
-// stride_channel 1.
+// tile[channel][lane] = the cotangent of the output of `node` before the activation, from d_out and out,
+// whose stride_channel is 1. Zero in the lanes without an instance and in the channels [d_out.channels,
+// padded).
 template <class S, class C = Compute<S>>
-HIERMT_INLINE void gather_cotangent(const LaneRows<S, C>& grad, const LaneRows<S, C>& out,
+HIERMT_INLINE void gather_cotangent(const LaneRows<S, C>& d_out, const LaneRows<S, C>& out,
                                     Activation activation, int64_t node, int64_t padded, C* tile) {
   constexpr int L = kLanes<C>;
-  const int64_t offset = node * grad.stride_node;
+  const int64_t offset = node * d_out.stride_node;
   for (int64_t c = 0; c < padded; c += L) {
-    const int n = static_cast<int>(grad.channels - c < L ? grad.channels - c : L);
+    const int n = static_cast<int>(min(d_out.channels - c, L));
     Vec<C> block[L];
     for (int l = 0; l < L; ++l) {
       block[l] = zero<C>();
-      if (l < grad.count) {
+      if (l < d_out.count) {
         const Vec<C> value = load_n(out.row[l] + offset + c, n);
-        block[l] = load_n(grad.row[l] + offset + c, n) * activation_slope<C>(value, activation);
+        block[l] = load_n(d_out.row[l] + offset + c, n) * activation_slope<C>(value, activation);
       }
     }
     transpose(block);
@@ -147,8 +144,8 @@ HIERMT_INLINE void gather_cotangent(const LaneRows<S, C>& grad, const LaneRows<S
   }
 }
 
-// Zeros in the lanes without an instance. They repeat an instance with a cotangent of zero, which adds
-// nothing to a sum over the lanes unless what it is multiplied with is infinite or NaN.
+// Clears the lanes without an instance. Their cotangents are zero, but the product with an infinite value of
+// the repeated instance would add NaN to a sum over the lanes.
 template <class C>
 HIERMT_NOINLINE void clear_lanes_past(int64_t count, C* tiles, int64_t elements) {
   constexpr int L = kLanes<C>;
@@ -158,7 +155,7 @@ HIERMT_NOINLINE void clear_lanes_past(int64_t count, C* tiles, int64_t elements)
   }
 }
 
-// Rows of a contiguous [N, T, H] output: row[lane] + node * stride_node.
+// The rows of a contiguous [N, T, H] output: row[lane] + node * stride_node.
 template <class S, class C = Compute<S>>
 struct LaneRowsOut {
   S* row[kLanes<C>];
@@ -173,13 +170,13 @@ struct LaneRowsOut {
   }
 };
 
-// The row of `node` in every live lane = tile[channel][lane], or that added to it.
+// Writes tile[channel][lane] to the row of `node` in each lane with an instance, or adds it with kAccumulate.
 template <bool kAccumulate = false, class S, class C = Compute<S>>
 HIERMT_INLINE void scatter(const C* tile, const LaneRowsOut<S, C>& rows, int64_t node) {
   constexpr int L = kLanes<C>;
   const int64_t offset = node * rows.stride_node;
   for (int64_t c = 0; c < rows.channels; c += L) {
-    const int n = static_cast<int>(rows.channels - c < L ? rows.channels - c : L);
+    const int n = static_cast<int>(min(rows.channels - c, L));
     Vec<C> block[L];
     for (int k = 0; k < L; ++k) block[k] = k < n ? load(tile + (c + k) * L) : zero<C>();
     transpose(block);

@@ -1,0 +1,55 @@
+// The data of one graph convolution, GATv2 or GCN, on tiles [node][channel][lane]: a closed range of nodes
+// and one chunk of instances at a time.
+#pragma once
+
+#include "cpu/conv/lane_product.h"
+#include "cpu/simd/vmath.h"
+#include "params.h"
+
+namespace hiermt {
+namespace cpu {
+namespace HIERMT_ISA {
+
+// The parameters of one convolution in compute precision; vectors are padded with zeros. A GCN has lin_l,
+// without a bias, and bias.
+template <class C>
+struct PackedConv {
+  int64_t inputs, hidden, padded;
+  PackedMatrix<C> lin_l, lin_r;
+  const C* att;           // nullptr: GCN
+  const C* att_linear;    // 0.6 att
+  const C* att_absolute;  // 0.4 att
+  const C* lin_edge;      // W_e, zeros without an edge term
+  const C* bias;
+  C edge_linear;  // 0.6 att . W_e
+  C above_half;   // kAboveHalf of the storage type
+  bool gat() const { return att != nullptr; }
+};
+
+// The incoming entries of the nodes of one tile; row 0 of the tile is node `first`.
+template <class C>
+struct TileGraph {
+  const int32_t* rowptr;
+  const int32_t* col;
+  const C* edge_weight;  // [E] weight (nullptr without an edge term) or norm
+  int64_t first;
+  TileSpan<const C> x_l;
+  const C* linear_score;  // [node][lane] 0.6 att . x_l, GATv2 only
+  HIERMT_INLINE int64_t source(int64_t entry) const { return col[entry] - first; }
+};
+
+// The backward derives the sign of v from the stored value, so the value of a positive v must not round to
+// one half.
+template <class C>
+HIERMT_INLINE Vec<C> activate(Vec<C> v, Activation activation, C above_half) {
+  if (activation == Activation::kNone) return v;
+  if (activation == Activation::kSigmoid) return sigmoid(v);
+  const Vec<C> leaky = v > zero<C>() ? v : v * broadcast(C(kActivationSlope));
+  if (activation == Activation::kLeakyRelu) return leaky;
+  const Vec<C> value = sigmoid(leaky);
+  return select(v > zero<C>(), max(value, broadcast(above_half)), value);
+}
+
+}  // namespace HIERMT_ISA
+}  // namespace cpu
+}  // namespace hiermt
