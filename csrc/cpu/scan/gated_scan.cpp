@@ -1,5 +1,5 @@
-// Forward of the gated scan. Lanes are hidden channels; a tile of nodes goes through all steps together, and
-// all products of a step (input and state alike) stay in registers until they are summed up.
+// The gated scan, forward. Lanes are hidden channels. A tile of nodes runs through all steps together, with
+// the sums of the input and the state products of a step in registers.
 #include "cpu/scan/gated_scan.h"
 
 #include "cpu/simd/vmath.h"
@@ -12,36 +12,36 @@ namespace HIERMT_ISA {
 
 namespace {
 
-// Tiles of one task: few enough to balance the load, many enough to repay the call.
+// Tiles of one task: few enough to balance the load, many enough to amortise the call.
 constexpr int64_t kTaskTiles = 4;
-// Tasks of a problem that has fewer than kTaskTiles tiles for each: enough to come out even.
-constexpr int64_t kEvenTasks = 32;
+// Smaller problems are split into up to this many tasks of fewer tiles, for an even load.
+constexpr int64_t kSmallTasks = 32;
 
 template <class S>
 class ForwardTile {
  public:
   using C = Compute<S>;
   using V = Vec<C>;
-  static constexpr int kL = kLanes<C>;
+  static constexpr int L = kLanes<C>;
   static constexpr bool kInPlace = sizeof(S) == sizeof(C);
 
   ForwardTile(const GatedScanForward<S>& p, const PackedGates<C>& packed, ScratchFrame& frame)
-      : p_(p), packed_(packed), padded_(packed.vectors * kL) {
+      : p_(p), packed_(packed), padded_(packed.vectors * L) {
     h_ = frame.take<C>(kTileRows * padded_);
     rh_ = frame.take<C>(kTileRows * padded_);
     z_ = frame.take<C>(3 * kTileRows * padded_);
-    x_ = frame.take<C>(kTileRows * (p.x.channels + kL));
-    g_ = frame.take<C>(kTileRows * (p.hidden + kL));
+    x_ = frame.take<C>(kTileRows * (p.x.channels + L));
+    g_ = frame.take<C>(kTileRows * (p.hidden + L));
   }
 
-  // Nodes [first, first + count), count <= kTileRows; g or z is the row of the first.
+  // Nodes [first, first + count), count <= kTileRows. g or z, the other is nullptr, is the row of the first.
   void run(int64_t first, int count, const S* g, const S* z) {
     start(first, count, g, z);
     for (int64_t t = 0; t < p_.steps; ++t) {
       if (!projected_) set_inputs(t);
       for (int64_t v = 0; v < packed_.vectors; ++v) {
         if (t + kPrefetchSteps < p_.steps) prefetch_rows(t + kPrefetchSteps, v);
-        for (int i = 0; i < kTileRows; i += kBlockRows) project(v, i, t);
+        for (int i = 0; i < kTileRows; i += kBlockRows) set_z(v, i, t);
       }
       for (int64_t v = 0; v < packed_.vectors; ++v) gate(v, t);
       for (int64_t v = 0; v < packed_.vectors; ++v) update(v, t);
@@ -56,7 +56,7 @@ class ForwardTile {
     projected_ = z != nullptr;
     const SequenceView<S>& x = p_.x;
     for (int i = 0; i < kTileRows; ++i) {
-      // Rows past the count repeat the first node and are never stored.
+      // Rows past the count repeat the first node; their results are not stored.
       const int64_t node = first + (i < count ? i : 0);
       if (projected_) {
         z_base_[i] = z + (node - first) * p_.z_stride_node;
@@ -66,18 +66,18 @@ class ForwardTile {
       }
       for (int64_t v = 0; v < packed_.vectors; ++v) {
         const V h0 = p_.h0 == nullptr ? V{} : load_channels(p_.h0 + node * p_.hidden, v);
-        store(h_ + i * padded_ + v * kL, h0);
+        store(h_ + i * padded_ + v * L, h0);
       }
     }
     if (projected_) return;
-    const bool even = x.stride_copy == p_.num_nodes * x.stride_node ||
-                      first / p_.num_nodes == (first + kTileRows - 1) / p_.num_nodes;
+    const bool equally_spaced = x.stride_copy == p_.num_nodes * x.stride_node ||
+                                first / p_.num_nodes == (first + kTileRows - 1) / p_.num_nodes;
     g_in_place_ = kInPlace && count == kTileRows;
-    x_in_place_ = g_in_place_ && even && x.stride_channel == 1;
+    x_in_place_ = g_in_place_ && equally_spaced && x.stride_channel == 1;
   }
 
-  // The rows of some nodes, the share of vector v: all at once would wait for the memory.
-  // Inline, or GCC takes it for a function without effect and drops the call.
+  // Prefetches the rows of the nodes that fall to vector v: all nodes at once would stall on memory. Inlined,
+  // as GCC drops the call of a function with no effect but prefetches.
   HIERMT_INLINE void prefetch_rows(int64_t t, int64_t v) const {
     const int64_t last = (v + 1) * count_ / packed_.vectors;
     for (int64_t i = v * count_ / packed_.vectors; i < last; ++i) {
@@ -93,8 +93,8 @@ class ForwardTile {
     }
   }
 
-  // Where the step's rows of x and g are: in place, or copied when they are of another type, scattered or
-  // fewer than a tile has.
+  // Finds the rows of x and g of a step: in place, or copied if they are of another type, not equally spaced
+  // or fewer than kTileRows.
   void set_inputs(int64_t t) {
     const SequenceView<S>& x = p_.x;
     if constexpr (kInPlace) {
@@ -105,31 +105,22 @@ class ForwardTile {
     }
     if (!x_in_place_) {
       x_rows_ = x_;
-      x_stride_ = x.channels + kL;
+      x_stride_ = x.channels + L;
       for (int i = 0; i < kTileRows; ++i) {
-        copy(x_ + i * x_stride_, x_base_[i] + t * x.stride_time, x.stride_channel, x.channels);
+        copy_row(x_ + i * x_stride_, x_base_[i] + t * x.stride_time, x.stride_channel, x.channels);
       }
     }
     if (!g_in_place_) {
       g_rows_ = g_;
-      g_stride_ = p_.hidden + kL;
+      g_stride_ = p_.hidden + L;
       for (int i = 0; i < kTileRows; ++i) {
-        copy(g_ + i * g_stride_, g_base_[i] + t * p_.hidden, 1, p_.hidden);
+        copy_row(g_ + i * g_stride_, g_base_[i] + t * p_.hidden, 1, p_.hidden);
       }
     }
   }
 
-  // May run over the end of the row by less than a vector.
-  HIERMT_INLINE void copy(C* to, const S* from, int64_t stride, int64_t channels) const {
-    if (stride == 1) {
-      for (int64_t v = 0; v * kL < channels; ++v) store(to + v * kL, load_lanes(from, channels, v));
-    } else {
-      for (int64_t k = 0; k < channels; ++k) to[k] = to_compute(from[k * stride]);
-    }
-  }
-
-  // z_u, z_r = W [x, g, h] + b and the part of z_c that does not wait for r, for rows [i, i + kBlockRows).
-  HIERMT_INLINE void project(int64_t v, int i, int64_t t) {
+  // z_u, z_r and the input projection of z_c, vector v of the rows [i, i + kBlockRows).
+  HIERMT_INLINE void set_z(int64_t v, int i, int64_t t) {
     V z[3][kBlockRows];
     if (projected_) {
       for (int gate = 0; gate < 3; ++gate) {
@@ -138,15 +129,10 @@ class ForwardTile {
         }
       }
     } else {
-      const C* bias = packed_.bias + v * 3 * kL;
-      const C* input = packed_.input + v * (p_.x.channels + p_.hidden) * 3 * kL;
-      for (int gate = 0; gate < 3; ++gate) {
-        for (int row = 0; row < kBlockRows; ++row) z[gate][row] = load(bias + gate * kL);
-      }
-      add_product<3>(z, x_rows_ + i * x_stride_, x_stride_, p_.x.channels, input);
-      add_product<3>(z, g_rows_ + i * g_stride_, g_stride_, p_.hidden, input + p_.x.channels * 3 * kL);
+      input_projection(packed_, v, x_rows_ + i * x_stride_, x_stride_, p_.x.channels, g_rows_ + i * g_stride_,
+                       g_stride_, p_.hidden, z);
     }
-    add_product<2>(z, h_ + i * padded_, padded_, p_.hidden, packed_.state_ur + v * p_.hidden * 2 * kL);
+    add_product<2>(z, h_ + i * padded_, padded_, p_.hidden, packed_.state_ur + v * p_.hidden * 2 * L);
     for (int gate = 0; gate < 3; ++gate) {
       for (int row = 0; row < kBlockRows; ++row) store(z_at(gate, v, i + row), z[gate][row]);
     }
@@ -157,7 +143,7 @@ class ForwardTile {
       const V u = sigmoid(load(z_at(0, v, i)));
       const V r = sigmoid(load(z_at(1, v, i)));
       store(z_at(0, v, i), u);
-      store(rh_ + i * padded_ + v * kL, r * load(h_ + i * padded_ + v * kL));
+      store(rh_ + i * padded_ + v * L, r * load(h_ + i * padded_ + v * L));
       if (p_.gates != nullptr && i < count_) {
         store_channels(gates_at(i, t, 0), v, u);
         store_channels(gates_at(i, t, 1), v, r);
@@ -168,12 +154,12 @@ class ForwardTile {
   HIERMT_INLINE void update(int64_t v, int64_t t) {
     V z[1][kTileRows];
     for (int i = 0; i < kTileRows; ++i) z[0][i] = load(z_at(2, v, i));
-    add_product<1>(z, rh_, padded_, p_.hidden, packed_.state_c + v * p_.hidden * kL);
+    add_product<1>(z, rh_, padded_, p_.hidden, packed_.state_c + v * p_.hidden * L);
     for (int i = 0; i < kTileRows; ++i) store(z_at(2, v, i), z[0][i]);
     for (int i = 0; i < kTileRows; ++i) {
       const V u = load(z_at(0, v, i));
       const V c = tanh(load(z_at(2, v, i)));
-      C* state = h_ + i * padded_ + v * kL;
+      C* state = h_ + i * padded_ + v * L;
       const V h = fma(u, load(state) - c, c);  // u h + (1 - u) c
       store(state, h);
       if (i < count_) {
@@ -186,13 +172,13 @@ class ForwardTile {
   void finish() {
     for (int i = 0; i < count_; ++i) {
       for (int64_t v = 0; v < packed_.vectors; ++v) {
-        store_channels(p_.h_last + (first_ + i) * p_.hidden, v, load(h_ + i * padded_ + v * kL));
+        store_channels(p_.h_last + (first_ + i) * p_.hidden, v, load(h_ + i * padded_ + v * L));
       }
     }
   }
 
   HIERMT_INLINE C* z_at(int gate, int64_t v, int i) const {
-    return z_ + ((gate * packed_.vectors + v) * kTileRows + i) * kL;
+    return z_ + ((gate * packed_.vectors + v) * kTileRows + i) * L;
   }
   HIERMT_INLINE S* gates_at(int i, int64_t t, int gate) const {
     return p_.gates + (((first_ + i) * p_.steps + t) * 3 + gate) * p_.hidden;
@@ -210,10 +196,10 @@ class ForwardTile {
   bool g_in_place_ = false;
   int64_t first_ = 0;
   int count_ = 0;
-  C* h_;   // [kTileRows, V L]     state of each node
-  C* rh_;  // [kTileRows, V L]     r * h
-  C* z_;   // [3, V, kTileRows, L] before the nonlinearity; u after it
-  C* x_;   // [kTileRows, F + L]   copies, where needed
+  C* h_;   // [kTileRows, vectors L]
+  C* rh_;  // [kTileRows, vectors L] r h
+  C* z_;   // [3, vectors, kTileRows, L] z_u (then u), z_r, z_c
+  C* x_;   // [kTileRows, F + L] copies, if needed
   C* g_;   // [kTileRows, H + L]
   const S* x_base_[kTileRows];
   const S* g_base_[kTileRows];
@@ -232,7 +218,7 @@ void gated_scan_forward_range(const GatedScanForward<S>& p, const PackedGates<Co
   ScratchFrame frame;
   ForwardTile<S> tile(p, packed, frame);
   for (int64_t first = begin; first < end; first += kTileRows) {
-    const int count = static_cast<int>(end - first < kTileRows ? end - first : kTileRows);
+    const int count = static_cast<int>(min(end - first, kTileRows));
     tile.run(first, count, g == nullptr ? nullptr : g + (first - begin) * p.steps * p.hidden,
              z == nullptr ? nullptr : z + (first - begin) * p.z_stride_node);
   }
@@ -245,12 +231,12 @@ void gated_scan_forward(const GatedScanForward<S>& p) {
   ScratchFrame frame;
   const PackedGates<Compute<S>> packed = pack_gates(p.weights, p.x.channels, p.hidden, frame);
   const int64_t tiles = (nodes + kTileRows - 1) / kTileRows;
-  const int64_t even = tiles < kEvenTasks ? tiles : kEvenTasks;
-  const int64_t tasks = tiles / kTaskTiles > even ? tiles / kTaskTiles : even;
+  const int64_t fewest = min(tiles, kSmallTasks);
+  const int64_t tasks = tiles / kTaskTiles > fewest ? tiles / kTaskTiles : fewest;
   parallel_for(tasks, [&](int64_t task) {
     const Range range = split(tiles, tasks, task);
-    const int64_t begin = range.begin * kTileRows, end = range.end * kTileRows;
-    gated_scan_forward_range<S>(p, packed, begin, end < nodes ? end : nodes,
+    const int64_t begin = range.begin * kTileRows, end = min(range.end * kTileRows, nodes);
+    gated_scan_forward_range<S>(p, packed, begin, end,
                                 p.g == nullptr ? nullptr : p.g + begin * p.steps * p.hidden, nullptr);
   });
 }

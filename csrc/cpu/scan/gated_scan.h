@@ -1,4 +1,9 @@
-// The gated scan over a range of nodes: what gated_scan itself is made of, and a fused layer too.
+// Building blocks of the gated scan (arXiv 1811.05320, eqs. 3 to 6), over a range of nodes:
+//
+//   u = sigmoid(z_u),  r = sigmoid(z_r),  c = tanh(z_c),  h_t = u h + (1 - u) c
+//
+// with z = W [x, g, h] + b, and r h in place of h for z_c. The input projection is the part W [x, g] + b of
+// z. L is the number of lanes of a vector; vectors = ceil(H / L).
 #pragma once
 
 #include "cpu/simd/memory.h"
@@ -10,57 +15,94 @@ namespace hiermt {
 namespace cpu {
 namespace HIERMT_ISA {
 
-// The gates' parameters for products with lanes = hidden channels. V vectors of L lanes cover H channels;
-// lanes past H are zero. The gates u, r, c of one input channel stand side by side.
+// The parameters of the gates u, r, c, interleaved for products whose lanes are hidden channels; lanes past H
+// are zero.
 template <class C>
 struct PackedGates {
-  int64_t vectors;    // V
-  const C* bias;      // [V, 3, L]
-  const C* input;     // [V, F + H, 3, L]   columns of x and g
-  const C* state_ur;  // [V, H, 2, L]       columns of h
-  const C* state_c;   // [V, H, 1, L]       columns of r * h
+  int64_t vectors;
+  const C* bias;      // [vectors, 3, L]
+  const C* input;     // [vectors, F + H, 3, L]   columns of x and g
+  const C* state_ur;  // [vectors, H, 2, L]       columns of h
+  const C* state_c;   // [vectors, H, L]          columns of r h
 };
 
-// The packed parameters live as long as `frame`; any thread may read them.
+// The result lives as long as `frame`; any thread may read it.
 template <class S>
 PackedGates<Compute<S>> pack_gates(const GateWeights<S>& weights, int64_t channels, int64_t hidden,
                                    ScratchFrame& frame);
 
-// Nodes [begin, end) of p, on this thread. `g` is the row of node `begin`, [end - begin, T, H], or else the
-// input projection `z`, at p's strides; p.g is not read.
+// z = W [x, g] + b: vector v of the gates u, r, c in kBlockRows rows of x and g, x_stride and g_stride apart.
+template <class C>
+HIERMT_INLINE void input_projection(const PackedGates<C>& packed, int64_t v, const C* x, int64_t x_stride,
+                                    int64_t channels, const C* g, int64_t g_stride, int64_t hidden,
+                                    Vec<C> (&z)[3][kBlockRows]) {
+  constexpr int L = kLanes<C>;
+  const C* input = packed.input + v * (channels + hidden) * 3 * L;
+  for (int gate = 0; gate < 3; ++gate) {
+    for (int i = 0; i < kBlockRows; ++i) z[gate][i] = load(packed.bias + (v * 3 + gate) * L);
+  }
+  add_product<3>(z, x, x_stride, channels, input);
+  add_product<3>(z, g, g_stride, hidden, input + channels * 3 * L);
+}
+
+// The nodes [begin, end) of p, on this thread. Exactly one of `g`, rows [T, H] from node `begin` on, and the
+// input projection `z`, rows at the strides of p, is given; p.g is not read.
 template <class S>
 void gated_scan_forward_range(const GatedScanForward<S>& p, const PackedGates<Compute<S>>& packed,
                               int64_t begin, int64_t end, const S* g, const S* z);
 
-// The gates' parameters for the products of the backward: lanes are input channels. `outputs` vectors of L
-// lanes cover the channels of g and, if d_x is wanted, of x. Vectors are packed in pairs, a last one
-// alone.
+// The parameters of the gates for the products of the backward, whose lanes are input channels. Vectors are
+// packed in pairs, and an odd last one alone.
 template <class C>
 struct PackedGatesTransposed {
-  int64_t vectors;    // V, covering H channels of h
-  int64_t outputs;    // V, or V + vectors covering F channels of x
-  const C* state_c;   // [V / 2, H, 2, L]              W_c of r * h
-  const C* state_ur;  // [V / 2, 2, H, 2, L]           W_u, W_r of h
-  const C* input;     // [outputs / 2, 3, H, 2, L]     W_u, W_r, W_c of g and x
+  int64_t vectors;    // of the channels of h
+  int64_t outputs;    // of the channels of g and, if d_x is wanted, of x
+  const C* state_c;   // [vectors / 2, H, 2, L]       W_c of r h
+  const C* state_ur;  // [vectors / 2, 2, H, 2, L]    W_u, W_r of h
+  const C* input;     // [outputs / 2, 3, H, 2, L]    W_u, W_r, W_c of g and x
 };
 
 template <class S>
 PackedGatesTransposed<Compute<S>> pack_gates_transposed(const GateWeights<S>& weights, int64_t channels,
                                                         int64_t hidden, bool need_x, ScratchFrame& frame);
 
-// Sums of parameter gradients as the backward collects them: [1 + F + 2H, 3, V L], rows for the bias and the
-// columns of x, g and h (or r * h), gates u, r, c in each.
+// Cotangents of [g, x]: the vectors [v, v + kVectors) of kBlockRows rows, from the rows d_z [3, vectors L],
+// row_stride apart.
+template <int kVectors, class C>
+HIERMT_INLINE void input_cotangents(const PackedGatesTransposed<C>& packed, int64_t v, const C* d_z,
+                                    int64_t row_stride, int64_t hidden,
+                                    Vec<C> (&d_input)[kVectors][kBlockRows]) {
+  constexpr int L = kLanes<C>;
+  const C* weights = packed.input + v * 3 * hidden * L;
+  for (int gate = 0; gate < 3; ++gate) {
+    add_product<kVectors>(d_input, d_z + gate * packed.vectors * L, row_stride, hidden,
+                          weights + gate * hidden * kVectors * L);
+  }
+}
+
+// to = [1, x, g], the factors of the gradients of the bias and of the columns of x and g. The last store may
+// run over by less than a vector.
+template <class S>
+HIERMT_INLINE void copy_inputs(Compute<S>* to, const S* x, int64_t stride_channel, int64_t channels,
+                               const S* g, int64_t hidden) {
+  to[0] = Compute<S>(1);
+  copy_row(to + 1, x, stride_channel, channels);
+  copy_row(to + 1 + channels, g, 1, hidden);
+}
+
+// Elements of the sums of parameter gradients, [1 + F + 2H, 3, vectors L]: rows for the bias and the columns
+// of x, g and h (or r h), with the gates u, r, c in each.
 template <class C>
 int64_t gate_sums_size(int64_t channels, int64_t hidden);
 
-// Nodes [begin, end) of p, on this thread. `g` and `d_g` (or nullptr) are rows of node `begin`,
-// [end - begin, T, H]; p.forward.g and p.d_g are not read. Adds to `sums`, or skips them when nullptr.
+// The nodes [begin, end) of p, on this thread. `g` and `d_g` (or nullptr) are rows [T, H] from node `begin`
+// on; p.forward.g and p.d_g are not read. Adds to `sums` unless nullptr.
 template <class S>
 void gated_scan_backward_range(const GatedScanBackward<S, Compute<S>>& p,
                                const PackedGatesTransposed<Compute<S>>& packed, int64_t begin, int64_t end,
                                const S* g, S* d_g, Compute<S>* sums);
 
-// grads = the sums of all groups, [groups, gate_sums_size], added in a fixed order.
+// grads = the sums [groups, gate_sums_size], added over the groups in a fixed order.
 template <class C>
 void finish_gate_grads(const C* sums, int64_t groups, int64_t channels, int64_t hidden,
                        const GateGrads<C>& grads);

@@ -1,4 +1,4 @@
-// Backward of the gated scan over all nodes.
+// The gated scan, backward, over all nodes.
 #include "cpu/scan/gated_scan_backward_tile.h"
 #include "cpu/support/kernels.h"
 #include "cpu/support/parallel.h"
@@ -15,7 +15,7 @@ void gated_scan_backward_range(const GatedScanBackward<S, Compute<S>>& p,
   BackwardTile<S, true> tile(p, packed, frame);
   const int64_t row = p.forward.steps * p.forward.hidden;
   for (int64_t first = begin; first < end; first += kTileRows) {
-    const int count = static_cast<int>(end - first < kTileRows ? end - first : kTileRows);
+    const int count = static_cast<int>(min(end - first, kTileRows));
     S* to = d_g == nullptr ? nullptr : d_g + (first - begin) * row;
     tile.run(first, count, {g + (first - begin) * row, to, sums, nullptr, 0});
   }
@@ -39,8 +39,7 @@ void gated_scan_backward(const GatedScanBackward<S, Compute<S>>& p) {
   C* sums = need_parameters ? frame.take<C>(groups * size) : nullptr;
   parallel_for(groups, [&](int64_t group) {
     const Range range = split(tiles, groups, group);
-    const int64_t begin = range.begin * kTileRows;
-    const int64_t end = range.end * kTileRows < nodes ? range.end * kTileRows : nodes;
+    const int64_t begin = range.begin * kTileRows, end = min(range.end * kTileRows, nodes);
     C* group_sums = need_parameters ? sums + group * size : nullptr;
     for (int64_t i = 0; i < (need_parameters ? size : 0); ++i) group_sums[i] = C(0);
     gated_scan_backward_range(p, packed, begin, end, f.g + begin * row,

@@ -1,6 +1,11 @@
-// Backward of the gated scan on one tile of nodes. Derivatives are functions of the saved outputs: with y a
-// gate after its nonlinearity, sigmoid' = y (1 - y) and tanh' = 1 - y^2. The tile walks back through time;
-// the rows that the parameter gradients need are kept for a few steps and then multiplied at once.
+// The gated scan, backward, on one tile of nodes, from the saved u, r, c and h. With h the previous state:
+//
+//   d_z_u = d_h_t (h - c) u (1 - u)        d_z_c = d_h_t (1 - u) (1 - c^2)
+//   d_rh  = W_c^T d_z_c                    d_z_r = d_rh h r (1 - r)
+//   d_h   = d_h_t u + d_rh r + W_u^T d_z_u + W_r^T d_z_r
+//
+// The tile runs backward through time. The rows of a chunk of steps are kept and then multiplied together for
+// the gradients of the parameters.
 #pragma once
 
 #include <type_traits>
@@ -11,11 +16,13 @@ namespace hiermt {
 namespace cpu {
 namespace HIERMT_ISA {
 
-// Steps whose rows are kept: a tile's rows then stay in the first-level cache, or, of wide ones, amortise the
-// sums that leave it.
+// Steps of a chunk: the rows of a tile stay in the first-level cache.
 constexpr int64_t kChunkSteps = 8;
-constexpr int64_t kWideChunkSteps = 16;
-constexpr int64_t kWideVectors = 4;
+// Steps of a chunk from kLargeVectors vectors of H on: the rows leave that cache anyway, and more of them
+// amortise the traffic of the sums.
+constexpr int64_t kLargeChunkSteps = 16;
+constexpr int64_t kLargeVectors = 4;
+
 template <class C>
 struct ScanLengths {
   ScanLengths(int64_t channels, int64_t hidden)
@@ -23,36 +30,36 @@ struct ScanLengths {
         padded(vectors * kLanes<C>),
         inputs(1 + channels + hidden),
         gates(odd_vectors(3 * padded)),
-        chunk_steps(vectors < kWideVectors ? kChunkSteps : kWideChunkSteps) {}
-  // Of a row with so many channels, and room for the last store to run over.
+        chunk_steps(vectors < kLargeVectors ? kChunkSteps : kLargeChunkSteps) {}
+  // Length of a row of `channels` channels, with room for the last store to run over.
   static int64_t row(int64_t channels) { return odd_vectors(channels + 2 * kLanes<C> - 1); }
-  // Whole vectors that hold `count` elements; an odd number, so that a column meets every set of the cache.
+  // An odd number of whole vectors, which spreads a column over all sets of the cache.
   static int64_t odd_vectors(int64_t count) { return (count / kLanes<C> | 1) * kLanes<C>; }
   int64_t vectors;
-  int64_t padded;  // V L
-  int64_t inputs;  // 1, x, g
-  int64_t gates;   // dz of the three gates
+  int64_t padded;  // vectors L
+  int64_t inputs;  // of the row [1, x, g]
+  int64_t gates;   // of the row [d_z_u, d_z_r, d_z_c]
   int64_t chunk_steps;
 };
 
-// Where the rows of a tile's g are, and where what it finds goes.
+// Input and outputs of one tile beside those of the scan.
 template <class S, class C>
-struct ScanRows {
+struct TileArguments {
   const S* g;  // [count, T, H]
   S* d_g;      // [count, T, H] or nullptr
-  C* sums;     // gate_sums_size, added to, or nullptr
-  C* dz;       // inputs elsewhere: [count, T, 3, V L] at dz_stride_node, added to
-  int64_t dz_stride_node;
+  C* sums;     // [gate_sums_size] added to, or nullptr
+  C* d_z;      // [count, T, 3, vectors L] at d_z_stride_node, added to; without kInputs only
+  int64_t d_z_stride_node;
 };
 
-// kInputs: the gradients of x, g and what multiplies them are this tile's matter. Without, it gives the
-// cotangents of what the gates take from x and g, and nothing else of theirs.
+// kInputs: the tile computes d_x, d_g and the gradients of the bias and of the columns of x and g. Otherwise
+// it adds d_z, the cotangents of the input projection, to arguments.d_z instead.
 template <class S, bool kInputs>
 class BackwardTile {
  public:
   using C = Compute<S>;
   using V = Vec<C>;
-  static constexpr int kL = kLanes<C>;
+  static constexpr int L = kLanes<C>;
 
   BackwardTile(const GatedScanBackward<S, C>& p, const PackedGatesTransposed<C>& packed, ScratchFrame& frame)
       : p_(p),
@@ -64,44 +71,45 @@ class BackwardTile {
         chunks_((f_.steps + len_.chunk_steps - 1) / len_.chunk_steps) {
     const int64_t rows = len_.chunk_steps * kTileRows;
     rows_ = frame.take<C>(rows * row_length_);
-    dz_ = frame.take<C>(rows * len_.gates);
-    dh_ = frame.take<C>(kTileRows * len_.padded);
+    d_z_ = frame.take<C>(rows * len_.gates);
+    d_h_ = frame.take<C>(kTileRows * len_.padded);
   }
 
-  void run(int64_t first, int count, const ScanRows<S, C>& rows) {
+  void run(int64_t first, int count, const TileArguments<S, C>& arguments) {
     first_ = first;
     count_ = count;
-    own_ = rows;
+    arguments_ = arguments;
     start();
     for (int64_t chunk = chunks_ - 1; chunk >= 0; --chunk) {
       const int64_t begin = chunk * f_.steps / chunks_, end = (chunk + 1) * f_.steps / chunks_;
       for (int64_t t = end - 1; t >= begin; --t) {
         set_rows(t, end - 1 - t);
-        for (int64_t v = 0; v < len_.vectors; ++v) differentiate_update(v, t);
-        in_pairs(len_.vectors, [&](auto together, int64_t v) { differentiate_reset<together()>(v, t); });
+        for (int64_t v = 0; v < len_.vectors; ++v) update_backward(v, t);
+        in_pairs(len_.vectors, [&](auto together, int64_t v) { reset_backward<together()>(v, t); });
         in_pairs(len_.vectors, [&](auto together, int64_t v) {
           if (t > kPrefetchSteps) prefetch_rows(t - kPrefetchSteps, v, v + together());
-          add_state<together()>(v);
+          state_backward<together()>(v);
         });
       }
       if constexpr (kInputs) {
-        in_pairs(packed_.outputs, [&](auto together, int64_t v) { write_inputs<together()>(v, begin, end); });
+        in_pairs(packed_.outputs,
+                 [&](auto together, int64_t v) { inputs_backward<together()>(v, begin, end); });
       } else {
         for (int64_t t = begin; t < end; ++t) add_cotangents(t, end - 1 - t);
       }
-      if (own_.sums != nullptr) add_parameters(own_.sums, (end - begin) * count_);
+      if (arguments_.sums != nullptr) add_parameters(arguments_.sums, (end - begin) * count_);
     }
     if (p_.d_h0 != nullptr) finish();
   }
 
  private:
-  // run(2, v) for pairs of vectors, run(1, v) for a last one alone.
+  // run(2, v) for pairs of vectors, run(1, v) for an odd last one.
   template <class Run>
   static HIERMT_INLINE void in_pairs(int64_t vectors, Run&& run) {
     for (int64_t v = 0; v + 1 < vectors; v += 2) run(std::integral_constant<int, 2>{}, v);
     if (vectors % 2 != 0) run(std::integral_constant<int, 1>{}, vectors - 1);
   }
-  // Nodes whose products with kVectors vectors stay in the registers together.
+  // Nodes whose products with kVectors vectors fit into the registers.
   template <int kVectors>
   static constexpr int kNodes = kVectors == 1 ? kTileRows : kBlockRows;
 
@@ -111,14 +119,14 @@ class BackwardTile {
   void start() {
     for (int i = 0; i < kTileRows; ++i) {
       for (int64_t v = 0; v < len_.vectors; ++v) {
-        const V dh = p_.d_h_last == nullptr ? V{} : load_channels(p_.d_h_last + node(i) * f_.hidden, v);
-        store(dh_ + i * len_.padded + v * kL, dh);
+        const V d_h = p_.d_h_last == nullptr ? V{} : load_channels(p_.d_h_last + node(i) * f_.hidden, v);
+        store(d_h_ + i * len_.padded + v * L, d_h);
       }
     }
   }
 
-  // The rows of some nodes, the share of the vectors [v, end): all at once would wait for the memory.
-  // Inline, or GCC takes it for a function without effect and drops the call.
+  // Prefetches the rows of the nodes that fall to the vectors [v, end): all nodes at once would stall on
+  // memory. Inlined, as GCC drops the call of a function with no effect but prefetches.
   HIERMT_INLINE void prefetch_rows(int64_t t, int64_t v, int64_t end) const {
     const int64_t last = end * count_ / len_.vectors;
     for (int64_t i = v * count_ / len_.vectors; i < last; ++i) {
@@ -128,123 +136,106 @@ class BackwardTile {
       if constexpr (kInputs) {
         const int64_t row = i * f_.steps + t;
         prefetch(x_row(i, t), f_.x.stride_channel == 1 ? f_.x.channels : 1);
-        prefetch(own_.g + row * f_.hidden, f_.hidden);
-        if (own_.d_g != nullptr) prefetch_to_write(own_.d_g + row * f_.hidden, f_.hidden);
+        prefetch(arguments_.g + row * f_.hidden, f_.hidden);
+        if (arguments_.d_g != nullptr) prefetch_to_write(arguments_.d_g + row * f_.hidden, f_.hidden);
         if (p_.d_x != nullptr) prefetch_to_write(p_.d_x + at(i, t) * f_.x.channels, f_.x.channels);
       }
     }
   }
 
-  // The rows of this step: 1, x and g are copied, h and r * h follow. A store may run over into the next
-  // part, which is written after it. Rows past the count repeat the first node, until the next step writes
-  // over them.
+  // Finds the rows of a step and copies 1, x and g; h and r h are written later, over what a copy ran over.
+  // Rows past the count repeat the first node until the next step overwrites them.
   void set_rows(int64_t t, int64_t step) {
     row_ = rows_ + step * count_ * row_length_;
     for (int gate = 0; gate < 3; ++gate)
-      dz_row_[gate] = dz_ + step * count_ * len_.gates + gate * len_.padded;
+      d_z_row_[gate] = d_z_ + step * count_ * len_.gates + gate * len_.padded;
     if constexpr (!kInputs) return;
     for (int i = 0; i < kTileRows; ++i) {
-      C* to = row_ + i * row_length_;
-      *to++ = C(1);
-      const SequenceView<S>& x = f_.x;
-      const S* from = x_row(i, t);
-      if (x.stride_channel == 1) {
-        copy(to, from, x.channels);
-      } else {
-        for (int64_t k = 0; k < x.channels; ++k) to[k] = to_compute(from[k * x.stride_channel]);
-      }
-      copy(to + x.channels, own_.g + (at(i, t) - first_ * f_.steps) * f_.hidden, f_.hidden);
+      const S* g = arguments_.g + (at(i, t) - first_ * f_.steps) * f_.hidden;
+      copy_inputs(row_ + i * row_length_, x_row(i, t), f_.x.stride_channel, f_.x.channels, g, f_.hidden);
     }
   }
 
-  HIERMT_INLINE void copy(C* to, const S* from, int64_t channels) const {
-    for (int64_t v = 0; v * kL < channels; ++v) store(to + v * kL, load_lanes(from, channels, v));
-  }
-
-  // h_t = u h + (1 - u) c: cotangents of z_u, z_c and the direct one of h.
-  HIERMT_INLINE void differentiate_update(int64_t v, int64_t t) {
+  // d_z_u, d_z_c and the term d_h_t u of d_h.
+  HIERMT_INLINE void update_backward(int64_t v, int64_t t) {
     const V one = broadcast(C(1));
     for (int i = 0; i < kTileRows; ++i) {
       const V u = load_channels(gate(i, t, 0), v);
       const V c = load_channels(gate(i, t, 2), v);
       const V h = previous_state(i, t, v);
-      C* carry = dh_ + i * len_.padded + v * kL;
-      V dh = load(carry);
-      if (p_.d_h != nullptr) dh += load_channels(p_.d_h + at(i, t) * f_.hidden, v);
-      store(dz_row_[0] + i * len_.gates + v * kL, dh * (h - c) * (u * (one - u)));
-      store(dz_row_[2] + i * len_.gates + v * kL, dh * (one - u) * (one - c * c));
-      store(carry, dh * u);
-      store(row_ + i * row_length_ + inputs_ + v * kL, h);
+      C* carry = d_h_ + i * len_.padded + v * L;
+      V d_h = load(carry);
+      if (p_.d_h != nullptr) d_h += load_channels(p_.d_h + at(i, t) * f_.hidden, v);
+      store(d_z_row_[0] + i * len_.gates + v * L, d_h * (h - c) * (u * (one - u)));
+      store(d_z_row_[2] + i * len_.gates + v * L, d_h * (one - u) * (one - c * c));
+      store(carry, d_h * u);
+      store(row_ + i * row_length_ + inputs_ + v * L, h);
     }
   }
 
-  // c reads r h: cotangents of z_r and, through r, of h. kVectors vectors from the v-th on.
+  // d_z_r and the term d_rh r of d_h, for the vectors [v, v + kVectors).
   template <int kVectors>
-  HIERMT_INLINE void differentiate_reset(int64_t v, int64_t t) {
+  HIERMT_INLINE void reset_backward(int64_t v, int64_t t) {
     const V one = broadcast(C(1));
     for (int first = 0; first < kTileRows; first += kNodes<kVectors>) {
-      V drh[kVectors][kNodes<kVectors>] = {};
-      add_product<kVectors>(drh, dz_row_[2] + first * len_.gates, len_.gates, f_.hidden,
-                            packed_.state_c + v * f_.hidden * kL);
+      V d_rh[kVectors][kNodes<kVectors>] = {};
+      add_product<kVectors>(d_rh, d_z_row_[2] + first * len_.gates, len_.gates, f_.hidden,
+                            packed_.state_c + v * f_.hidden * L);
       for (int k = 0; k < kVectors; ++k) {
         for (int n = 0; n < kNodes<kVectors>; ++n) {
           const int i = first + n;
-          const int64_t lane = (v + k) * kL;
+          const int64_t lane = (v + k) * L;
           const V r = load_channels(gate(i, t, 1), v + k);
           const V h = load(row_ + i * row_length_ + inputs_ + lane);
-          C* carry = dh_ + i * len_.padded + lane;
-          store(dz_row_[1] + i * len_.gates + lane, drh[k][n] * h * (r * (one - r)));
-          store(carry, fma(drh[k][n], r, load(carry)));
+          C* carry = d_h_ + i * len_.padded + lane;
+          store(d_z_row_[1] + i * len_.gates + lane, d_rh[k][n] * h * (r * (one - r)));
+          store(carry, fma(d_rh[k][n], r, load(carry)));
           store(row_ + i * row_length_ + inputs_ + f_.hidden + lane, r * h);
         }
       }
     }
   }
 
-  // h through z_u and z_r.
+  // The terms of d_h through z_u and z_r.
   template <int kVectors>
-  HIERMT_INLINE void add_state(int64_t v) {
-    const C* weights = packed_.state_ur + v * 2 * f_.hidden * kL;
+  HIERMT_INLINE void state_backward(int64_t v) {
+    const C* weights = packed_.state_ur + v * 2 * f_.hidden * L;
     for (int first = 0; first < kTileRows; first += kNodes<kVectors>) {
-      V dh[kVectors][kNodes<kVectors>] = {};
+      V d_h[kVectors][kNodes<kVectors>] = {};
       for (int gate = 0; gate < 2; ++gate) {
-        add_product<kVectors>(dh, dz_row_[gate] + first * len_.gates, len_.gates, f_.hidden,
-                              weights + gate * f_.hidden * kVectors * kL);
+        add_product<kVectors>(d_h, d_z_row_[gate] + first * len_.gates, len_.gates, f_.hidden,
+                              weights + gate * f_.hidden * kVectors * L);
       }
-      // The larger terms come last: they would be rounded again with every product.
+      // The products are summed first: added to the larger terms, each would round at their magnitude.
       for (int k = 0; k < kVectors; ++k) {
         for (int i = 0; i < kNodes<kVectors>; ++i) {
-          C* carry = dh_ + (first + i) * len_.padded + (v + k) * kL;
-          store(carry, load(carry) + dh[k][i]);
+          C* carry = d_h_ + (first + i) * len_.padded + (v + k) * L;
+          store(carry, load(carry) + d_h[k][i]);
         }
       }
     }
   }
 
-  // Other windows add to the same days, in the order in which they are run.
+  // Windows that share a day add to it in the order in which they run.
   HIERMT_INLINE void add_cotangents(int64_t t, int64_t step) const {
     for (int i = 0; i < count_; ++i) {
-      const C* from = dz_ + (step * count_ + i) * len_.gates;
-      C* to = own_.dz + i * own_.dz_stride_node + t * 3 * len_.padded;
-      for (int64_t j = 0; j < 3 * len_.padded; j += kL) store(to + j, load(to + j) + load(from + j));
+      const C* from = d_z_ + (step * count_ + i) * len_.gates;
+      C* to = arguments_.d_z + i * arguments_.d_z_stride_node + t * 3 * len_.padded;
+      for (int64_t j = 0; j < 3 * len_.padded; j += L) store(to + j, load(to + j) + load(from + j));
     }
   }
 
-  // g and x through all three gates, in the steps [begin, end): kVectors output vectors from the v-th on, of
-  // some nodes at a time, so that wide weights serve many rows before they leave the cache.
+  // d_g and d_x of the steps [begin, end): the vectors [v, v + kVectors) of all rows, so that their weights
+  // are used many times before they leave the cache.
   template <int kVectors>
-  HIERMT_INLINE void write_inputs(int64_t v, int64_t begin, int64_t end) {
-    const C* weights = packed_.input + v * 3 * f_.hidden * kL;
+  HIERMT_INLINE void inputs_backward(int64_t v, int64_t begin, int64_t end) {
     for (int64_t t = begin; t < end; ++t) {
       for (int first = 0; first < count_; first += kBlockRows) {
-        const C* dz = dz_ + ((end - 1 - t) * count_ + first) * len_.gates;
-        V dx[kVectors][kBlockRows] = {};
-        for (int gate = 0; gate < 3; ++gate) {
-          add_product<kVectors>(dx, dz + gate * len_.padded, len_.gates, f_.hidden,
-                                weights + gate * f_.hidden * kVectors * kL);
-        }
+        V d_input[kVectors][kBlockRows] = {};
+        input_cotangents(packed_, v, d_z_ + ((end - 1 - t) * count_ + first) * len_.gates, len_.gates,
+                         f_.hidden, d_input);
         for (int i = 0; i < kBlockRows && first + i < count_; ++i) {
-          for (int k = 0; k < kVectors; ++k) write_input(first + i, t, v + k, dx[k][i]);
+          for (int k = 0; k < kVectors; ++k) write_input(first + i, t, v + k, d_input[k][i]);
         }
       }
     }
@@ -252,8 +243,8 @@ class BackwardTile {
 
   HIERMT_INLINE void write_input(int i, int64_t t, int64_t v, V value) const {
     if (v < len_.vectors) {
-      if (own_.d_g != nullptr) {
-        store_lanes(own_.d_g + (i * f_.steps + t) * f_.hidden, f_.hidden, v, value);
+      if (arguments_.d_g != nullptr) {
+        store_lanes(arguments_.d_g + (i * f_.steps + t) * f_.hidden, f_.hidden, v, value);
       }
       return;
     }
@@ -268,25 +259,25 @@ class BackwardTile {
     const C* state = rows_ + inputs_;
     C* state_sums = sums + len_.inputs * stride;
     for (int64_t v = 0; v < len_.vectors; ++v) {
-      const C* dz = dz_ + v * kL;
+      const C* d_z = d_z_ + v * L;
       if constexpr (kInputs) {
-        add_outer_product<3>(sums + v * kL, stride, rows_, row_length_, inputs_, dz, len_.gates, len_.padded,
+        add_outer_product<3>(sums + v * L, stride, rows_, row_length_, inputs_, d_z, len_.gates, len_.padded,
                              rows);
       }
-      add_outer_product<2>(state_sums + v * kL, stride, state, row_length_, f_.hidden, dz, len_.gates,
+      add_outer_product<2>(state_sums + v * L, stride, state, row_length_, f_.hidden, d_z, len_.gates,
                            len_.padded, rows);
     }
     in_pairs(len_.vectors, [&](auto together, int64_t v) {
-      const int64_t lane = 2 * len_.padded + v * kL;
+      const int64_t lane = 2 * len_.padded + v * L;
       add_outer_product<together()>(state_sums + lane, stride, state + f_.hidden, row_length_, f_.hidden,
-                                    dz_ + lane, len_.gates, int64_t{kL}, rows);
+                                    d_z_ + lane, len_.gates, int64_t{L}, rows);
     });
   }
 
   void finish() const {
     for (int i = 0; i < count_; ++i) {
       for (int64_t v = 0; v < len_.vectors; ++v) {
-        store_lanes(p_.d_h0 + node(i) * f_.hidden, f_.hidden, v, load(dh_ + i * len_.padded + v * kL));
+        store_lanes(p_.d_h0 + node(i) * f_.hidden, f_.hidden, v, load(d_h_ + i * len_.padded + v * L));
       }
     }
   }
@@ -314,16 +305,16 @@ class BackwardTile {
   const int64_t chunks_;
   int64_t first_ = 0;
   int count_ = 0;
-  ScanRows<S, C> own_{};
-  C* rows_;           // [chunk_steps * kTileRows, row]        (1, x, g,) h, r * h
-  C* dz_;             // [chunk_steps * kTileRows, gates]      cotangents of z_u, z_r, z_c
-  C* dh_;             // [kTileRows, V L]                      cotangent of the state
-  C* row_ = nullptr;  // of this step and the tile's first node
-  C* dz_row_[3] = {};
+  TileArguments<S, C> arguments_{};
+  C* rows_;           // [chunk_steps * kTileRows, row_length]   (1, x, g,) h, r h
+  C* d_z_;            // [chunk_steps * kTileRows, gates]        d_z_u, d_z_r, d_z_c
+  C* d_h_;            // [kTileRows, vectors L]
+  C* row_ = nullptr;  // of the current step and the first node
+  C* d_z_row_[3] = {};
 };
 
-// Groups of work with sums of parameter gradients of their own, of so many elements each. They follow from
-// the problem alone.
+// Number of groups of tasks that have sums of parameter gradients of their own, of `sums` elements each. It
+// depends on the problem alone, not on the number of threads.
 HIERMT_INLINE int64_t sum_groups(int64_t tasks, int64_t sums) {
   constexpr int64_t kMostGroups = 64, kFewestGroups = 8, kMostSums = int64_t{1} << 20;
   int64_t groups = kMostGroups;

@@ -1,5 +1,5 @@
-// The gates' parameters, packed in the order in which the products of the scan read them, and their
-// gradients, added up from the sums of the backward.
+// The parameters of the gates, packed in the order of the products of the scan, and their gradients, added up
+// from the sums of the backward.
 #include "cpu/scan/gated_scan.h"
 #include "cpu/support/parallel.h"
 
@@ -9,7 +9,7 @@ namespace HIERMT_ISA {
 
 namespace {
 
-// weight[j, column] for the lanes j of vector v.
+// to[lane] = weight[j, column], lane j of vector v.
 template <class S>
 void pack_column(Compute<S>* to, const S* weight, int64_t row_stride, int64_t column, int64_t hidden,
                  int64_t v) {
@@ -20,7 +20,7 @@ void pack_column(Compute<S>* to, const S* weight, int64_t row_stride, int64_t co
   }
 }
 
-// weight[j, column ...] for the lanes of vector v, which cover columns [first, first + count).
+// to[lane] = weight[j, first + k], lane k of vector v, for k < count.
 template <class S>
 void pack_row(Compute<S>* to, const S* weight, int64_t row_stride, int64_t j, int64_t first, int64_t count,
               int64_t v) {
@@ -37,22 +37,22 @@ template <class S>
 PackedGates<Compute<S>> pack_gates(const GateWeights<S>& weights, int64_t channels, int64_t hidden,
                                    ScratchFrame& frame) {
   using C = Compute<S>;
-  constexpr int kL = kLanes<C>;
+  constexpr int L = kLanes<C>;
   const int64_t vectors = vectors_for<C>(hidden), inputs = channels + hidden, stride = inputs + hidden;
-  C* bias = frame.take<C>(vectors * 3 * kL);
-  C* input = frame.take<C>(vectors * inputs * 3 * kL);
-  C* state_ur = frame.take<C>(vectors * hidden * 2 * kL);
-  C* state_c = frame.take<C>(vectors * hidden * kL);
+  C* bias = frame.take<C>(vectors * 3 * L);
+  C* input = frame.take<C>(vectors * inputs * 3 * L);
+  C* state_ur = frame.take<C>(vectors * hidden * 2 * L);
+  C* state_c = frame.take<C>(vectors * hidden * L);
   const S* weight[3] = {weights.u_weight, weights.r_weight, weights.c_weight};
   const S* gate_bias[3] = {weights.u_bias, weights.r_bias, weights.c_bias};
   for (int64_t v = 0; v < vectors; ++v) {
     for (int gate = 0; gate < 3; ++gate) {
-      pack_column(bias + (v * 3 + gate) * kL, gate_bias[gate], 1, 0, hidden, v);
+      pack_column(bias + (v * 3 + gate) * L, gate_bias[gate], 1, 0, hidden, v);
       for (int64_t k = 0; k < inputs; ++k) {
-        pack_column(input + ((v * inputs + k) * 3 + gate) * kL, weight[gate], stride, k, hidden, v);
+        pack_column(input + ((v * inputs + k) * 3 + gate) * L, weight[gate], stride, k, hidden, v);
       }
       for (int64_t k = 0; k < hidden; ++k) {
-        C* to = gate < 2 ? state_ur + ((v * hidden + k) * 2 + gate) * kL : state_c + (v * hidden + k) * kL;
+        C* to = gate < 2 ? state_ur + ((v * hidden + k) * 2 + gate) * L : state_c + (v * hidden + k) * L;
         pack_column(to, weight[gate], stride, inputs + k, hidden, v);
       }
     }
@@ -64,18 +64,18 @@ template <class S>
 PackedGatesTransposed<Compute<S>> pack_gates_transposed(const GateWeights<S>& weights, int64_t channels,
                                                         int64_t hidden, bool need_x, ScratchFrame& frame) {
   using C = Compute<S>;
-  constexpr int kL = kLanes<C>;
+  constexpr int L = kLanes<C>;
   const int64_t vectors = vectors_for<C>(hidden);
   const int64_t outputs = vectors + (need_x ? vectors_for<C>(channels) : 0);
   const int64_t inputs = channels + hidden, stride = inputs + hidden;
-  C* state_c = frame.take<C>(vectors * hidden * kL);
-  C* state_ur = frame.take<C>(vectors * 2 * hidden * kL);
-  C* input = frame.take<C>(outputs * 3 * hidden * kL);
+  C* state_c = frame.take<C>(vectors * hidden * L);
+  C* state_ur = frame.take<C>(vectors * 2 * hidden * L);
+  C* input = frame.take<C>(outputs * 3 * hidden * L);
   const S* weight[3] = {weights.u_weight, weights.r_weight, weights.c_weight};
-  // Vector v of `count`, in row `row` of `rows`: pairs of vectors side by side.
+  // Where vector v of `count` is in row `row` of `rows`: a pair of vectors is interleaved.
   const auto place = [](C* packed, int64_t count, int64_t v, int64_t rows, int64_t row) {
     const int64_t pair = v - v % 2, together = pair + 1 < count ? 2 : 1;
-    return packed + (pair * rows + row * together + v - pair) * kL;
+    return packed + (pair * rows + row * together + v - pair) * L;
   };
   for (int64_t j = 0; j < hidden; ++j) {
     for (int64_t v = 0; v < vectors; ++v) {
@@ -115,7 +115,7 @@ void finish_gate_grads(const C* sums, int64_t groups, int64_t channels, int64_t 
     ScratchFrame frame;
     C* total = frame.take<C>(3 * padded);
     for (int64_t j = 0; j < 3 * padded; j += kLanes<C>) {
-      // Several sums side by side, then a tree: fewer roundings than one long sum has.
+      // Eight interleaved sums, then a tree: fewer roundings in a row than one long sum.
       Vec<C> sum[8] = {};
       for (int64_t group = 0; group < groups; ++group) {
         sum[group % 8] += load(sums + group * size + k * 3 * padded + j);

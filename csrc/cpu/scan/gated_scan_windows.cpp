@@ -1,5 +1,5 @@
-// Forward of the gated scan over windows of a shared series: a task projects the days of a few nodes, and its
-// windows read them in place.
+// The gated scan over windows of a series, forward. A task computes the input projection of the days of a few
+// nodes once, and its windows read it in place.
 #include "cpu/scan/gated_scan.h"
 #include "cpu/scan/window_groups.h"
 #include "cpu/support/kernels.h"
@@ -11,33 +11,32 @@ namespace HIERMT_ISA {
 
 namespace {
 
-// z[day] = W [x, g] + b of the gates u, r, c for the days of one node, in the order in which the scan itself
-// adds.
+// The input projection z[day] = W [x, g] + b of the gates u, r, c for the days of one node.
 template <class S>
 class DayProjection {
  public:
   using C = Compute<S>;
   using V = Vec<C>;
-  static constexpr int kL = kLanes<C>;
+  static constexpr int L = kLanes<C>;
 
   DayProjection(const GatedScanWindowsForward<S>& p, const PackedGates<C>& packed, ScratchFrame& frame)
       : p_(p), packed_(packed) {
-    x_ = frame.take<C>(kBlockRows * (p.x.channels + kL));
-    g_ = frame.take<C>(kBlockRows * (p.hidden + kL));
+    x_ = frame.take<C>(kBlockRows * (p.x.channels + L));
+    g_ = frame.take<C>(kBlockRows * (p.hidden + L));
   }
 
-  // Days [first, end) of a node to z, [end - first, 3, H].
+  // The days [first, end) of a node, to z [end - first, 3, H].
   void run(int64_t node, int64_t first, int64_t end, S* z) {
     for (int64_t day = first; day < end; day += kBlockRows) {
-      const int count = static_cast<int>(end - day < kBlockRows ? end - day : kBlockRows);
+      const int count = static_cast<int>(min(end - day, kBlockRows));
       set_rows(node, day, count);
       for (int64_t v = 0; v < packed_.vectors; ++v) project(v, count, z + (day - first) * 3 * p_.hidden);
     }
   }
 
  private:
-  // Where the rows of these days are: in place, or copied when they are of another type, scattered or fewer
-  // than a block has. Copied rows past the count repeat the last day and are never stored.
+  // Finds the rows of these days: in place, or copied if they are of another type, not contiguous or fewer
+  // than kBlockRows. Copied rows past the count repeat the last day; their results are not stored.
   HIERMT_INLINE void set_rows(int64_t node, int64_t day, int count) {
     const SequenceView<S>& x = p_.x;
     const S* x_first = x.data + node * x.stride_node + day * x.stride_time;
@@ -52,34 +51,19 @@ class DayProjection {
       }
     }
     x_rows_ = x_;
-    x_stride_ = x.channels + kL;
+    x_stride_ = x.channels + L;
     g_rows_ = g_;
-    g_stride_ = p_.hidden + kL;
+    g_stride_ = p_.hidden + L;
     for (int i = 0; i < kBlockRows; ++i) {
       const int64_t at = i < count ? i : count - 1;
-      copy(x_ + i * x_stride_, x_first + at * x.stride_time, x.stride_channel, x.channels);
-      copy(g_ + i * g_stride_, g_first + at * p_.hidden, 1, p_.hidden);
-    }
-  }
-
-  // May run over the end of the row by less than a vector.
-  HIERMT_INLINE void copy(C* to, const S* from, int64_t stride, int64_t channels) const {
-    if (stride == 1) {
-      for (int64_t v = 0; v * kL < channels; ++v) store(to + v * kL, load_lanes(from, channels, v));
-    } else {
-      for (int64_t k = 0; k < channels; ++k) to[k] = to_compute(from[k * stride]);
+      copy_row(x_ + i * x_stride_, x_first + at * x.stride_time, x.stride_channel, x.channels);
+      copy_row(g_ + i * g_stride_, g_first + at * p_.hidden, 1, p_.hidden);
     }
   }
 
   HIERMT_INLINE void project(int64_t v, int count, S* z) const {
-    const C* bias = packed_.bias + v * 3 * kL;
-    const C* input = packed_.input + v * (p_.x.channels + p_.hidden) * 3 * kL;
     V sum[3][kBlockRows];
-    for (int gate = 0; gate < 3; ++gate) {
-      for (int i = 0; i < kBlockRows; ++i) sum[gate][i] = load(bias + gate * kL);
-    }
-    add_product<3>(sum, x_rows_, x_stride_, p_.x.channels, input);
-    add_product<3>(sum, g_rows_, g_stride_, p_.hidden, input + p_.x.channels * 3 * kL);
+    input_projection(packed_, v, x_rows_, x_stride_, p_.x.channels, g_rows_, g_stride_, p_.hidden, sum);
     for (int i = 0; i < count; ++i) {
       for (int gate = 0; gate < 3; ++gate) {
         store_lanes(z + (i * 3 + gate) * p_.hidden, p_.hidden, v, sum[gate][i]);
@@ -89,7 +73,7 @@ class DayProjection {
 
   const GatedScanWindowsForward<S> p_;
   const PackedGates<C> packed_;
-  C* x_;  // [kBlockRows, F + L]   copies, where needed
+  C* x_;  // [kBlockRows, F + L]   copies, if needed
   C* g_;  // [kBlockRows, H + L]
   const C* x_rows_ = nullptr;
   const C* g_rows_ = nullptr;
@@ -124,12 +108,11 @@ void gated_scan_windows_forward(const GatedScanWindowsForward<S>& p) {
   const WindowGroups<S> groups(p, frame);
   parallel_for(groups.tasks(), [&](int64_t task) {
     const WindowGroup& group = groups.of_task(task);
-    const int64_t first = groups.first_node(task), rest = p.num_nodes - first;
-    const int64_t count = rest < kTileRows ? rest : kTileRows, days = group.end_day - group.first_day;
+    const int64_t first = groups.first_node(task), count = min(p.num_nodes - first, kTileRows);
+    const int64_t days = group.end_day - group.first_day;
     const GatedScanForward<S> scan = scan_of(p, days);
     ScratchFrame task_frame;
-    // One element at least: without a step there is nothing in it, yet it tells that the inputs are
-    // projected.
+    // At least one element: z must not be nullptr, even without a step.
     S* z = task_frame.take<S>(count * days * 3 * p.hidden + 1);
     DayProjection<S> projection(p, packed, task_frame);
     for (int64_t i = 0; i < count; ++i) {

@@ -1,8 +1,7 @@
-// Backward of the gated scan over windows of a shared series. A task walks its windows back and adds up what
-// they say about each day, in the order of the windows; days that no other group of windows has it takes on
-// to x, g and the parameters at once, while they are in the cache. The few days between groups are added up
-// in a second pass, in the order of the groups. So every sum has one owner and one order, whatever the number
-// of threads.
+// The gated scan over windows of a series, backward. A task runs its windows backward and sums d_z of each
+// day in the order of the windows. Days of no other group of windows become gradients of x, g and the
+// parameters at once, while they are in the cache. A second pass sums the days shared by groups in the order
+// of the groups. Every sum has one owner and one order, whatever the number of threads.
 #include "cpu/scan/window_day_gradients.h"
 #include "cpu/scan/window_groups.h"
 #include "cpu/support/kernels.h"
@@ -15,12 +14,12 @@ namespace HIERMT_ISA {
 namespace {
 
 enum class Day : uint8_t {
-  kInNoWindow,  // no part in any sum, even where it is NaN
+  kInNoWindow,  // in no sum, even if it is NaN
   kInOneGroup,
-  kBetweenGroups
+  kInSeveralGroups
 };
 
-// A run of days of one kind within [first, end); how long.
+// Length of the run of days of one kind from `first` on, within [first, end).
 HIERMT_INLINE int64_t run_length(const Day* days, int64_t first, int64_t end) {
   int64_t day = first + 1;
   while (day < end && days[day] == days[first]) ++day;
@@ -35,10 +34,10 @@ const Day* kinds_of_days(const GatedScanWindowsForward<S>& p, const WindowGroups
   for (int64_t window = 0; window < p.windows.count; ++window) {
     for (int64_t t = 0; t < p.windows.steps; ++t) days[p.windows.starts[window] + t] = Day::kInOneGroup;
   }
-  // Groups are in order, and a day that two of them span lies in windows of both.
+  // Groups are in order, and a day within the span of two groups is in windows of both.
   for (int64_t i = 1; i < groups.count(); ++i) {
-    const int64_t end = groups[i - 1].end_day < groups[i].end_day ? groups[i - 1].end_day : groups[i].end_day;
-    for (int64_t day = groups[i].first_day; day < end; ++day) days[day] = Day::kBetweenGroups;
+    const int64_t end = min(groups[i - 1].end_day, groups[i].end_day);
+    for (int64_t day = groups[i].first_day; day < end; ++day) days[day] = Day::kInSeveralGroups;
   }
   return days;
 }
@@ -77,24 +76,24 @@ class WindowsBackward {
         sums_size_(gate_sums_size<C>(f_.x.channels, f_.hidden)),
         parts_(groups_.tasks() > 0 ? sum_groups(groups_.tasks(), sums_size_) : 1) {
     if (p.grads.u_weight != nullptr) sums_ = frame.take<C>(parts_ * sums_size_);
-    // Only the days between groups are ever written.
-    dz_ = frame.take<C>(groups_.rows() * f_.num_nodes * row_);
+    // Only the days in several groups are written and read.
+    d_z_ = frame.take<C>(groups_.rows() * f_.num_nodes * row_);
   }
 
   void run() {
-    parallel_for(parts_, [&](int64_t part) { walk_back(part); });
-    parallel_for(parts_, [&](int64_t part) { add_groups(part); });
+    parallel_for(parts_, [&](int64_t part) { run_windows(part); });
+    parallel_for(parts_, [&](int64_t part) { sum_shared_days(part); });
     if (sums_ != nullptr) finish_gate_grads(sums_, parts_, f_.x.channels, f_.hidden, p_.grads);
   }
 
  private:
   C* sums_of(int64_t part) const { return sums_ == nullptr ? nullptr : sums_ + part * sums_size_; }
-  // Of a group's first day and a node, among the days between groups.
-  C* dz_of(const WindowGroup& group, int64_t node) const {
-    return dz_ + (group.rows_before * f_.num_nodes + node * (group.end_day - group.first_day)) * row_;
+  // The row of the first day of a group and a node.
+  C* d_z_of(const WindowGroup& group, int64_t node) const {
+    return d_z_ + (group.rows_before * f_.num_nodes + node * (group.end_day - group.first_day)) * row_;
   }
 
-  void walk_back(int64_t part) const {
+  void run_windows(int64_t part) const {
     C* sums = sums_of(part);
     for (int64_t i = 0; sums != nullptr && i < sums_size_; ++i) sums[i] = C(0);
     ScratchFrame frame;
@@ -103,43 +102,43 @@ class WindowsBackward {
     const Range range = split(groups_.tasks(), parts_, part);
     for (int64_t task = range.begin; task < range.end; ++task) {
       const WindowGroup& group = groups_.of_task(task);
-      const int64_t first = groups_.first_node(task), rest = f_.num_nodes - first;
-      const int count = static_cast<int>(rest < kTileRows ? rest : kTileRows);
+      const int64_t first = groups_.first_node(task);
+      const int count = static_cast<int>(min(f_.num_nodes - first, kTileRows));
       const int64_t node_size = (group.end_day - group.first_day) * row_;
       ScratchFrame task_frame;
       const int64_t size = count * node_size + gradients.room(len_);
-      C* dz = task_frame.take<C>(size);
-      for (int64_t i = 0; i < size; ++i) dz[i] = C(0);
+      C* d_z = task_frame.take<C>(size);
+      for (int64_t i = 0; i < size; ++i) d_z[i] = C(0);
       for (int64_t i = group.begin; i < group.end; ++i) {
         const int64_t window = f_.windows.order[i];
-        C* to = dz + (f_.windows.starts[window] - group.first_day) * row_;
+        C* to = d_z + (f_.windows.starts[window] - group.first_day) * row_;
         tile.run(window * f_.num_nodes + first, count, {nullptr, nullptr, sums, to, node_size});
       }
       for (int64_t i = 0; i < count; ++i) {
-        take_on(gradients, group, first + i, dz + i * node_size, sums);
+        use_days(gradients, group, first + i, d_z + i * node_size, sums);
       }
     }
   }
 
-  void take_on(const DayGradients<S>& gradients, const WindowGroup& group, int64_t node, const C* dz,
-               C* sums) const {
+  void use_days(const DayGradients<S>& gradients, const WindowGroup& group, int64_t node, const C* d_z,
+                C* sums) const {
     for (int64_t day = group.first_day, length; day < group.end_day; day += length) {
       length = run_length(days_, day, group.end_day);
-      const C* from = dz + (day - group.first_day) * row_;
+      const C* from = d_z + (day - group.first_day) * row_;
       if (days_[day] == Day::kInOneGroup) {
         gradients.run(node, day, length, from, sums);
-      } else if (days_[day] == Day::kBetweenGroups) {
-        C* to = dz_of(group, node) + (day - group.first_day) * row_;
+      } else if (days_[day] == Day::kInSeveralGroups) {
+        C* to = d_z_of(group, node) + (day - group.first_day) * row_;
         for (int64_t i = 0; i < length * row_; i += kLanes<C>) store(to + i, load(from + i));
       }
     }
   }
 
-  void add_groups(int64_t part) const {
+  void sum_shared_days(int64_t part) const {
     ScratchFrame frame;
     const DayGradients<S> gradients(p_, packed_, frame);
-    C* dz = frame.take<C>(kChunkDays * row_ + gradients.room(len_));
-    for (int64_t i = 0; i < kChunkDays * row_ + gradients.room(len_); ++i) dz[i] = C(0);
+    C* d_z = frame.take<C>(kChunkDays * row_ + gradients.room(len_));
+    for (int64_t i = 0; i < kChunkDays * row_ + gradients.room(len_); ++i) d_z[i] = C(0);
     const int64_t chunks = (f_.days + kChunkDays - 1) / kChunkDays;
     const Range range = split(f_.num_nodes * chunks, parts_, part);
     for (int64_t i = range.begin; i < range.end; ++i) {
@@ -149,9 +148,9 @@ class WindowsBackward {
         length = run_length(days_, day, days.end);
         if (days_[day] == Day::kInNoWindow) {
           for (int64_t j = 0; j < length; ++j) gradients.clear(node, day + j);
-        } else if (days_[day] == Day::kBetweenGroups) {
-          for (int64_t j = 0; j < length; ++j) collect(node, day + j, dz + j * row_);
-          gradients.run(node, day, length, dz, sums_of(part));
+        } else if (days_[day] == Day::kInSeveralGroups) {
+          for (int64_t j = 0; j < length; ++j) collect(node, day + j, d_z + j * row_);
+          gradients.run(node, day, length, d_z, sums_of(part));
         }
       }
     }
@@ -161,7 +160,7 @@ class WindowsBackward {
     bool first = true;
     for (int64_t i = 0; i < groups_.count() && groups_[i].first_day <= day; ++i) {
       if (day >= groups_[i].end_day) continue;
-      const C* from = dz_of(groups_[i], node) + (day - groups_[i].first_day) * row_;
+      const C* from = d_z_of(groups_[i], node) + (day - groups_[i].first_day) * row_;
       for (int64_t j = 0; j < row_; j += kLanes<C>) {
         store(to + j, first ? load(from + j) : load(to + j) + load(from + j));
       }
@@ -175,12 +174,12 @@ class WindowsBackward {
   const WindowGroups<S> groups_;
   const GatedScanBackward<S, C> scan_;
   const ScanLengths<C> len_;
-  const int64_t row_;  // 3 V L
+  const int64_t row_;  // 3 vectors L
   const Day* days_;
   const int64_t sums_size_;
-  const int64_t parts_;  // each with sums of its own
+  const int64_t parts_;  // of the tasks, each with sums of its own
   C* sums_ = nullptr;
-  C* dz_;  // of each group [S, days, 3, V L]
+  C* d_z_;  // of each group [num_nodes, days, 3, vectors L]
 };
 
 }  // namespace

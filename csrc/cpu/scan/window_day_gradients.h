@@ -1,5 +1,5 @@
-// What the cotangents of the gates' projections say about a day: the gradients of x and g, and of what
-// multiplies them.
+// The backward of the input projection z = W [x, g] + b of a day: d_x, d_g and the gradients of W and b from
+// d_z.
 #pragma once
 
 #include "cpu/scan/gated_scan_backward_tile.h"
@@ -8,7 +8,7 @@ namespace hiermt {
 namespace cpu {
 namespace HIERMT_ISA {
 
-// Days of one node that are taken together: their rows stay in the first-level cache.
+// Days of one node processed together: their rows stay in the first-level cache.
 constexpr int64_t kChunkDays = 64;
 
 template <class S>
@@ -16,7 +16,7 @@ class DayGradients {
  public:
   using C = Compute<S>;
   using V = Vec<C>;
-  static constexpr int kL = kLanes<C>;
+  static constexpr int L = kLanes<C>;
 
   DayGradients(const GatedScanWindowsBackward<S, C>& p, const PackedGatesTransposed<C>& packed,
                ScratchFrame& frame)
@@ -28,27 +28,27 @@ class DayGradients {
     rows_ = frame.take<C>(kChunkDays * row_length_);
   }
 
-  // Products are taken of whole blocks of rows: behind the last one so many elements are read and not used.
+  // Elements past the last row that are read and not used, as products run over whole blocks of rows.
   static int64_t room(const ScanLengths<C>& len) { return kBlockRows * 3 * len.padded; }
 
-  // Days [first, first + count) of a node; dz: [count, 3, V L] cotangents of z_u, z_r, z_c; adds to `sums`
-  // unless nullptr.
-  void run(int64_t node, int64_t first, int64_t count, const C* dz, C* sums) const {
+  // The days [first, first + count) of a node from their d_z [count, 3, vectors L]. Adds to `sums` unless
+  // nullptr.
+  void run(int64_t node, int64_t first, int64_t count, const C* d_z, C* sums) const {
     const int64_t stride = 3 * len_.padded;
     while (count > 0) {
-      const int64_t rows = count < kChunkDays ? count : kChunkDays;
-      for (int64_t v = 0; v + 1 < packed_.outputs; v += 2) write<2>(node, first, rows, dz, v);
-      if (packed_.outputs % 2 != 0) write<1>(node, first, rows, dz, packed_.outputs - 1);
+      const int64_t rows = min(count, kChunkDays);
+      for (int64_t v = 0; v + 1 < packed_.outputs; v += 2) write<2>(node, first, rows, d_z, v);
+      if (packed_.outputs % 2 != 0) write<1>(node, first, rows, d_z, packed_.outputs - 1);
       if (sums != nullptr) {
-        for (int64_t i = 0; i < rows; ++i) copy_row(node, first + i, rows_ + i * row_length_);
+        for (int64_t i = 0; i < rows; ++i) copy_day(node, first + i, rows_ + i * row_length_);
         for (int64_t v = 0; v < len_.vectors; ++v) {
-          add_outer_product<3>(sums + v * kL, stride, rows_, row_length_, len_.inputs, dz + v * kL, stride,
+          add_outer_product<3>(sums + v * L, stride, rows_, row_length_, len_.inputs, d_z + v * L, stride,
                                len_.padded, rows);
         }
       }
       first += rows;
       count -= rows;
-      dz += rows * stride;
+      d_z += rows * stride;
     }
   }
 
@@ -57,39 +57,20 @@ class DayGradients {
   }
 
  private:
-  // A store may run over into the next part, which is written after it.
-  HIERMT_INLINE void copy_row(int64_t node, int64_t day, C* to) const {
+  HIERMT_INLINE void copy_day(int64_t node, int64_t day, C* to) const {
     const SequenceView<S>& x = f_.x;
-    *to++ = C(1);
-    const S* from = x.data + node * x.stride_node + day * x.stride_time;
-    if (x.stride_channel == 1) {
-      copy(to, from, x.channels);
-    } else {
-      for (int64_t k = 0; k < x.channels; ++k) to[k] = to_compute(from[k * x.stride_channel]);
-    }
-    copy(to + x.channels, f_.g + (node * f_.days + day) * f_.hidden, f_.hidden);
+    copy_inputs(to, x.data + node * x.stride_node + day * x.stride_time, x.stride_channel, x.channels,
+                f_.g + (node * f_.days + day) * f_.hidden, f_.hidden);
   }
 
-  HIERMT_INLINE void copy(C* to, const S* from, int64_t channels) const {
-    for (int64_t v = 0; v * kL < channels; ++v) store(to + v * kL, load_lanes(from, channels, v));
-  }
-
-  // g and x through all three gates: kVectors output vectors from the v-th on, of kBlockRows days at a time.
+  // d_g and d_x: the vectors [v, v + kVectors).
   template <int kVectors>
-  HIERMT_INLINE void write(int64_t node, int64_t day, int64_t count, const C* dz, int64_t v) const {
-    const C* weights = packed_.input + v * 3 * f_.hidden * kL;
-    const int64_t gate_stride = f_.hidden * kVectors * kL;
+  HIERMT_INLINE void write(int64_t node, int64_t day, int64_t count, const C* d_z, int64_t v) const {
     for (int64_t first = 0; first < count; first += kBlockRows) {
-      V dx[kVectors][kBlockRows];
-      for (int k = 0; k < kVectors; ++k) {
-        for (int i = 0; i < kBlockRows; ++i) dx[k][i] = V{};
-      }
-      for (int gate = 0; gate < 3; ++gate) {
-        add_product<kVectors>(dx, dz + (first * 3 + gate) * len_.padded, 3 * len_.padded, f_.hidden,
-                              weights + gate * gate_stride);
-      }
+      V d_input[kVectors][kBlockRows] = {};
+      input_cotangents(packed_, v, d_z + first * 3 * len_.padded, 3 * len_.padded, f_.hidden, d_input);
       for (int i = 0; i < kBlockRows && first + i < count; ++i) {
-        for (int k = 0; k < kVectors; ++k) write_input(node, day + first + i, v + k, dx[k][i]);
+        for (int k = 0; k < kVectors; ++k) write_input(node, day + first + i, v + k, d_input[k][i]);
       }
     }
   }

@@ -1,6 +1,5 @@
-// How the windows of a shared series are cut into work: groups of windows that start on neighbouring days,
-// each over every tile of nodes. A group sees few days besides its own, so what it holds a day is held nearly
-// once.
+// How the windows of a series are split into tasks: groups of windows with neighbouring first days, times
+// tiles of nodes. The spans of two groups overlap in few days, so the data of a day are held nearly once.
 #pragma once
 
 #include "cpu/simd/row_product.h"
@@ -12,12 +11,12 @@ namespace cpu {
 namespace HIERMT_ISA {
 
 struct WindowGroup {
-  int64_t begin, end;          // positions in the order of first days
-  int64_t first_day, end_day;  // days that its windows lie in
-  int64_t rows_before;         // days of the groups before it
+  int64_t begin, end;          // positions in windows.order
+  int64_t first_day, end_day;  // span of its windows
+  int64_t rows_before;         // days in the spans of the groups before it
 };
 
-// Follows from the problem alone, whatever the number of threads.
+// Depends on the problem alone, not on the number of threads.
 template <class S>
 class WindowGroups {
  public:
@@ -45,7 +44,7 @@ class WindowGroups {
   int64_t first_node(int64_t task) const { return task / count_ * kTileRows; }
 
  private:
-  // Enough for the cores of a desktop, and an even share for each of a few.
+  // Enough for an even load on the cores of a desktop.
   static constexpr int64_t kFewestTasks = 24;
 
   int64_t tiles_;

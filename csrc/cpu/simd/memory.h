@@ -115,6 +115,17 @@ HIERMT_INLINE void store_lanes(S* row, int64_t channels, int64_t v, Vec<Compute<
   }
 }
 
+// to[k] = from[k * stride] for k < channels. With stride 1 the last store may run over by less than a vector.
+template <class S>
+HIERMT_INLINE void copy_row(Compute<S>* to, const S* from, int64_t stride, int64_t channels) {
+  constexpr int L = kLanes<Compute<S>>;
+  if (stride == 1) {
+    for (int64_t v = 0; v * L < channels; ++v) store(to + v * L, load_lanes(from, channels, v));
+  } else {
+    for (int64_t k = 0; k < channels; ++k) to[k] = to_compute(from[k * stride]);
+  }
+}
+
 }  // namespace HIERMT_ISA
 }  // namespace cpu
 }  // namespace hiermt
