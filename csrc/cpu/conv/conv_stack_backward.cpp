@@ -1,10 +1,10 @@
-// The convolution stack, backward. A task computes its convolutions again, tile by tile, so that the sequence
-// between two convolutions is never stored.
+// The convolution stack, backward. A task recomputes the convolutions of its tiles, so that the sequences
+// between the convolutions are never stored.
 #include <cstring>
 
 #include "cpu/conv/conv_tasks.h"
+#include "cpu/conv/convolution.h"
 #include "cpu/conv/gatv2_block_backward.h"
-#include "cpu/conv/gcn_block.h"
 #include "cpu/support/kernels.h"
 #include "cpu/support/parallel.h"
 
@@ -29,7 +29,7 @@ struct StackBackward {
   int64_t max_degree;
 
   const ConvStackForward<S>& forward() const { return params.forward; }
-  bool gat() const { return forward().gat != nullptr; }
+  bool gat() const { return convs[0].gat(); }
 
   struct Task {
     const LaneChunk<C>& chunk;
@@ -64,7 +64,7 @@ struct StackBackward {
         forward().graph.rowptr, forward().graph.col, edge_weight, begin, tiles.x_l, linear_score};
 
     gather_tiles(task, inputs[0], tiles.d_out);
-    clear_dead_lanes(task, inputs[0]);
+    clear_unused_lanes(task, inputs[0]);
     for (int64_t k = 0; k < last; ++k)
       recompute(k, g, inputs[k], tiles.x_l, inputs[k + 1], linear_score, task);
     for (int64_t k = last; k >= 0; --k) {
@@ -72,8 +72,8 @@ struct StackBackward {
       conv_backward(k, g, tiles, linear_score, task);
       if (k > 0) {
         input_cotangent(transposed[k], tiles, 0, nodes, tiles.d_out);
-        through_activation(inputs[k], tiles.d_out, nodes);
-        clear_dead_lanes(task, tiles.d_out);
+        activation_backward(inputs[k], tiles.d_out, nodes);
+        clear_unused_lanes(task, tiles.d_out);
       } else if (params.d_x) {
         scatter_input_cotangent(task, tiles);
       }
@@ -99,22 +99,11 @@ struct StackBackward {
   void recompute(int64_t k, const TileGraph<C>& g, const TileSpan<C>& x, const TileSpan<C>& x_l,
                  const TileSpan<C>& out, C* linear_score, const Task& task) const {
     const int64_t nodes = task.end - task.begin;
-    const TileSpan<const C> input = x;
-    if (gat()) {
-      project(convs[k], input, x_l, out, linear_score, 0, nodes);
-    } else {
-      product(convs[k].lin_l, input, x_l, 0, nodes);
-    }
+    project<C>(convs[k], x, x_l, out, linear_score, 0, nodes);
     for (int64_t i = 0; i < nodes; ++i) {
-      if (!gat()) {
-        aggregate(convs[k], g, i, out.node(i), Activation::kLeakyRelu);
-      } else if (edge_weight) {
-        attend<true>(convs[k], g, i, out.node(i), task.scratch.score, Activation::kLeakyRelu);
-      } else {
-        attend<false>(convs[k], g, i, out.node(i), task.scratch.score, Activation::kLeakyRelu);
-      }
+      convolve(convs[k], g, i, out.node(i), task.scratch.score, Activation::kLeakyRelu);
     }
-    clear_dead_lanes(task, out);
+    clear_unused_lanes(task, out);
   }
 
   // Computes d_x_l and d_x_r from d_out and adds to the sums.
@@ -122,11 +111,9 @@ struct StackBackward {
                      const Task& task) const {
     std::memset(t.d_x_l.data, 0, static_cast<size_t>(t.nodes * t.d_x_l.node_stride) * sizeof(C));
     const ConvSums<C>& sums = task.sums[k];
-    if (gat()) {
+    if (gat() || task.d_edge_weight) {
       project(convs[k], t.x, t.x_l, t.x_r, linear_score, 0, t.nodes);
-    } else if (task.d_edge_weight) {
-      product(convs[k].lin_l, t.x, t.x_l, 0, t.nodes);
-      clear_dead_lanes(task, t.x_l);
+      clear_unused_lanes(task, t.x_l);
     }
     for (int64_t i = 0; i < t.nodes; ++i) {
       const C* d_out = t.d_out.node(i);
@@ -144,17 +131,17 @@ struct StackBackward {
                                     task.d_edge_weight);
       }
     }
-    clear_dead_lanes(task, t.d_x_l);
+    clear_unused_lanes(task, t.d_x_l);
     if (params.gat || params.gcn) add_projection_sums(convs[k], t, sums);
   }
 
-  // Only for a GCN: through the softmax of an attention all of a node is NaN then, in every lane alike.
-  void clear_dead_lanes(const Task& task, const TileSpan<C>& tiles) const {
+  // GCN only. In a GATv2 an infinity makes the whole node NaN through the softmax, in every lane alike.
+  void clear_unused_lanes(const Task& task, const TileSpan<C>& tiles) const {
     if (!gat()) clear_lanes_past(task.chunk.count, tiles.data, (task.end - task.begin) * tiles.node_stride);
   }
 
-  // d *= the slope of the inner activation at `value`, its result.
-  void through_activation(const TileSpan<C>& value, const TileSpan<C>& d, int64_t nodes) const {
+  // d *= the derivative of the inner activation, from its result `value`.
+  void activation_backward(const TileSpan<C>& value, const TileSpan<C>& d, int64_t nodes) const {
     for (int64_t i = 0; i < nodes * d.node_stride; i += L) {
       store(d.data + i, load(d.data + i) * activation_slope<C>(load(value.data + i), Activation::kLeakyRelu));
     }
@@ -166,7 +153,7 @@ struct StackBackward {
     const LaneRowsOut<S> rows(params.d_x, forward().graph.num_nodes, forward().steps, convs[0].inputs,
                               task.chunk);
     for (int64_t n = 0; n < tiles.nodes; n += kScatterNodes) {
-      const int64_t count = tiles.nodes - n < kScatterNodes ? tiles.nodes - n : kScatterNodes;
+      const int64_t count = min(tiles.nodes - n, kScatterNodes);
       input_cotangent(transposed[0], tiles, n, n + count, d_x);
       for (int64_t i = 0; i < count; ++i) {
         if (params.accumulate_d_x) {
@@ -179,12 +166,12 @@ struct StackBackward {
   }
 };
 
-// The gradient of the entries, one partial for each group of tasks, over the entries of the group's own
-// blocks.
+// The gradient of the edge weights: a partial sum per group of tasks, over the entries of the blocks of the
+// group.
 template <class C>
 struct EdgePartials {
   int64_t* begin;   // [groups] first entry
-  int64_t* offset;  // [groups + 1] where the partial stands in `data`
+  int64_t* offset;  // [groups + 1] of the partial sum in `data`
   C* data;          // nullptr when not wanted
 
   // Group k runs the tasks [tasks[k], tasks[k + 1]).
@@ -201,7 +188,7 @@ struct EdgePartials {
     if (wanted) data = frame.take<C>(offset[groups]);
   }
 
-  // Zeros, indexed by entry; nullptr when not wanted.
+  // The cleared partial sum of a group, indexed by entry; nullptr when not wanted.
   C* start(int64_t group) const {
     if (!data) return nullptr;
     std::memset(data + offset[group], 0, static_cast<size_t>(offset[group + 1] - offset[group]) * sizeof(C));
@@ -224,13 +211,11 @@ void conv_stack_backward(const ConvStackBackward<S, Compute<S>>& p) {
   const ConvStackForward<S>& f = p.forward;
   const int64_t instances = f.graph.copies * f.steps;
   ScratchFrame frame;
-  PackedConv<C>* convs = frame.take<PackedConv<C>>(f.conv_layers);
+  const PackedConv<C>* convs = pack_convs(frame, f);
   TransposedConv<C>* transposed = frame.take<TransposedConv<C>>(f.conv_layers);
   int64_t totals_size = 0, lanes_size = 0;
   for (int64_t k = 0; k < f.conv_layers; ++k) {
-    const int64_t inputs = k == 0 ? f.x.channels : f.hidden;
-    convs[k] =
-        f.gat ? pack_gatv2(frame, f.gat[k], inputs, f.hidden) : pack_gcn(frame, f.gcn[k], inputs, f.hidden);
+    const int64_t inputs = convs[k].inputs;
     transposed[k] =
         f.gat ? pack_transposed(frame, f.gat[k].lin_l_weight, f.gat[k].lin_r_weight, inputs, f.hidden)
               : pack_transposed<S>(frame, f.gcn[k].lin_weight, nullptr, inputs, f.hidden);
@@ -243,7 +228,7 @@ void conv_stack_backward(const ConvStackBackward<S, Compute<S>>& p) {
   const StackBackward<S> stack{p, convs, transposed, edge_weight, blocks.degree};
 
   const int64_t chunks = chunk_count<C>(instances), tasks = blocks.count * chunks;
-  const int64_t groups = tasks < kGradientGroups ? tasks : kGradientGroups;
+  const int64_t groups = min(tasks, kGradientGroups);
   C* totals = frame.take<C>(groups * totals_size);
   const int64_t* group_tasks = balance_tasks(frame, f.graph, blocks, chunks, groups);
   const EdgePartials<C> edges(frame, f.graph, blocks, chunks, groups, group_tasks,

@@ -1,7 +1,7 @@
-// The convolution stack, forward.
+// The convolution stack, forward: x_{k+1} = activation(conv_k(x_k)) for every instance. Only x_0 and the last
+// output are sequences in memory; the outputs between are tiles of a task.
 #include "cpu/conv/conv_tasks.h"
-#include "cpu/conv/gatv2_block.h"
-#include "cpu/conv/gcn_block.h"
+#include "cpu/conv/convolution.h"
 #include "cpu/support/kernels.h"
 #include "cpu/support/parallel.h"
 
@@ -11,9 +11,9 @@ namespace HIERMT_ISA {
 
 namespace {
 
-// Nodes gathered and projected together: their rows of x stay in the first-level cache.
+// Nodes gathered and projected together: their tiles of x stay in the first-level cache.
 constexpr int64_t kGatherNodes = 4 * kNodeTile;
-// Ranges that the nodes of one large block are shared out in.
+// Ranges of nodes of a block whose nodes the threads share.
 constexpr int64_t kNodeRanges = 64;
 
 template <class S>
@@ -26,7 +26,7 @@ struct StackForward {
   const C* edge_weight;  // nullptr without an edge term
   int64_t max_degree;
 
-  // Convolution k reads the output of its predecessor from result(k - 1) and leaves its own in result(k).
+  // Convolution k reads result(k - 1) and writes result(k).
   struct Tiles {
     TileSpan<C> x_l, even, odd;
     C* linear_score;
@@ -42,7 +42,7 @@ struct StackForward {
     return k + 1 == params.conv_layers ? params.last : Activation::kLeakyRelu;
   }
 
-  // x_l, x_r and the linear scores of convolution k for the nodes [begin, end); row 0 of the tiles is node
+  // x_l, x_r and the linear scores of convolution k for the nodes [begin, end). Row 0 of the tiles is node
   // `first`.
   void project_nodes(int64_t k, const LaneChunk<C>& chunk, int64_t first, int64_t begin, int64_t end,
                      const Tiles& tiles) const {
@@ -51,7 +51,7 @@ struct StackForward {
     C* gathered = k == 0 ? frame.take<C>(kGatherNodes * stride) : nullptr;
     const LaneRows<S> rows(params.x, chunk);
     for (int64_t n = begin; n < end; n += kGatherNodes) {
-      const int64_t count = end - n < kGatherNodes ? end - n : kGatherNodes, row = n - first;
+      const int64_t count = min(end - n, kGatherNodes), row = n - first;
       TileSpan<const C> x{gathered, stride};
       if (k == 0) {
         for (int64_t i = 0; i < count; ++i) {
@@ -61,18 +61,14 @@ struct StackForward {
       } else {
         x = tiles.result(k - 1).from(row);
       }
-      if (params.gat) {
-        project(convs[k], x, tiles.x_l.from(row), tiles.result(k).from(row), tiles.linear_score + row * L, 0,
-                count);
-      } else {
-        product(convs[k].lin_l, x, tiles.x_l.from(row), 0, count);
-      }
+      project(convs[k], x, tiles.x_l.from(row), tiles.result(k).from(row), tiles.linear_score + row * L, 0,
+              count);
     }
   }
 
   // The outputs of convolution k at the targets [begin, end).
-  void attend_nodes(int64_t k, const LaneChunk<C>& chunk, int64_t first, int64_t begin, int64_t end,
-                    const Tiles& tiles) const {
+  void convolve_nodes(int64_t k, const LaneChunk<C>& chunk, int64_t first, int64_t begin, int64_t end,
+                      const Tiles& tiles) const {
     ScratchFrame frame;
     C* score = frame.take<C>(max_degree * L);
     const bool last = k + 1 == params.conv_layers;
@@ -81,13 +77,7 @@ struct StackForward {
                          tiles.x_l.from(0),   tiles.linear_score};
     for (int64_t i = begin - first; i < end - first; ++i) {
       C* target = tiles.result(k).node(i);
-      if (!params.gat) {
-        aggregate(convs[k], g, i, target, activation(k));
-      } else if (edge_weight) {
-        attend<true>(convs[k], g, i, target, score, activation(k));
-      } else {
-        attend<false>(convs[k], g, i, target, score, activation(k));
-      }
+      convolve(convs[k], g, i, target, score, activation(k));
       if (last) scatter(target, rows, first + i);
     }
   }
@@ -98,15 +88,16 @@ struct StackForward {
     const Tiles tiles(frame, end - begin, convs[0].padded, params.conv_layers);
     for (int64_t k = 0; k < params.conv_layers; ++k) {
       project_nodes(k, chunk, begin, begin, end, tiles);
-      attend_nodes(k, chunk, begin, begin, end, tiles);
+      convolve_nodes(k, chunk, begin, begin, end, tiles);
     }
   }
 
-  // The same with the nodes shared out among the threads, for a block too large, or too lonely, for one task.
+  // The same with the nodes of the block shared among the threads, for a block too large for one task or the
+  // only one.
   void run_phased(const LaneChunk<C>& chunk, int64_t begin, int64_t end) const {
     ScratchFrame frame;
     const Tiles tiles(frame, end - begin, convs[0].padded, params.conv_layers);
-    const int64_t ranges = end - begin < kNodeRanges ? end - begin : kNodeRanges;
+    const int64_t ranges = min(end - begin, kNodeRanges);
     for (int64_t k = 0; k < params.conv_layers; ++k) {
       parallel_for(ranges, [&](int64_t index) {
         const Range range = split(end - begin, ranges, index);
@@ -114,7 +105,7 @@ struct StackForward {
       });
       parallel_for(ranges, [&](int64_t index) {
         const Range range = split(end - begin, ranges, index);
-        attend_nodes(k, chunk, begin, begin + range.begin, begin + range.end, tiles);
+        convolve_nodes(k, chunk, begin, begin + range.begin, begin + range.end, tiles);
       });
     }
   }
@@ -128,12 +119,7 @@ void conv_stack_forward(const ConvStackForward<S>& p) {
   const int64_t instances = p.graph.copies * p.steps;
   if (instances == 0 || p.graph.num_nodes == 0 || p.hidden == 0) return;
   ScratchFrame frame;
-  PackedConv<C>* convs = frame.take<PackedConv<C>>(p.conv_layers);
-  for (int64_t k = 0; k < p.conv_layers; ++k) {
-    const int64_t inputs = k == 0 ? p.x.channels : p.hidden;
-    convs[k] =
-        p.gat ? pack_gatv2(frame, p.gat[k], inputs, p.hidden) : pack_gcn(frame, p.gcn[k], inputs, p.hidden);
-  }
+  const PackedConv<C>* convs = pack_convs(frame, p);
   const int64_t node_bytes = (3 * convs[0].padded + 1) * kVectorBytes;
   const NodeGroups groups = group_blocks(frame, p.graph, node_bytes);
   const StackForward<S> stack{p, convs, compute_weights(frame, p.edge_weight, p.graph.num_entries),

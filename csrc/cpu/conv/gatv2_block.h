@@ -5,7 +5,7 @@
 //   alpha_e = softmax of the scores of i (maximum subtracted, denominator + 1e-16)
 //   out_i   = sum_e alpha_e x_l[j] + bias
 //
-// The linear_score part of score_e is a scalar of the source (0.6 att . x_l[j]), a scalar of the entry
+// The linear part of score_e is a scalar of the source (0.6 att . x_l[j]), a scalar of the entry
 // (0.6 att . W_e w_e) and a scalar of the target, which cancels in the softmax. Each channel of an entry then
 // costs an fma, an add, an absolute value and an fma.
 #pragma once
@@ -53,15 +53,6 @@ HIERMT_INLINE void linear_scores(const PackedConv<C>& p, const TileSpan<const C>
     }
     store(linear_score + n * L, (sum[0] + sum[1]) + (sum[2] + sum[3]));
   }
-}
-
-// x_l, x_r and the linear_score scores of the nodes [begin, end) of the tile x.
-template <class C>
-HIERMT_INLINE void project(const PackedConv<C>& p, const TileSpan<const C>& x, const TileSpan<C>& x_l,
-                           const TileSpan<C>& x_r, C* linear_score, int64_t begin, int64_t end) {
-  product(p.lin_l, x, x_l, begin, end);
-  product(p.lin_r, x, x_r, begin, end);
-  linear_scores<C>(p, x_l, begin, end, linear_score);
 }
 
 namespace detail {
