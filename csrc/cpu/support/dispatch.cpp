@@ -46,7 +46,7 @@ struct Choice {
 };
 
 Choice choose() {
-  // Best first; the last runs everywhere.
+  // Best first; the last one runs on every machine.
   const Candidate candidates[] = {
 #ifdef HIERMT_HAS_AVX512
       {"avx512", has_avx512(), &avx512::kernels},

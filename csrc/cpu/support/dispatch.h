@@ -1,4 +1,4 @@
-// Which of the compiled instruction sets runs on this machine.
+// Chooses among the compiled instruction sets the one that runs on this machine.
 #pragma once
 
 #include "cpu/support/kernels.h"
@@ -6,11 +6,11 @@
 namespace hiermt {
 namespace cpu {
 
-// The best set that this machine has, or the one that the environment variable HIERMT_CPU_ISA names
-// (baseline, avx2 or avx512); decided at the first call.
+// The kernels of the best set of this machine, or of the set named by the environment variable HIERMT_CPU_ISA
+// (baseline, avx2 or avx512). Chosen at the first call.
 const Kernels& kernels();
 
-// Why HIERMT_CPU_ISA could not be followed, or "" when all is well.
+// Why HIERMT_CPU_ISA was ignored, or "".
 const char* isa_error();
 
 template <class S>

@@ -7,10 +7,10 @@ namespace hiermt {
 namespace cpu {
 namespace {
 
-// Blocks smaller than this are joined with their neighbour: a task has to be worth its start.
+// Smaller blocks are joined with their neighbour, as a task has a fixed cost.
 constexpr int64_t kNodesPerBlock = 64;
 
-// Counts become the ends of the rows before them, so that they can serve as the next free place of each row.
+// Replaces the counts of the rows by the offsets of their first entries.
 void exclusive_sum(int32_t* counts, int64_t rows) {
   int32_t sum = 0;
   for (int64_t i = 0; i <= rows; ++i) {
@@ -20,7 +20,7 @@ void exclusive_sum(int32_t* counts, int64_t rows) {
   }
 }
 
-// By target: the edges in the order they came, then the loop.
+// Sorts by target: the edges of a row in the given order, then its self loop.
 template <class I>
 void sort_by_target(const GraphPrepare<I>& p) {
   std::vector<int64_t> loop_edge(p.num_nodes, -1);
@@ -48,7 +48,7 @@ void sort_by_target(const GraphPrepare<I>& p) {
   }
 }
 
-// By source: the entries of a column in the order of their rows.
+// Sorts by source: the entries of a column in the order of their rows.
 template <class I>
 void sort_by_source(const GraphPrepare<I>& p) {
   const int32_t entries = p.rowptr[p.num_nodes];
@@ -73,24 +73,24 @@ void pad(const GraphPrepare<I>& p) {
   }
 }
 
-// A cut lies where no edge joins the nodes before it with those behind it.
+// Cuts the nodes into blocks that no edge leaves.
 template <class I>
 int64_t cut_blocks(const GraphPrepare<I>& p) {
-  std::vector<int32_t> reach(p.num_nodes);
-  for (int64_t i = 0; i < p.num_nodes; ++i) reach[i] = static_cast<int32_t>(i);
+  std::vector<int32_t> last_neighbor(p.num_nodes);
+  for (int64_t i = 0; i < p.num_nodes; ++i) last_neighbor[i] = static_cast<int32_t>(i);
   for (int64_t row = 0; row < p.num_nodes; ++row) {
     for (int32_t e = p.rowptr[row]; e < p.rowptr[row + 1]; ++e) {
       const int32_t low = std::min(p.col[e], static_cast<int32_t>(row));
-      reach[low] = std::max({reach[low], p.col[e], static_cast<int32_t>(row)});
+      last_neighbor[low] = std::max({last_neighbor[low], p.col[e], static_cast<int32_t>(row)});
     }
   }
   int64_t blocks = 0;
-  int32_t farthest = -1;
+  int32_t last = -1;  // neighbor of the nodes before the cut
   p.blocks[0] = 0;
   for (int64_t i = 0; i + 1 < p.num_nodes; ++i) {
-    farthest = std::max(farthest, reach[i]);
+    last = std::max(last, last_neighbor[i]);
     const int64_t cut = i + 1;
-    if (farthest < cut && cut - p.blocks[blocks] >= kNodesPerBlock && p.num_nodes - cut >= kNodesPerBlock) {
+    if (last < cut && cut - p.blocks[blocks] >= kNodesPerBlock && p.num_nodes - cut >= kNodesPerBlock) {
       p.blocks[++blocks] = static_cast<int32_t>(cut);
     }
   }

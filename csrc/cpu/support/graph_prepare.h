@@ -1,4 +1,5 @@
-// Edges sorted by target and by source under a convolution's self-loop rule. Integer work, compiled once.
+// Sorts edges by target (CSR) and by source (CSC) under the self-loop rule of a convolution. Integer work,
+// compiled once.
 #pragma once
 
 #include <cstdint>
@@ -8,28 +9,29 @@ namespace cpu {
 
 enum class LoopRule : int { kGatV2 = 0, kGcn = 1 };
 
-// S nodes, E0 edges as given, E = E0 + S entries; those past rowptr[S], one per dropped loop, are padding.
+// GATv2 replaces self loops; GCN keeps a given self loop and adds the missing ones. There are E = num_edges +
+// num_nodes entries; those past rowptr[num_nodes], one per dropped self loop, are padding.
 template <class I>
 struct GraphPrepare {
-  int64_t num_nodes;  // S
-  int64_t num_edges;  // E0
-  const I* source;    // [E0]
-  const I* target;    // [E0]
+  int64_t num_nodes;
+  int64_t num_edges;
+  const I* source;  // [num_edges]
+  const I* target;  // [num_edges]
   LoopRule rule;
-  int32_t* rowptr;   // [S + 1]
+  int32_t* rowptr;   // [num_nodes + 1]
   int32_t* col;      // [E]
-  int64_t* e_id;     // [E]
-  int32_t* colptr;   // [S + 1]
+  int64_t* e_id;     // [E] edge of an entry, -1 for an added self loop and padding
+  int32_t* colptr;   // [num_nodes + 1]
   int32_t* row;      // [E]
   int32_t* csr2csc;  // [E]
-  int32_t* blocks;   // [S + 1], of which the first result + 1 are used
+  int32_t* blocks;   // [num_nodes + 1], of which the first result + 1 are used
 };
 
-// The first edge with an end outside [0, S), or -1; nothing has been written then.
+// The first edge with an end outside [0, num_nodes), or -1. Writes nothing.
 template <class I>
 int64_t first_edge_outside(const GraphPrepare<I>& p);
 
-// Needs all edges inside. Returns the number of blocks.
+// Requires first_edge_outside(p) == -1. Returns the number of blocks.
 template <class I>
 int64_t graph_prepare(const GraphPrepare<I>& p);
 

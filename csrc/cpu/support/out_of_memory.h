@@ -1,4 +1,4 @@
-// What a kernel or a host entry throws when it gets no memory. Says how much was asked for, and the way out.
+// The exception of a failed allocation, with the size requested and the remedy.
 #pragma once
 
 #include <cstdio>

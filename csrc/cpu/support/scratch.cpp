@@ -13,17 +13,16 @@ namespace {
 
 constexpr size_t kHeader = ScratchArena::kAlignment;
 constexpr size_t kSmallestBlock = size_t{1} << 20;
-// A thread keeps up to this much whatever it needs; more is kept while it is no more than kExcess times the
-// need.
+// trim() keeps a block of up to kFloor bytes, or of up to kExcess times the recent need.
 constexpr size_t kFloor = size_t{4} << 20;
 constexpr size_t kExcess = 2;
-// Calls of operators, on any thread, between two trims.
+// Operator calls, on any thread, between two trims.
 constexpr uint64_t kPeriod = 8;
 
 std::atomic<ScratchArena*> g_arenas{nullptr};
 std::atomic<uint64_t> g_calls{0};
 
-// Pages of the system, which it gets back at once; malloc may keep what it is given.
+// Pages from the system, since free() may keep memory instead of returning it.
 void* map(size_t bytes) {
   void* const pages = mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
   if (pages == MAP_FAILED)
@@ -43,7 +42,7 @@ size_t drop(ScratchArena::Block*& block) {
   return bytes;
 }
 
-// Arenas outlive their threads: a new thread takes over what another one left.
+// The arena of a thread. Arenas outlive their threads: a new thread takes over a vacant one.
 struct Holder {
   ScratchArena* arena = nullptr;
 
@@ -63,9 +62,9 @@ struct Holder {
 template <class Body>
 void for_each_idle(Body&& body) {
   for (auto* arena = g_arenas.load(std::memory_order_acquire); arena != nullptr; arena = arena->next) {
-    if (!arena->try_acquire()) continue;
+    if (!arena->try_lock()) continue;
     body(*arena);
-    arena->let_go();
+    arena->unlock();
   }
 }
 
@@ -86,7 +85,7 @@ void* ScratchArena::take(int64_t count, size_t size) {
   return result;
 }
 
-// A spare block that is large enough, or a new one, becomes the top.
+// Makes a spare block that is large enough, or a new one, the top.
 void ScratchArena::push(size_t bytes) {
   static_assert(sizeof(Block) <= kHeader, "the header fits before the first aligned byte");
   Block** link = &spare_;
@@ -116,22 +115,22 @@ void ScratchArena::rewind(Block* block) {
   }
 }
 
-// The outermost frame closes: several blocks make place for one that would have been enough, taken when it is
-// needed.
+// Closes the outermost frame. Several blocks are released in favour of a single one of their size, which is
+// allocated when it is needed.
 void ScratchArena::finish() {
   if (top_ != nullptr && (top_->previous != nullptr || spare_ != nullptr)) {
-    wanted_ = std::max(peak_, before_);
+    wanted_ = std::max(peak_, last_peak_);
     below_ = 0;
     drop(top_);
     drop(spare_);
   } else if (top_ != nullptr) {
     top_->used = 0;
   }
-  let_go();
+  unlock();
 }
 
-void ScratchArena::acquire() {
-  while (!try_acquire()) {  // another thread trims it, which takes no time
+void ScratchArena::lock() {
+  while (!try_lock()) {  // another thread is trimming it, which is short
   }
 }
 
@@ -140,22 +139,22 @@ bool ScratchArena::claim() {
 }
 
 void ScratchArena::vacate() {
-  acquire();
+  lock();
   release();
-  let_go();
+  unlock();
   owned_.store(false, std::memory_order_release);
 }
 
 size_t ScratchArena::release() {
-  peak_ = before_ = wanted_ = 0;
+  peak_ = last_peak_ = wanted_ = 0;
   return drop(top_) + drop(spare_);
 }
 
-// What the latest calls needed is judged by two periods, so that the steps of a training loop, large calls
-// and small ones in turn, keep what they share.
+// The recent need covers two periods, so that a training loop, which alternates large and small calls, keeps
+// its memory.
 void ScratchArena::trim() {
-  const size_t need = std::max(peak_, before_);
-  before_ = peak_;
+  const size_t need = std::max(peak_, last_peak_);
+  last_peak_ = peak_;
   peak_ = 0;
   wanted_ = std::min(wanted_, need);
   if (top_ == nullptr || top_->capacity <= std::max(kFloor, kExcess * need)) return;

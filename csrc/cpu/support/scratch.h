@@ -1,11 +1,11 @@
-// Scratch memory of a thread: kernels ask for the same few buffers again and again, and the default allocator
-// would map and unmap them (one page fault per 4 KiB) in each call.
+// Scratch memory of a thread, reused from call to call: the default allocator would map and unmap it in each
+// call, at one page fault per 4 KiB.
 //
-//   ScratchFrame frame;                       // everything taken below is given back at the closing brace
+//   ScratchFrame frame;                       // releases everything taken from it at the end of the scope
 //   float* rows = frame.take<float>(count);   // 64-byte aligned, uninitialised
 //
-// Between calls a thread keeps one block, as large as the largest of the latest calls needed. Memory far
-// above that goes back to the system by itself (ScratchCall), all of it on request (release_scratch).
+// Between calls a thread keeps one block of the size that the largest recent call needed. ScratchCall returns
+// memory far above that to the system; release_scratch() returns all of it.
 #pragma once
 
 #include <atomic>
@@ -17,8 +17,7 @@
 namespace hiermt {
 namespace cpu {
 
-// A stack of blocks. A block is never moved while a frame is open, so a pointer stays good until the frame
-// that took it closes.
+// A stack of blocks. A block does not move while a frame is open: a pointer is valid until its frame closes.
 class ScratchArena {
  public:
   static constexpr size_t kAlignment = 64;
@@ -40,28 +39,29 @@ class ScratchArena {
   void* take(int64_t count, size_t size);
 
   HIERMT_INLINE Mark open() {
-    if (depth_++ == 0) acquire();
+    if (depth_++ == 0) lock();
     return {top_, top_ == nullptr ? 0 : top_->used};
   }
   HIERMT_INLINE void close(Mark mark) {
     if (--depth_ == 0) return finish();
-    // Blocks above the marked one stay for the next frame, which most likely is as large.
+    // Blocks above the marked one are kept for the next frame, which is likely as large.
     if (top_ != mark.block) rewind(mark.block);
     if (top_ != nullptr) top_->used = mark.used;
   }
 
-  // The rest is for scratch.cpp. Each but claim() wants the arena idle and acquired.
-  bool claim();  // for the calling thread, if it has no owner
-  void vacate();
-  bool try_acquire() { return !busy_.exchange(true, std::memory_order_acquire); }
-  void let_go() { busy_.store(false, std::memory_order_release); }
-  size_t release();  // gives everything back, returns how much
-  void trim();
+  // The rest is for scratch.cpp.
+  bool claim();   // makes the calling thread the owner, unless the arena has one
+  void vacate();  // ends the ownership and releases all memory
+  bool try_lock() { return !busy_.exchange(true, std::memory_order_acquire); }
+  void unlock() { busy_.store(false, std::memory_order_release); }
+  // With the lock held and no frame open:
+  size_t release();  // returns all memory to the system; the result is its size
+  void trim();       // returns memory far above the recent need
 
   ScratchArena* next = nullptr;  // in the list of all arenas
 
  private:
-  void acquire();
+  void lock();
   void finish();
   void rewind(Block* block);
   void push(size_t bytes);
@@ -71,16 +71,16 @@ class ScratchArena {
   size_t below_ = 0;        // bytes in use in the blocks below the top
   int64_t depth_ = 0;       // open frames
   size_t peak_ = 0;         // most bytes in use at once since the last trim()
+  size_t last_peak_ = 0;    // peak_ of the period before
   size_t wanted_ = 0;       // capacity of the next first block
-  size_t before_ = 0;       // peak_ of the period before
   std::atomic<bool> busy_{false};
   std::atomic<bool> owned_{false};
 };
 
 ScratchArena& thread_scratch();
 
-// Surrounds one call of an operator: every so many calls the arenas of all threads are trimmed to what the
-// latest calls needed.
+// Surrounds one call of an operator. Every few calls the arenas of all threads are trimmed to the recent
+// need.
 class ScratchCall {
  public:
   ScratchCall() = default;
@@ -89,7 +89,7 @@ class ScratchCall {
   ~ScratchCall();
 };
 
-// Gives back the scratch memory of every thread that runs no kernel at the moment; returns the bytes.
+// Returns the scratch memory of every thread without a running kernel to the system; the result is its size.
 size_t release_scratch();
 
 namespace HIERMT_ISA {
