@@ -7,9 +7,7 @@
 #include "cpu/support/kernels.h"
 #include "cpu/support/parallel.h"
 
-namespace hiermt {
-namespace cpu {
-namespace HIERMT_ISA {
+namespace hiermt::cpu::HIERMT_ISA {
 
 namespace {
 
@@ -163,6 +161,4 @@ void decision_from_logits(const DecisionFromLogits<S>& p) {
 HIERMT_INSTANTIATE(decision_forward)
 HIERMT_INSTANTIATE(decision_from_logits)
 
-}  // namespace HIERMT_ISA
-}  // namespace cpu
-}  // namespace hiermt
+}  // namespace hiermt::cpu::HIERMT_ISA

@@ -6,9 +6,7 @@
 #include "cpu/support/scratch.h"
 #include "params.h"
 
-namespace hiermt {
-namespace cpu {
-namespace HIERMT_ISA {
+namespace hiermt::cpu::HIERMT_ISA {
 
 constexpr int kLogits = 4;  // noise, signal, down, up
 
@@ -49,6 +47,4 @@ FoldedHeads<C> fold_heads(ScratchFrame& frame, const DecisionWeights<S>& weights
   return folded;
 }
 
-}  // namespace HIERMT_ISA
-}  // namespace cpu
-}  // namespace hiermt
+}  // namespace hiermt::cpu::HIERMT_ISA

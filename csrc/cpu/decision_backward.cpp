@@ -8,9 +8,7 @@
 #include "cpu/support/kernels.h"
 #include "cpu/support/parallel.h"
 
-namespace hiermt {
-namespace cpu {
-namespace HIERMT_ISA {
+namespace hiermt::cpu::HIERMT_ISA {
 
 namespace {
 
@@ -137,6 +135,4 @@ void decision_backward(const DecisionBackward<S, Compute<S>>& p) {
 
 HIERMT_INSTANTIATE(decision_backward)
 
-}  // namespace HIERMT_ISA
-}  // namespace cpu
-}  // namespace hiermt
+}  // namespace hiermt::cpu::HIERMT_ISA

@@ -5,9 +5,7 @@
 
 #include "cpu/decision.h"
 
-namespace hiermt {
-namespace cpu {
-namespace HIERMT_ISA {
+namespace hiermt::cpu::HIERMT_ISA {
 
 template <class C>
 HIERMT_INLINE bool is_finite(C value) {
@@ -85,6 +83,4 @@ HIERMT_NOINLINE C literal_head_gradient(const DecisionBackward<S, C>& p, int j, 
   return sum;
 }
 
-}  // namespace HIERMT_ISA
-}  // namespace cpu
-}  // namespace hiermt
+}  // namespace hiermt::cpu::HIERMT_ISA

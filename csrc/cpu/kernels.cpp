@@ -3,9 +3,7 @@
 // simd.h first: it names the instruction set.
 #include "cpu/support/kernels.h"
 
-namespace hiermt {
-namespace cpu {
-namespace HIERMT_ISA {
+namespace hiermt::cpu::HIERMT_ISA {
 
 namespace {
 
@@ -29,6 +27,4 @@ const Kernels& kernels() {
   return kKernels;
 }
 
-}  // namespace HIERMT_ISA
-}  // namespace cpu
-}  // namespace hiermt
+}  // namespace hiermt::cpu::HIERMT_ISA

@@ -7,9 +7,7 @@
 #include "cpu/support/kernels.h"
 #include "cpu/support/scratch.h"
 
-namespace hiermt {
-namespace cpu {
-namespace HIERMT_ISA {
+namespace hiermt::cpu::HIERMT_ISA {
 
 namespace {
 
@@ -61,6 +59,4 @@ void tgcn_layer_backward(const TgcnLayerBackward<S, Compute<S>>& p) {
 HIERMT_INSTANTIATE(tgcn_layer_forward)
 HIERMT_INSTANTIATE(tgcn_layer_backward)
 
-}  // namespace HIERMT_ISA
-}  // namespace cpu
-}  // namespace hiermt
+}  // namespace hiermt::cpu::HIERMT_ISA

@@ -9,9 +9,7 @@
 #include "cpu/support/parallel.h"
 #include "cpu/support/scratch.h"
 
-namespace hiermt {
-namespace cpu {
-namespace HIERMT_ISA {
+namespace hiermt::cpu::HIERMT_ISA {
 
 namespace {
 
@@ -274,6 +272,4 @@ void multitask_loss_backward(const MultitaskLossBackward<S>& p) {
 HIERMT_INSTANTIATE(multitask_loss_forward)
 HIERMT_INSTANTIATE(multitask_loss_backward)
 
-}  // namespace HIERMT_ISA
-}  // namespace cpu
-}  // namespace hiermt
+}  // namespace hiermt::cpu::HIERMT_ISA

@@ -6,9 +6,7 @@
 #include "cpu/simd/vmath.h"
 #include "params.h"
 
-namespace hiermt {
-namespace cpu {
-namespace HIERMT_ISA {
+namespace hiermt::cpu::HIERMT_ISA {
 
 // The parameters of one convolution in compute precision; vectors are padded with zeros. A GCN has lin_l,
 // without a bias, and bias.
@@ -50,6 +48,4 @@ HIERMT_INLINE Vec<C> activate(Vec<C> v, Activation activation, C above_half) {
   return select(v > zero<C>(), max(value, broadcast(above_half)), value);
 }
 
-}  // namespace HIERMT_ISA
-}  // namespace cpu
-}  // namespace hiermt
+}  // namespace hiermt::cpu::HIERMT_ISA

@@ -8,9 +8,7 @@
 #include "cpu/conv/lane_gradient.h"
 #include "cpu/support/parallel.h"
 
-namespace hiermt {
-namespace cpu {
-namespace HIERMT_ISA {
+namespace hiermt::cpu::HIERMT_ISA {
 
 // Gradients of the parameters summed over the tasks of one group: the weights as scalars, the vectors with a
 // lane per instance.
@@ -130,6 +128,4 @@ void write_gradients(const PackedConv<C>& p, const C* totals, int64_t groups, in
   }
 }
 
-}  // namespace HIERMT_ISA
-}  // namespace cpu
-}  // namespace hiermt
+}  // namespace hiermt::cpu::HIERMT_ISA

@@ -8,9 +8,7 @@
 #include "cpu/support/kernels.h"
 #include "cpu/support/parallel.h"
 
-namespace hiermt {
-namespace cpu {
-namespace HIERMT_ISA {
+namespace hiermt::cpu::HIERMT_ISA {
 
 namespace {
 
@@ -271,6 +269,4 @@ void conv_stack_backward(const ConvStackBackward<S, Compute<S>>& p) {
 
 HIERMT_INSTANTIATE(conv_stack_backward)
 
-}  // namespace HIERMT_ISA
-}  // namespace cpu
-}  // namespace hiermt
+}  // namespace hiermt::cpu::HIERMT_ISA

@@ -6,9 +6,7 @@
 #include "cpu/conv/lane_tile.h"
 #include "cpu/support/scratch.h"
 
-namespace hiermt {
-namespace cpu {
-namespace HIERMT_ISA {
+namespace hiermt::cpu::HIERMT_ISA {
 
 // Size of the tiles of one task, for the second-level cache.
 constexpr int64_t kTaskBytes = 512 * 1024;
@@ -79,6 +77,4 @@ const C* compute_weights(ScratchFrame& frame, const S* weight, int64_t count) {
   }
 }
 
-}  // namespace HIERMT_ISA
-}  // namespace cpu
-}  // namespace hiermt
+}  // namespace hiermt::cpu::HIERMT_ISA

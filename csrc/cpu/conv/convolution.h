@@ -4,9 +4,7 @@
 #include "cpu/conv/gatv2_block.h"
 #include "cpu/conv/gcn_block.h"
 
-namespace hiermt {
-namespace cpu {
-namespace HIERMT_ISA {
+namespace hiermt::cpu::HIERMT_ISA {
 
 template <class S, class C = Compute<S>>
 PackedConv<C>* pack_convs(ScratchFrame& frame, const ConvStackForward<S>& p) {
@@ -43,6 +41,4 @@ HIERMT_INLINE void convolve(const PackedConv<C>& p, const TileGraph<C>& g, int64
   }
 }
 
-}  // namespace HIERMT_ISA
-}  // namespace cpu
-}  // namespace hiermt
+}  // namespace hiermt::cpu::HIERMT_ISA

@@ -12,9 +12,7 @@
 
 #include "cpu/conv/conv_block.h"
 
-namespace hiermt {
-namespace cpu {
-namespace HIERMT_ISA {
+namespace hiermt::cpu::HIERMT_ISA {
 
 template <class S, class C = Compute<S>>
 PackedConv<C> pack_gatv2(ScratchFrame& frame, const GatV2Weights<S>& w, int64_t inputs, int64_t hidden) {
@@ -175,6 +173,4 @@ HIERMT_INLINE void attend(const PackedConv<C>& p, const TileGraph<C>& g, int64_t
   }
 }
 
-}  // namespace HIERMT_ISA
-}  // namespace cpu
-}  // namespace hiermt
+}  // namespace hiermt::cpu::HIERMT_ISA

@@ -10,9 +10,7 @@
 #include "cpu/conv/conv_gradients.h"
 #include "cpu/conv/gatv2_block.h"
 
-namespace hiermt {
-namespace cpu {
-namespace HIERMT_ISA {
+namespace hiermt::cpu::HIERMT_ISA {
 
 // Scratch memory for the entries of one target, [degree][lane] each.
 template <class C>
@@ -119,6 +117,4 @@ HIERMT_INLINE void attend_backward(const PackedConv<C>& p, const TileGraph<C>& g
   }
 }
 
-}  // namespace HIERMT_ISA
-}  // namespace cpu
-}  // namespace hiermt
+}  // namespace hiermt::cpu::HIERMT_ISA

@@ -6,9 +6,7 @@
 
 #include "cpu/conv/conv_block.h"
 
-namespace hiermt {
-namespace cpu {
-namespace HIERMT_ISA {
+namespace hiermt::cpu::HIERMT_ISA {
 
 template <class S, class C = Compute<S>>
 PackedConv<C> pack_gcn(ScratchFrame& frame, const GcnWeights<S>& w, int64_t inputs, int64_t hidden) {
@@ -61,6 +59,4 @@ HIERMT_INLINE void aggregate_backward(const PackedConv<C>& p, const TileGraph<C>
   }
 }
 
-}  // namespace HIERMT_ISA
-}  // namespace cpu
-}  // namespace hiermt
+}  // namespace hiermt::cpu::HIERMT_ISA

@@ -5,9 +5,7 @@
 #include "cpu/conv/lane_product.h"
 #include "cpu/simd/row_product.h"
 
-namespace hiermt {
-namespace cpu {
-namespace HIERMT_ISA {
+namespace hiermt::cpu::HIERMT_ISA {
 
 // Inputs and outputs of a small matrix: its x and d stay in the first-level cache with a lane per instance.
 constexpr int64_t kSmallChannels = 16;
@@ -139,6 +137,4 @@ HIERMT_INLINE void bias_gradient(const TileSpan<const C>& d, int64_t outputs, in
   }
 }
 
-}  // namespace HIERMT_ISA
-}  // namespace cpu
-}  // namespace hiermt
+}  // namespace hiermt::cpu::HIERMT_ISA

@@ -6,9 +6,7 @@
 #include "cpu/simd/simd.h"
 #include "cpu/support/scratch.h"
 
-namespace hiermt {
-namespace cpu {
-namespace HIERMT_ISA {
+namespace hiermt::cpu::HIERMT_ISA {
 
 constexpr int kOutTile = kRegisters / 4;
 constexpr int kNodeTile = 3;
@@ -121,6 +119,4 @@ HIERMT_INLINE void product(const PackedMatrix<C>& matrix, const TileSpan<const C
   }
 }
 
-}  // namespace HIERMT_ISA
-}  // namespace cpu
-}  // namespace hiermt
+}  // namespace hiermt::cpu::HIERMT_ISA

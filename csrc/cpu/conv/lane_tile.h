@@ -7,9 +7,7 @@
 #include "cpu/simd/simd.h"
 #include "params.h"
 
-namespace hiermt {
-namespace cpu {
-namespace HIERMT_ISA {
+namespace hiermt::cpu::HIERMT_ISA {
 
 // Lanes [0, count) hold instances. The other lanes repeat the last instance, which keeps them finite, and
 // have zero cotangents.
@@ -191,6 +189,4 @@ HIERMT_INLINE void scatter(const C* tile, const LaneRowsOut<S, C>& rows, int64_t
   }
 }
 
-}  // namespace HIERMT_ISA
-}  // namespace cpu
-}  // namespace hiermt
+}  // namespace hiermt::cpu::HIERMT_ISA

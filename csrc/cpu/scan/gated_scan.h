@@ -11,9 +11,7 @@
 #include "cpu/support/scratch.h"
 #include "params.h"
 
-namespace hiermt {
-namespace cpu {
-namespace HIERMT_ISA {
+namespace hiermt::cpu::HIERMT_ISA {
 
 // The parameters of the gates u, r, c, interleaved for products whose lanes are hidden channels; lanes past H
 // are zero.
@@ -107,6 +105,4 @@ template <class C>
 void finish_gate_grads(const C* sums, int64_t groups, int64_t channels, int64_t hidden,
                        const GateGrads<C>& grads);
 
-}  // namespace HIERMT_ISA
-}  // namespace cpu
-}  // namespace hiermt
+}  // namespace hiermt::cpu::HIERMT_ISA

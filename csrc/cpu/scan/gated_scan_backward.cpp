@@ -3,9 +3,7 @@
 #include "cpu/support/kernels.h"
 #include "cpu/support/parallel.h"
 
-namespace hiermt {
-namespace cpu {
-namespace HIERMT_ISA {
+namespace hiermt::cpu::HIERMT_ISA {
 
 template <class S>
 void gated_scan_backward_range(const GatedScanBackward<S, Compute<S>>& p,
@@ -58,6 +56,4 @@ HIERMT_INSTANTIATE_RANGE(float)
 HIERMT_INSTANTIATE_RANGE(double)
 HIERMT_INSTANTIATE_RANGE(BFloat16)
 
-}  // namespace HIERMT_ISA
-}  // namespace cpu
-}  // namespace hiermt
+}  // namespace hiermt::cpu::HIERMT_ISA

@@ -12,9 +12,7 @@
 
 #include "cpu/scan/gated_scan.h"
 
-namespace hiermt {
-namespace cpu {
-namespace HIERMT_ISA {
+namespace hiermt::cpu::HIERMT_ISA {
 
 // Steps of a chunk: the rows of a tile stay in the first-level cache.
 constexpr int64_t kChunkSteps = 8;
@@ -322,6 +320,4 @@ HIERMT_INLINE int64_t sum_groups(int64_t tasks, int64_t sums) {
   return tasks < groups ? tasks : groups;
 }
 
-}  // namespace HIERMT_ISA
-}  // namespace cpu
-}  // namespace hiermt
+}  // namespace hiermt::cpu::HIERMT_ISA

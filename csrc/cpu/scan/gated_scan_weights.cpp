@@ -3,9 +3,7 @@
 #include "cpu/scan/gated_scan.h"
 #include "cpu/support/parallel.h"
 
-namespace hiermt {
-namespace cpu {
-namespace HIERMT_ISA {
+namespace hiermt::cpu::HIERMT_ISA {
 
 namespace {
 
@@ -148,6 +146,4 @@ HIERMT_INSTANTIATE_PACKS(float)
 HIERMT_INSTANTIATE_PACKS(double)
 HIERMT_INSTANTIATE_PACKS(BFloat16)
 
-}  // namespace HIERMT_ISA
-}  // namespace cpu
-}  // namespace hiermt
+}  // namespace hiermt::cpu::HIERMT_ISA

@@ -5,9 +5,7 @@
 #include "cpu/support/kernels.h"
 #include "cpu/support/parallel.h"
 
-namespace hiermt {
-namespace cpu {
-namespace HIERMT_ISA {
+namespace hiermt::cpu::HIERMT_ISA {
 
 namespace {
 
@@ -128,6 +126,4 @@ void gated_scan_windows_forward(const GatedScanWindowsForward<S>& p) {
 
 HIERMT_INSTANTIATE(gated_scan_windows_forward)
 
-}  // namespace HIERMT_ISA
-}  // namespace cpu
-}  // namespace hiermt
+}  // namespace hiermt::cpu::HIERMT_ISA

@@ -7,9 +7,7 @@
 #include "cpu/support/kernels.h"
 #include "cpu/support/parallel.h"
 
-namespace hiermt {
-namespace cpu {
-namespace HIERMT_ISA {
+namespace hiermt::cpu::HIERMT_ISA {
 
 namespace {
 
@@ -193,6 +191,4 @@ void gated_scan_windows_backward(const GatedScanWindowsBackward<S, Compute<S>>& 
 
 HIERMT_INSTANTIATE(gated_scan_windows_backward)
 
-}  // namespace HIERMT_ISA
-}  // namespace cpu
-}  // namespace hiermt
+}  // namespace hiermt::cpu::HIERMT_ISA

@@ -4,9 +4,7 @@
 
 #include "cpu/scan/gated_scan_backward_tile.h"
 
-namespace hiermt {
-namespace cpu {
-namespace HIERMT_ISA {
+namespace hiermt::cpu::HIERMT_ISA {
 
 // Days of one node processed together: their rows stay in the first-level cache.
 constexpr int64_t kChunkDays = 64;
@@ -92,6 +90,4 @@ class DayGradients {
   C* rows_;  // [kChunkDays, row]   1, x, g
 };
 
-}  // namespace HIERMT_ISA
-}  // namespace cpu
-}  // namespace hiermt
+}  // namespace hiermt::cpu::HIERMT_ISA

@@ -6,9 +6,7 @@
 #include "cpu/support/scratch.h"
 #include "params.h"
 
-namespace hiermt {
-namespace cpu {
-namespace HIERMT_ISA {
+namespace hiermt::cpu::HIERMT_ISA {
 
 struct WindowGroup {
   int64_t begin, end;          // positions in windows.order
@@ -53,6 +51,4 @@ class WindowGroups {
   WindowGroup* groups_;
 };
 
-}  // namespace HIERMT_ISA
-}  // namespace cpu
-}  // namespace hiermt
+}  // namespace hiermt::cpu::HIERMT_ISA

@@ -5,9 +5,7 @@
 
 #include "cpu/simd/simd.h"
 
-namespace hiermt {
-namespace cpu {
-namespace HIERMT_ISA {
+namespace hiermt::cpu::HIERMT_ISA {
 
 namespace detail {
 
@@ -109,6 +107,4 @@ HIERMT_INLINE V reduce_each(V (&rows)[kCount]) {
   return rows[0];
 }
 
-}  // namespace HIERMT_ISA
-}  // namespace cpu
-}  // namespace hiermt
+}  // namespace hiermt::cpu::HIERMT_ISA

@@ -6,9 +6,7 @@
 
 #include "cpu/simd/simd.h"
 
-namespace hiermt {
-namespace cpu {
-namespace HIERMT_ISA {
+namespace hiermt::cpu::HIERMT_ISA {
 
 namespace detail {
 
@@ -126,6 +124,4 @@ HIERMT_INLINE void copy_row(Compute<S>* to, const S* from, int64_t stride, int64
   }
 }
 
-}  // namespace HIERMT_ISA
-}  // namespace cpu
-}  // namespace hiermt
+}  // namespace hiermt::cpu::HIERMT_ISA

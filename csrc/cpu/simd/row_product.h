@@ -3,9 +3,7 @@
 
 #include "cpu/simd/simd.h"
 
-namespace hiermt {
-namespace cpu {
-namespace HIERMT_ISA {
+namespace hiermt::cpu::HIERMT_ISA {
 
 // Rows of a tile: enough independent chains to saturate two FMA units with a latency of four cycles.
 constexpr int kTileRows = 8;
@@ -125,6 +123,4 @@ HIERMT_NOINLINE void add_outer_product(C* sums, int64_t sums_stride, const C* in
   }
 }
 
-}  // namespace HIERMT_ISA
-}  // namespace cpu
-}  // namespace hiermt
+}  // namespace hiermt::cpu::HIERMT_ISA

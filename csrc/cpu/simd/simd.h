@@ -34,9 +34,7 @@
 #define HIERMT_INLINE inline __attribute__((always_inline))
 #define HIERMT_NOINLINE __attribute__((noinline))
 
-namespace hiermt {
-namespace cpu {
-namespace HIERMT_ISA {
+namespace hiermt::cpu::HIERMT_ISA {
 
 #if defined(HIERMT_AVX512)
 constexpr int kVectorBytes = 64;
@@ -344,8 +342,6 @@ HIERMT_INLINE VecD power_of_two(VecD biased) {
   return as_real<double>((as_int(biased) << 52) + 0x3ff0000000000000);
 }
 
-}  // namespace HIERMT_ISA
-}  // namespace cpu
-}  // namespace hiermt
+}  // namespace hiermt::cpu::HIERMT_ISA
 
 #include "cpu/simd/lanes.h"

@@ -9,9 +9,7 @@
 
 #include "cpu/simd/simd.h"
 
-namespace hiermt {
-namespace cpu {
-namespace HIERMT_ISA {
+namespace hiermt::cpu::HIERMT_ISA {
 
 namespace detail {
 
@@ -101,6 +99,4 @@ HIERMT_INLINE V tanh(V x) {
   return with_sign_of(x, divide(m, m + broadcast(C(2))));
 }
 
-}  // namespace HIERMT_ISA
-}  // namespace cpu
-}  // namespace hiermt
+}  // namespace hiermt::cpu::HIERMT_ISA

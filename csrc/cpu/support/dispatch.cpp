@@ -3,8 +3,7 @@
 #include <cstdlib>
 #include <string>
 
-namespace hiermt {
-namespace cpu {
+namespace hiermt::cpu {
 
 namespace baseline {
 const Kernels& kernels();
@@ -89,5 +88,4 @@ const char* isa_error() {
   return choice().error.c_str();
 }
 
-}  // namespace cpu
-}  // namespace hiermt
+}  // namespace hiermt::cpu

@@ -3,8 +3,7 @@
 
 #include "cpu/support/kernels.h"
 
-namespace hiermt {
-namespace cpu {
+namespace hiermt::cpu {
 
 // The kernels of the best set of this machine, or of the set named by the environment variable HIERMT_CPU_ISA
 // (baseline, avx2 or avx512). Chosen at the first call.
@@ -28,5 +27,4 @@ inline const KernelTable<BFloat16>& kernels_of<BFloat16>() {
   return kernels().bfloat16;
 }
 
-}  // namespace cpu
-}  // namespace hiermt
+}  // namespace hiermt::cpu

@@ -3,8 +3,7 @@
 #include <algorithm>
 #include <vector>
 
-namespace hiermt {
-namespace cpu {
+namespace hiermt::cpu {
 namespace {
 
 // Smaller blocks are joined with their neighbour, as a task has a fixed cost.
@@ -122,5 +121,4 @@ template int64_t first_edge_outside<int64_t>(const GraphPrepare<int64_t>&);
 template int64_t graph_prepare<int32_t>(const GraphPrepare<int32_t>&);
 template int64_t graph_prepare<int64_t>(const GraphPrepare<int64_t>&);
 
-}  // namespace cpu
-}  // namespace hiermt
+}  // namespace hiermt::cpu

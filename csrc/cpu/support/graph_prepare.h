@@ -4,8 +4,7 @@
 
 #include <cstdint>
 
-namespace hiermt {
-namespace cpu {
+namespace hiermt::cpu {
 
 enum class LoopRule : int { kGatV2 = 0, kGcn = 1 };
 
@@ -35,5 +34,4 @@ int64_t first_edge_outside(const GraphPrepare<I>& p);
 template <class I>
 int64_t graph_prepare(const GraphPrepare<I>& p);
 
-}  // namespace cpu
-}  // namespace hiermt
+}  // namespace hiermt::cpu

@@ -2,8 +2,7 @@
 
 #include <atomic>
 
-namespace hiermt {
-namespace cpu {
+namespace hiermt::cpu {
 
 namespace {
 
@@ -25,5 +24,4 @@ void run_parallel(int64_t tasks, TaskRange run, void* context) {
   }
 }
 
-}  // namespace cpu
-}  // namespace hiermt
+}  // namespace hiermt::cpu

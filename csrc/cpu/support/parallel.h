@@ -9,8 +9,7 @@
 
 #include "cpu/simd/simd.h"
 
-namespace hiermt {
-namespace cpu {
+namespace hiermt::cpu {
 
 using TaskRange = void (*)(int64_t begin, int64_t end, void* context);
 // Calls run(begin, end, context) for ranges that partition [0, tasks).
@@ -54,5 +53,4 @@ HIERMT_INLINE Range rows_of(int64_t task, int64_t rows) {
 }
 
 }  // namespace HIERMT_ISA
-}  // namespace cpu
-}  // namespace hiermt
+}  // namespace hiermt::cpu

@@ -6,8 +6,7 @@
 
 #include "cpu/support/out_of_memory.h"
 
-namespace hiermt {
-namespace cpu {
+namespace hiermt::cpu {
 
 namespace {
 
@@ -177,5 +176,4 @@ size_t release_scratch() {
   return bytes;
 }
 
-}  // namespace cpu
-}  // namespace hiermt
+}  // namespace hiermt::cpu

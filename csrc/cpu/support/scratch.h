@@ -14,8 +14,7 @@
 
 #include "cpu/simd/simd.h"
 
-namespace hiermt {
-namespace cpu {
+namespace hiermt::cpu {
 
 // A stack of blocks. A block does not move while a frame is open: a pointer is valid until its frame closes.
 class ScratchArena {
@@ -112,5 +111,4 @@ class ScratchFrame {
 };
 
 }  // namespace HIERMT_ISA
-}  // namespace cpu
-}  // namespace hiermt
+}  // namespace hiermt::cpu
