@@ -21,7 +21,7 @@ struct Partial {
 };
 
 // log(1 + e) = 2 atanh(s) with s = e / (2 + e), for 0 <= e <= 1: s <= 1/3, and the series of atanh converges
-// quickly.
+// quickly. The number of terms is that of the precision.
 template <class V>
 HIERMT_INLINE V log_one_plus(V e) {
   using C = Lane<V>;

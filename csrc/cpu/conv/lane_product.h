@@ -8,6 +8,7 @@
 
 namespace hiermt::cpu::HIERMT_ISA {
 
+// Three nodes times a quarter of the registers: the most sums that fit beside three inputs and a weight.
 constexpr int kOutTile = kRegisters / 4;
 constexpr int kNodeTile = 3;
 static_assert(kOutTile * kNodeTile + kNodeTile + 1 <= kRegisters, "accumulators, inputs and a weight");

@@ -20,6 +20,11 @@ constexpr int64_t kChunkSteps = 8;
 // amortise the traffic of the sums.
 constexpr int64_t kLargeChunkSteps = 16;
 constexpr int64_t kLargeVectors = 4;
+// Groups of tasks with sums of parameter gradients of their own: kMostGroups, enough for many cores, halved
+// down to kFewestGroups while the sums of all groups take more than kMostSums elements.
+constexpr int64_t kMostGroups = 64;
+constexpr int64_t kFewestGroups = 8;
+constexpr int64_t kMostSums = int64_t{1} << 20;
 
 template <class C>
 struct ScanLengths {
@@ -311,13 +316,12 @@ class BackwardTile {
   C* d_z_row_[3] = {};
 };
 
-// Number of groups of tasks that have sums of parameter gradients of their own, of `sums` elements each. It
-// depends on the problem alone, not on the number of threads.
+// The number of groups for `sums` elements each. It depends on the problem alone, not on the number of
+// threads.
 HIERMT_INLINE int64_t sum_groups(int64_t tasks, int64_t sums) {
-  constexpr int64_t kMostGroups = 64, kFewestGroups = 8, kMostSums = int64_t{1} << 20;
   int64_t groups = kMostGroups;
   while (groups > kFewestGroups && groups * sums > kMostSums) groups /= 2;
-  return tasks < groups ? tasks : groups;
+  return min(tasks, groups);
 }
 
 }  // namespace hiermt::cpu::HIERMT_ISA
