@@ -44,6 +44,27 @@ struct CsrGraph {
   const int32_t* blocks;   // [K + 1], host memory for CPU kernels
 };
 
+// Which self loops a convolution adds, removes or keeps.
+enum class LoopRule : int { kGatV2 = 0, kGcn = 1 };
+
+// Edges to be sorted by target and by source under a self-loop rule. E = E0 + S entries; those past
+// rowptr[S], one per dropped loop, are padding.
+template <class I>
+struct GraphPrepare {
+  int64_t num_nodes;  // S
+  int64_t num_edges;  // E0
+  const I* source;    // [E0]
+  const I* target;    // [E0]
+  LoopRule rule;
+  int32_t* rowptr;   // [S + 1]
+  int32_t* col;      // [E]
+  int64_t* e_id;     // [E] edge of an entry, -1 for a loop that was added
+  int32_t* colptr;   // [S + 1]
+  int32_t* row;      // [E]
+  int32_t* csr2csc;  // [E]
+  int32_t* blocks;   // [S + 1], of which the first K + 1 are used; not written by CUDA
+};
+
 // x[copy, node, t, c] = data[copy * stride_copy + node * stride_node + t * stride_time + c * stride_channel].
 // Any strides: a transposed layout, an unfolded window and a slice are all read in place.
 template <class S>

@@ -38,9 +38,9 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> graph_prepare
     using I = typename decltype(type)::type;
     const int64_t entries = edges + num_nodes;
     const I* ends = data<I>(edge_index);
-    cpu::GraphPrepare<I> p{num_nodes, edges,   ends,    ends + edges, static_cast<cpu::LoopRule>(rule),
-                           nullptr,   nullptr, nullptr, nullptr,      nullptr,
-                           nullptr,   nullptr};
+    GraphPrepare<I> p{num_nodes, edges,   ends,    ends + edges, static_cast<LoopRule>(rule),
+                      nullptr,   nullptr, nullptr, nullptr,      nullptr,
+                      nullptr,   nullptr};
     const bool on_cpu = edge_index.is_cpu();
     // On the device the kernels drop such edges: to report them would take a synchronisation.
     const int64_t outside = on_cpu ? cpu::first_edge_outside(p) : -1;

@@ -1,16 +1,13 @@
-// Launcher of the graph preparation. Pointers of GraphPrepare are device memory; blocks is not written. An
-// edge with an end outside [0, S) is dropped like a loop: who wants an error checks before. Nothing
-// synchronises or allocates.
+// Launcher of the graph preparation. Pointers of GraphPrepare are device memory; `blocks` is not written. An
+// edge with an end outside the nodes is dropped like a loop: reporting it would take a synchronisation. The
+// launcher neither synchronises nor allocates.
 #pragma once
 
 #include <cstddef>
 
-#include "cpu/support/graph_prepare.h"
+#include "params.h"
 
 namespace hiermt::cuda {
-
-using cpu::GraphPrepare;
-using cpu::LoopRule;
 
 template <class I>
 size_t graph_prepare_workspace(const GraphPrepare<I>& p);

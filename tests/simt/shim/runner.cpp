@@ -45,10 +45,10 @@ SequenceView<S> read_sequence(Arguments& a) {
 
 template <class I>
 int run_graph(Arguments& a) {
-  cuda::GraphPrepare<I> p{};
+  GraphPrepare<I> p{};
   p.num_nodes = a.integer();
   p.num_edges = a.integer();
-  p.rule = static_cast<cuda::LoopRule>(a.integer());
+  p.rule = static_cast<LoopRule>(a.integer());
   p.source = a.in<I>();
   p.target = p.source + p.num_edges;
   p.rowptr = a.out<int32_t>();
