@@ -1,5 +1,6 @@
-// What a test sends to the runner and gets back: integers, input arrays and output arrays, in the order the
-// operator asks for them. Every array is an allocation of exactly its size; outputs start as NaN bits.
+// Arguments of an operator, read from stdin, and its reply on stdout: integers, input arrays and output
+// arrays in the order of the operator. Each array is an allocation of exactly its size. Outputs are
+// initialised with NaN.
 #pragma once
 
 #include <cstdint>
@@ -71,8 +72,7 @@ class Arguments {
   size_t next_integer_ = 0, next_input_ = 0, next_output_ = 0;
 };
 
-// Device memory a launcher asked for: exactly that much, full of NaN bits; none if that is more than there
-// is.
+// Workspace of a launcher: exactly `bytes`, initialised with NaN. nullptr if the allocation fails.
 class ScratchMemory {
  public:
   explicit ScratchMemory(size_t bytes) : data_(std::malloc(bytes)) {

@@ -1,4 +1,5 @@
-// One planted fault per detector of the harness; each must end the process or show in the output.
+// A kernel with one deliberate fault per detector of the harness. Each fault must end the process or change
+// the output.
 #include "cuda/support/launch.cuh"
 #include "faults.h"
 

@@ -26,7 +26,7 @@ namespace {
 
 constexpr size_t kStackBytes = 256 * 1024;
 constexpr int kWarpLanes = 32;
-// As float and as double a NaN, as int32 far below any index.
+// A NaN as float and as double, and a negative index as int32.
 constexpr uint32_t kPoison = 0xfff7deadu;
 
 enum class State { kReady, kWaiting, kDone };
@@ -40,7 +40,7 @@ struct Fiber {
   Collective kind{};
   unsigned mask = 0;
   int line = 0;
-  uint64_t brought = 0;
+  uint64_t value = 0;
   uint64_t received[kWarpLanes] = {};
 };
 
@@ -68,7 +68,8 @@ size_t scheduler_stack_bytes = 0;
 #error "the SIMT harness switches stacks on x86-64 only"
 #endif
 
-// Saves the callee-saved registers on the current stack, stores its pointer in *from and goes on at `to`.
+// Saves the callee-saved registers on the current stack, stores the stack pointer in *from and continues at
+// `to`.
 extern "C" void hiermt_simt_switch(void** from, void* to);
 asm(R"(
 .text
@@ -105,12 +106,12 @@ void enter_fiber_stack(void* fake_stack, bool first_time) {
   (void)first_time;
 }
 
-void leave_to_scheduler(bool for_good) {
+void leave_to_scheduler(bool last) {
 #if defined(__SANITIZE_ADDRESS__)
-  __sanitizer_start_switch_fiber(for_good ? nullptr : &running->fake_stack, scheduler_stack,
+  __sanitizer_start_switch_fiber(last ? nullptr : &running->fake_stack, scheduler_stack,
                                  scheduler_stack_bytes);
 #endif
-  (void)for_good;
+  (void)last;
   Fiber* self = running;
   hiermt_simt_switch(&self->stack_pointer, scheduler_stack_pointer);
   enter_fiber_stack(self->fake_stack, false);
@@ -150,7 +151,7 @@ void prepare(Fiber& fiber) {
   fiber.state = State::kReady;
 }
 
-// Lets the lanes of a warp function go when all of them have come.
+// Releases the lanes of a warp function once all of them have called it.
 bool release_warp(size_t first, const Fiber& caller) {
   for (int lane = 0; lane < kWarpLanes; ++lane) {
     if (!(caller.mask >> lane & 1)) continue;
@@ -173,7 +174,7 @@ bool release_warp(size_t first, const Fiber& caller) {
     if (!(caller.mask >> lane & 1)) continue;
     Fiber& to = block.fibers[first + lane];
     for (int from = 0; from < kWarpLanes; ++from) {
-      to.received[from] = caller.mask >> from & 1 ? block.fibers[first + from].brought : 0;
+      to.received[from] = caller.mask >> from & 1 ? block.fibers[first + from].value : 0;
     }
   }
   for (int lane = 0; lane < kWarpLanes; ++lane) {
@@ -221,7 +222,7 @@ void run_block(const std::vector<size_t>& order) {
       const Fiber& fiber = block.fibers[i];
       if (fiber.kind != Collective::kBarrier) {
         release_warp(i / kWarpLanes * kWarpLanes, fiber);
-        fail("divergence", "line %d: lanes of the mask %08x wait for others that never come", fiber.line,
+        fail("divergence", "line %d: lanes of the mask %08x wait for lanes that never call it", fiber.line,
              fiber.mask);
       }
     }
@@ -266,7 +267,7 @@ const uint64_t* meet(Collective kind, unsigned mask, uint64_t value, int line) {
   running->kind = kind;
   running->mask = mask;
   running->line = line;
-  running->brought = value;
+  running->value = value;
   running->state = State::kWaiting;
   leave_to_scheduler(false);
   return running->received;
@@ -290,7 +291,7 @@ void* shared(size_t begin, size_t bytes) {
 
 namespace {
 
-// Written to the file that HIERMT_SIMT_LAUNCHES names when the process ends.
+// Written to the file HIERMT_SIMT_LAUNCHES at the end of the process.
 struct LaunchCount {
   int64_t launches = 0;
   ~LaunchCount() {
@@ -306,10 +307,10 @@ struct LaunchCount {
 
 cudaError_t launch(dim3 grid, dim3 threads, size_t shared_bytes, const std::function<void()>& body) {
   ++launch_count.launches;
-  constexpr size_t kMaxThreads = 1024, kSharedBytesOfAny = 48 * 1024;
+  constexpr size_t kMaxThreads = 1024, kDefaultSharedBytes = 48 * 1024;
   int limit = 0;
   cudaDeviceGetAttribute(&limit, cudaDevAttrMaxSharedMemoryPerBlockOptin, 0);
-  const size_t shared_limit = std::max(kSharedBytesOfAny, static_cast<size_t>(limit));
+  const size_t shared_limit = std::max(kDefaultSharedBytes, static_cast<size_t>(limit));
   const size_t count = size_t{threads.x} * threads.y * threads.z;
   if (count > kMaxThreads || shared_bytes > shared_limit || grid.y > 65535 || grid.z > 65535) {
     return cudaErrorInvalidConfiguration;
@@ -339,9 +340,9 @@ cudaError_t launch(dim3 grid, dim3 threads, size_t shared_bytes, const std::func
 }  // namespace simt
 
 cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int) {
-  // An H100, unless a test asks for a smaller one to reach what that takes.
+  // Those of an H100, unless a test sets a smaller GPU.
   const bool count = attribute == cudaDevAttrMultiProcessorCount;
-  const char* asked = std::getenv(count ? "HIERMT_SIMT_MULTIPROCESSORS" : "HIERMT_SIMT_SHARED_BYTES");
-  *value = asked != nullptr ? std::atoi(asked) : count ? 132 : 232448;
+  const char* given = std::getenv(count ? "HIERMT_SIMT_MULTIPROCESSORS" : "HIERMT_SIMT_SHARED_BYTES");
+  *value = given != nullptr ? std::atoi(given) : count ? 132 : 232448;
   return cudaSuccess;
 }

@@ -1,12 +1,13 @@
-// The CUDA vocabulary of csrc/cuda on the host: threads of a block are fibers, blocks run one after another.
+// The CUDA vocabulary of csrc/cuda on the host. The threads of a block are fibers; blocks run one after
+// another.
 //
-// What a GPU would punish, ends the process with one line on stderr:
-//   divergence     a thread leaves or waits elsewhere while others wait at a barrier or a warp function
-//   shared memory  more taken than the launch gave, or a layout that differs between threads
-//   out of bounds  every piece of shared memory is an allocation of its own, so AddressSanitizer sees its
-//   ends
-// Shared memory starts as NaN (and as an index far out of range), so a read before the write shows in the
-// result. HIERMT_SIMT_ORDER=<seed> permutes threads and blocks: a result that depends on it is a race.
+// A fault of a kernel ends the process with one line on stderr:
+//   divergence     a thread exits or waits elsewhere while others wait at a barrier or a warp function
+//   shared memory  more is taken than the launch provides, or the layout differs between threads
+//   out of bounds  AddressSanitizer: each piece of shared memory is a separate allocation
+// Shared memory is initialised with NaN, which is also an index out of range, so that a read before the write
+// shows in the result. HIERMT_SIMT_ORDER=<seed> permutes threads and blocks: a result that depends on it is a
+// race.
 #pragma once
 
 #include <cmath>
@@ -19,10 +20,9 @@
 #define __device__
 #define __host__
 #define __forceinline__ inline __attribute__((always_inline))
-#define __restrict__ __restrict
 #define __launch_bounds__(...)
 #define __align__(n) alignas(n)
-// __shared__ and __constant__ are left out on purpose: kernels take from a SharedMemory.
+// __shared__ and __constant__ are missing on purpose: kernels use SharedMemory.
 
 struct dim3 {
   unsigned x, y, z;
@@ -31,20 +31,8 @@ struct dim3 {
 struct uint3 {
   unsigned x, y, z;
 };
-struct alignas(8) float2 {
-  float x, y;
-};
 struct alignas(16) float4 {
   float x, y, z, w;
-};
-struct alignas(16) double2 {
-  double x, y;
-};
-struct alignas(8) uint2 {
-  unsigned x, y;
-};
-struct alignas(16) uint4 {
-  unsigned x, y, z, w;
 };
 
 struct CUstream_st;
@@ -57,10 +45,6 @@ inline cudaError_t cudaGetDevice(int* device) {
   return cudaSuccess;
 }
 cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int device);
-inline cudaError_t cudaMemsetAsync(void* to, int value, size_t bytes, cudaStream_t) {
-  std::memset(to, value, bytes);
-  return cudaSuccess;
-}
 
 extern uint3 threadIdx, blockIdx;
 extern dim3 blockDim, gridDim;
@@ -73,8 +57,8 @@ cudaError_t launch(dim3 grid, dim3 block, size_t shared_bytes, const std::functi
 void* shared(size_t begin, size_t bytes);
 [[noreturn]] void fail(const char* detector, const char* format, ...);
 
-// Waits until every lane of `mask` has come with the same function at the same line; returns what each
-// brought.
+// Waits until every lane of `mask` has called the same function at the same line. Returns the value of each
+// lane.
 const uint64_t* meet(Collective kind, unsigned mask, uint64_t value, int line);
 int lane();
 
@@ -132,41 +116,22 @@ T __shfl_xor_sync(unsigned mask, T value, int bits, int width = 32, int line = _
   const int source = simt::lane() ^ bits;
   return simt::read_lane(mask, value, source / width == simt::lane() / width ? source : simt::lane(), line);
 }
-template <class T>
-T __shfl_down_sync(unsigned mask, T value, int delta, int width = 32, int line = __builtin_LINE()) {
-  const int source = simt::lane() + delta;
-  return simt::read_lane(mask, value, source / width == simt::lane() / width ? source : simt::lane(), line);
-}
-template <class T>
-T __shfl_up_sync(unsigned mask, T value, int delta, int width = 32, int line = __builtin_LINE()) {
-  const int source = simt::lane() - delta;
-  return simt::read_lane(mask, value, source >= simt::lane() / width * width ? source : simt::lane(), line);
-}
 inline unsigned __ballot_sync(unsigned mask, int predicate, int line = __builtin_LINE()) {
   const uint64_t* all = simt::meet(simt::Collective::kVote, mask, predicate != 0, line);
   unsigned result = 0;
   for (int i = 0; i < 32; ++i) result |= (mask >> i & 1 && all[i]) ? 1u << i : 0u;
   return result;
 }
-inline int __any_sync(unsigned mask, int predicate, int line = __builtin_LINE()) {
-  return __ballot_sync(mask, predicate, line) != 0;
-}
-inline int __all_sync(unsigned mask, int predicate, int line = __builtin_LINE()) {
-  return __ballot_sync(mask, predicate, line) == mask;
-}
 template <class T>
 T __reduce_max_sync(unsigned mask, T value, int line = __builtin_LINE()) {
   return simt::fold(mask, value, line, [](T a, T b) { return a > b ? a : b; });
 }
-template <class T>
-T __reduce_add_sync(unsigned mask, T value, int line = __builtin_LINE()) {
-  return simt::fold(mask, value, line, [](T a, T b) { return a + b; });
-}
 
-// Fibers change places at barriers and warp functions only, so a plain update is atomic.
+// Fibers switch only at barriers and warp functions, so a plain update is atomic.
 template <class T>
 T atomicAdd(T* at, T value) {
-  static_assert(std::is_integral_v<T>, "a floating-point atomic would make the order of threads visible");
+  static_assert(std::is_integral_v<T>,
+                "a floating-point atomic would make the result depend on the order of threads");
   const T old = *at;
   *at += value;
   return old;
@@ -176,11 +141,6 @@ T atomicMax(T* at, T value) {
   const T old = *at;
   if (value > old) *at = value;
   return old;
-}
-
-template <class T>
-T __ldg(const T* at) {
-  return *at;
 }
 
 inline int __ffs(int value) {
@@ -206,9 +166,6 @@ inline __nv_bfloat16 __float2bfloat16_rn(float value) {
 }
 inline float __bfloat162float(__nv_bfloat16 value) {
   return __uint_as_float(static_cast<unsigned>(value.bits) << 16);
-}
-inline __nv_bfloat16 __ushort_as_bfloat16(uint16_t bits) {
-  return {bits};
 }
 inline uint16_t __bfloat16_as_ushort(__nv_bfloat16 value) {
   return value.bits;
