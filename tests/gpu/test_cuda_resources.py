@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from support.cuda_resources import ARCHITECTURES, Kernel, asked, collect, nvcc, of_build, parse, table
+from support.cuda_resources import ARCHITECTURES, Kernel, collect, nvcc, of_build, parse, selected_architectures, table
 
 REPORT = """
 ptxas info    : Compiling entry function '_ZN6hiermt4cuda6kernelIfLi16EEEvi' for 'sm_90'
@@ -24,21 +24,21 @@ def test_the_report_is_read() -> None:
     ("listed", "expected"),
     [("", ARCHITECTURES), ("9.0", (90,)), ("8.0;9.0+PTX 10.0a", (80, 90, 100)), ("8.6", ())],
 )
-def test_the_architectures_asked_for(listed: str, expected: tuple[int, ...]) -> None:
-    assert asked({"TORCH_CUDA_ARCH_LIST": listed}) == expected
+def test_selected_architectures(listed: str, expected: tuple[int, ...]) -> None:
+    assert selected_architectures({"TORCH_CUDA_ARCH_LIST": listed}) == expected
 
 
 @pytest.fixture(scope="module")
 def kernels() -> list[Kernel]:
     """From the reports of the build where it kept them, else compiled for this test alone, which takes minutes."""
-    return of_build() or collect(asked())
+    return of_build() or collect(selected_architectures())
 
 
 @pytest.mark.skipif(nvcc() is None, reason="needs nvcc")
 @pytest.mark.timeout(1200)
 @pytest.mark.parametrize("arch", ARCHITECTURES)
 def test_hot_kernels_stay_out_of_local_memory(arch: int, kernels: list[Kernel]) -> None:
-    if arch not in asked():
+    if arch not in selected_architectures():
         pytest.skip(f"TORCH_CUDA_ARCH_LIST leaves sm_{arch} out")
     if arch not in {kernel.arch for kernel in kernels}:
         pytest.skip(f"the build has no kernels for sm_{arch}")

@@ -1,6 +1,6 @@
-"""What ptxas says of every CUDA kernel: registers, shared memory, stack and spills, and the occupancy that follows.
+"""Resources of every CUDA kernel as ptxas reports them: registers, stack and spills, and the occupancy they allow.
 
-Run as a script it prints a table and exits with 1 if a hot kernel touches local memory::
+As a script it prints a table and exits with 1 if a hot kernel uses local memory::
 
     python tests/support/cuda_resources.py [--arch 80 90 100] [--all]
 """
@@ -26,7 +26,7 @@ MAX_WARPS = 64
 
 
 class Kernel(NamedTuple):
-    """One kernel for one architecture, as ptxas reports it; bytes of local memory per thread."""
+    """One kernel for one architecture. Stack and spills are bytes per thread."""
 
     name: str
     arch: int
@@ -37,7 +37,7 @@ class Kernel(NamedTuple):
 
     @property
     def hot(self) -> bool:
-        """Whether it must stay out of local memory: float64 is supported, not tuned."""
+        """Whether the kernel must not use local memory. float64 is supported, not tuned."""
         return "double" not in self.name
 
     @property
@@ -46,19 +46,19 @@ class Kernel(NamedTuple):
 
     @property
     def warps(self) -> int:
-        """Warps a multiprocessor can hold by registers alone, which it gives out in pieces of 256 a warp."""
+        """Warps of a multiprocessor as limited by registers, which are allocated in units of 256 per warp."""
         per_warp = -(-self.registers * 32 // 256) * 256
         return min(MAX_WARPS, REGISTERS_PER_MULTIPROCESSOR // per_warp)
 
 
 def nvcc() -> str | None:
-    """The compiler, from the search path or where the toolkit installs it."""
+    """Path of nvcc: from PATH, or the default location of the toolkit."""
     usual = Path("/usr/local/cuda/bin/nvcc")
     return shutil.which("nvcc") or (str(usual) if usual.exists() else None)
 
 
 def compile_one(source: Path, arch: int) -> list[Kernel]:
-    """Compiles `source` for one architecture and reads the report."""
+    """Kernels of `source`, compiled for one architecture."""
     compiler = nvcc()
     assert compiler is not None
     with tempfile.TemporaryDirectory() as folder:
@@ -72,7 +72,7 @@ def compile_one(source: Path, arch: int) -> list[Kernel]:
 
 
 def parse(report: str) -> list[Kernel]:
-    """Kernels of the output of ``ptxas -v``."""
+    """Kernels in the output of ``ptxas -v``."""
     entry = re.compile(r"Compiling entry function '(\w+)' for 'sm_(\d+)\w*'")
     memory = re.compile(r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads")
     found: list[Kernel] = []
@@ -88,7 +88,7 @@ def parse(report: str) -> list[Kernel]:
 
 
 def demangle(names: Iterable[str]) -> list[str]:
-    """Names as they stand in the source, without namespaces and parameters."""
+    """Names as in the source, without namespaces and parameters."""
     filt = shutil.which("c++filt")
     wanted = list(names)
     if filt is None or not wanted:
@@ -108,15 +108,15 @@ def short(name: str) -> str:
     return name.removeprefix("void ").strip()
 
 
-def asked(environment: Mapping[str, str] = os.environ) -> tuple[int, ...]:
-    """The architectures of :data:`ARCHITECTURES` that ``TORCH_CUDA_ARCH_LIST`` leaves, all of them without it."""
+def selected_architectures(environment: Mapping[str, str] = os.environ) -> tuple[int, ...]:
+    """The architectures of :data:`ARCHITECTURES` that ``TORCH_CUDA_ARCH_LIST`` selects; all if it selects none."""
     listed = environment.get("TORCH_CUDA_ARCH_LIST", "")
     wanted = {int(major + minor) for major, minor in re.findall(r"(\d+)\.(\d)", listed)}
     return tuple(arch for arch in ARCHITECTURES if arch in wanted) if wanted else ARCHITECTURES
 
 
 def of_build() -> list[Kernel]:
-    """The reports that the last build kept; empty if it left some file out or what it includes is newer."""
+    """Kernels of the last build, from its logs; empty if a log is missing or older than its source."""
     sources = sorted((ROOT / "csrc" / "cuda").rglob("*.cu"))
     for folder in (ROOT / "build").glob("*/CMakeFiles/hiermt_cuda.dir/csrc/cuda"):
         logs = {source: folder / f"{source.relative_to(ROOT / 'csrc' / 'cuda')}.o.log" for source in sources}
@@ -126,7 +126,7 @@ def of_build() -> list[Kernel]:
 
 
 def _newest(source: Path) -> float:
-    """When `source`, or any file of ours that it includes, was changed last."""
+    """Latest modification time of `source` and the project files that it includes."""
     found: set[Path] = set()
     left = [source.resolve()]
     while left:
@@ -147,7 +147,7 @@ def collect(architectures: Sequence[int] = ARCHITECTURES) -> list[Kernel]:
 
 
 def table(kernels: Iterable[Kernel]) -> str:
-    """A Markdown table, one row a kernel and architecture."""
+    """A Markdown table with a row per kernel and architecture."""
     rows = ["| kernel | sm | registers | warps by registers | stack | spills |", "|---|---|---|---|---|---|"]
     for k in kernels:
         spills = f"{k.spill_stores} + {k.spill_loads}"
