@@ -101,10 +101,10 @@ bool fused_stack_fits(const ConvStackForward<S>& p) {
 }
 
 template <class S>
-int fused_stack_forward(const ConvStackForward<S>& p, const GateWeights<S>& gates, Compute<S>* from_input,
-                        void* stream) {
-  return p.gat != nullptr ? gatv2_stack_forward(p, gates, from_input, stream)
-                          : gcn_stack_forward(p, gates, from_input, stream);
+int fused_stack_forward(const ConvStackForward<S>& p, const GateWeights<S>& gates,
+                        Compute<S>* input_projection, void* stream) {
+  return p.gat != nullptr ? gatv2_stack_forward(p, gates, input_projection, stream)
+                          : gcn_stack_forward(p, gates, input_projection, stream);
 }
 
 template <class S>

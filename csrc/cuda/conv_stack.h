@@ -24,11 +24,11 @@ template <class S>
 int conv_stack_backward(const ConvStackBackward<S, Compute<S>>& p, void* workspace, void* stream);
 
 // Whether one launch runs the whole stack. It can leave the input projection of the gates as well:
-// from_input [N * T, 3H], W [x, out] + b of the three gates; p.out is then written only if it is given.
+// input_projection [N * T, 3H], W [x, out] + b of the three gates; p.out is then written only if it is given.
 template <class S>
 bool fused_stack_fits(const ConvStackForward<S>& p);
 template <class S>
-int fused_stack_forward(const ConvStackForward<S>& p, const GateWeights<S>& gates, Compute<S>* from_input,
-                        void* stream);
+int fused_stack_forward(const ConvStackForward<S>& p, const GateWeights<S>& gates,
+                        Compute<S>* input_projection, void* stream);
 
 }  // namespace hiermt::cuda

@@ -1,9 +1,11 @@
-// Logits, softmax and the hierarchical decision of a row in one pass; bound by memory.
+// Logits, softmax and hierarchical decision of a row in one pass over h, which is bound by memory bandwidth:
 //
-// kLanes neighbouring lanes share kLanes rows. They load each row together, four channels a lane, so that
-// every sector is read once, and ask for all rows before they use the first: what is in flight pays for the
-// latency. Each lane sums its channels of all kLanes rows, and an exchange that halves the rows at each step
-// leaves lane l with the finished logits of row l, so that the stores of a warp are consecutive too.
+//   logits = heads (W_out h + b_out) + b_heads = (heads W_out) h + (heads b_out + b_heads)
+//
+// A group of kLanes lanes shares kLanes rows. Together they load each row, four channels a lane, so that
+// every sector is read once; they issue the loads of all rows before the first use to hide the latency. Each
+// lane sums its channels of all rows. A butterfly exchange, which halves the rows at each step, leaves lane l
+// with the logits of row l, so that the stores of a warp coalesce.
 #include "cuda/decision.cuh"
 #include "cuda/decision.h"
 
@@ -11,9 +13,10 @@ namespace hiermt::cuda {
 namespace {
 
 constexpr int kThreads = 256;
-constexpr int kChannels = 4;  // that a lane loads at once
-constexpr int kMaxLanes = 8;
-// Blocks that fit a multiprocessor at once; more would fold the heads again for nothing.
+constexpr int kChannels = 4;  // of a load: 16 bytes of float32
+constexpr int kMaxLanes = 8;  // 8 rows a lane: more partial sums would spill
+static_assert(kThreads % kWarp == 0 && kWarp % kMaxLanes == 0);
+// Resident blocks of a multiprocessor. Each block folds the heads once, so there are no more than that.
 template <class S, int kLanes>
 constexpr int kResidentBlocks = std::is_same_v<S, double> ? 1
                                 : kLanes <= 4             ? 3
@@ -31,7 +34,7 @@ __device__ __forceinline__ void load_channels(const S* at, int64_t count, Comput
   }
 }
 
-// The folded weights of the channels that a lane reads, in registers.
+// The folded weights of the channels of a lane, in registers.
 template <class C>
 struct LaneWeights {
   C value[kLogits][kChannels];
@@ -47,7 +50,7 @@ struct LaneWeights {
   }
 };
 
-// kOnce: kLanes lanes hold all channels of a row, so that the weights are read once for all rows.
+// kOnce: a group holds all channels of a row, so that a lane reads its weights once for all rows.
 template <class S, int kLanes, bool kAligned, bool kOnce>
 __global__ void __launch_bounds__(kThreads, kResidentBlocks<S, kLanes>)
     decision_fwd_kernel(DecisionForward<S> p, Compute<S> threshold) {
@@ -61,7 +64,7 @@ __global__ void __launch_bounds__(kThreads, kResidentBlocks<S, kLanes>)
   const int64_t first_channel = lane * kChannels;
   LaneWeights<C> weights;
   if (kOnce) weights.read(folded, p.hidden, first_channel);
-  // The rows of a warp are consecutive and all its lanes stay together in the loop.
+  // The rows of a warp are consecutive, and its lanes do not diverge in the loop.
   for (int64_t first = static_cast<int64_t>(blockIdx.x) * kThreads; first < p.rows;
        first += static_cast<int64_t>(gridDim.x) * kThreads) {
     const int64_t group = first + threadIdx.x - lane;
@@ -98,7 +101,7 @@ __global__ void __launch_bounds__(kThreads, kResidentBlocks<S, kLanes>)
       const bool upper = lane & half;
 #pragma unroll
       for (int r = 0; r < kLanes / 2; ++r) {
-        // A bound the compiler knows keeps the sums in registers.
+        // A constant loop bound keeps the sums in registers.
         if (r >= half) continue;
 #pragma unroll
         for (int j = 0; j < kLogits; ++j) {
@@ -148,7 +151,7 @@ __global__ void __launch_bounds__(kThreads)
   decide<S>(logits, threshold, p.outputs, row);
 }
 
-// The threshold as torch compares it: a scalar takes the dtype of the tensor.
+// Rounds the threshold to S, as torch does when it compares a tensor with a scalar.
 template <class S>
 Compute<S> comparable(double threshold) {
   if constexpr (std::is_same_v<S, BFloat16>) {

@@ -1,4 +1,4 @@
-// What the kernels of the decision share: the folded heads, and everything after the logits of one row.
+// Device functions of the decision: folding the heads, and softmax and decision of a row of logits.
 #pragma once
 
 #include "cuda/support/device.cuh"
@@ -7,7 +7,7 @@ namespace hiermt::cuda {
 
 constexpr int kLogits = 4;  // noise, signal, down, up
 
-// Values that one thread moves with one instruction; the caller has checked the alignment.
+// Values of one load or store instruction. The caller checks the alignment.
 template <class S, int kCount>
 struct alignas(kCount * sizeof(S) < 16 ? kCount * sizeof(S) : 16) Pack {
   S value[kCount];
@@ -18,8 +18,8 @@ __device__ __forceinline__ const S* head_row(const DecisionWeights<S>& weights, 
   return (j < 2 ? weights.signal_weight : weights.direction_weight) + (j % 2) * features;
 }
 
-// heads * out, [4, H], and its bias [4], by all threads of a block. No nonlinearity stands between the two
-// linears.
+// Folds the output linear into the heads: heads W_out [4, H] and its bias [4]. There is no nonlinearity
+// between them. All threads of a block call it; ends with a barrier.
 template <class S, class C>
 __device__ void fold_heads(const DecisionWeights<S>& weights, int64_t features, int64_t hidden, C* folded,
                            C* bias) {
@@ -59,9 +59,8 @@ __device__ __forceinline__ C literal_feature(const S* h, const S* out_weight, co
   return feature;
 }
 
-// One logit without folding. An infinite weight or state, or a feature that overflows, spreads over the
-// folded weights in another way than over the features, so that rows that are not finite are computed like
-// this.
+// One logit without folding. Infinite weights or states and overflowing features propagate differently
+// through the folded weights, so rows with a logit that is not finite are recomputed with it.
 template <class S, class C = Compute<S>>
 __device__ __forceinline__ C literal_logit(const S* h, const S* out_weight, const S* out_bias, const S* head,
                                            const S* head_bias, int64_t hidden, int64_t features) {
@@ -84,14 +83,14 @@ __device__ __forceinline__ Compute<S> rounded(Compute<S> value) {
 template <class S, class C = Compute<S>>
 __device__ __forceinline__ void softmax(C a, C b, C& p_a, C& p_b) {
   const bool b_larger = b > a;
-  const C top = b_larger ? b : a;
-  const C e = exponential(b_larger ? a - b : b - a) + (top - top);
+  const C max = b_larger ? b : a;
+  const C e = exp(b_larger ? a - b : b - a) + (max - max);
   const C larger = rounded<S>(C(1) / (C(1) + e)), smaller = rounded<S>(e / (C(1) + e));
   p_a = b_larger ? smaller : larger;
   p_b = b_larger ? larger : smaller;
 }
 
-// The decision follows from the probabilities as they are handed out, so it can be checked against them.
+// Decides on the rounded probabilities that are returned, so that both agree.
 template <class S, class C>
 __device__ __forceinline__ void decide(const C (&logits)[kLogits], C threshold,
                                        const DecisionOutputs<S>& outputs, int64_t row) {

@@ -1,9 +1,11 @@
-// Cotangents of the logits to those of the hidden state, the output linear and the heads.
+// Backward of the decision's logits to h, the output linear and the heads.
 //
-// With G [N, 4] the cotangents, W = heads * out the folded weight, M = G^T h [4, H] and s = G^T 1 [4]:
-//   d_h = G W,  d_heads = M out^T + s out_bias^T,  d_out = heads^T M,  d_out_bias = heads^T s
-// One kernel writes d_h and the sums of M and s over the rows of a block, a second one adds the blocks up
-// in order and derives the rest, which does not depend on N.
+// With G [N, 4] the cotangents of the logits, W = heads W_out, M = G^T h [4, H] and s = G^T 1 [4]:
+//
+//   d_h = G W     d_heads = M W_out^T + s b_out^T     d_W_out = heads^T M     d_b_out = heads^T s
+//
+// The first kernel writes d_h and the sums of M and s over the rows of a block. The second adds the blocks in
+// order and derives the gradients of the parameters, which needs no pass over the rows.
 #include "cuda/decision.cuh"
 #include "cuda/decision.h"
 
@@ -11,21 +13,22 @@ namespace hiermt::cuda {
 namespace {
 
 constexpr int kThreads = 256;
-constexpr int kRowSlots = kThreads / kWarp;
-constexpr int64_t kRowsPerBlock = 256;
-constexpr int64_t kMaxBlocks = 1024;
+constexpr int kRowSlots = kThreads / kWarp;  // rows of a block at once: one per warp
+constexpr int64_t kRowsPerBlock = 256;       // at least: amortises folding the heads
+constexpr int64_t kMaxBlocks = 1024;         // bounds the partial sums that the second kernel reads
+static_assert(kRowSlots >= kLogits);
 
-// Column c < H is a channel of h; column H counts the rows, which gives s.
+// Columns of M and s together: column c < H is a channel of h, column H is ones.
 __host__ __device__ inline int64_t columns(int64_t hidden) {
   return hidden + 1;
 }
 
-// Cotangent j of a row, zero for a head that was not used.
+// Cotangent of logit j of a row; zero for a head that was not used.
 template <class S>
 __device__ __forceinline__ Compute<S> cotangent(const DecisionBackward<S, Compute<S>>& p, int64_t row,
                                                 int j) {
-  const S* grad = j < 2 ? p.d_signal_logits : p.d_direction_logits;
-  return grad == nullptr ? Compute<S>(0) : load(grad + 2 * row + j % 2);
+  const S* d_logits = j < 2 ? p.d_signal_logits : p.d_direction_logits;
+  return d_logits == nullptr ? Compute<S>(0) : load(d_logits + 2 * row + j % 2);
 }
 
 template <class S>
@@ -44,8 +47,8 @@ __device__ __forceinline__ C feature_cotangent(const DecisionBackward<S, C>& p, 
   return sum;
 }
 
-// The kernels below fold the two linears and sum over the rows first. What is not finite spreads otherwise
-// there than in the two linears one after the other, so that such results are computed again like that.
+// The gradients without folding. The kernels below fold the two linears and sum over the rows first, through
+// which infinite values propagate differently, so results that are not finite are recomputed with these.
 template <class S, class C = Compute<S>>
 __device__ __forceinline__ C literal_hidden_gradient(const DecisionBackward<S, C>& p, int64_t row,
                                                      int64_t c) {
@@ -57,7 +60,7 @@ __device__ __forceinline__ C literal_hidden_gradient(const DecisionBackward<S, C
   return sum;
 }
 
-// Of the output linear, column c < H of its weight or its bias.
+// Gradient of the output linear: column c < H of its weight, or its bias for c == H.
 template <class S, class C = Compute<S>>
 __device__ __forceinline__ C literal_out_gradient(const DecisionBackward<S, C>& p, int64_t k, int64_t c) {
   C sum = C(0);
@@ -98,18 +101,18 @@ __global__ void __launch_bounds__(kThreads)
     const int64_t c = base + lane;
     C sum[kLogits] = {};
     for (int64_t row = begin + slot; row < end && c < width; row += kRowSlots) {
-      C g[kLogits], grad = C(0);
+      C g[kLogits], d_h = C(0);
       for (int j = 0; j < kLogits; ++j) {
         g[j] = cotangent<S>(p, row, j);
       }
       const C state = c < p.hidden ? C(load(p.h + row * p.stride_row + c)) : C(1);
       for (int j = 0; j < kLogits; ++j) {
         sum[j] = fma(g[j], state, sum[j]);
-        if (c < p.hidden) grad = fma(g[j], weight[j * p.hidden + c], grad);
+        if (c < p.hidden) d_h = fma(g[j], weight[j * p.hidden + c], d_h);
       }
       if (p.d_h != nullptr && c < p.hidden) {
-        if (!is_finite(grad)) grad = literal_hidden_gradient<S>(p, row, c);
-        store(p.d_h + row * p.hidden + c, grad);
+        if (!is_finite(d_h)) d_h = literal_hidden_gradient<S>(p, row, c);
+        store(p.d_h + row * p.hidden + c, d_h);
       }
     }
     if (!p.need_params) continue;
@@ -166,7 +169,7 @@ __global__ void __launch_bounds__(kThreads)
   }
 }
 
-// How the rows are cut depends on their number alone, so the same input gives the same bits.
+// Depends on the number of rows alone, so that the order of the sums is the same on every GPU.
 struct RowSplit {
   int64_t blocks, rows_per_block;
 
@@ -182,7 +185,7 @@ struct RowSplit {
 template <class S>
 size_t decision_backward_workspace(const DecisionBackward<S, Compute<S>>& p) {
   if (!p.need_params) return 0;
-  // One block even without rows: the sums of nothing are written there.
+  // One block even without rows, for their zero sums.
   const int64_t blocks = RowSplit(p.rows).blocks > 0 ? RowSplit(p.rows).blocks : 1;
   return padded_bytes<Compute<S>>(blocks * kLogits * columns(p.hidden));
 }

@@ -1,15 +1,17 @@
 // Cross entropy of two heads of two classes, the second one over masked rows.
 //
-// With a the logit of the target and b that of the other class, d = b - a:
-//   loss = max(d, 0) + log(1 + exp(-|d|)),  d loss / d b = sigmoid(d) = -d loss / d a
-// Each block sums its rows, one more block adds the sums in order, so that no bit depends on the schedule.
+// With a the logit of the target, b that of the other class and d = b - a:
+//
+//   loss = max(d, 0) + log(1 + exp(-|d|))     d loss / d b = sigmoid(d) = -d loss / d a
+//
+// Each block sums its rows; another launch adds the sums of the blocks in a fixed order.
 #include "cuda/multitask_loss.h"
 #include "cuda/support/device.cuh"
 
 namespace hiermt::cuda {
 namespace {
 
-constexpr int kThreads = 256;
+constexpr int kThreads = 256;  // a power of two, as block_sum requires
 
 __device__ __forceinline__ float log_one_plus(float e) {
   return log1pf(e);
@@ -18,21 +20,22 @@ __device__ __forceinline__ double log_one_plus(double e) {
   return log1p(e);
 }
 
-// A label that is no class gives NaN, and so does an infinite logit where log_softmax does.
+// Returns d. It is NaN for a label that is not a class, and for infinite logits as in log_softmax.
 template <class S, class C = Compute<S>>
 __device__ __forceinline__ C difference(const S* logits, int64_t target, int64_t row) {
   const C first = load(logits + 2 * row), second = load(logits + 2 * row + 1);
-  const C top = second > first ? second : first;
-  const C d = (target == 1 ? first - second : second - first) + (top - top);
+  const C max = second > first ? second : first;
+  const C d = (target == 1 ? first - second : second - first) + (max - max);
   return target == 0 || target == 1 ? d : d + C(NAN);
 }
 
 template <class C>
 __device__ __forceinline__ C cross_entropy(C d) {
-  return (d < C(0) ? C(0) : d) + log_one_plus(exponential(d < C(0) ? d : -d));
+  return (d < C(0) ? C(0) : d) + log_one_plus(exp(d < C(0) ? d : -d));
 }
 
-// One head's part of the arguments. With q = sigmoid(d) = 1 - p of the target, a row's loss is
+// The arguments of one head. With p the probability of the target and q = 1 - p = sigmoid(d), the loss of a
+// row is
 //   q^gamma * (own * -log p + other * -log q)
 // where own = (1 - smoothing / 2) * weight of the target, other = smoothing / 2 * weight of the other class.
 template <class S>
@@ -74,7 +77,7 @@ __device__ __forceinline__ Head<S> direction_head(const MultitaskLossForward<S>&
           o.direction_weight, o.label_smoothing,   o.focal_gamma};
 }
 
-// own * -log p + other * -log q; without smoothing an infinite -log q does not count.
+// own * -log p + other * -log q. Without smoothing an infinite -log q is ignored.
 template <class S, class C>
 __device__ __forceinline__ C smoothed(const Head<S>& head, int64_t row, C d) {
   const C of_target = head.own(row) * cross_entropy(d);
@@ -84,10 +87,10 @@ __device__ __forceinline__ C smoothed(const Head<S>& head, int64_t row, C d) {
 // q^gamma
 template <class S, class C>
 __device__ __forceinline__ C focal(const Head<S>& head, C d) {
-  return exponential(static_cast<C>(-head.gamma) * cross_entropy(-d));
+  return exp(static_cast<C>(-head.gamma) * cross_entropy(-d));
 }
 
-// A row's loss, and what it weighs in the mean.
+// Loss of a row and its weight in the mean.
 template <bool kPlain, class S, class C>
 __device__ __forceinline__ void add_row(const Head<S>& head, int64_t row, C& loss, C& weight) {
   const C d = difference(head.logits, head.targets[row], row);
@@ -101,8 +104,7 @@ __device__ __forceinline__ void add_row(const Head<S>& head, int64_t row, C& los
   }
 }
 
-// sums[block] = {signal, direction}, norms[block] = {what the rows of the signal weigh, those of the
-// direction}
+// sums[block] = {signal, direction} losses, norms[block] = their total weights.
 template <bool kPlain, class S>
 __global__ void __launch_bounds__(kThreads)
     multitask_loss_sum_kernel(MultitaskLossForward<S> p, Compute<S>* sums, double* norms) {
@@ -118,7 +120,7 @@ __global__ void __launch_bounds__(kThreads)
   }
   signal = block_sum(signal, scratch);
   direction = block_sum(direction, scratch);
-  // The signal's rows need no counting where each of them weighs 1.
+  // If kPlain, the total weight of the signal is the number of rows.
   if constexpr (!kPlain) signal_weight = block_sum(signal_weight, scratch);
   direction_weight = block_sum(direction_weight, scratch);
   if (threadIdx.x == 0) {
@@ -129,8 +131,7 @@ __global__ void __launch_bounds__(kThreads)
   }
 }
 
-// No row at all gives NaN, as the mean of nothing does; no row in the mask, or of a class that weighs
-// something, gives zero.
+// NaN without rows, as in torch. Zero if no row is in the mask, or if the classes of all rows weigh zero.
 template <class C>
 __device__ __forceinline__ C mean(C sum, double norm, bool may_be_empty) {
   return may_be_empty && norm == 0 ? C(0) : sum / static_cast<C>(norm);
@@ -171,7 +172,7 @@ __device__ __forceinline__ Compute<S> value_or_zero(const S* at) {
   return at == nullptr ? Compute<S>(0) : load(at);
 }
 
-// Of a head that no row counts for the gradient is zero.
+// The gradient is zero for a head without rows.
 template <class C>
 __device__ __forceinline__ C over(C cotangent, double norm) {
   return norm > 0 ? cotangent / static_cast<C>(norm) : C(0);
@@ -195,12 +196,12 @@ __device__ __forceinline__ C slope(const Head<S>& head, int64_t row, C d) {
 
 // scale * d loss / d logits
 template <bool kPlain, class S, class C>
-__device__ __forceinline__ void gradient(const Head<S>& head, C scale, S* grad, int64_t row) {
+__device__ __forceinline__ void gradient(const Head<S>& head, C scale, S* d_logits, int64_t row) {
   const int64_t target = head.targets[row];
   const C other =
       head.counts(row) ? scale * slope<kPlain>(head, row, difference(head.logits, target, row)) : C(0);
-  store(grad + 2 * row, target == 1 ? other : -other);
-  store(grad + 2 * row + 1, target == 1 ? -other : other);
+  store(d_logits + 2 * row, target == 1 ? other : -other);
+  store(d_logits + 2 * row + 1, target == 1 ? -other : other);
 }
 
 template <bool kPlain, class S>

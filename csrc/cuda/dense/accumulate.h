@@ -2,8 +2,8 @@
 
 namespace hiermt::cuda {
 
-// Which gradients a convolution adds to what is there instead of replacing it: those that several parts of a
-// layer share.
+// The gradients that a convolution adds to its output instead of overwriting it, because several parts of a
+// layer contribute to them.
 struct Accumulate {
   bool d_x = false;
   bool edge_weight = false;

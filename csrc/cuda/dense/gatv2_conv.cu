@@ -1,11 +1,12 @@
-// GATv2 convolution, forward: one launch projects every row, one walks the edges.
+// GATv2 convolution, forward (equations in gatv2_conv.cuh): one launch for the projections, one for
+// attention.
 #include "cuda/dense/gatv2_conv.cuh"
 
 namespace hiermt::cuda {
 namespace {
 
 template <class S, int kHidden>
-__global__ void __launch_bounds__(kGatThreads)
+__global__ void __launch_bounds__(GatV2Traits::kThreads)
     gatv2_conv_fwd_kernel(GatV2ConvForward<S> p, const Compute<S>* x_l, const Compute<S>* x_r, int rows) {
   using C = Compute<S>;
   using Split = ChannelSplit<kHidden>;
@@ -14,7 +15,7 @@ __global__ void __launch_bounds__(kGatThreads)
   const int hidden = split.hidden, steps = static_cast<int>(p.steps);
   const int group = static_cast<int>(threadIdx.x) / split.lanes;
   const int first = static_cast<int>(threadIdx.x) % split.lanes * kChannels;
-  const int64_t wanted = static_cast<int64_t>(blockIdx.x) * (kGatThreads / split.lanes) + group;
+  const int64_t wanted = static_cast<int64_t>(blockIdx.x) * (GatV2Traits::kThreads / split.lanes) + group;
   const int row = wanted < rows ? static_cast<int>(wanted) : rows - 1;
 
   const RowIndex at(row, static_cast<int>(p.graph.num_nodes), steps);
@@ -22,21 +23,21 @@ __global__ void __launch_bounds__(kGatThreads)
   const int longest = __reduce_max_sync(kFullMask, degree);
   const int64_t step_row = static_cast<int64_t>(at.copy) * p.graph.num_nodes * steps + at.step;
   const GatV2Lane<S, kHidden> lane(p.weights, split, first);
-  C target[kChannels], sum[kChannels] = {};
-  split.load_aligned(x_r + static_cast<int64_t>(row) * hidden, first, target);
+  C x_i[kChannels], sum[kChannels] = {};
+  split.load_aligned(x_r + static_cast<int64_t>(row) * hidden, first, x_i);
 
   OnlineSoftmax<C> softmax;
   for (int k = 0; k < longest; ++k) {
     const bool active = k < degree;
     const int neighbour = active ? p.graph.col[begin + k] : at.node;
     const C edge_weight = active && p.edge_weight != nullptr ? load(p.edge_weight + begin + k) : C(0);
-    C source[kChannels];
-    split.load_aligned(x_l + (step_row + static_cast<int64_t>(neighbour) * steps) * hidden, first, source);
-    const C score = group_sum(lane.partial_score(source, target, edge_weight), split.lanes);
+    C x_j[kChannels];
+    split.load_aligned(x_l + (step_row + static_cast<int64_t>(neighbour) * steps) * hidden, first, x_j);
+    const C score = group_sum(lane.partial_score(x_j, x_i, edge_weight), split.lanes);
     if (active) {
-      softmax.see(score);
+      softmax.update(score);
 #pragma unroll
-      for (int v = 0; v < kChannels; ++v) sum[v] = sum[v] * softmax.keep + softmax.weight * source[v];
+      for (int v = 0; v < kChannels; ++v) sum[v] = sum[v] * softmax.rescale + softmax.weight * x_j[v];
     }
   }
   if (wanted >= rows) return;
@@ -77,9 +78,9 @@ int gatv2_conv_forward(const GatV2ConvForward<S>& p, void* workspace, void* stre
   HIERMT_CUDA_RETURN_IF_ERROR(project_pair(p, memory.x_l, memory.x_r, stream));
   return dispatch_hidden<S>(p.hidden, [&](auto hidden) {
     constexpr int kHidden = decltype(hidden)::value;
-    const int64_t groups = groups_per_block<kHidden>(p.hidden, kGatThreads);
+    const int64_t groups = groups_per_block<kHidden>(p.hidden, GatV2Traits::kThreads);
     return launch(gatv2_conv_fwd_kernel<S, kHidden>, dim3(static_cast<unsigned>(ceil_div(rows, groups))),
-                  dim3(kGatThreads), 0, stream, p, memory.x_l, memory.x_r, static_cast<int>(rows));
+                  dim3(GatV2Traits::kThreads), 0, stream, p, memory.x_l, memory.x_r, static_cast<int>(rows));
   });
 }
 

@@ -1,10 +1,13 @@
-// What the forward and the backward of the GATv2 convolution share: the projections of both ends of an edge,
-// the score of an edge, and how rows are given to lanes.
+// Parts of the GATv2 convolution for forward and backward (PyG's GATv2Conv): with entry e = (j -> i),
 //
-// A group of lanes owns one row (node, step) and walks the entries of its node; each lane holds a few
-// channels. Neighbouring groups are neighbouring steps of the same node, so they walk the same entries side
-// by side: the trip counts of a warp agree almost always, and what a warp loads of a neighbour lies in one
-// piece.
+//   x_l = W_l x + b_l     x_r = W_r x + b_r     z = x_l[j] + x_r[i] + W_e w_e
+//   score = att . leaky_0.2(z)     alpha = softmax of score over the entries of i
+//   out_i = activation(sum_j alpha x_l[j] + bias)
+//
+// A group of lanes owns one row (node, step) and walks the entries of its node; each lane holds 8 channels.
+// x_j is a lane's part of x_l[j], x_i that of x_r[i]. Neighbouring groups are neighbouring steps of the same
+// node. They walk the same entries, so the lanes of a warp rarely diverge and their loads of a neighbour
+// coalesce.
 #pragma once
 
 #include "cuda/dense/gatv2_conv.h"
@@ -12,7 +15,13 @@
 
 namespace hiermt::cuda {
 
-constexpr int kGatThreads = 128;
+struct GatV2Traits {
+  static constexpr int kThreads = 128;  // small blocks: a block lasts as long as its node of highest degree
+  // Blocks of the target kernel, each with a partial sum of the vectors' gradients. A constant, so that the
+  // order of the sums is the same on every GPU.
+  static constexpr int64_t kMaxTargetBlocks = 1024;
+  static_assert(kThreads % kWarp == 0);
+};
 
 // lin_l and lin_r as one matrix with 2H columns.
 template <class S>
@@ -29,7 +38,7 @@ struct PairWeights {
   }
 };
 
-// x_l and x_r [N * T, H] of the rows, in the compute type.
+// Writes x_l and x_r, [N * T, H].
 template <class S>
 cudaError_t project_pair(const GatV2ConvForward<S>& p, Compute<S>* x_l, Compute<S>* x_r,
                          cudaStream_t stream) {
@@ -41,7 +50,7 @@ cudaError_t project_pair(const GatV2ConvForward<S>& p, Compute<S>* x_l, Compute<
       2 * hidden, stream, use_tensor_cores<S>(p.tf32));
 }
 
-// leaky_relu of a score's argument: the larger of two lines, which costs no comparison and keeps NaN.
+// leaky_relu as a maximum, which needs no comparison. leaky_relu(NaN) is NaN, since both operands are.
 __device__ __forceinline__ float attention_leaky(float z) {
   return fmaxf(z, static_cast<float>(kAttentionSlope) * z);
 }
@@ -49,7 +58,7 @@ __device__ __forceinline__ double attention_leaky(double z) {
   return fmax(z, kAttentionSlope * z);
 }
 
-// The channels of one lane: what is the same for every edge it scores.
+// The channels of att and W_e that a lane holds.
 template <class S, int kHidden>
 struct GatV2Lane {
   using C = Compute<S>;
@@ -66,50 +75,51 @@ struct GatV2Lane {
       for (int v = 0; v < kChannels; ++v) edge[v] = C(0);
     }
   }
-  // What enters the leaky_relu of a score.
-  __device__ __forceinline__ C argument(C source, C target, C edge_weight, int v) const {
-    return source + (target + edge_weight * edge[v]);
+  // Channel v of z.
+  __device__ __forceinline__ C argument(C x_j, C x_i, C edge_weight, int v) const {
+    return x_j + (x_i + edge_weight * edge[v]);
   }
-  __device__ __forceinline__ C partial_score(const C (&source)[kChannels], const C (&target)[kChannels],
+  __device__ __forceinline__ C partial_score(const C (&x_j)[kChannels], const C (&x_i)[kChannels],
                                              C edge_weight) const {
     C score = C(0);
 #pragma unroll
     for (int v = 0; v < kChannels; ++v) {
-      const C z = argument(source[v], target[v], edge_weight, v);
+      const C z = argument(x_j[v], x_i[v], edge_weight, v);
       score += att[v] * attention_leaky(z);
     }
     return score;
   }
 };
 
-// Maximum, denominator and weighted sums of a softmax that sees its entries once, in one place or in pairs.
+// Online softmax (as in FlashAttention): maximum and denominator of the scores so far. A sum over the entries
+// is updated by sum = sum * rescale + weight * value.
 template <class C>
 struct OnlineSoftmax {
-  C top = C(-INFINITY), total = C(0);
-  C keep, weight, second_weight;  // factor of what was summed before, and of the entries just seen
+  C max = C(-INFINITY), sum = C(0);
+  C rescale, weight, second_weight;  // factors of the sums so far and of the entries of the last update
 
-  __device__ __forceinline__ void see(C score) {
-    const C distance = score - top;
+  __device__ __forceinline__ void update(C score) {
+    const C distance = score - max;
     const bool higher = distance > C(0);
-    const C smaller = exponential(higher ? -distance : distance);
-    keep = higher ? smaller : C(1);
-    // An entry at -inf has no part, even if nothing higher has been seen.
+    const C smaller = exp(higher ? -distance : distance);
+    rescale = higher ? smaller : C(1);
+    // An entry at -inf has weight 0, even if the maximum is -inf too.
     weight = higher ? C(1) : score == C(-INFINITY) ? C(0) : smaller;
-    top = higher ? score : top;
-    total = total * keep + weight;
+    max = higher ? score : max;
+    sum = sum * rescale + weight;
   }
-  // Two entries with one change of scale; without the second its score is -inf.
-  __device__ __forceinline__ void see(C first, C second) {
-    const C higher = fmax(top, fmax(first, second));
+  // Two entries with one rescaling. -inf stands for a missing second entry.
+  __device__ __forceinline__ void update(C first, C second) {
+    const C higher = fmax(max, fmax(first, second));
     const C shift = higher == C(-INFINITY) ? C(0) : higher;
-    keep = exponential(top - shift);
-    weight = exponential(first - shift);
-    second_weight = exponential(second - shift);
-    top = higher;
-    total = total * keep + (weight + second_weight);
+    rescale = exp(max - shift);
+    weight = exp(first - shift);
+    second_weight = exp(second - shift);
+    max = higher;
+    sum = sum * rescale + (weight + second_weight);
   }
-  // An infinite maximum is inf - inf in the definition, hence NaN.
-  __device__ __forceinline__ C scale() const { return C(1) / (total + C(kSoftmaxEpsilon) + (top - top)); }
+  // Reciprocal of the denominator. An infinite maximum gives NaN, as inf - inf in the definition.
+  __device__ __forceinline__ C scale() const { return C(1) / (sum + C(kSoftmaxEpsilon) + (max - max)); }
 };
 
 }  // namespace hiermt::cuda

@@ -1,42 +1,41 @@
-// GATv2 convolution, backward. With z the argument of a score, y' the cotangent before the activation:
+// GATv2 convolution, backward (names in gatv2_conv.cuh). With d_y the cotangent of the activation's argument:
 //
-//   alpha' = y'_i . x_l[j]     s' = alpha (alpha' - sum alpha alpha')     z' = s' att leaky'(z)
-//   x_r'[i] = sum over the entries of i of z'             (target kernel, forward CSR)
-//   x_l'[j] = sum over the edges out of j of alpha y'_i + z'   (source kernel, transposed CSR)
+//   d_alpha = d_y[i] . x_l[j]     d_score = alpha (d_alpha - sum_k alpha_k d_alpha_k)
+//   d_z = d_score att leaky'(z)
+//   d_x_r[i] = sum over the entries of i of d_z                      (target kernel, CSR)
+//   d_x_l[j] = sum over the edges out of j of alpha d_y[i] + d_z     (source kernel, transposed CSR)
+//   d_w_e    = sum over instances and channels of d_z W_e            (edge weight kernel)
 //
-// The projections are computed again, alpha and s' are the only state of an edge, and every sum has one
-// owner.
+// The projections are recomputed. Only alpha and d_score of an edge are stored. Each sum is computed by one
+// owner in a fixed order.
 #include "cuda/dense/gatv2_conv.cuh"
 #include "cuda/dense/gatv2_grads.cuh"
 
 namespace hiermt::cuda {
 namespace {
 
-// Blocks of the target kernel, each with one partial of the small gradients: a function of the problem alone.
-constexpr int64_t kMaxTargetBlocks = 1024;
-
 template <class C>
 struct alignas(2 * sizeof(C)) EdgeState {
-  C alpha, score;  // alpha and s'; while the target kernel is at work, s and alpha'
+  C alpha, d_score;  // score and d_alpha between the two loops of the target kernel
 };
 
 struct TargetGrid {
   int64_t tiles, blocks;
 
   TargetGrid(int64_t rows, int64_t groups) : tiles(ceil_div(rows, groups)) {
-    blocks = tiles == 0 ? 0 : ceil_div(tiles, ceil_div(tiles, kMaxTargetBlocks));
+    blocks = tiles == 0 ? 0 : ceil_div(tiles, ceil_div(tiles, GatV2Traits::kMaxTargetBlocks));
   }
 };
 
 template <class C>
 struct BackwardMemory {
   Workspace memory;
-  C* x_l;  // the source kernel replaces it by its gradient
+  C* x_l;  // overwritten with d_x_l by the source kernel
   C* x_r;
   C* d_y;
   C* d_x_r;
-  EdgeState<C>* edges;  // [E, M]: neighbouring steps of an entry lie side by side
-  C* partial;  // of the parameter gradients; the target kernel's first, then those of the projections
+  EdgeState<C>* edges;  // [E, B * T]: neighbouring steps of an entry are adjacent
+  C* partial;           // sums of the parameter gradients: of the vectors, then of the projections
 
   template <class P>
   BackwardMemory(void* base, const P& p, int64_t rows) : memory(base) {
@@ -46,14 +45,14 @@ struct BackwardMemory {
     d_y = memory.take<C>(values);
     d_x_r = memory.take<C>(values);
     edges = memory.take<EdgeState<C>>(p.forward.graph.num_entries * p.forward.graph.copies * p.forward.steps);
-    const int64_t vectors = kMaxTargetBlocks * 3 * p.forward.hidden;
+    const int64_t vectors = GatV2Traits::kMaxTargetBlocks * 3 * p.forward.hidden;
     const int64_t matrices = weight_grad_values(rows, 2 * p.forward.hidden, p.forward.x.channels);
     partial = memory.take<C>(vectors > matrices ? vectors : matrices);
   }
 };
 
 template <class S, int kHidden>
-__global__ void __launch_bounds__(kGatThreads)
+__global__ void __launch_bounds__(GatV2Traits::kThreads)
     gatv2_conv_bwd_target_kernel(GatV2ConvForward<S> p, const S* d_out, BackwardMemory<Compute<S>> memory,
                                  int rows, int tiles) {
   using C = Compute<S>;
@@ -61,7 +60,7 @@ __global__ void __launch_bounds__(kGatThreads)
   constexpr int kChannels = Split::kChannels;
   const Split split(kHidden != 0 ? kHidden : static_cast<int>(p.hidden));
   const int hidden = split.hidden, steps = static_cast<int>(p.steps);
-  const int groups = kGatThreads / split.lanes;
+  const int groups = GatV2Traits::kThreads / split.lanes;
   const int group = static_cast<int>(threadIdx.x) / split.lanes;
   const int member = static_cast<int>(threadIdx.x) % split.lanes, first = member * kChannels;
   const int64_t instances = p.graph.copies * p.steps;
@@ -80,93 +79,93 @@ __global__ void __launch_bounds__(kGatThreads)
     const int64_t offset = static_cast<int64_t>(row) * hidden;
     EdgeState<C>* edges = memory.edges + begin * instances + static_cast<int64_t>(at.copy) * steps + at.step;
 
-    C target[kChannels], grad[kChannels], saved[kChannels], d_target[kChannels] = {};
-    split.load_aligned(memory.x_r + offset, first, target);
-    split.load_any(d_out + offset, first, grad);
+    C x_i[kChannels], d_y_i[kChannels], saved[kChannels], d_x_r[kChannels] = {};
+    split.load_aligned(memory.x_r + offset, first, x_i);
+    split.load_any(d_out + offset, first, d_y_i);
     split.load_any(p.out + offset, first, saved);
 #pragma unroll
-    for (int v = 0; v < kChannels; ++v) grad[v] *= activation_slope(p.activation, saved[v]);
+    for (int v = 0; v < kChannels; ++v) d_y_i[v] *= activation_slope(p.activation, saved[v]);
 
     OnlineSoftmax<C> softmax;
-    C expected = C(0);
+    C mean = C(0);
     for (int k = 0; k < longest; ++k) {
       const bool active = k < degree;
       const int neighbour = active ? p.graph.col[begin + k] : at.node;
       const C edge_weight = active && p.edge_weight != nullptr ? load(p.edge_weight + begin + k) : C(0);
-      C source[kChannels];
+      C x_j[kChannels];
       split.load_aligned(memory.x_l + (step_row + static_cast<int64_t>(neighbour) * steps) * hidden, first,
-                         source);
+                         x_j);
       C product = C(0);
 #pragma unroll
-      for (int v = 0; v < kChannels; ++v) product += grad[v] * source[v];
-      const C score = group_sum(lane.partial_score(source, target, edge_weight), split.lanes);
+      for (int v = 0; v < kChannels; ++v) product += d_y_i[v] * x_j[v];
+      const C score = group_sum(lane.partial_score(x_j, x_i, edge_weight), split.lanes);
       const C d_alpha = group_sum(product, split.lanes);
       if (active) {
-        softmax.see(score);
-        expected = expected * softmax.keep + softmax.weight * d_alpha;
+        softmax.update(score);
+        mean = mean * softmax.rescale + softmax.weight * d_alpha;
         if (member == 0) edges[k * instances] = {score, d_alpha};
       }
     }
     const C scale = softmax.scale();
-    expected *= scale;
+    mean *= scale;
     for (int k = 0; k < longest; ++k) {
       const bool active = k < degree;
       const int neighbour = active ? p.graph.col[begin + k] : at.node;
       const C edge_weight = active && p.edge_weight != nullptr ? load(p.edge_weight + begin + k) : C(0);
-      // The first lane alone reads back what it wrote; the others hear it from there.
-      EdgeState<C> seen{C(0), C(0)};
-      if (active && member == 0) seen = edges[k * instances];
-      const C score = __shfl_sync(kFullMask, seen.alpha, 0, split.lanes);
-      const C d_alpha = __shfl_sync(kFullMask, seen.score, 0, split.lanes);
+      // Only the lane that wrote the state may read it without a fence; it broadcasts to its group.
+      EdgeState<C> state{C(0), C(0)};
+      if (active && member == 0) state = edges[k * instances];
+      const C score = __shfl_sync(kFullMask, state.alpha, 0, split.lanes);
+      const C d_alpha = __shfl_sync(kFullMask, state.d_score, 0, split.lanes);
       if (!active) continue;
-      const C alpha = exponential(score - softmax.top) * scale;
-      const C d_score = alpha * (d_alpha - expected);
+      const C alpha = exp(score - softmax.max) * scale;
+      const C d_score = alpha * (d_alpha - mean);
       if (member == 0) edges[k * instances] = {alpha, d_score};
-      C source[kChannels];
+      C x_j[kChannels];
       split.load_aligned(memory.x_l + (step_row + static_cast<int64_t>(neighbour) * steps) * hidden, first,
-                         source);
+                         x_j);
 #pragma unroll
       for (int v = 0; v < kChannels; ++v) {
-        const C z = lane.argument(source[v], target[v], edge_weight, v);
+        const C z = lane.argument(x_j[v], x_i[v], edge_weight, v);
         const C slope = z > C(0) ? C(1) : C(kAttentionSlope);
         const C d_z = d_score * lane.att[v] * slope;
-        d_target[v] += d_z;
+        d_x_r[v] += d_z;
         d_att[v] += d_score * (slope * z);
         d_edge[v] += edge_weight * d_z;
       }
     }
     if (inside) {
-      split.store_aligned(memory.d_x_r + offset, first, d_target);
-      split.store_aligned(memory.d_y + offset, first, grad);
+      split.store_aligned(memory.d_x_r + offset, first, d_x_r);
+      split.store_aligned(memory.d_y + offset, first, d_y_i);
 #pragma unroll
-      for (int v = 0; v < kChannels; ++v) d_bias[v] += grad[v];
+      for (int v = 0; v < kChannels; ++v) d_bias[v] += d_y_i[v];
     }
   }
 
-  // Groups are added in order: one partial [3, H] a block.
+  // Adds the groups in order: one partial sum [3, H] per block.
   SharedMemory shared;
   C* sums = shared.take<C>(static_cast<size_t>(groups) * 3 * hidden);
   split.store_any(sums + (group * 3 + 0) * hidden, first, d_att);
   split.store_any(sums + (group * 3 + 1) * hidden, first, d_edge);
   split.store_any(sums + (group * 3 + 2) * hidden, first, d_bias);
   __syncthreads();
-  for (int i = static_cast<int>(threadIdx.x); i < 3 * hidden; i += kGatThreads) {
+  for (int i = static_cast<int>(threadIdx.x); i < 3 * hidden; i += GatV2Traits::kThreads) {
     C total = C(0);
     for (int g = 0; g < groups; ++g) total += sums[g * 3 * hidden + i];
     memory.partial[static_cast<int64_t>(blockIdx.x) * 3 * hidden + i] = total;
   }
 }
 
-// Replaces x_l by its gradient: a group reads no other row of it.
+// Overwrites x_l with d_x_l: a group reads only its own row of x_l.
 template <class S, int kHidden>
-__global__ void __launch_bounds__(kGatThreads)
+__global__ void __launch_bounds__(GatV2Traits::kThreads)
     gatv2_conv_bwd_source_kernel(GatV2ConvForward<S> p, BackwardMemory<Compute<S>> memory, int rows) {
   using C = Compute<S>;
   using Split = ChannelSplit<kHidden>;
   constexpr int kChannels = Split::kChannels;
   const Split split(kHidden != 0 ? kHidden : static_cast<int>(p.hidden));
   const int hidden = split.hidden, steps = static_cast<int>(p.steps);
-  const int64_t row = static_cast<int64_t>(blockIdx.x) * (kGatThreads / split.lanes) +
+  const int64_t row = static_cast<int64_t>(blockIdx.x) * (GatV2Traits::kThreads / split.lanes) +
                       static_cast<int>(threadIdx.x) / split.lanes;
   const int first = static_cast<int>(threadIdx.x) % split.lanes * kChannels;
   if (row >= rows) return;
@@ -176,8 +175,8 @@ __global__ void __launch_bounds__(kGatThreads)
   const int64_t step_row = static_cast<int64_t>(at.copy) * p.graph.num_nodes * steps + at.step;
   const EdgeState<C>* edges = memory.edges + static_cast<int64_t>(at.copy) * steps + at.step;
   const GatV2Lane<S, kHidden> lane(p.weights, split, first);
-  C source[kChannels], d_source[kChannels] = {};
-  split.load_aligned(memory.x_l + row * hidden, first, source);
+  C x_j[kChannels], d_x_l[kChannels] = {};
+  split.load_aligned(memory.x_l + row * hidden, first, x_j);
 
   const int end = p.graph.colptr[at.node + 1];
   for (int k = p.graph.colptr[at.node]; k < end; ++k) {
@@ -185,33 +184,33 @@ __global__ void __launch_bounds__(kGatThreads)
     const int64_t other = (step_row + static_cast<int64_t>(p.graph.row[k]) * steps) * hidden;
     const EdgeState<C> edge = edges[entry * instances];
     const C edge_weight = p.edge_weight != nullptr ? load(p.edge_weight + entry) : C(0);
-    C target[kChannels], grad[kChannels];
-    split.load_aligned(memory.x_r + other, first, target);
-    split.load_aligned(memory.d_y + other, first, grad);
+    C x_i[kChannels], d_y_i[kChannels];
+    split.load_aligned(memory.x_r + other, first, x_i);
+    split.load_aligned(memory.d_y + other, first, d_y_i);
 #pragma unroll
     for (int v = 0; v < kChannels; ++v) {
-      const C z = lane.argument(source[v], target[v], edge_weight, v);
-      d_source[v] += edge.alpha * grad[v] + edge.score * lane.att[v] * (z > C(0) ? C(1) : C(kAttentionSlope));
+      const C z = lane.argument(x_j[v], x_i[v], edge_weight, v);
+      d_x_l[v] += edge.alpha * d_y_i[v] + edge.d_score * lane.att[v] * (z > C(0) ? C(1) : C(kAttentionSlope));
     }
   }
-  split.store_aligned(memory.x_l + row * hidden, first, d_source);
+  split.store_aligned(memory.x_l + row * hidden, first, d_x_l);
 }
 
-// w'_e = sum over instances and channels of s' att leaky'(z) W_e; one block for each node of the template.
+// One block per node of the template graph.
 template <class S>
-__global__ void __launch_bounds__(kGatThreads)
+__global__ void __launch_bounds__(GatV2Traits::kThreads)
     gatv2_conv_bwd_edge_weight_kernel(GatV2ConvForward<S> p, BackwardMemory<Compute<S>> memory,
                                       Compute<S>* d_edge_weight, bool accumulate) {
   using C = Compute<S>;
   SharedMemory shared;
-  C* scratch = shared.take<C>(kGatThreads);
+  C* scratch = shared.take<C>(GatV2Traits::kThreads);
   const int hidden = static_cast<int>(p.hidden), steps = static_cast<int>(p.steps);
   const int node = static_cast<int>(blockIdx.x);
   const int64_t instances = p.graph.copies * p.steps, values = instances * hidden;
   for (int entry = p.graph.rowptr[node]; entry < p.graph.rowptr[node + 1]; ++entry) {
     const C edge_weight = load(p.edge_weight + entry);
     C sum = C(0);
-    for (int64_t i = threadIdx.x; i < values; i += kGatThreads) {
+    for (int64_t i = threadIdx.x; i < values; i += GatV2Traits::kThreads) {
       const int64_t instance = i / hidden;
       const int c = static_cast<int>(i - instance * hidden);
       const int64_t copy = instance / steps,
@@ -220,7 +219,7 @@ __global__ void __launch_bounds__(kGatThreads)
       const C z =
           memory.x_l[(row + static_cast<int64_t>(p.graph.col[entry]) * steps) * hidden + c] +
           (memory.x_r[(row + static_cast<int64_t>(node) * steps) * hidden + c] + edge_weight * projected);
-      sum += memory.edges[entry * instances + instance].score * load(p.weights.att + c) * projected *
+      sum += memory.edges[entry * instances + instance].d_score * load(p.weights.att + c) * projected *
              (z > C(0) ? C(1) : C(kAttentionSlope));
     }
     sum = block_sum(sum, scratch);
@@ -228,7 +227,7 @@ __global__ void __launch_bounds__(kGatThreads)
   }
 }
 
-// [lin_l; lin_r] read from the side of its outputs.
+// The transpose of PairWeights.
 template <class S>
 struct TransposedPair {
   GatV2Weights<S> weights;
@@ -251,7 +250,7 @@ bool wants_matrices(const GatV2Grads<C>& g) {
          g.lin_r_bias != nullptr;
 }
 
-// Both sweeps over the edges.
+// Launches the target, edge weight and source kernels.
 template <class S>
 cudaError_t edge_gradients(const GatV2ConvBackward<S, Compute<S>>& p,
                            const BackwardMemory<Compute<S>>& memory, bool accumulate_edge_weight,
@@ -260,12 +259,12 @@ cudaError_t edge_gradients(const GatV2ConvBackward<S, Compute<S>>& p,
   const GatV2ConvForward<S>& f = p.forward;
   return dispatch_hidden<S>(f.hidden, [&](auto hidden) {
     constexpr int kHidden = decltype(hidden)::value;
-    const int64_t groups = kGatThreads / ChannelSplit<kHidden>(static_cast<int>(f.hidden)).lanes;
+    const int64_t groups = GatV2Traits::kThreads / ChannelSplit<kHidden>(static_cast<int>(f.hidden)).lanes;
     const TargetGrid grid(rows, groups);
     HIERMT_CUDA_RETURN_IF_ERROR(
         launch(gatv2_conv_bwd_target_kernel<S, kHidden>, dim3(static_cast<unsigned>(grid.blocks)),
-               dim3(kGatThreads), padded_bytes<C>(static_cast<size_t>(groups) * 3 * f.hidden), stream, f,
-               p.d_out, memory, static_cast<int>(rows), static_cast<int>(grid.tiles)));
+               dim3(GatV2Traits::kThreads), padded_bytes<C>(static_cast<size_t>(groups) * 3 * f.hidden),
+               stream, f, p.d_out, memory, static_cast<int>(rows), static_cast<int>(grid.tiles)));
     if (wants_vectors(p.grads)) {
       HIERMT_CUDA_RETURN_IF_ERROR(ordered_sum<C>(memory.partial, grid.blocks, 3 * f.hidden,
                                                  VectorGrads<C>{p.grads, static_cast<int>(f.hidden)},
@@ -273,14 +272,14 @@ cudaError_t edge_gradients(const GatV2ConvBackward<S, Compute<S>>& p,
     }
     if (p.d_edge_weight != nullptr) {
       HIERMT_CUDA_RETURN_IF_ERROR(launch(gatv2_conv_bwd_edge_weight_kernel<S>,
-                                         dim3(static_cast<unsigned>(f.graph.num_nodes)), dim3(kGatThreads),
-                                         padded_bytes<C>(kGatThreads), stream, f, memory, p.d_edge_weight,
-                                         accumulate_edge_weight));
+                                         dim3(static_cast<unsigned>(f.graph.num_nodes)),
+                                         dim3(GatV2Traits::kThreads), padded_bytes<C>(GatV2Traits::kThreads),
+                                         stream, f, memory, p.d_edge_weight, accumulate_edge_weight));
     }
     if (p.d_x == nullptr && !wants_matrices(p.grads)) return cudaSuccess;
     return launch(gatv2_conv_bwd_source_kernel<S, kHidden>,
-                  dim3(static_cast<unsigned>(ceil_div(rows, groups))), dim3(kGatThreads), 0, stream, f,
-                  memory, static_cast<int>(rows));
+                  dim3(static_cast<unsigned>(ceil_div(rows, groups))), dim3(GatV2Traits::kThreads), 0, stream,
+                  f, memory, static_cast<int>(rows));
   });
 }
 
@@ -330,10 +329,7 @@ int gatv2_conv_backward(const GatV2ConvBackward<S, Compute<S>>& p, Accumulate ac
 #define HIERMT_INSTANTIATE(S)                                                                \
   template size_t gatv2_conv_backward_workspace<S>(const GatV2ConvBackward<S, Compute<S>>&); \
   template int gatv2_conv_backward<S>(const GatV2ConvBackward<S, Compute<S>>&, Accumulate, void*, void*);
-HIERMT_INSTANTIATE(float)
-HIERMT_INSTANTIATE(double)
-HIERMT_INSTANTIATE(BFloat16)
-HIERMT_INSTANTIATE(Half)
+HIERMT_FOR_EACH_STORAGE(HIERMT_INSTANTIATE)
 #undef HIERMT_INSTANTIATE
 
 }  // namespace hiermt::cuda

@@ -1,5 +1,4 @@
-// Where sums over all rows go: the gradients of a GATv2 convolution's parameters, each of which may be
-// unwanted.
+// Outputs of the sums over rows: the gradients of the parameters of a GATv2 convolution, each optional.
 #pragma once
 
 #include "cuda/support/launch.cuh"
@@ -7,7 +6,7 @@
 
 namespace hiermt::cuda {
 
-// att, lin_edge and bias, [3, H].
+// Gradients of att, lin_edge and bias, [3, H].
 template <class C>
 struct VectorGrads {
   GatV2Grads<C> grads;
@@ -19,7 +18,7 @@ struct VectorGrads {
   }
 };
 
-// Rows of lin_l, then of lin_r, [2H, F + 1]; the last column is the bias.
+// Gradients of the rows of lin_l and lin_r, [2H, F + 1]; the last column is the bias.
 template <class C>
 struct MatrixGrads {
   GatV2Grads<C> grads;

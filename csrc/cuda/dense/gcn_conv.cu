@@ -1,16 +1,25 @@
-// GCN convolution, forward and backward: y_i = b + sum_j norm_ij W x_j. One launch projects every row, one
-// sums over the edges; the backward sums y' over the transposed edges and goes back through the projection.
+// GCN convolution, forward and backward. With norm_ij = d_j^-1/2 w_ij d_i^-1/2 and d_y the cotangent of the
+// activation's argument:
+//
+//   y_i = bias + sum_j norm_ij W x_j                out_i = activation(y_i)
+//   d_projected[j] = sum_i norm_ij d_y[i]           d_norm_ij = d_y[i] . W x_j
+//   d_W = sum_j d_projected[j] x_j^T                d_bias = sum_i d_y[i]           d_x = W^T d_projected
+//
+// One launch projects all rows (W x), one sums over the entries; a group of lanes owns a row (node, step).
 #include "cuda/dense/gcn_conv.h"
 #include "cuda/dense/linear.cuh"
 
 namespace hiermt::cuda {
 namespace {
 
-constexpr int kGcnThreads = 128;
-// Blocks that sum the gradient of the bias, each with one partial.
-constexpr int64_t kMaxBiasBlocks = 512;
+struct GcnTraits {
+  static constexpr int kThreads = 128;  // small blocks: a block lasts as long as its node of highest degree
+  static constexpr int kMinBlocks = 8;  // per multiprocessor: hides the latency of the gathers
+  static constexpr int64_t kMaxBiasBlocks = 512;  // each with a partial sum of the gradient of the bias
+  static_assert(kThreads % kWarp == 0);
+};
 
-// What a group of lanes owns: one row, some channels of it a lane.
+// The row of a group of lanes, and the first channel of this lane.
 template <int kHidden>
 struct GroupRow {
   ChannelSplit<kHidden> split;
@@ -19,59 +28,69 @@ struct GroupRow {
 
   __device__ explicit GroupRow(int64_t hidden) : split(kHidden != 0 ? kHidden : static_cast<int>(hidden)) {
     first = static_cast<int>(threadIdx.x) % split.lanes * ChannelSplit<kHidden>::kChannels;
-    row = static_cast<int64_t>(blockIdx.x) * (kGcnThreads / split.lanes) +
+    row = static_cast<int64_t>(blockIdx.x) * (GcnTraits::kThreads / split.lanes) +
           static_cast<int>(threadIdx.x) / split.lanes;
   }
 };
 
+// sum += norm * values of each neighbour at the group's step: the sources of its node, or if kTransposed its
+// targets.
+template <bool kTransposed, class S, int kHidden, int kChannels>
+__device__ __forceinline__ void sum_neighbours(const GcnConvForward<S>& p, const GroupRow<kHidden>& group,
+                                               const Compute<S>* values, Compute<S> (&sum)[kChannels]) {
+  using C = Compute<S>;
+  const CsrGraph& graph = p.graph;
+  const int hidden = group.split.hidden, steps = static_cast<int>(p.steps);
+  const RowIndex at(static_cast<int>(group.row), static_cast<int>(graph.num_nodes), steps);
+  const int64_t step_row = static_cast<int64_t>(at.copy) * graph.num_nodes * steps + at.step;
+  const int end = (kTransposed ? graph.colptr : graph.rowptr)[at.node + 1];
+  for (int k = (kTransposed ? graph.colptr : graph.rowptr)[at.node]; k < end; ++k) {
+    const C norm = load(p.norm + (kTransposed ? graph.csr2csc[k] : k));
+    C value[kChannels];
+    const int64_t neighbour = (kTransposed ? graph.row : graph.col)[k];
+    group.split.load_aligned(values + (step_row + neighbour * steps) * hidden, group.first, value);
+#pragma unroll
+    for (int v = 0; v < kChannels; ++v) sum[v] += norm * value[v];
+  }
+}
+
 template <class S, int kHidden>
-__global__ void __launch_bounds__(kGcnThreads, 8)
+__global__ void __launch_bounds__(GcnTraits::kThreads, GcnTraits::kMinBlocks)
     gcn_conv_fwd_kernel(GcnConvForward<S> p, const Compute<S>* projected, int rows) {
   using C = Compute<S>;
   constexpr int kChannels = ChannelSplit<kHidden>::kChannels;
   const GroupRow<kHidden> group(p.hidden);
   if (group.row >= rows) return;
-  const int hidden = group.split.hidden, steps = static_cast<int>(p.steps);
-  const RowIndex at(static_cast<int>(group.row), static_cast<int>(p.graph.num_nodes), steps);
-  const int64_t step_row = static_cast<int64_t>(at.copy) * p.graph.num_nodes * steps + at.step;
   C sum[kChannels] = {};
-  const int end = p.graph.rowptr[at.node + 1];
-  for (int entry = p.graph.rowptr[at.node]; entry < end; ++entry) {
-    const C norm = load(p.norm + entry);
-    C source[kChannels];
-    group.split.load_aligned(
-        projected + (step_row + static_cast<int64_t>(p.graph.col[entry]) * steps) * hidden, group.first,
-        source);
-#pragma unroll
-    for (int v = 0; v < kChannels; ++v) sum[v] += norm * source[v];
-  }
+  sum_neighbours<false>(p, group, projected, sum);
 #pragma unroll
   for (int v = 0; v < kChannels; ++v) {
     const C bias = group.split.holds(group.first + v) ? load(p.weights.bias + group.first + v) : C(0);
     sum[v] = activate<S>(p.activation, sum[v] + bias);
   }
-  group.split.store_any(p.out + group.row * hidden, group.first, sum);
+  group.split.store_any(p.out + group.row * group.split.hidden, group.first, sum);
 }
 
-// d_y, the cotangent before the activation, and one partial of its sum over rows per block.
+// Writes d_y, and a partial sum of d_bias per block.
 template <class S>
-__global__ void __launch_bounds__(kGcnThreads, 8)
+__global__ void __launch_bounds__(GcnTraits::kThreads, GcnTraits::kMinBlocks)
     gcn_conv_bwd_activation_kernel(GcnConvForward<S> p, const S* d_out, Compute<S>* d_y, int64_t rows,
                                    int64_t rows_per_block, Compute<S>* partial) {
   using C = Compute<S>;
+  constexpr int kThreads = GcnTraits::kThreads;
   const int hidden = static_cast<int>(p.hidden);
   const int64_t begin = blockIdx.x * rows_per_block;
   const int64_t end = rows - begin < rows_per_block ? rows : begin + rows_per_block;
   SharedMemory shared;
-  C* sums = shared.take<C>(kGcnThreads);
-  // Threads past a whole number of rows rest, so that a thread keeps its channel.
-  const int width = hidden < kGcnThreads ? kGcnThreads / hidden * hidden : kGcnThreads;
-  for (int channel = 0; channel < hidden; channel += kGcnThreads) {
-    const int c = channel + static_cast<int>(threadIdx.x) % (hidden < kGcnThreads ? hidden : kGcnThreads);
-    const int stride = hidden < kGcnThreads ? kGcnThreads / hidden : 1;
+  C* sums = shared.take<C>(kThreads);
+  // Threads past a whole number of rows are idle, so that a thread keeps its channel.
+  const int width = hidden < kThreads ? kThreads / hidden * hidden : kThreads;
+  for (int channel = 0; channel < hidden; channel += kThreads) {
+    const int c = channel + static_cast<int>(threadIdx.x) % (hidden < kThreads ? hidden : kThreads);
+    const int stride = hidden < kThreads ? kThreads / hidden : 1;
     C sum = C(0);
     if (static_cast<int>(threadIdx.x) < width && c < hidden) {
-      const int offset = hidden < kGcnThreads ? static_cast<int>(threadIdx.x) / hidden : 0;
+      const int offset = hidden < kThreads ? static_cast<int>(threadIdx.x) / hidden : 0;
       for (int64_t row = begin + offset; row < end; row += stride) {
         const int64_t i = row * hidden + c;
         const C value = load(d_out + i) * activation_slope(p.activation, load(p.out + i));
@@ -91,44 +110,33 @@ __global__ void __launch_bounds__(kGcnThreads, 8)
 }
 
 template <class S, int kHidden>
-__global__ void __launch_bounds__(kGcnThreads, 8)
+__global__ void __launch_bounds__(GcnTraits::kThreads, GcnTraits::kMinBlocks)
     gcn_conv_bwd_source_kernel(GcnConvForward<S> p, const Compute<S>* d_y, Compute<S>* d_projected,
                                int rows) {
   using C = Compute<S>;
   constexpr int kChannels = ChannelSplit<kHidden>::kChannels;
   const GroupRow<kHidden> group(p.hidden);
   if (group.row >= rows) return;
-  const int hidden = group.split.hidden, steps = static_cast<int>(p.steps);
-  const RowIndex at(static_cast<int>(group.row), static_cast<int>(p.graph.num_nodes), steps);
-  const int64_t step_row = static_cast<int64_t>(at.copy) * p.graph.num_nodes * steps + at.step;
   C sum[kChannels] = {};
-  const int end = p.graph.colptr[at.node + 1];
-  for (int k = p.graph.colptr[at.node]; k < end; ++k) {
-    const C norm = load(p.norm + p.graph.csr2csc[k]);
-    C grad[kChannels];
-    group.split.load_aligned(d_y + (step_row + static_cast<int64_t>(p.graph.row[k]) * steps) * hidden,
-                             group.first, grad);
-#pragma unroll
-    for (int v = 0; v < kChannels; ++v) sum[v] += norm * grad[v];
-  }
-  group.split.store_aligned(d_projected + group.row * hidden, group.first, sum);
+  sum_neighbours<true>(p, group, d_y, sum);
+  group.split.store_aligned(d_projected + group.row * group.split.hidden, group.first, sum);
 }
 
-// norm'_e = sum over instances of y'_i . W x_j; one block for each node of the template.
+// d_norm summed over copies and steps. One block per node of the template graph.
 template <class S>
-__global__ void __launch_bounds__(kGcnThreads, 8)
+__global__ void __launch_bounds__(GcnTraits::kThreads, GcnTraits::kMinBlocks)
     gcn_conv_bwd_norm_kernel(GcnConvForward<S> p, const Compute<S>* d_y, const Compute<S>* projected,
                              Compute<S>* d_norm, bool accumulate) {
   using C = Compute<S>;
   SharedMemory shared;
-  C* scratch = shared.take<C>(kGcnThreads);
+  C* scratch = shared.take<C>(GcnTraits::kThreads);
   const int hidden = static_cast<int>(p.hidden), steps = static_cast<int>(p.steps);
   const int node = static_cast<int>(blockIdx.x);
-  // A node's steps and channels lie in one piece.
+  // Steps and channels of a node are contiguous.
   const int64_t piece = static_cast<int64_t>(steps) * hidden, values = p.graph.copies * piece;
   for (int entry = p.graph.rowptr[node]; entry < p.graph.rowptr[node + 1]; ++entry) {
     C sum = C(0);
-    for (int64_t i = threadIdx.x; i < values; i += kGcnThreads) {
+    for (int64_t i = threadIdx.x; i < values; i += GcnTraits::kThreads) {
       const int64_t copy = i / piece, inside = i - copy * piece;
       sum += d_y[(copy * p.graph.num_nodes + node) * piece + inside] *
              projected[(copy * p.graph.num_nodes + p.graph.col[entry]) * piece + inside];
@@ -144,7 +152,7 @@ struct BiasGrad {
   __device__ void write(int i, C value) const { bias[i] = value; }
 };
 
-// The column of ones belongs to no parameter: the bias comes after the sum over edges.
+// Skips the column of ones of weight_grad: the bias is added after the sum over the entries.
 template <class C>
 struct LinGrad {
   C* lin_weight;
@@ -168,7 +176,7 @@ template <class C>
 struct BackwardMemory {
   Workspace memory;
   C* d_y;
-  C* projected;  // W x while the gradient of norm is wanted, then the gradient of W x
+  C* projected;  // W x for the gradient of norm, then d_projected
   C* partial;
 
   template <class P>
@@ -176,7 +184,7 @@ struct BackwardMemory {
     d_y = memory.take<C>(rows * p.forward.hidden);
     projected = memory.take<C>(rows * p.forward.hidden);
     const int64_t matrix = weight_grad_values(rows, p.forward.hidden, p.forward.x.channels);
-    const int64_t vector = kMaxBiasBlocks * p.forward.hidden;
+    const int64_t vector = GcnTraits::kMaxBiasBlocks * p.forward.hidden;
     partial = memory.take<C>(matrix > vector ? matrix : vector);
   }
 };
@@ -201,9 +209,9 @@ int gcn_conv_forward(const GcnConvForward<S>& p, void* workspace, void* stream_)
   HIERMT_CUDA_RETURN_IF_ERROR(project(p, projected, rows, stream));
   return dispatch_hidden<S>(p.hidden, [&](auto hidden) {
     constexpr int kHidden = decltype(hidden)::value;
-    const int64_t groups = groups_per_block<kHidden>(p.hidden, kGcnThreads);
+    const int64_t groups = groups_per_block<kHidden>(p.hidden, GcnTraits::kThreads);
     return launch(gcn_conv_fwd_kernel<S, kHidden>, dim3(static_cast<unsigned>(ceil_div(rows, groups))),
-                  dim3(kGcnThreads), 0, stream, p, projected, static_cast<int>(rows));
+                  dim3(GcnTraits::kThreads), 0, stream, p, projected, static_cast<int>(rows));
   });
 }
 
@@ -225,11 +233,11 @@ int gcn_conv_backward(const GcnConvBackward<S, Compute<S>>& p, Accumulate accumu
   if (!supported(nodes, f.steps, f.hidden)) return cudaErrorInvalidValue;
   const BackwardMemory<C> memory(workspace, p, rows);
 
-  const int64_t rows_per_block = rows == 0 ? 1 : ceil_div<int64_t>(rows, kMaxBiasBlocks);
+  const int64_t rows_per_block = rows == 0 ? 1 : ceil_div<int64_t>(rows, GcnTraits::kMaxBiasBlocks);
   const int64_t blocks = ceil_div<int64_t>(rows, rows_per_block);
   HIERMT_CUDA_RETURN_IF_ERROR(launch(gcn_conv_bwd_activation_kernel<S>, dim3(static_cast<unsigned>(blocks)),
-                                     dim3(kGcnThreads), padded_bytes<C>(kGcnThreads), stream, f, p.d_out,
-                                     memory.d_y, rows, rows_per_block, memory.partial));
+                                     dim3(GcnTraits::kThreads), padded_bytes<C>(GcnTraits::kThreads), stream,
+                                     f, p.d_out, memory.d_y, rows, rows_per_block, memory.partial));
   if (p.grads.bias != nullptr) {
     HIERMT_CUDA_RETURN_IF_ERROR(
         ordered_sum<C>(memory.partial, blocks, f.hidden, BiasGrad<C>{p.grads.bias}, stream));
@@ -240,18 +248,19 @@ int gcn_conv_backward(const GcnConvBackward<S, Compute<S>>& p, Accumulate accumu
     }
     if (rows > 0) {
       HIERMT_CUDA_RETURN_IF_ERROR(project(f, memory.projected, rows, stream));
-      HIERMT_CUDA_RETURN_IF_ERROR(launch(gcn_conv_bwd_norm_kernel<S>,
-                                         dim3(static_cast<unsigned>(f.graph.num_nodes)), dim3(kGcnThreads),
-                                         padded_bytes<C>(kGcnThreads), stream, f, memory.d_y,
-                                         memory.projected, p.d_norm, accumulate.edge_weight));
+      HIERMT_CUDA_RETURN_IF_ERROR(
+          launch(gcn_conv_bwd_norm_kernel<S>, dim3(static_cast<unsigned>(f.graph.num_nodes)),
+                 dim3(GcnTraits::kThreads), padded_bytes<C>(GcnTraits::kThreads), stream, f, memory.d_y,
+                 memory.projected, p.d_norm, accumulate.edge_weight));
     }
   }
   if (p.d_x == nullptr && p.grads.lin_weight == nullptr) return cudaSuccess;
   HIERMT_CUDA_RETURN_IF_ERROR(dispatch_hidden<S>(f.hidden, [&](auto hidden) {
     constexpr int kHidden = decltype(hidden)::value;
-    const int64_t groups = groups_per_block<kHidden>(f.hidden, kGcnThreads);
+    const int64_t groups = groups_per_block<kHidden>(f.hidden, GcnTraits::kThreads);
     return launch(gcn_conv_bwd_source_kernel<S, kHidden>, dim3(static_cast<unsigned>(ceil_div(rows, groups))),
-                  dim3(kGcnThreads), 0, stream, f, memory.d_y, memory.projected, static_cast<int>(rows));
+                  dim3(GcnTraits::kThreads), 0, stream, f, memory.d_y, memory.projected,
+                  static_cast<int>(rows));
   }));
   const PairRows<C> d_projected{memory.projected, nullptr, static_cast<int>(f.hidden)};
   if (p.grads.lin_weight != nullptr) {

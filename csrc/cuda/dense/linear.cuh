@@ -1,9 +1,8 @@
-// Dense layers over the rows of a sequence. What they read and write is told by small functors, so that a
-// convolution, the gates, and the gradients of both share two kernels:
+// Dense layers over the rows of a sequence. Two kernels serve the convolutions, the gates and the gradients
+// of both; small functors read the operands and write the result:
 //
 //   linear_kernel        out(row, n) = bias(n) + sum_k in(row, k) * weight(k, n)
-//   weight_grad_kernel   partial(chunk, m, k) = sum over the rows of a chunk of cotangent(row, m) * in(row,
-//   k)
+//   weight_grad_kernel   partial(chunk, m, k) = sum_row cotangent(row, m) * in(row, k)   rows of a chunk
 //
 // In:      struct Row; Row row(int r); C load(const Row&, int k)
 // Weight:  C weight(int k, int n); C bias(int n)
@@ -17,48 +16,56 @@
 
 namespace hiermt::cuda {
 
-constexpr int kTileRows = 64;
-constexpr int kTileColumns = 32;
-constexpr int kTileInner = 16;
-constexpr int kLinearThreads = (kTileRows / kThreadTile) * (kTileColumns / kThreadTile);
-// Keeps four neighbours of a row 16-byte aligned, and what the lanes of a warp read in different banks.
+// Keeps four neighbours of a row 16-byte aligned, and the loads of a warp in different banks.
 constexpr int kTilePad = 8;
 
+struct LinearTraits {
+  static constexpr int kRows = 64, kColumns = 32;  // of the output tile of a block
+  static constexpr int kInner = 16;                // values of k in shared memory at once
+  static constexpr int kThreads = kRows * kColumns / (TileTraits::kThreadTile * TileTraits::kThreadTile);
+  static constexpr int kMinBlocks = 8;  // per multiprocessor: hides the latency of the loads
+  static constexpr int kInStride = kRows + kTilePad, kWeightStride = kColumns + kTilePad;
+  static_assert(kColumns == TileTraits::kWarpColumns && kRows == kThreads / kWarp * TileTraits::kWarpRows,
+                "the warps of a block cover the tile on tensor cores");
+  static_assert(kInner % TileTraits::kMmaInner == 0);
+};
+
 template <class C, bool kTensor, class In, class Weight, class Out>
-__global__ void __launch_bounds__(kLinearThreads, 8)
+__global__ void __launch_bounds__(LinearTraits::kThreads, LinearTraits::kMinBlocks)
     linear_kernel(In in, Weight weight, Out out, int rows, int inner, int columns) {
+  using T = LinearTraits;
   SharedMemory memory;
-  typename In::Row* row_of = memory.take<typename In::Row>(kTileRows);
-  C* in_tile = memory.take<C>(kTileInner * (kTileRows + kTilePad));
-  C* weight_tile = memory.take<C>(kTileInner * (kTileColumns + kTilePad));
+  typename In::Row* row_of = memory.take<typename In::Row>(T::kRows);
+  C* in_tile = memory.take<C>(T::kInner * T::kInStride);
+  C* weight_tile = memory.take<C>(T::kInner * T::kWeightStride);
   const int thread = static_cast<int>(threadIdx.x);
-  const int first_row = static_cast<int>(blockIdx.x) * kTileRows;
-  const int first_column = static_cast<int>(blockIdx.y) * kTileColumns;
-  TileProduct<C, kTensor, kTileRows + kTilePad, kTileColumns + kTilePad> product(thread, kTileColumns);
+  const int first_row = static_cast<int>(blockIdx.x) * T::kRows;
+  const int first_column = static_cast<int>(blockIdx.y) * T::kColumns;
+  TileProduct<C, kTensor, T::kInStride, T::kWeightStride> product(thread, T::kColumns);
   using Product = decltype(product);
 
-  for (int r = thread; r < kTileRows; r += kLinearThreads) {
+  for (int r = thread; r < T::kRows; r += T::kThreads) {
     row_of[r] = in.row(first_row + r < rows ? first_row + r : rows - 1);
   }
-  for (int first = 0; first < inner; first += kTileInner) {
+  for (int first = 0; first < inner; first += T::kInner) {
     __syncthreads();
-    for (int i = thread; i < kTileRows * kTileInner; i += kLinearThreads) {
-      const int r = i / kTileInner, k = i % kTileInner;
-      in_tile[k * (kTileRows + kTilePad) + r] =
+    for (int i = thread; i < T::kRows * T::kInner; i += T::kThreads) {
+      const int r = i / T::kInner, k = i % T::kInner;
+      in_tile[k * T::kInStride + r] =
           first + k < inner ? Product::operand(in.load(row_of[r], first + k)) : C(0);
     }
-    for (int i = thread; i < kTileColumns * kTileInner; i += kLinearThreads) {
-      const int n = i / kTileInner, k = i % kTileInner;
-      weight_tile[k * (kTileColumns + kTilePad) + n] =
+    for (int i = thread; i < T::kColumns * T::kInner; i += T::kThreads) {
+      const int n = i / T::kInner, k = i % T::kInner;
+      weight_tile[k * T::kWeightStride + n] =
           first + k < inner && first_column + n < columns
               ? Product::operand(weight.weight(first + k, first_column + n))
               : C(0);
     }
     __syncthreads();
-    const int count = inner - first < kTileInner ? inner - first : kTileInner;
+    const int count = inner - first < T::kInner ? inner - first : T::kInner;
 #pragma unroll 4
     for (int k = 0; k < count; k += Product::kInner) {
-      product.step(in_tile + k * (kTileRows + kTilePad), weight_tile + k * (kTileColumns + kTilePad));
+      product.step(in_tile + k * T::kInStride, weight_tile + k * T::kWeightStride);
     }
   }
   product.for_each([&](int m, int n, C sum) {
@@ -67,54 +74,60 @@ __global__ void __launch_bounds__(kLinearThreads, 8)
   });
 }
 
-// tensor: by tensor cores, where C is float.
-template <class C, class In, class Weight, class Out>
+// `tensor` is the result of use_tensor_cores.
+template <class C, class In, class Weight, class Out, class Tensor>
 cudaError_t linear(const In& in, const Weight& weight, const Out& out, int64_t rows, int64_t inner,
-                   int64_t columns, cudaStream_t stream, bool tensor = false) {
-  const size_t shared = padded_bytes<typename In::Row>(kTileRows) +
-                        padded_bytes<C>(kTileInner * (kTileRows + kTilePad)) +
-                        padded_bytes<C>(kTileInner * (kTileColumns + kTilePad));
-  const dim3 grid(static_cast<unsigned>(ceil_div<int64_t>(rows, kTileRows)),
-                  static_cast<unsigned>(ceil_div<int64_t>(columns, kTileColumns)));
-  const auto run = [&](auto kernel) {
-    return launch(kernel, grid, dim3(kLinearThreads), shared, stream, in, weight, out, static_cast<int>(rows),
-                  static_cast<int>(inner), static_cast<int>(columns));
-  };
-  if constexpr (std::is_same_v<C, float>) {
-    if (tensor) return run(linear_kernel<C, true, In, Weight, Out>);
-  }
-  return run(linear_kernel<C, false, In, Weight, Out>);
+                   int64_t columns, cudaStream_t stream, Tensor tensor) {
+  using T = LinearTraits;
+  const size_t shared = padded_bytes<typename In::Row>(T::kRows) + padded_bytes<C>(T::kInner * T::kInStride) +
+                        padded_bytes<C>(T::kInner * T::kWeightStride);
+  const dim3 grid(static_cast<unsigned>(ceil_div<int64_t>(rows, T::kRows)),
+                  static_cast<unsigned>(ceil_div<int64_t>(columns, T::kColumns)));
+  return dispatch_tensor_cores(tensor, [&](auto constant) {
+    return launch(linear_kernel<C, decltype(constant)::value, In, Weight, Out>, grid, dim3(T::kThreads),
+                  shared, stream, in, weight, out, static_cast<int>(rows), static_cast<int>(inner),
+                  static_cast<int>(columns));
+  });
 }
 
-constexpr int kGradTile = 32;
-constexpr int kGradRows = 32;
-constexpr int kGradSlices = 4;
-constexpr int kGradSliceThreads = (kGradTile / kThreadTile) * (kGradTile / kThreadTile);
-constexpr int kGradThreads = kGradSliceThreads * kGradSlices;
+struct WeightGradTraits {
+  static constexpr int kTile = 32;   // outputs and inputs of a block
+  static constexpr int kRows = 32;   // rows in shared memory at once
+  static constexpr int kSlices = 4;  // threads that share a sum; each takes every fourth row
+  static constexpr int kSliceThreads = kTile * kTile / (TileTraits::kThreadTile * TileTraits::kThreadTile);
+  static constexpr int kThreads = kSliceThreads * kSlices;
+  static constexpr int kStride = kTile + kTilePad;
+  static constexpr int64_t kMaxChunks = 512;      // partial sums per gradient
+  static constexpr int64_t kMinRows = 4 * kRows;  // of a chunk: amortise its partial sum
+  static_assert(kTile == TileTraits::kWarpColumns && kTile == kSliceThreads / kWarp * TileTraits::kWarpRows,
+                "the warps of a slice cover the tile on tensor cores");
+  static_assert(kRows % (kSlices * TileTraits::kMmaInner) == 0);
+};
 
-// Input `inputs` is a column of ones: its gradient is that of the bias.
+// Column `inputs` of the input is ones: its gradient is that of the bias.
 template <class C, bool kTensor, class Cotangent, class In>
-__global__ void __launch_bounds__(kGradThreads)
+__global__ void __launch_bounds__(WeightGradTraits::kThreads)
     weight_grad_kernel(Cotangent cotangent, In in, int rows, int rows_per_chunk, int outputs, int inputs,
                        C* partial) {
+  using T = WeightGradTraits;
+  constexpr int kStride = T::kStride;
   SharedMemory memory;
-  constexpr int kStride = kGradTile + kTilePad;
-  C* left = memory.take<C>(kGradRows * kStride);
-  C* right = memory.take<C>(kGradRows * kStride);
-  C* slices = memory.take<C>(kGradSlices * kGradTile * kGradTile);
+  C* left = memory.take<C>(T::kRows * kStride);
+  C* right = memory.take<C>(T::kRows * kStride);
+  C* slices = memory.take<C>(T::kSlices * T::kTile * T::kTile);
   const int thread = static_cast<int>(threadIdx.x);
-  const int slice = thread / kGradSliceThreads, member = thread % kGradSliceThreads;
-  TileProduct<C, kTensor, kStride, kStride> product(member, kGradTile);
+  const int slice = thread / T::kSliceThreads, member = thread % T::kSliceThreads;
+  TileProduct<C, kTensor, kStride, kStride> product(member, T::kTile);
   using Product = decltype(product);
-  const int first_output = static_cast<int>(blockIdx.y) * kGradTile;
-  const int first_input = static_cast<int>(blockIdx.z) * kGradTile;
+  const int first_output = static_cast<int>(blockIdx.y) * T::kTile;
+  const int first_input = static_cast<int>(blockIdx.z) * T::kTile;
   const int begin = static_cast<int>(blockIdx.x) * rows_per_chunk;
   const int end = rows - begin < rows_per_chunk ? rows : begin + rows_per_chunk;
 
-  for (int first = begin; first < end; first += kGradRows) {
+  for (int first = begin; first < end; first += T::kRows) {
     __syncthreads();
-    for (int i = thread; i < kGradRows * kGradTile; i += kGradThreads) {
-      const int r = i / kGradTile, c = i % kGradTile;
+    for (int i = thread; i < T::kRows * T::kTile; i += T::kThreads) {
+      const int r = i / T::kTile, c = i % T::kTile;
       const bool inside = first + r < end;
       const int output = first_output + c, input = first_input + c;
       left[r * kStride + c] = inside && output < outputs
@@ -126,98 +139,98 @@ __global__ void __launch_bounds__(kGradThreads)
     }
     __syncthreads();
 #pragma unroll 2
-    for (int r = slice * Product::kInner; r < kGradRows; r += kGradSlices * Product::kInner) {
+    for (int r = slice * Product::kInner; r < T::kRows; r += T::kSlices * Product::kInner) {
       product.step(left + r * kStride, right + r * kStride);
     }
   }
-  product.for_each([&](int m, int n, C sum) { slices[(slice * kGradTile + m) * kGradTile + n] = sum; });
+  product.for_each([&](int m, int n, C sum) { slices[(slice * T::kTile + m) * T::kTile + n] = sum; });
   __syncthreads();
-  for (int i = thread; i < kGradTile * kGradTile; i += kGradThreads) {
-    const int output = first_output + i / kGradTile, input = first_input + i % kGradTile;
+  for (int i = thread; i < T::kTile * T::kTile; i += T::kThreads) {
+    const int output = first_output + i / T::kTile, input = first_input + i % T::kTile;
     if (output >= outputs || input > inputs) continue;
     C total = C(0);
 #pragma unroll
-    for (int s = 0; s < kGradSlices; ++s) total += slices[s * kGradTile * kGradTile + i];
+    for (int s = 0; s < T::kSlices; ++s) total += slices[s * T::kTile * T::kTile + i];
     partial[(static_cast<int64_t>(blockIdx.x) * outputs + output) * (inputs + 1) + input] = total;
   }
 }
 
-// How rows are cut into chunks: a function of the problem alone, so that sums come out the same everywhere.
+// Rows per chunk and number of chunks. They depend on the number of rows alone, so that the order of the sums
+// is the same on every GPU.
 struct GradChunks {
-  static constexpr int64_t kMaxChunks = 512;
   int64_t rows_per_chunk, count;
 
   explicit GradChunks(int64_t rows) {
+    using T = WeightGradTraits;
     rows_per_chunk =
-        ceil_div<int64_t>(ceil_div<int64_t>(rows > 0 ? rows : 1, kMaxChunks), kGradRows) * kGradRows;
-    if (rows_per_chunk < 4 * kGradRows) rows_per_chunk = 4 * kGradRows;
+        ceil_div<int64_t>(ceil_div<int64_t>(rows > 0 ? rows : 1, T::kMaxChunks), T::kRows) * T::kRows;
+    if (rows_per_chunk < T::kMinRows) rows_per_chunk = T::kMinRows;
     count = ceil_div<int64_t>(rows, rows_per_chunk);
   }
 };
 
-constexpr int kReduceColumns = 32;
-constexpr int kReduceSlices = 16;
+struct OrderedSumTraits {
+  static constexpr int kColumns = 32;  // neighbouring sums of a block: one warp reads a row of them
+  static constexpr int kSlices = 16;   // threads that share a sum
+  static constexpr int kThreads = kColumns * kSlices;
+};
 
-// out.write(i, sum over the chunks of partial[chunk, i]), always added in the same order.
+// out.write(i, sum over the chunks of partial[chunk, i]), in a fixed order.
 template <class C, class Out>
-__global__ void __launch_bounds__(kReduceColumns* kReduceSlices)
+__global__ void __launch_bounds__(OrderedSumTraits::kThreads)
     ordered_sum_kernel(const C* partial, int64_t chunks, int count, Out out) {
+  using T = OrderedSumTraits;
   SharedMemory memory;
-  C* slices = memory.take<C>(kReduceColumns * kReduceSlices);
-  const int column = static_cast<int>(threadIdx.x) % kReduceColumns;
-  const int slice = static_cast<int>(threadIdx.x) / kReduceColumns;
-  const int i = static_cast<int>(blockIdx.x) * kReduceColumns + column;
+  C* slices = memory.take<C>(T::kThreads);
+  const int column = static_cast<int>(threadIdx.x) % T::kColumns;
+  const int slice = static_cast<int>(threadIdx.x) / T::kColumns;
+  const int i = static_cast<int>(blockIdx.x) * T::kColumns + column;
   C sum = C(0);
   if (i < count) {
 #pragma unroll 4
-    for (int64_t chunk = slice; chunk < chunks; chunk += kReduceSlices) sum += partial[chunk * count + i];
+    for (int64_t chunk = slice; chunk < chunks; chunk += T::kSlices) sum += partial[chunk * count + i];
   }
   slices[threadIdx.x] = sum;
   __syncthreads();
   if (slice != 0 || i >= count) return;
   C total = C(0);
 #pragma unroll
-  for (int s = 0; s < kReduceSlices; ++s) total += slices[s * kReduceColumns + column];
+  for (int s = 0; s < T::kSlices; ++s) total += slices[s * T::kColumns + column];
   out.write(i, total);
 }
 
-// No chunk at all gives zeros: an empty batch has a gradient too.
+// The sum over no chunks is zero, the gradient of an empty batch.
 template <class C, class Out>
 cudaError_t ordered_sum(const C* partial, int64_t chunks, int64_t count, const Out& out,
                         cudaStream_t stream) {
+  using T = OrderedSumTraits;
   return launch(ordered_sum_kernel<C, Out>,
-                dim3(static_cast<unsigned>(ceil_div<int64_t>(count, kReduceColumns))),
-                dim3(kReduceColumns * kReduceSlices), padded_bytes<C>(kReduceColumns * kReduceSlices), stream,
-                partial, chunks, static_cast<int>(count), out);
+                dim3(static_cast<unsigned>(ceil_div<int64_t>(count, T::kColumns))), dim3(T::kThreads),
+                padded_bytes<C>(T::kThreads), stream, partial, chunks, static_cast<int>(count), out);
 }
 
 inline int64_t weight_grad_values(int64_t rows, int64_t outputs, int64_t inputs) {
   return GradChunks(rows).count * outputs * (inputs + 1);
 }
 
-// `partial` holds weight_grad_values(...) values. Out gets entry m * (inputs + 1) + k; k == inputs is the
-// bias.
-template <class C, class Cotangent, class In, class Out>
+// `partial` holds weight_grad_values(...) values. Element m * (inputs + 1) + k of `out` is the gradient of
+// weight (m, k); k == inputs is the bias.
+template <class C, class Cotangent, class In, class Out, class Tensor>
 cudaError_t weight_grad(const Cotangent& cotangent, const In& in, int64_t rows, int64_t outputs,
-                        int64_t inputs, C* partial, const Out& out, cudaStream_t stream,
-                        bool tensor = false) {
+                        int64_t inputs, C* partial, const Out& out, cudaStream_t stream, Tensor tensor) {
+  using T = WeightGradTraits;
   const GradChunks chunks(rows);
   const dim3 grid(static_cast<unsigned>(chunks.count),
-                  static_cast<unsigned>(ceil_div<int64_t>(outputs, kGradTile)),
-                  static_cast<unsigned>(ceil_div<int64_t>(inputs + 1, kGradTile)));
-  const size_t shared = 2 * padded_bytes<C>(kGradRows * (kGradTile + kTilePad)) +
-                        padded_bytes<C>(kGradSlices * kGradTile * kGradTile);
-  const auto run = [&](auto kernel) {
-    return launch(kernel, grid, dim3(kGradThreads), shared, stream, cotangent, in, static_cast<int>(rows),
+                  static_cast<unsigned>(ceil_div<int64_t>(outputs, T::kTile)),
+                  static_cast<unsigned>(ceil_div<int64_t>(inputs + 1, T::kTile)));
+  const size_t shared =
+      2 * padded_bytes<C>(T::kRows * T::kStride) + padded_bytes<C>(T::kSlices * T::kTile * T::kTile);
+  HIERMT_CUDA_RETURN_IF_ERROR(dispatch_tensor_cores(tensor, [&](auto constant) {
+    return launch(weight_grad_kernel<C, decltype(constant)::value, Cotangent, In>, grid, dim3(T::kThreads),
+                  shared, stream, cotangent, in, static_cast<int>(rows),
                   static_cast<int>(chunks.rows_per_chunk), static_cast<int>(outputs),
                   static_cast<int>(inputs), partial);
-  };
-  if constexpr (std::is_same_v<C, float>) {
-    HIERMT_CUDA_RETURN_IF_ERROR(run(tensor ? weight_grad_kernel<C, true, Cotangent, In>
-                                           : weight_grad_kernel<C, false, Cotangent, In>));
-  } else {
-    HIERMT_CUDA_RETURN_IF_ERROR(run(weight_grad_kernel<C, false, Cotangent, In>));
-  }
+  }));
   return ordered_sum<C>(partial, chunks.count, outputs * (inputs + 1), out, stream);
 }
 
@@ -236,7 +249,7 @@ struct SequenceRows {
   }
 };
 
-// A matrix of parameters without a bias: weight(k, n) lies at k * stride_inner + n * stride_column.
+// A matrix of parameters without a bias: weight(k, n) = data[k * stride_inner + n * stride_column].
 template <class S>
 struct PlainWeight {
   const S* data;
@@ -280,7 +293,7 @@ struct PairOut {
   }
 };
 
-// A dense array of the caller, written or added to.
+// A dense tensor of the caller, overwritten or added to.
 template <class S>
 struct DenseOut {
   S* out;

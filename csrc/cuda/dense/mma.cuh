@@ -1,5 +1,5 @@
-// Products on tensor cores: operands of TF32 (float32's exponent, 10 bits of mantissa), sums in float32.
-// bfloat16 and half lose nothing on the way, float32 does.
+// Matrix products on tensor cores: operands in TF32 (8-bit exponent, 10-bit mantissa), sums in float32. TF32
+// represents bfloat16 and half exactly; float32 is rounded.
 #pragma once
 
 #include "cuda/support/launch.cuh"
@@ -10,7 +10,7 @@ namespace hiermt::cuda {
 #define HIERMT_MMA_BY_HAND
 #endif
 
-// The nearest TF32 number.
+// Rounds to the nearest TF32 number.
 __device__ __forceinline__ float round_to_tf32(float x) {
 #ifdef HIERMT_MMA_BY_HAND
   const unsigned bits = __float_as_uint(x);
@@ -23,7 +23,7 @@ __device__ __forceinline__ float round_to_tf32(float x) {
 #endif
 }
 
-// d [16, 8] += a [16, 8] b [8, 8], by a whole warp. Of lane 4 g + m:
+// d [16, 8] += a [16, 8] b [8, 8], by a whole warp. Lane 4 g + m holds the elements
 //   a   (g, m), (g + 8, m), (g, m + 4), (g + 8, m + 4)
 //   b   (m, g), (m + 4, g)
 //   d   (g, 2m), (g, 2m + 1), (g + 8, 2m), (g + 8, 2m + 1)
@@ -39,7 +39,7 @@ __device__ __forceinline__ void mma_tf32(float (&d)[4], const float (&a)[4], con
     d[0] += low * left, d[1] += low * right, d[2] += high * left, d[3] += high * right;
   }
 #else
-  // Volatile, so that it stays where all lanes of the warp are.
+  // Volatile, so that the compiler does not move it into divergent code.
   asm volatile(
       "mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
       "{%0, %1, %2, %3};"

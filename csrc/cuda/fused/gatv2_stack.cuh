@@ -1,5 +1,5 @@
-// One GATv2 convolution of a stack on the items of a block (stack.cuh): its weights in shared memory, the
-// projections of both ends of an edge, and the attention over the entries of a node.
+// One GATv2 convolution on the items of a block (stack.cuh; equations and names in dense/gatv2_conv.cuh): its
+// weights in shared memory, the projections x_l and x_r, and the attention over the entries of a node.
 #pragma once
 
 #include "cuda/dense/gatv2_conv.cuh"
@@ -7,7 +7,7 @@
 
 namespace hiermt::cuda {
 
-// What of a convolution has one value a channel: biases of both projections, att, edge, bias, [5, H].
+// The vectors of a convolution, [5, H]: biases of both projections, att, W_e, bias.
 template <int kHidden>
 struct ConvVectors {
   float* data;
@@ -28,26 +28,26 @@ struct ConvVectors {
       data[4 * kHidden + c] = load(weights.bias + c);
     }
   }
-  __device__ const float* source_bias() const { return data; }
-  __device__ const float* target_bias() const { return data + kHidden; }
+  __device__ const float* lin_l_bias() const { return data; }
+  __device__ const float* lin_r_bias() const { return data + kHidden; }
   __device__ const float* att() const { return data + 2 * kHidden; }
   __device__ const float* edge() const { return data + 3 * kHidden; }
   __device__ const float* bias() const { return data + 4 * kHidden; }
 };
 
-// Weights of one convolution, input channel by input channel.
+// The parameters of one convolution in shared memory; the weights are transposed.
 template <int kHidden>
 struct ConvMemory {
-  float *source, *target;  // [F, H] each
+  float *lin_l, *lin_r;  // [F, H] each
   ConvVectors<kHidden> vectors;
 
   __device__ ConvMemory(SharedMemory& memory, int inputs)
-      : source(memory.take<float>(inputs * kHidden)),
-        target(memory.take<float>(inputs * kHidden)),
+      : lin_l(memory.take<float>(inputs * kHidden)),
+        lin_r(memory.take<float>(inputs * kHidden)),
         vectors(memory) {}
-  // In a piece of values(inputs) that somebody else has taken.
+  // In memory for values(inputs) that is allocated already.
   __device__ ConvMemory(float* data, int inputs)
-      : source(data), target(data + inputs * kHidden), vectors(data + 2 * inputs * kHidden) {}
+      : lin_l(data), lin_r(data + inputs * kHidden), vectors(data + 2 * inputs * kHidden) {}
 
   __host__ __device__ static constexpr int64_t values(int64_t inputs) {
     return 2 * inputs * kHidden + ConvVectors<kHidden>::kValues;
@@ -59,72 +59,72 @@ struct ConvMemory {
   template <class S>
   __device__ void fill(const GatV2Weights<S>& weights, int inputs) const {
     vectors.fill(weights);
-    if constexpr (kHidden > 32) {
-      transpose_weights<kHidden>(weights.lin_l_weight, inputs, inputs, source, kHidden);
-      transpose_weights<kHidden>(weights.lin_r_weight, inputs, inputs, target, kHidden);
-      return;
-    }
-    for (int i = static_cast<int>(threadIdx.x); i < inputs * kHidden; i += static_cast<int>(blockDim.x)) {
-      const int from = i % kHidden * inputs + i / kHidden;
-      source[i] = load(weights.lin_l_weight + from);
-      target[i] = load(weights.lin_r_weight + from);
+    if constexpr (StackTraits<kHidden>::kTiledTranspose) {
+      transpose_weights<kHidden>(weights.lin_l_weight, inputs, inputs, lin_l, kHidden);
+      transpose_weights<kHidden>(weights.lin_r_weight, inputs, inputs, lin_r, kHidden);
+    } else {
+      for (int i = static_cast<int>(threadIdx.x); i < inputs * kHidden; i += static_cast<int>(blockDim.x)) {
+        const int from = i % kHidden * inputs + i / kHidden;
+        lin_l[i] = load(weights.lin_l_weight + from);
+        lin_r[i] = load(weights.lin_r_weight + from);
+      }
     }
   }
 };
 
-// Both projections of each item, of x or of what a convolution left; `targets` may be the tile that is read.
+// Both projections of an item, of x or of the output of a convolution. `x_r` may be the tile that is read.
 template <int kHidden, int kLanes, class ForEachInput>
 __device__ __forceinline__ void project_item(const ConvMemory<kHidden>& conv, int node, int step,
-                                             unsigned mask, const Tile<kHidden, kLanes>& sources,
-                                             const Tile<kHidden, kLanes>& targets,
+                                             unsigned mask, const Tile<kHidden, kLanes>& x_l,
+                                             const Tile<kHidden, kLanes>& x_r,
                                              ForEachInput&& for_each_input) {
-  float source[kHidden / kLanes], target[kHidden / kLanes];
-  copy_channels<kHidden, kLanes>(conv.vectors.source_bias(), source);
-  copy_channels<kHidden, kLanes>(conv.vectors.target_bias(), target);
+  float x_j[kHidden / kLanes], x_i[kHidden / kLanes];
+  copy_channels<kHidden, kLanes>(conv.vectors.lin_l_bias(), x_j);
+  copy_channels<kHidden, kLanes>(conv.vectors.lin_r_bias(), x_i);
   for_each_input([&](int k, float value) {
-    add_scaled<kHidden, kLanes>(conv.source + k * kHidden, value, source);
-    add_scaled<kHidden, kLanes>(conv.target + k * kHidden, value, target);
+    add_scaled<kHidden, kLanes>(conv.lin_l + k * kHidden, value, x_j);
+    add_scaled<kHidden, kLanes>(conv.lin_r + k * kHidden, value, x_i);
   });
-  // Every lane of the item has read all of its row.
+  // All lanes of the item have read its inputs.
   if constexpr (kLanes > 1) __syncwarp(mask);
-  sources.write(node, step, source);
-  targets.write(node, step, target);
+  x_l.write(node, step, x_j);
+  x_r.write(node, step, x_i);
 }
 
-// The same for the items of one thread, all at once.
+// The same for several items of a thread.
 template <int kHidden, int kItems, class ForEachInput>
 __device__ __forceinline__ void project_group(const ConvMemory<kHidden>& conv, const ItemGroup<kItems>& group,
-                                              const Tile<kHidden>& sources, const Tile<kHidden>& targets,
+                                              const Tile<kHidden>& x_l, const Tile<kHidden>& x_r,
                                               ForEachInput&& for_each_input) {
-  float source[kItems][kHidden], target[kItems][kHidden];
+  float x_j[kItems][kHidden], x_i[kItems][kHidden];
 #pragma unroll
   for (int i = 0; i < kItems; ++i) {
-    copy_channels<kHidden>(conv.vectors.source_bias(), source[i]);
-    copy_channels<kHidden>(conv.vectors.target_bias(), target[i]);
+    copy_channels<kHidden>(conv.vectors.lin_l_bias(), x_j[i]);
+    copy_channels<kHidden>(conv.vectors.lin_r_bias(), x_i[i]);
   }
   for_each_input([&](int k, const float (&values)[kItems]) {
-    add_scaled<kHidden, kItems>(conv.source + k * kHidden, values, source);
-    add_scaled<kHidden, kItems>(conv.target + k * kHidden, values, target);
+    add_scaled<kHidden, kItems>(conv.lin_l + k * kHidden, values, x_j);
+    add_scaled<kHidden, kItems>(conv.lin_r + k * kHidden, values, x_i);
   });
 #pragma unroll
   for (int i = 0; i < kItems; ++i) {
-    sources.write(group.node[i], group.step[i], source[i]);
-    targets.write(group.node[i], group.step[i], target[i]);
+    x_l.write(group.node[i], group.step[i], x_j[i]);
+    x_r.write(group.node[i], group.step[i], x_i[i]);
   }
 }
 
-// kPairs: two items of a thread at once, for a kernel that has registers left.
+// Both projections of all items. kPairs: two items of a thread at once, which needs more registers.
 template <bool kPairs, class S, int kHidden, int kLanes>
 __device__ __forceinline__ void project_input(const StackItems& items, const ConvMemory<kHidden>& conv,
-                                              const StackInput<S>& x, const Tile<kHidden, kLanes>& sources,
-                                              const Tile<kHidden, kLanes>& targets) {
+                                              const StackInput<S>& x, const Tile<kHidden, kLanes>& x_l,
+                                              const Tile<kHidden, kLanes>& x_r) {
   if constexpr (kPairs) {
     items.for_each_pair([&](const auto& group) {
-      project_group(conv, group, sources, targets, [&](auto&& add) { for_each_channel(x, group, add); });
+      project_group(conv, group, x_l, x_r, [&](auto&& add) { for_each_channel(x, group, add); });
     });
   } else {
-    items.for_each_shared<kLanes>([&](int node, int step, unsigned mask) {
-      project_item(conv, node, step, mask, sources, targets, [&](auto&& add) {
+    items.for_each_with_mask<kLanes>([&](int node, int step, unsigned mask) {
+      project_item(conv, node, step, mask, x_l, x_r, [&](auto&& add) {
         const S* row = x.row(node, step);
 #pragma unroll 4
         for (int k = 0; k < x.channels; ++k) add(k, load(row + k * x.stride_channel));
@@ -136,15 +136,15 @@ __device__ __forceinline__ void project_input(const StackItems& items, const Con
 template <bool kPairs, int kHidden, int kLanes>
 __device__ __forceinline__ void project_tile(const StackItems& items, const ConvMemory<kHidden>& conv,
                                              const Tile<kHidden, kLanes>& inputs,
-                                             const Tile<kHidden, kLanes>& sources,
-                                             const Tile<kHidden, kLanes>& targets) {
+                                             const Tile<kHidden, kLanes>& x_l,
+                                             const Tile<kHidden, kLanes>& x_r) {
   if constexpr (kPairs) {
     items.for_each_pair([&](const auto& group) {
-      project_group(conv, group, sources, targets, [&](auto&& add) { for_each_channel(inputs, group, add); });
+      project_group(conv, group, x_l, x_r, [&](auto&& add) { for_each_channel(inputs, group, add); });
     });
   } else {
-    items.for_each_shared<kLanes>([&](int node, int step, unsigned mask) {
-      project_item(conv, node, step, mask, sources, targets, [&](auto&& add) {
+    items.for_each_with_mask<kLanes>([&](int node, int step, unsigned mask) {
+      project_item(conv, node, step, mask, x_l, x_r, [&](auto&& add) {
         const float4* row = inputs.at(node, step);
 #pragma unroll 2
         for (int q = 0; q < kHidden / 4; ++q) {
@@ -167,76 +167,75 @@ __device__ __forceinline__ float inner_product(const float (&a)[kChannels], cons
   return (sums[0] + sums[1]) + (sums[2] + sums[3]);
 }
 
-// att . leaky(z) with z = source + (target + edge_weight * edge), in four chains that do not wait for each
+// att . leaky(z) with z = source + (x_i + edge_weight * edge), in four chains that do not wait for each
 // other.
 template <int kChannels>
-__device__ __forceinline__ float attention_score(const float (&source)[kChannels],
-                                                 const float (&target)[kChannels],
+__device__ __forceinline__ float attention_score(const float (&x_j)[kChannels], const float (&x_i)[kChannels],
                                                  const float (&att)[kChannels],
                                                  const float (&edge)[kChannels], float edge_weight) {
   float scores[4] = {};
 #pragma unroll
   for (int c = 0; c < kChannels; ++c) {
-    const float z = source[c] + (target[c] + edge_weight * edge[c]);
+    const float z = x_j[c] + (x_i[c] + edge_weight * edge[c]);
     scores[c % 4] += att[c] * attention_leaky(z);
   }
   return (scores[0] + scores[1]) + (scores[2] + scores[3]);
 }
 
-// att . leaky(z) is 0.6 att . z + 0.4 att . |z|, whose first part is one number a source and one an entry;
-// the target's is the same for all entries of a node and cancels in the softmax. Where z is -inf the two
-// parts are inf - inf: a row whose softmax comes out as NaN is computed again by the letter.
+// A score can be split: att . leaky(z) = 0.6 att . z + 0.4 att . |z|. The linear part is one number per
+// source (0.6 att . x_l[j]) and one per entry (0.6 att . W_e w_e); that of the target is the same for all
+// entries of a node and cancels in the softmax. An infinite z gives inf - inf, so a row whose softmax is NaN
+// is recomputed without the split.
 constexpr float kLinearPart = static_cast<float>(0.5 * (1 + kAttentionSlope));
 constexpr float kAbsolutePart = static_cast<float>(0.5 * (1 - kAttentionSlope));
 
-// 0.6 att . x_l of each item.
+// linear = 0.6 att . x_l of each item.
 template <int kHidden>
-__device__ __forceinline__ void score_sources(const StackItems& items, const ConvVectors<kHidden>& vectors,
-                                              const Tile<kHidden>& sources, float* linear) {
+__device__ __forceinline__ void linear_scores(const StackItems& items, const ConvVectors<kHidden>& vectors,
+                                              const Tile<kHidden>& x_l, float* linear) {
   float att[kHidden];
   copy_channels<kHidden>(vectors.att(), att);
   items.for_each([&](int node, int step) {
-    float source[kHidden];
-    sources.read(node, step, source);
-    linear[node * items.chunk + step] = kLinearPart * inner_product(att, source);
+    float x_j[kHidden];
+    x_l.read(node, step, x_j);
+    linear[node * items.chunk + step] = kLinearPart * inner_product(att, x_j);
   });
 }
 
-// 0.4 att . |z|, where `att` is scaled already.
+// att . |z|; the caller has scaled att by 0.4.
 template <int kChannels>
-__device__ __forceinline__ float absolute_score(const float (&source)[kChannels],
-                                                const float (&target)[kChannels],
+__device__ __forceinline__ float absolute_score(const float (&x_j)[kChannels], const float (&x_i)[kChannels],
                                                 const float (&att)[kChannels], const float (&edge)[kChannels],
                                                 float edge_weight) {
   float scores[4] = {};
 #pragma unroll
   for (int c = 0; c < kChannels; ++c) {
-    scores[c % 4] += att[c] * fabsf(source[c] + (target[c] + edge_weight * edge[c]));
+    scores[c % 4] += att[c] * fabsf(x_j[c] + (x_i[c] + edge_weight * edge[c]));
   }
   return (scores[0] + scores[1]) + (scores[2] + scores[3]);
 }
 
-// What a row sums over its entries, alpha_ij x_l[j] before the softmax's denominator.
+// Sum over the entries of a row of alpha x_l[j], before the division by the denominator.
 template <int kChannels>
 struct AttendedRow {
   float sum[kChannels] = {};
   OnlineSoftmax<float> softmax;
 
-  __device__ __forceinline__ void see(float score, const float (&source)[kChannels]) {
-    softmax.see(score);
+  __device__ __forceinline__ void update(float score, const float (&x_j)[kChannels]) {
+    softmax.update(score);
 #pragma unroll
-    for (int c = 0; c < kChannels; ++c) sum[c] = sum[c] * softmax.keep + softmax.weight * source[c];
+    for (int c = 0; c < kChannels; ++c) sum[c] = sum[c] * softmax.rescale + softmax.weight * x_j[c];
   }
-  __device__ __forceinline__ void see(float first_score, const float (&first)[kChannels], float second_score,
-                                      const float (&second)[kChannels]) {
-    softmax.see(first_score, second_score);
+  __device__ __forceinline__ void update(float first_score, const float (&first)[kChannels],
+                                         float second_score, const float (&second)[kChannels]) {
+    softmax.update(first_score, second_score);
 #pragma unroll
     for (int c = 0; c < kChannels; ++c) {
-      sum[c] = sum[c] * softmax.keep + softmax.weight * first[c] + softmax.second_weight * second[c];
+      sum[c] = sum[c] * softmax.rescale + softmax.weight * first[c] + softmax.second_weight * second[c];
     }
   }
-  // Walks the entries in pairs; score(entry, source) reads the source and scores it. Lanes that share items
-  // score together as often as the longest row of a warp wants it.
+  // Walks the entries in pairs. score(entry, x_j) reads x_j and returns its score. If lanes share items, they
+  // call it as often as the longest row of the warp requires.
   template <int kLanes, class Score>
   __device__ __forceinline__ void walk(int begin, int end, unsigned mask, Score&& score) {
     const int last = begin + most_entries<kLanes>(end - begin, mask);
@@ -245,26 +244,26 @@ struct AttendedRow {
       float first[kChannels], second[kChannels];
       const float first_score = score(entry, first), second_score = score(entry + 1, second);
       if (kLanes == 1 || entry + 1 < end) {
-        see(first_score, first, second_score, second);
+        update(first_score, first, second_score, second);
       } else if (entry < end) {
-        see(first_score, first);
+        update(first_score, first);
       }
     }
     if (entry < last) {
-      float source[kChannels];
-      const float only = score(entry, source);
-      if (kLanes == 1 || entry < end) see(only, source);
+      float x_j[kChannels];
+      const float only = score(entry, x_j);
+      if (kLanes == 1 || entry < end) update(only, x_j);
     }
   }
   __device__ __forceinline__ float scale(int entries) const { return entries > 0 ? softmax.scale() : 0.0f; }
 };
 
-// y = activation(sum_j alpha_ij x_l[j] + bias), which replaces x_r[i] in `own`. `linear` is what
-// score_sources left, or nothing for scores by the letter.
+// Overwrites x_r[i] in `own` with activation(sum_j alpha x_l[j] + bias). `linear` holds the linear scores, or
+// is nullptr for scores without the split.
 template <class S, int kHidden, int kLanes, class Linear = std::nullptr_t>
 __device__ __forceinline__ void attend(const StackItems& items, const CsrGraph& graph, const S* edge_weights,
                                        const ConvVectors<kHidden>& vectors, Activation activation,
-                                       const Tile<kHidden, kLanes>& sources, const Tile<kHidden, kLanes>& own,
+                                       const Tile<kHidden, kLanes>& x_l, const Tile<kHidden, kLanes>& own,
                                        Linear linear = nullptr) {
   constexpr bool kSplit = !std::is_same_v<Linear, std::nullptr_t>;
   static_assert(!kSplit || kLanes == 1);
@@ -277,50 +276,50 @@ __device__ __forceinline__ void attend(const StackItems& items, const CsrGraph& 
 #pragma unroll
     for (int c = 0; c < kChannels; ++c) att[c] *= kAbsolutePart;
   }
-  items.for_each_shared<kLanes>([&](int node, int step, unsigned mask) {
-    float target[kChannels];
-    own.read(node, step, target);
+  items.for_each_with_mask<kLanes>([&](int node, int step, unsigned mask) {
+    float x_i[kChannels];
+    own.read(node, step, x_i);
     const int begin = graph.rowptr[node], end = graph.rowptr[node + 1];
     const auto weight_of = [&](int entry) {
       return edge_weights != nullptr ? load(edge_weights + entry) : 0.0f;
     };
-    const auto by_letter = [&](int entry, float (&source)[kChannels]) {
-      // An item that has no such entry looks at itself.
+    const auto unsplit = [&](int entry, float (&x_j)[kChannels]) {
+      // Past the end an item reads itself, so that its lanes take part in the sums.
       const bool inside = kLanes == 1 || entry < end;
-      sources.read(inside ? graph.col[entry] : node, step, source);
-      // Read again: lanes that share items run in twos of a block, with half of the registers.
+      x_l.read(inside ? graph.col[entry] : node, step, x_j);
+      // Read again: with two blocks on a multiprocessor there are no registers to keep it.
       if constexpr (kLanes > 1) copy_channels<kHidden, kLanes>(vectors.edge(), edge);
       const float weight = inside ? weight_of(entry) : 0.0f;
       if constexpr (kSplit) {
-        // att is scaled here; what stands unscaled in shared memory is read as it is needed.
+        // `att` is scaled, so the original is read from shared memory.
         float score = 0.0f;
 #pragma unroll
         for (int c = 0; c < kHidden; ++c) {
-          score += vectors.att()[c] * attention_leaky(source[c] + (target[c] + weight * edge[c]));
+          score += vectors.att()[c] * attention_leaky(x_j[c] + (x_i[c] + weight * edge[c]));
         }
         return score;
       } else {
-        return item_sum<kLanes>(attention_score<kChannels>(source, target, att, edge, weight), mask);
+        return item_sum<kLanes>(attention_score<kChannels>(x_j, x_i, att, edge, weight), mask);
       }
     };
     AttendedRow<kChannels> row;
     float scale;
     if constexpr (kSplit) {
-      row.template walk<kLanes>(begin, end, mask, [&](int entry, float (&source)[kChannels]) {
+      row.template walk<kLanes>(begin, end, mask, [&](int entry, float (&x_j)[kChannels]) {
         const int from = graph.col[entry];
-        sources.read(from, step, source);
+        x_l.read(from, step, x_j);
         const float weight = weight_of(entry);
         return linear[from * items.chunk + step] + edge_linear * weight +
-               absolute_score<kChannels>(source, target, att, edge, weight);
+               absolute_score<kChannels>(x_j, x_i, att, edge, weight);
       });
       scale = row.scale(end - begin);
       if (scale != scale) {
         row = {};
-        row.template walk<kLanes>(begin, end, mask, by_letter);
+        row.template walk<kLanes>(begin, end, mask, unsplit);
         scale = row.scale(end - begin);
       }
     } else {
-      row.template walk<kLanes>(begin, end, mask, by_letter);
+      row.template walk<kLanes>(begin, end, mask, unsplit);
       scale = row.scale(end - begin);
     }
     float bias[kChannels];

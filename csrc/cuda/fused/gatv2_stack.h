@@ -13,11 +13,11 @@ namespace hiermt::cuda {
 template <class S>
 bool gatv2_stack_fits(const ConvStackForward<S>& p);
 
-// from_input [N * T, 3H]: W [x, out] + b of the three gates, or nullptr: without gates. Writes p.out if it is
-// given. `stream` is a cudaStream_t, the result a cudaError_t.
+// input_projection [N * T, 3H]: W [x, out] + b of the three gates, or nullptr: without gates. Writes p.out if
+// it is given. `stream` is a cudaStream_t, the result a cudaError_t.
 template <class S>
-int gatv2_stack_forward(const ConvStackForward<S>& p, const GateWeights<S>& gates, Compute<S>* from_input,
-                        void* stream);
+int gatv2_stack_forward(const ConvStackForward<S>& p, const GateWeights<S>& gates,
+                        Compute<S>* input_projection, void* stream);
 
 // The way back, for templates that fit, too: from the cotangents of the gates [N * T, 3H], which are
 // overwritten, to those of x, of the convolutions' parameters and of the edge weights.

@@ -1,5 +1,6 @@
-// The backward of a GATv2 stack in one launch: from the cotangents of the gates to those of x and of every
-// parameter of the convolutions. What is between is computed again in shared memory.
+// Backward of a GATv2 stack in one launch (equations in gatv2_stack_backward.cuh): from the cotangents of the
+// gates to those of x, of the edge weights and of the parameters of the convolutions. Activations between the
+// convolutions are recomputed in shared memory.
 #include "cuda/dense/gatv2_grads.cuh"
 #include "cuda/fused/gatv2_stack.h"
 #include "cuda/fused/gatv2_stack_backward.cuh"
@@ -9,113 +10,110 @@
 namespace hiermt::cuda {
 namespace {
 
-// Leaves a thread 168 registers; a hundred nodes at seven steps are two rounds of 352.
-constexpr int kThreads = 384;
-// With the gradient of the edge weights these would not do.
-constexpr int kThreadsWithEdges = 256;
-// How many lanes share an item: sixteen channels each would not leave them their registers at 64, and eight
-// lanes read the items of a tile without meeting at a bank.
 template <int kHidden>
-constexpr int kBackwardLanes = kHidden <= 16 ? 1 : kHidden / 8;
-// At 64 channels the weights of the gates and those of a convolution take the same place in turn.
-template <int kHidden>
-constexpr bool kTakeTurns = kHidden > 32;
-// Blocks, each with a partial sum of every parameter's gradient, take turns at the tasks beyond.
-constexpr int64_t kMaxStackBlocks = 2 * kWantedBlocks;
+struct BackwardTraits {
+  // 168 registers a thread. A hundred nodes at seven steps are two rounds of 352 threads.
+  static constexpr int kThreads = 384;
+  // The gradient of the edge weights needs more registers.
+  static constexpr int kThreadsWithEdges = 256;
+  // Lanes of an item: 16 channels a lane would spill at 64, and eight lanes read a tile without bank
+  // conflicts.
+  static constexpr int kLanes = kHidden <= 16 ? 1 : kHidden / 8;
+  // At 64 channels the weights of the gates and of a convolution do not fit together and share their memory.
+  static constexpr bool kShareWeightMemory = kHidden > 32;
+  static_assert(kThreads % kWarp == 0 && kThreadsWithEdges % kWarp == 0 && kWarp % kLanes == 0);
+};
+// Each block has a partial sum of the gradients, so a block loops over its tasks if there are more of them.
+constexpr int64_t kMaxStackBlocks = 2 * StackLimits::kBlocks;
 
 template <class S>
-struct StackBackward {
-  CsrGraph graph;
-  SequenceView<S> x;
-  const S* edge_weight;
-  GatV2Weights<S> convs[kMaxStackConvs];
-  GateWeights<S> gates;
-  Activation last;
-  int conv_layers, steps, chunk, chunks, tasks;
+struct StackBackward : StackProblem<S, GatV2Weights<S>> {
   const S* g;
   float* d_gates;  // [N * T, 3H], overwritten
   S* d_x;
-  float* partial;  // [blocks, values]: all convolutions
-  float* d_edges;  // [copies * T, E], or nullptr
-  int values;
+  float* partial;                         // [blocks, values] sums of the gradients of all convolutions
+  float* d_edges = nullptr;               // [copies * T, E], or nullptr
+  int chunks = 0, tasks = 0, values = 0;  // chunks of a copy, and of all copies
 };
 
 template <int kHidden>
 struct StackMemory {
-  using Items = Tile<kHidden, kBackwardLanes<kHidden>>;
+  using T = BackwardTraits<kHidden>;
+  using Items = Tile<kHidden, T::kLanes>;
 
   __host__ __device__ static constexpr int64_t input_values(int64_t nodes, int64_t chunk) {
-    const int64_t tile = Items::values(nodes, chunk), scratch = kThreads * kProductSums;
+    const int64_t tile = Items::values(nodes, chunk), scratch = T::kThreads * kProductSums;
     return tile > scratch ? tile : scratch;
   }
-  // Of the gates, or of the gates and a convolution in turn.
-  __host__ __device__ static constexpr int64_t weight_values(int64_t channels, int64_t widest) {
-    const int64_t gates = 3 * (channels + kHidden) * kHidden, conv = ConvMemory<kHidden>::values(widest);
-    return kTakeTurns<kHidden> && conv > gates ? conv : gates;
+  // Weights of the gates, or of the gates and a convolution if they share their memory.
+  __host__ __device__ static constexpr int64_t weight_values(int64_t channels, int64_t inputs) {
+    const int64_t gates = 3 * (channels + kHidden) * kHidden, conv = ConvMemory<kHidden>::values(inputs);
+    return T::kShareWeightMemory && conv > gates ? conv : gates;
   }
   static size_t bytes(int64_t nodes, int64_t channels, int64_t conv_layers, int64_t chunk) {
-    const int64_t widest = widest_input(channels, kHidden, conv_layers);
+    const int64_t inputs = max_inputs(channels, kHidden, conv_layers);
     return 3 * padded_bytes<float>(Items::values(nodes, chunk)) +
            padded_bytes<float>(input_values(nodes, chunk)) + padded_bytes<float>(3 * nodes * chunk) +
-           padded_bytes<float>(weight_values(channels, widest)) +
-           (kTakeTurns<kHidden> ? 0 : ConvMemory<kHidden>::bytes(widest)) +
-           padded_bytes<float>(kThreads / kWarp * 3 * kHidden) + padded_bytes<int>(nodes);
+           padded_bytes<float>(weight_values(channels, inputs)) +
+           (T::kShareWeightMemory ? 0 : ConvMemory<kHidden>::bytes(inputs)) +
+           padded_bytes<float>(T::kThreads / kWarp * 3 * kHidden) + padded_bytes<int>(nodes);
   }
 };
 
-// Cotangents of x, as far as the gates read it, and of what the last convolution left before its activation.
+// Backward of the input projection: writes d_x, as far as the gates contribute, and d_y of the last
+// convolution.
 template <class S, int kHidden, int kLanes>
-__device__ __forceinline__ void grads_of_gate_inputs(const StackBackward<S>& p, const float* gate_weights,
-                                                     const StackItems& items, int first_row,
-                                                     const Tile<kHidden, kLanes>& grads) {
+__device__ __forceinline__ void input_projection_backward(const StackBackward<S>& p,
+                                                          const float* gate_weights, const StackItems& items,
+                                                          int first_row, const Tile<kHidden, kLanes>& d_y) {
   constexpr int kChannels = kHidden / kLanes;
   const int channels = static_cast<int>(p.x.channels), lane = lane_of_item<kLanes>();
-  // Of the sigmoid's argument, which was a leaky_relu's output or not.
+  // Slope of the last activation below its kink, apart from that of the sigmoid.
   const float slope_below = p.last == Activation::kLeakySigmoid ? static_cast<float>(kActivationSlope) : 1.0f;
-  items.for_each_shared<kLanes>([&](int node, int step, unsigned mask) {
+  items.for_each_with_mask<kLanes>([&](int node, int step, unsigned mask) {
     const int64_t row = first_row + node * p.steps + step;
-    float gates[3][kChannels];
+    float d_gates[3][kChannels];
 #pragma unroll
     for (int gate = 0; gate < 3; ++gate) {
-      copy_channels<kHidden, kLanes>(p.d_gates + (row * 3 + gate) * kHidden, gates[gate]);
+      copy_channels<kHidden, kLanes>(p.d_gates + (row * 3 + gate) * kHidden, d_gates[gate]);
     }
-    const auto gradient_at = [&](int k) {
+    const auto cotangent_at = [&](int k) {
       float sum = 0.0f;
 #pragma unroll
       for (int gate = 0; gate < 3; ++gate) {
         float weights[kChannels];
         copy_channels<kHidden, kLanes>(gate_weights + (k * 3 + gate) * kHidden, weights);
-        sum += inner_product(gates[gate], weights);
+        sum += inner_product(d_gates[gate], weights);
       }
       return item_sum<kLanes>(sum, mask);
     };
     if (p.d_x != nullptr) {
 #pragma unroll 1
       for (int k = 0; k < channels; ++k) {
-        const float grad = gradient_at(k);
-        if (k % kLanes == lane) store(p.d_x + row * channels + k, grad);
+        const float d_x = cotangent_at(k);
+        if (k % kLanes == lane) store(p.d_x + row * channels + k, d_x);
       }
     }
-    // Four channels at a time: more would not leave the sweeps their registers.
-    float4* to = grads.at(node, step);
+    // Four channels at a time: more would take the registers of the sweeps.
+    float4* to = d_y.at(node, step);
 #pragma unroll 1
     for (int k = 0; k < kHidden; k += 4) {
       float quad[4];
 #pragma unroll
       for (int i = 0; i < 4; ++i) {
         const float y = load(p.g + row * kHidden + k + i);
-        quad[i] = gradient_at(channels + k + i) * y * (1.0f - y) * (y > 0.5f ? 1.0f : slope_below);
+        quad[i] = cotangent_at(channels + k + i) * y * (1.0f - y) * (y > 0.5f ? 1.0f : slope_below);
       }
-      if (k / 4 % kLanes == lane) to[k / 4 * grads.chunk] = float4{quad[0], quad[1], quad[2], quad[3]};
+      if (k / 4 % kLanes == lane) to[k / 4 * d_y.chunk] = float4{quad[0], quad[1], quad[2], quad[3]};
     }
   });
 }
 
-// Input channels [first, first + H) of x; those past the end are zero.
+// Copies the channels [first, first + H) of x to a tile; zeros past the end.
 template <class S, int kHidden, int kLanes>
 __device__ void stage_input(const StackItems& items, const StackInput<S>& x, int first,
                             const Tile<kHidden, kLanes>& inputs) {
-  items.for_each_shared<kLanes>([&](int node, int step, unsigned) {
+  items.for_each_with_mask<kLanes>([&](int node, int step, unsigned) {
     const S* row = x.row(node, step);
     float values[kHidden / kLanes];
 #pragma unroll
@@ -127,74 +125,76 @@ __device__ void stage_input(const StackItems& items, const StackInput<S>& x, int
   });
 }
 
-// The gradient of the bias, third of the vectors in `warp_sums`.
+// Sums d_y for the gradient of the bias, the third vector in `warp_sums`.
 template <int kHidden, int kLanes>
-__device__ __forceinline__ void sum_grads(const StackItems& items, const Tile<kHidden, kLanes>& grads,
-                                          float* warp_sums) {
+__device__ __forceinline__ void sum_cotangents(const StackItems& items, const Tile<kHidden, kLanes>& d_y,
+                                               float* warp_sums) {
   constexpr int kChannels = kHidden / kLanes;
   float sums[kChannels] = {};
-  items.for_each_shared<kLanes>([&](int node, int step, unsigned) {
-    float grad[kChannels];
-    grads.read(node, step, grad);
+  items.for_each_with_mask<kLanes>([&](int node, int step, unsigned) {
+    float d_y_i[kChannels];
+    d_y.read(node, step, d_y_i);
 #pragma unroll
-    for (int c = 0; c < kChannels; ++c) sums[c] += grad[c];
+    for (int c = 0; c < kChannels; ++c) sums[c] += d_y_i[c];
   });
   sum_over_warp<kHidden, kLanes>(sums, 2, 3, warp_sums);
 }
 
 template <class S, int kHidden, bool kEdges>
-__global__ void __launch_bounds__(kEdges ? kThreadsWithEdges : kThreads, 1)
-    gatv2_stack_bwd_kernel(StackBackward<S> p) {
+__global__ void __launch_bounds__(kEdges ? BackwardTraits<kHidden>::kThreadsWithEdges
+                                         : BackwardTraits<kHidden>::kThreads,
+                                  1) gatv2_stack_bwd_kernel(StackBackward<S> p) {
+  using T = BackwardTraits<kHidden>;
   SharedMemory memory;
   const int nodes = static_cast<int>(p.graph.num_nodes), channels = static_cast<int>(p.x.channels);
   const int entries = static_cast<int>(p.graph.num_entries);
-  constexpr int kLanes = kBackwardLanes<kHidden>, kChannels = kHidden / kLanes;
+  constexpr int kLanes = T::kLanes, kChannels = kHidden / kLanes;
   using Items = Tile<kHidden, kLanes>;
   using Sizes = StackMemory<kHidden>;
   const size_t room = Items::values(nodes, p.chunk);
-  // What has a fixed place comes first: its address needs no register.
-  float* warp_sums = memory.take<float>(kThreads / kWarp * 3 * kHidden);
-  const int widest = static_cast<int>(widest_input(channels, kHidden, p.conv_layers));
-  float* gate_weights = memory.take<float>(Sizes::weight_values(channels, widest));
-  const ConvMemory<kHidden> conv =
-      kTakeTurns<kHidden> ? ConvMemory<kHidden>(gate_weights, widest) : ConvMemory<kHidden>(memory, widest);
+  // Pieces at constant offsets come first: their addresses need no registers.
+  float* warp_sums = memory.take<float>(T::kThreads / kWarp * 3 * kHidden);
+  const int most_inputs = static_cast<int>(max_inputs(channels, kHidden, p.conv_layers));
+  float* gate_weights = memory.take<float>(Sizes::weight_values(channels, most_inputs));
+  const ConvMemory<kHidden> conv = T::kShareWeightMemory ? ConvMemory<kHidden>(gate_weights, most_inputs)
+                                                         : ConvMemory<kHidden>(memory, most_inputs);
   int* order = memory.take<int>(nodes);
   float* row_data = memory.take<float>(3 * nodes * p.chunk);
-  float* source_data = memory.take<float>(room);
-  float* target_data = memory.take<float>(room);
-  float* d_data = memory.take<float>(room);
+  float* x_l_data = memory.take<float>(room);
+  float* x_r_data = memory.take<float>(room);
+  float* d_y_data = memory.take<float>(room);
   float* input_data = memory.take<float>(Sizes::input_values(nodes, p.chunk));
 
   order_by_degree(p.graph, nodes, order);
-  if (!kTakeTurns<kHidden>) fill_gate_weights<S, kHidden>(p.gates, channels + kHidden, gate_weights);
+  if constexpr (!T::kShareWeightMemory)
+    fill_gate_weights<S, kHidden>(p.gates, channels + kHidden, gate_weights);
   __syncthreads();
 
   for (int task = static_cast<int>(blockIdx.x); task < p.tasks; task += static_cast<int>(gridDim.x)) {
     const int copy = task / p.chunks, first_step = task % p.chunks * p.chunk;
     const int chunk = p.steps - first_step < p.chunk ? p.steps - first_step : p.chunk;
     const StackItems items{nodes, chunk, order};
-    const Items sources{source_data, chunk}, targets{target_data, chunk}, grads{d_data, chunk},
-        inputs{input_data, chunk};
+    const Items x_l{x_l_data, chunk}, x_r{x_r_data, chunk}, d_y{d_y_data, chunk}, inputs{input_data, chunk};
     const RowSoftmax rows{row_data, chunk};
     const int first_row = copy * nodes * p.steps + first_step;
-    // Rows of the gates' cotangents have been read when x_r' takes their place.
-    const auto target_row = [&](int node, int step) {
+    // d_x_r overwrites the cotangents of the gates, which have been read by then.
+    const auto d_x_r_row = [&](int node, int step) {
       return p.d_gates + static_cast<int64_t>(first_row + node * p.steps + step) * 3 * kHidden;
     };
-    if (kTakeTurns<kHidden>) {
+    if constexpr (T::kShareWeightMemory) {
       fill_gate_weights<S, kHidden>(p.gates, channels + kHidden, gate_weights);
       __syncthreads();
     }
-    grads_of_gate_inputs(p, gate_weights, items, first_row, grads);
+    input_projection_backward(p, gate_weights, items, first_row, d_y);
 
     const auto project = [&](int layer, const Items& to) {
       __syncthreads();
       conv.fill(p.convs[layer], layer == 0 ? channels : kHidden);
       __syncthreads();
       if (layer == 0) {
-        project_input<false>(items, conv, StackInput<S>(p.x, copy, first_step), sources, to);
+        project_input<false>(items, conv, StackInput<S>(p.x, copy, first_step), x_l, to);
       } else {
-        project_tile<false>(items, conv, inputs, sources, to);
+        project_tile<false>(items, conv, inputs, x_l, to);
       }
       __syncthreads();
     };
@@ -209,18 +209,18 @@ __global__ void __launch_bounds__(kEdges ? kThreadsWithEdges : kThreads, 1)
       const PartialSum vectors{partial, add}, matrices{partial + 3 * kHidden, add};
       for (int before = 0; before < layer; ++before) {
         project(before, inputs);
-        attend(items, p.graph, p.edge_weight, conv.vectors, Activation::kLeakyRelu, sources, inputs);
+        attend(items, p.graph, p.edge_weight, conv.vectors, Activation::kLeakyRelu, x_l, inputs);
       }
-      project(layer, targets);
-      sum_grads(items, grads, warp_sums);
+      project(layer, x_r);
+      sum_cotangents(items, d_y, warp_sums);
       {
         float att_sums[kChannels] = {}, edge_sums[kChannels] = {};
         const int64_t first_instance = copy * p.steps + first_step;
         const EdgeSums edge_weight_sums{kEdges ? p.d_edges + first_instance * entries : nullptr, entries,
                                         layer + 1 < p.conv_layers};
         if (kEdges && !edge_weight_sums.add) edge_weight_sums.clear_padding(p.graph.rowptr[nodes], chunk);
-        target_sweep<kEdges>(items, p.graph, p.edge_weight, conv.vectors, sources, targets, grads, rows,
-                             target_row, att_sums, edge_sums, edge_weight_sums);
+        target_sweep<kEdges>(items, p.graph, p.edge_weight, conv.vectors, x_l, x_r, d_y, rows, d_x_r_row,
+                             att_sums, edge_sums, edge_weight_sums);
         sum_over_warp<kHidden, kLanes>(att_sums, 0, 3, warp_sums);
         sum_over_warp<kHidden, kLanes>(edge_sums, 1, 3, warp_sums);
       }
@@ -229,53 +229,54 @@ __global__ void __launch_bounds__(kEdges ? kThreadsWithEdges : kThreads, 1)
         const float sum = sum_over_warps(warp_sums, i, 3 * kHidden);
         vectors.put(i, i / kHidden == 1 ? sum * conv.vectors.att()[i % kHidden] : sum);
       }
-      source_sweep(items, p.graph, p.edge_weight, conv.vectors, sources, targets, grads, rows);
+      source_sweep(items, p.graph, p.edge_weight, conv.vectors, x_l, x_r, d_y, rows);
       __syncthreads();
-      // Through the projections to the input.
-      items.template for_each_shared<kLanes>([&](int node, int step, unsigned mask) {
-        float source[kChannels], target[kChannels], grad[kChannels];
-        sources.read(node, step, source);
-        copy_channels<kHidden, kLanes>(target_row(node, step), target);
-        targets.write(node, step, target);
-        const auto gradient_at = [&](int k) {
-          float weights[kChannels], other[kChannels];
-          copy_channels<kHidden, kLanes>(conv.source + k * kHidden, weights);
-          copy_channels<kHidden, kLanes>(conv.target + k * kHidden, other);
-          return item_sum<kLanes>(inner_product(source, weights) + inner_product(target, other), mask);
+      // Backward of the projections: d_y of the convolution below, or d_x.
+      items.template for_each_with_mask<kLanes>([&](int node, int step, unsigned mask) {
+        float d_x_l[kChannels], d_x_r[kChannels], d_below[kChannels];
+        x_l.read(node, step, d_x_l);
+        copy_channels<kHidden, kLanes>(d_x_r_row(node, step), d_x_r);
+        x_r.write(node, step, d_x_r);
+        const auto cotangent_at = [&](int k) {
+          float lin_l[kChannels], lin_r[kChannels];
+          copy_channels<kHidden, kLanes>(conv.lin_l + k * kHidden, lin_l);
+          copy_channels<kHidden, kLanes>(conv.lin_r + k * kHidden, lin_r);
+          return item_sum<kLanes>(inner_product(d_x_l, lin_l) + inner_product(d_x_r, lin_r), mask);
         };
         const int lane = lane_of_item<kLanes>();
         if (layer == 0) {
           if (p.d_x == nullptr) return;
           S* to = p.d_x + static_cast<int64_t>(first_row + node * p.steps + step) * channels;
           for (int k = 0; k < channels; ++k) {
-            const float through = gradient_at(k);
+            const float through = cotangent_at(k);
             if (k % kLanes == lane) store(to + k, load(to + k) + through);
           }
         } else {
-          inputs.read(node, step, grad);
+          inputs.read(node, step, d_below);
 #pragma unroll
           for (int c = 0; c < kChannels; ++c) {
             float mine = 0.0f;
 #pragma unroll
             for (int l = 0; l < kLanes; ++l) {
-              const float through = gradient_at((c / 4 * kLanes + l) * 4 + c % 4);
+              const float through = cotangent_at((c / 4 * kLanes + l) * 4 + c % 4);
               if (l == lane) mine = through;
             }
-            grad[c] = mine * activation_slope(Activation::kLeakyRelu, grad[c]);
+            d_below[c] = mine * activation_slope(Activation::kLeakyRelu, d_below[c]);
           }
-          grads.write(node, step, grad);
+          d_y.write(node, step, d_below);
         }
       });
       for (int first = 0; first < width; first += kHidden) {
         if (layer == 0) stage_input(items, StackInput<S>(p.x, copy, first_step), first, inputs);
         __syncthreads();
-        weight_products(nodes, sources, targets, inputs, first, width, matrices);
+        weight_products(nodes, x_l, x_r, inputs, first, width, matrices);
         __syncthreads();
       }
     }
   }
 }
 
+// How a layer is divided: steps of a task, tasks, blocks, and values of the partial sum of a block.
 struct BackwardPlan {
   int64_t chunk, tasks, blocks, values;
   size_t shared_bytes;
@@ -302,7 +303,7 @@ struct BackwardPlan {
 template <class S>
 bool gatv2_stack_backward_fits(const ConvStackForward<S>& p) {
   if (!gatv2_stack_fits(p)) return false;
-  if (leaves_to_tensor_cores<S>(p.hidden, p.tf32)) return false;
+  if (prefers_tensor_cores<S>(p.hidden, p.tf32)) return false;
   return dispatch_stack(
       p.hidden,
       [&](auto hidden) {
@@ -331,38 +332,25 @@ int gatv2_stack_backward(const ConvStackBackward<S, Compute<S>>& p, const GateWe
   } else {
     const cudaStream_t stream = static_cast<cudaStream_t>(stream_);
     const ConvStackForward<S>& f = p.forward;
-    StackBackward<S> stack{};
-    stack.graph = f.graph;
-    stack.x = f.x;
-    stack.edge_weight = f.edge_weight;
-    stack.gates = gates;
-    stack.last = f.last;
-    stack.conv_layers = static_cast<int>(f.conv_layers);
-    stack.steps = static_cast<int>(f.steps);
-    stack.g = f.out;
-    stack.d_gates = d_gates;
-    stack.d_x = p.d_x;
-    stack.partial = static_cast<float*>(workspace);
+    StackBackward<S> stack{{f, f.gat, gates}, f.out, d_gates, p.d_x, static_cast<float*>(workspace)};
     StackGrads grads{{}, stack.conv_layers, static_cast<int>(f.x.channels), static_cast<int>(f.hidden)};
-    for (int64_t k = 0; k < f.conv_layers; ++k) {
-      stack.convs[k] = f.gat[k];
-      if (p.gat != nullptr) grads.convs[k] = p.gat[k];
-    }
+    for (int64_t k = 0; p.gat != nullptr && k < f.conv_layers; ++k) grads.convs[k] = p.gat[k];
     const auto run = [&](auto hidden) {
       constexpr int kHidden = decltype(hidden)::value;
-      if constexpr (leaves_to_tensor_cores<S>(kHidden, false)) {
+      if constexpr (prefers_tensor_cores<S>(kHidden, false)) {
         return cudaErrorInvalidValue;
       } else {
+        using T = BackwardTraits<kHidden>;
         const BackwardPlan plan = BackwardPlan::of<kHidden>(f);
         stack.chunk = static_cast<int>(plan.chunk);
         stack.tasks = static_cast<int>(plan.tasks);
         stack.chunks = ceil_div(stack.steps, stack.chunk);
         stack.values = static_cast<int>(plan.values);
-        const int64_t items = f.graph.num_nodes * plan.chunk * kBackwardLanes<kHidden>;
+        const int64_t items = f.graph.num_nodes * plan.chunk * T::kLanes;
         const int64_t wanted = items > kLeastThreads<kHidden> ? items : kLeastThreads<kHidden>;
         const bool edges = p.d_edge_weight != nullptr;
         if (edges) stack.d_edges = stack.partial + padded_bytes<float>(plan.blocks * plan.values, 256) / 4;
-        const int64_t threads = stack_threads(wanted, edges ? kThreadsWithEdges : kThreads);
+        const int64_t threads = stack_threads(wanted, edges ? T::kThreadsWithEdges : T::kThreads);
         HIERMT_CUDA_RETURN_IF_ERROR(launch(
             edges ? gatv2_stack_bwd_kernel<S, kHidden, true> : gatv2_stack_bwd_kernel<S, kHidden, false>,
             dim3(static_cast<unsigned>(plan.blocks)), dim3(static_cast<unsigned>(threads)), plan.shared_bytes,

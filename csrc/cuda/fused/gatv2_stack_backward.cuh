@@ -1,13 +1,13 @@
-// The backward of one GATv2 convolution on the items of a block (stack.cuh). With z the argument of a score,
-// y' the cotangent before the activation:
+// Backward of one GATv2 convolution on the items of a block (stack.cuh; names in dense/gatv2_conv.cuh). With
+// d_y the cotangent of the activation's argument:
 //
-//   alpha' = y'_i . x_l[j]     s' = alpha (alpha' - sum alpha alpha')     z' = s' att leaky'(z)
-//   x_r'[i] = sum over the entries of i of z'                          (target_sweep, forward CSR)
-//   x_l'[j] = sum over the edges out of j of alpha y'_i + z'           (source_sweep, transposed CSR)
-//   W' = sum over the items of x_l' and x_r' times the input          (weight_products)
+//   d_alpha = d_y[i] . x_l[j]     d_score = alpha (d_alpha - sum_k alpha_k d_alpha_k)
+//   d_z = d_score att leaky'(z)
+//   d_x_r[i] = sum over the entries of i of d_z                      (target_sweep, CSR)
+//   d_x_l[j] = sum over the edges out of j of alpha d_y[i] + d_z     (source_sweep, transposed CSR)
+//   d_W_l, d_W_r = sum over the items of d_x_l, d_x_r times the input    (weight_products)
 //
-// Of an edge nothing is kept: both sweeps compute its score again from the row's softmax, which three numbers
-// hold.
+// Nothing is stored per edge: both sweeps recompute the score and use the three numbers of the row's softmax.
 #pragma once
 
 #include "cuda/dense/gatv2_grads.cuh"
@@ -15,8 +15,8 @@
 
 namespace hiermt::cuda {
 
-// The softmax of each row, three numbers side by side: maximum, reciprocal of the denominator, sum of alpha
-// alpha'.
+// The softmax of each row as three adjacent numbers: maximum, reciprocal of the denominator, and the mean of
+// d_alpha, sum_k alpha_k d_alpha_k.
 struct RowSoftmax {
   float* data;
   int chunk;
@@ -24,21 +24,20 @@ struct RowSoftmax {
   __device__ __forceinline__ float* at(int node, int step) const { return data + 3 * (node * chunk + step); }
 };
 
-// alpha and s' of an entry from its score and its alpha'.
+// alpha and d_score of an entry, from its score, d_alpha and the softmax of its row.
 struct EdgeCotangent {
-  float alpha, score;
+  float alpha, d_score;
 
-  __device__ __forceinline__ EdgeCotangent(float score_, float d_alpha, float top, float scale,
-                                           float expected)
-      : alpha(exponential(score_ - top) * scale), score(alpha * (d_alpha - expected)) {}
+  __device__ __forceinline__ EdgeCotangent(float score, float d_alpha, float max, float scale, float mean)
+      : alpha(exp(score - max) * scale), d_score(alpha * (d_alpha - mean)) {}
 };
 
-// s' leaky'(z)
+// d_score leaky'(z)
 __device__ __forceinline__ float through_leaky(float d_score, float z) {
   return z > 0.0f ? d_score : static_cast<float>(kAttentionSlope) * d_score;
 }
 
-// One edge as both sweeps see it: the score and alpha' of its ends, which the lanes of an item add up.
+// Score and d_alpha of an edge, summed over the lanes of an item.
 template <int kHidden, int kLanes>
 struct EdgeView {
   static constexpr int kChannels = kHidden / kLanes;
@@ -48,21 +47,21 @@ struct EdgeView {
     copy_channels<kHidden, kLanes>(vectors.att(), att);
     copy_channels<kHidden, kLanes>(vectors.edge(), edge);
   }
-  __device__ __forceinline__ float score(const float (&source)[kChannels], const float (&target)[kChannels],
+  __device__ __forceinline__ float score(const float (&x_j)[kChannels], const float (&x_i)[kChannels],
                                          float edge_weight, unsigned mask) const {
-    return item_sum<kLanes>(attention_score<kChannels>(source, target, att, edge, edge_weight), mask);
+    return item_sum<kLanes>(attention_score<kChannels>(x_j, x_i, att, edge, edge_weight), mask);
   }
-  __device__ __forceinline__ float d_alpha(const float (&grad)[kChannels], const float (&source)[kChannels],
+  __device__ __forceinline__ float d_alpha(const float (&d_y_i)[kChannels], const float (&x_j)[kChannels],
                                            unsigned mask) const {
-    return item_sum<kLanes>(inner_product(grad, source), mask);
+    return item_sum<kLanes>(inner_product(d_y_i, x_j), mask);
   }
-  __device__ __forceinline__ float argument(float source, float target, float edge_weight, int c) const {
-    return source + (target + edge_weight * edge[c]);
+  __device__ __forceinline__ float argument(float x_j, float x_i, float edge_weight, int c) const {
+    return x_j + (x_i + edge_weight * edge[c]);
   }
 };
 
-// What the edges of a task leave of the edge weights' gradient, [step][entry]: set by the convolution that
-// goes back first, added to by the others. One thread owns an entry at a step.
+// Gradient of the edge weights of a task, [step][entry]: set by the last convolution, added to by the others.
+// One thread owns an entry at a step.
 struct EdgeSums {
   float* at;
   int entries;
@@ -72,7 +71,7 @@ struct EdgeSums {
     float* to = at + static_cast<int64_t>(step) * entries + entry;
     *to = add ? *to + value : value;
   }
-  // Of entries past the last row there is nothing to add up.
+  // Entries past the last row are padding; their gradient is zero.
   __device__ void clear_padding(int first, int steps) const {
     for (int i = first + static_cast<int>(threadIdx.x); i < entries; i += static_cast<int>(blockDim.x)) {
       for (int step = 0; step < steps; ++step) at[static_cast<int64_t>(step) * entries + i] = 0.0f;
@@ -80,91 +79,91 @@ struct EdgeSums {
   }
 };
 
-// Leaves each row's softmax in `rows` and x_r' where target_row(node, step) points. Adds the items of this
-// thread to what becomes the gradients of att and of lin_edge / att, and if kEdges, those of its edges to
-// `edge_weight_sums`.
-template <bool kEdges, class S, int kHidden, int kLanes, class TargetRow>
+// Writes the softmax of each row to `rows` and d_x_r to d_x_r_row(node, step). Adds the items of this thread
+// to the gradients of att and of lin_edge (without its factor att), and if kEdges to that of the edge
+// weights.
+template <bool kEdges, class S, int kHidden, int kLanes, class Row>
 __device__ __forceinline__ void target_sweep(const StackItems& items, const CsrGraph& graph,
                                              const S* edge_weights, const ConvVectors<kHidden>& vectors,
-                                             const Tile<kHidden, kLanes>& sources,
-                                             const Tile<kHidden, kLanes>& targets,
-                                             const Tile<kHidden, kLanes>& grads, const RowSoftmax& rows,
-                                             TargetRow&& target_row, float (&att_sums)[kHidden / kLanes],
+                                             const Tile<kHidden, kLanes>& x_l,
+                                             const Tile<kHidden, kLanes>& x_r,
+                                             const Tile<kHidden, kLanes>& d_y, const RowSoftmax& rows,
+                                             Row&& d_x_r_row, float (&att_sums)[kHidden / kLanes],
                                              float (&edge_sums)[kHidden / kLanes],
                                              const EdgeSums& edge_weight_sums) {
   constexpr int kChannels = kHidden / kLanes;
   const EdgeView<kHidden, kLanes> view(vectors);
-  items.for_each_shared<kLanes>([&](int node, int step, unsigned mask) {
-    float target[kChannels], grad[kChannels];
-    targets.read(node, step, target);
-    grads.read(node, step, grad);
+  items.for_each_with_mask<kLanes>([&](int node, int step, unsigned mask) {
+    float x_i[kChannels], d_y_i[kChannels];
+    x_r.read(node, step, x_i);
+    d_y.read(node, step, d_y_i);
     const int begin = graph.rowptr[node], end = graph.rowptr[node + 1];
     const int last = begin + most_entries<kLanes>(end - begin, mask);
-    // Calls f(entry, weight, source, score, alpha') for each entry, the other lanes of the item too.
+    // Calls f(entry, edge weight, x_j, score, d_alpha) for each entry, in all lanes of the item.
     const auto for_each_entry = [&](auto&& f) {
 #pragma unroll 1
       for (int entry = begin; entry < last; ++entry) {
-        // An item that has no such entry looks at itself.
+        // Past the end an item reads itself, so that its lanes take part in the sums.
         const bool inside = kLanes == 1 || entry < end;
         const float edge_weight = inside && edge_weights != nullptr ? load(edge_weights + entry) : 0.0f;
-        float source[kChannels];
-        sources.read(inside ? graph.col[entry] : node, step, source);
-        const float score = view.score(source, target, edge_weight, mask);
-        const float d_alpha = view.d_alpha(grad, source, mask);
-        if (inside) f(entry, edge_weight, source, score, d_alpha);
+        float x_j[kChannels];
+        x_l.read(inside ? graph.col[entry] : node, step, x_j);
+        const float score = view.score(x_j, x_i, edge_weight, mask);
+        const float d_alpha = view.d_alpha(d_y_i, x_j, mask);
+        if (inside) f(entry, edge_weight, x_j, score, d_alpha);
       }
     };
     OnlineSoftmax<float> softmax;
-    float expected = 0.0f;
+    float mean = 0.0f;
     for_each_entry([&](int, float, const float (&)[kChannels], float score, float d_alpha) {
-      softmax.see(score);
-      expected = expected * softmax.keep + softmax.weight * d_alpha;
+      softmax.update(score);
+      mean = mean * softmax.rescale + softmax.weight * d_alpha;
     });
     const float scale = end > begin ? softmax.scale() : 0.0f;
-    expected *= scale;
+    mean *= scale;
     if (lane_of_item<kLanes>() == 0) {
       float* row = rows.at(node, step);
-      row[0] = softmax.top, row[1] = scale, row[2] = expected;
+      row[0] = softmax.max, row[1] = scale, row[2] = mean;
     }
 
-    float d_target[kChannels] = {};
+    float d_x_r[kChannels] = {};
     for_each_entry(
-        [&](int entry, float edge_weight, const float (&source)[kChannels], float score, float d_alpha) {
-          const EdgeCotangent cotangent(score, d_alpha, softmax.top, scale, expected);
+        [&](int entry, float edge_weight, const float (&x_j)[kChannels], float score, float d_alpha) {
+          const EdgeCotangent cotangent(score, d_alpha, softmax.max, scale, mean);
           float d_weights[4] = {};
 #pragma unroll
           for (int c = 0; c < kChannels; ++c) {
-            const float z = view.argument(source[c], target[c], edge_weight, c);
-            const float through = through_leaky(cotangent.score, z);
-            d_target[c] += through;
+            const float z = view.argument(x_j[c], x_i[c], edge_weight, c);
+            const float through = through_leaky(cotangent.d_score, z);
+            d_x_r[c] += through;
             att_sums[c] += through * z;
             edge_sums[c] += through * edge_weight;
             if constexpr (kEdges) d_weights[c % 4] += through * (view.att[c] * view.edge[c]);
           }
           if constexpr (kEdges) {
             const float mine = (d_weights[0] + d_weights[1]) + (d_weights[2] + d_weights[3]);
-            const float grad = item_sum<kLanes>(mine, item_mask<kLanes>());
-            if (lane_of_item<kLanes>() == 0) edge_weight_sums.put(entry, step, grad);
+            const float total = item_sum<kLanes>(mine, item_mask<kLanes>());
+            if (lane_of_item<kLanes>() == 0) edge_weight_sums.put(entry, step, total);
           }
         });
 #pragma unroll
-    for (int c = 0; c < kChannels; ++c) d_target[c] = view.att[c] * d_target[c];
-    write_channels<kHidden, kLanes>(d_target, target_row(node, step));
+    for (int c = 0; c < kChannels; ++c) d_x_r[c] = view.att[c] * d_x_r[c];
+    write_channels<kHidden, kLanes>(d_x_r, d_x_r_row(node, step));
   });
 }
 
-// Replaces x_l by its gradient: a thread reads no other row of it.
+// Overwrites x_l with d_x_l: a thread reads only its own item of x_l.
 template <class S, int kHidden, int kLanes>
 __device__ __forceinline__ void source_sweep(const StackItems& items, const CsrGraph& graph,
                                              const S* edge_weights, const ConvVectors<kHidden>& vectors,
-                                             const Tile<kHidden, kLanes>& sources,
-                                             const Tile<kHidden, kLanes>& targets,
-                                             const Tile<kHidden, kLanes>& grads, const RowSoftmax& rows) {
+                                             const Tile<kHidden, kLanes>& x_l,
+                                             const Tile<kHidden, kLanes>& x_r,
+                                             const Tile<kHidden, kLanes>& d_y, const RowSoftmax& rows) {
   constexpr int kChannels = kHidden / kLanes;
   const EdgeView<kHidden, kLanes> view(vectors);
-  items.for_each_shared<kLanes>([&](int node, int step, unsigned mask) {
-    float source[kChannels], message[kChannels] = {}, through_score[kChannels] = {};
-    sources.read(node, step, source);
+  items.for_each_with_mask<kLanes>([&](int node, int step, unsigned mask) {
+    float x_j[kChannels], message[kChannels] = {}, through_score[kChannels] = {};
+    x_l.read(node, step, x_j);
     const int begin = graph.colptr[node], end = graph.colptr[node + 1];
     const int last = begin + most_entries<kLanes>(end - begin, mask);
 #pragma unroll 1
@@ -173,28 +172,28 @@ __device__ __forceinline__ void source_sweep(const StackItems& items, const CsrG
       const int other = inside ? graph.row[k] : node;
       const float edge_weight =
           inside && edge_weights != nullptr ? load(edge_weights + graph.csr2csc[k]) : 0.0f;
-      float target[kChannels], grad[kChannels];
-      targets.read(other, step, target);
-      grads.read(other, step, grad);
-      const float score = view.score(source, target, edge_weight, mask);
-      const float d_alpha = view.d_alpha(grad, source, mask);
+      float x_i[kChannels], d_y_i[kChannels];
+      x_r.read(other, step, x_i);
+      d_y.read(other, step, d_y_i);
+      const float score = view.score(x_j, x_i, edge_weight, mask);
+      const float d_alpha = view.d_alpha(d_y_i, x_j, mask);
       if (!inside) continue;
       const float* row = rows.at(other, step);
       const EdgeCotangent cotangent(score, d_alpha, row[0], row[1], row[2]);
 #pragma unroll
       for (int c = 0; c < kChannels; ++c) {
-        const float z = view.argument(source[c], target[c], edge_weight, c);
-        message[c] += cotangent.alpha * grad[c];
-        through_score[c] += through_leaky(cotangent.score, z);
+        const float z = view.argument(x_j[c], x_i[c], edge_weight, c);
+        message[c] += cotangent.alpha * d_y_i[c];
+        through_score[c] += through_leaky(cotangent.d_score, z);
       }
     }
 #pragma unroll
     for (int c = 0; c < kChannels; ++c) message[c] += view.att[c] * through_score[c];
-    sources.write(node, step, message);
+    x_l.write(node, step, message);
   });
 }
 
-// A partial sum of this block: set by its first task, added to by the others.
+// The partial sum of a block: set by its first task, added to by the others.
 struct PartialSum {
   float* at;
   bool add;
@@ -202,7 +201,7 @@ struct PartialSum {
   __device__ void put(int i, float value) const { at[i] = add ? at[i] + value : value; }
 };
 
-// Sums of a vector's channels over the items of each warp, into scratch[warp][of `vectors`][H].
+// Sums a vector over the items of each warp into scratch[warp][vector][H].
 template <int kHidden, int kLanes>
 __device__ __forceinline__ void sum_over_warp(const float (&values)[kHidden / kLanes], int vector,
                                               int vectors, float* scratch) {
@@ -217,42 +216,43 @@ __device__ __forceinline__ void sum_over_warp(const float (&values)[kHidden / kL
   }
 }
 
-// The sum over the warps, in order; a barrier stands between.
+// Sum of scratch over the warps, in order. The caller synchronises before.
 __device__ __forceinline__ float sum_over_warps(const float* scratch, int i, int count) {
   float total = 0.0f;
   for (int w = 0; w < static_cast<int>(blockDim.x) / kWarp; ++w) total += scratch[w * count + i];
   return total;
 }
 
-// A thread of weight_products holds four cotangents times four inputs, and the cotangents alone.
+// Sums of a thread of weight_products: four cotangents times four inputs, and the cotangents alone.
 constexpr int kProductSums = 4 * 4 + 4;
 
-// Products of four rows of [x_l'; x_r'] with four inputs.
+// Blocks of 4 x 4 products of [d_x_l; d_x_r] with the inputs.
 template <int kHidden>
 constexpr int kProducts = 2 * (kHidden / 4) * (kHidden / 4);
-// Up to here a block has at least a thread for each and shares out their rows; beyond, a thread has several.
+// Up to this number several threads share a product and divide its rows; above, a thread computes several
+// products.
 constexpr int kMaxSharedProducts = 128;
 template <int kHidden>
 constexpr int kLeastThreads = kProducts<kHidden> > kMaxSharedProducts ? 1 : kProducts<kHidden>;
 
-// Values of the partial sum of one convolution: att, lin_edge, bias, then what MatrixGrads reads.
+// Values of the partial sum of one convolution: att, lin_edge and bias, then the matrices as in MatrixGrads.
 __host__ __device__ constexpr int64_t conv_grad_values(int64_t inputs, int64_t hidden) {
   return 3 * hidden + 2 * hidden * (inputs + 1);
 }
 
-// Of the products of [x_l'; x_r'] with `inputs`, which hold the input channels from `first` on of `channels`.
-// The tile of the inputs is overwritten.
+// Products of [d_x_l; d_x_r] with `inputs`, the input channels from `first` on of `channels`. Overwrites the
+// tile of the inputs.
 template <int kHidden, int kLanes>
-__device__ void weight_products(int nodes, const Tile<kHidden, kLanes>& sources,
-                                const Tile<kHidden, kLanes>& targets, const Tile<kHidden, kLanes>& inputs,
-                                int first, int channels, const PartialSum& out) {
+__device__ void weight_products(int nodes, const Tile<kHidden, kLanes>& x_l, const Tile<kHidden, kLanes>& x_r,
+                                const Tile<kHidden, kLanes>& inputs, int first, int channels,
+                                const PartialSum& out) {
   constexpr int kQuads = kHidden / 4, kPairs = kProducts<kHidden>;
   const int thread = static_cast<int>(threadIdx.x), threads = static_cast<int>(blockDim.x);
   const int chunk = inputs.chunk;
-  // Four rows of cotangents times four inputs, over every `slices`-th node from `slice` on.
+  // Block `pair` of the products, over every `slices`-th node from `slice` on.
   const auto products = [&](int pair, int slice, int slices, float (&sums)[kProductSums]) {
     const int row = pair / kQuads, column = pair % kQuads;
-    const Tile<kHidden, kLanes> cotangents{row < kQuads ? sources.data : targets.data, chunk};
+    const Tile<kHidden, kLanes> cotangents{row < kQuads ? x_l.data : x_r.data, chunk};
     for (int node = slice; node < nodes; node += slices) {
       const float4* left = cotangents.at(node, 0) + row % kQuads * chunk;
       const float4* right = inputs.at(node, 0) + column * chunk;
@@ -307,9 +307,9 @@ __device__ void weight_products(int nodes, const Tile<kHidden, kLanes>& sources,
   }
 }
 
-// Where the sums of all convolutions go.
+// Output of the sums of all convolutions.
 struct StackGrads {
-  GatV2Grads<float> convs[kMaxStackConvs];
+  GatV2Grads<float> convs[StackLimits::kConvs];
   int conv_layers, channels, hidden;
 
   __device__ void write(int i, float value) const {
@@ -327,7 +327,7 @@ struct StackGrads {
   }
 };
 
-// Where the sums over all steps of the edge weights' gradient go; entries past the last row are padding.
+// Output of the gradient of the edge weights; entries past the last row are padding.
 struct EdgeWeightGrads {
   const int32_t* rowptr;
   int nodes;
@@ -336,13 +336,13 @@ struct EdgeWeightGrads {
   __device__ void write(int i, float value) const { to[i] = i < rowptr[nodes] ? value : 0.0f; }
 };
 
-// Whether products on tensor cores, which this way has no use for, gain more than launches and memory cost.
+// Whether the dense backward is faster: its tensor cores then gain more than its launches and memory cost.
 template <class S>
-constexpr bool leaves_to_tensor_cores(int64_t hidden, bool tf32) {
+constexpr bool prefers_tensor_cores(int64_t hidden, bool tf32) {
   return hidden > 32 && use_tensor_cores<S>(tf32);
 }
 
-// One for each entry and step of each copy.
+// Values of the edge weights' gradient before the sum over copies and steps.
 template <class S>
 int64_t edge_values(const ConvStackForward<S>& p) {
   return p.graph.copies * p.steps * p.graph.num_entries;

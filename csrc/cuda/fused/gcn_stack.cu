@@ -1,14 +1,13 @@
-// The forward of a GCN stack: y_i = b + sum_j norm_ij W x_j, convolution after convolution, from shared
-// memory. A thread that has summed an item's neighbours has all its channels in registers, so it goes on at
-// once with the next projection, or with the gates: one barrier a convolution.
+// Forward of a GCN stack: out_i = activation(bias + sum_j norm_ij W x_j) for each convolution, in shared
+// memory. A thread that has summed the neighbours of its items continues with their next projection, or with
+// the input projection of the gates, so a convolution needs one barrier.
 #include "cuda/fused/gcn_stack.h"
-#include "cuda/fused/stack_forward.cuh"
-#include "cuda/fused/wide_stack.cuh"
+#include "cuda/fused/multilane_stack.cuh"
 
 namespace hiermt::cuda {
 namespace {
 
-// Weights of all convolutions, input channel by input channel, and their biases.
+// Transposed weights and biases of all convolutions.
 template <int kHidden>
 struct GcnMemory {
   float *weights, *biases;  // [F + (convs - 1) H, H], [convs, H]
@@ -21,7 +20,7 @@ struct GcnMemory {
     return padded_bytes<float>((channels + (conv_layers - 1) * kHidden) * kHidden) +
            padded_bytes<float>(conv_layers * kHidden);
   }
-  // The first row of the weights of convolution k.
+  // The weights of convolution k.
   __device__ const float* of(int k, int channels) const {
     return weights + (k == 0 ? 0 : channels + (k - 1) * kHidden) * kHidden;
   }
@@ -39,7 +38,7 @@ struct GcnMemory {
   }
 };
 
-// sum_j norm_ij of what `projected` holds, before the bias.
+// y += sum_j norm_ij projected[j].
 template <class S, int kHidden, int kLanes>
 __device__ __forceinline__ void sum_neighbours(const StackForward<S, GcnWeights<S>>& p, int node, int step,
                                                const Tile<kHidden, kLanes>& projected,
@@ -48,21 +47,21 @@ __device__ __forceinline__ void sum_neighbours(const StackForward<S, GcnWeights<
 #pragma unroll 2
   for (int entry = p.graph.rowptr[node]; entry < end; ++entry) {
     const float norm = load(p.edge_weight + entry);
-    float source[kHidden / kLanes];
-    projected.read(p.graph.col[entry], step, source);
+    float x_j[kHidden / kLanes];
+    projected.read(p.graph.col[entry], step, x_j);
 #pragma unroll
-    for (int c = 0; c < kHidden / kLanes; ++c) y[c] += norm * source[c];
+    for (int c = 0; c < kHidden / kLanes; ++c) y[c] += norm * x_j[c];
   }
 }
 
 template <class S, int kHidden>
-__global__ void __launch_bounds__(kStackThreads<kHidden>, 1)
+__global__ void __launch_bounds__(StackTraits<kHidden>::kThreads, StackTraits<kHidden>::kMinBlocks)
     gcn_stack_fwd_kernel(StackForward<S, GcnWeights<S>> p) {
   SharedMemory memory;
   const int nodes = static_cast<int>(p.graph.num_nodes);
   const StackBlock block(p.steps, p.chunk);
   const StackInput<S> x(p.x, block.copy, block.first_step);
-  // W x of the convolution at work, and of the one that follows.
+  // W x of the current convolution and of the next one.
   Tile<kHidden> projected{memory.take<float>(static_cast<size_t>(nodes) * p.chunk * kHidden), block.steps};
   Tile<kHidden> next{memory.take<float>(static_cast<size_t>(nodes) * p.chunk * kHidden), block.steps};
   const GateMemory<kHidden> gates(memory, x.channels);
@@ -71,7 +70,7 @@ __global__ void __launch_bounds__(kStackThreads<kHidden>, 1)
   const StackItems items{nodes, block.steps, order};
 
   order_by_degree(p.graph, nodes, order);
-  if (p.from_input != nullptr) gates.fill(p.gates, x.channels);
+  if (p.input_projection != nullptr) gates.fill(p.gates, x.channels);
   convs.fill(p, x.channels);
   __syncthreads();
   items.for_each_pair([&](const auto& group) {
@@ -86,9 +85,9 @@ __global__ void __launch_bounds__(kStackThreads<kHidden>, 1)
 
   for (int layer = 0; layer < p.conv_layers; ++layer) {
     const bool is_last = layer + 1 == p.conv_layers;
-    const Activation activation = stack_activation(layer, p.conv_layers, p.last);
+    const Activation activation = p.activation(layer);
     __syncthreads();
-    // What neighbours read stays as it is; what a thread makes of it is its own.
+    // Reads `projected` of neighbours, and writes only its own items of `next`.
     items.for_each([&](int node, int step) {
       float y[kHidden] = {};
       sum_neighbours(p, node, step, projected, y);
@@ -115,9 +114,9 @@ __global__ void __launch_bounds__(kStackThreads<kHidden>, 1)
 }
 
 template <class S, int kHidden>
-__global__ void __launch_bounds__(kStackThreads<kHidden>, 2)
-    gcn_stack_wide_fwd_kernel(StackForward<S, GcnWeights<S>> p) {
-  constexpr int kLanes = kStackLanes<kHidden>;
+__global__ void __launch_bounds__(StackTraits<kHidden>::kThreads, StackTraits<kHidden>::kMinBlocks)
+    gcn_stack_multilane_fwd_kernel(StackForward<S, GcnWeights<S>> p) {
+  constexpr int kLanes = StackTraits<kHidden>::kLanes;
   using Items = Tile<kHidden, kLanes>;
   SharedMemory memory;
   const int nodes = static_cast<int>(p.graph.num_nodes);
@@ -125,8 +124,8 @@ __global__ void __launch_bounds__(kStackThreads<kHidden>, 2)
   const StackInput<S> x(p.x, block.copy, block.first_step);
   const Items projected{memory.take<float>(Items::values(nodes, p.chunk)), block.steps};
   const Items own{memory.take<float>(Items::values(nodes, p.chunk)), block.steps};
-  const WideMatrix<kHidden> matrix{
-      memory.take<float>(wide_matrix_values<kHidden>(x.channels, p.conv_layers, 1))};
+  const StagedMatrix<kHidden> matrix{
+      memory.take<float>(staged_matrix_values<kHidden>(x.channels, p.conv_layers, 1))};
   int* order = memory.take<int>(nodes);
   const StackItems items{nodes, block.steps, order};
 
@@ -134,13 +133,13 @@ __global__ void __launch_bounds__(kStackThreads<kHidden>, 2)
   stage_rows(items, x, own);
   for (int layer = 0; layer < p.conv_layers; ++layer) {
     const int inputs = layer == 0 ? x.channels : kHidden;
-    const Activation activation = stack_activation(layer, p.conv_layers, p.last);
+    const Activation activation = p.activation(layer);
     const S* bias = p.convs[layer].bias + 4 * lane_of_item<kLanes>();
     matrix.fill(p.convs[layer].lin_weight, inputs, inputs);
     __syncthreads();
     project_tile(items, matrix.data, nullptr, own, ceil_div(inputs, 4), projected);
     __syncthreads();
-    items.template for_each_shared<kLanes>([&](int node, int step, unsigned) {
+    items.template for_each_with_mask<kLanes>([&](int node, int step, unsigned) {
       float y[kHidden / kLanes] = {};
       sum_neighbours(p, node, step, projected, y);
 #pragma unroll
@@ -151,21 +150,25 @@ __global__ void __launch_bounds__(kStackThreads<kHidden>, 2)
     });
   }
   __syncthreads();
-  finish_wide(p, block, items, x, matrix, own, projected);
+  finish_multilane(p, block, items, x, matrix, own, projected);
 }
 
-// Shared memory of a block with `chunk` steps.
-template <class S>
-struct StackBytes {
-  const ConvStackForward<S>& p;
-
-  template <class Hidden>
-  size_t operator()(Hidden, int64_t chunk) const {
-    constexpr int kHidden = Hidden::value;
-    const int64_t nodes = p.graph.num_nodes;
-    if constexpr (kHidden == kWideHidden) return wide_stack_bytes<kHidden>(p, chunk, 1);
-    return 2 * padded_bytes<float>(nodes * chunk * kHidden) + GateMemory<kHidden>::bytes(p.x.channels) +
-           GcnMemory<kHidden>::bytes(p.x.channels, p.conv_layers) + padded_bytes<int>(nodes);
+struct GcnStack {
+  template <int kHidden, class S>
+  static size_t bytes(const ConvStackForward<S>& p, int64_t chunk) {
+    if constexpr (StackTraits<kHidden>::kMultilane) {
+      return multilane_stack_bytes<kHidden>(p, chunk, 1);
+    } else {
+      return stack_bytes<kHidden>(p, chunk) + GcnMemory<kHidden>::bytes(p.x.channels, p.conv_layers);
+    }
+  }
+  template <int kHidden, class S>
+  static auto kernel() {
+    if constexpr (StackTraits<kHidden>::kMultilane) {
+      return gcn_stack_multilane_fwd_kernel<S, kHidden>;
+    } else {
+      return gcn_stack_fwd_kernel<S, kHidden>;
+    }
   }
 };
 
@@ -173,26 +176,13 @@ struct StackBytes {
 
 template <class S>
 bool gcn_stack_fits(const ConvStackForward<S>& p) {
-  return p.gcn != nullptr && stack_fits(p, StackBytes<S>{p});
+  return p.gcn != nullptr && stack_fits<GcnStack>(p);
 }
 
 template <class S>
-int gcn_stack_forward(const ConvStackForward<S>& p, const GateWeights<S>& gates, Compute<S>* from_input,
+int gcn_stack_forward(const ConvStackForward<S>& p, const GateWeights<S>& gates, Compute<S>* input_projection,
                       void* stream) {
-  if constexpr (std::is_same_v<S, double>) {
-    return cudaErrorInvalidValue;
-  } else {
-    const auto kernel = [](auto hidden) {
-      constexpr int kHidden = decltype(hidden)::value;
-      if constexpr (kHidden == kWideHidden) {
-        return gcn_stack_wide_fwd_kernel<S, kHidden>;
-      } else {
-        return gcn_stack_fwd_kernel<S, kHidden>;
-      }
-    };
-    return launch_stack(p, p.gcn, gates, from_input, static_cast<cudaStream_t>(stream), StackBytes<S>{p},
-                        kernel);
-  }
+  return launch_stack<GcnStack>(p, p.gcn, gates, input_projection, stream);
 }
 
 #define HIERMT_INSTANTIATE(S)                                  \

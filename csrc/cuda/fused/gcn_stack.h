@@ -13,7 +13,7 @@ bool gcn_stack_fits(const ConvStackForward<S>& p);
 
 // As gatv2_stack_forward.
 template <class S>
-int gcn_stack_forward(const ConvStackForward<S>& p, const GateWeights<S>& gates, Compute<S>* from_input,
+int gcn_stack_forward(const ConvStackForward<S>& p, const GateWeights<S>& gates, Compute<S>* input_projection,
                       void* stream);
 
 }  // namespace hiermt::cuda

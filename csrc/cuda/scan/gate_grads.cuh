@@ -1,12 +1,11 @@
-// What the backward of the gated scan does in dense launches, over the nodes of a batch or over windows of a
-// series.
+// Dense layers of the backward of the gated scan, over the nodes of a batch or the windows of a series.
 #pragma once
 
 #include "cuda/scan/gated_scan.cuh"
 
 namespace hiermt::cuda {
 
-// The input columns of the gates from the side of their outputs, [3H, F + H].
+// Transposed input columns of the gates, [3H, F + H], from column `first` on.
 template <class S>
 struct TransposedInputWeights {
   GateWeights<S> weights;
@@ -19,7 +18,7 @@ struct TransposedInputWeights {
   __device__ Compute<S> bias(int) const { return Compute<S>(0); }
 };
 
-// Gradients of the gates from first_gate on: `width` columns of their weights from first_column on, then the
+// Gradients of the gates from first_gate on: `width` columns of their weights from first_column on, and the
 // bias.
 template <class C>
 struct GateGradsOut {
@@ -36,7 +35,7 @@ struct GateGradsOut {
   }
 };
 
-// Some columns of the gates' cotangents, [N * T, 3H] or [S * D, 3H].
+// Columns of the cotangents of the gates, [N * T, 3H] or [V * D, 3H], from column `first` on.
 template <class C>
 struct GateRows {
   struct Row {
@@ -49,7 +48,7 @@ struct GateRows {
   __device__ C load(const Row& row, int k) const { return d_gates[row.offset + k]; }
 };
 
-// One of the gates' columns, after its nonlinearity.
+// Applies the nonlinearity and stores the gates from first_gate on; r goes where `reset` points.
 template <class S>
 struct GateOut {
   S* gates;  // [N * T, 3H]
@@ -60,7 +59,7 @@ struct GateOut {
     S* to = gates + static_cast<int64_t>(row) * 3 * hidden + first_gate * hidden + n;
     if (first_gate == 0 && n >= hidden)
       to = reset.data + static_cast<int64_t>(row) * reset.stride + n - hidden;
-    store(to, first_gate == 2 ? tangent(value) : sigmoid(value));
+    store(to, first_gate == 2 ? tanh(value) : sigmoid(value));
   }
 };
 
@@ -69,7 +68,7 @@ template <class S>
 struct GateWorkspace {
   using C = Compute<S>;
   C* grads;
-  S* values;  // saved, in the place of the cotangents, or of their own
+  S* values;  // saved by the forward, in place of the cotangents, or in a workspace
   ResetGate<S> reset;
 
   GateWorkspace(Workspace& memory, S* saved, int64_t rows, int64_t hidden) {
@@ -87,14 +86,14 @@ struct GateWorkspace {
   }
 };
 
-// u and r from what they read, then c, which reads r; a row of `inputs` ends with the state before the step,
-// one of `reset_inputs` with r times it. gates [N * T, 3H]
+// Recomputes the gates, [N * T, 3H]: u and r from rows [x, g, h_{t-1}] (`inputs`), then c from rows
+// [x, g, r * h_{t-1}] (`reset_inputs`).
 template <class S, class Inputs, class ResetInputs>
 cudaError_t compute_gates(const GatedScanForward<S>& f, const Inputs& inputs, const ResetInputs& reset_inputs,
                           const ResetGate<S>& reset, int64_t rows, cudaStream_t stream) {
   using C = Compute<S>;
   const int hidden = static_cast<int>(f.hidden), columns = static_cast<int>(f.x.channels) + 2 * hidden;
-  const bool tensor = use_tensor_cores<S>(f.tf32);
+  const auto tensor = use_tensor_cores<S>(f.tf32);
   HIERMT_CUDA_RETURN_IF_ERROR(linear<C>(inputs, GateColumns<S>{f.weights, columns, hidden, 0},
                                         GateOut<S>{f.gates, reset, hidden, 0}, rows, columns, 2 * f.hidden,
                                         stream, tensor));
@@ -102,10 +101,10 @@ cudaError_t compute_gates(const GatedScanForward<S>& f, const Inputs& inputs, co
                    GateOut<S>{f.gates, reset, hidden, 2}, rows, columns, f.hidden, stream, tensor);
 }
 
-// Backward of the recurrence alone, from the gates and h: leaves the cotangents of the gates before their
-// nonlinearity. packed: 3 H * H values of scratch memory.
+// Backward of the recurrence alone, from the gates and h. Writes the cotangents of the gates before their
+// nonlinearity. `packed` is a workspace of 3 H * H values.
 template <class S>
-cudaError_t scan_back(const GatedScanBackward<S, Compute<S>>& p, const GateWorkspace<S>& gates,
-                      Compute<S>* packed, cudaStream_t stream);
+cudaError_t scan_backward(const GatedScanBackward<S, Compute<S>>& p, const GateWorkspace<S>& gates,
+                          Compute<S>* packed, cudaStream_t stream);
 
 }  // namespace hiermt::cuda

@@ -1,11 +1,14 @@
-// The recurrence of the T-GCN cell, forward (arXiv 1811.05320, eqs. 3 to 6).
+// The gated scan, forward (arXiv 1811.05320, eqs. 3 to 6). With z = W [x, g] + b the input projection:
+//
+//   u = sigmoid(z_u + W_u h_{t-1})     r = sigmoid(z_r + W_r h_{t-1})
+//   c = tanh(z_c + W_c (r * h_{t-1}))  h_t = u * h_{t-1} + (1 - u) * c
 #include "cuda/scan/gated_scan.cuh"
 
 namespace hiermt::cuda {
 namespace {
 
-// What the gates take from x and g, biases included: [3, H] of a node at a step, H neighbours each. of(node)
-// is where those of a node begin, stride_time lies between its steps.
+// The input projection [3, H] of each node and step. of(node) points to the first step of a node; its steps
+// are stride_time values apart.
 template <class In>
 struct ProjectedRows {
   using Value = In;
@@ -15,7 +18,7 @@ struct ProjectedRows {
   __device__ __forceinline__ const In* of(int64_t node) const { return data + node * stride_node; }
 };
 
-// The same where nodes are windows over the days of a series, [S, D, 3H].
+// The same for windows over the days of a series, [V, D, 3H].
 template <class In>
 struct ProjectedDays {
   using Value = In;
@@ -28,7 +31,7 @@ struct ProjectedDays {
   }
 };
 
-// Writes what a step leaves behind, as far as it is wanted.
+// Writes the requested outputs of a step.
 template <class S>
 __device__ __forceinline__ void write_step(const GatedScanForward<S>& p, int64_t row, int c, Compute<S> u,
                                            Compute<S> r, Compute<S> candidate, Compute<S> h) {
@@ -42,13 +45,13 @@ __device__ __forceinline__ void write_step(const GatedScanForward<S>& p, int64_t
   }
 }
 
-// One thread a channel, its weights in registers; the state of a node is seen by the lanes of one warp alone.
+// Weights in registers: a thread computes one channel of one node.
 template <class S, class Rows, int kHidden>
-__global__ void __launch_bounds__(kScanThreads)
-    gated_scan_fwd_kernel(GatedScanForward<S> p, Rows from_input, int nodes) {
+__global__ void __launch_bounds__(ScanTraits::kRegisterThreads)
+    gated_scan_fwd_register_kernel(GatedScanForward<S> p, Rows input_projection, int nodes) {
   using C = Compute<S>;
   SharedMemory memory;
-  const NarrowLane<kHidden> lane(nodes);
+  const RegisterLane<kHidden> lane(nodes);
   const int node = lane.node, c = lane.channel, steps = static_cast<int>(p.steps);
   C* state = lane.template exchange<C>(memory);
   C* reset = lane.template exchange<C>(memory);
@@ -58,11 +61,11 @@ __global__ void __launch_bounds__(kScanThreads)
   __syncwarp();
 
   const int64_t first_row = static_cast<int64_t>(node) * steps;
-  const typename Rows::Value* inputs = from_input.of(node) + c;
+  const typename Rows::Value* inputs = input_projection.of(node) + c;
   C u_next = C(0), r_next = C(0), c_next = C(0);
   const auto prefetch = [&] {
     u_next = load(inputs), r_next = load(inputs + kHidden), c_next = load(inputs + 2 * kHidden);
-    inputs += from_input.stride_time;
+    inputs += input_projection.stride_time;
   };
   if (steps > 0) prefetch();
   for (int t = 0; t < steps; ++t) {
@@ -72,7 +75,7 @@ __global__ void __launch_bounds__(kScanThreads)
     reset[c] = r * h;
     const C u = sigmoid(u_input + dot(weights.u, state));
     __syncwarp();
-    const C candidate = tangent(c_input + dot(weights.c, reset));
+    const C candidate = tanh(c_input + dot(weights.c, reset));
     h = u * h + (C(1) - u) * candidate;
     state[c] = h;
     if (lane.inside) write_step(p, first_row + t, c, u, r, candidate, h);
@@ -81,11 +84,12 @@ __global__ void __launch_bounds__(kScanThreads)
   if (lane.inside && p.h_last != nullptr) store(p.h_last + static_cast<int64_t>(node) * kHidden + c, h);
 }
 
-// Weights in memory: a thread computes one channel of several nodes, so that a weight is read once for all of
-// them.
+// Weights in memory: a thread computes one channel of several nodes, which share the loads of a weight.
 template <class S, class Rows, int kHidden, bool kShared>
-__global__ void __launch_bounds__(kWideThreads)
-    gated_scan_fwd_wide_kernel(GatedScanForward<S> p, Rows from_input, const Compute<S>* packed, int nodes) {
+__global__ void __launch_bounds__(ScanTraits::kMemoryThreads)
+    gated_scan_fwd_memory_kernel(GatedScanForward<S> p, Rows input_projection, const Compute<S>* packed,
+                                 int nodes) {
+  constexpr int kNodesPerThread = ScanTraits::kNodesPerThread;
   using C = Compute<S>;
   const int hidden = kHidden != 0 ? kHidden : static_cast<int>(p.hidden);
   const int steps = static_cast<int>(p.steps), groups = static_cast<int>(blockDim.x) / hidden;
@@ -105,7 +109,7 @@ __global__ void __launch_bounds__(kWideThreads)
   for (int q = 0; q < kNodesPerThread; ++q) {
     const int64_t node = first_node + q < nodes ? first_node + q : nodes - 1;
     rows[q] = node * steps;
-    inputs[q] = from_input.of(node) + c;
+    inputs[q] = input_projection.of(node) + c;
     h[q] = p.h0 != nullptr ? load(p.h0 + node * hidden + c) : C(0);
     state[q * hidden + c] = h[q];
   }
@@ -115,7 +119,7 @@ __global__ void __launch_bounds__(kWideThreads)
 #pragma unroll
     for (int q = 0; q < kNodesPerThread; ++q) {
       u[q] = load(inputs[q]), r[q] = load(inputs[q] + hidden), candidate[q] = load(inputs[q] + 2 * hidden);
-      inputs[q] += from_input.stride_time;
+      inputs[q] += input_projection.stride_time;
     }
 #pragma unroll 4
     for (int k = 0; k < hidden; ++k) {
@@ -142,7 +146,7 @@ __global__ void __launch_bounds__(kWideThreads)
     }
 #pragma unroll
     for (int q = 0; q < kNodesPerThread; ++q) {
-      candidate[q] = tangent(candidate[q]);
+      candidate[q] = tanh(candidate[q]);
       h[q] = u[q] * h[q] + (C(1) - u[q]) * candidate[q];
       state[q * hidden + c] = h[q];
       if (first_node + q < nodes) write_step(p, rows[q] + t, c, u[q], r[q], candidate[q], h[q]);
@@ -160,38 +164,39 @@ __global__ void __launch_bounds__(kWideThreads)
 template <class C>
 struct ForwardMemory {
   Workspace memory;
-  C* from_input;  // [N * T, 3H]
-  C* packed;      // [3, H, H]
+  C* input_projection;  // [N * T, 3H]
+  C* packed;            // [3, H, H]
 
   ForwardMemory(void* base, int64_t rows, int64_t hidden) : memory(base) {
-    from_input = memory.take<C>(rows * 3 * hidden);
+    input_projection = memory.take<C>(rows * 3 * hidden);
     packed = memory.take<C>(3 * hidden * hidden);
   }
 };
 
-// The scan of rows that are projected already.
+// The scan over a given input projection.
 template <class S, class Rows>
-cudaError_t recurrence(const GatedScanForward<S>& p, const Rows& from_input, Compute<S>* packed,
+cudaError_t recurrence(const GatedScanForward<S>& p, const Rows& input_projection, Compute<S>* packed,
                        cudaStream_t stream) {
   const int64_t nodes = p.copies * p.num_nodes;
   if (!supported(nodes, p.steps, p.hidden)) return cudaErrorInvalidValue;
   if (nodes == 0) return cudaSuccess;
-  const auto narrow = [&](auto constant) {
+  const auto in_registers = [&](auto constant) {
     constexpr int kHidden = decltype(constant)::value;
-    return launch(gated_scan_fwd_kernel<S, Rows, kHidden>, NarrowLane<kHidden>::grid(nodes),
-                  dim3(kScanThreads), 2 * padded_bytes<Compute<S>>(kScanThreads), stream, p, from_input,
+    return launch(gated_scan_fwd_register_kernel<S, Rows, kHidden>, RegisterLane<kHidden>::grid(nodes),
+                  dim3(ScanTraits::kRegisterThreads),
+                  2 * padded_bytes<Compute<S>>(ScanTraits::kRegisterThreads), stream, p, input_projection,
                   static_cast<int>(nodes));
   };
-  const auto wide = [&](auto constant) {
+  const auto in_memory = [&](auto constant) {
     constexpr int kHidden = decltype(constant)::value;
-    const WideScan<Compute<S>> plan(p.hidden, 2);
+    const MemoryScan<Compute<S>> plan(p.hidden, 2);
     if (!plan.shared_weights) HIERMT_CUDA_RETURN_IF_ERROR(pack_recurrent(p, false, packed, stream));
-    return launch(plan.shared_weights ? gated_scan_fwd_wide_kernel<S, Rows, kHidden, true>
-                                      : gated_scan_fwd_wide_kernel<S, Rows, kHidden, false>,
-                  plan.grid(nodes), plan.block(), plan.shared_bytes, stream, p, from_input, packed,
+    return launch(plan.shared_weights ? gated_scan_fwd_memory_kernel<S, Rows, kHidden, true>
+                                      : gated_scan_fwd_memory_kernel<S, Rows, kHidden, false>,
+                  plan.grid(nodes), plan.block(), plan.shared_bytes, stream, p, input_projection, packed,
                   static_cast<int>(nodes));
   };
-  return dispatch_scan<S>(p.hidden, narrow, wide);
+  return dispatch_scan<S>(p.hidden, in_registers, in_memory);
 }
 
 }  // namespace
@@ -211,22 +216,22 @@ int gated_scan_forward(const GatedScanForward<S>& p, void* workspace, void* stre
   const int hidden = static_cast<int>(p.hidden), channels = static_cast<int>(p.x.channels);
   HIERMT_CUDA_RETURN_IF_ERROR(
       linear<C>(GateInputs<S, false>{p}, GateColumns<S>{p.weights, channels + 2 * hidden, hidden, 0},
-                PairOut<C>{memory.from_input, nullptr, 3 * hidden}, rows, channels + hidden, 3 * p.hidden,
-                stream, use_tensor_cores<S>(p.tf32)));
+                PairOut<C>{memory.input_projection, nullptr, 3 * hidden}, rows, channels + hidden,
+                3 * p.hidden, stream, use_tensor_cores<S>(p.tf32)));
   return gated_scan_recurrence(p, workspace, stream_);
 }
 
 template <class S>
 int gated_scan_recurrence(const GatedScanForward<S>& p, void* workspace, void* stream) {
   const ForwardMemory<Compute<S>> memory(workspace, p.copies * p.num_nodes * p.steps, p.hidden);
-  const ProjectedRows<Compute<S>> rows{memory.from_input, p.steps * 3 * p.hidden, 3 * p.hidden};
+  const ProjectedRows<Compute<S>> rows{memory.input_projection, p.steps * 3 * p.hidden, 3 * p.hidden};
   return recurrence(p, rows, memory.packed, static_cast<cudaStream_t>(stream));
 }
 
 template <class S>
-cudaError_t scan_windows(const GatedScanForward<S>& p, const Compute<S>* from_days, const WindowDays& windows,
-                         Compute<S>* packed, cudaStream_t stream) {
-  return recurrence(p, ProjectedDays<Compute<S>>{from_days, windows, 3 * p.hidden}, packed, stream);
+cudaError_t scan_windows(const GatedScanForward<S>& p, const Compute<S>* day_projection,
+                         const WindowDays& windows, Compute<S>* packed, cudaStream_t stream) {
+  return recurrence(p, ProjectedDays<Compute<S>>{day_projection, windows, 3 * p.hidden}, packed, stream);
 }
 
 #define HIERMT_INSTANTIATE(S)                                                                            \

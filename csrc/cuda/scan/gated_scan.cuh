@@ -1,10 +1,10 @@
-// What the forward and the backward of the gated scan share.
+// Parts of the gated scan for forward and backward (T-GCN cell, arXiv 1811.05320, eqs. 3 to 6).
 //
-// Everything that does not read the state is done for all steps at once, as dense layers. What is left for
-// the scan is [H] x [H, 3H] per node and step. Up to 32 channels a thread keeps its column of the recurrent
-// weights in registers, and the lanes of one warp own whole nodes, so that a step costs no barrier of the
-// block. Beyond, weights are read from shared memory, or from a packed copy in global memory where they do
-// not fit, for several nodes at once.
+// The input projection z = W [x, g] + b of the three gates does not read the state, so dense layers compute
+// it for all steps. The scan multiplies [H] by [H, 3H] per node and step. Up to 32 channels the weights are
+// in registers: a thread keeps its column, and the lanes of one warp own whole nodes, so that a step needs no
+// barrier of the block. Above, the weights are in shared memory, or in a packed copy in global memory where
+// they do not fit, and a thread reads each of them for several nodes.
 #pragma once
 
 #include "cuda/dense/linear.cuh"
@@ -13,9 +13,15 @@
 
 namespace hiermt::cuda {
 
-constexpr int kScanThreads = 64;   // weights in registers
-constexpr int kWideThreads = 256;  // weights in memory: at most that many, whole nodes of H threads
-constexpr int kNodesPerThread = 4;
+struct ScanTraits {
+  // Weights in registers: small blocks, so that a hundred nodes reach many multiprocessors.
+  static constexpr int kRegisterThreads = 64;
+  // Weights in memory: as many nodes of H threads as fit.
+  static constexpr int kMemoryThreads = 256;
+  // Nodes of a thread, which read a weight from memory once. More would spill.
+  static constexpr int kNodesPerThread = 4;
+  static_assert(kRegisterThreads % kWarp == 0 && kMemoryThreads >= kMaxHidden);
+};
 
 template <class S>
 __device__ __forceinline__ const S* gate_weight(const GateWeights<S>& weights, int gate) {
@@ -26,7 +32,7 @@ __device__ __forceinline__ const S* gate_bias(const GateWeights<S>& weights, int
   return gate == 0 ? weights.u_bias : gate == 1 ? weights.r_bias : weights.c_bias;
 }
 
-// Four values in sequence from shared memory; `from` is aligned to them.
+// Four consecutive values in shared memory, at an address aligned to them.
 __device__ __forceinline__ void load_four(const float* from, float (&values)[4]) {
   const float4 quad = *reinterpret_cast<const float4*>(from);
   values[0] = quad.x, values[1] = quad.y, values[2] = quad.z, values[3] = quad.w;
@@ -36,31 +42,31 @@ __device__ __forceinline__ void load_four(const double* from, double (&values)[4
   for (int i = 0; i < 4; ++i) values[i] = from[i];
 }
 
-// A thread of a scan with the weights in registers: channel `channel` of node `node`; threads past the last
+// A thread of a scan with the weights in registers: channel `channel` of node `node`. Threads past the last
 // node repeat it and write nothing.
 template <int kHidden>
-struct NarrowLane {
+struct RegisterLane {
   static_assert(kWarp % kHidden == 0 && kHidden % 4 == 0);
   int local, channel, node;
   bool inside;
 
-  __device__ explicit NarrowLane(int nodes)
+  __device__ explicit RegisterLane(int nodes)
       : local(static_cast<int>(threadIdx.x) / kHidden), channel(static_cast<int>(threadIdx.x) % kHidden) {
-    const int wanted = static_cast<int>(blockIdx.x) * (kScanThreads / kHidden) + local;
+    const int wanted = static_cast<int>(blockIdx.x) * (ScanTraits::kRegisterThreads / kHidden) + local;
     inside = wanted < nodes;
     node = inside ? wanted : nodes - 1;
   }
-  // A value for each channel of the node, seen by the lanes of one warp alone.
+  // Shared memory for a value per channel of the node. Only the lanes of one warp access it.
   template <class C>
   __device__ C* exchange(SharedMemory& memory) const {
-    return memory.take<C>(kScanThreads) + local * kHidden;
+    return memory.take<C>(ScanTraits::kRegisterThreads) + local * kHidden;
   }
   static dim3 grid(int64_t nodes) {
-    return dim3(static_cast<unsigned>(ceil_div<int64_t>(nodes, kScanThreads / kHidden)));
+    return dim3(static_cast<unsigned>(ceil_div<int64_t>(nodes, ScanTraits::kRegisterThreads / kHidden)));
   }
 };
 
-// The recurrent weights that channel c reads: those of its own row, or transposed those of its column.
+// The recurrent weights of one channel: its row, or its column if `transposed`.
 template <class C, int kHidden>
 struct LaneRecurrent {
   C u[kHidden], r[kHidden], c[kHidden];
@@ -78,7 +84,7 @@ struct LaneRecurrent {
   }
 };
 
-// sum_k weights[k] * state[k], in four chains that do not wait for each other.
+// sum_k weights[k] * state[k], as four independent sums.
 template <class C, int kHidden>
 __device__ __forceinline__ C dot(const C (&weights)[kHidden], const C* state) {
   C sums[4] = {};
@@ -92,8 +98,8 @@ __device__ __forceinline__ C dot(const C (&weights)[kHidden], const C* state) {
   return (sums[0] + sums[1]) + (sums[2] + sums[3]);
 }
 
-// packed[gate][k][c]: what channel c reads at position k of the recurrent weights. Forward, the weight of
-// state k in channel c; transposed, the weight of state c in channel k.
+// packed[gate][k][c] is the recurrent weight of state k in channel c, or if `transposed` of state c in
+// channel k.
 template <class S>
 __global__ void pack_recurrent_kernel(GateWeights<S> weights, int first, int hidden, bool transposed,
                                       Compute<S>* packed) {
@@ -105,21 +111,22 @@ __global__ void pack_recurrent_kernel(GateWeights<S> weights, int first, int hid
       load(gate_weight(weights, gate) + (transposed ? k * columns + first + c : c * columns + first + k));
 }
 
-// Distance between rows of the weights in shared memory. Odd: lanes that write a column meet no bank twice.
+// Stride of the rows of the weights in shared memory. Odd, so that writing a column has no bank conflicts.
 __host__ __device__ constexpr int64_t shared_stride(int64_t hidden) {
   return hidden | 1;
 }
 
-// How a scan whose weights live in memory is laid out.
+// Launch configuration of a scan with the weights in memory; `exchanges` arrays hold a value per channel.
 template <class C>
-struct WideScan {
+struct MemoryScan {
+  static constexpr int kNodesPerThread = ScanTraits::kNodesPerThread;
   int64_t hidden;
-  int groups;  // of H threads
+  int groups;  // of H threads, which own kNodesPerThread nodes each
   bool shared_weights;
   size_t shared_bytes;
 
-  WideScan(int64_t hidden_, int exchanges)
-      : hidden(hidden_), groups(static_cast<int>(kWideThreads / hidden_)) {
+  MemoryScan(int64_t hidden_, int exchanges)
+      : hidden(hidden_), groups(static_cast<int>(ScanTraits::kMemoryThreads / hidden_)) {
     const size_t state = exchanges * padded_bytes<C>(groups * kNodesPerThread * hidden);
     const size_t weights = padded_bytes<C>(3 * hidden * shared_stride(hidden));
     shared_weights = state + weights <= shared_memory_limit();
@@ -135,12 +142,12 @@ template <class S>
 cudaError_t pack_recurrent(const GatedScanForward<S>& p, bool transposed, Compute<S>* packed,
                            cudaStream_t stream) {
   const int hidden = static_cast<int>(p.hidden);
-  return launch(pack_recurrent_kernel<S>, dim3(ceil_div(3 * hidden * hidden, kWideThreads)),
-                dim3(kWideThreads), 0, stream, p.weights, static_cast<int>(p.x.channels) + hidden, hidden,
-                transposed, packed);
+  return launch(pack_recurrent_kernel<S>, dim3(ceil_div(3 * hidden * hidden, ScanTraits::kMemoryThreads)),
+                dim3(ScanTraits::kMemoryThreads), 0, stream, p.weights,
+                static_cast<int>(p.x.channels) + hidden, hidden, transposed, packed);
 }
 
-// The packed weights as the threads of channel c read them: gate(g)[k * stride].
+// The recurrent weights of one channel in memory: gate(g)[k * stride].
 template <class C>
 struct ChannelWeights {
   const C* data;
@@ -149,7 +156,7 @@ struct ChannelWeights {
   __device__ __forceinline__ const C* gate(int g) const { return data + g * hidden * stride; }
 };
 
-// Packs the weights into shared memory, or takes the packed copy where they do not fit. No barrier.
+// Copies the weights to shared memory, or uses the packed copy. Does not synchronise.
 template <bool kShared, bool kTransposed, class S, class C>
 __device__ __forceinline__ ChannelWeights<C> place_weights(const GateWeights<S>& weights, int first,
                                                            int hidden, const C* packed, int c,
@@ -169,20 +176,20 @@ __device__ __forceinline__ ChannelWeights<C> place_weights(const GateWeights<S>&
   }
 }
 
-// Calls f(hidden) when a thread can keep its weights in registers, else wide(hidden): compile-time channels
-// or 0.
+// Calls in_registers(hidden) if the weights of a thread fit its registers, else in_memory(hidden). `hidden`
+// is a constant, or 0 for the generic kernel.
 template <class S, class F, class G>
-cudaError_t dispatch_scan(int64_t hidden, F&& f, G&& wide) {
+cudaError_t dispatch_scan(int64_t hidden, F&& in_registers, G&& in_memory) {
   if constexpr (!std::is_same_v<S, double>) {
-    if (hidden == 8) return f(std::integral_constant<int, 8>{});
-    if (hidden == 16) return f(std::integral_constant<int, 16>{});
-    if (hidden == 32) return f(std::integral_constant<int, 32>{});
-    if (hidden == 64) return wide(std::integral_constant<int, 64>{});
+    if (hidden == 8) return in_registers(std::integral_constant<int, 8>{});
+    if (hidden == 16) return in_registers(std::integral_constant<int, 16>{});
+    if (hidden == 32) return in_registers(std::integral_constant<int, 32>{});
+    if (hidden == 64) return in_memory(std::integral_constant<int, 64>{});
   }
-  return wide(std::integral_constant<int, 0>{});
+  return in_memory(std::integral_constant<int, 0>{});
 }
 
-// Columns of the weights of the gates, those of gate `first_gate` first, as one matrix [F + 2H, gates * H].
+// Weights of the gates from `first_gate` on as one matrix [F + 2H, gates * H].
 template <class S>
 struct GateColumns {
   GateWeights<S> weights;
@@ -198,14 +205,14 @@ struct GateColumns {
   }
 };
 
-// The reset gate of every row, `stride` values apart.
+// The reset gate of each row; rows are `stride` values apart.
 template <class S>
 struct ResetGate {
   S* data;
   int stride;
 };
 
-// [x_t, g_t], and for the gradient of the weights also the state before the step, reset or not.
+// Row [x_t, g_t, h_{t-1}], or [x_t, g_t, r_t * h_{t-1}] if kReset. Linear layers may read a part of it.
 template <class S, bool kReset>
 struct GateInputs {
   struct Row {
@@ -237,10 +244,10 @@ struct GateInputs {
   }
 };
 
-// The recurrence alone, over windows: p describes the windows, from_days [S * D, 3H] holds what the gates
-// take from a day, packed 3 H * H values of scratch memory.
+// The recurrence alone, over the windows that p describes. day_projection [V * D, 3H] is the input projection
+// of each day; `packed` is a workspace of 3 H * H values.
 template <class S>
-cudaError_t scan_windows(const GatedScanForward<S>& p, const Compute<S>* from_days, const WindowDays& windows,
-                         Compute<S>* packed, cudaStream_t stream);
+cudaError_t scan_windows(const GatedScanForward<S>& p, const Compute<S>* day_projection,
+                         const WindowDays& windows, Compute<S>* packed, cudaStream_t stream);
 
 }  // namespace hiermt::cuda

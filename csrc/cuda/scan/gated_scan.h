@@ -16,7 +16,7 @@ size_t gated_scan_forward_workspace(const GatedScanForward<S>& p);
 template <class S>
 int gated_scan_forward(const GatedScanForward<S>& p, void* workspace, void* stream);
 
-// The recurrence alone: the same workspace, which starts with from_input [N * T, 3H] in Compute<S>, the
+// The recurrence alone: the same workspace, which starts with input_projection [N * T, 3H] in Compute<S>, the
 // gates' W [x, g] + b. Reads neither x nor g.
 template <class S>
 int gated_scan_recurrence(const GatedScanForward<S>& p, void* workspace, void* stream);

@@ -1,4 +1,4 @@
-// The gated scan over windows of one series, forward: what the gates take from a day is computed once, the
+// The gated scan over windows of one series, forward. The input projection is computed once per day; the
 // recurrence of each window reads it in place.
 #include "cuda/scan/gated_scan_windows.h"
 #include "cuda/scan/window_scan.cuh"
@@ -9,11 +9,11 @@ namespace {
 template <class C>
 struct ForwardMemory {
   Workspace memory;
-  C* from_days;  // [S * D, 3H]
-  C* packed;     // [3, H, H]
+  C* day_projection;  // [V * D, 3H]
+  C* packed;          // [3, H, H]
 
   ForwardMemory(void* base, int64_t rows, int64_t hidden) : memory(base) {
-    from_days = memory.take<C>(rows * 3 * hidden);
+    day_projection = memory.take<C>(rows * 3 * hidden);
     packed = memory.take<C>(3 * hidden * hidden);
   }
 };
@@ -35,7 +35,7 @@ int gated_scan_windows_forward(const GatedScanWindowsForward<S>& p, void* worksp
   const ForwardMemory<C> memory(workspace, rows, p.hidden);
   HIERMT_CUDA_RETURN_IF_ERROR(
       linear<C>(GateInputs<S, false>{days}, GateColumns<S>{p.weights, channels + 2 * hidden, hidden, 0},
-                PairOut<C>{memory.from_days, nullptr, 3 * hidden}, rows, channels + hidden, 3 * p.hidden,
+                PairOut<C>{memory.day_projection, nullptr, 3 * hidden}, rows, channels + hidden, 3 * p.hidden,
                 static_cast<cudaStream_t>(stream), use_tensor_cores<S>(p.tf32)));
   return gated_scan_windows_recurrence(p, workspace, stream);
 }
@@ -44,7 +44,7 @@ template <class S>
 int gated_scan_windows_recurrence(const GatedScanWindowsForward<S>& p, void* workspace, void* stream) {
   if (!supported(p)) return cudaErrorInvalidValue;
   const ForwardMemory<Compute<S>> memory(workspace, p.num_nodes * p.days, p.hidden);
-  return scan_windows(over_windows(p), memory.from_days, window_days(p), memory.packed,
+  return scan_windows(over_windows(p), memory.day_projection, window_days(p), memory.packed,
                       static_cast<cudaStream_t>(stream));
 }
 

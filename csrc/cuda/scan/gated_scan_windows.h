@@ -16,14 +16,14 @@ template <class S>
 int gated_scan_windows_forward(const GatedScanWindowsForward<S>& p, void* workspace, void* stream);
 
 // The recurrence alone: the same workspace, which starts with what the gates take from a day, W [x, g] + b as
-// [S * D, 3H] in Compute<S>. Reads neither x nor g.
+// [V * D, 3H] in Compute<S>. Reads neither x nor g.
 template <class S>
 int gated_scan_windows_recurrence(const GatedScanWindowsForward<S>& p, void* workspace, void* stream);
 
 template <class S>
 size_t gated_scan_windows_backward_workspace(const GatedScanWindowsBackward<S, Compute<S>>& p);
 // Leaves the cotangents of the gates before their nonlinearity, summed over the windows that have a day, as
-// [S * D, 3H] in Compute<S> at the start of the workspace. Of the gates' values none are read.
+// [V * D, 3H] in Compute<S> at the start of the workspace. Of the gates' values none are read.
 template <class S>
 int gated_scan_windows_backward(const GatedScanWindowsBackward<S, Compute<S>>& p, void* workspace,
                                 void* stream);

@@ -1,6 +1,6 @@
-// The gated scan over windows of one series, backward. The recurrence goes back over the windows; what it
-// leaves for the inputs of a step is summed over the windows that have its day, and from there on there are
-// days alone.
+// The gated scan over windows of one series, backward. The backward of the recurrence runs per window. The
+// cotangents of the input projection are then summed over the windows that contain a day, and the gradients
+// of x, g and the input columns are computed per day.
 #include "cuda/scan/gate_grads.cuh"
 #include "cuda/scan/gated_scan_windows.h"
 #include "cuda/scan/window_scan.cuh"
@@ -8,24 +8,27 @@
 namespace hiermt::cuda {
 namespace {
 
-constexpr int kSumThreads = 128;
-constexpr int kSumPieces = 2;  // of a warp's width of channels, which a lane adds up
-constexpr int kSumAtOnce = 2;  // windows whose cotangents are on their way together
+struct SumWindowsTraits {
+  static constexpr int kThreads = 128;
+  static constexpr int kPieces = 2;   // channels of a lane, a warp's width apart
+  static constexpr int kWindows = 2;  // whose loads are in flight together
+  static_assert(kThreads % kWarp == 0);
+};
 
-// sums[stock, day, channel] = sum over the windows that have the day, in their order, of d_gates;
-// used[day] whether there is such a window. A warp owns up to 64 channels of a row; each lane looks at a
-// window.
+// sums[stock, day, channel] = sum of d_gates over the windows that contain the day, in order. used[day] tells
+// whether there is such a window. A warp owns up to 64 channels of a row; each lane tests a window.
 template <class C>
-__global__ void __launch_bounds__(kSumThreads)
+__global__ void __launch_bounds__(SumWindowsTraits::kThreads)
     sum_windows_kernel(const C* d_gates, WindowDays days, int windows, int rows, int width, C* sums,
                        int* used) {
+  constexpr int kPieces = SumWindowsTraits::kPieces, kWindows = SumWindowsTraits::kWindows;
   const int lane = static_cast<int>(threadIdx.x) % kWarp;
-  const int row =
-      static_cast<int>(blockIdx.x) * (kSumThreads / kWarp) + static_cast<int>(threadIdx.x) / kWarp;
+  const int row = static_cast<int>(blockIdx.x) * (SumWindowsTraits::kThreads / kWarp) +
+                  static_cast<int>(threadIdx.x) / kWarp;
   if (row >= rows) return;
-  const int first = static_cast<int>(blockIdx.y) * kWarp * kSumPieces + lane;
+  const int first = static_cast<int>(blockIdx.y) * kWarp * kPieces + lane;
   const int stock = row / days.days, day = row - stock * days.days;
-  C total[kSumPieces] = {};
+  C total[kPieces] = {};
   bool found = false;
   for (int group = 0; group < windows; group += kWarp) {
     const int window = group + lane;
@@ -35,33 +38,33 @@ __global__ void __launch_bounds__(kSumThreads)
     unsigned left = __ballot_sync(kFullMask, mine);
     found = found || left != 0;
     while (left != 0) {
-      C values[kSumAtOnce][kSumPieces];
+      C values[kWindows][kPieces];
 #pragma unroll
-      for (int i = 0; i < kSumAtOnce; ++i) {
+      for (int i = 0; i < kWindows; ++i) {
         const bool there = left != 0;
         const int source = __shfl_sync(kFullMask, from, there ? __ffs(static_cast<int>(left)) - 1 : 0);
         left &= left - 1;
         const C* at = d_gates + static_cast<int64_t>(source) * width + first;
 #pragma unroll
-        for (int q = 0; q < kSumPieces; ++q) {
+        for (int q = 0; q < kPieces; ++q) {
           values[i][q] = there && first + q * kWarp < width ? at[q * kWarp] : C(0);
         }
       }
 #pragma unroll
-      for (int i = 0; i < kSumAtOnce; ++i) {
+      for (int i = 0; i < kWindows; ++i) {
 #pragma unroll
-        for (int q = 0; q < kSumPieces; ++q) total[q] += values[i][q];
+        for (int q = 0; q < kPieces; ++q) total[q] += values[i][q];
       }
     }
   }
 #pragma unroll
-  for (int q = 0; q < kSumPieces; ++q) {
+  for (int q = 0; q < kPieces; ++q) {
     if (first + q * kWarp < width) sums[static_cast<int64_t>(row) * width + first + q * kWarp] = total[q];
   }
   if (stock == 0 && first == 0) used[day] = found;
 }
 
-// The state before a step, reset or not, out of what the forward left.
+// The saved state h_{t-1} of a row, or r_t * h_{t-1} if kReset.
 template <class S, bool kReset>
 struct WindowStates {
   struct Row {
@@ -81,7 +84,7 @@ struct WindowStates {
   }
 };
 
-// What the gates read at a step of a window: [x, g] of its day, then the state.
+// Row [x, g, state] of a step of a window: x and g of its day.
 template <class S, bool kReset>
 struct WindowInputs {
   struct Row {
@@ -109,8 +112,7 @@ struct WindowInputs {
   }
 };
 
-// [x, g] of a day; zeros on one of no window, so that nothing there, NaN included, reaches a sum of
-// gradients.
+// Row [x, g] of a day. Zeros if no window contains it, so that not even a NaN there reaches a gradient.
 template <class S>
 struct DayInputs {
   struct Row {
@@ -130,7 +132,7 @@ template <class S>
 struct BackwardMemory {
   using C = Compute<S>;
   Workspace memory;
-  C* day_grads;  // [S * D, 3H]
+  C* day_grads;  // [V * D, 3H]
   GateWorkspace<S> gates;
   C* packed;  // [3, H, H]
   int* used;  // [D]
@@ -152,13 +154,13 @@ struct BackwardMemory {
 template <class C>
 cudaError_t sum_windows(const C* d_gates, const WindowDays& days, int64_t windows, int64_t rows,
                         int64_t width, C* sums, int* used, cudaStream_t stream) {
-  const dim3 grid(static_cast<unsigned>(ceil_div<int64_t>(rows, kSumThreads / kWarp)),
-                  static_cast<unsigned>(ceil_div<int64_t>(width, kWarp * kSumPieces)));
-  return launch(sum_windows_kernel<C>, grid, dim3(kSumThreads), 0, stream, d_gates, days,
+  const dim3 grid(static_cast<unsigned>(ceil_div<int64_t>(rows, SumWindowsTraits::kThreads / kWarp)),
+                  static_cast<unsigned>(ceil_div<int64_t>(width, kWarp * SumWindowsTraits::kPieces)));
+  return launch(sum_windows_kernel<C>, grid, dim3(SumWindowsTraits::kThreads), 0, stream, d_gates, days,
                 static_cast<int>(windows), static_cast<int>(rows), static_cast<int>(width), sums, used);
 }
 
-// The columns that read the state, from the windows; all others and the biases, from the days.
+// The gradients of the columns that read the state are sums over windows, all others sums over days.
 template <class S>
 cudaError_t weight_grads(const GatedScanWindowsBackward<S, Compute<S>>& p, const BackwardMemory<S>& memory,
                          cudaStream_t stream) {
@@ -167,7 +169,7 @@ cudaError_t weight_grads(const GatedScanWindowsBackward<S, Compute<S>>& p, const
   const int64_t day_rows = f.num_nodes * f.days, rows = f.windows.count * f.num_nodes * f.windows.steps;
   const int hidden = static_cast<int>(f.hidden), inputs = static_cast<int>(f.x.channels) + hidden;
   const int steps = static_cast<int>(f.windows.steps), columns = inputs + hidden, width = 3 * hidden;
-  const bool tensor = use_tensor_cores<S>(f.tf32);
+  const auto tensor = use_tensor_cores<S>(f.tf32);
   const GateGrads<C>& all = p.grads;
   const GateGrads<C> weights{all.u_weight, nullptr, all.r_weight, nullptr, all.c_weight, nullptr};
   HIERMT_CUDA_RETURN_IF_ERROR(weight_grad<C>(
@@ -202,7 +204,7 @@ int gated_scan_windows_backward(const GatedScanWindowsBackward<S, Compute<S>>& p
   const int64_t day_rows = f.num_nodes * f.days, rows = f.windows.count * f.num_nodes * f.windows.steps;
   const int hidden = static_cast<int>(f.hidden), channels = static_cast<int>(f.x.channels);
   const int columns = channels + 2 * hidden, steps = static_cast<int>(f.windows.steps);
-  const bool tensor = use_tensor_cores<S>(f.tf32);
+  const auto tensor = use_tensor_cores<S>(f.tf32);
 
   GatedScanBackward<S, C> scan{};
   scan.forward = over_windows(f);
@@ -214,7 +216,7 @@ int gated_scan_windows_backward(const GatedScanWindowsBackward<S, Compute<S>>& p
       WindowInputs<S, false>{f.x, f.g, days, WindowStates<S, false>{f.h, memory.gates.reset, steps, hidden}},
       WindowInputs<S, true>{f.x, f.g, days, WindowStates<S, true>{f.h, memory.gates.reset, steps, hidden}},
       memory.gates.reset, rows, stream));
-  HIERMT_CUDA_RETURN_IF_ERROR(scan_back(scan, memory.gates, memory.packed, stream));
+  HIERMT_CUDA_RETURN_IF_ERROR(scan_backward(scan, memory.gates, memory.packed, stream));
   HIERMT_CUDA_RETURN_IF_ERROR(sum_windows(memory.gates.grads, days, f.windows.count, day_rows, 3 * f.hidden,
                                           memory.day_grads, memory.used, stream));
   if (p.grads.u_weight != nullptr) HIERMT_CUDA_RETURN_IF_ERROR(weight_grads(p, memory, stream));

@@ -1,5 +1,5 @@
-// The two plain scans that a scan over windows is made of: one over the days of the series, which has no
-// recurrence, and one over the windows, which has no inputs of its own.
+// The two scans of which a scan over windows consists: over_days, whose input projection is computed once per
+// day, and over_windows, whose recurrence reads it.
 #pragma once
 
 #include "cuda/scan/gated_scan.cuh"

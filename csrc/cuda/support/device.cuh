@@ -1,5 +1,5 @@
-// What every kernel needs: conversion between storage and compute types, nonlinearities and their
-// derivatives, sums over the lanes that share a row, and where a row of a sequence lies in memory.
+// Device functions of every kernel: conversion between storage type S and compute type C, nonlinearities and
+// their derivatives, reductions, and the addressing of the rows of a sequence.
 #pragma once
 
 #include <type_traits>
@@ -37,19 +37,19 @@ __device__ __forceinline__ void store(Half* at, float value) {
   at->bits = __half_as_ushort(__float2half_rn(value));
 }
 
-__device__ __forceinline__ float exponential(float x) {
+__device__ __forceinline__ float exp(float x) {
   return expf(x);
 }
-__device__ __forceinline__ double exponential(double x) {
-  return exp(x);
+__device__ __forceinline__ double exp(double x) {
+  return ::exp(x);
 }
-__device__ __forceinline__ float tangent(float x) {
+__device__ __forceinline__ float tanh(float x) {
   return tanhf(x);
 }
-__device__ __forceinline__ double tangent(double x) {
-  return tanh(x);
+__device__ __forceinline__ double tanh(double x) {
+  return ::tanh(x);
 }
-// The approximate division is off by 2 ulp at most and right at both ends: 1 / inf is 0, NaN stays NaN.
+// __fdividef has an error of at most 2 ulp here. Both limits hold: 1 / inf is 0, NaN stays NaN.
 __device__ __forceinline__ float sigmoid(float x) {
   return __fdividef(1.0f, 1.0f + expf(-x));
 }
@@ -57,8 +57,8 @@ __device__ __forceinline__ double sigmoid(double x) {
   return 1.0 / (1.0 + exp(-x));
 }
 
-// `S`: what the result is stored as. The backward reads off the stored value on which side of zero x was, so
-// that of a positive x must not round to one half.
+// S is the type in which the result is stored. The backward of kLeakySigmoid derives the sign of x from the
+// stored value, so the value of a positive x must not round to one half.
 template <class S, class C = Compute<S>>
 __device__ __forceinline__ C activate(Activation activation, C x) {
   if (activation == Activation::kSigmoid) return sigmoid(x);
@@ -69,26 +69,26 @@ __device__ __forceinline__ C activate(Activation activation, C x) {
   return x > C(0) && value < kAboveHalf<S> ? kAboveHalf<S> : value;
 }
 
-// Derivative as a function of the output.
+// Derivative of an activation as a function of its output y.
 template <class C>
 __device__ __forceinline__ C activation_slope(Activation activation, C y) {
   if (activation == Activation::kSigmoid) return y * (C(1) - y);
   if (activation == Activation::kLeakyRelu) return y > C(0) ? C(1) : C(kActivationSlope);
-  // Above one half the argument was positive.
+  // The argument was positive if and only if y > 0.5.
   if (activation == Activation::kLeakySigmoid)
     return y * (C(1) - y) * (y > C(0.5) ? C(1) : C(kActivationSlope));
   return C(1);
 }
 
-// Sum over `lanes` neighbouring lanes, a power of two; every lane of the warp takes part and gets its group's
-// sum.
+// Sum over a group of `lanes` neighbouring lanes, a power of two. All lanes of the warp call it; every lane
+// gets the sum of its group.
 template <class C>
 __device__ __forceinline__ C group_sum(C value, int lanes) {
   for (int bit = lanes / 2; bit > 0; bit /= 2) value += __shfl_xor_sync(kFullMask, value, bit);
   return value;
 }
 
-// Sum over the block in a fixed order; `scratch` holds blockDim.x values. Every thread gets the sum.
+// Sum over the block in a fixed order. `scratch` holds blockDim.x values. Every thread gets the sum.
 template <class C>
 __device__ C block_sum(C value, C* scratch) {
   __syncthreads();
@@ -101,7 +101,7 @@ __device__ C block_sum(C value, C* scratch) {
   return scratch[0];
 }
 
-// Row r of a sequence [N, T, ...] is node r / T at time r % T. Launchers make sure that N * T fits 31 bits.
+// Row r of a sequence [N, T, ...] is node r / T at step r % T. Launchers check that N * T fits 31 bits.
 struct RowIndex {
   int copy, node, step;
 
@@ -118,9 +118,9 @@ __device__ __forceinline__ int64_t sequence_offset(const SequenceView<S>& view, 
   return at.copy * view.stride_copy + at.node * view.stride_node + at.step * view.stride_time;
 }
 
-// The channels one lane holds of a row that `lanes` neighbouring lanes share: kChannels in sequence. Eight:
-// fewer would spend more on walking the edges than on the channels, more would scatter the loads of a warp.
-// kHidden is the number of channels, or 0 when it is known at run time only.
+// How `lanes` neighbouring lanes share a row: each lane holds kChannels consecutive channels. With fewer than
+// eight, the walk over the edges would cost more than the channels; with more, the loads of a warp would not
+// coalesce. kHidden is the number of channels, or 0 if it is known at run time only.
 template <int kHidden>
 struct ChannelSplit {
   static constexpr int kChannels = 8;
@@ -132,7 +132,7 @@ struct ChannelSplit {
   }
   __device__ bool holds(int channel) const { return kHidden != 0 || channel < hidden; }
 
-  // From a workspace, whose rows are aligned when the number of channels is a compile-time one.
+  // For rows of a workspace, which are 16-byte aligned if kHidden is not 0.
   template <class C>
   __device__ __forceinline__ void load_aligned(const C* row, int first, C (&values)[kChannels]) const {
     if constexpr (kHidden != 0 && sizeof(C) == 4) {
@@ -157,7 +157,7 @@ struct ChannelSplit {
       store_any(row, first, values);
     }
   }
-  // From a tensor of the caller, aligned to its elements only. Channels past the end read as zero.
+  // For rows of a tensor of the caller, which are aligned to elements only. Channels past the end are zero.
   template <class S, class C>
   __device__ __forceinline__ void load_any(const S* row, int first, C (&values)[kChannels]) const {
 #pragma unroll
@@ -172,13 +172,13 @@ struct ChannelSplit {
   }
 };
 
-// Groups of lanes, one for each row, in a block of so many threads.
+// Rows of a block with `threads` threads, one group of lanes per row.
 template <int kHidden>
 int64_t groups_per_block(int64_t hidden, int threads) {
   return threads / ChannelSplit<kHidden>(static_cast<int>(hidden)).lanes;
 }
 
-// Entries past the last row are padding: their gradient is zero. Without a single row all of them are.
+// Sets the gradient of padding, the entries past the last row, to zero. With `all` it clears every entry.
 template <class C>
 __global__ void clear_padding_kernel(const int32_t* rowptr, int64_t num_nodes, int64_t num_entries,
                                      C* values) {
@@ -194,7 +194,7 @@ cudaError_t clear_padding(const CsrGraph& graph, bool all, C* values, cudaStream
                 0, stream, graph.rowptr, all ? int64_t{0} : graph.num_nodes, graph.num_entries, values);
 }
 
-// Calls f with the compile-time channel count, or with 0 for any other one; float64 is not worth the code.
+// Calls f with the number of channels as a constant, or 0 for the generic kernel. float64 has only that one.
 template <class S, class F>
 cudaError_t dispatch_hidden(int64_t hidden, F&& f) {
   if constexpr (!std::is_same_v<S, double>) {
@@ -213,5 +213,5 @@ inline bool supported(int64_t nodes, int64_t steps, int64_t hidden) {
 
 }  // namespace hiermt::cuda
 
-// What a launcher is instantiated for: HIERMT_FOR_EACH_STORAGE(X) stands for X(S) of every storage type S.
+// Expands X(S) for every storage type S; used to instantiate launchers.
 #define HIERMT_FOR_EACH_STORAGE(X) X(float) X(double) X(BFloat16) X(Half)

@@ -1,30 +1,34 @@
-// Edges sorted by target and by source: count, prefix sum, fill in any order, then every entry finds its
-// place among those of its row by counting the smaller ones. Integer atomics only decide where an entry
-// waits, never where it ends up, so the result is the stable order. A row of d entries costs d^2 comparisons,
-// spread over d threads.
+// Stable sort of the edges by target (CSR) and by source (its transpose), in four steps: count the entries of
+// each row, prefix sum, scatter the entries of a row in any order, rank each entry among those of its row.
+// Integer atomics decide only the order of the scatter, so the result is deterministic. A row of d entries
+// costs d^2 comparisons over d threads.
 #include "cuda/support/graph_prepare.h"
 #include "cuda/support/launch.cuh"
 
 namespace hiermt::cuda {
 namespace {
 
-constexpr int kThreads = 256;
-constexpr int kScanThreads = 1024;
+struct PrepareTraits {
+  static constexpr int kThreads = 256;
+  // One block computes the prefix sum, so it has as many threads as a block can.
+  static constexpr int kPrefixThreads = 1024;
+  static_assert((kPrefixThreads & (kPrefixThreads - 1)) == 0, "the prefix sum doubles its distance");
+};
 
 struct Scratch {
   Workspace memory;
-  int32_t* count;      // [S]
-  int32_t* next;       // [S] entries that wait in a row
-  int32_t* loop_edge;  // [S]
-  int32_t* waiting;    // [E]
-  int32_t* row_of;     // [E] of an entry
+  int32_t* count;      // [V] entries of a row
+  int32_t* next;       // [V] entries scattered to a row so far
+  int32_t* loop_edge;  // [V] last self loop of a node in the input, or -1
+  int32_t* scattered;  // [E] edges (or entries) of a row in any order
+  int32_t* row_of;     // [E] row of an entry
 
   Scratch(void* base, int64_t nodes, int64_t edges)
       : memory(base),
         count(memory.take<int32_t>(nodes)),
         next(memory.take<int32_t>(nodes)),
         loop_edge(memory.take<int32_t>(nodes)),
-        waiting(memory.take<int32_t>(edges + nodes)),
+        scattered(memory.take<int32_t>(edges + nodes)),
         row_of(memory.take<int32_t>(edges + nodes)) {}
 };
 
@@ -38,11 +42,11 @@ __device__ __forceinline__ bool inside(const GraphPrepare<I>& p, int64_t edge) {
   return source >= 0 && source < p.num_nodes && target >= 0 && target < p.num_nodes;
 }
 template <class I>
-__device__ __forceinline__ bool kept(const GraphPrepare<I>& p, int64_t edge) {
+__device__ __forceinline__ bool is_edge(const GraphPrepare<I>& p, int64_t edge) {
   return inside(p, edge) && p.source[edge] != p.target[edge];
 }
 
-// Every row starts with its loop, every column with nothing. Columns have no use for loop_edge any more.
+// `start` is 1 for rows, whose self loop is counted in advance, and 0 for columns.
 __global__ void clear_kernel(Scratch s, int64_t nodes, int start) {
   const int64_t i = global_thread();
   if (i >= nodes) return;
@@ -63,18 +67,18 @@ __global__ void count_rows_kernel(GraphPrepare<I> p, Scratch s) {
   }
 }
 
-// Exclusive prefix sum by one block: a piece of the rows for each thread.
-__global__ void __launch_bounds__(kScanThreads)
+// Exclusive prefix sum by one block. Each thread sums a contiguous range of rows.
+__global__ void __launch_bounds__(PrepareTraits::kPrefixThreads)
     prefix_sum_kernel(const int32_t* count, int64_t nodes, int32_t* rowptr) {
   SharedMemory memory;
-  int32_t* sums = memory.take<int32_t>(kScanThreads);
-  const int64_t piece = ceil_div<int64_t>(nodes, kScanThreads);
+  int32_t* sums = memory.take<int32_t>(PrepareTraits::kPrefixThreads);
+  const int64_t piece = ceil_div<int64_t>(nodes, PrepareTraits::kPrefixThreads);
   const int64_t begin = piece * threadIdx.x < nodes ? piece * threadIdx.x : nodes;
   const int64_t end = begin + piece < nodes ? begin + piece : nodes;
   int32_t sum = 0;
   for (int64_t i = begin; i < end; ++i) sum += count[i];
   sums[threadIdx.x] = sum;
-  for (unsigned distance = 1; distance < kScanThreads; distance *= 2) {
+  for (unsigned distance = 1; distance < PrepareTraits::kPrefixThreads; distance *= 2) {
     __syncthreads();
     const int32_t before = threadIdx.x >= distance ? sums[threadIdx.x - distance] : 0;
     __syncthreads();
@@ -86,25 +90,26 @@ __global__ void __launch_bounds__(kScanThreads)
     rowptr[i] = running;
     running += count[i];
   }
-  if (threadIdx.x == kScanThreads - 1) rowptr[nodes] = sums[kScanThreads - 1];
+  if (threadIdx.x == PrepareTraits::kPrefixThreads - 1)
+    rowptr[nodes] = sums[PrepareTraits::kPrefixThreads - 1];
 }
 
-// The place of `id` among the entries that wait in [begin, end).
-__device__ int32_t rank_of(const int32_t* waiting, int32_t begin, int32_t end, int32_t id) {
+// Position of `id` in the sorted order of scattered[begin .. end).
+__device__ int32_t rank_of(const int32_t* scattered, int32_t begin, int32_t end, int32_t id) {
   int32_t rank = 0;
-  for (int32_t i = begin; i < end; ++i) rank += waiting[i] < id ? 1 : 0;
+  for (int32_t i = begin; i < end; ++i) rank += scattered[i] < id ? 1 : 0;
   return begin + rank;
 }
 
 template <class I>
 __global__ void fill_rows_kernel(GraphPrepare<I> p, Scratch s) {
   const int64_t edge = global_thread();
-  if (edge >= p.num_edges || !kept(p, edge)) return;
+  if (edge >= p.num_edges || !is_edge(p, edge)) return;
   const I target = p.target[edge];
-  s.waiting[p.rowptr[target] + atomicAdd(s.next + target, 1)] = static_cast<int32_t>(edge);
+  s.scattered[p.rowptr[target] + atomicAdd(s.next + target, 1)] = static_cast<int32_t>(edge);
 }
 
-// Threads [0, E0) place edges, threads [E0, E) the loops, the last entry of each row; padding is zeros.
+// Threads [0, E0) place edges, threads [E0, E) the self loops, which are last in their rows.
 template <class I>
 __global__ void place_rows_kernel(GraphPrepare<I> p, Scratch s) {
   const int64_t i = global_thread();
@@ -115,11 +120,11 @@ __global__ void place_rows_kernel(GraphPrepare<I> p, Scratch s) {
   }
   int32_t entry = 0, row = 0, col = 0, edge = 0;
   if (i < p.num_edges) {
-    if (!kept(p, i)) return;
+    if (!is_edge(p, i)) return;
     edge = static_cast<int32_t>(i);
     row = static_cast<int32_t>(p.target[i]);
     col = static_cast<int32_t>(p.source[i]);
-    entry = rank_of(s.waiting, p.rowptr[row], p.rowptr[row + 1] - 1, edge);
+    entry = rank_of(s.scattered, p.rowptr[row], p.rowptr[row + 1] - 1, edge);
   } else {
     row = col = static_cast<int32_t>(i - p.num_edges);
     edge = s.loop_edge[row];
@@ -141,7 +146,7 @@ __global__ void fill_columns_kernel(GraphPrepare<I> p, Scratch s) {
   const int64_t entry = global_thread();
   if (entry >= p.rowptr[p.num_nodes]) return;
   const int32_t col = p.col[entry];
-  s.waiting[p.colptr[col] + atomicAdd(s.next + col, 1)] = static_cast<int32_t>(entry);
+  s.scattered[p.colptr[col] + atomicAdd(s.next + col, 1)] = static_cast<int32_t>(entry);
 }
 
 template <class I>
@@ -154,13 +159,13 @@ __global__ void place_columns_kernel(GraphPrepare<I> p, Scratch s) {
     return;
   }
   const int32_t col = p.col[entry];
-  const int32_t at = rank_of(s.waiting, p.colptr[col], p.colptr[col + 1], static_cast<int32_t>(entry));
+  const int32_t at = rank_of(s.scattered, p.colptr[col], p.colptr[col + 1], static_cast<int32_t>(entry));
   p.csr2csc[at] = static_cast<int32_t>(entry);
   p.row[at] = s.row_of[entry];
 }
 
 dim3 grid_of(int64_t threads) {
-  return dim3(static_cast<unsigned>(ceil_div<int64_t>(threads, kThreads)));
+  return dim3(static_cast<unsigned>(ceil_div<int64_t>(threads, PrepareTraits::kThreads)));
 }
 
 }  // namespace
@@ -176,11 +181,11 @@ int graph_prepare(const GraphPrepare<I>& p, void* workspace, void* stream_) {
   const int64_t entries = p.num_edges + p.num_nodes;
   if (entries >= int64_t{1} << 31) return cudaErrorInvalidValue;
   const Scratch s(workspace, p.num_nodes, p.num_edges);
-  const dim3 threads(kThreads), nodes = grid_of(p.num_nodes), edges = grid_of(p.num_edges),
-                                all = grid_of(entries);
+  const dim3 threads(PrepareTraits::kThreads), nodes = grid_of(p.num_nodes), edges = grid_of(p.num_edges),
+                                               all = grid_of(entries);
   const auto prefix_sum = [&](int32_t* rowptr) {
-    return launch(prefix_sum_kernel, dim3(1), dim3(kScanThreads), padded_bytes<int32_t>(kScanThreads), stream,
-                  s.count, p.num_nodes, rowptr);
+    return launch(prefix_sum_kernel, dim3(1), dim3(PrepareTraits::kPrefixThreads),
+                  padded_bytes<int32_t>(PrepareTraits::kPrefixThreads), stream, s.count, p.num_nodes, rowptr);
   };
   HIERMT_CUDA_RETURN_IF_ERROR(launch(clear_kernel, nodes, threads, 0, stream, s, p.num_nodes, 1));
   HIERMT_CUDA_RETURN_IF_ERROR(launch(count_rows_kernel<I>, edges, threads, 0, stream, p, s));

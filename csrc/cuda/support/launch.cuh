@@ -1,8 +1,8 @@
-// How every kernel is launched, and the few words in which kernels speak to the hardware.
+// Launch of a kernel, its dynamic shared memory and its workspace.
 //
-// Under HIERMT_SIMT the same sources are compiled by the host compiler and tests/simt/ supplies the
-// vocabulary, so a kernel keeps to: blockIdx, threadIdx, gridDim, blockDim, __syncthreads, __syncwarp, the
-// *_sync warp functions, integer atomics, and shared memory taken from a SharedMemory.
+// Under HIERMT_SIMT the host compiler compiles the same sources and tests/simt/shim supplies the CUDA
+// vocabulary. Kernels therefore use only blockIdx, threadIdx, gridDim, blockDim, __syncthreads, __syncwarp,
+// the *_sync warp functions, integer atomics, and shared memory from SharedMemory.
 #pragma once
 
 #include <cstddef>
@@ -21,7 +21,7 @@ namespace hiermt::cuda {
 constexpr int kWarp = 32;
 constexpr unsigned kFullMask = 0xffffffffu;
 
-// What a block gets without asking.
+// Dynamic shared memory of a block without an opt-in.
 constexpr size_t kDefaultSharedBytes = 48 * 1024;
 
 template <class I>
@@ -29,7 +29,7 @@ __host__ __device__ constexpr I ceil_div(I a, I b) {
   return (a + b - 1) / b;
 }
 
-// What a block of the current device gets when it asks.
+// Dynamic shared memory of a block of the current device with the opt-in.
 inline size_t shared_memory_limit() {
   int device = 0, limit = 0;
   cudaGetDevice(&device);
@@ -37,13 +37,13 @@ inline size_t shared_memory_limit() {
   return static_cast<size_t>(limit);
 }
 
-// Bytes that `count` values take in a SharedMemory or in a workspace.
+// Bytes of `count` values in SharedMemory or in a Workspace.
 template <class T>
 __host__ __device__ constexpr size_t padded_bytes(size_t count, size_t alignment = 16) {
   return (count * sizeof(T) + alignment - 1) / alignment * alignment;
 }
 
-// Hands out pieces of the dynamic shared memory of a block, in the same order in every thread.
+// Allocates from the dynamic shared memory of a block. Every thread makes the same calls in the same order.
 class SharedMemory {
  public:
   template <class T>
@@ -62,7 +62,7 @@ class SharedMemory {
   size_t offset_ = 0;
 };
 
-// The same for a workspace in global memory; a null base only measures.
+// Allocates from a workspace in global memory. With a null base it only counts bytes.
 class Workspace {
  public:
   explicit Workspace(void* base) : base_(static_cast<unsigned char*>(base)) {}
@@ -80,7 +80,7 @@ class Workspace {
   size_t bytes_ = 0;
 };
 
-// Returns the error of the launch; an empty grid or block launches nothing.
+// Returns the error of the launch. An empty grid or block is not launched.
 template <class... Parameters, class... Arguments>
 cudaError_t launch(void (*kernel)(Parameters...), dim3 grid, dim3 block, size_t shared_bytes,
                    cudaStream_t stream, const Arguments&... arguments) {
@@ -94,7 +94,7 @@ cudaError_t launch(void (*kernel)(Parameters...), dim3 grid, dim3 block, size_t 
     const cudaError_t error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
                                                    static_cast<int>(shared_bytes));
     if (error != cudaSuccess) {
-      cudaGetLastError();  // or the next launch would find it
+      cudaGetLastError();  // clears it: the next launch would report it
       return error;
     }
   }
@@ -105,7 +105,7 @@ cudaError_t launch(void (*kernel)(Parameters...), dim3 grid, dim3 block, size_t 
 
 }  // namespace hiermt::cuda
 
-// Leaves the enclosing launcher with the error of the first launch that failed.
+// Returns from the enclosing launcher if `expression` is an error.
 #define HIERMT_CUDA_RETURN_IF_ERROR(expression)           \
   do {                                                    \
     const cudaError_t hiermt_error = (expression);        \

@@ -1,5 +1,5 @@
-// What the CUDA kernels can count: a warp shares the channels of a row, and rows (node, step) are 31-bit
-// numbers. Everything that is multiplied with them is counted in 64 bits.
+// Sizes that the CUDA kernels support. The 8 channels of each lane of a warp make 256, and the index of a row
+// (node, step) fits 31 bits. Products with a row index are 64-bit.
 #pragma once
 
 #include <cstdint>

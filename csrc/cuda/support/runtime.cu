@@ -6,7 +6,7 @@ namespace hiermt::cuda {
 
 int set_device(int device) {
   const cudaError_t error = cudaSetDevice(device);
-  if (error != cudaSuccess) cudaGetLastError();  // or the next launch would find it
+  if (error != cudaSuccess) cudaGetLastError();  // clears it: the next launch would report it
   return error;
 }
 

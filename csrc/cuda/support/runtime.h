@@ -1,5 +1,4 @@
-// The little of the CUDA runtime that host entries need, without a CUDA header. Errors are cudaError_t
-// values.
+// The CUDA runtime calls of the host entries, without a CUDA header. Errors are cudaError_t values.
 #pragma once
 
 namespace hiermt::cuda {

@@ -1,13 +1,12 @@
-// The last thing a stack kernel does for an item (stack.cuh): what the three gates take from x and g, so that
-// the recurrence reads neither.
+// The last step of a stack kernel: the input projection W [x, g] + b of the three gates for each item, so
+// that the recurrence reads neither x nor g.
 #pragma once
 
 #include "cuda/fused/stack.cuh"
-#include "cuda/scan/gated_scan.cuh"
 
 namespace hiermt::cuda {
 
-// weights[k][gate][c] of the columns that read [x, g], and biases[gate][c].
+// weights[k][gate][c] of the columns that read [x, g], and biases[gate][c], in shared memory.
 template <int kHidden>
 struct GateMemory {
   float *weights, *biases;
@@ -29,13 +28,12 @@ struct GateMemory {
   }
 };
 
-// Leaves W [x, g] + b of the three gates for each item, [3, H], where `row(i)` is item i's row of it; g is
-// what `tile` holds.
+// Writes the input projection [3, H] of item i to row(i). The tile holds g.
 template <class S, int kHidden, int kItems, class Row>
-__device__ __forceinline__ void write_gate_inputs(const GateMemory<kHidden>& gates, const StackInput<S>& x,
-                                                  const Tile<kHidden>& tile, const ItemGroup<kItems>& group,
-                                                  Row&& row) {
-  // One gate after another where the sums of all three would not fit the registers.
+__device__ __forceinline__ void write_input_projection(const GateMemory<kHidden>& gates,
+                                                       const StackInput<S>& x, const Tile<kHidden>& tile,
+                                                       const ItemGroup<kItems>& group, Row&& row) {
+  // One gate at a time if the sums of all three do not fit the registers.
   constexpr int kAtOnce = kItems * kHidden > 16 ? 1 : 3;
 #pragma unroll 1
   for (int first = 0; first < 3; first += kAtOnce) {

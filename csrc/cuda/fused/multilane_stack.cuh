@@ -1,24 +1,23 @@
-// The dense part of a stack whose items are shared by lanes: 64 channels. All weights of a layer would fill
-// the shared memory of a block and half the registers of a thread, so a matrix is brought in when its turn
-// comes, and a thread takes its channels of two items at once: every weight that it reads serves both.
+// Dense layers of a stack whose items are shared by several lanes (64 channels). The weights of a layer do
+// not fit shared memory beside the tiles, so a matrix is copied when it is used. A thread computes its
+// channels of two items at once, which share the loads of the weights.
 #pragma once
 
 #include "cuda/fused/stack_forward.cuh"
-#include "cuda/scan/gated_scan.cuh"
 
 namespace hiermt::cuda {
 
-// A matrix [inputs, H] in shared memory, for inputs that come four at a time: those past the end weigh
-// nothing. Rows of it are filled channel by channel, their distance keeps that off the same bank.
+// A matrix [inputs, H] in shared memory. `inputs` is rounded up to quads with zeros. The stride of its rows
+// avoids bank conflicts when a column is written.
 template <int kHidden>
-struct WideMatrix {
+struct StagedMatrix {
   static constexpr int kStride = kHidden + 4;
   float* data;
 
   __host__ __device__ static constexpr int64_t values(int64_t inputs) {
     return ceil_div<int64_t>(inputs, 4) * 4 * kStride;
   }
-  // `from` is [H, columns], of which the first `inputs` are read. A warp reads a row in one piece.
+  // Transposes the first `inputs` columns of `from` [H, columns]. A warp reads contiguous parts of a row.
   template <class S>
   __device__ void fill(const S* from, int columns, int inputs) const {
     const int warp = static_cast<int>(threadIdx.x) / kWarp, lane = static_cast<int>(threadIdx.x) % kWarp;
@@ -36,7 +35,7 @@ struct WideMatrix {
   }
 };
 
-// Copies the rows of x into a tile, as whole quads.
+// Copies x to a tile, with the channels rounded up to quads.
 template <class S, int kHidden, int kLanes>
 __device__ void stage_rows(const StackItems& items, const StackInput<S>& x,
                            const Tile<kHidden, kLanes>& tile) {
@@ -52,7 +51,7 @@ __device__ void stage_rows(const StackItems& items, const StackInput<S>& x,
   }
 }
 
-// The two items a thread works on at once: number `pair` of the block, and that as far into its second half.
+// The two items of a thread: item `pair` of the first half of a block, and the same one of the second half.
 template <int kHidden, int kLanes>
 struct ItemPair {
   static constexpr int kChannels = kHidden / kLanes;
@@ -69,10 +68,10 @@ struct ItemPair {
       step[i] = item - node[i] * items.chunk;
     }
   }
-  // sums[i] += the first `quads` quads of item i times as many rows of the matrix.
+  // sums[i] += item i * matrix, over the first `quads` quads of input channels.
   __device__ __forceinline__ void add(const Tile<kHidden, kLanes>& tile, int quads, const float* matrix,
                                       float (&sums)[2][kChannels]) const {
-    constexpr int kStride = WideMatrix<kHidden>::kStride;
+    constexpr int kStride = StagedMatrix<kHidden>::kStride;
     const float4 *first = tile.at(node[0], step[0]), *second = tile.at(node[1], step[1]);
 #pragma unroll 2
     for (int q = 0; q < quads; ++q) {
@@ -93,7 +92,7 @@ struct ItemPair {
   }
 };
 
-// Calls f(pair, mask) for the pairs of this thread; the lanes of `mask` are in the same call.
+// Calls f(pair, mask) for the pairs of this thread. All lanes of `mask` are in the same call.
 template <int kHidden, int kLanes, class F>
 __device__ __forceinline__ void for_each_pair(const StackItems& items, F&& f) {
   const int pairs = ceil_div(items.nodes * items.chunk, 2);
@@ -105,7 +104,7 @@ __device__ __forceinline__ void for_each_pair(const StackItems& items, F&& f) {
   }
 }
 
-// out = matrix `in` + bias for each item, of which `quads` quads count; `out` may be the tile that is read.
+// out = in * matrix + bias for each item, over `quads` quads of input channels. `out` may be `in`.
 template <int kHidden, int kLanes>
 __device__ __forceinline__ void project_tile(const StackItems& items, const float* matrix, const float* bias,
                                              const Tile<kHidden, kLanes>& in, int quads,
@@ -117,26 +116,26 @@ __device__ __forceinline__ void project_tile(const StackItems& items, const floa
       for (int i = 0; i < 2; ++i) copy_channels<kHidden, kLanes>(bias, sums[i]);
     }
     pair.add(in, quads, matrix, sums);
-    // Every lane of the items has read all of their rows.
+    // All lanes of the items have read their input.
     __syncwarp(mask);
     out.write(pair.node[0], pair.step[0], sums[0]);
     if (pair.both) out.write(pair.node[1], pair.step[1], sums[1]);
   });
 }
 
-// The last part of a stack: keeps g, if it is wanted, and leaves what the gates take from x and g. `matrix`
-// has room for the columns of one gate, `rows` for x. A barrier stands before.
+// Writes g if the backward needs it, and the input projection of the gates. `matrix` has room for the columns
+// of one gate, `rows` for x. The caller synchronises before.
 template <class S, class Weights, int kHidden, int kLanes>
-__device__ void finish_wide(const StackForward<S, Weights>& p, const StackBlock& block,
-                            const StackItems& items, const StackInput<S>& x,
-                            const WideMatrix<kHidden>& matrix, const Tile<kHidden, kLanes>& g,
-                            const Tile<kHidden, kLanes>& rows) {
+__device__ void finish_multilane(const StackForward<S, Weights>& p, const StackBlock& block,
+                                 const StackItems& items, const StackInput<S>& x,
+                                 const StagedMatrix<kHidden>& matrix, const Tile<kHidden, kLanes>& g,
+                                 const Tile<kHidden, kLanes>& rows) {
   constexpr int kChannels = kHidden / kLanes;
   const int quads = ceil_div(x.channels, 4), columns = x.channels + 2 * kHidden;
-  const WideMatrix<kHidden> of_g{matrix.data + WideMatrix<kHidden>::values(x.channels)};
+  const StagedMatrix<kHidden> of_g{matrix.data + StagedMatrix<kHidden>::values(x.channels)};
   stage_rows(items, x, rows);
   if (p.g != nullptr) {
-    items.template for_each_shared<kLanes>([&](int node, int step, unsigned) {
+    items.template for_each_with_mask<kLanes>([&](int node, int step, unsigned) {
       float values[kChannels];
       g.read(node, step, values);
       S* to = p.g + block.row(p.graph, p.steps, node, step) * kHidden + 4 * lane_of_item<kLanes>();
@@ -144,7 +143,7 @@ __device__ void finish_wide(const StackForward<S, Weights>& p, const StackBlock&
       for (int c = 0; c < kChannels; ++c) store(to + c / 4 * 4 * kLanes + c % 4, values[c]);
     });
   }
-  if (p.from_input == nullptr) return;
+  if (p.input_projection == nullptr) return;
 #pragma unroll 1
   for (int gate = 0; gate < 3; ++gate) {
     const S* weight = gate_weight(p.gates, gate);
@@ -165,28 +164,28 @@ __device__ void finish_wide(const StackForward<S, Weights>& p, const StackBlock&
       for (int i = 0; i < 2; ++i) {
         if (i == 1 && !pair.both) break;
         const int64_t row = block.row(p.graph, p.steps, pair.node[i], pair.step[i]);
-        write_channels<kHidden, kLanes>(sums[i], p.from_input + (row * 3 + gate) * kHidden);
+        write_channels<kHidden, kLanes>(sums[i], p.input_projection + (row * 3 + gate) * kHidden);
       }
     });
   }
 }
 
-// Values that the matrices of a block take: the columns of one gate, or `at_once` matrices of a convolution.
+// Values of the matrices in shared memory: the columns of one gate, or `at_once` matrices of a convolution.
 template <int kHidden>
-__host__ __device__ constexpr int64_t wide_matrix_values(int64_t channels, int64_t conv_layers,
-                                                         int64_t at_once) {
-  using Matrix = WideMatrix<kHidden>;
-  const int64_t convs = at_once * Matrix::values(widest_input(channels, kHidden, conv_layers));
+__host__ __device__ constexpr int64_t staged_matrix_values(int64_t channels, int64_t conv_layers,
+                                                           int64_t at_once) {
+  using Matrix = StagedMatrix<kHidden>;
+  const int64_t convs = at_once * Matrix::values(max_inputs(channels, kHidden, conv_layers));
   const int64_t gate = Matrix::values(channels) + Matrix::values(kHidden);
   return convs > gate ? convs : gate;
 }
 
 // Shared memory of two tiles, the matrices and the order of the nodes.
 template <int kHidden, class S>
-size_t wide_stack_bytes(const ConvStackForward<S>& p, int64_t chunk, int64_t at_once) {
+size_t multilane_stack_bytes(const ConvStackForward<S>& p, int64_t chunk, int64_t at_once) {
   const int64_t nodes = p.graph.num_nodes;
-  return 2 * padded_bytes<float>(Tile<kHidden, kStackLanes<kHidden>>::values(nodes, chunk)) +
-         padded_bytes<float>(wide_matrix_values<kHidden>(p.x.channels, p.conv_layers, at_once)) +
+  return 2 * padded_bytes<float>(Tile<kHidden, StackTraits<kHidden>::kLanes>::values(nodes, chunk)) +
+         padded_bytes<float>(staged_matrix_values<kHidden>(p.x.channels, p.conv_layers, at_once)) +
          padded_bytes<int>(nodes);
 }
 

@@ -1,0 +1,222 @@
+// The items of a thread block and their channels in shared memory. An item is one node at one step. A thread
+// owns an item with all its channels, so a score needs no exchange between lanes. Neighbouring lanes own
+// neighbouring steps of a node: they walk the same entries, and their loads of a neighbour's channels are
+// contiguous.
+//
+// If the channels of an item do not fit the registers of a thread, kLanes neighbouring lanes share it. Quads
+// of channels are interleaved: local quad q of lane l is quad q * kLanes + l of the item.
+#pragma once
+
+#include "cuda/support/device.cuh"
+
+namespace hiermt::cuda {
+
+// Sorting more nodes by degree costs more than it saves.
+constexpr int kMaxSortedNodes = 1024;
+
+// Index of this thread among the lanes of its item.
+template <int kLanes>
+__device__ __forceinline__ int lane_of_item() {
+  return kLanes == 1 ? 0 : static_cast<int>(threadIdx.x) % kLanes;
+}
+
+// The lanes of this thread's item, as a mask.
+template <int kLanes>
+__device__ __forceinline__ unsigned item_mask() {
+  const int lane = static_cast<int>(threadIdx.x) % kWarp;
+  return kLanes == 1 ? 1u << lane : ((1u << kLanes) - 1) << (lane / kLanes * kLanes);
+}
+
+// Sum over the lanes of an item. All lanes of `mask` call it and get the sum.
+template <int kLanes>
+__device__ __forceinline__ float item_sum(float value, unsigned mask) {
+#pragma unroll
+  for (int bit = 1; bit < kLanes; bit *= 2) value += __shfl_xor_sync(mask, value, bit);
+  return value;
+}
+
+// Reads this lane's channels of a row.
+template <int kHidden, int kLanes = 1>
+__device__ __forceinline__ void copy_channels(const float* from, float (&to)[kHidden / kLanes]) {
+  from += 4 * lane_of_item<kLanes>();
+#pragma unroll
+  for (int c = 0; c < kHidden / kLanes; c += 4) {
+    const float4 quad = *reinterpret_cast<const float4*>(from + c * kLanes);
+    to[c] = quad.x, to[c + 1] = quad.y, to[c + 2] = quad.z, to[c + 3] = quad.w;
+  }
+}
+
+template <int kHidden, int kLanes>
+__device__ __forceinline__ void write_channels(const float (&from)[kHidden / kLanes], float* to) {
+  to += 4 * lane_of_item<kLanes>();
+#pragma unroll
+  for (int c = 0; c < kHidden / kLanes; c += 4) {
+    *reinterpret_cast<float4*>(to + c * kLanes) = float4{from[c], from[c + 1], from[c + 2], from[c + 3]};
+  }
+}
+
+// sum[c] += value * weights[c], this lane's channels of `weights`.
+template <int kHidden, int kLanes = 1>
+__device__ __forceinline__ void add_scaled(const float* weights, float value,
+                                           float (&sum)[kHidden / kLanes]) {
+  weights += 4 * lane_of_item<kLanes>();
+#pragma unroll
+  for (int c = 0; c < kHidden / kLanes; c += 4) {
+    const float4 quad = *reinterpret_cast<const float4*>(weights + c * kLanes);
+    sum[c] += value * quad.x;
+    sum[c + 1] += value * quad.y;
+    sum[c + 2] += value * quad.z;
+    sum[c + 3] += value * quad.w;
+  }
+}
+
+// The same for several items, which share the load of a weight: 16 bytes of shared memory take two cycles
+// even as a broadcast.
+template <int kHidden, int kItems>
+__device__ __forceinline__ void add_scaled(const float* weights, const float (&values)[kItems],
+                                           float (&sums)[kItems][kHidden]) {
+#pragma unroll
+  for (int c = 0; c < kHidden; c += 4) {
+    const float4 quad = *reinterpret_cast<const float4*>(weights + c);
+#pragma unroll
+    for (int i = 0; i < kItems; ++i) {
+      sums[i][c] += values[i] * quad.x;
+      sums[i][c + 1] += values[i] * quad.y;
+      sums[i][c + 2] += values[i] * quad.z;
+      sums[i][c + 3] += values[i] * quad.w;
+    }
+  }
+}
+
+// Channels of the items in shared memory: [node][quad of channels][step][4].
+template <int kHidden, int kLanes = 1>
+struct Tile {
+  static constexpr int kQuads = kHidden / 4, kOwn = kQuads / kLanes;
+  // A quarter of a warp reads items of several nodes at once; the padding puts them into different banks.
+  static constexpr int kPad = kLanes > 1 && kLanes < 8 ? kLanes : 0;
+  float* data;
+  int chunk;
+
+  __host__ __device__ static constexpr int64_t values(int64_t nodes, int64_t chunk) {
+    return nodes * (kQuads * chunk + kPad) * 4;
+  }
+  // The first quad of an item; quad q is at + q * chunk.
+  __device__ __forceinline__ float4* at(int node, int step) const {
+    return reinterpret_cast<float4*>(data) + node * (kQuads * chunk + kPad) + step;
+  }
+  // read and write access the channels of this lane.
+  __device__ __forceinline__ void read(int node, int step, float (&values)[kHidden / kLanes]) const {
+    const float4* from = at(node, step) + lane_of_item<kLanes>() * chunk;
+#pragma unroll
+    for (int q = 0; q < kOwn; ++q) {
+      const float4 quad = from[q * kLanes * chunk];
+      values[4 * q] = quad.x, values[4 * q + 1] = quad.y, values[4 * q + 2] = quad.z,
+                 values[4 * q + 3] = quad.w;
+    }
+  }
+  __device__ __forceinline__ void write(int node, int step, const float (&values)[kHidden / kLanes]) const {
+    float4* to = at(node, step) + lane_of_item<kLanes>() * chunk;
+#pragma unroll
+    for (int q = 0; q < kOwn; ++q) {
+      to[q * kLanes * chunk] = float4{values[4 * q], values[4 * q + 1], values[4 * q + 2], values[4 * q + 3]};
+    }
+  }
+};
+
+// order[rank] = node by decreasing degree, so that the nodes of a warp have similar numbers of entries.
+__device__ inline void order_by_degree(const CsrGraph& graph, int nodes, int* order) {
+  for (int node = static_cast<int>(threadIdx.x); node < nodes; node += static_cast<int>(blockDim.x)) {
+    const int degree = graph.rowptr[node + 1] - graph.rowptr[node];
+    int rank = node;
+    if (nodes <= kMaxSortedNodes) {
+      rank = 0;
+      for (int other = 0; other < nodes; ++other) {
+        const int other_degree = graph.rowptr[other + 1] - graph.rowptr[other];
+        rank += other_degree > degree || (other_degree == degree && other < node) ? 1 : 0;
+      }
+    }
+    order[rank] = node;
+  }
+}
+
+// kCount items of one thread.
+template <int kCount>
+struct ItemGroup {
+  static constexpr int kItems = kCount;
+  int node[kCount], step[kCount];
+};
+
+// The items of a block and their owners, which are the same in every loop.
+struct StackItems {
+  int nodes, chunk;
+  const int* order;
+
+  // Calls f(node, step) for the items of this thread. The order alternates between rounds, so that a thread
+  // with a node of high degree gets one of low degree next.
+  template <class F>
+  __device__ __forceinline__ void for_each(F&& f) const {
+    const int width = static_cast<int>(blockDim.x), rounds = ceil_div(nodes * chunk, width);
+    for (int round = 0; round < rounds; ++round) {
+      const int item = item_of(round);
+      if (item < 0) continue;
+      const int rank = item / chunk;
+      f(order[rank], item - rank * chunk);
+    }
+  }
+
+  // The same for two rounds at once: f(ItemGroup<2>), or f(ItemGroup<1>) if this thread has one item left.
+  template <class F>
+  __device__ __forceinline__ void for_each_pair(F&& f) const {
+    const int width = static_cast<int>(blockDim.x), rounds = ceil_div(nodes * chunk, width);
+    for (int round = 0; round < rounds; round += 2) {
+      const int item = item_of(round), other = round + 1 < rounds ? item_of(round + 1) : -1;
+      if (item < 0) continue;
+      const int rank = item / chunk;
+      if (other < 0) {
+        f(ItemGroup<1>{{order[rank]}, {item - rank * chunk}});
+      } else {
+        const int other_rank = other / chunk;
+        f(ItemGroup<2>{{order[rank], order[other_rank]}, {item - rank * chunk, other - other_rank * chunk}});
+      }
+    }
+  }
+
+  // Calls f(node, step, mask) for the items of this thread's group of kLanes. All lanes of `mask` are in the
+  // same call and may exchange values.
+  template <int kLanes, class F>
+  __device__ __forceinline__ void for_each_with_mask(F&& f) const {
+    if constexpr (kLanes == 1) {
+      for_each([&](int node, int step) { f(node, step, kFullMask); });
+    } else {
+      const int items = nodes * chunk;
+      const int width = static_cast<int>(blockDim.x) / kLanes, group = static_cast<int>(threadIdx.x) / kLanes;
+      for (int round = 0; round * width < items; ++round) {
+        const int first = round * width, count = items - first < width ? items - first : width;
+        const unsigned mask = __ballot_sync(kFullMask, group < count);
+        if (group < count) {
+          const int item = first + (round % 2 == 1 ? count - 1 - group : group);
+          const int rank = item / chunk;
+          f(order[rank], item - rank * chunk, mask);
+        }
+      }
+    }
+  }
+
+ private:
+  // The item of this thread in a round, or -1.
+  __device__ __forceinline__ int item_of(int round) const {
+    const int width = static_cast<int>(blockDim.x), thread = static_cast<int>(threadIdx.x);
+    const int first = round * width, items = nodes * chunk;
+    const int count = items - first < width ? items - first : width;
+    if (thread >= count) return -1;
+    return first + (round % 2 == 1 ? count - 1 - thread : thread);
+  }
+};
+
+// Largest number of entries among the items of `mask`, whose lanes walk together if they share items.
+template <int kLanes>
+__device__ __forceinline__ int most_entries(int entries, unsigned mask) {
+  return kLanes == 1 ? entries : __reduce_max_sync(mask, entries);
+}
+
+}  // namespace hiermt::cuda
