@@ -169,16 +169,9 @@ __global__ void __launch_bounds__(kThreads)
   }
 }
 
-// Depends on the number of rows alone, so that the order of the sums is the same on every GPU.
-struct RowSplit {
-  int64_t blocks, rows_per_block;
-
-  explicit RowSplit(int64_t rows) {
-    const int64_t wanted = ceil_div(rows, kRowsPerBlock);
-    rows_per_block = wanted <= kMaxBlocks ? kRowsPerBlock : ceil_div(rows, kMaxBlocks);
-    blocks = ceil_div(rows, rows_per_block);
-  }
-};
+RowChunks row_chunks(int64_t rows) {
+  return RowChunks(rows, kMaxBlocks, kRowsPerBlock);
+}
 
 }  // namespace
 
@@ -186,7 +179,7 @@ template <class S>
 size_t decision_backward_workspace(const DecisionBackward<S, Compute<S>>& p) {
   if (!p.need_params) return 0;
   // One block even without rows, for their zero sums.
-  const int64_t blocks = RowSplit(p.rows).blocks > 0 ? RowSplit(p.rows).blocks : 1;
+  const int64_t blocks = row_chunks(p.rows).count > 0 ? row_chunks(p.rows).count : 1;
   return padded_bytes<Compute<S>>(blocks * kLogits * columns(p.hidden));
 }
 
@@ -194,13 +187,13 @@ template <class S>
 int decision_backward(const DecisionBackward<S, Compute<S>>& p, void* workspace, void* stream) {
   using C = Compute<S>;
   const auto on = static_cast<cudaStream_t>(stream);
-  const RowSplit split(p.rows);
+  const RowChunks chunks = row_chunks(p.rows);
   C* moments = static_cast<C*>(workspace);
   const size_t bytes = padded_bytes<C>(kLogits * p.hidden) + padded_bytes<C>(kLogits * kThreads);
-  HIERMT_CUDA_RETURN_IF_ERROR(launch(decision_bwd_rows_kernel<S>, dim3(static_cast<unsigned>(split.blocks)),
-                                     dim3(kThreads), bytes, on, p, moments, split.rows_per_block));
+  HIERMT_CUDA_RETURN_IF_ERROR(launch(decision_bwd_rows_kernel<S>, dim3(static_cast<unsigned>(chunks.count)),
+                                     dim3(kThreads), bytes, on, p, moments, chunks.rows));
   if (!p.need_params) return cudaSuccess;
-  return launch(decision_bwd_params_kernel<S>, dim3(1), dim3(kThreads), 0, on, p, moments, split.blocks);
+  return launch(decision_bwd_params_kernel<S>, dim3(1), dim3(kThreads), 0, on, p, moments, chunks.count);
 }
 
 #define HIERMT_INSTANTIATE(S)                                                             \

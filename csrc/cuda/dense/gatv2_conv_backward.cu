@@ -19,14 +19,6 @@ struct alignas(2 * sizeof(C)) EdgeState {
   C alpha, d_score;  // score and d_alpha between the two loops of the target kernel
 };
 
-struct TargetGrid {
-  int64_t tiles, blocks;
-
-  TargetGrid(int64_t rows, int64_t groups) : tiles(ceil_div(rows, groups)) {
-    blocks = tiles == 0 ? 0 : ceil_div(tiles, ceil_div(tiles, GatV2Traits::kMaxTargetBlocks));
-  }
-};
-
 template <class C>
 struct BackwardMemory {
   Workspace memory;
@@ -259,16 +251,16 @@ cudaError_t edge_gradients(const GatV2ConvBackward<S, Compute<S>>& p,
   const GatV2ConvForward<S>& f = p.forward;
   return dispatch_hidden<S>(f.hidden, [&](auto hidden) {
     constexpr int kHidden = decltype(hidden)::value;
-    const int64_t groups = GatV2Traits::kThreads / ChannelSplit<kHidden>(static_cast<int>(f.hidden)).lanes;
-    const TargetGrid grid(rows, groups);
-    HIERMT_CUDA_RETURN_IF_ERROR(
-        launch(gatv2_conv_bwd_target_kernel<S, kHidden>, dim3(static_cast<unsigned>(grid.blocks)),
-               dim3(GatV2Traits::kThreads), padded_bytes<C>(static_cast<size_t>(groups) * 3 * f.hidden),
-               stream, f, p.d_out, memory, static_cast<int>(rows), static_cast<int>(grid.tiles)));
+    const int64_t groups = groups_per_block<kHidden>(f.hidden, GatV2Traits::kThreads);
+    const int64_t tiles = ceil_div(rows, groups);
+    const int64_t blocks = RowChunks(tiles, GatV2Traits::kMaxTargetBlocks, 1).count;
+    HIERMT_CUDA_RETURN_IF_ERROR(launch(gatv2_conv_bwd_target_kernel<S, kHidden>,
+                                       dim3(static_cast<unsigned>(blocks)), dim3(GatV2Traits::kThreads),
+                                       padded_bytes<C>(static_cast<size_t>(groups) * 3 * f.hidden), stream, f,
+                                       p.d_out, memory, static_cast<int>(rows), static_cast<int>(tiles)));
     if (wants_vectors(p.grads)) {
-      HIERMT_CUDA_RETURN_IF_ERROR(ordered_sum<C>(memory.partial, grid.blocks, 3 * f.hidden,
-                                                 VectorGrads<C>{p.grads, static_cast<int>(f.hidden)},
-                                                 stream));
+      HIERMT_CUDA_RETURN_IF_ERROR(ordered_sum<C>(
+          memory.partial, blocks, 3 * f.hidden, VectorGrads<C>{p.grads, static_cast<int>(f.hidden)}, stream));
     }
     if (p.d_edge_weight != nullptr) {
       HIERMT_CUDA_RETURN_IF_ERROR(launch(gatv2_conv_bwd_edge_weight_kernel<S>,

@@ -233,14 +233,14 @@ int gcn_conv_backward(const GcnConvBackward<S, Compute<S>>& p, Accumulate accumu
   if (!supported(nodes, f.steps, f.hidden)) return cudaErrorInvalidValue;
   const BackwardMemory<C> memory(workspace, p, rows);
 
-  const int64_t rows_per_block = rows == 0 ? 1 : ceil_div<int64_t>(rows, GcnTraits::kMaxBiasBlocks);
-  const int64_t blocks = ceil_div<int64_t>(rows, rows_per_block);
-  HIERMT_CUDA_RETURN_IF_ERROR(launch(gcn_conv_bwd_activation_kernel<S>, dim3(static_cast<unsigned>(blocks)),
-                                     dim3(GcnTraits::kThreads), padded_bytes<C>(GcnTraits::kThreads), stream,
-                                     f, p.d_out, memory.d_y, rows, rows_per_block, memory.partial));
+  const RowChunks chunks(rows, GcnTraits::kMaxBiasBlocks, 1);
+  HIERMT_CUDA_RETURN_IF_ERROR(launch(gcn_conv_bwd_activation_kernel<S>,
+                                     dim3(static_cast<unsigned>(chunks.count)), dim3(GcnTraits::kThreads),
+                                     padded_bytes<C>(GcnTraits::kThreads), stream, f, p.d_out, memory.d_y,
+                                     rows, chunks.rows, memory.partial));
   if (p.grads.bias != nullptr) {
     HIERMT_CUDA_RETURN_IF_ERROR(
-        ordered_sum<C>(memory.partial, blocks, f.hidden, BiasGrad<C>{p.grads.bias}, stream));
+        ordered_sum<C>(memory.partial, chunks.count, f.hidden, BiasGrad<C>{p.grads.bias}, stream));
   }
   if (p.d_norm != nullptr) {
     if (!accumulate.edge_weight) {

@@ -155,19 +155,10 @@ __global__ void __launch_bounds__(WeightGradTraits::kThreads)
   }
 }
 
-// Rows per chunk and number of chunks. They depend on the number of rows alone, so that the order of the sums
-// is the same on every GPU.
-struct GradChunks {
-  int64_t rows_per_chunk, count;
-
-  explicit GradChunks(int64_t rows) {
-    using T = WeightGradTraits;
-    rows_per_chunk =
-        ceil_div<int64_t>(ceil_div<int64_t>(rows > 0 ? rows : 1, T::kMaxChunks), T::kRows) * T::kRows;
-    if (rows_per_chunk < T::kMinRows) rows_per_chunk = T::kMinRows;
-    count = ceil_div<int64_t>(rows, rows_per_chunk);
-  }
-};
+inline RowChunks grad_chunks(int64_t rows) {
+  using T = WeightGradTraits;
+  return RowChunks(rows, T::kMaxChunks, T::kMinRows, T::kRows);
+}
 
 struct OrderedSumTraits {
   static constexpr int kColumns = 32;  // neighbouring sums of a block: one warp reads a row of them
@@ -210,7 +201,7 @@ cudaError_t ordered_sum(const C* partial, int64_t chunks, int64_t count, const O
 }
 
 inline int64_t weight_grad_values(int64_t rows, int64_t outputs, int64_t inputs) {
-  return GradChunks(rows).count * outputs * (inputs + 1);
+  return grad_chunks(rows).count * outputs * (inputs + 1);
 }
 
 // `partial` holds weight_grad_values(...) values. Element m * (inputs + 1) + k of `out` is the gradient of
@@ -219,7 +210,7 @@ template <class C, class Cotangent, class In, class Out, class Tensor>
 cudaError_t weight_grad(const Cotangent& cotangent, const In& in, int64_t rows, int64_t outputs,
                         int64_t inputs, C* partial, const Out& out, cudaStream_t stream, Tensor tensor) {
   using T = WeightGradTraits;
-  const GradChunks chunks(rows);
+  const RowChunks chunks = grad_chunks(rows);
   const dim3 grid(static_cast<unsigned>(chunks.count),
                   static_cast<unsigned>(ceil_div<int64_t>(outputs, T::kTile)),
                   static_cast<unsigned>(ceil_div<int64_t>(inputs + 1, T::kTile)));
@@ -227,9 +218,8 @@ cudaError_t weight_grad(const Cotangent& cotangent, const In& in, int64_t rows, 
       2 * padded_bytes<C>(T::kRows * T::kStride) + padded_bytes<C>(T::kSlices * T::kTile * T::kTile);
   HIERMT_CUDA_RETURN_IF_ERROR(dispatch_tensor_cores(tensor, [&](auto constant) {
     return launch(weight_grad_kernel<C, decltype(constant)::value, Cotangent, In>, grid, dim3(T::kThreads),
-                  shared, stream, cotangent, in, static_cast<int>(rows),
-                  static_cast<int>(chunks.rows_per_chunk), static_cast<int>(outputs),
-                  static_cast<int>(inputs), partial);
+                  shared, stream, cotangent, in, static_cast<int>(rows), static_cast<int>(chunks.rows),
+                  static_cast<int>(outputs), static_cast<int>(inputs), partial);
   }));
   return ordered_sum<C>(partial, chunks.count, outputs * (inputs + 1), out, stream);
 }

@@ -34,9 +34,9 @@ __global__ void __launch_bounds__(StackTraits<kHidden>::kThreads, StackTraits<kH
     conv.fill(p.convs[layer], layer == 0 ? x.channels : kHidden);
     __syncthreads();
     if (layer == 0) {
-      project_input<true>(items, conv, x, x_l, own);
+      project<true>(items, conv, x, x_l, own);
     } else {
-      project_tile<true>(items, conv, own, x_l, own);
+      project<true>(items, conv, own, x_l, own);
     }
     const Activation activation = p.activation(layer);
     if constexpr (StackTraits<kHidden>::kSplitScores) {

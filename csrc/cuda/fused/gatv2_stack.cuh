@@ -72,90 +72,37 @@ struct ConvMemory {
   }
 };
 
-// Both projections of an item, of x or of the output of a convolution. `x_r` may be the tile that is read.
-template <int kHidden, int kLanes, class ForEachInput>
-__device__ __forceinline__ void project_item(const ConvMemory<kHidden>& conv, int node, int step,
-                                             unsigned mask, const Tile<kHidden, kLanes>& x_l,
-                                             const Tile<kHidden, kLanes>& x_r,
-                                             ForEachInput&& for_each_input) {
-  float x_j[kHidden / kLanes], x_i[kHidden / kLanes];
-  copy_channels<kHidden, kLanes>(conv.vectors.lin_l_bias(), x_j);
-  copy_channels<kHidden, kLanes>(conv.vectors.lin_r_bias(), x_i);
-  for_each_input([&](int k, float value) {
-    add_scaled<kHidden, kLanes>(conv.lin_l + k * kHidden, value, x_j);
-    add_scaled<kHidden, kLanes>(conv.lin_r + k * kHidden, value, x_i);
-  });
-  // All lanes of the item have read its inputs.
-  if constexpr (kLanes > 1) __syncwarp(mask);
-  x_l.write(node, step, x_j);
-  x_r.write(node, step, x_i);
-}
-
-// The same for several items of a thread.
-template <int kHidden, int kItems, class ForEachInput>
-__device__ __forceinline__ void project_group(const ConvMemory<kHidden>& conv, const ItemGroup<kItems>& group,
-                                              const Tile<kHidden>& x_l, const Tile<kHidden>& x_r,
-                                              ForEachInput&& for_each_input) {
-  float x_j[kItems][kHidden], x_i[kItems][kHidden];
+// Both projections of the items, of x or of a tile; `x_r` may be the tile that is read. kPairs: two items of
+// a thread at once, which needs more registers.
+template <bool kPairs, class Input, int kHidden, int kLanes>
+__device__ __forceinline__ void project(const StackItems& items, const ConvMemory<kHidden>& conv,
+                                        const Input& input, const Tile<kHidden, kLanes>& x_l,
+                                        const Tile<kHidden, kLanes>& x_r) {
+  const auto project_group = [&](const auto& group, unsigned mask) {
+    constexpr int kItems = std::decay_t<decltype(group)>::kItems, kChannels = kHidden / kLanes;
+    float x_j[kItems][kChannels], x_i[kItems][kChannels];
 #pragma unroll
-  for (int i = 0; i < kItems; ++i) {
-    copy_channels<kHidden>(conv.vectors.lin_l_bias(), x_j[i]);
-    copy_channels<kHidden>(conv.vectors.lin_r_bias(), x_i[i]);
-  }
-  for_each_input([&](int k, const float (&values)[kItems]) {
-    add_scaled<kHidden, kItems>(conv.lin_l + k * kHidden, values, x_j);
-    add_scaled<kHidden, kItems>(conv.lin_r + k * kHidden, values, x_i);
-  });
+    for (int i = 0; i < kItems; ++i) {
+      copy_channels<kHidden, kLanes>(conv.vectors.lin_l_bias(), x_j[i]);
+      copy_channels<kHidden, kLanes>(conv.vectors.lin_r_bias(), x_i[i]);
+    }
+    for_each_channel<kPairs ? 1 : 2>(input, group, [&](int k, const float (&values)[kItems]) {
+      add_scaled<kHidden, kLanes>(conv.lin_l + k * kHidden, values, x_j);
+      add_scaled<kHidden, kLanes>(conv.lin_r + k * kHidden, values, x_i);
+    });
+    // All lanes of the item have read its inputs.
+    if constexpr (kLanes > 1) __syncwarp(mask);
 #pragma unroll
-  for (int i = 0; i < kItems; ++i) {
-    x_l.write(group.node[i], group.step[i], x_j[i]);
-    x_r.write(group.node[i], group.step[i], x_i[i]);
-  }
-}
-
-// Both projections of all items. kPairs: two items of a thread at once, which needs more registers.
-template <bool kPairs, class S, int kHidden, int kLanes>
-__device__ __forceinline__ void project_input(const StackItems& items, const ConvMemory<kHidden>& conv,
-                                              const StackInput<S>& x, const Tile<kHidden, kLanes>& x_l,
-                                              const Tile<kHidden, kLanes>& x_r) {
+    for (int i = 0; i < kItems; ++i) {
+      x_l.write(group.node[i], group.step[i], x_j[i]);
+      x_r.write(group.node[i], group.step[i], x_i[i]);
+    }
+  };
   if constexpr (kPairs) {
-    items.for_each_pair([&](const auto& group) {
-      project_group(conv, group, x_l, x_r, [&](auto&& add) { for_each_channel(x, group, add); });
-    });
+    items.for_each_pair([&](const auto& group) { project_group(group, kFullMask); });
   } else {
-    items.for_each_with_mask<kLanes>([&](int node, int step, unsigned mask) {
-      project_item(conv, node, step, mask, x_l, x_r, [&](auto&& add) {
-        const S* row = x.row(node, step);
-#pragma unroll 4
-        for (int k = 0; k < x.channels; ++k) add(k, load(row + k * x.stride_channel));
-      });
-    });
-  }
-}
-
-template <bool kPairs, int kHidden, int kLanes>
-__device__ __forceinline__ void project_tile(const StackItems& items, const ConvMemory<kHidden>& conv,
-                                             const Tile<kHidden, kLanes>& inputs,
-                                             const Tile<kHidden, kLanes>& x_l,
-                                             const Tile<kHidden, kLanes>& x_r) {
-  if constexpr (kPairs) {
-    items.for_each_pair([&](const auto& group) {
-      project_group(conv, group, x_l, x_r, [&](auto&& add) { for_each_channel(inputs, group, add); });
-    });
-  } else {
-    items.for_each_with_mask<kLanes>([&](int node, int step, unsigned mask) {
-      project_item(conv, node, step, mask, x_l, x_r, [&](auto&& add) {
-        const float4* row = inputs.at(node, step);
-#pragma unroll 2
-        for (int q = 0; q < kHidden / 4; ++q) {
-          const float4 quad = row[q * inputs.chunk];
-          add(4 * q + 0, quad.x);
-          add(4 * q + 1, quad.y);
-          add(4 * q + 2, quad.z);
-          add(4 * q + 3, quad.w);
-        }
-      });
-    });
+    items.for_each_with_mask<kLanes>(
+        [&](int node, int step, unsigned mask) { project_group(ItemGroup<1>{{node}, {step}}, mask); });
   }
 }
 

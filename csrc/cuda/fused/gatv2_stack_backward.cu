@@ -187,14 +187,14 @@ __global__ void __launch_bounds__(kEdges ? BackwardTraits<kHidden>::kThreadsWith
     }
     input_projection_backward(p, gate_weights, items, first_row, d_y);
 
-    const auto project = [&](int layer, const Items& to) {
+    const auto project_layer = [&](int layer, const Items& to) {
       __syncthreads();
       conv.fill(p.convs[layer], layer == 0 ? channels : kHidden);
       __syncthreads();
       if (layer == 0) {
-        project_input<false>(items, conv, StackInput<S>(p.x, copy, first_step), x_l, to);
+        project<false>(items, conv, StackInput<S>(p.x, copy, first_step), x_l, to);
       } else {
-        project_tile<false>(items, conv, inputs, x_l, to);
+        project<false>(items, conv, inputs, x_l, to);
       }
       __syncthreads();
     };
@@ -208,10 +208,10 @@ __global__ void __launch_bounds__(kEdges ? BackwardTraits<kHidden>::kThreadsWith
       const bool add = task != static_cast<int>(blockIdx.x);
       const PartialSum vectors{partial, add}, matrices{partial + 3 * kHidden, add};
       for (int before = 0; before < layer; ++before) {
-        project(before, inputs);
+        project_layer(before, inputs);
         attend(items, p.graph, p.edge_weight, conv.vectors, Activation::kLeakyRelu, x_l, inputs);
       }
-      project(layer, x_r);
+      project_layer(layer, x_r);
       sum_cotangents(items, d_y, warp_sums);
       {
         float att_sums[kChannels] = {}, edge_sums[kChannels] = {};

@@ -73,15 +73,18 @@ __global__ void __launch_bounds__(StackTraits<kHidden>::kThreads, StackTraits<kH
   if (p.input_projection != nullptr) gates.fill(p.gates, x.channels);
   convs.fill(p, x.channels);
   __syncthreads();
-  items.for_each_pair([&](const auto& group) {
+  // Projects a group of items, of x or of a tile, with the weights of convolution k.
+  const auto project = [&](const auto& input, const auto& group, int k, const Tile<kHidden>& to) {
     constexpr int kItems = std::decay_t<decltype(group)>::kItems;
+    const float* weights = convs.of(k, x.channels);
     float sums[kItems][kHidden] = {};
-    for_each_channel(x, group, [&](int k, const float (&values)[kItems]) {
-      add_scaled<kHidden, kItems>(convs.weights + k * kHidden, values, sums);
+    for_each_channel(input, group, [&](int channel, const float (&values)[kItems]) {
+      add_scaled<kHidden, 1>(weights + channel * kHidden, values, sums);
     });
 #pragma unroll
-    for (int i = 0; i < kItems; ++i) projected.write(group.node[i], group.step[i], sums[i]);
-  });
+    for (int i = 0; i < kItems; ++i) to.write(group.node[i], group.step[i], sums[i]);
+  };
+  items.for_each_pair([&](const auto& group) { project(x, group, 0, projected); });
 
   for (int layer = 0; layer < p.conv_layers; ++layer) {
     const bool is_last = layer + 1 == p.conv_layers;
@@ -98,14 +101,7 @@ __global__ void __launch_bounds__(StackTraits<kHidden>::kThreads, StackTraits<kH
     });
     items.for_each_pair([&](const auto& group) {
       if (is_last) return p.finish(gates, x, block, next, group);
-      constexpr int kItems = std::decay_t<decltype(group)>::kItems;
-      const float* weights = convs.of(layer + 1, x.channels);
-      float sums[kItems][kHidden] = {};
-      for_each_channel(next, group, [&](int k, const float (&values)[kItems]) {
-        add_scaled<kHidden, kItems>(weights + k * kHidden, values, sums);
-      });
-#pragma unroll
-      for (int i = 0; i < kItems; ++i) next.write(group.node[i], group.step[i], sums[i]);
+      project(next, group, layer + 1, next);
     });
     const Tile<kHidden> used = projected;
     projected = next;

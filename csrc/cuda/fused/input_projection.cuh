@@ -48,7 +48,7 @@ __device__ __forceinline__ void write_input_projection(const GateMemory<kHidden>
     const auto add = [&](int k, const float (&values)[kItems]) {
 #pragma unroll
       for (int gate = 0; gate < kAtOnce; ++gate) {
-        add_scaled<kHidden, kItems>(gates.weights + (k * 3 + first + gate) * kHidden, values, sums[gate]);
+        add_scaled<kHidden, 1>(gates.weights + (k * 3 + first + gate) * kHidden, values, sums[gate]);
       }
     };
     for_each_channel(x, group, add);

@@ -40,44 +40,25 @@ template <int kHidden, int kLanes = 1>
 __device__ __forceinline__ void copy_channels(const float* from, float (&to)[kHidden / kLanes]) {
   from += 4 * lane_of_item<kLanes>();
 #pragma unroll
-  for (int c = 0; c < kHidden / kLanes; c += 4) {
-    const float4 quad = *reinterpret_cast<const float4*>(from + c * kLanes);
-    to[c] = quad.x, to[c + 1] = quad.y, to[c + 2] = quad.z, to[c + 3] = quad.w;
-  }
+  for (int c = 0; c < kHidden / kLanes; c += 4) load_quad(from + c * kLanes, to + c);
 }
 
 template <int kHidden, int kLanes>
 __device__ __forceinline__ void write_channels(const float (&from)[kHidden / kLanes], float* to) {
   to += 4 * lane_of_item<kLanes>();
 #pragma unroll
-  for (int c = 0; c < kHidden / kLanes; c += 4) {
-    *reinterpret_cast<float4*>(to + c * kLanes) = float4{from[c], from[c + 1], from[c + 2], from[c + 3]};
-  }
+  for (int c = 0; c < kHidden / kLanes; c += 4) store_quad(to + c * kLanes, from + c);
 }
 
-// sum[c] += value * weights[c], this lane's channels of `weights`.
-template <int kHidden, int kLanes = 1>
-__device__ __forceinline__ void add_scaled(const float* weights, float value,
-                                           float (&sum)[kHidden / kLanes]) {
+// sums[i][c] += values[i] * weights[c] for this lane's channels. Several items share the load of a weight: 16
+// bytes of shared memory take two cycles even as a broadcast.
+template <int kHidden, int kLanes, int kItems>
+__device__ __forceinline__ void add_scaled(const float* weights, const float (&values)[kItems],
+                                           float (&sums)[kItems][kHidden / kLanes]) {
   weights += 4 * lane_of_item<kLanes>();
 #pragma unroll
   for (int c = 0; c < kHidden / kLanes; c += 4) {
     const float4 quad = *reinterpret_cast<const float4*>(weights + c * kLanes);
-    sum[c] += value * quad.x;
-    sum[c + 1] += value * quad.y;
-    sum[c + 2] += value * quad.z;
-    sum[c + 3] += value * quad.w;
-  }
-}
-
-// The same for several items, which share the load of a weight: 16 bytes of shared memory take two cycles
-// even as a broadcast.
-template <int kHidden, int kItems>
-__device__ __forceinline__ void add_scaled(const float* weights, const float (&values)[kItems],
-                                           float (&sums)[kItems][kHidden]) {
-#pragma unroll
-  for (int c = 0; c < kHidden; c += 4) {
-    const float4 quad = *reinterpret_cast<const float4*>(weights + c);
 #pragma unroll
     for (int i = 0; i < kItems; ++i) {
       sums[i][c] += values[i] * quad.x;
@@ -108,11 +89,7 @@ struct Tile {
   __device__ __forceinline__ void read(int node, int step, float (&values)[kHidden / kLanes]) const {
     const float4* from = at(node, step) + lane_of_item<kLanes>() * chunk;
 #pragma unroll
-    for (int q = 0; q < kOwn; ++q) {
-      const float4 quad = from[q * kLanes * chunk];
-      values[4 * q] = quad.x, values[4 * q + 1] = quad.y, values[4 * q + 2] = quad.z,
-                 values[4 * q + 3] = quad.w;
-    }
+    for (int q = 0; q < kOwn; ++q) load_quad(from + q * kLanes * chunk, values + 4 * q);
   }
   __device__ __forceinline__ void write(int node, int step, const float (&values)[kHidden / kLanes]) const {
     float4* to = at(node, step) + lane_of_item<kLanes>() * chunk;

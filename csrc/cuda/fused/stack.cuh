@@ -110,8 +110,8 @@ __device__ void transpose_weights(const S* from, int columns, int inputs, float*
   }
 }
 
-// Calls add(k, values) for each channel k of x, with one value per item.
-template <class S, int kItems, class Add>
+// Calls add(k, values) for each channel k of x, with one value per item. kUnroll is for the overload below.
+template <int kUnroll = 1, class S, int kItems, class Add>
 __device__ __forceinline__ void for_each_channel(const StackInput<S>& x, const ItemGroup<kItems>& group,
                                                  Add&& add) {
   const S* rows[kItems];
@@ -126,11 +126,11 @@ __device__ __forceinline__ void for_each_channel(const StackInput<S>& x, const I
   }
 }
 
-// The same for the channels of a tile.
-template <int kHidden, int kItems, class Add>
-__device__ __forceinline__ void for_each_channel(const Tile<kHidden>& tile, const ItemGroup<kItems>& group,
-                                                 Add&& add) {
-#pragma unroll 1
+// The same for the channels of a tile, kUnroll quads at a time.
+template <int kUnroll = 1, int kHidden, int kLanes, int kItems, class Add>
+__device__ __forceinline__ void for_each_channel(const Tile<kHidden, kLanes>& tile,
+                                                 const ItemGroup<kItems>& group, Add&& add) {
+#pragma unroll kUnroll
   for (int q = 0; q < kHidden / 4; ++q) {
     float4 quads[kItems];
 #pragma unroll

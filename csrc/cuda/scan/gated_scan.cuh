@@ -34,8 +34,7 @@ __device__ __forceinline__ const S* gate_bias(const GateWeights<S>& weights, int
 
 // Four consecutive values in shared memory, at an address aligned to them.
 __device__ __forceinline__ void load_four(const float* from, float (&values)[4]) {
-  const float4 quad = *reinterpret_cast<const float4*>(from);
-  values[0] = quad.x, values[1] = quad.y, values[2] = quad.z, values[3] = quad.w;
+  load_quad(from, values);
 }
 __device__ __forceinline__ void load_four(const double* from, double (&values)[4]) {
 #pragma unroll

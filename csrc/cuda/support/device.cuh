@@ -37,6 +37,18 @@ __device__ __forceinline__ void store(Half* at, float value) {
   at->bits = __half_as_ushort(__float2half_rn(value));
 }
 
+// Four consecutive values; the address in memory is 16-byte aligned.
+__device__ __forceinline__ void load_quad(const float4* from, float* to) {
+  const float4 quad = *from;
+  to[0] = quad.x, to[1] = quad.y, to[2] = quad.z, to[3] = quad.w;
+}
+__device__ __forceinline__ void load_quad(const float* from, float* to) {
+  load_quad(reinterpret_cast<const float4*>(from), to);
+}
+__device__ __forceinline__ void store_quad(float* to, const float* from) {
+  *reinterpret_cast<float4*>(to) = float4{from[0], from[1], from[2], from[3]};
+}
+
 __device__ __forceinline__ float exp(float x) {
   return expf(x);
 }
@@ -101,6 +113,19 @@ __device__ C block_sum(C value, C* scratch) {
   return scratch[0];
 }
 
+// Chunks of rows for partial sums: at most `max_count` of at least `min_rows`, whose size is a multiple of
+// `multiple`. They depend on the number of rows alone, so that the order of the sums is the same on every
+// GPU.
+struct RowChunks {
+  int64_t rows, count;  // of a chunk, and chunks
+
+  RowChunks(int64_t all_rows, int64_t max_count, int64_t min_rows, int64_t multiple = 1)
+      : rows(ceil_div(ceil_div(all_rows, max_count), multiple) * multiple) {
+    if (rows < min_rows) rows = min_rows;
+    count = ceil_div(all_rows, rows);
+  }
+};
+
 // Row r of a sequence [N, T, ...] is node r / T at step r % T. Launchers check that N * T fits 31 bits.
 struct RowIndex {
   int copy, node, step;
@@ -137,10 +162,7 @@ struct ChannelSplit {
   __device__ __forceinline__ void load_aligned(const C* row, int first, C (&values)[kChannels]) const {
     if constexpr (kHidden != 0 && sizeof(C) == 4) {
 #pragma unroll
-      for (int v = 0; v < kChannels; v += 4) {
-        const float4 quad = *reinterpret_cast<const float4*>(row + first + v);
-        values[v] = quad.x, values[v + 1] = quad.y, values[v + 2] = quad.z, values[v + 3] = quad.w;
-      }
+      for (int v = 0; v < kChannels; v += 4) load_quad(row + first + v, values + v);
     } else {
       load_any(row, first, values);
     }
@@ -149,10 +171,7 @@ struct ChannelSplit {
   __device__ __forceinline__ void store_aligned(C* row, int first, const C (&values)[kChannels]) const {
     if constexpr (kHidden != 0 && sizeof(C) == 4) {
 #pragma unroll
-      for (int v = 0; v < kChannels; v += 4) {
-        *reinterpret_cast<float4*>(row + first + v) =
-            float4{values[v], values[v + 1], values[v + 2], values[v + 3]};
-      }
+      for (int v = 0; v < kChannels; v += 4) store_quad(row + first + v, values + v);
     } else {
       store_any(row, first, values);
     }
