@@ -44,10 +44,9 @@ cudaError_t project_pair(const GatV2ConvForward<S>& p, Compute<S>* x_l, Compute<
                          cudaStream_t stream) {
   const int hidden = static_cast<int>(p.hidden), channels = static_cast<int>(p.x.channels);
   const int64_t rows = p.graph.copies * p.graph.num_nodes * p.steps;
-  return linear<Compute<S>>(
-      SequenceRows<S>{p.x, static_cast<int>(p.graph.num_nodes), static_cast<int>(p.steps)},
-      PairWeights<S>{p.weights, channels, hidden}, PairOut<Compute<S>>{x_l, x_r, hidden}, rows, channels,
-      2 * hidden, stream, use_tensor_cores<S>(p.tf32));
+  return linear<Compute<S>>(SequenceRows<S>::of(p), PairWeights<S>{p.weights, channels, hidden},
+                            PairOut<Compute<S>>{x_l, x_r, hidden}, rows, channels, 2 * hidden, stream,
+                            use_tensor_cores<S>(p.tf32));
 }
 
 // leaky_relu as a maximum, which needs no comparison. leaky_relu(NaN) is NaN, since both operands are.

@@ -219,19 +219,6 @@ __global__ void __launch_bounds__(GatV2Traits::kThreads)
   }
 }
 
-// The transpose of PairWeights.
-template <class S>
-struct TransposedPair {
-  GatV2Weights<S> weights;
-  int inputs, hidden;
-
-  __device__ Compute<S> weight(int k, int n) const {
-    return k < hidden ? load(weights.lin_l_weight + k * inputs + n)
-                      : load(weights.lin_r_weight + (k - hidden) * inputs + n);
-  }
-  __device__ Compute<S> bias(int) const { return Compute<S>(0); }
-};
-
 template <class C>
 bool wants_vectors(const GatV2Grads<C>& g) {
   return g.att != nullptr || g.lin_edge_weight != nullptr || g.bias != nullptr;
@@ -308,12 +295,11 @@ int gatv2_conv_backward(const GatV2ConvBackward<S, Compute<S>>& p, Accumulate ac
   const PairRows<C> d_projections{memory.x_l, memory.d_x_r, hidden};
   if (wants_matrices(p.grads)) {
     HIERMT_CUDA_RETURN_IF_ERROR(weight_grad<C>(
-        d_projections, SequenceRows<S>{f.x, static_cast<int>(f.graph.num_nodes), static_cast<int>(f.steps)},
-        rows, 2 * f.hidden, f.x.channels, memory.partial, MatrixGrads<C>{p.grads, hidden, channels}, stream,
-        use_tensor_cores<S>(f.tf32)));
+        d_projections, SequenceRows<S>::of(f), rows, 2 * f.hidden, f.x.channels, memory.partial,
+        MatrixGrads<C>{p.grads, hidden, channels}, stream, use_tensor_cores<S>(f.tf32)));
   }
   if (p.d_x == nullptr) return cudaSuccess;
-  return linear<C>(d_projections, TransposedPair<S>{f.weights, channels, hidden},
+  return linear<C>(d_projections, Transposed<PairWeights<S>>{{f.weights, channels, hidden}},
                    DenseOut<S>{p.d_x, channels, accumulate.d_x}, rows, 2 * f.hidden, f.x.channels, stream,
                    use_tensor_cores<S>(f.tf32));
 }

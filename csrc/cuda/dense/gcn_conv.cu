@@ -165,11 +165,10 @@ struct LinGrad {
 
 template <class S>
 cudaError_t project(const GcnConvForward<S>& p, Compute<S>* projected, int64_t rows, cudaStream_t stream) {
-  return linear<Compute<S>>(
-      SequenceRows<S>{p.x, static_cast<int>(p.graph.num_nodes), static_cast<int>(p.steps)},
-      PlainWeight<S>{p.weights.lin_weight, 1, static_cast<int>(p.x.channels)},
-      PairOut<Compute<S>>{projected, nullptr, static_cast<int>(p.hidden)}, rows, p.x.channels, p.hidden,
-      stream, use_tensor_cores<S>(p.tf32));
+  return linear<Compute<S>>(SequenceRows<S>::of(p),
+                            PlainWeight<S>{p.weights.lin_weight, 1, static_cast<int>(p.x.channels)},
+                            PairOut<Compute<S>>{projected, nullptr, static_cast<int>(p.hidden)}, rows,
+                            p.x.channels, p.hidden, stream, use_tensor_cores<S>(p.tf32));
 }
 
 template <class C>
@@ -264,10 +263,9 @@ int gcn_conv_backward(const GcnConvBackward<S, Compute<S>>& p, Accumulate accumu
   }));
   const PairRows<C> d_projected{memory.projected, nullptr, static_cast<int>(f.hidden)};
   if (p.grads.lin_weight != nullptr) {
-    HIERMT_CUDA_RETURN_IF_ERROR(weight_grad<C>(
-        d_projected, SequenceRows<S>{f.x, static_cast<int>(f.graph.num_nodes), static_cast<int>(f.steps)},
-        rows, f.hidden, f.x.channels, memory.partial, LinGrad<C>{p.grads.lin_weight, channels}, stream,
-        use_tensor_cores<S>(f.tf32)));
+    HIERMT_CUDA_RETURN_IF_ERROR(
+        weight_grad<C>(d_projected, SequenceRows<S>::of(f), rows, f.hidden, f.x.channels, memory.partial,
+                       LinGrad<C>{p.grads.lin_weight, channels}, stream, use_tensor_cores<S>(f.tf32)));
   }
   if (p.d_x == nullptr) return cudaSuccess;
   return linear<C>(d_projected, PlainWeight<S>{f.weights.lin_weight, channels, 1},

@@ -233,6 +233,10 @@ struct SequenceRows {
   SequenceView<S> view;
   int num_nodes, steps;
 
+  template <class P>
+  static SequenceRows of(const P& conv) {
+    return {conv.x, static_cast<int>(conv.graph.num_nodes), static_cast<int>(conv.steps)};
+  }
   __device__ Row row(int r) const { return {sequence_offset(view, RowIndex(r, num_nodes, steps))}; }
   __device__ Compute<S> load(const Row& row, int k) const {
     return cuda::load(view.data + row.offset + k * view.stride_channel);
@@ -249,6 +253,15 @@ struct PlainWeight {
     return load(data + k * stride_inner + n * stride_column);
   }
   __device__ Compute<S> bias(int) const { return Compute<S>(0); }
+};
+
+// The transpose of a Weight, without its bias.
+template <class Weight>
+struct Transposed {
+  Weight weights;
+
+  __device__ auto weight(int k, int n) const { return weights.weight(n, k); }
+  __device__ auto bias(int) const { return decltype(weights.weight(0, 0))(0); }
 };
 
 // Rows of one or two dense arrays of the same width, side by side.

@@ -15,13 +15,13 @@ struct BackwardTraits {
   // 168 registers a thread. A hundred nodes at seven steps are two rounds of 352 threads.
   static constexpr int kThreads = 384;
   // The gradient of the edge weights needs more registers.
-  static constexpr int kThreadsWithEdges = 256;
+  static constexpr int threads(bool edges) { return edges ? 256 : kThreads; }
   // Lanes of an item: 16 channels a lane would spill at 64, and eight lanes read a tile without bank
   // conflicts.
   static constexpr int kLanes = kHidden <= 16 ? 1 : kHidden / 8;
   // At 64 channels the weights of the gates and of a convolution do not fit together and share their memory.
   static constexpr bool kShareWeightMemory = kHidden > 32;
-  static_assert(kThreads % kWarp == 0 && kThreadsWithEdges % kWarp == 0 && kWarp % kLanes == 0);
+  static_assert(kThreads % kWarp == 0 && kWarp % kLanes == 0);
 };
 // Each block has a partial sum of the gradients, so a block loops over its tasks if there are more of them.
 constexpr int64_t kMaxStackBlocks = 2 * StackLimits::kBlocks;
@@ -33,7 +33,7 @@ struct StackBackward : StackProblem<S, GatV2Weights<S>> {
   S* d_x;
   float* partial;                         // [blocks, values] sums of the gradients of all convolutions
   float* d_edges = nullptr;               // [copies * T, E], or nullptr
-  int chunks = 0, tasks = 0, values = 0;  // chunks of a copy, and of all copies
+  int chunks = 0, tasks = 0, values = 0;  // chunks of a copy and of all copies; values of a partial sum
 };
 
 template <int kHidden>
@@ -68,7 +68,7 @@ __device__ __forceinline__ void input_projection_backward(const StackBackward<S>
                                                           int first_row, const Tile<kHidden, kLanes>& d_y) {
   constexpr int kChannels = kHidden / kLanes;
   const int channels = static_cast<int>(p.x.channels), lane = lane_of_item<kLanes>();
-  // Slope of the last activation below its kink, apart from that of the sigmoid.
+  // Slope of the leaky_relu before the last sigmoid, if there is one.
   const float slope_below = p.last == Activation::kLeakySigmoid ? static_cast<float>(kActivationSlope) : 1.0f;
   items.for_each_with_mask<kLanes>([&](int node, int step, unsigned mask) {
     const int64_t row = first_row + node * p.steps + step;
@@ -141,9 +141,8 @@ __device__ __forceinline__ void sum_cotangents(const StackItems& items, const Ti
 }
 
 template <class S, int kHidden, bool kEdges>
-__global__ void __launch_bounds__(kEdges ? BackwardTraits<kHidden>::kThreadsWithEdges
-                                         : BackwardTraits<kHidden>::kThreads,
-                                  1) gatv2_stack_bwd_kernel(StackBackward<S> p) {
+__global__ void __launch_bounds__(BackwardTraits<kHidden>::threads(kEdges), 1)
+    gatv2_stack_bwd_kernel(StackBackward<S> p) {
   using T = BackwardTraits<kHidden>;
   SharedMemory memory;
   const int nodes = static_cast<int>(p.graph.num_nodes), channels = static_cast<int>(p.x.channels);
@@ -350,7 +349,7 @@ int gatv2_stack_backward(const ConvStackBackward<S, Compute<S>>& p, const GateWe
         const int64_t wanted = items > kLeastThreads<kHidden> ? items : kLeastThreads<kHidden>;
         const bool edges = p.d_edge_weight != nullptr;
         if (edges) stack.d_edges = stack.partial + padded_bytes<float>(plan.blocks * plan.values, 256) / 4;
-        const int64_t threads = stack_threads(wanted, edges ? T::kThreadsWithEdges : T::kThreads);
+        const int64_t threads = stack_threads(wanted, T::threads(edges));
         HIERMT_CUDA_RETURN_IF_ERROR(launch(
             edges ? gatv2_stack_bwd_kernel<S, kHidden, true> : gatv2_stack_bwd_kernel<S, kHidden, false>,
             dim3(static_cast<unsigned>(plan.blocks)), dim3(static_cast<unsigned>(threads)), plan.shared_bytes,

@@ -161,18 +161,6 @@ __global__ void __launch_bounds__(ScanTraits::kMemoryThreads)
   }
 }
 
-template <class C>
-struct ForwardMemory {
-  Workspace memory;
-  C* input_projection;  // [N * T, 3H]
-  C* packed;            // [3, H, H]
-
-  ForwardMemory(void* base, int64_t rows, int64_t hidden) : memory(base) {
-    input_projection = memory.take<C>(rows * 3 * hidden);
-    packed = memory.take<C>(3 * hidden * hidden);
-  }
-};
-
 // The scan over a given input projection.
 template <class S, class Rows>
 cudaError_t recurrence(const GatedScanForward<S>& p, const Rows& input_projection, Compute<S>* packed,
@@ -203,27 +191,21 @@ cudaError_t recurrence(const GatedScanForward<S>& p, const Rows& input_projectio
 
 template <class S>
 size_t gated_scan_forward_workspace(const GatedScanForward<S>& p) {
-  return ForwardMemory<Compute<S>>(nullptr, p.copies * p.num_nodes * p.steps, p.hidden).memory.bytes();
+  return ScanMemory<Compute<S>>(nullptr, p.copies * p.num_nodes * p.steps, p.hidden).memory.bytes();
 }
 
 template <class S>
-int gated_scan_forward(const GatedScanForward<S>& p, void* workspace, void* stream_) {
-  using C = Compute<S>;
-  const cudaStream_t stream = static_cast<cudaStream_t>(stream_);
-  const int64_t nodes = p.copies * p.num_nodes, rows = nodes * p.steps;
+int gated_scan_forward(const GatedScanForward<S>& p, void* workspace, void* stream) {
+  const int64_t nodes = p.copies * p.num_nodes;
   if (!supported(nodes, p.steps, p.hidden)) return cudaErrorInvalidValue;
-  const ForwardMemory<C> memory(workspace, rows, p.hidden);
-  const int hidden = static_cast<int>(p.hidden), channels = static_cast<int>(p.x.channels);
-  HIERMT_CUDA_RETURN_IF_ERROR(
-      linear<C>(GateInputs<S, false>{p}, GateColumns<S>{p.weights, channels + 2 * hidden, hidden, 0},
-                PairOut<C>{memory.input_projection, nullptr, 3 * hidden}, rows, channels + hidden,
-                3 * p.hidden, stream, use_tensor_cores<S>(p.tf32)));
-  return gated_scan_recurrence(p, workspace, stream_);
+  const ScanMemory<Compute<S>> memory(workspace, nodes * p.steps, p.hidden);
+  HIERMT_CUDA_RETURN_IF_ERROR(project_input(p, memory.input_projection, static_cast<cudaStream_t>(stream)));
+  return gated_scan_recurrence(p, workspace, stream);
 }
 
 template <class S>
 int gated_scan_recurrence(const GatedScanForward<S>& p, void* workspace, void* stream) {
-  const ForwardMemory<Compute<S>> memory(workspace, p.copies * p.num_nodes * p.steps, p.hidden);
+  const ScanMemory<Compute<S>> memory(workspace, p.copies * p.num_nodes * p.steps, p.hidden);
   const ProjectedRows<Compute<S>> rows{memory.input_projection, p.steps * 3 * p.hidden, 3 * p.hidden};
   return recurrence(p, rows, memory.packed, static_cast<cudaStream_t>(stream));
 }

@@ -243,6 +243,29 @@ struct GateInputs {
   }
 };
 
+// Workspace of a scan.
+template <class C>
+struct ScanMemory {
+  Workspace memory;
+  C* input_projection;  // [N * T, 3H], or [V * D, 3H] for windows
+  C* packed;            // [3, H, H]
+
+  ScanMemory(void* base, int64_t rows, int64_t hidden)
+      : memory(base),
+        input_projection(memory.take<C>(rows * 3 * hidden)),
+        packed(memory.take<C>(3 * hidden * hidden)) {}
+};
+
+// Input projection of all rows, [rows, 3H].
+template <class S>
+cudaError_t project_input(const GatedScanForward<S>& p, Compute<S>* out, cudaStream_t stream) {
+  using C = Compute<S>;
+  const int hidden = static_cast<int>(p.hidden), channels = static_cast<int>(p.x.channels);
+  return linear<C>(GateInputs<S, false>{p}, GateColumns<S>{p.weights, channels + 2 * hidden, hidden, 0},
+                   PairOut<C>{out, nullptr, 3 * hidden}, p.copies * p.num_nodes * p.steps, channels + hidden,
+                   3 * p.hidden, stream, use_tensor_cores<S>(p.tf32));
+}
+
 // The recurrence alone, over the windows that p describes. day_projection [V * D, 3H] is the input projection
 // of each day; `packed` is a workspace of 3 H * H values.
 template <class S>

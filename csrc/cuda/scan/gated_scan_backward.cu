@@ -7,7 +7,7 @@
 // The scan writes d_u, d_r and d_c; dense layers over all steps derive the gradients of inputs and weights.
 // Gates that were not saved are recomputed from the states for all steps. If S is the compute type, they are
 // stored in place of their cotangents, except r, which the gradient of W_c reads again.
-#include "cuda/scan/gate_grads.cuh"
+#include "cuda/scan/gate_backward.cuh"
 
 namespace hiermt::cuda {
 namespace {
@@ -184,7 +184,7 @@ cudaError_t scan_backward(const GatedScanBackward<S, Compute<S>>& p, const GateW
     constexpr int kHidden = decltype(constant)::value;
     return launch(gated_scan_bwd_register_kernel<S, kHidden>, RegisterLane<kHidden>::grid(nodes),
                   dim3(ScanTraits::kRegisterThreads), 3 * padded_bytes<C>(ScanTraits::kRegisterThreads),
-                  stream, p, gates.reset, gates.grads, static_cast<int>(nodes));
+                  stream, p, gates.reset, gates.d_gates, static_cast<int>(nodes));
   };
   const auto in_memory = [&](auto constant) {
     constexpr int kHidden = decltype(constant)::value;
@@ -193,7 +193,7 @@ cudaError_t scan_backward(const GatedScanBackward<S, Compute<S>>& p, const GateW
     return launch(plan.shared_weights ? gated_scan_bwd_memory_kernel<S, kHidden, true>
                                       : gated_scan_bwd_memory_kernel<S, kHidden, false>,
                   plan.grid(nodes), plan.block(), plan.shared_bytes, stream, p, gates.reset, packed,
-                  gates.grads, static_cast<int>(nodes));
+                  gates.d_gates, static_cast<int>(nodes));
   };
   return nodes == 0 ? cudaSuccess : dispatch_scan<S>(f.hidden, in_registers, in_memory);
 }
@@ -219,8 +219,7 @@ int gated_scan_backward(const GatedScanBackward<S, Compute<S>>& given, void* wor
                                               GateInputs<S, true>{f, memory.gates.reset}, memory.gates.reset,
                                               rows, stream));
   }
-  const int hidden = static_cast<int>(f.hidden), channels = static_cast<int>(f.x.channels);
-  const int columns = channels + 2 * hidden;
+  const int hidden = static_cast<int>(f.hidden), columns = static_cast<int>(f.x.channels) + 2 * hidden;
   const auto tensor = use_tensor_cores<S>(f.tf32);
 
   HIERMT_CUDA_RETURN_IF_ERROR(scan_backward(p, memory.gates, memory.packed, stream));
@@ -228,24 +227,16 @@ int gated_scan_backward(const GatedScanBackward<S, Compute<S>>& given, void* wor
   const GateGrads<C>& grads = p.grads;
   if (grads.u_weight || grads.u_bias || grads.r_weight || grads.r_bias) {
     HIERMT_CUDA_RETURN_IF_ERROR(weight_grad<C>(
-        GateRows<C>{memory.gates.grads, 3 * hidden, 0}, GateInputs<S, false>{f}, rows, 2 * f.hidden, columns,
-        memory.partial, GateGradsOut<C>{grads, columns, hidden, 0, 0, columns}, stream, tensor));
+        GateRows<C>{memory.gates.d_gates, 3 * hidden, 0}, GateInputs<S, false>{f}, rows, 2 * f.hidden,
+        columns, memory.partial, GateGradsOut<C>{grads, columns, hidden, 0, 0, columns}, stream, tensor));
   }
   if (grads.c_weight || grads.c_bias) {
     HIERMT_CUDA_RETURN_IF_ERROR(
-        weight_grad<C>(GateRows<C>{memory.gates.grads, 3 * hidden, 2 * hidden},
+        weight_grad<C>(GateRows<C>{memory.gates.d_gates, 3 * hidden, 2 * hidden},
                        GateInputs<S, true>{f, memory.gates.reset}, rows, f.hidden, columns, memory.partial,
                        GateGradsOut<C>{grads, columns, hidden, 2, 0, columns}, stream, tensor));
   }
-  const GateRows<C> d_rows{memory.gates.grads, 3 * hidden, 0};
-  if (p.d_x != nullptr) {
-    HIERMT_CUDA_RETURN_IF_ERROR(linear<C>(d_rows, TransposedInputWeights<S>{f.weights, columns, hidden, 0},
-                                          DenseOut<S>{p.d_x, channels, p.accumulate_grad_x}, rows,
-                                          3 * f.hidden, channels, stream, tensor));
-  }
-  if (p.d_g == nullptr) return cudaSuccess;
-  return linear<C>(d_rows, TransposedInputWeights<S>{f.weights, columns, hidden, channels},
-                   DenseOut<S>{p.d_g, hidden, false}, rows, 3 * f.hidden, f.hidden, stream, tensor);
+  return input_gradients(f, memory.gates.d_gates, p.d_x, p.accumulate_grad_x, p.d_g, rows, stream);
 }
 
 #define HIERMT_INSTANTIATE(S)                                                                             \

@@ -1,7 +1,7 @@
 // The gated scan over windows of one series, backward. The backward of the recurrence runs per window. The
 // cotangents of the input projection are then summed over the windows that contain a day, and the gradients
 // of x, g and the input columns are computed per day.
-#include "cuda/scan/gate_grads.cuh"
+#include "cuda/scan/gate_backward.cuh"
 #include "cuda/scan/gated_scan_windows.h"
 #include "cuda/scan/window_scan.cuh"
 
@@ -132,7 +132,7 @@ template <class S>
 struct BackwardMemory {
   using C = Compute<S>;
   Workspace memory;
-  C* day_grads;  // [V * D, 3H]
+  C* d_days;  // [V * D, 3H] cotangents of the gates, summed over the windows
   GateWorkspace<S> gates;
   C* packed;  // [3, H, H]
   int* used;  // [D]
@@ -140,7 +140,7 @@ struct BackwardMemory {
 
   BackwardMemory(void* base, const GatedScanWindowsForward<S>& p)
       : memory(base),
-        day_grads(memory.template take<C>(p.num_nodes * p.days * 3 * p.hidden)),
+        d_days(memory.template take<C>(p.num_nodes * p.days * 3 * p.hidden)),
         gates(memory, nullptr, p.windows.count * p.num_nodes * p.windows.steps, p.hidden) {
     const int64_t day_rows = p.num_nodes * p.days, rows = p.windows.count * p.num_nodes * p.windows.steps;
     packed = memory.template take<C>(3 * p.hidden * p.hidden);
@@ -173,14 +173,14 @@ cudaError_t weight_grads(const GatedScanWindowsBackward<S, Compute<S>>& p, const
   const GateGrads<C>& all = p.grads;
   const GateGrads<C> weights{all.u_weight, nullptr, all.r_weight, nullptr, all.c_weight, nullptr};
   HIERMT_CUDA_RETURN_IF_ERROR(weight_grad<C>(
-      GateRows<C>{memory.gates.grads, width, 0},
+      GateRows<C>{memory.gates.d_gates, width, 0},
       WindowStates<S, false>{f.h, memory.gates.reset, steps, hidden}, rows, 2 * f.hidden, hidden,
       memory.partial, GateGradsOut<C>{weights, columns, hidden, 0, inputs, hidden}, stream, tensor));
   HIERMT_CUDA_RETURN_IF_ERROR(weight_grad<C>(
-      GateRows<C>{memory.gates.grads, width, 2 * hidden},
+      GateRows<C>{memory.gates.d_gates, width, 2 * hidden},
       WindowStates<S, true>{f.h, memory.gates.reset, steps, hidden}, rows, f.hidden, hidden, memory.partial,
       GateGradsOut<C>{weights, columns, hidden, 2, inputs, hidden}, stream, tensor));
-  return weight_grad<C>(GateRows<C>{memory.day_grads, width, 0}, DayInputs<S>{{over_days(f)}, memory.used},
+  return weight_grad<C>(GateRows<C>{memory.d_days, width, 0}, DayInputs<S>{{over_days(f)}, memory.used},
                         day_rows, 3 * f.hidden, inputs, memory.partial,
                         GateGradsOut<C>{all, columns, hidden, 0, 0, inputs}, stream, tensor);
 }
@@ -202,9 +202,7 @@ int gated_scan_windows_backward(const GatedScanWindowsBackward<S, Compute<S>>& p
   const BackwardMemory<S> memory(workspace, f);
   const WindowDays days = window_days(f);
   const int64_t day_rows = f.num_nodes * f.days, rows = f.windows.count * f.num_nodes * f.windows.steps;
-  const int hidden = static_cast<int>(f.hidden), channels = static_cast<int>(f.x.channels);
-  const int columns = channels + 2 * hidden, steps = static_cast<int>(f.windows.steps);
-  const auto tensor = use_tensor_cores<S>(f.tf32);
+  const int hidden = static_cast<int>(f.hidden), steps = static_cast<int>(f.windows.steps);
 
   GatedScanBackward<S, C> scan{};
   scan.forward = over_windows(f);
@@ -217,19 +215,11 @@ int gated_scan_windows_backward(const GatedScanWindowsBackward<S, Compute<S>>& p
       WindowInputs<S, true>{f.x, f.g, days, WindowStates<S, true>{f.h, memory.gates.reset, steps, hidden}},
       memory.gates.reset, rows, stream));
   HIERMT_CUDA_RETURN_IF_ERROR(scan_backward(scan, memory.gates, memory.packed, stream));
-  HIERMT_CUDA_RETURN_IF_ERROR(sum_windows(memory.gates.grads, days, f.windows.count, day_rows, 3 * f.hidden,
-                                          memory.day_grads, memory.used, stream));
+  HIERMT_CUDA_RETURN_IF_ERROR(sum_windows(memory.gates.d_gates, days, f.windows.count, day_rows, 3 * f.hidden,
+                                          memory.d_days, memory.used, stream));
   if (p.grads.u_weight != nullptr) HIERMT_CUDA_RETURN_IF_ERROR(weight_grads(p, memory, stream));
 
-  const GateRows<C> d_rows{memory.day_grads, 3 * hidden, 0};
-  if (p.d_x != nullptr) {
-    HIERMT_CUDA_RETURN_IF_ERROR(linear<C>(d_rows, TransposedInputWeights<S>{f.weights, columns, hidden, 0},
-                                          DenseOut<S>{p.d_x, channels, false}, day_rows, 3 * f.hidden,
-                                          channels, stream, tensor));
-  }
-  if (p.d_g == nullptr) return cudaSuccess;
-  return linear<C>(d_rows, TransposedInputWeights<S>{f.weights, columns, hidden, channels},
-                   DenseOut<S>{p.d_g, hidden, false}, day_rows, 3 * f.hidden, f.hidden, stream, tensor);
+  return input_gradients(over_days(f), memory.d_days, p.d_x, false, p.d_g, day_rows, stream);
 }
 
 #define HIERMT_INSTANTIATE(S)                                                                               \

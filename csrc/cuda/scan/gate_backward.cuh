@@ -5,19 +5,6 @@
 
 namespace hiermt::cuda {
 
-// Transposed input columns of the gates, [3H, F + H], from column `first` on.
-template <class S>
-struct TransposedInputWeights {
-  GateWeights<S> weights;
-  int columns, hidden, first;
-
-  __device__ Compute<S> weight(int k, int n) const {
-    const int gate = k / hidden;
-    return load(gate_weight(weights, gate) + (k - gate * hidden) * columns + first + n);
-  }
-  __device__ Compute<S> bias(int) const { return Compute<S>(0); }
-};
-
 // Gradients of the gates from first_gate on: `width` columns of their weights from first_column on, and the
 // bias.
 template <class C>
@@ -67,17 +54,17 @@ struct GateOut {
 template <class S>
 struct GateWorkspace {
   using C = Compute<S>;
-  C* grads;
+  C* d_gates;
   S* values;  // saved by the forward, in place of the cotangents, or in a workspace
   ResetGate<S> reset;
 
   GateWorkspace(Workspace& memory, S* saved, int64_t rows, int64_t hidden) {
-    grads = memory.template take<C>(rows * 3 * hidden);
+    d_gates = memory.template take<C>(rows * 3 * hidden);
     values = saved;
     bool in_place = false;
     if constexpr (std::is_same_v<S, C>) {
       in_place = saved == nullptr;
-      if (in_place) values = grads;
+      if (in_place) values = d_gates;
     }
     if (saved == nullptr && !in_place) values = memory.template take<S>(rows * 3 * hidden);
     const int width = static_cast<int>(hidden);
@@ -99,6 +86,31 @@ cudaError_t compute_gates(const GatedScanForward<S>& f, const Inputs& inputs, co
                                         stream, tensor));
   return linear<C>(reset_inputs, GateColumns<S>{f.weights, columns, hidden, 2},
                    GateOut<S>{f.gates, reset, hidden, 2}, rows, columns, f.hidden, stream, tensor);
+}
+
+// d_x [rows, F], which may be added to, and d_g [rows, H] from the cotangents of the gates, each if it is
+// given.
+template <class S>
+cudaError_t input_gradients(const GatedScanForward<S>& f, const Compute<S>* d_gates, S* d_x, bool accumulate,
+                            S* d_g, int64_t rows, cudaStream_t stream) {
+  using C = Compute<S>;
+  const int hidden = static_cast<int>(f.hidden), channels = static_cast<int>(f.x.channels);
+  const auto tensor = use_tensor_cores<S>(f.tf32);
+  // The columns of the gates from column `first` on, transposed.
+  const auto weights = [&](int first) {
+    const GateWeights<S>& w = f.weights;
+    const GateWeights<S> shifted{w.u_weight + first, w.u_bias,           w.r_weight + first,
+                                 w.r_bias,           w.c_weight + first, w.c_bias};
+    return Transposed<GateColumns<S>>{{shifted, channels + 2 * hidden, hidden, 0}};
+  };
+  const GateRows<C> d_rows{d_gates, 3 * hidden, 0};
+  if (d_x != nullptr) {
+    HIERMT_CUDA_RETURN_IF_ERROR(linear<C>(d_rows, weights(0), DenseOut<S>{d_x, channels, accumulate}, rows,
+                                          3 * f.hidden, channels, stream, tensor));
+  }
+  if (d_g == nullptr) return cudaSuccess;
+  return linear<C>(d_rows, weights(channels), DenseOut<S>{d_g, hidden, false}, rows, 3 * f.hidden, f.hidden,
+                   stream, tensor);
 }
 
 // Backward of the recurrence alone, from the gates and h. Writes the cotangents of the gates before their
