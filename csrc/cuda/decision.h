@@ -1,6 +1,6 @@
-// Launchers of the decision. `stream` is a cudaStream_t, the result a cudaError_t. Nothing synchronises or
-// allocates; `workspace` is device memory of the bytes that decision_backward_workspace returns,
-// uninitialised.
+// Launchers of the decision. `workspace` is uninitialised device memory of the bytes that
+// decision_backward_workspace returns. The launchers neither synchronise nor allocate. `stream` is a
+// cudaStream_t, the result a cudaError_t.
 #pragma once
 
 #include <cstddef>

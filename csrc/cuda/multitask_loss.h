@@ -1,6 +1,6 @@
-// Launchers of the multi-task loss. `stream` is a cudaStream_t, the result a cudaError_t. Nothing
-// synchronises or allocates; `workspace` is device memory of the bytes that multitask_loss_workspace returns,
-// uninitialised.
+// Launchers of the multi-task loss. `workspace` is uninitialised device memory of the bytes that
+// multitask_loss_workspace returns. The launchers neither synchronise nor allocate. `stream` is a
+// cudaStream_t, the result a cudaError_t.
 #pragma once
 
 #include <cstddef>

@@ -1,6 +1,5 @@
-// Launchers of the gated scan over windows of one series; workspace, stream and result as for gated_scan.h. A
-// window that does not lie in the series is computed on other days: nothing outside is touched, and its
-// values mean nothing.
+// Launchers of the gated scan over windows of one series; workspace, stream and result as in gated_scan.h.
+// The results of a window that exceeds the series are unspecified, but no access is out of bounds.
 #pragma once
 
 #include <cstddef>
@@ -15,15 +14,15 @@ size_t gated_scan_windows_forward_workspace(const GatedScanWindowsForward<S>& p)
 template <class S>
 int gated_scan_windows_forward(const GatedScanWindowsForward<S>& p, void* workspace, void* stream);
 
-// The recurrence alone: the same workspace, which starts with what the gates take from a day, W [x, g] + b as
-// [V * D, 3H] in Compute<S>. Reads neither x nor g.
+// The recurrence alone. The same workspace must start with the input projection W [x, g] + b of each day,
+// [V * D, 3H] in Compute<S>; x and g are not read.
 template <class S>
 int gated_scan_windows_recurrence(const GatedScanWindowsForward<S>& p, void* workspace, void* stream);
 
 template <class S>
 size_t gated_scan_windows_backward_workspace(const GatedScanWindowsBackward<S, Compute<S>>& p);
-// Leaves the cotangents of the gates before their nonlinearity, summed over the windows that have a day, as
-// [V * D, 3H] in Compute<S> at the start of the workspace. Of the gates' values none are read.
+// The workspace then starts with the cotangents of the gates before their nonlinearity, summed over the
+// windows that contain a day, [V * D, 3H] in Compute<S>. Saved gates are not read.
 template <class S>
 int gated_scan_windows_backward(const GatedScanWindowsBackward<S, Compute<S>>& p, void* workspace,
                                 void* stream);
