@@ -184,7 +184,8 @@ int run_stack_backward(Arguments& a) {
   return cuda::conv_stack_backward(p, memory.data(), nullptr);
 }
 
-// A layer: its stack, whose activation tells whether a leaky_relu follows the last convolution, then the gates.
+// A layer: its stack, whose activation tells whether a leaky_relu follows the last convolution, then the
+// gates.
 template <class S>
 struct Layer {
   Stack<S> stack;
