@@ -9,7 +9,7 @@ from typing import IO, Any
 
 import numpy as np
 
-from hiermt.data._errors import import_optional
+from hiermt.data.optional import import_optional
 from hiermt.io.files import atomic_write
 
 # Colours that stay apart for colour-blind readers and in print (Okabe and Ito).

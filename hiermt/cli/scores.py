@@ -9,7 +9,7 @@ import numpy.typing as npt
 from torch import Tensor
 
 from hiermt.data import CLASSES
-from hiermt.data._errors import import_optional
+from hiermt.data.optional import import_optional
 
 Labels = npt.NDArray[np.int64]
 

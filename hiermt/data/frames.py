@@ -11,8 +11,9 @@ import zlib
 from pathlib import Path
 from typing import Any
 
-from hiermt.data._errors import DataError, import_optional, some
+from hiermt.data._errors import DataError, some
 from hiermt.data.column_names import DATE_NAMES, SYMBOL_NAMES, clean, is_bar_field, is_close, is_unnamed, key
+from hiermt.data.optional import import_optional
 
 _EMPTY_CELLS = ["", "NA", "N/A", "NaN", "nan", "null", "NULL", "None"]
 # Far beyond the stocks of any market; pandas would work on more for minutes.

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from hiermt._arguments import check_integer
-from hiermt.data._errors import import_optional
 from hiermt.data.dataset import WindowDataset
+from hiermt.data.optional import import_optional
 from hiermt.data.window_loader import shuffled, start_days
 
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import importlib.util
 from pathlib import Path
 
+from hiermt.data.optional import find_optional
 from hiermt.data.prices import Prices, read_prices
 
 LIMITS = (
@@ -54,13 +54,8 @@ def load_sp500() -> Prices:
 
 def sp500_path() -> Path:
     """The file behind :func:`load_sp500`, a gzipped wide CSV."""
-    found = importlib.util.find_spec("skfolio")
-    if found is None or not found.submodule_search_locations:
-        raise ImportError(
-            "the S&P 500 prices are inside the package skfolio, which is not installed; run: "
-            "pip install --no-deps skfolio"
-        )
-    path = Path(found.submodule_search_locations[0]) / "datasets" / "data" / "sp500_dataset.csv.gz"
+    folders = find_optional("skfolio", "reading the S&P 500 prices").submodule_search_locations or [""]
+    path = Path(folders[0]) / "datasets" / "data" / "sp500_dataset.csv.gz"
     if not path.is_file():
         raise FileNotFoundError(f"{path} is not in this version of skfolio; run: pip install --no-deps 'skfolio>=0.4'")
     return path

@@ -11,10 +11,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from hiermt.data._errors import DataError, import_optional
+from hiermt.data._errors import DataError
 from hiermt.data.column_names import DATE_NAMES, SYMBOL_NAMES, clean, is_unnamed, key
 from hiermt.data.dates import DayArray, looks_like, parse_days
 from hiermt.data.frames import flatten_columns, from_csv, from_parquet
+from hiermt.data.optional import import_optional
 
 __all__ = ["DATE_NAMES", "SYMBOL_NAMES", "Table", "read_table"]
 

@@ -253,16 +253,18 @@ class TestSp500:
         assert set(prices.symbols) == set(sp500_module.SP500_SECTORS)
         assert "survivorship" in sp500_module.LIMITS
 
-    def test_missing_package_names_the_command(self, monkeypatch):
-        monkeypatch.setattr(sp500_module.importlib.util, "find_spec", lambda name: None)
-        with pytest.raises(ImportError, match="pip install --no-deps skfolio"):
-            load_sp500()
 
-
-def test_missing_pandas_names_the_command(monkeypatch, tmp_path):
+@pytest.mark.parametrize(
+    ("read", "match"),
+    [
+        (load_sp500, "reading the S&P 500 prices needs skfolio.*pip install --no-deps skfolio"),
+        (lambda: read_prices("prices.csv"), r"reading prices needs pandas.*pip install 'hiermt\[data\]'"),
+    ],
+)
+def test_a_missing_package_names_the_command(read, match, monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(ImportError, match=r"reading prices needs pandas.*pip install 'hiermt\[data\]'"):
-        read_prices(tmp_path / "prices.csv")
+    with pytest.raises(ImportError, match=match):
+        read()
 
 
 def test_import_needs_neither_pandas_nor_pyg():
