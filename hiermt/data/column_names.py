@@ -84,6 +84,8 @@ _SELDOM_SYMBOLS = frozenset(
     """
     rsi atr sma ema eps pe pct oi px mid cap ret ask avg tic week year hour time idx id no row
     total nr num obs seq bid chg std beta alpha obv mfi min aum div pb mkt vix spx ndx dji djia rut dax nasdaq
+    ebit ebita ebitda ev fcf roe roa roi roce wacc capex opex cogs dcf sales debt yoy ytd dxy usdx tnx irx tyx ovx
+    vxn ppi pmi pce nfp sofr effr libor brent xau xag hml smb rmw umd psar kdj natr trix
     """.split()  # noqa: SIM905
 )
 # Names of companies as well, with a capital letter.
@@ -180,6 +182,11 @@ def may_be_symbol(name: str) -> bool:
 def is_in_capitals(name: str) -> bool:
     """Whether a name is written as a symbol is: ``AAPL``, ``BRK.B``, ``^GSPC``, ``0700.HK``."""
     return re.fullmatch(r"[\^$]?[A-Z0-9]+(?:[.\-=/^:][A-Z0-9]+)*", clean(name)) is not None
+
+
+def is_ticker(name: str) -> bool:
+    """Whether a name is written as most symbols are: five letters at most, or digits, or parts with a separator."""
+    return is_in_capitals(name) and re.fullmatch(r"[\^$]?[A-Z]{1,5}|\d+|.*[.\-=/^:].*", clean(name)) is not None
 
 
 def may_be_lower_symbol(name: str) -> bool:

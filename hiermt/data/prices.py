@@ -60,8 +60,9 @@ def read_prices(source: Any, *, max_gap: int = 5, symbols: Sequence[str] | None 
     a wide table with a field among its columns        refused: ``Close``, ``Volume``, ``VWAP``, ``SMA_20`` ...
                                                        name no stocks; nor does the level of an index
     a wide table with the days in another column       refused, whatever the name: years, 20240131, seconds
-    ``NR``, ``PE`` ..., and a few names in lower case  stocks, with a warning
-    beside symbols in capitals
+    ``PE``, ``EBITDA``, ``DXY`` ..., and a few names   stocks, with a warning
+    in another writing (``Buy``, ``REVENUE``,
+    ``DGS10``) beside symbols in capitals
     ``OPEN, LOW, DAY ...`` beside other stocks         stocks if in capitals; with a warning if all names are
                                                        in lower case; else refused
     ``Open, High, Low``, or ``o h l c v``, wide        refused: the prices of one stock

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -18,6 +18,7 @@ from hiermt.data.column_names import (
     is_field,
     is_in_capitals,
     is_seldom_symbol,
+    is_ticker,
     is_unnamed,
     key,
     may_be_lower_symbol,
@@ -78,13 +79,19 @@ def stock_columns(table: Table, date_column: str, symbols: Sequence[str] | None)
             "column per field, or the closes only"
         )
     _check_contents(table, date_column, wanted)
-    odd = [column for column in wanted if not is_in_capitals(column)]
-    # Beside symbols, a few names in another writing may be fields that no list knows.
-    odd = odd if 3 * len(odd) <= len(wanted) else []
+    # Beside symbols, a few names in another writing may be fields that no list knows. On some exchanges long names are
+    # common (RELIANCE beside TCS), so that fewer of them are odd.
+    odd = _few(wanted, is_in_capitals, 3) + _few(wanted, is_ticker, 5)
     for column in wanted:
         if is_seldom_symbol(column) or column in lower or column in odd:
             warn(f"{table.source}, column '{column}': is taken for a stock; remove it if it is something else")
     return wanted
+
+
+def _few(columns: Sequence[str], usual: Callable[[str], bool], share: int) -> list[str]:
+    """The columns that are not written in the usual way, if they are one in `share` at most."""
+    others = [column for column in columns if not usual(column)]
+    return others if share * len(others) <= len(columns) else []
 
 
 def check_spelling(names: Sequence[str], source: str) -> None:

@@ -30,7 +30,7 @@ AsOfDate|as_of|OpenInt|Open Int|PE Ratio|Book Value|Beta|beta|std|Std Dev|Median
 Bollinger High|upper_band|%K|%D|obv|momentum|prediction|score|weights|No.of Shares|Deliverable Quantity|Spread High-Low|
 LTP|bid_size|mid_price|High Low Spread|Traded Value|Typical Price|Avg Price|Close_lag1|AAPL_lag1|OHLC4|open_close|nav|
 Portfolio|cash|open_time|Close Time|Sl No|uid|Market Cap|Sector|Turnover|daily_return|Market Capitalization|Datum|
-Value Traded|Close Ratio|Index Close|price_change|is_holiday|true_range|target
+Value Traded|Close Ratio|Index Close|price_change|is_holiday|true_range|target|ebitda|dxy|roe
 """.replace("\n", "").split("|")
 
 
@@ -56,11 +56,13 @@ def test_a_symbol_that_looks_like_something_else(symbol, tmp_path):
         np.testing.assert_allclose(prices.close[-1], table[symbol])
 
 
-SELDOM = "NR BID PE MID CAP SEQ STD BETA MIN VIX SPX CHG Target Gap Total Nasdaq".split()  # noqa: SIM905
+SELDOM = """
+NR BID PE MID CAP SEQ STD BETA MIN VIX SPX CHG Target Gap Total Nasdaq EBIT EBITDA ROE FCF CAPEX DXY TNX PMI SMB YTD
+""".split()  # noqa: SIM905
 
 
 @pytest.mark.parametrize("symbol", SELDOM)
-def test_a_word_that_is_seldom_a_symbol_is_read_aloud(symbol):
+def test_a_word_that_is_seldom_a_symbol_is_taken_with_a_warning(symbol):
     with pytest.warns(DataWarning, match="taken for a stock"):
         assert read_prices(frame([*OTHERS, symbol])).symbols == (*OTHERS, symbol)
     assert quiet(frame([*OTHERS, symbol]), symbols=[symbol, "AAPL"]).symbols == (symbol, "AAPL")
@@ -194,9 +196,25 @@ def test_a_stock_and_a_field_of_it():
     assert quiet(frame(["AAPL_Close", "MSFT_Close"])).symbols == ("AAPL_Close", "MSFT_Close")
 
 
-@pytest.mark.parametrize("name", ["Sentix", "tenkan", "52w_high", "US10Y_yld", "kdj_k", "Buy"])
-def test_a_name_in_another_writing_than_the_symbols_is_read_aloud(name):
+WRITINGS = "Sentix tenkan 52w_high US10Y_yld kdj_k Buy REVENUE FEDFUNDS DGS10 M2".split()  # noqa: SIM905
+
+
+@pytest.mark.parametrize("name", WRITINGS)
+def test_a_name_in_another_writing_than_the_symbols_is_taken_with_a_warning(name):
     with pytest.warns(DataWarning, match=f"'{name}': is taken for a stock"):
         assert read_prices(frame([*OTHERS, name])).symbols == (*OTHERS, name)
     quiet(frame([*OTHERS, name]), symbols=[*OTHERS, name])
-    quiet(frame(["Apple", "Microsoft", "Exxon", "aapl"]))
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        "Apple Microsoft Exxon aapl",
+        "RELIANCE TCS INFY SBIN HDFCBANK",
+        "TCS INFY SBIN RELIANCE",
+        "PETR4 VALE3 BOVA11 ABEV3",
+        "BTCUSDT ETHUSDT SOLUSDT",
+    ],
+)
+def test_names_in_one_writing(names):
+    assert quiet(frame(names.split())).symbols == tuple(names.split())

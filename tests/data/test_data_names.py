@@ -119,7 +119,7 @@ class TestStocks:
         with pytest.raises(DataError, match="one stock only"):
             read_prices(table.assign(LOW=table.OPEN * 0.98))
 
-    def test_an_indicator_that_is_a_symbol_is_read_aloud(self):
+    def test_an_indicator_that_is_a_symbol_is_taken_with_a_warning(self):
         with pytest.warns(DataWarning, match="column 'RSI': is taken for a stock"):
             assert read_prices(frame(["AAPL", "RSI"])).symbols == ("AAPL", "RSI")
 
