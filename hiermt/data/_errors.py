@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import sys
 import warnings
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
 _HERE = str(Path(__file__).parent)
 
@@ -27,8 +27,14 @@ def warn(message: str) -> None:
     warnings.warn(message, DataWarning, stacklevel=level)
 
 
-def some(names: Any) -> str:
-    """A few names of many, for a message."""
-    names = [str(name) for name in names]
-    shown = ", ".join(names[:6])
-    return shown if len(names) <= 6 else f"{shown} and {len(names) - 6} more"
+def some(names: Iterable[object], most: int = 6) -> str:
+    """The first names of a list, for a message."""
+    texts = [str(name) for name in names]
+    shown = ", ".join(texts[:most])
+    return shown if len(texts) <= most else f"{shown} and {len(texts) - most} more"
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of the text of an error, or its class if it has none."""
+    text = str(error).strip()
+    return text.splitlines()[0] if text else type(error).__name__

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from hiermt.data._errors import some
+
 KEY = "feature_names"
 
 
@@ -47,7 +49,7 @@ def as_names(names: Iterable[str] | None, count: int) -> tuple[str, ...] | None:
         if not isinstance(name, str):
             raise TypeError(f"{KEY}: expected strings, got {name!r}")
     if len(found) != count:
-        raise ValueError(f"{KEY}: expected {count} names, one per feature, got {len(found)}: {_some(found)}")
+        raise ValueError(f"{KEY}: expected {count} names, one per feature, got {len(found)}: {some(found, 16)}")
     for i, name in enumerate(found):
         if name in found[:i]:
             raise ValueError(f"{KEY}: {name!r} is there twice; give each feature a name of its own")
@@ -72,7 +74,7 @@ def check_same(
         reason = f"feature {i} is {found[i]!r}, that of {owner} {expected[i]!r}"
     if sorted(found) == sorted(expected):
         reason += " (the same features in another order)"
-    raise ValueError(f"{source}: {reason}; give the features {_some(expected)} in this order")
+    raise ValueError(f"{source}: {reason}; give the features {some(expected, 16)} in this order")
 
 
 def names_of(holder: Any) -> tuple[str, ...] | None:
@@ -86,9 +88,3 @@ def names_of(holder: Any) -> tuple[str, ...] | None:
         if holder is None:
             break
     return None
-
-
-def _some(names: Sequence[str]) -> str:
-    """The names for a message; a few of many."""
-    shown = ", ".join(names[:16])
-    return shown if len(names) <= 16 else f"{shown} and {len(names) - 16} more"

@@ -10,12 +10,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from hiermt.data._errors import DataError, warn
-from hiermt.data.column_names import is_counter, is_unnamed
-from hiermt.data.price_rows import adjusted_close, rows_of
-from hiermt.data.prices import DayArray, FloatArray, symbol_names
+from hiermt.data._errors import DataError, some, warn
+from hiermt.data.column_names import DATE_NAMES, SYMBOL_NAMES, is_counter, is_unnamed
+from hiermt.data.dates import DayArray
+from hiermt.data.price_rows import adjusted_close, prices, rows_of
+from hiermt.data.prices import symbol_names
 from hiermt.data.stock_columns import numbers_rows
-from hiermt.data.table import DATE_NAMES, SYMBOL_NAMES, Table, read_table
+from hiermt.data.table import FloatArray, Table, first, read_table
 
 
 @dataclass(frozen=True)
@@ -76,10 +77,7 @@ class FeatureTable:
         Raises:
             DataError: a feature is not there.
         """
-        missing = [name for name in names if name not in self.names]
-        if missing:
-            raise DataError(f"no feature {', '.join(missing)}; there are {', '.join(self.names)}")
-        columns = [self.names.index(name) for name in names]
+        columns = _positions("feature", names, self.names)
         return replace(self, values=self.values[..., columns].contiguous(), names=tuple(names))
 
     def select_symbols(self, symbols: Sequence[str]) -> FeatureTable:
@@ -88,11 +86,15 @@ class FeatureTable:
         Raises:
             DataError: a stock is not there.
         """
-        missing = [symbol for symbol in symbols if symbol not in self.symbols]
-        if missing:
-            raise DataError(f"no rows for {', '.join(missing[:6])}; the table has {', '.join(self.symbols[:6])} ...")
-        rows = [self.symbols.index(symbol) for symbol in symbols]
+        rows = _positions("stock", symbols, self.symbols)
         return replace(self, values=self.values[rows], symbols=tuple(symbols), close=self.close[rows])
+
+
+def _positions(kind: str, wanted: Sequence[str], names: Sequence[str]) -> list[int]:
+    missing = [name for name in wanted if name not in names]
+    if missing:
+        raise DataError(f"no {kind} {some(missing, 16)}; the table has {some(names, 16)}")
+    return [names.index(name) for name in wanted]
 
 
 def read_features(
@@ -134,13 +136,8 @@ def read_features(
         raise DataError(f"{table.source}: no feature beside Symbol, Date and Close; add one column per feature")
     table, order, stock = rows_of(table, symbol, wanted)
     columns = [_complete(table, name) for name in names]
+    prices(table, close, "use prices that are not scaled")
     closes = _complete(table, close)
-    if (closes <= 0).any():
-        row = int((closes <= 0).argmax())
-        raise DataError(
-            f"{table.where(row)}, column '{close}': the price is {closes[row]:g}; labels are returns, so prices "
-            "must be above 0: correct it, or use prices that are not scaled"
-        )
     days, day = np.unique(table.dates(date), return_inverse=True)
     key = stock * len(days) + day
     counts = np.bincount(key, minlength=len(order) * len(days))
@@ -171,12 +168,9 @@ def _closes(table: Table) -> str | None:
 
 def _complete(table: Table, name: str) -> FloatArray:
     column = table.numbers(name)
-    empty = np.isnan(column)
-    if empty.any():
-        raise DataError(
-            f"{table.where(int(empty.argmax()))}, column '{name}': the cell is empty; a ready feature table "
-            "must be complete: fill it in or drop the day for all stocks"
-        )
+    if (row := first(np.isnan(column))) is not None:
+        reason = "the cell is empty; a ready feature table must be complete: fill it in or drop the day for all stocks"
+        raise table.error(row, name, reason)
     return column
 
 

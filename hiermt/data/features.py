@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import warnings
-
 import numpy as np
 import torch
 from numpy.lib.stride_tricks import sliding_window_view
 
-from hiermt.data._errors import DataError, DataWarning
+from hiermt.data._errors import DataError, warn
+from hiermt.data.column_names import OHLC
 from hiermt.data.feature_table import FeatureTable, check_floating
-from hiermt.data.prices import OHLC, FloatArray, Prices
+from hiermt.data.prices import Prices
+from hiermt.data.table import FloatArray
 
 CLOSE_FEATURES = (
     "SimpleReturn",
@@ -103,11 +103,9 @@ def compute_features(prices: Prices, *, dtype: torch.dtype = torch.float32) -> F
             columns += _bar_features(**panels)
         else:
             names = CLOSE_FEATURES
-            warnings.warn(
+            warn(
                 f"closing prices only: {len(CLOSE_FEATURES)} of the {len(FEATURES)} features are computed; "
-                f"{', '.join(BAR_FEATURES)} need Open, High and Low",
-                DataWarning,
-                stacklevel=2,
+                f"{', '.join(BAR_FEATURES)} need Open, High and Low"
             )
     values = np.stack([column[:, WARM_UP:] for column in columns], axis=-1)
     return FeatureTable(

@@ -11,7 +11,7 @@ import zlib
 from pathlib import Path
 from typing import Any
 
-from hiermt.data._errors import DataError, some
+from hiermt.data._errors import DataError, first_line, some
 from hiermt.data.column_names import DATE_NAMES, SYMBOL_NAMES, clean, is_bar_field, is_close, is_unnamed, key
 from hiermt.data.optional import import_optional
 
@@ -19,21 +19,12 @@ _EMPTY_CELLS = ["", "NA", "N/A", "NaN", "nan", "null", "NULL", "None"]
 # Far beyond the stocks of any market; pandas would work on more for minutes.
 _MOST_COLUMNS = 50_000
 _DELIMITERS = ",;\t|"
-_LEVEL_NAMES = frozenset(
-    (
-        "",
-        "price",
-        "prices",
-        "attribute",
-        "attributes",
-        "field",
-        "fields",
-        "tickers",
-        "symbols",
-        *SYMBOL_NAMES,
-        *DATE_NAMES,
-    )
-)
+_LEVEL_NAMES = {
+    "",
+    *["price", "prices", "attribute", "attributes", "field", "fields", "tickers", "symbols"],
+    *SYMBOL_NAMES,
+    *DATE_NAMES,
+}
 
 
 def from_csv(path: Path) -> Any:
@@ -44,8 +35,7 @@ def from_csv(path: Path) -> Any:
     """
     pandas = import_optional("pandas", "reading prices")
     try:
-        text = _text(path)
-        frame = _parse(text, path.name)
+        return _parse(_text(path), path.name)
     except DataError:
         raise
     except pandas.errors.EmptyDataError as error:
@@ -62,14 +52,13 @@ def from_csv(path: Path) -> Any:
         csv.Error,
         zlib.error,
     ) as error:
-        reason = _first_line(error)
+        reason = first_line(error).removeprefix("Error tokenizing data. C error: ")
         if isinstance(error, pandas.errors.ParserWarning):
             reason = "its rows have more cells than the header, perhaps from commas inside of numbers"
         raise DataError(
             f"{path.name} is no readable CSV: {reason}; expected UTF-8 text with one header line and the same number "
             "of cells in each line"
         ) from error
-    return frame
 
 
 def from_parquet(path: Path) -> Any:
@@ -85,7 +74,7 @@ def from_parquet(path: Path) -> Any:
     except ImportError:
         raise
     except Exception as error:  # pyarrow raises many kinds, all of which mean a bad file
-        raise DataError(f"{path.name} is no readable Parquet file: {_first_line(error)}") from error
+        raise DataError(f"{path.name} is no readable Parquet file: {first_line(error)}") from error
     return flatten_columns(frame, path.name)
 
 
@@ -263,8 +252,3 @@ def _unstacked(frame: Any, source: str) -> Any:
         )
         for symbol, own in columns.items()
     )
-
-
-def _first_line(error: BaseException) -> str:
-    text = str(error).strip()
-    return text.splitlines()[0].removeprefix("Error tokenizing data. C error: ") if text else type(error).__name__

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,8 +12,9 @@ import torch
 from torch import Tensor
 
 from hiermt._arguments import check_integer
-from hiermt.data._errors import DataError, DataWarning
-from hiermt.data.table import SYMBOL_NAMES, check_file, read_table
+from hiermt.data._errors import DataError, first_line, warn
+from hiermt.data.column_names import SYMBOL_NAMES
+from hiermt.data.table import check_file, read_table
 
 
 def correlation_graph(
@@ -80,11 +80,7 @@ def correlation_graph(
     chosen[:, still] = False
     edge_index = chosen.nonzero().t().contiguous()
     if not edge_index.size(1):
-        warnings.warn(
-            f"no pair of stocks correlates by more than {threshold:g}, so the graph has no edges; lower the threshold",
-            DataWarning,
-            stacklevel=2,
-        )
+        warn(f"no pair of stocks correlates by more than {threshold:g}, so the graph has no edges; lower the threshold")
     return edge_index, weight[edge_index[0], edge_index[1]].clamp(max=1).float()
 
 
@@ -195,8 +191,7 @@ def read_adjacency(path: str | Path, num_nodes: int | None = None) -> tuple[Tens
     except MemoryError as error:
         raise DataError(f"{path.name} is no readable .npy file of numbers: it does not fit into memory") from error
     except Exception as error:  # the header is parsed as Python, so many kinds mean a bad file
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise DataError(f"{path.name} is no readable .npy file of numbers: {reason}") from error
+        raise DataError(f"{path.name} is no readable .npy file of numbers: {first_line(error)}") from error
     if matrix.dtype.kind not in "biuf":
         raise DataError(f"{path.name}: expected one array of real numbers, got {matrix.dtype}")
     if num_nodes is not None and matrix.shape != (num_nodes, num_nodes):

@@ -12,9 +12,7 @@ from hiermt.data._errors import DataError, some, warn
 from hiermt.data.column_names import CLOSE_NAMES, DATE_NAMES, OHLC, SYMBOL_NAMES, is_adjusted, is_unnamed
 from hiermt.data.dates import DayArray
 from hiermt.data.stock_columns import check_spelling, stock_columns
-from hiermt.data.table import Table
-
-FloatArray = npt.NDArray[np.float64]
+from hiermt.data.table import FloatArray, Table, first
 
 
 @dataclass(frozen=True)
@@ -121,13 +119,10 @@ def _bars(table: Table) -> dict[str, FloatArray]:
     if scale is not None:
         values = _scaled(table, values, columns, scale)
     if "high" in values:
-        crossed = values["high"] < values["low"]
-        if crossed.any():
-            row = int(crossed.argmax())
-            raise DataError(
-                f"{table.where(row)}: {columns['high']} {values['high'][row]:g} is below {columns['low']} "
-                f"{values['low'][row]:g}; correct the row"
-            )
+        high, low = values["high"], values["low"]
+        if (row := first(high < low)) is not None:
+            reason = f"{high[row]:g} is below the {low[row]:g} of '{columns['low']}'; correct the row"
+            raise table.error(row, columns["high"], reason)
     return values
 
 
@@ -152,13 +147,9 @@ def _scaled(
         factor = prices(table, adjusted) / values["close"]
         scaled = {name: array * factor for name, array in values.items()}
     for name, array in scaled.items():
-        bad = np.isinf(array) | (array == 0)
-        if bad.any():
-            row = int(bad.argmax())
-            raise DataError(
-                f"{table.where(row)}, column '{columns[name]}': {values[name][row]:g} times the adjustment, "
-                f"{factor[row]:g}, is {array[row]:g}; correct '{adjusted}' or '{columns['close']}'"
-            )
+        if (row := first(np.isinf(array) | (array == 0))) is not None:
+            product = f"{values[name][row]:g} times the adjustment, {factor[row]:g}, is {array[row]:g}"
+            raise table.error(row, columns[name], f"{product}; correct '{adjusted}' or '{columns['close']}'")
     return scaled
 
 
@@ -178,20 +169,15 @@ def _read_wide(table: Table, date_column: str, symbols: Sequence[str] | None) ->
     )
 
 
-def prices(table: Table, column: str) -> FloatArray:
-    """A column of prices, NaN where there is none.
+def prices(table: Table, column: str, remedy: str = "leave the cell empty if there was no trade") -> FloatArray:
+    """A column of prices, NaN where the cell is empty.
 
     Raises:
         DataError: a cell is not a number, or not above 0.
     """
     values = table.numbers(column)
-    bad = values <= 0
-    if bad.any():
-        row = int(bad.argmax())
-        raise DataError(
-            f"{table.where(row)}, column '{column}': the price is {values[row]:g}; prices must be above 0: correct it, "
-            "or leave the cell empty if there was no trade"
-        )
+    if (row := first(values <= 0)) is not None:
+        raise table.error(row, column, f"the price is {values[row]:g}; prices must be above 0: correct it, or {remedy}")
     return values
 
 

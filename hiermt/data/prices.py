@@ -9,12 +9,10 @@ from typing import Any
 from hiermt._arguments import check_integer
 from hiermt.data._errors import DataError, some
 from hiermt.data.calendar import one_calendar
-from hiermt.data.column_names import OHLC, clean
+from hiermt.data.column_names import clean
 from hiermt.data.dates import DayArray
-from hiermt.data.price_rows import FloatArray, read_rows, to_panels
-from hiermt.data.table import read_table
-
-__all__ = ["OHLC", "DayArray", "FloatArray", "Prices", "read_prices"]
+from hiermt.data.price_rows import read_rows, to_panels
+from hiermt.data.table import FloatArray, read_table
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 import numpy as np
-import numpy.typing as npt
 
 from hiermt.data._errors import DataError, some, warn
 from hiermt.data.column_names import (
@@ -25,9 +24,7 @@ from hiermt.data.column_names import (
     may_be_symbol,
 )
 from hiermt.data.dates import date_number, parse_days
-from hiermt.data.table import Table
-
-FloatArray = npt.NDArray[np.float64]
+from hiermt.data.table import FloatArray, Table
 
 # So few whole numbers in a row may well be prices.
 _FEW = 8

@@ -12,12 +12,12 @@ import numpy as np
 import numpy.typing as npt
 
 from hiermt.data._errors import DataError
-from hiermt.data.column_names import DATE_NAMES, SYMBOL_NAMES, clean, is_unnamed, key
+from hiermt.data.column_names import clean, is_unnamed, key
 from hiermt.data.dates import DayArray, looks_like, parse_days
 from hiermt.data.frames import flatten_columns, from_csv, from_parquet
 from hiermt.data.optional import import_optional
 
-__all__ = ["DATE_NAMES", "SYMBOL_NAMES", "Table", "read_table"]
+FloatArray = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,11 @@ class Table:
         word = "line" if self.first_line else "row"
         return f"{self.source} {word} {int(self.frame.index[row]) + self.first_line}"
 
-    def numbers(self, column: str) -> npt.NDArray[np.float64]:
+    def error(self, row: int, column: str, reason: str) -> DataError:
+        """The error of a cell, with its place."""
+        return DataError(f"{self.where(row)}, column '{column}': {reason}")
+
+    def numbers(self, column: str) -> FloatArray:
         """A column as float64, with NaN for empty cells.
 
         Raises:
@@ -74,18 +78,12 @@ class Table:
         cells = self.frame[column]
         there = ~cells.isna().to_numpy(dtype=bool)
         if _holds_numbers(cells):
-            values: npt.NDArray[np.float64] = pandas.to_numeric(cells, errors="coerce").to_numpy(
-                dtype=np.float64, na_value=np.nan
-            )
+            values: FloatArray = pandas.to_numeric(cells, errors="coerce").to_numpy(dtype=np.float64, na_value=np.nan)
         else:
             values = np.array([_number(cell) for cell in cells], dtype=np.float64)
-        bad = np.isinf(values) | (np.isnan(values) & there)
-        if bad.any():
-            row = int(bad.argmax())
-            raise DataError(
-                f"{self.where(row)}, column '{column}': {_shown(cells.iloc[row])!r} is not a number; write numbers "
-                "like 1234.5, without currency or thousands signs, and leave the cell empty where there is none"
-            )
+        if (row := first(np.isinf(values) | (np.isnan(values) & there))) is not None:
+            form = "write numbers like 1234.5, without currency or thousands signs; leave the cell of a gap empty"
+            raise self.error(row, column, f"{_shown(cells.iloc[row])!r} is not a number; {form}")
         return values
 
     def dates(self, column: str) -> DayArray:
@@ -107,14 +105,9 @@ class Table:
             codes, distinct = pandas.factorize(cells)
             parsed = parse_days([str(cell) for cell in distinct], f"{self.source}, column '{column}'")
             days = np.append(parsed, np.datetime64("NaT", "D"))[codes]
-        missing = np.isnat(days)
-        if missing.any():
-            row = int(missing.argmax())
+        if (row := first(np.isnat(days))) is not None:
             cell = _shown(cells.iloc[row])
-            raise DataError(
-                f"{self.where(row)}, column '{column}': {cell!r} is not a date{looks_like(cell)}; write dates like "
-                "2024-01-31"
-            )
+            raise self.error(row, column, f"{cell!r} is not a date{looks_like(cell)}; write dates like 2024-01-31")
         return days
 
     def symbols(self, column: str) -> npt.NDArray[np.object_]:
@@ -127,16 +120,12 @@ class Table:
         cells = self.frame[column]
         codes, distinct = pandas.factorize(cells)
         names: npt.NDArray[np.object_] = np.array([*(_symbol(cell) for cell in distinct), ""], dtype=object)[codes]
-        missing = names == ""
-        if missing.any():
-            raise DataError(f"{self.where(int(missing.argmax()))}, column '{column}': the symbol is empty; fill it in")
+        if (row := first(names == "")) is not None:
+            raise self.error(row, column, "the symbol is empty; fill it in")
         torn = np.array([*(isinstance(cell, str) and "\n" in cell.strip() for cell in distinct), False])[codes]
-        if torn.any():
-            row = int(torn.argmax())
-            raise DataError(
-                f"{self.where(row)}, column '{column}': {_shown(cells.iloc[row])!r} runs over several lines; close the "
-                "quote that it opens"
-            )
+        if (row := first(torn)) is not None:
+            cell = _shown(cells.iloc[row])
+            raise self.error(row, column, f"{cell!r} runs over several lines; close the quote that it opens")
         return names
 
 
@@ -187,6 +176,11 @@ def check_file(path: Path, expected: str) -> None:
         raise FileNotFoundError(f"{path}: there is no such file; give {expected}")
     if not path.is_file():
         raise DataError(f"{path}: is not a regular file; give {expected}")
+
+
+def first(rows: npt.NDArray[np.bool_]) -> int | None:
+    """The first of the rows that are true, if any is."""
+    return int(rows.argmax()) if rows.any() else None
 
 
 def _holds_numbers(cells: Any) -> bool:

@@ -31,7 +31,7 @@ class TestTable:
         assert torch.equal(table.select_symbols(["S2"]).close[0], table.close[2])
         with pytest.raises(DataError, match="no feature volume"):
             table.select(["volume"])
-        with pytest.raises(DataError, match="no rows for XX"):
+        with pytest.raises(DataError, match="no stock XX"):
             table.select_symbols(["XX"])
 
     def test_shapes_must_agree(self):

@@ -181,7 +181,7 @@ REFUSED = {
     "infinity": (LONG.replace("21.2", "inf"), "line 7, column 'Close': .*not a number"),
     "zero price": (LONG.replace("21.2", "0"), "line 7, column 'Close': the price is 0"),
     "negative price": (LONG.replace(",9,", ",-9,"), "line 2, column 'Low': the price is -9"),
-    "high below low": (LONG.replace(",12,10,", ",9,10,"), "line 3: High 9 is below Low 10"),
+    "high below low": (LONG.replace(",12,10,", ",9,10,"), "line 3, column 'High': 9 is below the 10 of 'Low'"),
     "bad date": (LONG.replace("BBB,2024-01-03", "BBB,2024-13-03"), "line 6, column 'Date': '2024-13-03' is not a date"),
     "day or month first": (wide([("03/04/2024", 1, 2), ("04/04/2024", 1, 2)]), "could be month/day or day/month"),
     "mixed dates": (wide([("2024-01-12", 1, 2), ("01/13/2024", 1, 2)]), "line 3, column 'Date': '01/13/2024'"),
