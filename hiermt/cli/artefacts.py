@@ -1,4 +1,4 @@
-"""The files of a training: complete and of one piece, or not there at all."""
+"""The files of a training, written all together or not at all."""
 
 from __future__ import annotations
 
@@ -24,20 +24,20 @@ HEADER = ("date", "symbol", "prediction", "confidence", "p_signal", "p_up")
 
 
 def check_folder(folder: Path) -> None:
-    """Makes the folder now, so that a training of an hour does not end with one that cannot be written.
+    """Makes the folder before the training, so that an unusable one is found at once and not at the end.
 
     Raises:
-        DataError: it is a file, or cannot be written to.
-        OSError: in the place of one of the files is something else.
+        DataError: it is a file, a broken link or not writable.
+        OSError: one of the files cannot be replaced, such as a folder of the same name.
     """
     if folder.exists() and not folder.is_dir():
         raise DataError(f"--out {folder}: is a file; give a folder")
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except FileExistsError as error:
-        raise DataError(f"--out {folder}: {error.filename} is a link that leads nowhere; remove it") from error
+        raise DataError(f"--out {folder}: {error.filename} is a broken link; remove it") from error
     if not os.access(folder, os.W_OK):
-        raise DataError(f"--out {folder}: cannot be written; give another folder")
+        raise DataError(f"--out {folder}: is not writable; give another folder")
     check_writable(*(folder / name for name in FILES))
 
 
@@ -51,19 +51,19 @@ def write_artefacts(
 ) -> list[Path]:
     """Writes model, configuration, metrics, predictions and pictures.
 
-    All of them are complete and on the disk before the first takes its place, so that a crash, a full disk or Ctrl-C
-    leaves what was there.
+    All files are complete on the disk before the first replaces an old one, so that after a crash, a full disk or
+    Ctrl-C the old files are intact.
 
     Args:
-        folder (Path): where to.
-        experiment (Experiment): what was trained on.
+        folder (Path): the target.
+        experiment (Experiment): data and settings of the training.
         model (TGCN_HierarchicalMT): the trained model.
         scores (dict): of the test span.
         decisions (Decisions): of the test span.
-        facts (dict): what else belongs into ``metrics.json``.
+        facts (dict): further entries of ``metrics.json``.
 
     Returns:
-        The files.
+        The paths of the files.
     """
     files = [folder / name for name in FILES]
     with atomic_write_all(files) as (weights, config, metrics, predictions, curves, confusion):
@@ -81,7 +81,7 @@ def write_artefacts(
 
 
 def write_predictions(path: Path, rows: Iterable[tuple[Any, ...]]) -> None:
-    """Writes a CSV that takes its place only when it is complete."""
+    """Writes a CSV atomically: an old one stays until the new one is complete."""
     with atomic_write(path) as temporary:
         _write_rows(temporary, rows, HEADER)
 

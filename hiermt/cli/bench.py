@@ -23,22 +23,22 @@ PYG_STEPS = 6
 
 def add_parser(commands: Any) -> None:
     """Adds the command."""
-    parser = commands.add_parser("bench", help="time the model beside PyG eager in the same run")
+    parser = commands.add_parser("bench", help="compare the speed of the model with PyG eager")
     parser.add_argument(
         "--job",
         choices=("step", "seed"),
         default="step",
         help=f"step: forward and training step; seed: {EPOCHS} epochs of {STEPS} steps of {BATCH} x {STOCKS} stocks",
     )
-    parser.add_argument("--epochs", type=options.whole(1), default=EPOCHS, help=f"of the job ({EPOCHS})")
-    parser.add_argument("--seconds", type=options.real(0.1, 600), default=2.0, help="for each timing of a step (2)")
+    parser.add_argument("--epochs", type=options.whole(1), default=EPOCHS, help=f"epochs of the job ({EPOCHS})")
+    parser.add_argument("--seconds", type=options.real(0.1, 600), default=2.0, help="seconds per timing of a step (2)")
     parser.add_argument("--threads", type=options.whole(1), help="CPU threads (default: torch's choice)")
     options.add_run(parser)
     parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:
-    """Runs it."""
+    """Runs the command."""
     device = options.pick_device(args.device)
     if args.threads is not None:
         torch.set_num_threads(args.threads)
@@ -54,7 +54,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def synthetic(device: torch.device) -> WindowDataset:
-    """A series of random features with random labels over a graph of 720 edges: the job's sizes, not its meaning."""
+    """Random features and labels over a graph of 720 edges, with the sizes of the job."""
     days = STEPS * BATCH + 2 * WINDOW + TEST_WINDOWS
     generator = torch.Generator(device="cpu").manual_seed(0)
     series = torch.randn(STOCKS, days, len(FEATURES), generator=generator, dtype=torch.float32, device="cpu")
@@ -66,18 +66,12 @@ def synthetic(device: torch.device) -> WindowDataset:
 def steps(model: TGCN_HierarchicalMT, data: WindowDataset, args: argparse.Namespace) -> int:
     """Times the forward and the training step of one batch."""
     batch = next(iter(WindowLoader(data, range(STEPS * BATCH), BATCH, shuffle=True)))
-    forward = speed.compare_forward(model, batch, args.seconds)
-    print(forward.line("forward", batch.num_nodes))
-    print(speed.compare_training(model, batch, args.seconds).line("training step", batch.num_nodes))
-    if forward.difference is None:
-        print(speed.NO_PYG)
-    else:
-        print(f"largest difference between the logits of the two: {forward.difference:.1e}")
+    speed.print_comparison(model, batch, args.seconds)
     return 0
 
 
 def seed_job(model: TGCN_HierarchicalMT, data: WindowDataset, args: argparse.Namespace) -> int:
-    """Trains the whole job with us, and a few steps of it with PyG, scaled to the whole."""
+    """Times the whole job with hiermt; for PyG, times a few steps and scales them to the whole."""
     train = range(STEPS * BATCH)
     test = range(train.stop + WINDOW, train.stop + WINDOW + TEST_WINDOWS)
     print(f"job: {args.epochs} epochs of {STEPS} steps, each followed by a test pass over {TEST_WINDOWS} windows")
@@ -93,7 +87,7 @@ def seed_job(model: TGCN_HierarchicalMT, data: WindowDataset, args: argparse.Nam
     )
     seconds = time.perf_counter() - start
     each = seconds / args.epochs
-    print(f"hiermt     {seconds:8.2f} s measured, {1e3 * each:.1f} ms an epoch, last training loss {losses[-1]:.4f}")
+    print(f"hiermt     {seconds:8.2f} s measured, {1e3 * each:.1f} ms per epoch, last training loss {losses[-1]:.4f}")
     if not speed.has_pyg():
         print(speed.NO_PYG)
         return 0
@@ -106,7 +100,7 @@ def seed_job(model: TGCN_HierarchicalMT, data: WindowDataset, args: argparse.Nam
 
 
 def pyg_epoch(model: TGCN_HierarchicalMT, data: WindowDataset, train: range, test: range) -> float:
-    """Seconds of one epoch with PyG: its loader, its modules, and the loop that fetches each loss from the device."""
+    """Seconds of one epoch with PyG: its loader, its modules, and a loop that reads each loss from the device."""
     from hiermt.testing import pyg
 
     device = data.series.device
@@ -142,7 +136,7 @@ def _timed(step: Any, batches: Iterable[Any]) -> float:
 
 
 def _loss(signal_logits: Tensor, direction_logits: Tensor, signal: Tensor, direction: Tensor) -> Tensor:
-    """The multi-task loss in stock PyTorch, with the boolean indexing that people use."""
+    """The multi-task loss in plain PyTorch, with boolean indexing as is common."""
     mask = signal == 1
     loss = F.cross_entropy(signal_logits, signal)
     return loss + F.cross_entropy(direction_logits[mask], direction[mask]) if mask.any() else loss

@@ -1,4 +1,4 @@
-"""``python -m hiermt demo``: trains and measures on real prices, end to end, in about a minute."""
+"""``python -m hiermt demo``: trains and evaluates on real prices in about a minute."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def add_parser(commands: Any) -> None:
         "--seconds",
         type=options.real(1, 3600),
         default=60,
-        help="aim at no more than so many seconds of training (60); decides the number of epochs",
+        help="target seconds of training, from which the number of epochs follows (60)",
     )
     parser.add_argument("--epochs", type=options.whole(1), default=20, help="most epochs (20)")
     parser.add_argument(
@@ -42,7 +42,7 @@ def add_parser(commands: Any) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Runs it."""
+    """Runs the command."""
     device = options.pick_device(args.device)
     artefacts.check_folder(args.out)
     prices = data.load_sp500()
@@ -63,7 +63,7 @@ def run(args: argparse.Namespace) -> int:
     batch = next(iter(experiment.loader(experiment.split.train, shuffle=True)))
     print(f"\nSpeed, {speed.backend_of(model, device)}, {torch.get_num_threads()} threads, on one batch of")
     print(f"{batch.x.size(0)} windows x {batch.x.size(1)} stocks x {batch.x.size(2)} days:")
-    step = print_speed(model, batch, seconds=0.5)
+    step = speed.print_comparison(model, batch, seconds=0.5, indent="  ")
     epochs = fitting_epochs(step, len(experiment.loader(experiment.split.train, shuffle=True)), args)
     print(f"\nTraining for {epochs} epochs at most, {len(experiment.split.train):,} windows each, on {device}")
     finish(experiment, model, epochs, args.out)
@@ -75,19 +75,6 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def print_speed(model: TGCN_HierarchicalMT, batch: data.WindowBatch, seconds: float) -> float:
-    """Prints forward and training step beside PyG; returns the seconds of our training step."""
-    forward = speed.compare_forward(model, batch, seconds)
-    step = speed.compare_training(model, batch, seconds)
-    print(f"  {forward.line('forward', batch.num_nodes)}")
-    print(f"  {step.line('training step', batch.num_nodes)}")
-    if forward.difference is None:
-        print(f"  {speed.NO_PYG}")
-    else:
-        print(f"  largest difference between the logits of the two: {forward.difference:.1e}")
-    return step.ours
-
-
 def fitting_epochs(step: float, steps: int, args: argparse.Namespace) -> int:
-    """Epochs that fit into the seconds allowed, by the time of one step; validation and loading take about a fifth."""
+    """Epochs that fit into ``--seconds``, from the time of one step plus a fifth for validation and loading."""
     return max(1, min(int(args.epochs), int(args.seconds / (1.2 * step * steps))))

@@ -1,4 +1,4 @@
-"""From a table of features to a trained model and its decisions: what demo, train and predict share."""
+"""From a table of features to a trained model and its decisions, for demo, train and predict."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ EVALUATION_BATCH = 128
 
 @dataclass(frozen=True)
 class Settings:
-    """Every choice of a training that is not the model's own.
+    """Settings of a training, except those of the model.
 
     Attributes:
-        window (int): days the model sees.
-        horizon (int): trading days ahead that it predicts.
-        threshold (float): returns beyond it are signals.
+        window (int): days in a window.
+        horizon (int): trading days from a window to its label.
+        threshold (float): absolute return above which a day is a signal.
         confidence (float): a decision is Down or Up only if ``P(signal)`` exceeds it.
-        correlation (float): stocks whose returns correlate by more become neighbours.
+        correlation (float): correlation of returns above which two stocks are neighbours.
         sector_bonus (float): added to the correlation of two stocks of one sector.
         validation, test (float): shares of the history.
         batch_size, epochs, patience, learning_rate, seed: of the training.
@@ -49,7 +49,7 @@ class Settings:
 
 @dataclass
 class Experiment:
-    """A table cut, scaled and joined by a graph, ready for training."""
+    """Features split in time and scaled, with labels and a graph, ready for training."""
 
     table: FeatureTable
     settings: Settings
@@ -68,7 +68,7 @@ class Experiment:
         sectors: dict[str, str] | None = None,
         device: torch.device | str = "cpu",
     ) -> Experiment:
-        """Splits in time order; scale and graph are measured on the training days only."""
+        """Splits in time order; fits scale and graph on the training days only."""
         split = data.time_split(
             table.num_days,
             settings.window,
@@ -107,7 +107,7 @@ class Experiment:
         return self.classes[:, ends].t()
 
     def loader(self, part: range, *, shuffle: bool = False) -> WindowLoader:
-        """Batches of a part of the split."""
+        """A loader over one part of the split."""
         size = self.settings.batch_size if shuffle else EVALUATION_BATCH
         return WindowLoader(self.dataset, part, size, shuffle, seed=self.settings.seed)
 
@@ -120,7 +120,7 @@ class Experiment:
             options: passed on to :func:`hiermt.train_hierarchical`.
 
         Returns:
-            Epochs that the model has seen.
+            Number of epochs trained, including those before a checkpoint.
         """
         watched = self.loader(self.split.validation) if self.split.validation else None
         heads: list[dict[str, float]] = []
@@ -138,7 +138,7 @@ class Experiment:
         )
         self.losses = {f"train_{name}": list(values) for name, values in history.items()}
         if watched is not None:
-            # A training that goes on from a checkpoint knows the two parts of earlier validation losses no more.
+            # A checkpoint holds the total of earlier validation losses, not the loss of each head.
             unknown: list[float | None] = [None] * (len(train) - len(heads))
             for name in ("signal_loss", "direction_loss"):
                 self.losses[f"test_{name}"] = unknown + [metrics[f"test_{name}"] for metrics in heads]
@@ -146,7 +146,7 @@ class Experiment:
         return len(train)
 
     def describe(self) -> dict[str, Any]:
-        """What predict has to know besides the model: goes into ``config.json``."""
+        """The data part of ``config.json``: what ``predict`` needs besides the model."""
         source, target = self.dataset.edge_index.tolist()
         weights = self.dataset.edge_weight
         return {
@@ -169,7 +169,7 @@ class Experiment:
 def decide(
     model: TGCN_HierarchicalMT, dataset: WindowDataset, starts: range, confidence: float, *, progress: bool = False
 ) -> Decisions:
-    """Decides for consecutive windows, on the CPU when done."""
+    """Decisions for consecutive windows, on the CPU."""
     days = slice(starts.start, starts.stop + dataset.window - 1)
     decisions = predict_rolling(
         model,

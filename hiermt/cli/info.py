@@ -1,4 +1,4 @@
-"""``python -m hiermt info``: what is built, for what, and what runs here."""
+"""``python -m hiermt info``: the build, and what this machine can run of it."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from typing import Any
 
 def add_parser(commands: Any) -> None:
     """Adds the command."""
-    parser = commands.add_parser("info", help="what is built, for what, and what is used on this machine")
+    parser = commands.add_parser("info", help="the build, its targets, and what is used on this machine")
     parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:
-    """Prints it."""
+    """Runs the command."""
     from hiermt.native import info
 
     return int(info.main() or 0)

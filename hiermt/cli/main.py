@@ -22,7 +22,7 @@ USER_ERROR, INTERRUPTED = 2, 130
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command.
 
-    What the user can put right (a file, an option, a missing package) is told in one line, with exit code 2;
+    An error that the user can correct (a file, an option, a missing package) prints one line and gives exit code 2;
     ``HIERMT_DEBUG=1`` shows the traceback as well.
 
     Args:
@@ -39,32 +39,32 @@ def main(argv: Sequence[str] | None = None) -> int:
     for command in COMMANDS:
         command.add_parser(commands)
     args = parser.parse_args(argv)
-    # A process whose output was closed, such as a service, has none.
+    # Both are None in a process without standard output, such as a service.
     sys.stdout = sys.stdout or open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
     sys.stderr = sys.stderr or open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
     for stream in (sys.stdout, sys.stderr):
-        # A terminal that cannot show a sign must not end an hour of training.
+        # An unencodable character must not abort a training.
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")
     try:
         with warnings.catch_warnings():
             warnings.showwarning = _show_warning
             code = int(args.run(args) or 0)
-            # Here, where a full disk behind it can still be told.
+            # Flushed here, where a full disk can still be reported.
             sys.stdout.flush()
             return code
     except KeyboardInterrupt:
         print("\ninterrupted", file=sys.stderr)
         return INTERRUPTED
     except BrokenPipeError:
-        # The reader of a pipe, such as head, has gone: no error of ours.
+        # The reader of the pipe, such as head, has exited; this is not an error.
         _drop_output()
         return 0
     except (ValueError, OSError, ImportError, TypeError, RuntimeError, MemoryError) as error:
         if os.environ.get("HIERMT_DEBUG"):
             raise
         if isinstance(error, OSError) and error.filename is None:
-            # What is left in its buffer would fail once more, with a traceback, when the process ends.
+            # The rest of the buffer would fail again, with a traceback, at the end of the process.
             _drop_output()
         print(f"error: {_one_line(error)}", file=sys.stderr)
         return USER_ERROR
@@ -79,7 +79,7 @@ def _drop_output() -> None:
 
 def _one_line(error: BaseException) -> str:
     text = " ".join(str(error).split())
-    # torch has a class of its own for a GPU, and none for the CPU.
+    # torch raises OutOfMemoryError on a GPU and a plain RuntimeError on the CPU.
     if isinstance(error, MemoryError) or re.search(r"out of memory|can't allocate memory", text):
         return f"out of memory{f' ({text})' if text else ''}; use a smaller --batch-size or fewer stocks or days"
     if isinstance(error, OSError) and error.strerror and error.filename:

@@ -15,7 +15,7 @@ from hiermt.data import FeatureTable, Prices, Split, compute_features, read_feat
 
 
 def path(text: str) -> Path:
-    """An argument type: a path; an empty one, as of a variable that is not set, is not the current folder."""
+    """An argument type: a path. An empty one, as from an unset variable, is refused: pathlib reads it as ``.``."""
     if not text.strip() or "\0" in text:
         raise argparse.ArgumentTypeError(f"expected a path, got {text!r}")
     return Path(text)
@@ -29,7 +29,7 @@ def file_path(text: str) -> Path:
 
 
 def whole(least: int) -> Callable[[str], int]:
-    """An argument type: a whole number of at least `least` that fits into 64 bits."""
+    """An argument type: an integer of `least` or more that fits into 64 bits."""
 
     def parse(text: str) -> int:
         try:
@@ -61,21 +61,21 @@ def real(low: float, high: float) -> Callable[[str], float]:
 
 
 def add_run(parser: argparse.ArgumentParser) -> None:
-    """Adds where and how to compute."""
+    """Adds --device and --backend."""
     parser.add_argument("--device", default="auto", help="cpu, cuda, cuda:1 ... (default: the GPU if there is one)")
     parser.add_argument(
         "--backend",
         choices=("auto", "native", "reference"),
         default="auto",
-        help="compiled kernels or plain PyTorch (default: the fastest that is there)",
+        help="compiled kernels or plain PyTorch (default: the fastest available)",
     )
 
 
 def pick_device(name: str) -> torch.device:
-    """The device asked for; ``auto`` is the GPU if there is one.
+    """The device of a name; ``auto`` is the GPU if there is one.
 
     Raises:
-        ValueError: there is no such device here.
+        ValueError: the device is not available, or computes nothing.
     """
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -90,26 +90,26 @@ def pick_device(name: str) -> torch.device:
 
 
 def add_table(parser: argparse.ArgumentParser) -> None:
-    """Adds where prices or features come from."""
+    """Adds --prices and --features, one of which is required, and --max-gap."""
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument(
         "--prices",
         type=file_path,
         metavar="FILE",
-        help="CSV or Parquet: Symbol, Date, Close, perhaps Open, High, Low; or Date and a column of closes a stock",
+        help="CSV or Parquet: Symbol, Date, Close, optionally Open, High, Low; or Date and closes, a column per stock",
     )
     source.add_argument(
         "--features",
         type=file_path,
         metavar="FILE",
-        help="CSV or Parquet with ready features: Symbol, Date, Close and one column a feature",
+        help="CSV or Parquet with ready features: Symbol, Date, Close and one column per feature",
     )
     parser.add_argument(
         "--max-gap",
         type=whole(0),
         default=5,
         metavar="DAYS",
-        help="missing days in a row over which the last close is carried (default: 5)",
+        help="most missing days in a row to fill with the last close (default: 5)",
     )
 
 
@@ -120,92 +120,55 @@ def read(args: argparse.Namespace, symbols: tuple[str, ...] | None = None) -> Fe
     return compute_features(read_prices(args.prices, max_gap=args.max_gap, symbols=symbols))
 
 
+# Group, name of the setting, type and help of each option.
+_SETTINGS = (
+    ("training", "epochs", whole(1), "most epochs"),
+    ("training", "patience", whole(1), "epochs without a lower validation loss before stopping"),
+    ("training", "batch_size", whole(1), "windows per batch"),
+    ("training", "learning_rate", real(0, 10), "learning rate of Adam"),
+    ("training", "seed", whole(0), "seed of weights and order"),
+    ("data", "window", whole(1), "days the model sees"),
+    ("data", "threshold", real(0, 1), "absolute return above which a day is a signal"),
+    ("data", "confidence", real(0, 1), "P(signal) above which to decide Down or Up"),
+    ("data", "validation", real(0, 0.9), "share of the windows"),
+    ("data", "test", real(0.01, 0.9), "share of the windows"),
+    ("graph", "correlation", real(-1, 0.999), "correlation of returns above which two stocks are neighbours"),
+    ("graph", "sector_bonus", real(0, 2), "added to the correlation within a sector"),
+)
+
+
 def add_settings(parser: argparse.ArgumentParser) -> None:
-    """Adds the choices of a training."""
-    default = Settings()
-    group = parser.add_argument_group("training")
-    group.add_argument("--epochs", type=whole(1), default=default.epochs, help=f"most epochs ({default.epochs})")
-    group.add_argument(
-        "--patience",
-        type=whole(1),
-        default=default.patience,
-        help=f"epochs without a lower validation loss before stopping ({default.patience})",
-    )
-    group.add_argument(
-        "--batch-size", type=whole(1), default=default.batch_size, help=f"windows ({default.batch_size})"
-    )
-    group.add_argument(
-        "--lr", type=real(0, 10), default=default.learning_rate, help=f"of Adam ({default.learning_rate:g})"
-    )
-    group.add_argument("--seed", type=whole(0), default=default.seed, help=f"of weights and order ({default.seed})")
-    group = parser.add_argument_group("data")
-    group.add_argument(
-        "--window", type=whole(1), default=default.window, help=f"days the model sees ({default.window})"
-    )
-    group.add_argument(
-        "--threshold",
-        type=real(0, 1),
-        default=default.threshold,
-        help=f"a return beyond it is a signal ({default.threshold})",
-    )
-    group.add_argument(
-        "--confidence",
-        type=real(0, 1),
-        default=default.confidence,
-        help=f"Down or Up needs P(signal) above it ({default.confidence})",
-    )
-    group.add_argument("--validation", type=real(0, 0.9), default=default.validation, help="share (0.1)")
-    group.add_argument("--test", type=real(0.01, 0.9), default=default.test, help="share (0.2)")
-    group = parser.add_argument_group("graph")
-    group.add_argument(
+    """Adds the settings of a training and the files of its graph."""
+    groups = {title: parser.add_argument_group(title) for title in ("training", "data", "graph")}
+    for title, name, kind, text in _SETTINGS:
+        option = "--lr" if name == "learning_rate" else f"--{name.replace('_', '-')}"
+        default = getattr(Settings(), name)
+        metavar, text = name.rpartition("_")[2].upper(), f"{text} ({default:g})"
+        groups[title].add_argument(option, dest=name, metavar=metavar, type=kind, default=default, help=text)
+    groups["graph"].add_argument(
         "--adjacency", type=file_path, metavar="FILE", help=".npy with weights, in the order of the stocks"
     )
-    group.add_argument(
-        "--correlation",
-        type=real(-1, 0.999),
-        default=default.correlation,
-        help=f"stocks that correlate by more are neighbours ({default.correlation})",
-    )
-    group.add_argument("--sectors", type=file_path, metavar="FILE", help="table with Symbol and Sector")
-    group.add_argument(
-        "--sector-bonus",
-        type=real(0, 2),
-        default=default.sector_bonus,
-        help=f"added to the correlation within a sector ({default.sector_bonus})",
-    )
+    groups["graph"].add_argument("--sectors", type=file_path, metavar="FILE", help="table with Symbol and Sector")
 
 
 def settings(args: argparse.Namespace) -> Settings:
-    """The choices made on the command line."""
-    return Settings(
-        window=args.window,
-        threshold=args.threshold,
-        confidence=args.confidence,
-        correlation=args.correlation,
-        sector_bonus=args.sector_bonus,
-        validation=args.validation,
-        test=args.test,
-        batch_size=args.batch_size,
-        epochs=args.epochs,
-        patience=args.patience,
-        learning_rate=args.lr,
-        seed=args.seed,
-    )
+    """The settings given on the command line."""
+    return Settings(**{name: getattr(args, name) for _, name, _, _ in _SETTINGS})
 
 
 def describe_prices(prices: Prices) -> str:
-    """One line on what was read."""
+    """One line that describes a price table."""
     kind = "open, high, low and close" if prices.has_bars else "closing prices only"
     return f"{len(prices.symbols)} stocks, {len(prices.dates):,} days {prices.dates[0]} to {prices.dates[-1]}, {kind}"
 
 
 def describe_split(split: Split, dates: Any) -> list[str]:
-    """One line for each part of a split."""
+    """One line per part of a split, and one on the gap."""
     lines = []
     for name in ("train", "validation", "test"):
         part: range = getattr(split, name)
         if part:
             first, last = dates[part.start], dates[part.stop - 2 + split.window]
             lines.append(f"  {name:<11}{len(part):>6,} windows  {first} to {last}")
-    lines.append(f"  {split.gap} days between the parts are left out, so that no part sees another's labels")
+    lines.append(f"  {split.gap} days between the parts are left out: no label of a part reads a day of another")
     return lines

@@ -1,4 +1,4 @@
-"""Draws losses and confusion matrices of a training into PNG files."""
+"""PNG pictures of the losses and confusion matrices of a training."""
 
 from __future__ import annotations
 
@@ -12,21 +12,21 @@ import numpy as np
 from hiermt.data.optional import import_optional
 from hiermt.io.files import atomic_write
 
-# Colours that stay apart for colour-blind readers and in print (Okabe and Ito).
+# Colours that colour-blind readers and print keep apart (Okabe and Ito).
 _BLUE, _ORANGE, _GREEN, _GREY = "#0072B2", "#D55E00", "#009E73", "#666666"
 
 
 def draw_curves(losses: Mapping[str, Sequence[float | None]], path: Path | IO[bytes]) -> None:
-    """Draws the training curves into a PNG.
+    """Draws the loss curves.
 
     Args:
-        losses (dict): ``train_*`` and perhaps ``test_*`` lists, one value an epoch, as the training loop's callback
-            gets them; ``test_*`` is drawn as validation.
-        path (Path or file): where to; an open file is written to as it is.
+        losses (dict): lists ``train_*`` and optionally ``test_*`` with one value per epoch, named as in the metrics of
+            the training loop; ``test_*`` is drawn as validation.
+        path (Path or file): the target; a path is written atomically.
 
     Raises:
         ImportError: matplotlib is not installed.
-        OSError: the file cannot be written; the old one is intact.
+        OSError: the file cannot be written; an old one is intact.
     """
     figure = _figure(10, 3.8)
     titles = {"total_loss": "Total loss", "signal_loss": "Signal head", "direction_loss": "Direction head"}
@@ -55,16 +55,16 @@ def draw_curves(losses: Mapping[str, Sequence[float | None]], path: Path | IO[by
 
 
 def draw_confusion(scores: dict[str, Any], path: Path | IO[bytes], note: str = "") -> None:
-    """Draws the confusion matrices of the decision and of both heads into a PNG.
+    """Draws the confusion matrices of the decision and of both heads.
 
     Args:
-        scores (dict): what :func:`evaluate` returns.
-        path (Path or file): where to; an open file is written to as it is.
+        scores (dict): the result of :func:`hiermt.cli.scores.evaluate`.
+        path (Path or file): the target; a path is written atomically.
         note (str): a line under the picture. (default: ``""``)
 
     Raises:
         ImportError: matplotlib is not installed.
-        OSError: the file cannot be written; the old one is intact.
+        OSError: the file cannot be written; an old one is intact.
     """
     figure = _figure(11, 4.3)
     titles = {"decision": "Decision", "signal": "Signal head", "direction": "Direction head, where it moved"}
@@ -111,7 +111,7 @@ def _save(figure: Any, path: Path | IO[bytes]) -> None:
 
 
 def _figure(width: float, height: float) -> Any:
-    """A figure without a window system and without matplotlib's global state."""
+    """A figure that needs neither a window system nor the global state of pyplot."""
     figure_class = import_optional("matplotlib.figure", "drawing pictures").Figure
     import_optional("matplotlib.backends.backend_agg", "drawing pictures").FigureCanvasAgg(
         figure := figure_class(figsize=(width, height), layout="constrained")

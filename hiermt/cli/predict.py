@@ -21,18 +21,20 @@ def add_parser(commands: Any) -> None:
     options.add_table(parser)
     parser.add_argument("--days", type=options.whole(1), default=1, help="decide for the last DAYS days (default: 1)")
     parser.add_argument(
-        "--rolling", action="store_true", help="decide for every day that has a full window, as a backtest needs it"
+        "--rolling", action="store_true", help="decide for every day with a full window, as for a backtest"
     )
-    parser.add_argument("--out", type=options.file_path, metavar="FILE", help="write a CSV as well")
+    parser.add_argument("--out", type=options.file_path, metavar="FILE", help="also write a CSV")
     parser.add_argument(
-        "--confidence", type=options.real(0, 1), help="Down or Up needs P(signal) above it (default: as trained)"
+        "--confidence",
+        type=options.real(0, 1),
+        help="P(signal) above which to decide Down or Up (default: as trained)",
     )
     options.add_run(parser)
     parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:
-    """Decides and prints the last day."""
+    """Runs the command."""
     device = options.pick_device(args.device)
     if args.out is not None:
         check_writable(args.out)

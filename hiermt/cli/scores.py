@@ -1,4 +1,4 @@
-"""Scores of a trained model, as numbers, a table and a verdict."""
+"""Scores of a trained model, as numbers, as a table and in words."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ NOISE_SIGNAL, DOWN_UP = ("Noise", "Signal"), ("Down", "Up")
 
 
 def evaluate(predictions: Tensor, probabilities: Tensor, truth: Tensor) -> dict[str, Any]:
-    """Scores the decisions of a model, each beside the accuracy of always naming the most frequent true class.
+    """Scores the decisions of a model against a constant answer, the most frequent true class.
 
-    That class is looked up in `truth` itself, in hindsight, so no constant answer does better.
+    The class is the most frequent one of `truth` itself, so no constant answer has a higher accuracy.
 
     Args:
         predictions (Tensor): 0 Down, 1 Neutral, 2 Up.
@@ -100,7 +100,7 @@ def table(scores: dict[str, Any]) -> str:
 
 
 def verdict(scores: dict[str, Any]) -> str:
-    """What the scores amount to, in words: beyond two standard errors counts as more than chance."""
+    """One sentence per score; a gain within two standard errors counts as none."""
     subjects = {"decision": "The decisions", "signal": "Noise or Signal", "direction": "Down or Up"}
     lines = []
     for key, subject in subjects.items():

@@ -22,7 +22,7 @@ NO_PYG = "PyG is not installed, so there is nothing to compare with; run: pip in
 
 @dataclass(frozen=True)
 class Timing:
-    """Median seconds of ours and of PyG (``None`` without PyG), and the largest difference of the logits."""
+    """Median seconds of hiermt and of PyG (``None`` without PyG), and the largest difference of the logits."""
 
     ours: float
     pyg: float | None
@@ -43,7 +43,7 @@ def has_pyg() -> bool:
 
 
 def backend_of(model: TGCN_HierarchicalMT, device: torch.device) -> str:
-    """Who computes this model on this device, in words."""
+    """Name of the implementation that runs this model on this device."""
     chosen = model.tgcn_backbone.backend
     return "compiled kernels" if native(chosen, device) else "plain PyTorch"
 
@@ -86,12 +86,25 @@ def compare_training(model: TGCN_HierarchicalMT, batch: WindowBatch, seconds: fl
     return Timing(own, median_time(theirs, batch.x.device, seconds), None)
 
 
+def print_comparison(model: TGCN_HierarchicalMT, batch: WindowBatch, seconds: float, indent: str = "") -> float:
+    """Prints the times of forward and training step beside PyG's; returns the seconds of our training step."""
+    forward = compare_forward(model, batch, seconds)
+    print(f"{indent}{forward.line('forward', batch.num_nodes)}")
+    step = compare_training(model, batch, seconds)
+    print(f"{indent}{step.line('training step', batch.num_nodes)}")
+    if forward.difference is None:
+        print(f"{indent}{NO_PYG}")
+    else:
+        print(f"{indent}largest difference between the logits of the two: {forward.difference:.1e}")
+    return step.ours
+
+
 def median_time(function: Callable[[], object], device: torch.device, seconds: float) -> float:
     """Median seconds of a call, over calls that together take about `seconds`; the first is not counted."""
     began = time.perf_counter()
     function()
     times: list[float] = []
-    # On a machine that is busy with something else, few calls have to do.
+    # On a busy machine, fewer than three calls may have to suffice.
     while not times or (
         (len(times) < 3 or sum(times) < seconds) and len(times) < 200 and time.perf_counter() - began < 6 * seconds
     ):

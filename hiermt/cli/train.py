@@ -18,7 +18,7 @@ from hiermt.nn import TGCN_HierarchicalMT
 
 def add_parser(commands: Any) -> None:
     """Adds the command."""
-    parser = commands.add_parser("train", help="train on a table of prices; writes model, metrics and pictures")
+    parser = commands.add_parser("train", help="train on a table of prices; write model, metrics and pictures")
     options.add_table(parser)
     parser.add_argument("--out", type=options.path, required=True, metavar="DIR", help="folder for the results")
     options.add_settings(parser)
@@ -28,16 +28,16 @@ def add_parser(commands: Any) -> None:
     group.add_argument("--gcn", action="store_true", help="GCN convolutions in place of graph attention")
     group = parser.add_argument_group("long trainings")
     group.add_argument(
-        "--checkpoint", type=options.file_path, metavar="FILE", help="keep the state of the training here"
+        "--checkpoint", type=options.file_path, metavar="FILE", help="file for the state of the training"
     )
-    group.add_argument("--resume", action="store_true", help="go on from the checkpoint, if it is there")
+    group.add_argument("--resume", action="store_true", help="resume from the checkpoint if it exists")
     group.add_argument("--tensorboard", type=options.path, metavar="DIR", help="write the losses for TensorBoard")
     options.add_run(parser)
     parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:
-    """Trains, measures on the test span, writes the artefacts."""
+    """Runs the command."""
     device = options.pick_device(args.device)
     artefacts.check_folder(args.out)
     if args.checkpoint is not None:
@@ -76,13 +76,20 @@ def run(args: argparse.Namespace) -> int:
 def finish(
     experiment: Experiment, model: TGCN_HierarchicalMT, epochs: int, out: Path, **options: Any
 ) -> dict[str, Any]:
-    """Trains, measures, writes, and says what came out; `options` go to :func:`hiermt.train_hierarchical`.
+    """Trains, evaluates on the test span, writes and prints the results.
+
+    Args:
+        experiment (Experiment): data and settings.
+        model (TGCN_HierarchicalMT): on the device of the data.
+        epochs (int): at most.
+        out (Path): folder for the results.
+        options: passed on to :func:`hiermt.train_hierarchical`.
 
     Returns:
         The scores of the test span.
     """
     if experiment.split.validation:
-        print("(the test loss below is that of the validation span; the test span is left for the end)")
+        print("(the test loss below is that of the validation span; the test span is evaluated at the end)")
     start = time.perf_counter()
     ran = experiment.train(model, epochs, **options)
     seconds = time.perf_counter() - start
@@ -103,6 +110,6 @@ def finish(
     kept = ", kept the weights with the lowest validation loss" if experiment.split.validation else ""
     windows = ran * len(experiment.split.train)
     print(f"\ntrained {ran} epochs ({windows:,} windows) in {seconds:.1f} s{kept}")
-    print(f"\nTest span, which the training never saw:\n\n{scores.table(scored)}\n\n{scores.verdict(scored)}\n")
+    print(f"\nTest span, not used in training:\n\n{scores.table(scored)}\n\n{scores.verdict(scored)}\n")
     print(*(f"  {file}" for file in files), sep="\n")
     return scored

@@ -1,4 +1,4 @@
-"""A trained model read back from its folder, with everything needed to feed it."""
+"""A trained model read from its folder, with what prepares its inputs."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from hiermt.nn import TGCN_HierarchicalMT
 
 @dataclass(frozen=True)
 class Trained:
-    """A model read back from a folder, with what it takes to feed it."""
+    """A model, and the symbols, features, scale and graph of its inputs."""
 
     model: TGCN_HierarchicalMT
     symbols: tuple[str, ...]
@@ -35,18 +35,18 @@ class Trained:
 
     @classmethod
     def read(cls, folder: Path, backend: str = "auto") -> Trained:
-        """Reads what ``train`` wrote.
+        """Reads the folder of a training.
 
         Raises:
             FileNotFoundError: the folder or a file in it is missing.
-            ValueError: a file is damaged, or the files are not of one training.
+            ValueError: a file is damaged, or the files are of different trainings.
         """
         if not folder.is_dir():
-            raise FileNotFoundError(f"{folder}: there is no such folder; give the --out folder of a training")
+            raise FileNotFoundError(f"{folder}: no such folder; give the --out folder of a training")
         config = read_config(folder)
         described = config.get("data")
         if not isinstance(described, dict):
-            raise DataError(f"{folder}: config.json has no part 'data'; give the --out folder of a training")
+            raise DataError(f"{folder}: config.json lacks the part 'data'; give the --out folder of a training")
         model = TGCN_HierarchicalMT.from_pretrained(folder, backend=backend)
         if described.get("weights_sha256") != fingerprint(folder / WEIGHTS):
             raise DataError(f"{folder}: {WEIGHTS} and config.json are of different trainings; train again")
@@ -58,21 +58,21 @@ class Trained:
         return trained
 
     def dataset(self, table: FeatureTable, device: torch.device | str = "cpu") -> WindowDataset:
-        """The windows of a table, scaled as in the training."""
+        """The windows of a table, with features selected and scaled as in the training."""
         series = self.scale.apply(table.select(self.features).values)
         dataset = WindowDataset(series, self.edge_index, self.edge_weight, self.window, feature_names=self.features)
         return dataset.to(device)
 
 
 def _parsed(described: dict[str, Any], model: TGCN_HierarchicalMT) -> Trained:
-    """The part ``data`` of ``config.json``, checked as far as its own entries and the model tell.
+    """The part ``data`` of ``config.json``, checked against itself and the model.
 
     Raises:
-        KeyError, TypeError, ValueError, OverflowError, IndexError, RuntimeError: something is missing or does not fit.
+        KeyError, TypeError, ValueError, OverflowError, IndexError, RuntimeError: an entry is missing or does not fit.
     """
     graph, scale, weight = described["graph"], described["scale"], described["graph"]["weight"]
     symbols, channels = _strings("symbols", described["symbols"]), model.tgcn_backbone.in_channels
-    # A folder from before models had names says here alone what they are.
+    # In a folder of a version whose models had no feature names, this is their only record.
     features = as_names(_strings("features", described["features"]), channels) or ()
     for name in ("window", "horizon"):
         check_integer(name, described[name], 1)
@@ -86,7 +86,7 @@ def _parsed(described: dict[str, Any], model: TGCN_HierarchicalMT) -> Trained:
     weights = None if weight is None else torch.tensor(weight, dtype=torch.float32, device="cpu")
     as_graph(edges, weights, len(symbols))
     if weights is not None and not bool(weights.isfinite().all()):
-        raise ValueError("weight: expected finite weights of edges")
+        raise ValueError("weight: expected finite edge weights")
     return Trained(
         model=model,
         symbols=symbols,
@@ -105,7 +105,7 @@ def _strings(name: str, values: Any) -> tuple[str, ...]:
     if not isinstance(values, list) or not all(isinstance(value, str) for value in values):
         raise TypeError(f"{name}: expected a list of strings, got {values!r}")
     if len(set(values)) < len(values):
-        raise ValueError(f"{name}: expected different ones")
+        raise ValueError(f"{name}: expected each name once")
     return tuple(values)
 
 

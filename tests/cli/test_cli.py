@@ -277,7 +277,7 @@ class TestPredict:
 
         fails(capsys, *variant("cut", truncate), match="model.safetensors")
         fails(capsys, *variant("json", lambda f: (f / "config.json").write_text("{")), match="config.json")
-        fails(capsys, *variant("bare", configure(lambda c: c.pop("data"))), match="no part 'data'")
+        fails(capsys, *variant("bare", configure(lambda c: c.pop("data"))), match="lacks the part 'data'")
         fails(capsys, *variant("keys", configure(lambda c: c["data"].pop("scale"))), match="damaged near 'scale'")
         fails(capsys, *variant("size", configure(lambda c: c.update(hidden_size=5))), match="does not fit")
         other = configure(lambda c: c["data"].update(weights_sha256="0"))
@@ -285,7 +285,7 @@ class TestPredict:
 
     def test_model_without_training_folder(self, prices, tmp_path, capsys):
         TGCN_HierarchicalMT(13).save_pretrained(tmp_path)
-        fails(capsys, "predict", "--model", tmp_path, "--prices", prices, match="no part 'data'")
+        fails(capsys, "predict", "--model", tmp_path, "--prices", prices, match="lacks the part 'data'")
 
     def test_read_gives_back_what_was_written(self, trained):
         found = Trained.read(trained)
