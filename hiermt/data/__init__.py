@@ -1,6 +1,6 @@
 """From prices to batches: features, labels, graph, windows, time split and loaders.
 
-The way through, one step per line::
+The whole pipeline::
 
     prices = hiermt.data.read_prices("prices.csv")
     table = hiermt.data.compute_features(prices)
@@ -12,9 +12,9 @@ The way through, one step per line::
     loader = hiermt.data.WindowLoader(dataset, split.train, batch_size=32, shuffle=True)
     model = hiermt.TGCN_HierarchicalMT(len(table.names), feature_names=table.names)
 
-The names of the features travel with table, scale, dataset, model and checkpoint, and are compared where two of them
-meet. A model without names, such as one taken over by ``from_reference``, takes any features; one that was trained on
-the published data expects :data:`FEATURES` in that order: assign ``model.feature_names = hiermt.data.FEATURES``.
+Table, scale, dataset, model and checkpoint hold the names of the features, which are compared wherever two of them are
+combined. A model without names, such as one converted by ``from_reference``, accepts any features; one that was trained
+on the published data expects :data:`FEATURES` in that order: assign ``model.feature_names = hiermt.data.FEATURES``.
 """
 
 from hiermt.data._errors import DataError, DataWarning

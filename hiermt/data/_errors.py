@@ -11,15 +11,15 @@ _HERE = str(Path(__file__).parent)
 
 
 class DataError(ValueError):
-    """Data that cannot be used as it is; the message says where, why and what to change."""
+    """Unusable data; the message says where, why and what to change."""
 
 
 class DataWarning(UserWarning):
-    """Data that was repaired, or features that had to be left out."""
+    """Data that was repaired or left out, or whose meaning is not certain."""
 
 
 def warn(message: str) -> None:
-    """Warns of a repair; the warning points at the line outside of this package that asked for the data."""
+    """Warns with a :class:`DataWarning` that points at the caller of ``hiermt.data``."""
     level = 1
     frame = sys._getframe(0)
     while frame.f_back is not None and frame.f_code.co_filename.startswith(_HERE):

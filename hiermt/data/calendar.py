@@ -1,4 +1,4 @@
-"""Prices of several stocks on one calendar: the days they share, with short gaps filled from the past."""
+"""Aligns the prices of several stocks: the days they share, with short gaps filled from the past."""
 
 from __future__ import annotations
 
@@ -14,22 +14,22 @@ Panels = dict[str, npt.NDArray[np.float64]]
 def one_calendar(
     symbols: tuple[str, ...], dates: DayArray, panels: Panels, source: str, max_gap: int
 ) -> tuple[DayArray, Panels]:
-    """Leaves out days without a price, cuts to the days all stocks share, and carries closes over short gaps.
+    """Drops days without a price, cuts to the days that all stocks share, and fills short gaps with the last close.
 
-    A close is carried forward only, also from before the first shared day.
+    Gaps are filled forward only; the close may be from before the first shared day.
 
     Args:
         symbols (tuple of str): the stocks.
         dates (numpy.ndarray): the days, ascending.
         panels (dict): prices by name, NaN in all of them where a stock has no row.
-        source (str): what to call the table in a message.
-        max_gap (int): most missing days in a row that are bridged.
+        source (str): name of the table in messages.
+        max_gap (int): most missing days in a row to fill.
 
     Shapes:
         - **dates:** ``[D]``; each of **panels:** ``[S, D]``
 
     Raises:
-        DataError: a stock has no price, there is no shared day, or a gap is too long.
+        DataError: a stock has no price, no day is shared, or a gap is too long.
     """
     there = ~np.isnan(panels["close"])
     for symbol, days in zip(symbols, there, strict=True):
@@ -44,7 +44,7 @@ def one_calendar(
         dates, there = dates[traded], there[:, traded]
         panels = {name: panel[:, traded] for name, panel in panels.items()}
     shared = _shared(symbols, dates, there, source)
-    # Before the cut, for the last close before a gap at the start lies there.
+    # Before the cut: a gap at its start is filled from an earlier close.
     panels = _carried(symbols, dates, panels, there, shared, source, max_gap)
     return dates[shared], {name: np.ascontiguousarray(panel[:, shared]) for name, panel in panels.items()}
 
@@ -92,13 +92,13 @@ def _carried(
         late, end = divmod(int(gap.argmax()), gap.shape[1])
         raise DataError(
             f"{source}: {symbols[late]} has no prices from {dates[last_seen[late, end] + 1]} to {dates[end]}, "
-            f"{gap[late, end]} trading days on which other stocks have; at most {max_gap} are bridged: fill them in, "
+            f"{gap[late, end]} trading days of other stocks; at most {max_gap} are filled: add the prices, "
             "remove the stock, or raise max_gap"
         )
     stock, hole = np.argwhere(missing[:, shared])[0]
     warn(
         f"{source}: {int(missing[:, shared].sum())} missing row(s), first {symbols[stock]} on "
-        f"{dates[shared][hole]}; the last close is carried on"
+        f"{dates[shared][hole]}; the last close is carried forward"
     )
     carried = np.take_along_axis(panels["close"], np.maximum(last_seen, 0), axis=1)
     return {name: np.where(missing, carried, panel) for name, panel in panels.items()}

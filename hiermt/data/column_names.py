@@ -1,4 +1,4 @@
-"""What the name of a column says: dates, symbols, fields of a bar, adjusted closes, row counters."""
+"""Classifies columns by name: dates, symbols, fields of a bar, adjusted closes, row numbers."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ DATE_NAMES = ("date", "datetime", "timestamp", "day")
 OHLC = ("open", "high", "low", "close")
 CLOSE_NAMES = ("close", "close price", "closing price", "close/last")
 
-# NAN and NONE in capitals are symbols.
+# NAN and NONE in capitals may be symbols.
 _UNNAMED = re.compile(r"^(?:[Uu]nnamed: ?\d+(?:_level_\d+)?(?:\.\d+)?|nan|NaN|NaT|<NA>|[Nn]one|)$")
 _COUNTERS = frozenset(
     """
@@ -18,7 +18,7 @@ _COUNTERS = frozenset(
     record recordid recordno obs sno srno slno rn serialno serialnumber lineno line uid uuid
     """.split()  # noqa: SIM905
 )
-# A close, or what stands for one: a table with such a column holds the prices of one stock.
+# Names of closing prices: a wide table with such a column holds the prices of one stock.
 _CLOSES = frozenset(
     """
     close closeprice closingprice closelast last lastprice price settle settlement settleprice settlementprice
@@ -28,7 +28,7 @@ _CLOSES = frozenset(
 _BARS = frozenset(
     "open high low openprice highprice lowprice openingprice highestprice lowestprice".split()  # noqa: SIM905
 )
-# Not a price of a stock, as a whole name or as a word of one, whatever the case.
+# Fields, as a whole name or as a word of one, in any case.
 _WORDS = frozenset(
     """
     volume volumes vol vwap twap dividend dividends split splits turnover trades transactions return returns
@@ -49,7 +49,7 @@ _OTHERS = frozenset(
     datum fecha volumen kurs 日期 成交量 成交额 换手率 openint peratio tradestatus isst pettm pbmrq psttm pcfncfttm
     """.split()  # noqa: SIM905
 )
-# The level of an index, which no one trades, told apart from its symbol by the caret: ``^GSPC``.
+# Levels of indices, which are not traded; a caret makes a name a symbol: ``^GSPC``.
 _INDICES = frozenset(
     """
     sp500 snp500 spx500 sandp500 nasdaqcomposite nasdaq100 dowjones dowjonesindustrialaverage djia nikkei nikkei225
@@ -58,7 +58,7 @@ _INDICES = frozenset(
     msciworld
     """.split()  # noqa: SIM905
 )
-# A name with such a word is that of a field, in whatever company.
+# A name with one of these words is a field, whatever its other words.
 _TELLING = frozenset(
     """
     index indices benchmark lag lagged lagging shifted rolling sma ema wma rsi macd atr bollinger stoch stochastic
@@ -66,7 +66,7 @@ _TELLING = frozenset(
     volatility timestamp datetime date unix epoch ohlc ohlcv deliverable deliverble sentiment zscore drawdown
     """.split()  # noqa: SIM905
 )
-# Names made of these words alone are fields as well: ``Typical Price``, ``open_time``, ``bid_size``.
+# Names of two or more words that are all among these are fields: ``Typical Price``, ``open_time``, ``bid_size``.
 _VOCABULARY = frozenset(
     """
     open high low close last price prices avg average mean median typical weighted true range mid bid ask size time
@@ -77,7 +77,7 @@ _VOCABULARY = frozenset(
     per earnings fair rank fiscal calendar beta alpha momentum score factor target return returns hl hlc position
     """.split()  # noqa: SIM905
 )
-# Words that are symbols of stocks or funds as well: a stock where they stand in capitals beside other stocks.
+# Also symbols of stocks or funds: in capitals, beside other stocks, they are stocks.
 _ALSO_SYMBOLS = frozenset("open high low day dow line".split())  # noqa: SIM905
 _SYMBOLS_IN_CAPITALS = frozenset("rf nav sum max gap cash turn cci cpi rate".split())  # noqa: SIM905
 _SELDOM_SYMBOLS = frozenset(
@@ -88,9 +88,9 @@ _SELDOM_SYMBOLS = frozenset(
     vxn ppi pmi pce nfp sofr effr libor brent xau xag hml smb rmw umd psar kdj natr trix
     """.split()  # noqa: SIM905
 )
-# Names of companies as well, with a capital letter.
+# Also names of companies, where only the first letter is a capital.
 _COMPANIES = frozenset("target gap total nasdaq".split())  # noqa: SIM905
-# What is computed from an adjusted close is none.
+# Something computed from an adjusted close, not the close itself.
 _DERIVED = (
     r"factor|return|ret\d*d?$|change|chg|pct|percent|vol|diff|log|sma|ema|wma|ma\d+$|lag|prev|next|shift|rank|zscore|z$|"
     r"risk|mean|avg|average|median|std|rolling|max|min|norm|scaled|target|ratio|t\d+$|\d+d(ay)?s?$"
@@ -101,7 +101,7 @@ _LETTERS = frozenset(("o", "h", "l", "c", "v", "vw", "n", "t"))
 
 
 def clean(name: object) -> str:
-    """A name as it is meant: without byte order marks, invisible signs and blanks at its ends; empty if it is none."""
+    """A name without byte order marks, other invisible characters and outer blanks; empty if it is missing."""
     if name is None or name != name:
         return ""
     text = unicodedata.normalize("NFC", str(name))
@@ -109,7 +109,7 @@ def clean(name: object) -> str:
 
 
 def key(name: str) -> str:
-    """What two spellings of one name share: its letters and digits in lower case, without a number before a dot."""
+    """The canonical form of a name: letters and digits in lower case, without a leading ``1. ``."""
     text = re.sub(r"^\d+\. ", "", clean(name)).casefold()
     return "".join(sign for sign in text if sign.isalnum())
 
@@ -122,30 +122,30 @@ def is_adjusted(name: str) -> bool:
     if re.search(r"unadj|nonadj|notadj", text) or re.search(_DERIVED, text):
         return False
     if "adj" not in text:
-        # Forward and backward adjusted, as Chinese sources have it; total return.
+        # Chinese sources mark forward and backward adjusted prices with qfq and hfq; tr is total return.
         return not {"qfq", "hfq", "fq", "tr"}.isdisjoint(words(name)) and re.search(r"clos", text) is not None
     return re.search(r"clos|price|prc|last|cls|value|nav", text) is not None
 
 
 def is_unnamed(name: str) -> bool:
-    """Whether a column has no name, or the one that pandas makes up for it."""
+    """Whether a column has no name, or only a placeholder of pandas."""
     return _UNNAMED.match(clean(name)) is not None or not key(name)
 
 
 def is_counter(name: str) -> bool:
-    """Whether a name is that of row numbers."""
+    """Whether a name is one of row numbers, or missing."""
     return is_unnamed(name) or key(name) in _COUNTERS
 
 
 def is_close(name: str) -> bool:
-    """Whether a name is that of closing prices, adjusted or not, and so of no stock."""
+    """Whether a name is one of closing prices, adjusted or not."""
     return key(name) in _CLOSES or is_adjusted(name) or "unadj" in key(name)
 
 
 def is_field(name: str) -> bool:
-    """Whether a name is that of a field of a table, and so of no stock.
+    """Whether a name is one of a field and not of a stock.
 
-    ``OPEN`` and a few others, in capitals, may be either; they are not counted as fields.
+    Names that may be either, such as ``OPEN`` in capitals, are not counted as fields; see :func:`may_be_symbol`.
     """
     if may_be_symbol(name):
         return False
@@ -167,12 +167,12 @@ def _is_vocabulary(word: str) -> bool:
 
 
 def is_certain_field(name: str) -> bool:
-    """Whether a name is that of a field even where it was asked for as a stock."""
+    """Whether a name is one of a field even if the caller lists it among the stocks."""
     return not may_be_symbol(name) and (is_close(name) or key(name) in _BARS | _WORDS)
 
 
 def may_be_symbol(name: str) -> bool:
-    """Whether a name is that of a field or of row numbers, but written in a way in which it is a symbol as well."""
+    """Whether a name of a field or of row numbers is written such that it may be a symbol."""
     text, name = key(name), clean(name)
     if name.isupper():
         return text in _ALSO_SYMBOLS | _SYMBOLS_IN_CAPITALS | _SELDOM_SYMBOLS
@@ -190,12 +190,12 @@ def is_ticker(name: str) -> bool:
 
 
 def may_be_lower_symbol(name: str) -> bool:
-    """Whether a name is that of a field, but is a symbol as well where all stocks stand in lower case."""
+    """Whether a name of a field may be a symbol where all stocks are in lower case."""
     return clean(name) in _ALSO_SYMBOLS
 
 
 def is_seldom_symbol(name: str) -> bool:
-    """Whether a name is more often that of a field (``RSI``, ``PE``) than that of a stock."""
+    """Whether a name is more often a field (``RSI``, ``PE``) than a stock."""
     text, name = key(name), clean(name)
     return not name.startswith("^") and (text in _SELDOM_SYMBOLS or (text in _COMPANIES and not name.isupper()))
 
@@ -206,7 +206,7 @@ def words(name: str) -> list[str]:
 
 
 def is_bar_field(name: str) -> bool:
-    """Whether a name is that of a field of a bar, as the levels of a download hold them."""
+    """Whether a name is one of the fields in the column levels of a download."""
     text = key(name)
     return is_close(name) or text in _BARS | _WORDS | _OTHERS or not _WORDS.isdisjoint(words(name))
 
@@ -218,7 +218,7 @@ def are_letters(names: list[str]) -> bool:
 
 
 def field_of(name: str) -> tuple[str, str] | None:
-    """Symbol and field of a name such as ``AAPL_Open`` or ``Close AAPL``; ``None`` if it is not made of the two."""
+    """Symbol and field of a name such as ``AAPL_Open`` or ``Close AAPL``; ``None`` for other names."""
     tokens = words(name)
     for at in (-1, 0):
         if len(tokens) > 1 and tokens[at] in OHLC:

@@ -1,4 +1,4 @@
-"""A series, its labels and its graph, cut into windows on demand."""
+"""A series with labels and a graph, from which windows are cut on demand."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from hiermt.graph import DynamicGraph, Graph, as_graph, same_device
 
 @dataclass(frozen=True)
 class WindowDataset:
-    """Everything a loader reads. Window ``w`` holds days ``w`` to ``w + T - 1``, its label sits at the last.
+    """Features, labels and graph for a loader. Window ``w`` has days ``w`` to ``w + T - 1`` and the label of the last.
 
     Attributes:
         series (Tensor): features, scaled as the model expects them.
@@ -31,7 +31,7 @@ class WindowDataset:
         signal_labels, direction_labels (Tensor, optional): labels of each day; the last days may have none.
         graphs (DynamicGraph, optional): graphs that change over time, in place of `edge_index` and `edge_weight`; see
             :meth:`with_graphs`.
-        feature_names (tuple of str, optional): what the last dimension of `series` holds; a model with other names
+        feature_names (tuple of str, optional): names along the last dimension of `series`; a model with other names
             refuses the dataset. ``None`` fits any model.
 
     Shapes:
@@ -41,7 +41,7 @@ class WindowDataset:
 
     Raises:
         DataError: a shape does not fit, labels are not 0 or 1, or the series holds NaN or infinity.
-        IndexError: an edge names a stock that is not there.
+        IndexError: a node of an edge is not in ``[0, S)``.
         TypeError: `window` is not an integer.
         ValueError: `window` is below 1.
     """
@@ -84,10 +84,10 @@ class WindowDataset:
             raise DataError(f"graphs: expected {self.num_stocks} nodes, one per stock, got {self.graphs.num_nodes}")
         if self.graphs is not None and self.graphs.days[0] > self.window - 1:
             raise DataError(
-                f"graphs: the first is in force from day {self.graphs.days[0]} on, but the first window ends on day "
+                f"graphs: the first is valid from day {self.graphs.days[0]} on, but the first window ends on day "
                 f"{self.window - 1}"
             )
-        # Checks the edges now, and prepares them once for everybody.
+        # Checks the edges now; the graph is prepared once for all loaders.
         _ = self.graph
 
     @classmethod
@@ -102,7 +102,7 @@ class WindowDataset:
         threshold: float = THRESHOLD,
         horizon: int = 1,
     ) -> WindowDataset:
-        """Makes labels from the closes of a table and scales its features.
+        """Computes labels from the closes of a table, and scales its features.
 
         Args:
             table (FeatureTable): features and closes.
@@ -168,12 +168,12 @@ class WindowDataset:
 
     @property
     def num_windows(self) -> int:
-        """Windows, with a label or without."""
+        """Number of windows, labelled or not."""
         return num_windows(self.num_days, self.window)
 
     @property
     def num_labelled(self) -> int:
-        """Windows whose last day has a label; they come first."""
+        """Number of windows whose last day has a label; they come first."""
         return 0 if self.signal_labels is None else num_windows(self.signal_labels.size(1), self.window)
 
     @cached_property
@@ -183,38 +183,37 @@ class WindowDataset:
 
     @cached_property
     def labels_by_day(self) -> tuple[Tensor, Tensor] | None:
-        """Labels with the day first, ``[L, S]``, as a batch gathers them."""
+        """Labels ``[L, S]``, the layout from which batches are gathered."""
         if self.signal_labels is None or self.direction_labels is None:
             return None
         return self.signal_labels.t().contiguous(), self.direction_labels.t().contiguous()
 
     @cached_property
     def graph(self) -> Graph:
-        """The graph, validated and prepared once; the first one, if they change."""
+        """The graph, validated and prepared once; the first of several."""
         if self.graphs is not None:
             return self.graphs.graphs[0]
         return as_graph(self.edge_index, self.edge_weight, self.num_stocks)
 
     def to(self, device: torch.device | str) -> WindowDataset:
-        """The same dataset on another device; itself if it is already there."""
+        """The same dataset on another device; itself if it is there already."""
         device = torch.device(device)
         if same_device(self.series.device, device):
             return self
         return dataclasses.replace(self, **moved(self, device))
 
     def check_starts(self, starts: Tensor, labelled: bool) -> None:
-        """Refuses start days that have no window, or no label where one is needed."""
+        """Refuses start days without a window, or without a label if `labelled`."""
         limit = self.num_labelled if labelled else self.num_windows
         if starts.numel() and not 0 <= int(starts.min()) <= int(starts.max()) < limit:
             kind = "labelled windows" if labelled else "windows"
             raise DataError(
-                f"starts: expected days in [0, {limit}), the {kind} there are, got {int(starts.min())} to "
-                f"{int(starts.max())}"
+                f"starts: expected days in [0, {limit}), the {kind}, got {int(starts.min())} to {int(starts.max())}"
             )
 
 
 def moved(holder: Any, device: torch.device) -> dict[str, Any]:
-    """The tensors and graphs among the fields of a dataclass, on another device."""
+    """The tensors and graphs among the fields of a dataclass, moved to a device."""
     fields = {field.name: getattr(holder, field.name) for field in dataclasses.fields(holder)}
     kinds = (Tensor, Graph, DynamicGraph)
     return {name: value.to(device) for name, value in fields.items() if isinstance(value, kinds)}

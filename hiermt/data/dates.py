@@ -1,4 +1,4 @@
-"""The days that cells of text name; what could be something else than a day is refused."""
+"""Parses cells of text as days, and recognises numbers that are days."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from hiermt.data._errors import DataError
 DayArray = npt.NDArray[np.datetime64]
 
 _SETTLEMENT = 10
-# So many small numbers that follow the calendar are no prices.
+# With more values than this, numbers that follow the calendar are not prices.
 _MANY = 31
 FIRST_YEAR, LAST_YEAR = 1800, 2199
 _TIME = r"(?:[T ]\s*\d{1,2}:?\d{2}.*)?$"
@@ -35,14 +35,14 @@ _LOOKS_LIKE = (
 
 
 def parse_days(cells: Sequence[str], where: str) -> DayArray:
-    """The day of each cell, NaT where there is none.
+    """The day of each cell, NaT for a cell that is not a day.
 
-    Understood are ``2024-01-31``, ``2024/1/31``, ``2024.1.31``, ``20240131``, and, where it is clear from all cells
-    together which comes first, ``31.1.2024`` and ``1/31/2024``; a time of day behind is dropped.
+    The formats are ``2024-01-31``, ``2024/1/31``, ``2024.1.31``, ``20240131``, and, where all cells together tell
+    the order, ``31.1.2024`` and ``1/31/2024``; a time of day after it is dropped.
 
     Args:
         cells (sequence of str): distinct cells of one column.
-        where (str): what to call the column in a message.
+        where (str): name of the column in messages.
 
     Raises:
         DataError: all could be month/day as well as day/month.
@@ -63,13 +63,13 @@ def parse_days(cells: Sequence[str], where: str) -> DayArray:
 
 
 def looks_like(cell: str) -> str:
-    """What a cell that is not a day may be, as the middle of a sentence; empty if that is open."""
+    """What a cell that is not a day looks like, as a part of a sentence; empty if unknown."""
     found = next((what for form, what in _LOOKS_LIKE if re.fullmatch(form, cell.strip(), re.IGNORECASE)), None)
     return "" if found is None else f" but looks like {found}"
 
 
 def date_number(values: npt.NDArray[np.float64], days: DayArray) -> str | None:
-    """As what a column repeats the days of its rows (year, 20240131, seconds ...); ``None`` if it does not.
+    """How a column of numbers encodes the days of its rows (year, 20240131, seconds ...); ``None`` if it does not.
 
     Args:
         values (numpy.ndarray): the column.
@@ -80,7 +80,7 @@ def date_number(values: npt.NDArray[np.float64], days: DayArray) -> str | None:
     """
     known = ~np.isnan(values)
     values, days = values[known], days[known]
-    # One or two such numbers may be prices.
+    # One or two such numbers may be prices by chance.
     if len(values) < 3 or (values != np.floor(values)).any():
         return None
     since = days.astype(np.int64)
@@ -98,7 +98,7 @@ def date_number(values: npt.NDArray[np.float64], days: DayArray) -> str | None:
     for what, forms in numbers.items():
         if any((values == form).all() for form in forms):
             return what
-    # A time of day, and a day of settlement shortly after, may be in them.
+    # The values may include a time of day, or be days of settlement, shortly after.
     units = (86_400.0 * 1000**power for power in range(4))
     if any((np.abs(np.floor(values / unit) - since) <= _SETTLEMENT).all() for unit in units):
         return "time"

@@ -1,4 +1,4 @@
-"""Names of features, in the order of the last dimension of x: kept with a model, and compared where it is fed."""
+"""Names of features along the last dimension of x, stored with a model and compared with those of its inputs."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ KEY = "feature_names"
 
 
 class FeatureNames:
-    """Adds :attr:`feature_names` to a module that has a ``config``; they are saved and loaded with it."""
+    """Adds :attr:`feature_names` to a module with a ``config``, in which they are saved and loaded."""
 
     config: dict[str, Any]
 
     @property
     def feature_names(self) -> tuple[str, ...] | None:
-        """Names of the features that the model reads, in order; ``None`` if it takes any. Assign to change them."""
+        """Names of the input features in order; ``None`` accepts any. Can be assigned."""
         names = self.config.get(KEY)
         return None if names is None else tuple(names)
 
@@ -27,7 +27,7 @@ class FeatureNames:
         self.config.pop(KEY, None)
         if named is not None:
             self.config[KEY] = list(named)
-        # A backbone can be saved and trained by itself.
+        # A backbone can also be saved and trained alone.
         backbone = getattr(self, "tgcn_backbone", None)
         if isinstance(backbone, FeatureNames):
             backbone.feature_names = named
@@ -38,7 +38,7 @@ def as_names(names: Iterable[str] | None, count: int) -> tuple[str, ...] | None:
 
     Raises:
         TypeError: they are not a sequence of strings.
-        ValueError: there are not `count` of them, or one is there twice.
+        ValueError: there are not `count` of them, or a name is repeated.
     """
     if names is None:
         return None
@@ -52,7 +52,7 @@ def as_names(names: Iterable[str] | None, count: int) -> tuple[str, ...] | None:
         raise ValueError(f"{KEY}: expected {count} names, one per feature, got {len(found)}: {some(found, 16)}")
     for i, name in enumerate(found):
         if name in found[:i]:
-            raise ValueError(f"{KEY}: {name!r} is there twice; give each feature a name of its own")
+            raise ValueError(f"{KEY}: {name!r} is there twice; give each feature its own name")
     return tuple(map(str, found))
 
 
@@ -61,7 +61,7 @@ def check_same(
 ) -> None:
     """Raises ValueError with the first difference between the features of `source` and those of `owner`.
 
-    Nothing is compared where one of the two has no names.
+    No names on either side means no comparison.
     """
     if found is None or expected is None or tuple(found) == tuple(expected):
         return
@@ -78,7 +78,7 @@ def check_same(
 
 
 def names_of(holder: Any) -> tuple[str, ...] | None:
-    """Names that a model, a dataset, or a loader over one carries; ``None`` if there are none."""
+    """Names of a model, a dataset, or a loader or wrapper around one; ``None`` without names."""
     for _ in range(8):  # loaders, subsets and wrappers around a model or a dataset
         names = getattr(holder, KEY, None)
         if isinstance(names, tuple):

@@ -21,13 +21,13 @@ from hiermt.data.table import FloatArray, Table, first, read_table
 
 @dataclass(frozen=True)
 class FeatureTable:
-    """Features of ``S`` stocks on ``D`` days, with the closes that labels and graphs are made of.
+    """Features of ``S`` stocks on ``D`` days, with the closing prices for labels and graphs.
 
     Attributes:
         values (Tensor): the features, finite.
-        names (tuple of str): what the last dimension holds, each name once.
-        symbols (tuple of str): what the first dimension holds.
-        dates (numpy.ndarray): what the second dimension holds.
+        names (tuple of str): of the features, each once.
+        symbols (tuple of str): of the stocks.
+        dates (numpy.ndarray): the days.
         close (Tensor): closing prices.
 
     Shapes:
@@ -36,7 +36,7 @@ class FeatureTable:
         - **close:** ``[S, D]`` float64
 
     Raises:
-        DataError: the shapes do not agree, a name is there twice, or a value is NaN or infinite in the dtype of
+        DataError: the shapes do not agree, a name is repeated, or a value is NaN or infinite in the dtype of
             `values`; the message names stock, day and feature.
     """
 
@@ -56,7 +56,7 @@ class FeatureTable:
             raise DataError(f"close: expected [stocks, days] = {list(expected[:2])}, got {list(self.close.shape)}")
         again = [name for i, name in enumerate(self.names) if name in self.names[:i]]
         if again:
-            raise DataError(f"names: '{again[0]}' is there twice; give each feature a name of its own")
+            raise DataError(f"names: '{again[0]}' is there twice; give each feature its own name")
         finite = torch.isfinite(self.values)
         if not bool(finite.all()):
             stock, day, feature = (~finite).nonzero()[0].tolist()
@@ -72,19 +72,19 @@ class FeatureTable:
         return len(self.dates)
 
     def select(self, names: Sequence[str]) -> FeatureTable:
-        """The same table with some features, in the order asked for.
+        """The same table with the given features, in the given order.
 
         Raises:
-            DataError: a feature is not there.
+            DataError: a feature is missing.
         """
         columns = _positions("feature", names, self.names)
         return replace(self, values=self.values[..., columns].contiguous(), names=tuple(names))
 
     def select_symbols(self, symbols: Sequence[str]) -> FeatureTable:
-        """The same table with some stocks, in the order asked for.
+        """The same table with the given stocks, in the given order.
 
         Raises:
-            DataError: a stock is not there.
+            DataError: a stock is missing.
         """
         rows = _positions("stock", symbols, self.symbols)
         return replace(self, values=self.values[rows], symbols=tuple(symbols), close=self.close[rows])
@@ -102,20 +102,19 @@ def read_features(
 ) -> FeatureTable:
     """Reads ready features in the published long form.
 
-    Expected are a ``Symbol``, a ``Date`` and a ``Close`` column; every other column is a feature, in the order of
-    the table; an index that was written along is left out with a warning. An adjusted close is no feature: where there
-    is one, it is used in place of ``Close``, with a warning, so that a split is no return. Each stock needs a row for
-    each day. The stocks keep the order in which the table first names them, which is the order of the rows of an
-    adjacency file.
+    The table has the columns ``Symbol``, ``Date`` and ``Close``; every other column is a feature, in the order of the
+    table. A column of row numbers is left out with a warning. An adjusted close replaces ``Close``, with a warning, and
+    is not a feature: a split must not look like a return. Each stock needs a row for each day. The stocks keep the
+    order in which they first appear, which is the order of the rows of an adjacency file.
 
     Args:
         source (str, Path or pandas.DataFrame): CSV (also gzipped), Parquet, or a DataFrame.
         dtype (torch.dtype): of the features. (default: ``torch.float32``)
-        symbols (sequence of str, optional): read these stocks only, in this order; what is wrong with others does not
-            matter. (default: all)
+        symbols (sequence of str, optional): read these stocks only, in this order; faults of other rows are ignored.
+            (default: all)
 
     Raises:
-        FileNotFoundError: there is no such file.
+        FileNotFoundError: the file does not exist.
         DataError: a column is missing or has no name, a cell is empty or not a number, a stock lacks a day, or a
             feature is not finite in `dtype`.
         TypeError: `dtype` is not a floating point dtype, or `symbols` not a sequence of strings.
@@ -130,7 +129,7 @@ def read_features(
         absent = " and no ".join(name for name, column in found.items() if column is None)
         raise DataError(f"{table.source}: no {absent} column; expected Symbol, Date, Close and features")
     keys = {symbol, date, close, table.find(("close",))}
-    # Before stocks are chosen, which tears holes into row numbers.
+    # Before rows are selected: row numbers are recognised as long as they have no gaps.
     names = [name for name in table.columns if name not in keys and not _is_row_number(table, name)]
     if not names:
         raise DataError(f"{table.source}: no feature beside Symbol, Date and Close; add one column per feature")
@@ -159,10 +158,10 @@ def read_features(
 
 
 def _closes(table: Table) -> str | None:
-    """The column that labels are made of: the adjusted close where there is one."""
+    """The column of closing prices: the adjusted close if there is one."""
     adjusted, close = adjusted_close(table), table.find(("close",))
     if adjusted is not None and close is not None:
-        warn(f"{table.source}: '{adjusted}' is used in place of '{close}', and is no feature")
+        warn(f"{table.source}: '{adjusted}' is used in place of '{close}', and is not a feature")
     return close if adjusted is None else adjusted
 
 
@@ -175,7 +174,7 @@ def _complete(table: Table, name: str) -> FloatArray:
 
 
 def _is_row_number(table: Table, name: str) -> bool:
-    """Whether a column is an index that was written along; it would tell a model the day."""
+    """Whether a column holds row numbers, which would tell a model the day."""
     if is_counter(name) and numbers_rows(table, name):
         warn(f"{table.source}: column '{name}' numbers the rows, so it is left out; write the table without its index")
         return True

@@ -39,7 +39,7 @@ _DEVIATION = 60
 _RSI_PERIOD = 14
 _MACD_FAST, _MACD_SLOW = 12, 26
 
-# A log return is exact to a few 1e-16. A deviation, or a return, up to here is rounding: a ratio of two would be noise.
+# A log return is exact to a few 1e-16. Deviations and returns up to this are rounding; their ratio would be noise.
 _ROUNDING = 1e-14
 
 
@@ -69,16 +69,16 @@ def compute_features(prices: Prices, *, dtype: torch.dtype = torch.float32) -> F
     =======================  =============================================================================
 
     ``RSI`` and ``MACD`` equal ``ta.momentum.rsi(close, 14) / 100`` and ``ta.trend.macd(close, 26, 12)`` of the package
-    ``ta``: the exponential means are recursive (``adjust=False``) and start with the first day of `prices`, which they
-    remember with fading weight. No feature is scaled (see :class:`Scale`), and a feature of day ``t`` reads days up to
+    ``ta``: the exponential means are recursive (``adjust=False``) and start with the first day of `prices`, whose
+    weight decays. No feature is scaled (see :class:`Scale`), and a feature of day ``t`` depends on days up to
     ``t`` only. The first :data:`WARM_UP` days, which lack 60 returns, are left out.
 
     Where a denominator is 0: a stock whose price has not moved for 60 days has 0 for ``Ret_*`` and ``Norm_Ret``; one
-    that moved by the same log return on each of them is refused, as its returns have no deviation to be measured by.
+    that moved by the same log return on each of them is refused, as the deviation of its returns is 0.
     ``RSI`` is 1 where there has not been a loss since the first day, even without a gain, as in ``ta``.
 
     Args:
-        prices (Prices): what :func:`hiermt.data.read_prices` returns.
+        prices (Prices): from :func:`hiermt.data.read_prices`.
         dtype (torch.dtype): of the features; they are computed in float64. (default: ``torch.float32``)
 
     Returns:
@@ -96,7 +96,7 @@ def compute_features(prices: Prices, *, dtype: torch.dtype = torch.float32) -> F
         raise DataError(f"{days} days of prices, but features need more than {WARM_UP}; give a longer history")
     panels = _panels(prices)
     names: tuple[str, ...] = FEATURES
-    # What overflows is refused below, with its name.
+    # FeatureTable refuses values that overflow.
     with np.errstate(over="ignore", divide="ignore", invalid="ignore"):
         columns = _close_features(prices, panels["close"])
         if len(panels) == len(OHLC):

@@ -1,4 +1,4 @@
-"""Files and DataFrames as one flat frame: a level of columns, with the day and the symbol among them."""
+"""Reads files and DataFrames into a frame with one level of columns, day and symbol among them."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from hiermt.data.column_names import DATE_NAMES, SYMBOL_NAMES, clean, is_bar_fie
 from hiermt.data.optional import import_optional
 
 _EMPTY_CELLS = ["", "NA", "N/A", "NaN", "nan", "null", "NULL", "None"]
-# Far beyond the stocks of any market; pandas would work on more for minutes.
+# Far more than the stocks of any market; pandas would take minutes for more.
 _MOST_COLUMNS = 50_000
 _DELIMITERS = ",;\t|"
 _LEVEL_NAMES = {
@@ -28,10 +28,10 @@ _LEVEL_NAMES = {
 
 
 def from_csv(path: Path) -> Any:
-    """The rows of a CSV; the index counts lines from the second of the file, whose first is the header.
+    """The rows of a CSV; index 0 is line 2, the first below the header.
 
     Raises:
-        DataError: it is not UTF-8 text, not a table, or damaged.
+        DataError: the file is not UTF-8 text, not a table, or damaged.
     """
     pandas = import_optional("pandas", "reading prices")
     try:
@@ -41,7 +41,7 @@ def from_csv(path: Path) -> Any:
     except pandas.errors.EmptyDataError as error:
         raise DataError(f"{path.name} holds no rows; expected prices") from error
     except MemoryError as error:
-        raise DataError(f"{path.name} is no readable CSV: it does not fit into memory") from error
+        raise DataError(f"{path.name} is not a readable CSV: it does not fit into memory") from error
     except (
         pandas.errors.ParserError,
         pandas.errors.ParserWarning,
@@ -54,10 +54,10 @@ def from_csv(path: Path) -> Any:
     ) as error:
         reason = first_line(error).removeprefix("Error tokenizing data. C error: ")
         if isinstance(error, pandas.errors.ParserWarning):
-            reason = "its rows have more cells than the header, perhaps from commas inside of numbers"
+            reason = "its rows have more cells than the header, perhaps because of commas in numbers"
         raise DataError(
-            f"{path.name} is no readable CSV: {reason}; expected UTF-8 text with one header line and the same number "
-            "of cells in each line"
+            f"{path.name} is not a readable CSV: {reason}; expected UTF-8 text with one header line and equally "
+            "many cells in each line"
         ) from error
 
 
@@ -65,7 +65,7 @@ def from_parquet(path: Path) -> Any:
     """The rows of a Parquet file.
 
     Raises:
-        DataError: it is damaged.
+        DataError: the file is damaged.
     """
     pandas = import_optional("pandas", "reading prices")
     import_optional("pyarrow", "reading Parquet")
@@ -73,16 +73,16 @@ def from_parquet(path: Path) -> Any:
         frame = pandas.read_parquet(path)
     except ImportError:
         raise
-    except Exception as error:  # pyarrow raises many kinds, all of which mean a bad file
-        raise DataError(f"{path.name} is no readable Parquet file: {first_line(error)}") from error
+    except Exception as error:  # pyarrow raises many classes, all of which mean a damaged file
+        raise DataError(f"{path.name} is not a readable Parquet file: {first_line(error)}") from error
     return flatten_columns(frame, path.name)
 
 
 def flatten_columns(frame: Any, source: str) -> Any:
-    """A DataFrame with one level of columns with clean names, its named index among them, and rows numbered from 0.
+    """A DataFrame with one level of columns, clean names, a named index as columns, and rows numbered from 0.
 
     Raises:
-        DataError: it has more than two levels of columns, or two that are not field and symbol.
+        DataError: there are more than two levels of columns, or two other than field and symbol.
     """
     pandas = import_optional("pandas", "reading prices")
     if frame.columns.nlevels == 1 and len(frame.columns) and all(isinstance(c, tuple) for c in frame.columns):
@@ -98,7 +98,7 @@ def flatten_columns(frame: Any, source: str) -> Any:
         and date_keys.isdisjoint(key(str(column)) for column in frame.columns)
         and "index" not in frame.columns
     ):
-        # It may hold the days as text or numbers, which pandas calls so when it makes a column of them.
+        # Days as text or numbers; reset_index would call the column so, too.
         frame = frame.rename_axis(index="index")
     names = list(frame.index.names)
     if any(name is not None for name in names):
@@ -116,7 +116,7 @@ def flatten_columns(frame: Any, source: str) -> Any:
 def _text(path: Path) -> str:
     raw = gzip.decompress(path.read_bytes()) if path.suffix.lower() == ".gz" else path.read_bytes()
     if b"\0" in raw:
-        raise DataError(f"{path.name} is no readable CSV: it holds zero bytes; expected UTF-8 text")
+        raise DataError(f"{path.name} is not a readable CSV: it contains zero bytes; expected UTF-8 text")
     return raw.decode("utf-8-sig")
 
 
@@ -136,7 +136,7 @@ def _parse(text: str, source: str) -> Any:
     levels = _levels(head)
     first = head[0] if levels is None else levels[0]
     columns = _unique(first)
-    # An empty cell is a missing number, but a symbol may be called NA or NAN; days are read as they are written.
+    # NA in a number is a missing value, in a symbol it is a name; days are read as text.
     symbols = [str(i) for i, name in enumerate(columns) if key(name) in SYMBOL_NAMES]
     texts = [*symbols, *(str(i) for i, name in enumerate(columns) if key(name) in DATE_NAMES)]
     numbered = [str(i) for i in range(len(columns))]
@@ -165,13 +165,13 @@ def _parse(text: str, source: str) -> Any:
     if levels is not None:
         rows = [["Date", *head[0][1:]], ["", *head[1][1:]]]
         return _unstacked(frame.set_axis(pandas.MultiIndex.from_arrays(rows), axis=1), source)
-    # A delimiter at the end of each line makes a column without name and cells.
+    # A delimiter at the end of each line makes a column without a name and without cells.
     kept = [i for i, name in enumerate(columns) if not (is_unnamed(name) and blank[str(i)])]
     return frame[[str(i) for i in kept]].set_axis([columns[i] for i in kept], axis=1)
 
 
 def _unique(names: Any) -> list[str]:
-    """Clean names; a column without one keeps its blanks, or is called as pandas calls it."""
+    """Clean names; one that is missing becomes the placeholder of pandas, or keeps its blanks."""
     found: list[str] = []
     for i, name in enumerate(names):
         blank = name if isinstance(name, str) and name and name not in found else f"Unnamed: {i}"
@@ -180,9 +180,9 @@ def _unique(names: Any) -> list[str]:
 
 
 def _levels(head: list[list[str]]) -> tuple[list[str], int] | None:
-    """Names and number of the header lines of a table with two levels of columns; ``None`` if it has one.
+    """Names and number of header lines of a table with two levels of columns; ``None`` for one level.
 
-    pandas writes one line a level and, where the index has a name, one more for it::
+    pandas writes one line per level, and another for the name of the index::
 
         Price,Close,Close,Open,Open
         Ticker,AAPL,MSFT,AAPL,MSFT
@@ -197,14 +197,14 @@ def _levels(head: list[list[str]]) -> tuple[list[str], int] | None:
     if key(third[0]) in DATE_NAMES and not any(third[1:]):
         return ["Date", *first], 3
     named = all(key(row[0]) in _LEVEL_NAMES for row in head[:2])
-    # Numbers below the header may be symbols, or the first row of a table with one level, which names a field once.
+    # Numbers in line 2 may be symbols, or the first row of a table with one level, in which each field occurs once.
     repeated = any(_is_level(fields) and len(set(fields)) < len(fields) for fields in (first, second))
     levelled = repeated or not any(_is_number(cell) for cell in (*first, *second))
     return (["Date", *first], 2) if named and levelled else None
 
 
 def _is_level(names: list[str]) -> bool:
-    """Whether these are the fields of a table: all of them known, a close among them."""
+    """Whether all names are fields, a close among them."""
     return any(is_close(name) for name in names) and all(is_bar_field(name) for name in names)
 
 
@@ -217,7 +217,7 @@ def _is_number(cell: str) -> bool:
 
 
 def _unstacked(frame: Any, source: str) -> Any:
-    """One row per symbol and day from columns of (field, symbol) or (symbol, field), as download tools make them."""
+    """One row per symbol and day, from the columns (field, symbol) or (symbol, field) of download tools."""
     if frame.columns.nlevels != 2:
         raise DataError(f"{source}: expected one or two levels of columns, got {frame.columns.nlevels}")
     pairs = [tuple(clean(part) for part in column) for column in frame.columns]

@@ -1,4 +1,4 @@
-"""Which stocks are neighbours: edges from the correlation of their returns, or from an adjacency matrix."""
+"""Edges between stocks, from the correlation of their returns or from an adjacency matrix."""
 
 from __future__ import annotations
 
@@ -24,17 +24,16 @@ def correlation_graph(
     sectors: Sequence[str] | None = None,
     sector_bonus: float = 0.1,
 ) -> tuple[Tensor, Tensor]:
-    """Joins stocks whose returns correlate by more than a threshold.
+    """Connects stocks whose returns correlate by more than a threshold.
 
     The weight of a pair is its Pearson correlation, plus `sector_bonus` if both are of one sector, at most 1; the
-    pair becomes an edge if that exceeds `threshold`. A negative threshold lets negative weights in. A stock whose price
-    stands still, or always moves by the same share, correlates with none. Without an edge the graph is empty, with a
-    warning, and can be used like any other.
+    pair becomes an edge if the weight exceeds `threshold`. A negative threshold admits negative weights. A stock with
+    constant returns has no edges. A graph without edges is valid, but gives a warning.
 
     Args:
-        returns (Tensor): returns on the training days; days of the test span would let the graph look ahead.
+        returns (Tensor): returns on the training days only; returns of the test span would leak into the graph.
         threshold (float): in ``[-1, 1)``. (default: ``0.5``)
-        sectors (sequence of str, optional): sector of each stock; without it no bonus is given. (default: ``None``)
+        sectors (sequence of str, optional): sector of each stock. (default: ``None``, no bonus)
         sector_bonus (float): 0 or more. (default: ``0.1``)
 
     Shapes:
@@ -59,12 +58,12 @@ def correlation_graph(
     stocks = returns.size(0)
     if sectors is not None and len(sectors) != stocks:
         raise ValueError(f"sectors: expected one for each of {stocks} stocks, got {len(sectors)}")
-    # A correlation does not depend on the size of the returns, but squares of large or small ones leave float64.
+    # Correlation is invariant to scale, and the squares of very large or small returns leave the range of float64.
     size = returns.double().abs().amax(dim=1, keepdim=True)
     returns = returns.double() / torch.where(size > 0, size, 1.0)
     centred = returns - returns.mean(dim=1, keepdim=True)
     norm = centred.norm(dim=1, keepdim=True)
-    # Rounding leaves a constant return with a tiny norm, whose correlation would be noise.
+    # Rounding gives constant returns a tiny norm; their correlation would be noise.
     still = (norm <= 1e-12 * returns.norm(dim=1, keepdim=True)).squeeze(1)
     weight = centred / torch.where(norm > 0, norm, 1.0)
     weight[still] = 0
@@ -85,7 +84,7 @@ def correlation_graph(
 
 
 def sectors_of(symbols: Sequence[str], sectors: Mapping[str, str]) -> list[str]:
-    """Sector of each stock, in the order of `symbols`; a stock without one gets a sector of its own."""
+    """Sector of each stock, in the order of `symbols`; a stock without one is its own sector."""
     return [sectors.get(symbol, f"(none: {symbol})") for symbol in symbols]
 
 
@@ -96,7 +95,7 @@ def read_sectors(source: Any) -> dict[str, str]:
         source (str, Path or pandas.DataFrame): CSV, Parquet, or a DataFrame.
 
     Raises:
-        FileNotFoundError: there is no such file.
+        FileNotFoundError: the file does not exist.
         DataError: a column is missing or a cell empty.
     """
     table = read_table(source)
@@ -109,7 +108,7 @@ def read_sectors(source: Any) -> dict[str, str]:
 def graph_from_adjacency(adjacency: np.ndarray | Tensor) -> tuple[Tensor, Tensor]:
     """Edges of a weighted adjacency matrix; 0 means no edge, the diagonal is dropped.
 
-    Weights are judged as float32, in which they are returned: one that rounds to 0 there is no edge.
+    Weights are rounded to float32 first: one that becomes 0 is not an edge.
 
     Shapes:
         - **adjacency:** ``[S, S]``, symmetric
@@ -142,12 +141,12 @@ def graph_from_adjacency(adjacency: np.ndarray | Tensor) -> tuple[Tensor, Tensor
 
 
 def to_adjacency(edge_index: Tensor, edge_weight: Tensor, num_nodes: int) -> np.ndarray:
-    """The dense matrix ``[S, S]`` float32 of a graph, as adjacency files hold it.
+    """The dense matrix ``[S, S]`` float32 of a graph, the content of an adjacency file.
 
     Raises:
         TypeError: `num_nodes` is not an integer.
         ValueError: `num_nodes` is negative.
-        IndexError: an edge names a node that is not there.
+        IndexError: a node of an edge is not in ``[0, num_nodes)``.
         DataError: a weight is NaN, infinite, or too large for float32.
     """
     check_integer("num_nodes", num_nodes, 0)
@@ -171,14 +170,15 @@ def read_adjacency(path: str | Path, num_nodes: int | None = None) -> tuple[Tens
 
     Args:
         path (str or Path): the file; row and column ``i`` are the ``i``-th stock of the table.
-        num_nodes (int, optional): how many stocks there must be. (default: any number)
+        num_nodes (int, optional): expected number of stocks. (default: any number)
 
     Shapes:
         - **edge_index:** ``[2, E]`` int64; **edge_weight:** ``[E]`` float32
 
     Raises:
-        FileNotFoundError: there is no such file.
-        DataError: it is damaged, or not a square symmetric matrix of that size, or a weight is too large for float32.
+        FileNotFoundError: the file does not exist.
+        DataError: the file is damaged, or not a square symmetric matrix of that size, or a weight exceeds
+            float32.
         TypeError: `num_nodes` is not an integer.
     """
     if num_nodes is not None:
@@ -189,9 +189,9 @@ def read_adjacency(path: str | Path, num_nodes: int | None = None) -> tuple[Tens
         with open(path, "rb") as file:
             matrix = np.lib.format.read_array(file, allow_pickle=False)
     except MemoryError as error:
-        raise DataError(f"{path.name} is no readable .npy file of numbers: it does not fit into memory") from error
-    except Exception as error:  # the header is parsed as Python, so many kinds mean a bad file
-        raise DataError(f"{path.name} is no readable .npy file of numbers: {first_line(error)}") from error
+        raise DataError(f"{path.name} is not a readable .npy file of numbers: it does not fit into memory") from error
+    except Exception as error:  # the header is parsed as Python, so a damaged file raises many classes
+        raise DataError(f"{path.name} is not a readable .npy file of numbers: {first_line(error)}") from error
     if matrix.dtype.kind not in "biuf":
         raise DataError(f"{path.name}: expected one array of real numbers, got {matrix.dtype}")
     if num_nodes is not None and matrix.shape != (num_nodes, num_nodes):

@@ -1,4 +1,4 @@
-"""What the model is asked for: does a stock move tomorrow, and where to."""
+"""Labels: whether a stock moves, and in which direction."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from hiermt._arguments import check_integer
 from hiermt.data._errors import DataError
 
 THRESHOLD = 0.0055
-"""A return beyond this is a signal, below it is noise: 0.55 %."""
+"""Absolute return above which a day is a signal: 0.55 %."""
 
 CLASSES = ("Down", "Neutral", "Up")
 
@@ -23,12 +23,12 @@ def next_returns(close: Tensor, horizon: int = 1) -> Tensor:
 
     Shapes:
         - **close:** ``[S, D]``
-        - **returns:** ``[S, D - horizon]`` float64; the last days have no return yet
+        - **returns:** ``[S, D - horizon]`` float64; the last days have no return
 
     Raises:
         TypeError: `horizon` is not an integer.
         ValueError: `horizon` is below 1.
-        DataError: there are not more days than `horizon`.
+        DataError: there are `horizon` days or fewer.
     """
     check_integer("horizon", horizon, 1)
     horizon = int(horizon)
@@ -61,5 +61,5 @@ def hierarchical_labels(returns: Tensor, threshold: float = THRESHOLD) -> tuple[
 
 
 def three_classes(signal_labels: Tensor, direction_labels: Tensor) -> Tensor:
-    """0 Down, 1 Neutral, 2 Up, as the hierarchical decision returns them."""
+    """0 Down, 1 Neutral, 2 Up, the classes of the hierarchical decision."""
     return torch.where(signal_labels == 1, 2 * direction_labels, 1)

@@ -1,4 +1,4 @@
-"""The rows of a table in long or wide form: one per stock and day, with the prices in it."""
+"""Prices of a table in long or wide form, as one row per stock and day."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from hiermt.data.table import FloatArray, Table, first
 
 @dataclass(frozen=True)
 class Rows:
-    """One row per stock and day: its codes, its prices and the row of the table it came from."""
+    """One row per stock and day: codes, prices and the row of the table."""
 
     symbols: tuple[str, ...]
     symbol: npt.NDArray[np.intp]
@@ -28,10 +28,10 @@ class Rows:
 
 
 def read_rows(table: Table, symbols: Sequence[str] | None) -> Rows:
-    """The rows of the wanted stocks; what the table holds of others is not looked at.
+    """The rows of the given stocks; the cells of others are not read.
 
     Raises:
-        DataError: the table has no form that is known, or a wanted cell cannot be used.
+        DataError: the table has neither form, or a cell of these stocks cannot be used.
     """
     date_column = _date_column(table)
     symbol_column = table.find(SYMBOL_NAMES)
@@ -44,7 +44,7 @@ def _date_column(table: Table) -> str:
     found = table.find(DATE_NAMES)
     if found is not None:
         return found
-    # pandas writes an index of days without a name as a first column without one, and calls it 'index' on a reset.
+    # pandas writes an unnamed index as an unnamed first column; reset_index calls it 'index'.
     first = table.columns[0]
     if is_unnamed(first) or first == "index":
         try:
@@ -65,15 +65,15 @@ def _read_long(table: Table, symbol_column: str, date_column: str, symbols: Sequ
 def rows_of(
     table: Table, symbol_column: str, symbols: Sequence[str] | None
 ) -> tuple[Table, tuple[str, ...], npt.NDArray[np.intp]]:
-    """The rows of the wanted stocks, the stocks in order, and the position in it of the stock of each row.
+    """The rows of the given stocks, the stocks in order, and the position among them of the stock of each row.
 
     Args:
         table (Table): in the long form.
-        symbol_column (str): its stocks.
-        symbols (sequence of str, optional): the wanted ones, in this order. (default: all, as the table names them)
+        symbol_column (str): column of the stocks.
+        symbols (sequence of str, optional): the stocks, in this order. (default: all, in order of appearance)
 
     Raises:
-        DataError: a wanted stock is not there, a symbol is empty, or two differ by case only.
+        DataError: a stock is missing, a symbol is empty, or two differ by case only.
     """
     named = table.symbols(symbol_column)
     order = {name: code for code, name in enumerate(dict.fromkeys(named.tolist()))}
@@ -91,15 +91,15 @@ def rows_of(
 
 
 def _bars(table: Table) -> dict[str, FloatArray]:
-    """The prices of each row, scaled to the adjusted close if there is one."""
+    """Prices of each row, scaled to the adjusted close if there is one."""
     adjusted = adjusted_close(table)
     close = table.find(CLOSE_NAMES)
     if close is None and adjusted is None:
-        raise DataError(f"{table.source}: no Close column among {some(table.columns)}; name the closing prices so")
+        raise DataError(f"{table.source}: no Close column among {some(table.columns)}; call the closing prices 'Close'")
     bar = {name: table.find((name,)) for name in OHLC[:3]}
     scale = adjusted if close is not None else None
     if close is None and adjusted is not None:
-        # Prices that were not adjusted do not compare with a close that was.
+        # Raw prices are not comparable with an adjusted close.
         close, bar = adjusted, {name: table.find((f"adj {name}", f"adjusted {name}")) for name in OHLC[:3]}
         left = [column for column in (table.find((name,)) for name in OHLC[:3]) if column is not None]
         if left and not all(bar.values()):
@@ -130,7 +130,7 @@ def adjusted_close(table: Table) -> str | None:
     """The column of adjusted closes, if there is one.
 
     Raises:
-        DataError: there are two.
+        DataError: there are several.
     """
     adjusted = [column for column in table.columns if is_adjusted(column)]
     if len(adjusted) > 1:
@@ -182,10 +182,10 @@ def prices(table: Table, column: str, remedy: str = "leave the cell empty if the
 
 
 def to_panels(rows: Rows) -> tuple[DayArray, dict[str, FloatArray]]:
-    """One array ``[S, D]`` per price, NaN where a stock has no complete row.
+    """One array ``[S, D]`` per price, NaN where a row is missing or incomplete.
 
     Raises:
-        DataError: a stock has two different rows for a day.
+        DataError: two rows of a stock and day differ.
     """
     table = rows.table
     dates, day = np.unique(rows.date, return_inverse=True)
@@ -205,7 +205,7 @@ def to_panels(rows: Rows) -> tuple[DayArray, dict[str, FloatArray]]:
                 "remove one of the two"
             )
         warn(
-            f"{table.source}: {again.size} row(s) are there twice, first {table.where(int(rows.row[second[0]]))}; one "
+            f"{table.source}: {again.size} row(s) are repeated, first {table.where(int(rows.row[second[0]]))}; one "
             "of each is used"
         )
     panels = {}

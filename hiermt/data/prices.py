@@ -20,10 +20,10 @@ class Prices:
     """Prices of ``S`` stocks on the same ``D`` trading days, without gaps.
 
     Attributes:
-        symbols (tuple of str): the stocks, in the order in which the table first names them.
+        symbols (tuple of str): the stocks, in order of appearance.
         dates (numpy.ndarray): the days, ascending.
         close (numpy.ndarray): closing prices.
-        open, high, low (numpy.ndarray, optional): the other prices of a bar; all three or none.
+        open, high, low (numpy.ndarray, optional): the other prices of a bar, all three or none.
 
     Shapes:
         - **dates:** ``[D]`` datetime64[D]
@@ -39,24 +39,24 @@ class Prices:
 
     @property
     def has_bars(self) -> bool:
-        """Whether open, high and low are there too."""
+        """Whether there are open, high and low."""
         return self.open is not None
 
 
 def read_prices(source: Any, *, max_gap: int = 5, symbols: Sequence[str] | None = None) -> Prices:
-    """Reads daily prices and brings all stocks onto one calendar.
+    """Reads daily prices and aligns all stocks on one calendar.
 
-    Two forms are understood. Long: a ``Symbol`` (or ``Ticker``, ``Name``) and a ``Date`` column, with ``Close`` and, if
-    they are there, ``Open, High, Low``. Wide: a ``Date`` column and one column of closing prices per stock, named after
-    it. Where an adjusted close is given, the whole bar is scaled to it. Volume is not read: no feature needs it.
+    A table has one of two forms. Long: the columns ``Symbol`` (or ``Ticker``, ``Name``), ``Date``, ``Close`` and
+    optionally ``Open, High, Low``. Wide: a ``Date`` column and one column of closing prices per stock, named after it.
+    With an adjusted close, the whole bar is scaled to it. Volume is not read: no feature needs it.
 
     =================================================  ==============================================
     two levels of columns, (field, symbol) or          read as the long form, from a DataFrame, a
-    (symbol, field), such as yfinance makes them       Parquet file or a CSV with its header lines
+    (symbol, field), as from yfinance                  Parquet file or a CSV with its header lines
     ``Adj Close``, ``adjClose``, ``close_adj``,        an adjusted close; two of them are refused; without
     ``Adjusted`` ...                                   a ``Close`` the bar is taken from ``Adj Open`` ...
-    a wide table with a field among its columns        refused: ``Close``, ``Volume``, ``VWAP``, ``SMA_20`` ...
-                                                       name no stocks; nor does the level of an index
+    a wide table with a field among its columns        refused: ``Close``, ``Volume``, ``VWAP``, ``SMA_20``,
+                                                       levels of indices ...
     a wide table with the days in another column       refused, whatever the name: years, 20240131, seconds
     ``PE``, ``EBITDA``, ``DXY`` ..., and a few names   stocks, with a warning
     in another writing (``Buy``, ``REVENUE``,
@@ -64,8 +64,8 @@ def read_prices(source: Any, *, max_gap: int = 5, symbols: Sequence[str] | None 
     ``OPEN, LOW, DAY ...`` beside other stocks         stocks if in capitals; with a warning if all names are
                                                        in lower case; else refused
     ``Open, High, Low``, or ``o h l c v``, wide        refused: the prices of one stock
-    a column without a name, or called ``index`` ...   left aside, with a warning, if it numbers the rows, else
-                                                       refused; the date, if it comes first and holds days
+    a column without a name, or called ``index`` ...   left out, with a warning, if it numbers the rows; the
+                                                       date, if it comes first and holds days; else refused
     names that differ by blanks at their ends          one stock in the long form, refused in the wide one
     names that differ by case only                     refused
     2024-01-31, 20240131, with a time of day or not    read
@@ -76,8 +76,8 @@ def read_prices(source: Any, *, max_gap: int = 5, symbols: Sequence[str] | None 
     two different rows for a stock and day             refused, with both lines
     an empty price                                     the row counts as missing
     a day without a price of any stock                 left out, with a warning
-    up to `max_gap` missing days in a row              the last close is carried on, with a warning; nothing
-                                                       is ever filled from a later day
+    up to `max_gap` missing days in a row              filled with the last close, with a warning; never from a
+                                                       later day
     more missing days in a row                         refused, with the stock and the days
     histories of unequal length                        cut to the days all stocks share, with a warning
     text or infinity in a number, a price <= 0,        refused, with line and column
@@ -90,13 +90,13 @@ def read_prices(source: Any, *, max_gap: int = 5, symbols: Sequence[str] | None 
 
     Args:
         source (str, Path or pandas.DataFrame): CSV (also gzipped), Parquet, or a DataFrame.
-        max_gap (int): most missing trading days in a row that are bridged. (default: ``5``)
-        symbols (sequence of str, optional): read these stocks only, in this order; what is wrong with others does not
-            matter. In the wide form this also says that a column called ``Open`` or ``Target`` is a
-            stock; a close or a volume is none. (default: all)
+        max_gap (int): most missing trading days in a row to fill. (default: ``5``)
+        symbols (sequence of str, optional): read these stocks only, in this order; faults of other columns and rows are
+            ignored. In the wide form a column called ``Open`` or ``Target`` can be made a stock so, but not a close or
+            a volume. (default: all)
 
     Raises:
-        FileNotFoundError: there is no such file.
+        FileNotFoundError: the file does not exist.
         DataError: the table cannot be used; the message names line, column and what to change.
         TypeError: `symbols` is not a sequence of strings, or `max_gap` not an integer.
         ValueError: `max_gap` is negative.
@@ -116,15 +116,15 @@ def read_prices(source: Any, *, max_gap: int = 5, symbols: Sequence[str] | None 
 
 
 def symbol_names(symbols: Sequence[str]) -> tuple[str, ...]:
-    """The stocks that were asked for, each once.
+    """The argument `symbols` as a tuple of clean names.
 
     Raises:
         TypeError: `symbols` is not a sequence of strings.
-        DataError: a stock is there twice.
+        DataError: a stock is repeated.
     """
     if isinstance(symbols, str) or not all(isinstance(symbol, str) for symbol in symbols):
         raise TypeError(f"symbols: expected a sequence of strings, got {symbols!r}")
     names = tuple(clean(symbol) for symbol in symbols)
     if len(set(names)) < len(names):
-        raise DataError("symbols: a stock is asked for twice; name each once")
+        raise DataError("symbols: a stock is repeated; name each once")
     return names

@@ -1,4 +1,4 @@
-"""Windows as PyG data: a dataset, and PyG's own loader over it."""
+"""Windows as PyG data: a dataset, and the loader of PyG over it."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from hiermt.data.window_loader import shuffled, start_days
 
 
 class PygDataset(torch.utils.data.Dataset[Any]):
-    """One PyG ``Data`` per window, with ``x [S, T, F]``, the edges and, where there are any, the labels ``[S]``.
+    """One PyG ``Data`` per window, with ``x [S, T, F]``, the edges and the labels ``[S]``, if there are any.
 
     Args:
         dataset (WindowDataset): series, labels and graph.
@@ -67,8 +67,8 @@ def pyg_loader(
         starts (iterable of int, optional): first day of each window. (default: all labelled windows)
         batch_size (int): graphs in a batch. (default: ``32``)
         shuffle (bool): a new order in each epoch. (default: ``False``)
-        seed (int): of the order; the same as that of a :class:`WindowLoader`. (default: ``0``)
-        options: passed on, such as ``num_workers`` or ``drop_last``.
+        seed (int): of the order, which equals that of a :class:`WindowLoader`. (default: ``0``)
+        options: for the ``DataLoader``, such as ``num_workers`` or ``drop_last``.
 
     Raises:
         ImportError: PyG is not installed; the message gives the command.
@@ -85,7 +85,7 @@ def pyg_loader(
 
 
 class _Order(torch.utils.data.Sampler[int]):
-    """The order in which a :class:`WindowLoader` with the same seed visits its windows."""
+    """The order of a :class:`WindowLoader` with the same seed."""
 
     def __init__(self, size: int, seed: int) -> None:
         self.size = size

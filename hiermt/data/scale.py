@@ -1,4 +1,4 @@
-"""Scales features to comparable size."""
+"""Standardises features."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from hiermt.data.feature_names import as_names
 
 @dataclass(frozen=True)
 class Scale:
-    """Mean and deviation of each feature; apply it to make features comparable in size.
+    """Mean and standard deviation of each feature.
 
     Attributes:
-        mean, deviation (Tensor): of each feature; a deviation is above 0.
+        mean, deviation (Tensor): of each feature; deviations are above 0.
         names (tuple of str, optional): the features in this order; :meth:`WindowDataset.from_table` refuses a table
             with others. (default: ``None``, any)
 
@@ -45,7 +45,7 @@ class Scale:
 
     @classmethod
     def fit(cls, values: Tensor, names: Sequence[str] | None = None) -> Scale:
-        """Measures values; give it the training days only, or it looks ahead.
+        """Fits a scale; the values must be of training days only, or the test span leaks into them.
 
         Args:
             values (Tensor): features, finite.
@@ -55,7 +55,7 @@ class Scale:
             - **values:** ``[S, D, F]``
 
         Raises:
-            DataError: there is no row, or a value is NaN or infinite.
+            DataError: `values` is empty, or a value is NaN or infinite.
             ValueError: there are not as many names as features.
         """
         if values.dim() != 3 or not values.size(0) * values.size(1):
@@ -68,7 +68,7 @@ class Scale:
             label = feature if named is None else named[feature]
             raise DataError(f"values: feature {label} holds NaN or infinity; correct the values before scaling")
         low, high = flat.aminmax(dim=0)
-        # A constant feature carries nothing and becomes 0. Its measured mean and deviation are off by rounding.
+        # A constant feature becomes 0: its computed mean and deviation are inexact.
         constant = low == high
         mean = torch.where(constant, low, flat.mean(dim=0))
         return cls(mean, torch.where(constant, 1.0, flat.std(dim=0, correction=0)), named)

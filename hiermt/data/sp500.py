@@ -1,4 +1,4 @@
-"""Real prices for a first run: 20 large US stocks, packaged with skfolio."""
+"""Real prices for a first run: 20 large US stocks from the package skfolio."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from hiermt.data.prices import Prices, read_prices
 
 LIMITS = (
     "Prices: 20 S&P 500 stocks from the skfolio package, 1990 to 2022, closing prices only. They were picked among "
-    "companies that still exist, so they look better than the market of their time did (survivorship bias). Nothing "
-    "here promises a profit."
+    "companies that still exist, so they did better than the market of their time (survivorship bias). Nothing here "
+    "promises a profit."
 )
-"""What a reader of any figure computed from these prices has to know."""
+"""Limits of these prices, to be stated with every figure computed from them."""
 
 SP500_SECTORS = {
     "AAPL": "Information Technology",
@@ -42,18 +42,18 @@ SP500_SECTORS = {
 def load_sp500() -> Prices:
     """Closing prices of 20 S&P 500 stocks on 8,313 days, 1990-01-02 to 2022-12-28, adjusted for splits and dividends.
 
-    Only the data file inside the skfolio package is read; skfolio itself is not imported, so none of its own
-    dependencies are needed. Nothing is downloaded. See :data:`LIMITS`.
+    Reads the data file in the installed skfolio package without importing skfolio, so its dependencies are not needed.
+    Nothing is downloaded. See :data:`LIMITS`.
 
     Raises:
         ImportError: skfolio is not installed; the message gives the command.
-        FileNotFoundError: this version of skfolio does not contain the file.
+        FileNotFoundError: the installed version of skfolio lacks the file.
     """
     return read_prices(sp500_path())
 
 
 def sp500_path() -> Path:
-    """The file behind :func:`load_sp500`, a gzipped wide CSV."""
+    """The file that :func:`load_sp500` reads, a gzipped wide CSV."""
     folders = find_optional("skfolio", "reading the S&P 500 prices").submodule_search_locations or [""]
     path = Path(folders[0]) / "datasets" / "data" / "sp500_dataset.csv.gz"
     if not path.is_file():

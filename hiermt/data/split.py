@@ -1,4 +1,4 @@
-"""Training, validation and test in time order, with days left out between them."""
+"""Training, validation and test in time order, with gaps between them."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from hiermt.data._errors import DataError
 
 @dataclass(frozen=True)
 class Split:
-    """First days of the windows of each part.
+    """First days of the windows of each part of a history.
 
     Attributes:
-        train, validation, test (range): start days; ``validation`` may be empty.
+        train, validation, test (range): first days; ``validation`` may be empty.
         window (int): days in a window.
         horizon (int): days from the end of a window to its label.
-        gap (int): start days left out between two parts.
+        gap (int): first days left out between two parts.
     """
 
     train: range
@@ -28,7 +28,7 @@ class Split:
 
     @property
     def train_days(self) -> int:
-        """Days that training windows and their labels touch: days ``0`` to ``train_days - 1``."""
+        """Days read by the training windows and their labels: days ``0`` to ``train_days - 1``."""
         return self.train.stop - 1 + self.window + self.horizon
 
 
@@ -43,8 +43,8 @@ def time_split(
 ) -> Split:
     """Splits the windows of a history: the oldest for training, the newest for testing.
 
-    Between two parts `gap` start days are left out, so that no window of a later part contains a day that a label of
-    an earlier part has read. Windows without a label yet (the last `horizon` days) belong to no part.
+    Between two parts, `gap` first days are left out, so that no window of a later part contains a day that a label of
+    an earlier part reads. Windows without a label (those of the last `horizon` days) belong to no part.
 
     Args:
         num_days (int): ``D``.
@@ -52,12 +52,12 @@ def time_split(
         horizon (int): days from the last day of a window to the price its label reads. (default: ``1``)
         validation (float): share of the windows for validation, 0 for none. (default: ``0.1``)
         test (float): share of the windows for testing. (default: ``0.2``)
-        gap (int, optional): start days left out. (default: ``window + horizon - 1``, the least that separates)
+        gap (int, optional): first days left out. (default: ``window + horizon - 1``, the smallest that separates)
 
     Raises:
         TypeError: `num_days`, `window`, `horizon` or `gap` is not an integer.
-        ValueError: `window` or `horizon` is below 1, a share is not in ``[0, 1)`` or they leave nothing, or `gap` is
-            too small to separate.
+        ValueError: `window` or `horizon` is below 1, a share is not in ``[0, 1)``, nothing is left for training,
+            or `gap` is too small.
         DataError: the history is too short.
     """
     check_integer("num_days", num_days, 0)

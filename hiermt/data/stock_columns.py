@@ -1,4 +1,4 @@
-"""Which columns of a table without a Symbol column are stocks."""
+"""The stocks among the columns of a wide table."""
 
 from __future__ import annotations
 
@@ -26,31 +26,31 @@ from hiermt.data.column_names import (
 from hiermt.data.dates import date_number, parse_days
 from hiermt.data.table import FloatArray, Table
 
-# So few whole numbers in a row may well be prices.
+# Fewer whole numbers in sequence may be prices.
 _FEW = 8
 _FIX = "remove what is not a stock, or name the stocks with symbols=[...]"
 
 
 def stock_columns(table: Table, date_column: str, symbols: Sequence[str] | None) -> list[str]:
-    """The columns of closing prices, each of which carries the name of a stock.
+    """The columns of closing prices, each named after its stock.
 
-    A field (a close, a volume, an indicator, the level of an index) is never taken for a stock, nor are days or row
-    numbers under another name. ``OPEN``, ``LOW`` and other words that are symbols as well are stocks where they stand
-    in capitals beside others, or in lower case as all others do.
+    Fields (a close, a volume, an indicator, the level of an index) and days are refused, row numbers are dropped.
+    Words that are also symbols, such as ``OPEN`` and ``LOW``, are stocks if in capitals beside other stocks, or if all
+    names are in lower case.
 
     Args:
         table (Table): without a Symbol column.
-        date_column (str): its days.
-        symbols (sequence of str, optional): the stocks that are wanted; other columns do not matter then.
+        date_column (str): column of the days.
+        symbols (sequence of str, optional): the stocks; other columns are not checked. (default: all columns)
 
     Raises:
-        DataError: a wanted stock is not there, the table has the fields of one stock, or a column may be either.
+        DataError: a stock is missing, the columns are fields of one stock, or a column is not certainly a stock.
     """
     columns = [column for column in table.columns if column != date_column]
     wanted = columns if symbols is None else [column for column in columns if column in symbols]
     alone = any(is_close(column) for column in columns if symbols is None or column not in symbols)
     if symbols is not None:
-        # What is asked for by name may be called Open; a volume is no stock all the same.
+        # A stock listed by the caller may be called Open, but a volume is never a stock.
         if len(wanted) == len(symbols) and not any(is_certain_field(column.upper()) for column in wanted):
             return list(symbols)
         missing = [symbol for symbol in symbols if symbol not in columns]
@@ -76,8 +76,8 @@ def stock_columns(table: Table, date_column: str, symbols: Sequence[str] | None)
             "column per field, or the closes only"
         )
     _check_contents(table, date_column, wanted)
-    # Beside symbols, a few names in another writing may be fields that no list knows. On some exchanges long names are
-    # common (RELIANCE beside TCS), so that fewer of them are odd.
+    # Among symbols, a few names of another form may be fields that are not in the lists. Some exchanges mix long and
+    # short symbols (RELIANCE beside TCS), so that fewer of these are suspicious.
     odd = _few(wanted, is_in_capitals, 3) + _few(wanted, is_ticker, 5)
     for column in wanted:
         if is_seldom_symbol(column) or column in lower or column in odd:
@@ -86,7 +86,7 @@ def stock_columns(table: Table, date_column: str, symbols: Sequence[str] | None)
 
 
 def _few(columns: Sequence[str], usual: Callable[[str], bool], share: int) -> list[str]:
-    """The columns that are not written in the usual way, if they are one in `share` at most."""
+    """The columns not of the usual form, if they are one in `share` at most."""
     others = [column for column in columns if not usual(column)]
     return others if share * len(others) <= len(columns) else []
 
@@ -95,41 +95,39 @@ def check_spelling(names: Sequence[str], source: str) -> None:
     """Refuses two stocks whose names differ by case only.
 
     Raises:
-        DataError: there are two.
+        DataError: there is such a pair.
     """
     seen: dict[str, str] = {}
     for name in names:
         other = seen.setdefault(name.casefold(), name)
         if other != name:
-            raise DataError(f"{source}: '{other}' and '{name}' differ by case only; write each stock in one way")
+            raise DataError(f"{source}: '{other}' and '{name}' differ by case only; write each stock the same way")
 
 
 def _in_lower_case(columns: Sequence[str]) -> list[str]:
-    """Columns such as ``low`` and ``open`` that are symbols because all others are written in lower case."""
+    """Columns such as ``low`` and ``open`` that are symbols because all others are in lower case."""
     doubtful = [column for column in columns if may_be_lower_symbol(column)]
     others = [column for column in columns if column not in doubtful and not is_field(column)]
     return doubtful if len(others) > 1 and all(column == column.lower() for column in others) else []
 
 
 def _check_contents(table: Table, date_column: str, columns: Sequence[str]) -> None:
-    """Refuses columns whose name or numbers are those of the days, or that repeat the name of another.
+    """Refuses columns whose names or values are days, or that repeat the name of another column.
 
     Raises:
-        DataError: there is one.
+        DataError: there is such a column.
     """
     dates = table.dates(date_column)
     counting, whole = [], 0
     for column in columns:
         if not np.isnat(parse_days([column], "")).all():
             raise DataError(
-                f"{table.source}, column '{column}': is called like a day, not like a stock; expected one row per day "
+                f"{table.source}, column '{column}': has the name of a day, not of a stock; expected one row per day "
                 "and one column per stock: transpose the table"
             )
         if column.endswith(".1") and column[:-2] in columns:
-            raise DataError(
-                f"{table.source}, column '{column}': is how pandas calls the second of two columns '{column[:-2]}'; "
-                f"{_FIX}"
-            )
+            reason = f"is the name pandas gives the second of two columns '{column[:-2]}'"
+            raise DataError(f"{table.source}, column '{column}': {reason}; {_FIX}")
         values = table.numbers(column)
         what = date_number(values, dates)
         if what is not None:
@@ -137,13 +135,13 @@ def _check_contents(table: Table, date_column: str, columns: Sequence[str]) -> N
         if len(values) >= _FEW and _are_row_numbers(values):
             counting.append(column)
         whole += bool((np.isnan(values) | (values == np.floor(values))).all())
-    # Beside other whole numbers they may be prices that were made up.
+    # Beside other columns of whole numbers, they may be made-up prices.
     if counting and whole == 1:
         warn(f"{table.source}, column '{counting[0]}': counts the rows, but is taken for a stock; remove it if it does")
 
 
 def _without_counters(table: Table, columns: list[str]) -> list[str]:
-    """Drops columns that number the rows."""
+    """The columns without those of row numbers."""
     if columns and [clean(column) for column in columns] == [str(i) for i in range(len(columns))]:
         raise DataError(f"{table.source}: columns {some(columns)} have positions for names; name each after its stock")
     kept = []
@@ -151,7 +149,7 @@ def _without_counters(table: Table, columns: list[str]) -> list[str]:
         if not is_counter(column):
             kept.append(column)
         elif numbers_rows(table, column):
-            warn(f"{table.source}, column '{column}': numbers the rows and is left aside")
+            warn(f"{table.source}, column '{column}': numbers the rows and is left out")
         elif may_be_symbol(column):
             kept.append(column)
         else:
@@ -161,7 +159,7 @@ def _without_counters(table: Table, columns: list[str]) -> list[str]:
 
 
 def numbers_rows(table: Table, column: str) -> bool:
-    """Whether a column holds whole numbers that are all different, as row numbers are in whatever order."""
+    """Whether a column holds row numbers, from 0 or 1 and in any order."""
     try:
         values = table.numbers(column)
     except DataError:
@@ -177,7 +175,7 @@ def _are_row_numbers(values: FloatArray) -> bool:
 
 
 def _is_bar(table: Table, columns: list[str]) -> bool:
-    """Whether columns that may be symbols, such as ``OPEN`` and ``LOW``, are the fields of one stock."""
+    """Whether columns that may be symbols, such as ``OPEN`` and ``LOW``, are fields of one stock."""
     names = {key(column): column for column in columns}
     if are_letters(columns) or {"open", "high", "low"} <= set(names):
         return bool(columns)
@@ -186,5 +184,5 @@ def _is_bar(table: Table, columns: list[str]) -> bool:
     values = [table.numbers(names[name]) for name in ("low", "open", "high") if name in names]
     lower, upper = values[0], values[-1]
     known = ~(np.isnan(lower) | np.isnan(upper))
-    # Two stocks cross, or lie far apart; the fields of a bar do neither.
+    # Prices of two stocks cross or lie far apart; those of a bar do neither.
     return bool(((lower <= upper) & (upper < 2 * lower))[known].all())

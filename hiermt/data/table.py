@@ -1,4 +1,4 @@
-"""Reads CSV, Parquet or a DataFrame into one checked table that still knows the line of each row."""
+"""Reads a CSV or Parquet file or a DataFrame into a table that knows the line of each row."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ FloatArray = npt.NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Table:
-    """A table whose rows can be named in a message.
+    """A table whose error messages name the line of a cell.
 
     Attributes:
-        frame (pandas.DataFrame): the cells; its index numbers the rows as read.
-        source (str): what to call the table in a message.
+        frame (pandas.DataFrame): the cells; the index is the row number in the source.
+        source (str): name of the table in messages.
         first_line (int): number of the first row: 2 in a CSV, whose line 1 is the header, 0 elsewhere.
     """
 
@@ -36,31 +36,31 @@ class Table:
 
     @property
     def columns(self) -> list[str]:
-        """Column names as they stand."""
+        """Names of the columns."""
         return list(self.frame.columns)
 
     def find(self, names: tuple[str, ...]) -> str | None:
-        """The column that goes by the first of `names` that is there, whatever its case and separators.
+        """The column with the first of `names` that occurs, in any case and with any separators.
 
         Raises:
-            DataError: two columns go by that name.
+            DataError: two columns have that name.
         """
         for name in names:
             found = [column for column in self.columns if key(column) == key(name)]
             if len(found) > 1:
                 raise DataError(
-                    f"{self.source}: columns '{found[0]}' and '{found[1]}' go by one name; rename or remove one"
+                    f"{self.source}: columns '{found[0]}' and '{found[1]}' have the same name; rename or remove one"
                 )
             if found:
                 return found[0]
         return None
 
     def rows(self, keep: npt.NDArray[np.bool_]) -> Table:
-        """The same table with some of its rows, which keep their numbers."""
+        """The same table with the given rows, which keep their numbers."""
         return replace(self, frame=self.frame[keep])
 
     def where(self, row: int) -> str:
-        """Where a row is: ``prices.csv line 17`` or ``DataFrame row 15``."""
+        """The place of a row: ``prices.csv line 17`` or ``DataFrame row 15``."""
         word = "line" if self.first_line else "row"
         return f"{self.source} {word} {int(self.frame.index[row]) + self.first_line}"
 
@@ -87,21 +87,21 @@ class Table:
         return values
 
     def dates(self, column: str) -> DayArray:
-        """A column as days; what a cell says about time of day or zone is dropped.
+        """A column as days, without time of day and time zone.
 
         Raises:
             DataError: a cell is empty or not a day, or all could be month/day as well as day/month.
         """
         pandas = import_optional("pandas", "reading tables")
         cells = self.frame[column]
-        # Not days of Arrow, which have no zone and are written as they are read.
+        # Days of Arrow (date32) have no zone; they are parsed as text below.
         if str(cells.dtype).startswith(("datetime64", "timestamp")):
             local = cells if cells.dt.tz is None else cells.dt.tz_localize(None)
             days: DayArray = local.to_numpy(dtype="datetime64[us]", na_value=np.datetime64("NaT")).astype(
                 "datetime64[D]"
             )
         else:
-            # A table repeats each day once per stock, so only the distinct cells are parsed.
+            # Each day is repeated once per stock, so only distinct cells are parsed.
             codes, distinct = pandas.factorize(cells)
             parsed = parse_days([str(cell) for cell in distinct], f"{self.source}, column '{column}'")
             days = np.append(parsed, np.datetime64("NaT", "D"))[codes]
@@ -111,7 +111,7 @@ class Table:
         return days
 
     def symbols(self, column: str) -> npt.NDArray[np.object_]:
-        """A column as strings without invisible signs and blanks around them.
+        """A column as clean strings.
 
         Raises:
             DataError: a cell is empty.
@@ -138,8 +138,8 @@ def read_table(source: Any) -> Table:
             header of two levels that pandas writes.
 
     Raises:
-        FileNotFoundError: there is no such file.
-        DataError: it cannot be read, or is empty.
+        FileNotFoundError: the file does not exist.
+        DataError: the source cannot be read, or is empty.
         TypeError: `source` is neither a path nor a DataFrame.
     """
     pandas = import_optional("pandas", "reading prices")
@@ -167,8 +167,8 @@ def check_file(path: Path, expected: str) -> None:
     """Refuses a path that is not a file.
 
     Raises:
-        FileNotFoundError: there is no such file.
-        DataError: it is a folder or a device.
+        FileNotFoundError: the file does not exist.
+        DataError: the path is a folder or a device.
     """
     if path.is_dir():
         raise DataError(f"{path}: is a folder; give {expected}")
@@ -189,9 +189,9 @@ def _holds_numbers(cells: Any) -> bool:
 
 
 def _number(cell: Any) -> float:
-    """One cell of a column that is not all numbers; NaN if it is none."""
+    """One cell of a mixed column as a number; NaN if it is not one."""
     if isinstance(cell, str):
-        # Python takes 1_000 for a number, too.
+        # float() also accepts 1_000.
         cell = "" if "_" in cell else cell
     elif not hasattr(cell, "__float__") or isinstance(cell, (bool, np.bool_, np.datetime64, np.timedelta64)):
         return float("nan")
@@ -204,14 +204,14 @@ def _number(cell: Any) -> float:
 
 
 def _shown(cell: Any) -> str:
-    """A cell for a message; of one that swallowed half a file, the beginning."""
+    """A cell for a message, cut to 60 characters."""
     text = str(cell)
     return text if len(text) <= 60 else f"{text[:60]}..."
 
 
 def _symbol(cell: Any) -> str:
     if isinstance(cell, (float, np.floating)) and float(cell).is_integer():
-        # An empty cell among numbers makes pandas read the others as floats.
+        # pandas reads integers as floats if a cell is empty.
         return str(int(cell))
     name = clean(cell)
     return "" if name == "<NA>" else name

@@ -1,4 +1,4 @@
-"""A loader that keeps a series on the device and gathers batches of windows there."""
+"""A loader that keeps a series on the device and gathers batches there."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ class WindowBatch:
     """``B`` windows over one shared graph; a model given their `x`, or `windows`, returns ``[B, S, 2]``.
 
     Attributes:
-        windows (Windows): the windows where they lie in the series; nothing is copied.
-        x (Tensor): their features, copied out of the series when they are first asked for.
+        windows (Windows): the series and the first day of each window; nothing is copied.
+        x (Tensor): features of the windows, gathered at the first access.
         edge_index, edge_weight (Tensor): the graph of one window, the same tensors in every batch.
-        graph (Graph): the same graph, prepared.
+        graph (Graph): the prepared graph.
         signal_labels, direction_labels (Tensor, optional): labels, if the dataset has any.
         starts (Tensor): first day of each window.
-        day_span (DayRange, optional): which days of the series they have, as far as the host knows.
+        day_span (DayRange, optional): the days of the windows, as far as known without a sync.
         feature_names (tuple of str, optional): those of the dataset.
 
     Shapes:
@@ -55,7 +55,7 @@ class WindowBatch:
     @cached_property
     def x(self) -> Tensor:
         """The features, ``[B, S, T, F]``."""
-        # The loader has looked at the start days.
+        # The loader has checked the first days.
         return self.windows.gather(check=False)
 
     @property
@@ -64,7 +64,7 @@ class WindowBatch:
         return self.windows.starts.size(0) * self.windows.series.size(0)
 
     def to(self, device: torch.device | str) -> WindowBatch:
-        """The same batch on another device; itself if it is already there. Days of no window stay behind."""
+        """The same batch on another device; itself if it is there already. Only days of its windows are copied."""
         device = torch.device(device)
         if same_device(self.windows.series.device, device):
             return self
@@ -74,7 +74,7 @@ class WindowBatch:
 
 
 class PlannedBatch(NamedTuple):
-    """First days of the windows of a batch, on the device, their graph, and what the host knows of their days."""
+    """First days of a batch on the device, the graph of the batch, and its days as far as known without a sync."""
 
     starts: Tensor
     graph: Graph
@@ -84,29 +84,28 @@ class PlannedBatch(NamedTuple):
 class WindowLoader:
     """Keeps series and labels on the device and gathers each batch of windows there.
 
-    Nothing is stored per window and nothing is collated: a batch is one copy out of the series, and all batches share
-    one prepared graph. The windows are shuffled on the device. One number an epoch, from a generator of the loader's
-    own, decides on their order, so it does not depend on, or change, the global random state, and it is the same on
-    every device.
+    Nothing is stored per window and nothing is collated: a batch is one gather from the series, and all batches share
+    one prepared graph. The windows are shuffled on the device. The order follows from one random number per epoch, from
+    a generator of the loader: it is the same on every device and independent of the global random state.
 
-    Where the graph changes over time, the windows of a batch share one: batches are made within a block of days, and
-    shuffled among the blocks.
+    If the graph changes over time, all windows of a batch have the same graph: batches are formed within a block of
+    days, then shuffled.
 
     Args:
         dataset (WindowDataset): series, labels and graph.
-        starts (iterable of int, optional): first day of each window. (default: all windows, those without a label
-            only if none has one)
+        starts (iterable of int, optional): first day of each window. (default: all labelled windows, or all windows if
+            there are no labels)
         batch_size (int): ``B``, windows in a batch. (default: ``32``)
-        shuffle (bool): a new order in each epoch. (default: ``False``)
+        shuffle (bool): use a new order in each epoch. (default: ``False``)
         seed (int): of the order. (default: ``0``)
-        drop_last (bool): leave out batches that are not full. (default: ``False``)
-        sampler (Sampler, optional): says which of `starts` this process visits, by position and in order, such as
+        drop_last (bool): leave out smaller batches. (default: ``False``)
+        sampler (Sampler, optional): positions in `starts` for this process, in order, such as
             ``torch.utils.data.DistributedSampler(loader_starts, shuffle=True)``; its ``set_epoch`` is called with
-            the number of the epoch. It replaces `shuffle`. (default: ``None``)
-        device: where series, labels and batches live. (default: where the dataset is)
+            the number of the epoch. Excludes `shuffle`. (default: ``None``)
+        device: of series, labels and batches. (default: that of the dataset)
 
     Raises:
-        DataError: a start day has no window, or there is no window at all.
+        DataError: a start day has no window, or there are no windows.
         TypeError: a start day, `batch_size` or `seed` is not an integer.
         ValueError: `batch_size` is below 1, or both `shuffle` and `sampler` are given.
     """
@@ -130,9 +129,9 @@ class WindowLoader:
         self.starts = start_days(dataset, starts)
         self.sampler, self.epoch = sampler, 0
         if shuffle and sampler is not None:
-            raise ValueError("shuffle, sampler: the sampler decides on the order; give one of the two")
+            raise ValueError("shuffle, sampler: the sampler sets the order; give one of the two")
         graphs = dataset.graphs
-        # The block of days that a window's graph comes from.
+        # The block of days whose graph a window uses.
         self._block = (
             torch.zeros(self.starts.numel(), dtype=torch.int64, device="cpu")
             if graphs is None
@@ -140,13 +139,13 @@ class WindowLoader:
         )
         if not len(self):
             raise DataError(f"starts: {self.starts.numel()} windows make no batch of {batch_size}; give more windows")
-        # Without a label for every window asked for, the batches carry none.
+        # Batches have labels only if every window has one.
         last = int(self.starts.max())
         self.labelled = last < dataset.num_labelled
         self.generator = torch.Generator(device="cpu").manual_seed(int(seed))
         device = self.dataset.series.device
         self._on_device = self.starts.to(device), self._block.to(device)
-        self._reach = self._reaches()
+        self._day_spans = self._find_day_spans()
 
     def __len__(self) -> int:
         """Batches in an epoch."""
@@ -164,14 +163,14 @@ class WindowLoader:
             yield self.gather(*planned)
 
     def plan(self) -> list[PlannedBatch]:
-        """The next epoch, batch by batch."""
+        """The batches of the next epoch."""
         order, graphs = self._order(), self.dataset.graphs
         starts, block = self._on_device
         if graphs is None:
             cuts = self._cuts([0] * order.numel())
         else:
-            # Windows of one block lie together, in the order they have among themselves. How many there are in each
-            # is known here, unless a sampler took some.
+            # Group the windows by block, in a stable order. Without a sampler, the size of each block is known on the
+            # host.
             here = self._block if self.sampler is None else self._block[order.cpu()]
             order = order[block[order].sort(stable=True).indices]
             cuts = self._cuts(here.sort().values.tolist())
@@ -187,7 +186,7 @@ class WindowLoader:
             PlannedBatch(
                 starts[part.start : part.stop],
                 self.dataset.graph if graphs is None else graphs.graphs[block],
-                self._reach.get(block),
+                self._day_spans.get(block),
             )
             for part, block in cuts
         ]
@@ -195,7 +194,7 @@ class WindowLoader:
     def gather(self, starts: Tensor, graph: Graph | None = None, day_span: DayRange | None = None) -> WindowBatch:
         """The batch of windows that start on these days, ``[B]`` int64 on the device of the dataset.
 
-        `day_span` is what the caller knows of their days; on a GPU it takes that to share them.
+        `day_span` are the days of the windows; on a GPU, days are shared only if it is given.
         """
         data = self.dataset
         labels = data.labels_by_day if self.labelled else None
@@ -215,18 +214,18 @@ class WindowLoader:
         )
 
     def state_dict(self) -> dict[str, Any]:
-        """What it takes to go on with the same order: the generator's state and the number of the epoch."""
+        """State of the order: the generator and the number of the epoch."""
         return {"generator": self.generator.get_state(), "epoch": self.epoch}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Goes on where :meth:`state_dict` was taken."""
+        """Restores the state of :meth:`state_dict`."""
         self.generator.set_state(state["generator"])
         self.epoch = int(state["epoch"])
 
-    def _reaches(self) -> dict[int, DayRange]:
-        """What is known of every batch of a block of days; nothing of blocks with a day that no window has.
+    def _find_day_spans(self) -> dict[int, DayRange]:
+        """Days of the batches of each block, without blocks in which a day belongs to no window.
 
-        All batches of a block have as many days: what is computed for them has one shape, and can be captured.
+        All batches of a block get the same number of days, so that their shapes are equal and can be captured.
         """
         window = self.dataset.window
         found: dict[int, DayRange] = {}
@@ -243,7 +242,7 @@ class WindowLoader:
         return found
 
     def _order(self) -> Tensor:
-        """Positions in `starts` in the order of the next epoch, on the device."""
+        """Positions in `starts`, in the order of the next epoch, on the device."""
         if self.sampler is not None:
             if hasattr(self.sampler, "set_epoch"):
                 self.sampler.set_epoch(self.epoch)
@@ -256,7 +255,7 @@ class WindowLoader:
         return order
 
     def _cuts(self, blocks: list[int]) -> list[tuple[range, int]]:
-        """Positions of each batch in a row of windows with these blocks, and its block."""
+        """Range of positions and block of each batch, for windows with these blocks."""
         cuts: list[tuple[range, int]] = []
         begin = 0
         for i in range(1, len(blocks) + 1):
@@ -269,18 +268,18 @@ class WindowLoader:
 
 
 def start_days(dataset: WindowDataset, starts: Iterable[int] | Tensor | None) -> Tensor:
-    """Checked first days of windows, int64 on the CPU; by default every labelled window, or all if none is labelled."""
+    """Checked first days, int64 on the CPU; by default of all labelled windows, or of all if there are no labels."""
     if starts is None:
         return torch.arange(dataset.num_labelled or dataset.num_windows, dtype=torch.int64, device="cpu")
     if not isinstance(starts, Tensor):
         days = list(starts)
         for day in days:
-            # A mask, or a day that was divided: positions would come out, and others than were meant.
+            # A mask or a fraction would be converted to unintended positions.
             if isinstance(day, bool) or not isinstance(day, Integral):
                 raise TypeError(f"starts: expected integers, got {day!r}")
         starts = _indices(int(day) for day in days)
     if starts.dtype not in _INTEGERS:
-        raise TypeError(f"starts: expected integers, got {starts.dtype}; of a mask take starts.nonzero().flatten()")
+        raise TypeError(f"starts: expected integers, got {starts.dtype}; convert a mask by starts.nonzero().flatten()")
     if starts.dim() != 1:
         raise DataError(f"starts: expected a vector, got {list(starts.shape)}")
     starts = starts.cpu().long()
@@ -293,9 +292,9 @@ def _indices(values: Iterable[int]) -> Tensor:
 
 
 def shuffled(count: int, generator: torch.Generator, device: torch.device | str = "cpu") -> Tensor:
-    """A permutation of ``[0, count)`` made on `device`, the same on each: only its key comes from the generator."""
+    """A permutation of ``[0, count)`` computed on `device`, equal on all devices: the generator gives only its key."""
     key = int(torch.randint(-(2**63), 2**63 - 1, (), generator=generator, dtype=torch.int64, device="cpu"))
-    # splitmix64 (Steele et al., 2014): no two positions get the same number, so there is one order. int64 wraps around.
+    # splitmix64 (Steele et al., 2014) is a bijection: all numbers differ, and the order is unique. int64 wraps around.
     x = key + torch.arange(count, dtype=torch.int64, device=device) * -7046029254386353131
     for shift, factor in ((30, -4658895280553007687), (27, -7723592293110705685)):
         x = (x ^ _shifted(x, shift)) * factor
@@ -303,5 +302,5 @@ def shuffled(count: int, generator: torch.Generator, device: torch.device | str 
 
 
 def _shifted(x: Tensor, bits: int) -> Tensor:
-    """To the right, as if without a sign."""
+    """Logical right shift."""
     return (x >> bits) & ((1 << (64 - bits)) - 1)

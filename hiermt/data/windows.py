@@ -1,4 +1,4 @@
-"""Sliding windows over a series of days, as views: nothing is copied."""
+"""Sliding windows over a series of days, as views."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ def windows(series: Tensor, length: int) -> Tensor:
     Window ``w`` holds days ``w`` to ``w + length - 1``, oldest first.
 
     Args:
-        series (Tensor): values of each stock and day.
+        series (Tensor): features of each stock and day.
         length (int): ``T``, days in a window.
 
     Shapes:
@@ -24,7 +24,7 @@ def windows(series: Tensor, length: int) -> Tensor:
     Raises:
         TypeError: `length` is not an integer.
         ValueError: `length` is below 1.
-        DataError: there are fewer days than `length`.
+        DataError: `series` has fewer days than `length`.
     """
     check_integer("window", length, 1)
     if series.dim() != 3:
@@ -35,7 +35,7 @@ def windows(series: Tensor, length: int) -> Tensor:
 
 
 def num_windows(num_days: int, length: int) -> int:
-    """How many windows of `length` days fit into `num_days`.
+    """The number of windows of `length` days in `num_days`.
 
     Raises:
         TypeError: one of the two is not an integer.

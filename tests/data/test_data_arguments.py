@@ -56,7 +56,7 @@ class TestIntegers:
         assert call(kind(3)) == call(3)
 
     @pytest.mark.parametrize("value", [True, np.True_, 3.0, np.float64(3), "3", None, torch.tensor(3.0)], ids=repr)
-    def test_what_is_no_integer(self, call, value, request):
+    def test_values_that_are_not_integers(self, call, value, request):
         if value is None and "gap" in request.node.callspec.id:
             pytest.skip("the default")
         with pytest.raises(TypeError, match="expected an integer"):
@@ -71,7 +71,7 @@ def test_integers_of_the_loader_of_pyg():
             pyg_loader(dataset(), **options)
 
 
-def test_a_threshold_that_is_no_number():
+def test_a_threshold_that_is_not_a_number():
     with pytest.raises(ValueError, match="threshold"):
         hierarchical_labels(next_returns(CLOSE), float("nan"))
 
@@ -117,7 +117,7 @@ class TestNoEdges:
         np.testing.assert_allclose(weights, truth[edges[0], edges[1]].astype(np.float32), rtol=1e-6, atol=1e-7)
 
     @pytest.mark.parametrize("bonus", [float("nan"), float("inf"), -0.1])
-    def test_a_bonus_that_is_none(self, bonus):
+    def test_a_bonus_out_of_range(self, bonus):
         with pytest.raises(ValueError, match="sector_bonus"):
             correlation_graph(next_returns(CLOSE), sectors="aabb", sector_bonus=bonus)
 
@@ -133,7 +133,7 @@ class TestFloat32:
         with pytest.raises(DataError, match=r"edge 1 is .* weights that float32 holds"):
             to_adjacency(torch.tensor([[0, 1], [1, 0]]), torch.tensor([1.0, value], dtype=torch.float64), 2)
 
-    def test_weights_too_small_are_no_edges(self):
+    def test_weights_that_round_to_zero_are_not_edges(self):
         edges, weights = graph_from_adjacency(np.array([[0, 1e-60, 1], [1e-60, 0, 0], [1, 0, 0]]))
         assert edges.tolist() == [[0, 2], [2, 0]]
         assert weights.tolist() == [1, 1]
@@ -166,6 +166,6 @@ NPY = {
 def test_damaged_adjacency_files(change, tmp_path):
     np.save(tmp_path / "a.npy", np.ones((3, 3)))
     (tmp_path / "a.npy").write_bytes(change((tmp_path / "a.npy").read_bytes()))
-    with pytest.raises(DataError, match=r"a.npy is no readable \.npy file of numbers") as caught:
+    with pytest.raises(DataError, match=r"a.npy is not a readable \.npy file of numbers") as caught:
         read_adjacency(tmp_path / "a.npy")
     assert "\n" not in str(caught.value)

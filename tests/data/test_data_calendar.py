@@ -64,7 +64,7 @@ class TestFirstDay:
 
 
 class TestEmptyDays:
-    def test_weekends_without_prices_are_no_days(self):
+    def test_weekends_without_prices_are_dropped(self):
         days = pd.bdate_range("2024-01-01", periods=140)
         random = np.random.default_rng(0)
         closes = pd.DataFrame(np.exp(random.normal(0, 0.02, (140, 3)).cumsum(0)) * 50, days, list("ABC"))
@@ -86,7 +86,7 @@ class TestEmptyDays:
         table = wide({"A": [1, *[np.nan] * 10, 2, 3], "B": [1, *[np.nan] * 10, 2, 3]})
         np.testing.assert_array_equal(read(table, max_gap=0).close, [[1, 2, 3], [1, 2, 3]])
 
-    def test_days_of_others_are_no_days(self):
+    def test_days_of_other_stocks_are_dropped(self):
         table = wide({"A": [1, np.nan, 2], "B": [1, np.nan, 2], "C": [1, 2, 3]})
         assert read(table, symbols=["A", "B"]).close.shape == (2, 2)
         assert read(table).close.shape == (3, 3)

@@ -1,4 +1,4 @@
-"""Columns of wide tables under many names: stocks are read, whatever else there is never becomes one in silence."""
+"""Columns of wide tables under many names: stocks are read, everything else is refused or gives a warning."""
 
 import warnings
 
@@ -134,7 +134,7 @@ def test_whole_prices_are_prices():
 
 def test_columns_called_like_days():
     table = frame(OTHERS).rename(columns={"XOM": "2020-01-02", "JPM": "2020-01-03 00:00:00"})
-    with pytest.raises(DataError, match="called like a day"):
+    with pytest.raises(DataError, match="has the name of a day"):
         read_prices(table)
 
 
@@ -184,7 +184,7 @@ def test_a_seldom_spelling_of_adjusted_close(name):
     "name",
     ["Adj Close SMA", "adj_close_lag1", "prev_adj_close", "adj close t-1", "risk_adjusted_price"],
 )
-def test_what_is_computed_from_an_adjusted_close_is_none(name):
+def test_values_computed_from_an_adjusted_close_are_not_one(name):
     one = pd.DataFrame({"Date": DAYS, "Close": np.linspace(10, 12, 40), name: np.linspace(50, 60, 40)})
     prices = quiet(pd.concat([one.assign(Symbol="A"), one.assign(Symbol="B")]))
     np.testing.assert_array_equal(prices.close[0], one.Close)

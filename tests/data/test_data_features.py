@@ -1,4 +1,4 @@
-"""Features, labels and graphs against independent formulas; nothing may look ahead."""
+"""Features, labels and graphs against independent formulas, and without look-ahead."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ class TestReadyFeatures:
         with pytest.raises(DataError, match=message):
             data.read_features(change(self.frame()))
 
-    def test_an_index_written_along_is_no_feature(self, tmp_path):
+    def test_a_written_index_is_not_a_feature(self, tmp_path):
         self.frame().to_csv(tmp_path / "f.csv")
         self.frame()[::-1].to_csv(tmp_path / "reversed.csv")
         for source in (tmp_path / "f.csv", tmp_path / "reversed.csv", self.frame().reset_index()):
@@ -124,7 +124,7 @@ class TestLabels:
         close = torch.tensor([[1.0, 2.0, 4.0, 8.0]])
         assert data.next_returns(close, 2).tolist() == [[3.0, 3.0]]
 
-    def test_a_label_reads_one_day_ahead_and_no_further(self):
+    def test_a_label_reads_exactly_one_day_ahead(self):
         close = torch.rand(2, 30, dtype=torch.float64) + 1
         changed = close.clone()
         changed[:, 20:] *= 2
@@ -167,7 +167,7 @@ class TestGraph:
         assert edge_index.size(1) == 20
         assert (edge_weight < 0).any()
 
-    def test_opposite_moves_are_no_neighbours(self):
+    def test_negative_correlation_gives_no_edge(self):
         returns = torch.randn(1, 50)
         edge_index, _ = data.correlation_graph(torch.cat([returns, -returns, 2 * returns]), 0.5)
         assert edge_index.tolist() == [[0, 2], [2, 0]]
@@ -244,7 +244,7 @@ class TestGraph:
         (tmp_path / "d.npy").write_bytes(b"\x93NUMPY\x01\x00nonsense")
         (tmp_path / "e.npy").write_bytes(b"")
         for name in "pde":
-            with pytest.raises(DataError, match="no readable"):
+            with pytest.raises(DataError, match="not a readable"):
                 data.read_adjacency(tmp_path / f"{name}.npy")
 
     def test_graph_of_the_training_days_ignores_the_test_days(self):
@@ -268,7 +268,7 @@ class TestFeaturesOfSomeStocks:
         return pd.concat(parts, ignore_index=True)
 
     @pytest.mark.parametrize("fault", ["empty", "text", "short", "twice", "negative"])
-    def test_a_stock_that_is_not_asked_for_stops_nothing(self, fault):
+    def test_faults_of_other_stocks_are_ignored(self, fault):
         table = self.table("A", "DEAD", "B").astype({"f": object})
         dead = table.Symbol == "DEAD"
         if fault == "short":
@@ -304,7 +304,7 @@ class TestFeaturesOfSomeStocks:
         assert data.read_features(table.drop(columns="Close")).names == ("f",)
 
     @pytest.mark.parametrize("name", ["row", "id", "level_0", "Unnamed: 0", "#", "RowNumber"])
-    def test_row_numbers_are_no_feature(self, name):
+    def test_row_numbers_are_not_a_feature(self, name):
         table = self.table("A", "B")
         table.insert(0, name, np.arange(len(table)))
         for symbols in (None, ["B"]):

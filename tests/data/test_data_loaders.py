@@ -1,4 +1,4 @@
-"""Windows, split and loaders: no copy, no overlap, and the fast loader gives what PyG's gives."""
+"""Windows, split and loaders: no copies, no overlap, and batches equal to those of PyG."""
 
 from __future__ import annotations
 
@@ -191,7 +191,7 @@ class TestWindowLoader:
         assert batches[0].signal_labels is None
         assert batches[0].starts.numel() == DAYS - WINDOW + 1
 
-    def test_a_window_without_a_label_takes_the_labels_from_all(self):
+    def test_one_window_without_a_label_removes_all_labels(self):
         batch = next(iter(data.WindowLoader(dataset(), [0, DAYS - WINDOW])))
         assert batch.direction_labels is None
 

@@ -1,4 +1,4 @@
-"""Which columns are stocks, fields, adjusted closes, row numbers; which cells are days."""
+"""Classification of columns (stocks, fields, adjusted closes, row numbers) and of cells that are days."""
 
 from __future__ import annotations
 
@@ -103,7 +103,7 @@ class TestStocks:
             "Close_AAPL High_AAPL Close_MSFT",
         ],
     )
-    def test_fields_are_no_stocks(self, columns, tmp_path):
+    def test_fields_are_not_stocks(self, columns, tmp_path):
         for source in forms(frame(columns.split()), tmp_path):
             with pytest.raises(DataError, match=r"one stock only|not a stock|several fields"):
                 read_prices(source)
@@ -139,7 +139,7 @@ class TestStocks:
 
     @pytest.mark.parametrize("name", ["Unnamed: 0", "", "index", "Index", "level_0", "No.", "row", "#", "\ufeff", None])
     @pytest.mark.parametrize("start", [0, 1])
-    def test_row_numbers_are_left_aside(self, name, start, tmp_path):
+    def test_row_numbers_are_left_out(self, name, start, tmp_path):
         table = frame(["AAA", "BBB"])
         table.insert(0, name, np.arange(start, start + len(table)))
         table = table.sample(frac=1, random_state=0)
@@ -160,7 +160,7 @@ class TestStocks:
             with pytest.raises(DataError, match=r"has no name|does not name a stock"):
                 read_prices(source)
 
-    def test_positions_are_no_names(self):
+    def test_positions_are_not_names(self):
         table = pd.DataFrame(frame(["A", "B"])[["A", "B"]].to_numpy(), index=DAYS)
         with pytest.raises(DataError, match="positions for names"):
             read_prices(table)
@@ -197,10 +197,10 @@ class TestStocks:
     def test_two_columns_of_one_field(self):
         long = frame(["AAA", "BBB"]).melt("Date", var_name="Symbol", value_name="Close")
         for name in ("close", "Close ", "CLOSE", "Close*"):
-            with pytest.raises(DataError, match=r"one name|twice"):
+            with pytest.raises(DataError, match=r"same name|twice"):
                 read_prices(long.assign(**{name: 1.0}))
 
-    def test_a_dead_stock_that_is_not_asked_for(self, tmp_path):
+    def test_faults_of_other_stocks_are_ignored(self, tmp_path):
         wide = frame(["AAA", "BBB", "DEAD", "TEXT", "ZERO"]).assign(DEAD=np.nan, TEXT="n.a.", ZERO=0.0)
         wide.loc[5:, "BBB"] = np.nan
         long = wide.melt("Date", var_name="Symbol", value_name="Close")
@@ -221,7 +221,7 @@ class TestStocks:
         with pytest.raises(TypeError, match="symbols: expected a sequence of strings"):
             read_prices(frame(["AAA", "BBB"]), symbols=symbols)
 
-    def test_truth_values_and_times_are_no_prices(self):
+    def test_booleans_and_times_are_not_prices(self):
         for cells in ([True] * 12, pd.Series(DAYS), pd.Series(DAYS) - DAYS[0], [1 + 2j] * 12, [True, 1.0] * 6):
             with pytest.raises(DataError, match=r"column 'BBB': .* is not a number"):
                 read_prices(frame(["AAA"]).assign(BBB=cells))
@@ -264,7 +264,7 @@ class TestAdjusted:
         np.testing.assert_array_equal(quiet(only).close, close[["AAA", "BBB"]].T)
 
     @pytest.mark.parametrize("name", ["close_unadj", "Unadjusted Close", "adj_factor", "adj close return"])
-    def test_what_is_none(self, name):
+    def test_names_that_are_not_adjusted_closes(self, name):
         assert not is_adjusted(name)
         long = frame(["AAA", "BBB"]).melt("Date", var_name="Symbol", value_name="Close")
         np.testing.assert_array_equal(quiet(long.assign(**{name: 7.0})).close[0], long.Close[:12])
@@ -318,7 +318,7 @@ WRONG_DAYS = {
 
 class TestDays:
     @pytest.mark.parametrize("cells", WRONG_DAYS.values(), ids=WRONG_DAYS)
-    def test_what_is_no_day_is_refused(self, cells, tmp_path):
+    def test_cells_that_are_not_days_are_refused(self, cells, tmp_path):
         table = pd.DataFrame({"Date": cells, "AAA": [1.0, 2, 3], "BBB": [4.0, 5, 6]})
         for source in forms(table, tmp_path):
             with pytest.raises(DataError, match=r"(line 2|row 0), column 'Date': '.*' is not a date"):

@@ -1,4 +1,4 @@
-"""Reading prices: what is repaired, what is refused, and what the message says."""
+"""Reading prices: repairs, refusals and their messages."""
 
 from __future__ import annotations
 
@@ -127,21 +127,21 @@ class TestForms:
         np.testing.assert_allclose(prices.close[0], [5.25, 5.5, 5.6])
         np.testing.assert_allclose(prices.high[0], [5.5, 6, 5.75])
 
-    def test_some_symbols_in_the_order_asked_for(self, tmp_path):
+    def test_some_symbols_in_the_given_order(self, tmp_path):
         path = write(tmp_path, LONG + "CCC,2024-01-03,1,1,1,1,1\n")
         prices = quiet(path, symbols=["BBB", "AAA"])
         assert prices.symbols == ("BBB", "AAA")
         np.testing.assert_array_equal(prices.close[0], [20.5, 21, 21.2])
         with pytest.raises(DataError, match="no prices for ZZZ"):
             read_prices(path, symbols=["AAA", "ZZZ"])
-        with pytest.raises(DataError, match="twice"):
+        with pytest.raises(DataError, match="repeated"):
             read_prices(path, symbols=["AAA", "AAA"])
 
 
 class TestRepairs:
     def test_repeated_row_is_dropped(self, tmp_path):
         path = write(tmp_path, LONG + "AAA,2024-01-04,11,11.5,10.5,11.2,100\n")
-        with pytest.warns(DataWarning, match=r"1 row\(s\) are there twice, first prices.csv line 8"):
+        with pytest.warns(DataWarning, match=r"1 row\(s\) are repeated, first prices.csv line 8"):
             prices = read_prices(path)
         assert prices.close.shape == (2, 3)
 
@@ -203,7 +203,7 @@ REFUSED = {
     "one symbol, wide": ("Date,AAA\n2024-01-02,1\n", "one stock only"),
     "only a header": ("Symbol,Date,Close\n", "holds no rows"),
     "empty file": ("", "line 1 is empty"),
-    "uneven rows": (LONG + "AAA,2024-01-05,1,2,3,4,5,6,7\n", "no readable CSV.*line 8"),
+    "uneven rows": (LONG + "AAA,2024-01-05,1,2,3,4,5,6,7\n", "not a readable CSV.*line 8"),
     "no shared day": (wide([(DAYS[0], 1, ""), (DAYS[1], "", 2)]), "no day is shared"),
     "a stock without prices": (wide([(DAYS[0], 1, ""), (DAYS[1], 1, "")]), "BBB has no complete row"),
 }
@@ -238,7 +238,7 @@ class TestRefusals:
         (tmp_path / "c.csv.gz").write_bytes(gzip.compress(LONG.encode())[:40])
         (tmp_path / "d.csv.gz").write_bytes(b"no gzip at all")
         for name in ("a.parquet", "b.csv", "c.csv.gz", "d.csv.gz"):
-            with pytest.raises(DataError, match="no readable"):
+            with pytest.raises(DataError, match="not a readable"):
                 read_prices(tmp_path / name)
 
 

@@ -1,4 +1,4 @@
-"""The published features against pandas, `ta` and hand-made histories; nothing may look ahead."""
+"""The published features against pandas, `ta` and hand-made histories, and without look-ahead."""
 
 from __future__ import annotations
 
@@ -263,7 +263,7 @@ class TestZeroDenominators:
         assert (values[:, 2:7] == 0).all()
 
     @pytest.mark.parametrize("factor", [2.0, 0.5, 1.01, 0.997])
-    def test_steady_growth_has_no_deviation_to_be_measured_by(self, factor):
+    def test_steady_growth_has_no_deviation(self, factor):
         close = np.stack([random_prices(1, 120).close[0], 100 * factor ** np.arange(120.0)])
         with pytest.raises(DataError, match=r"Norm_Ret of S1 on 2020-03-25 is not finite.*by the same"):
             data.compute_features(make_prices(close))
@@ -281,7 +281,7 @@ class TestRefused:
     @pytest.mark.parametrize("name", BARS)
     @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf, 0.0, -3.0])
     @pytest.mark.parametrize("day", [0, 30, 100, DAYS - 1])
-    def test_a_price_that_is_none(self, name, value, day):
+    def test_a_price_that_is_not_a_positive_number(self, name, value, day):
         prices = random_prices()
         getattr(prices, name)[2, day] = value
         with pytest.raises(DataError, match=f"{name} of S2 on {prices.dates[day]} is {value:g}; prices must be"):

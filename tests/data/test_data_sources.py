@@ -1,4 +1,4 @@
-"""Files and frames: what download tools write, and what is damaged."""
+"""Files and frames of download tools, and damaged files."""
 
 from __future__ import annotations
 
@@ -174,11 +174,11 @@ class TestDamaged:
         whole = (tmp_path / "t.parquet").read_bytes()
         for cut in range(0, len(whole), len(whole) // 40):
             (tmp_path / "t.parquet").write_bytes(whole[:cut])
-            with pytest.raises(DataError, match="no readable Parquet"):
+            with pytest.raises(DataError, match="not a readable Parquet"):
                 read_prices(tmp_path / "t.parquet")
 
     @pytest.mark.parametrize("read", [read_prices, read_features, read_sectors, read_adjacency])
-    def test_what_is_no_file(self, read, tmp_path):
+    def test_paths_that_are_not_files(self, read, tmp_path):
         with pytest.raises(DataError, match="is a folder"):
             read(tmp_path)
         with pytest.raises(DataError, match="not a regular file"):
@@ -195,6 +195,6 @@ class TestDamaged:
         with pytest.raises(DataError, match="does not fit into memory"):
             read_prices(tmp_path / "t.csv")
 
-    def test_line_ends_of_old(self, tmp_path):
+    def test_carriage_returns_as_line_ends(self, tmp_path):
         (tmp_path / "t.csv").write_bytes(WIDE.replace("\n", "\r").encode())
         np.testing.assert_array_equal(quiet(tmp_path / "t.csv").close, [[1, 3], [2, 4]])

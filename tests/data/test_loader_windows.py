@@ -1,4 +1,4 @@
-"""The window gather, and what a loader makes of it: shuffling, sharding, graphs that change."""
+"""Gathering of windows, and loaders: shuffling, sharding, graphs that change."""
 
 from __future__ import annotations
 
@@ -109,7 +109,7 @@ def test_batches_are_windows_and_labels() -> None:
         assert batch.graph is whole.graph
 
 
-def test_state_goes_on_with_the_order() -> None:
+def test_state_restores_the_order() -> None:
     loader = data.WindowLoader(dataset(), range(20), 4, shuffle=True, seed=1)
     visited(loader)
     state = loader.state_dict()
@@ -174,7 +174,7 @@ def test_graphs_have_to_fit() -> None:
     other = Graph(*stock_graph(STOCKS + 1, 8, 1), STOCKS + 1)
     with pytest.raises(DataError, match="expected 6 nodes, one per stock, got 7"):
         dataset(DynamicGraph([(0, other)]))
-    with pytest.raises(DataError, match="in force from day 5 on, but the first window ends on day 4"):
+    with pytest.raises(DataError, match="valid from day 5 on, but the first window ends on day 4"):
         dataset(DynamicGraph([(5, graph(0))]))
     assert dataset(DynamicGraph([(4, graph(0))])).num_windows == DAYS - WINDOW + 1
 
