@@ -1,4 +1,4 @@
-"""Decisions of a trained model: for one batch, over a whole series, day by day."""
+"""Decisions of a trained model: for one batch, over a whole series, or day by day."""
 
 from hiermt.inference.hierarchical import hierarchical_inference, inference_hierarchical
 from hiermt.inference.rolling import LivePredictor, predict_rolling

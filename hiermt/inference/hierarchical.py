@@ -1,4 +1,4 @@
-"""From a trained model or its logits to Down / Neutral / Up."""
+"""The hierarchical decision (Down, Neutral, Up) from a model or its logits."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ from hiermt.nn.inputs import shared_inputs
 def hierarchical_inference(
     signal_logits: Tensor, direction_logits: Tensor, confidence_scores: bool = False
 ) -> dict[str, Tensor]:
-    r"""The hierarchical decision from logits: Neutral unless there is a signal, else Down or Up.
+    r"""The hierarchical decision from logits: Neutral without a signal, otherwise Down or Up.
 
     Args:
         signal_logits, direction_logits (Tensor): logits of the two heads.
-        confidence_scores (bool): also return confidences. (default: ``False``)
+        confidence_scores (bool): return confidences as well. (default: ``False``)
 
     Shapes:
         - **logits:** ``[*, 2]``
         - **returns:** ``final_predictions`` (0 Down, 1 Neutral, 2 Up), ``signal_predictions``,
-          ``direction_predictions``, each ``[*]`` int64; on request ``signal_confidence``, ``direction_confidence``,
-          ``final_confidence``, each ``[*]``
+          ``direction_predictions``, each ``[*]`` int64; with `confidence_scores` also ``signal_confidence``,
+          ``direction_confidence``, ``final_confidence``, each ``[*]``
 
     Raises:
-        ValueError: the logits do not end in 2, or differ in shape.
+        ValueError: the last dimension of the logits is not 2, or their shapes differ.
     """
     probabilities, predictions, confidences = functional.decision_from_logits(
         signal_logits.detach(), direction_logits.detach()
@@ -51,14 +51,14 @@ def hierarchical_inference(
 def inference_hierarchical(
     model: nn.Module, data: Any, device: torch.device | str = "cpu", confidence_threshold: float = 0.5
 ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
-    r"""Decides for every node of a batch; needs no labels.
+    r"""Decides for every node of a batch, without labels.
 
-    Puts the model into evaluation mode and leaves it there.
+    The model is left in evaluation mode.
 
     Args:
         model (Module): returns ``(signal_logits, direction_logits)``.
-        data: has ``x``, ``edge_index`` (or ``graph``) and perhaps ``edge_weight``, as a PyG ``Batch`` has.
-        device: where to compute; model and data are moved there. (default: ``"cpu"``)
+        data: a PyG ``Batch`` or any object with ``x``, ``edge_index`` (or ``graph``) and optionally ``edge_weight``.
+        device: to which model and data are moved. (default: ``"cpu"``)
         confidence_threshold (float): a node has a signal iff ``P(signal)`` is above it; 0.5 equals ``argmax``, ties
             included (a tie is Noise). (default: ``0.5``)
 
@@ -67,7 +67,7 @@ def inference_hierarchical(
           ``{"signal_preds", "signal_conf", "direction_preds", "direction_conf"}``, each ``[N]``
 
     Raises:
-        ValueError: `confidence_threshold` is outside ``[0, 1]``, or `data` names other features than the model.
+        ValueError: `confidence_threshold` is outside ``[0, 1]``, or the features of `data` are not those of the model.
         TypeError: `confidence_threshold` is not a number.
     """
     confidence_threshold = check_number("confidence_threshold", confidence_threshold, 0.0, 1.0)

@@ -1,7 +1,7 @@
-"""Decisions for every window of a long history, and for each new day as it comes.
+"""Decisions for every window of a long history, and for each new day.
 
-Both call ``model.decide`` and nothing below it. The windows of a history go there as :class:`hiermt.Windows`, and what
-the first layer takes from a day is computed once for all windows that have it.
+Both call only ``model.decide``. The windows of a history are passed as :class:`hiermt.Windows`, so that the first layer
+computes each day once for all windows that contain it.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from hiermt.graph import DynamicGraph, Graph
 from hiermt.nn import TGCN_HierarchicalMT
 from hiermt.windows import Windows
 
-# Nodes of one chunk, unless the caller says how many windows: enough to feed every core, little enough for its cache.
+# Default number of nodes in a chunk: enough for all cores, and small enough for their caches.
 _CHUNK_NODES = 3200
 
 
 class Decisions(NamedTuple):
-    """What a model decides for ``W`` windows of ``S`` stocks.
+    """Decisions of a model for ``W`` windows of ``S`` stocks.
 
     Shapes:
         - **predictions:** ``[W, S]`` int64 (0 Down, 1 Neutral, 2 Up); **confidences:** ``[W, S]``
@@ -49,23 +49,23 @@ def predict_rolling(
     progress: bool = False,
     feature_names: Sequence[str] | None = None,
 ) -> Decisions:
-    r"""Decides for every stock and every window of a history, as ``model.decide`` would window by window.
+    r"""Decides for every stock and window of a history; equals ``model.decide`` on each window.
 
     Window ``w`` holds days ``w * stride`` to ``w * stride + window - 1``. Memory beyond the series and the result is
-    that of one chunk, however long the history is. Dtypes and autocast are those of ``model.decide``.
+    that of one chunk, for a history of any length. Dtypes and autocast are those of ``model.decide``.
 
     Args:
-        model (TGCN_HierarchicalMT): or a module around one that passes its `decide` on; put into evaluation mode.
-        series (Tensor): features of each stock and day, scaled as in the training; the day comes before the feature
-            whatever the layout of the model.
-        graph (Graph or DynamicGraph): of the stocks; one that changes is taken as of the last day of a window.
+        model (TGCN_HierarchicalMT): or a wrapper with its method `decide`; left in evaluation mode.
+        series (Tensor): features of each stock and day, scaled as in training; the day precedes the feature in every
+            layout of the model.
+        graph (Graph or DynamicGraph): of the stocks; a window uses the graph of its last day.
         window (int): ``T``, days in a window. (default: ``25``)
         stride (int): days from one window to the next. (default: ``1``)
         threshold (float): a stock has a signal iff ``P(signal)`` is above it. (default: ``0.5``)
-        chunk (int, optional): windows computed together. (default: as many as have about 3,200 nodes)
+        chunk (int, optional): windows computed together. (default: about 3,200 nodes)
         progress (bool): show a bar, if ``tqdm`` is installed. (default: ``False``)
-        feature_names (sequence of str, optional): of the series, such as ``dataset.feature_names``; they have to be
-            those of the model, if it has any. (default: ``None``, not compared)
+        feature_names (sequence of str, optional): of the series, such as ``dataset.feature_names``; must equal those of
+            the model, if it has any. (default: ``None``, not compared)
 
     Shapes:
         - **series:** ``[S, D, F]``
@@ -73,7 +73,7 @@ def predict_rolling(
 
     Raises:
         ValueError: a size or device does not fit, the features are not those of the model, there are fewer days than
-            `window`, `threshold` is no probability, or the series holds NaN or infinity.
+            `window`, `threshold` is not a probability, or the series holds NaN or infinity.
         TypeError: the model, the graph, the dtype or an integer is of another type.
         IndexError: a window ends before the first graph of a :class:`DynamicGraph`.
     """
@@ -100,23 +100,23 @@ def predict_rolling(
 
 
 class LivePredictor:
-    r"""Takes one day after the other and decides on each.
+    r"""Decides after each new day.
 
-    The features of the last ``window`` days are kept, and each decision is that of ``model.decide`` on them: with the
-    weights that the model has then, and with dtypes and autocast as there.
+    The features of the last ``window`` days are kept. Each decision is that of ``model.decide`` on them, with its
+    current weights, dtypes and autocast.
 
     Args:
-        model (TGCN_HierarchicalMT): or a module around one that passes its `decide` on; put into evaluation mode.
-        graph (Graph): of the stocks; weights changed in place count from the next day on.
+        model (TGCN_HierarchicalMT): or a wrapper with its method `decide`; left in evaluation mode.
+        graph (Graph): of the stocks; weights changed in place apply from the next day on.
         window (int): ``T``, days in a window. (default: ``25``)
         threshold (float): a stock has a signal iff ``P(signal)`` is above it. (default: ``0.5``)
         feature_names (sequence of str, optional): of the days, as for :func:`predict_rolling`. (default: ``None``)
 
     Attributes:
-        days (int): days taken so far; of a history longer than a window, those of its last window.
+        days (int): number of days so far; of each call, at most the last `window` days are counted.
 
     Raises:
-        ValueError: `window` is below 1, `threshold` is no probability, the features are not those of the model, or
+        ValueError: `window` is below 1, `threshold` is not a probability, the features are not those of the model, or
             model and graph are on two devices.
         TypeError: the model, the graph or `window` is of another type.
     """
@@ -139,48 +139,48 @@ class LivePredictor:
         self._kept: Tensor | None = None  # [S, days, F], of the last window at most
 
     def extend(self, series: Tensor) -> Decisions | None:
-        """Takes several days, ``[S, D, F]``, and decides on the last; see :meth:`append`. All are taken, or none."""
+        """Appends several days, ``[S, D, F]``, all or none, and decides after the last; see :meth:`append`."""
         _check_series("series", self.model, series, self.graph, "[stocks, days, {}]")
-        return self._take("series", series) if series.size(1) else None
+        return self._append("series", series) if series.size(1) else None
 
     def append(self, day: Tensor) -> Decisions | None:
-        """Takes the features of a new day and decides for the day after.
+        """Appends the features of a new day and decides for the day after.
 
         Args:
-            day (Tensor): features of each stock, scaled as in the training.
+            day (Tensor): features of each stock, scaled as in training.
 
         Shapes:
             - **day:** ``[S, F]``
             - **returns:** :class:`Decisions` with ``W = 1``, or ``None`` until there are `window` days
 
         Raises:
-            ValueError: a size or device does not fit, or the day holds NaN or infinity; nothing was taken.
-            TypeError: the dtype is not the model's, or not that of the days before; nothing was taken.
+            ValueError: a size or device does not fit, or the day holds NaN or infinity; no day is appended.
+            TypeError: the dtype is not that of the model or of the earlier days; no day is appended.
         """
         _check_series("day", self.model, day, self.graph, "[stocks, {}]")
-        return self._take("day", day.unsqueeze(1))
+        return self._append("day", day.unsqueeze(1))
 
     @torch.no_grad()
-    def _take(self, name: str, series: Tensor) -> Decisions | None:
+    def _append(self, name: str, series: Tensor) -> Decisions | None:
         _check_finite(series, name)
-        before, taken = self._kept, series[:, -self.window :]
+        before, new = self._kept, series[:, -self.window :]
         if before is None:
-            kept = taken.clone()
+            kept = new.clone()
         elif before.dtype != series.dtype or before.device != series.device:
             raise TypeError(
-                f"{name} is {series.dtype} on {series.device}, the days before are {before.dtype} on {before.device}; "
+                f"{name} is {series.dtype} on {series.device}, the earlier days are {before.dtype} on {before.device}; "
                 "convert it, or make a new LivePredictor and give it the last days"
             )
         else:
-            kept = torch.cat([before, taken], dim=1)[:, -self.window :]
+            kept = torch.cat([before, new], dim=1)[:, -self.window :]
         decided = None
         if kept.size(1) == self.window:
-            # One window shares no day with another: as x it needs no look at where it starts.
+            # As a plain x, a single window needs no check of its start.
             x = kept if self.model.layout == "NTF" else kept.transpose(1, 2)
             columns = self.model.decide(x, self.graph, threshold=self.threshold)
             decided = Decisions(*(column.unsqueeze(0) for column in columns))
-        # Last, so that nothing is taken of a day that the model refuses.
-        self._kept, self.days = kept, self.days + taken.size(1)
+        # Last, so that a day that the model refuses is not appended.
+        self._kept, self.days = kept, self.days + new.size(1)
         return decided
 
 
@@ -193,7 +193,7 @@ def _chunks(
     chunk: int,
     threshold: float,
 ) -> Iterator[tuple[range, Decisions]]:
-    """Positions in `starts`, and what was decided there."""
+    """Ranges of positions in `starts`, and their decisions."""
     runs: Iterable[tuple[Graph, range]]
     if isinstance(graph, DynamicGraph):
         runs = graph.runs([start + window - 1 for start in starts])
@@ -231,7 +231,7 @@ def _check_names(model: TGCN_HierarchicalMT, names: Sequence[str] | None) -> Non
 def _check_series(
     name: str, model: TGCN_HierarchicalMT, series: Tensor, graph: Graph | DynamicGraph, shape: str
 ) -> None:
-    """`shape` has a gap for the number of features."""
+    """Raises unless the series fits the model and the graph; `shape` has a placeholder for the number of features."""
     channels, weight = model.config["in_channels"], next(model.parameters())
     if not isinstance(series, Tensor):
         raise TypeError(f"{name}: expected a Tensor, got {type(series).__name__}")
@@ -241,13 +241,13 @@ def _check_series(
         raise ValueError(f"{name}: has {series.size(0)} stocks, the graph {graph.num_nodes} nodes")
     if series.device != weight.device:
         raise ValueError(f"{name} is on {series.device}, the model on {weight.device}; move one with .to(...)")
-    # Under autocast the model converts both.
+    # Under autocast, the model converts both.
     if series.dtype != weight.dtype and not torch.is_autocast_enabled(series.device.type):
         raise TypeError(f"{name} is {series.dtype}, the model {weight.dtype}; convert one of them")
 
 
 def _check_finite(series: Tensor, name: str = "series") -> None:
-    # One pass over the series; only a sum that is not finite makes the second worth it.
+    # The sum is one cheap pass; the elements are checked only if it is not finite.
     if math.isfinite(float(series.sum())):
         return
     finite = torch.isfinite(series)

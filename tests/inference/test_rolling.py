@@ -1,4 +1,4 @@
-"""Rolling decisions against the model window by window, and one day after the other."""
+"""Rolling and live decisions against the model on each window."""
 
 from __future__ import annotations
 
@@ -149,7 +149,7 @@ def test_live_in_the_other_layout(backend: str, window: int) -> None:
     check(Decisions(*(torch.cat(column) for column in zip(*decided, strict=True))), expected)
 
 
-def test_live_takes_a_history_first(backend: str) -> None:
+def test_live_starts_with_a_history(backend: str) -> None:
     model, series, graph = make(backend), history(), stocks()
     live = LivePredictor(model, graph, WINDOW)
     assert live.extend(series[:, :3]) is None
@@ -157,7 +157,7 @@ def test_live_takes_a_history_first(backend: str) -> None:
     check(decided, Decisions(*(column[-1:] for column in one_by_one(model, series, graph, WINDOW))))
 
 
-def test_needs_no_gradient_and_leaves_none(backend: str) -> None:
+def test_no_gradients(backend: str) -> None:
     model, series, graph = make(backend), history(), stocks()
     model.train()
     found = predict_rolling(model, series, graph, WINDOW)
@@ -200,7 +200,7 @@ def test_refuses_other_kinds_of_arguments(backend: str) -> None:
         predict_rolling(make(backend).to("meta"), series, graph, WINDOW)
 
 
-def test_live_refuses_what_does_not_fit_and_takes_nothing(backend: str) -> None:
+def test_live_refuses_what_does_not_fit_and_appends_nothing(backend: str) -> None:
     model, series, graph = make(backend), history(), stocks()
     for options, error, message in (
         ({"window": 0}, ValueError, "window: expected 1 or more, got 0"),
@@ -235,7 +235,7 @@ def test_live_refuses_what_does_not_fit_and_takes_nothing(backend: str) -> None:
 
 
 @pytest.mark.parametrize("gap", [float("nan"), float("inf")])
-def test_a_gap_is_named_and_nothing_is_taken(backend: str, gap: float) -> None:
+def test_a_gap_is_named_and_nothing_is_appended(backend: str, gap: float) -> None:
     model, series, graph = make(backend), history(), stocks()
     live = LivePredictor(model, graph, WINDOW)
     live.extend(series[:, :20])
@@ -350,7 +350,7 @@ def test_live_follows_the_weights_of_model_and_graph(backend: str) -> None:
     check(live.append(series[:, 20]), one_by_one(model, series[:, 21 - WINDOW : 21], graph, WINDOW))
 
 
-def test_live_takes_nothing_of_what_the_model_refuses(backend: str) -> None:
+def test_live_appends_nothing_that_the_model_refuses(backend: str) -> None:
     model, series, graph = make(backend), history(), stocks()
     live = LivePredictor(model, graph, WINDOW)
     live.extend(series[:, :20])
@@ -376,7 +376,7 @@ def test_live_keeps_its_own_days_and_their_dtype(backend: str) -> None:
     mine.zero_()
     with (
         torch.autocast("cpu", torch.bfloat16),
-        pytest.raises(TypeError, match=r"day is torch\.bfloat16 on cpu, the days before are torch\.float32"),
+        pytest.raises(TypeError, match=r"day is torch\.bfloat16 on cpu, the earlier days are torch\.float32"),
     ):
         live.append(series[:, WINDOW - 1].bfloat16())
     assert live.extend(series[:, :0]) is None and live.days == WINDOW - 1
