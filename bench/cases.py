@@ -1,4 +1,4 @@
-"""The problems that are timed, and who competes on them."""
+"""The benchmark problems and the competing implementations."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from hiermt import testing
 
 @dataclass(frozen=True)
 class Case:
-    """Sizes of one problem; `copies` equal graphs in a batch, as a PyG ``Batch`` stores it."""
+    """Sizes of one problem: `copies` equal graphs in a batch, stored as in a PyG ``Batch``."""
 
     nodes: int = 100
     edges: int = 720
@@ -47,12 +47,12 @@ CASES = {
 }
 COMPETITORS = ("pyg", "pyg-tuned", "pyg-compiled", "twin", "twin-compiled", "native", "native-1-thread", "native-avx2")
 PASSES = ("forward", "training")
-# What takes minutes to compile or to run stays out unless it is asked for.
+# Minutes to compile or to run, so only on request.
 SLOW = ("pyg-compiled", "twin-compiled")
 
 
 def problem(case: Case, competitor: str, device: str = "cpu") -> tuple[torch.nn.Module, tuple[Any, ...]]:
-    """The competitor's model and its arguments; all competitors get the same weights and numbers."""
+    """Model and arguments of a competitor; weights and inputs are equal for all."""
     torch.manual_seed(0)
     backend = "native" if competitor.startswith("native") else "reference"
     model: torch.nn.Module = hiermt.TGCN_HierarchicalMT(
@@ -72,7 +72,7 @@ def problem(case: Case, competitor: str, device: str = "cpu") -> tuple[torch.nn.
 
 
 def forward(model: torch.nn.Module, arguments: tuple[Any, ...]) -> Callable[[], Tensor]:
-    """One forward in evaluation mode, over inputs that rotate so that none stays in a cache by chance."""
+    """One forward in evaluation mode, over rotating inputs, so that none stays in a cache."""
     model.eval()
     inputs = [arguments[0] + 0.01 * i for i in range(3)]
     turn = itertools.cycle(inputs)

@@ -1,4 +1,4 @@
-"""Which cases run, and what is written beside every figure."""
+"""Options that select the cases, and the description of the machine."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def cpu_name() -> str:
-    """Name of the processor, as the system tells it."""
+    """Name of the processor."""
     info = Path("/proc/cpuinfo")
     if info.is_file():
         for line in info.read_text().splitlines():
@@ -31,7 +31,7 @@ def cpu_name() -> str:
 
 @pytest.fixture
 def machine() -> dict[str, Any]:
-    """What a reader needs to know to believe a figure."""
+    """Machine and software, recorded with every figure."""
     build = extension.native_status().build
     return {
         "cpu": cpu_name(),

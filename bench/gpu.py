@@ -1,12 +1,12 @@
 """One command for a machine with a GPU: build, test, time, sanitize.
 
-Needs nothing but the Python that holds torch, and nvcc; no network and no environment of its own. Every stage runs in
-processes of its own within a budget, so that one that fails or hangs takes no other with it, and the whole ends within
+Needs only a Python with torch, and nvcc; no network and no environment of its own. Every stage runs in separate
+processes within a time budget, so that a failure or hang in one does not affect the others, and all end within
 nine minutes. Writes ``<gpu>.json``, ``<gpu>.md`` and ``make-gpu.log`` into ``bench/results``, and into ``$OUT`` too.
 
-    python bench/gpu.py                 all of it
+    python bench/gpu.py                 all stages
     python bench/gpu.py time            only some stages: build test time check compiled
-    python bench/gpu.py --dry-run       the same way without a GPU: the CPU stands in, figures mean nothing
+    python bench/gpu.py --dry-run       all stages on the CPU, without a GPU; the figures are meaningless
 """
 
 from __future__ import annotations
@@ -32,18 +32,18 @@ import report
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent
 TOTAL_S = 525
-# Seconds a stage may take, in the order they run: what matters most comes first, the last gets what is left.
+# Most seconds of each stage, in order of importance; the last one gets the remaining time.
 BUDGETS = {"build": 200, "test": 100, "time": 100, "check": 110, "compiled": TOTAL_S}
-# Who is timed, in this order, and the seconds kept back for each one that follows.
+# Competitors in the order of timing, and the seconds reserved for each later one.
 COMPETITORS = ("native", "pyg", "twin")
 COMPILED = ("twin-compiled", "pyg-compiled")
 KEPT_S = {"time": 22, "compiled": 60}
 TOOLS = ("memcheck", "racecheck", "initcheck", "synccheck")
-# What compiles kernels for another machine, or has nothing to do with a GPU and takes minutes.
+# Tests that compile kernels for another machine, or take minutes and do not need a GPU.
 NOT_HERE = ("simt", "cli", "ops/test_isas.py", "training/test_ddp.py", "gpu/test_cuda_resources.py")
-# The twin's matrix products are asked to be deterministic, for which cuBLAS wants to be told.
+# cuBLAS needs this for deterministic matrix products in the twin.
 PYTEST_ENVIRONMENT = {"CUBLAS_WORKSPACE_CONFIG": ":4096:8"}
-# Each list in a process of its own.
+# One process per list.
 GPU_TESTS = (
     ["tests/ops/test_operator_cases.py"],
     ["tests/gpu"],
@@ -61,7 +61,7 @@ print(json.dumps({
 """
 
 
-# Tests that need the GPU are skipped where the kernels cannot run, which must not pass for a success.
+# Without native kernels all GPU tests are skipped, which must not count as a success.
 KERNELS = """
 import sys
 from hiermt.native import extension
@@ -71,7 +71,7 @@ sys.exit((reason := extension.why_not_native("cuda")) and f"no native operators 
 
 @dataclass
 class Command:
-    """A process with a limit, everything it says in a file: nothing of it can block the one who waits."""
+    """A process with a time limit, and its output in a file: a full pipe cannot block it."""
 
     words: Sequence[str]
     limit: float
@@ -92,7 +92,7 @@ class Command:
         )
 
     def finish(self) -> dict[str, Any]:
-        """Waits as long as the limit allows, then ends the process with all its children."""
+        """Waits up to the limit, then kills the process and its children."""
         try:
             status = self.process.wait(max(0.0, self.limit - (time.monotonic() - self.begin)))
         except subprocess.TimeoutExpired:
@@ -108,7 +108,7 @@ class Command:
 
 
 class Run:
-    """The stages of one call, the record they fill and the files it goes into."""
+    """The stages of one call, their record and its files."""
 
     def __init__(self, folders: Sequence[Path], dry: bool, total: float = TOTAL_S) -> None:
         self.folders, self.dry, self.total = folders, dry, total
@@ -117,11 +117,11 @@ class Run:
         self.record: dict[str, Any] = {"date": time.strftime("%Y-%m-%d"), "stages": {}, "figures": []}
 
     def left(self) -> float:
-        """Seconds until the whole has to be over."""
+        """Seconds until the end of the total budget."""
         return self.total - (time.monotonic() - self.start)
 
     def commands(self, *commands: Command) -> list[dict[str, Any]]:
-        """Runs commands side by side; what they said goes to the log, its end into the result."""
+        """Runs commands in parallel; the log gets all of their output, the result its end."""
         started = [command for command in commands if min(command.limit, self.left()) >= 5]
         for command in started:
             command.limit = min(command.limit, self.left())
@@ -145,7 +145,7 @@ class Run:
         self.log.append(line)
 
     def stage(self, name: str, job: Callable[[], Any]) -> None:
-        """Runs a stage; whatever happens in it is recorded, and the files are brought up to date."""
+        """Runs a stage, records its result or exception, and writes the files."""
         self.say(f"== {name}, {self.left():.0f} s left")
         try:
             self.record["stages"][name] = job()
@@ -166,7 +166,7 @@ class Run:
                 (folder / "make-gpu.log").write_text("\n".join(self.log) + "\n")
 
     def failed(self) -> list[str]:
-        """Stages that found a fault, or that could not do their work."""
+        """Stages that found a fault or did not complete."""
         return [name for name, found in self.record["stages"].items() if _is_bad(found)]
 
 
@@ -179,7 +179,7 @@ def _is_bad(found: Any) -> bool:
 
 
 def probe(run: Run) -> dict[str, Any]:
-    """What torch says about itself and the GPU, out of a process of its own."""
+    """Versions and GPU, from torch in a separate process."""
     (found,) = run.commands(Command([sys.executable, "-c", PROBE], 60))
     if found.get("exit"):
         return {}
@@ -187,7 +187,7 @@ def probe(run: Run) -> dict[str, Any]:
 
 
 def build(run: Run) -> Any:
-    """The extension in place, for the GPU that is there."""
+    """Builds the extension in place for the present GPU."""
     if run.dry:
         return {"skipped": "dry run"}
     major, minor = run.record["capability"]
@@ -202,9 +202,9 @@ def build(run: Run) -> Any:
 
 
 def pytest_words(*arguments: str, processes: int = 0) -> list[str]:
-    """pytest as it is there, on several cores if it can."""
+    """The command line of pytest, on several cores if xdist is installed."""
     words = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--tb=short"]
-    # One that hangs must not take the others' report with it; after a fault of the GPU all others fail too.
+    # A hanging test must not prevent the report; after a fault of the GPU, all later tests fail.
     words += ["-o", "timeout=80", "--maxfail=25"]
     if processes and importlib.util.find_spec("xdist") is not None:
         words += ["-n", str(min(processes, os.cpu_count() or 1))]
@@ -212,7 +212,7 @@ def pytest_words(*arguments: str, processes: int = 0) -> list[str]:
 
 
 def test(run: Run) -> Any:
-    """Every operator on each device, the whole model on the GPU; both on the default stream and on another."""
+    """Tests every operator on each device and the whole model on the GPU, on the default and another stream."""
     if importlib.util.find_spec("pytest") is None:
         return {"error": "no pytest"}
     only = ["--collect-only"] if run.dry else []
@@ -221,7 +221,7 @@ def test(run: Run) -> Any:
 
 
 def measure(run: Run, stage: str, competitors: Sequence[str]) -> Any:
-    """Times competitors one after another, each in a process that leaves its figures as it gets them."""
+    """Times competitors in turn, each in a process that writes every figure at once."""
     results = []
     end = max(0.0, run.left() - BUDGETS[stage])
     for later, competitor in zip(reversed(range(len(competitors))), competitors, strict=True):
@@ -240,18 +240,18 @@ def measure(run: Run, stage: str, competitors: Sequence[str]) -> Any:
 
 
 def sanitizer(tool: str) -> list[str] | None:
-    """compute-sanitizer over every operator once: a kernel is a hundred times slower under it."""
+    """Runs every operator once under compute-sanitizer, which slows kernels a hundredfold."""
     path = shutil.which("compute-sanitizer") or "/usr/local/cuda/bin/compute-sanitizer"
     if not Path(path).exists():
         return None
-    # The filter compares with mangled names. torch's kernels are left alone: none writes what ours read.
+    # The filter matches mangled names. Kernels of torch are excluded: none writes memory that ours read.
     options = ["--tool", tool, "--error-exitcode", "99", "--kernel-name", "kns=hiermt", "--print-limit", "20"]
     words = [path, *options, sys.executable, "-m", "support.operator_cases"]
     return [*words, "--dtypes", "float32", *(["bfloat16", "float64"] if tool == "memcheck" else [])]
 
 
 def faults(output: str) -> int | None:
-    """How many errors compute-sanitizer counted; None if it came to no end."""
+    """Number of errors found by compute-sanitizer; None if it did not finish."""
     found = re.search(r"ERROR SUMMARY: (\d+) error", output)
     races = re.search(r"RACECHECK SUMMARY: (\d+) hazard", output)
     counts = [int(match[1]) for match in (found, races) if match]
@@ -259,9 +259,9 @@ def faults(output: str) -> int | None:
 
 
 def check(run: Run) -> Any:
-    """All sanitizers, and beside them, on cores they leave idle, the rest of the tests."""
+    """All sanitizers, and the remaining tests in parallel on idle cores."""
     limit = BUDGETS["check"]
-    # Without the cache an allocation each, so that its ends are known.
+    # Without the caching allocator, each tensor is an allocation with known bounds.
     memory = {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1", "PYTHONPATH": str(ROOT / "tests")}
     jobs: dict[str, Command | None] = {}
     for tool in TOOLS:
@@ -285,7 +285,7 @@ def check(run: Run) -> Any:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs the stages that were asked for, all by default; 1 if one of them found a fault, 2 without a GPU."""
+    """Runs the given stages, by default all. Returns 1 after a fault, 2 without a GPU."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("stages", nargs="*", help=f"of {', '.join(BUDGETS)}")
     parser.add_argument("--dry-run", action="store_true", help="the CPU stands in for the GPU; for a look at the way")
@@ -294,7 +294,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if unknown := set(options.stages) - set(BUDGETS):
         parser.error(f"unknown stages {', '.join(sorted(unknown))}; expected some of {', '.join(BUDGETS)}")
     if options.dry_run and options.out is None:
-        parser.error("--dry-run needs --out: its figures are none")
+        parser.error("--dry-run needs --out: its figures are not results")
     folders = [options.out or HERE / "results"]
     if os.environ.get("OUT"):
         folders.append(Path(os.environ["OUT"]))

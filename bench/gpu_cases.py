@@ -1,8 +1,8 @@
-"""Times one competitor on a GPU, in a process of its own; ``bench/gpu.py`` calls it.
+"""Times one competitor on a GPU, in a separate process for ``bench/gpu.py``.
 
     python bench/gpu_cases.py native figures.json [--dry-run]
 
-The file is written anew after each case, so that the first ones are there when somebody ends the process.
+The file is rewritten after each case, so that earlier cases are kept if the process is killed.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from hiermt.nn import inputs as _inputs
 
 Step = Callable[[], Any]
 
-# Milliseconds that are required on an H100; the decision is held against a copy instead.
+# Required milliseconds on an H100; the decision is compared with a copy instead.
 REQUIRED_MS = {"forward, 32 graphs": 0.080, "forward, 1 graph": 0.040, "training step, 32 graphs": 0.400}
 REQUIRED_STOCKS_PER_S = {"forward, 1024 graphs": 40e6}
 REQUIRED_PEAK_MB = {"training step, 32 graphs": 65.0}
@@ -37,7 +37,7 @@ MAX_INPUTS = 24
 
 
 class Clock:
-    """Measures steps on one device: by events where it is a GPU, by the wall in a dry run."""
+    """Times steps by CUDA events, or by wall clock in a dry run."""
 
     def __init__(self, device: str) -> None:
         self.device = device
@@ -48,7 +48,7 @@ class Clock:
             torch.cuda.synchronize()
 
     def warm_up(self, steps: list[Step]) -> None:
-        """A few rounds on a stream of their own, as a capture wants it."""
+        """A few rounds on a side stream, required before a capture."""
         few = (steps * 6)[:6]
         if not self.gpu:
             for step in few[:2]:
@@ -63,7 +63,7 @@ class Clock:
         self.wait()
 
     def captured(self, steps: list[Step]) -> tuple[list[Step], str]:
-        """Replays of the steps, or the steps themselves where they cannot be captured, and which of the two."""
+        """Replays of the captured steps, or the steps if they cannot be captured, and a text that says which."""
         pool = torch.cuda.graph_pool_handle()
         graphs = []
         try:
@@ -77,7 +77,7 @@ class Clock:
         return [graph.replay for graph in graphs], "graph replay"
 
     def rounds(self, calls: list[Step], count: int, repeats: int) -> list[float]:
-        """Milliseconds a call, of `repeats` rounds of `count` calls that take turns."""
+        """Milliseconds per call, for `repeats` rounds of `count` calls of the steps in turn."""
         times, turn = [], 0
         for _ in range(repeats):
             begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2)) if self.gpu else (None, None)
@@ -96,7 +96,7 @@ class Clock:
         return times
 
     def time(self, steps: list[Step], *, graph: bool) -> dict[str, Any]:
-        """Median and quartiles; `steps` do the same work on different inputs, so that none finds its own in a cache."""
+        """Median and quartiles; `steps` do equal work on different inputs, so that none finds its input in a cache."""
         seconds = 1.0 if self.gpu else 0.05
         self.warm_up(steps)
         calls, how = self.captured(steps) if graph and self.gpu else (steps, "eager")
@@ -104,7 +104,7 @@ class Clock:
             call()
         self.wait()
         estimate = max(self.rounds(calls, 1, 3))
-        # A round lasts long enough for the clock and for the launches to run ahead of the device.
+        # Long enough for the resolution of the clock, and for launches to run ahead of the device.
         count = max(1, min(20, int(2 / max(estimate, 1e-3))))
         repeats = max(5, min(60, int(1e3 * seconds / (count * max(estimate, 1e-3)))))
         times = self.rounds(calls, count, repeats)
@@ -113,7 +113,7 @@ class Clock:
 
 
 def inputs_that_rotate(x: torch.Tensor) -> list[torch.Tensor]:
-    """So many random inputs like `x` that together they do not fit the cache, within reason."""
+    """Random inputs like `x` that together exceed the cache, at most ``MAX_INPUTS``."""
     cache = getattr(torch.cuda.get_device_properties(0), "L2_cache_size", 0) if x.is_cuda else 0
     count = min(MAX_INPUTS, max(3, -(-2 * cache // max(1, x.numel() * x.element_size()))))
     return [torch.randn_like(x) for _ in range(count)]
@@ -126,14 +126,14 @@ class Bench:
         self.competitor, self.dry = competitor, dry
         self.device = "cpu" if dry else "cuda"
         self.clock = Clock(self.device)
-        # PyG reads sizes back from the device, which no capture allows.
+        # PyG reads sizes from the device, which a capture does not allow.
         self.graph = competitor != "pyg"
 
     def case(self, copies: int) -> cases.Case:
         return cases.Case(copies=1, steps=4) if self.dry else cases.Case(copies=copies)
 
     def problem(self, case: cases.Case) -> tuple[torch.nn.Module, torch.Tensor, list[Any]]:
-        """The model, its input, and the edges as this competitor takes them: prepared once where it can."""
+        """Model, input, and edges in the form of this competitor, prepared once where possible."""
         model, (x, *edges) = cases.problem(case, self.competitor, self.device)
         if not self.competitor.startswith("pyg"):
             edges = [hiermt.Graph(edges[0], edges[1], x.size(0))]
@@ -156,7 +156,7 @@ class Bench:
         return {**result, "inputs": len(inputs), "stocks_per_s": case.stocks / result["ms"] * 1e3}
 
     def training(self, copies: int) -> dict[str, Any]:
-        """A step with Adam, and the memory it takes beyond parameters, their gradients and input."""
+        """A step with Adam, and its memory beyond parameters, gradients and input."""
         case = self.case(copies)
         model, x, edges = self.problem(case)
         model.train()
@@ -185,7 +185,7 @@ class Bench:
         return {**result, "stocks_per_s": case.stocks / result["ms"] * 1e3, **memory}
 
     def windows(self, shuffle: bool, share: bool) -> dict[str, Any]:
-        """A step on 32 windows of a series of 504 days, gathered anew in it; their days computed once, or copied."""
+        """A step that gathers 32 windows of a series of 504 days, with days shared or copied."""
         case = self.case(32)
         edges = hiermt.testing.stock_graph(case.nodes, case.edges, isolated=min(3, case.nodes // 20))
         days, steps = (504, case.steps) if not self.dry else (40, case.steps)
@@ -232,7 +232,7 @@ class Bench:
         return {**ours, "gb_s": rate, "copy_gb_s": copy_rate, "of_copy": rate / copy_rate}
 
     def jobs(self) -> list[tuple[str, Callable[[], dict[str, Any]]]]:
-        """Most wanted first."""
+        """All cases, the most important first."""
         found: list[tuple[str, Callable[[], dict[str, Any]]]] = [
             ("forward, 32 graphs", lambda: self.forward(32)),
             ("training step, 32 graphs", lambda: self.training(32)),
@@ -250,7 +250,7 @@ class Bench:
 
 
 def required(name: str) -> dict[str, float]:
-    """What is asked of a case, by the name of the figure."""
+    """Required figures of a case, by name."""
     tables = {
         "ms": REQUIRED_MS,
         "stocks_per_s": REQUIRED_STOCKS_PER_S,
@@ -261,7 +261,7 @@ def required(name: str) -> dict[str, float]:
 
 
 def main() -> int:
-    """Times every case of a competitor; 1 if one of them failed."""
+    """Times every case of a competitor; returns 1 if one failed."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("competitor")
     parser.add_argument("path", type=Path)
@@ -285,7 +285,7 @@ def main() -> int:
 
 
 def tidy() -> dict[str, Any]:
-    """Gives memory back before the next case."""
+    """Frees memory before the next case."""
     torch.cuda.synchronize()
     torch.cuda.empty_cache()
     return {}

@@ -26,13 +26,13 @@ def load(path: Path) -> list[dict[str, Any]]:
 
 
 def load_gpu(path: Path) -> dict[str, Any] | None:
-    """What ``bench/gpu.py`` found on one GPU, or ``None`` if the file holds something else."""
+    """The record of ``bench/gpu.py`` for one GPU, or ``None`` for another file."""
     found = json.loads(path.read_text())
     return found if isinstance(found, dict) and found.get("gpu") else None
 
 
 def records(benchmark: dict[str, Any]) -> list[dict[str, Any]]:
-    """What is worth keeping of a pytest-benchmark file: median and quartiles in milliseconds, and the extra info."""
+    """Median and quartiles in milliseconds and the extra info of each benchmark in a pytest-benchmark file."""
     return [
         {
             **entry["extra_info"],
@@ -47,7 +47,7 @@ def records(benchmark: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def merge(old: list[dict[str, Any]], new: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """New records take the place of old ones of the same case, pass and competitor."""
+    """Old and new records; a new one replaces that of the same case, pass and competitor."""
     kept = {tuple(r[k] for k in _KEY): r for r in old} | {tuple(r[k] for k in _KEY): r for r in new}
     return list(kept.values())
 
@@ -79,7 +79,7 @@ def _cell(entry: dict[str, Any] | None, base: dict[str, Any] | None) -> str:
 
 
 def compare(before: list[dict[str, Any]], after: list[dict[str, Any]]) -> int:
-    """Prints each change; 1 if something became more than 5 % slower."""
+    """Prints each change; returns 1 if a figure is more than 5 % slower."""
     old = {tuple(r[k] for k in _KEY): r["median_ms"] for r in before}
     worst = 0
     for record in after:
@@ -94,18 +94,18 @@ def compare(before: list[dict[str, Any]], after: list[dict[str, Any]]) -> int:
 
 
 def gpu_table(figures: list[dict[str, Any]]) -> str:
-    """Markdown: a row per case, what is required of it, and a column per competitor."""
+    """Markdown: a row per case, with its required figures and a column per competitor."""
     competitors = list(dict.fromkeys(figure["competitor"] for figure in figures))
     found: dict[str, dict[str, dict[str, Any]]] = {}
     for figure in figures:
         found.setdefault(figure["case"], {})[figure["competitor"]] = figure
     lines = ["| case | required | " + " | ".join(competitors) + " |", "|---|---|" + "---|" * len(competitors)]
     for case, row in found.items():
-        asked = _gpu_text(
+        required = _gpu_text(
             {k.removeprefix("required_"): v for k, v in next(iter(row.values())).items() if k.startswith("required_")}
         )
         cells = [_gpu_cell(row.get(competitor), row.get("pyg")) for competitor in competitors]
-        lines.append(f"| {case} | {asked} | " + " | ".join(cells) + " |")
+        lines.append(f"| {case} | {required} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
 
@@ -134,7 +134,7 @@ def _gpu_text(figure: dict[str, Any]) -> str:
 
 
 def gpu_parts(folder: Path) -> list[str]:
-    """What README says of each GPU that has a file; nothing until there is one."""
+    """The text of README on each GPU with a file; empty without files."""
     parts = []
     for path in sorted(folder.glob("*.json")):
         record = load_gpu(path)
@@ -149,7 +149,7 @@ def gpu_parts(folder: Path) -> list[str]:
 
 
 def write_readme() -> int:
-    """Puts the table of every machine between its marks of README.md."""
+    """Writes the table of every machine between its marks in README.md."""
     readme = HERE.parent / "README.md"
     text = readme.read_text(encoding="utf-8")
     gpus = gpu_parts(HERE / "results")

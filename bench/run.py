@@ -24,17 +24,17 @@ import report
 from hiermt.io.files import atomic_write, check_writable
 
 HERE = Path(__file__).parent
-# glibc keeps what it got from the system, so that a large temporary does not fault its pages in again each time.
+# glibc keeps freed memory, so that large temporaries do not fault their pages in again.
 TUNED = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(4 << 30), "MALLOC_TOP_PAD_": str(256 << 20)}
 
 
 def main() -> int:
-    """Runs, merges, prints, writes."""
+    """Runs the competitors, merges, prints and writes the figures."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--cases", default="stocks-3200,stocks-100,gcn-3200")
     parser.add_argument("--passes", default="forward,training")
     parser.add_argument("--competitors", default=",".join(c for c in cases.COMPETITORS if c not in cases.SLOW))
-    parser.add_argument("--slow", action="store_true", help="also what torch.compile makes of the models")
+    parser.add_argument("--slow", action="store_true", help="also the models under torch.compile")
     parser.add_argument("--out", type=Path, help="default: bench/results/<cpu>-<cores>.json")
     args = parser.parse_args()
     competitors = args.competitors.split(",") + (list(cases.SLOW) if args.slow else [])
@@ -77,7 +77,7 @@ def run(case: str, competitor: str, passes: str) -> list[dict[str, Any]]:
 
 
 def wait_until_idle(limit: float = 60.0) -> None:
-    """Waits while something else keeps the cores busy, but no longer than `limit` seconds."""
+    """Waits while the cores are busy, at most `limit` seconds."""
     if not hasattr(os, "getloadavg") or not Path("/proc/stat").exists():
         return
     deadline = time.monotonic() + limit
@@ -86,7 +86,7 @@ def wait_until_idle(limit: float = 60.0) -> None:
 
 
 def busy_share() -> float:
-    """Share of the cores that was in use over the last half second."""
+    """Share of the cores in use, over half a second."""
 
     def read() -> tuple[int, int]:
         values = [int(v) for v in Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:]]

@@ -1,6 +1,6 @@
-"""Forward and training step of the whole model, competitor beside competitor.
+"""Forward and training step of the whole model, for every competitor.
 
-``python bench/run.py`` runs each competitor in a process of its own, because an allocator remembers what ran before.
+``python bench/run.py`` runs each competitor in its own process, because an allocator keeps the state of earlier runs.
 """
 
 from __future__ import annotations

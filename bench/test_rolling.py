@@ -1,6 +1,6 @@
-"""Windows that share their days: decisions for a whole history, a day at a time, and a training step.
+"""Windows with shared days: decisions for a history and for each new day, and a training step.
 
-``pytest bench/test_rolling.py --benchmark-only``; the wall clock is the median of the rounds.
+Run ``pytest bench/test_rolling.py --benchmark-only``; figures are medians of wall-clock time.
 """
 
 from __future__ import annotations
@@ -99,7 +99,7 @@ def test_training_step(benchmark: Any, machine: dict[str, Any], order: str, conv
 @pytest.mark.parametrize("how", ["native", "twin"])
 @pytest.mark.parametrize("part", ["gather", "loss"])
 def test_around_the_model(benchmark: Any, machine: dict[str, Any], part: str, how: str) -> None:
-    """What a training step of 32 windows x 100 stocks costs besides the model."""
+    """The parts of a training step of 32 windows x 100 stocks outside the model."""
     backend = "native" if how == "native" else "reference"
     series, starts = torch.randn(100, 640, FEATURES), torch.randperm(600)[:32]
     logits = [torch.randn(3200, 2, requires_grad=True) for _ in range(2)]

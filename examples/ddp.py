@@ -4,7 +4,7 @@
     torchrun --nproc-per-node 8 examples/ddp.py --device cuda   # eight GPUs of one machine
     torchrun --nnodes 4 --nproc-per-node 8 --rdzv-backend c10d --rdzv-endpoint HOST:29400 examples/ddp.py --device cuda
 
-The gradients are those of one process with a batch as large as all of theirs together.
+The gradients equal those of one process with the union of their batches.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ STOCKS, DAYS, WINDOW = 100, 400, 25
 
 
 def market() -> data.WindowDataset:
-    """Random features and labels over a random graph; put your own here, the same in every process."""
+    """Random features and labels over a random graph. Replace by real data, equal in every process."""
     generator = torch.Generator().manual_seed(0)
     series = torch.randn(STOCKS, DAYS, len(data.FEATURES), generator=generator)
     signal, direction = (torch.randint(2, (STOCKS, DAYS), generator=generator) for _ in range(2))
@@ -34,7 +34,7 @@ def market() -> data.WindowDataset:
 
 
 def main() -> None:
-    """Trains in this process, one of those that torchrun has started."""
+    """Trains in this process, one of those started by torchrun."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--epochs", type=int, default=5)
@@ -62,8 +62,8 @@ def main() -> None:
     if rank == 0:
         print(f"{world} processes, batches of {world} x {args.batch_size}: loss {losses[0]:.4f} -> {losses[-1]:.4f}")
     distributed.destroy_process_group()
-    # A thread of gloo lets go of a Python object once a backward is over, and an interpreter that is ending by
-    # then aborts (seen with torch 2.13); a script that does more after training has given it the time.
+    # After a backward, a thread of gloo releases a Python object; if the interpreter is shutting down by then, it
+    # aborts (seen with torch 2.13).
     time.sleep(0.2)
 
 

@@ -1,4 +1,4 @@
-"""``make gpu`` without a GPU: its limits, its record and its table hold whatever a stage does."""
+"""``make gpu`` without a GPU: limits, record and table hold whatever a stage does."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def test_sanitizers_are_read(gpu: Any, output: str, count: int | None) -> None:
     assert gpu.faults(f"78 calls, 0 failed\n{output}\n") == count
 
 
-def test_a_sanitizer_that_came_to_no_end_is_a_failure(gpu: Any, tmp_path: Path) -> None:
+def test_an_unfinished_sanitizer_is_a_failure(gpu: Any, tmp_path: Path) -> None:
     run = gpu.Run([tmp_path], dry=True)
     run.stage("check", lambda: {"racecheck": {"exit": 124}, "initcheck": {"skipped": "not installed"}})
     assert run.failed() == ["check"]
@@ -89,8 +89,8 @@ def test_kernels_that_cannot_run_are_a_failure(gpu: Any, tmp_path: Path) -> None
     assert reason is None or reason in found["tail"]
 
 
-def test_a_dry_run_goes_all_the_way(gpu: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(gpu, "COMPETITORS", ("native", "nobody"))
+def test_a_dry_run_runs_all_stages(gpu: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gpu, "COMPETITORS", ("native", "unknown"))
     monkeypatch.setenv("OUT", str(tmp_path / "out"))
     code = gpu.main(["--dry-run", "--out", str(tmp_path / "results"), "build", "time"])
     record = json.loads((tmp_path / "out" / "no-gpu.json").read_text())

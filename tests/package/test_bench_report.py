@@ -1,4 +1,4 @@
-"""The bench's report: ratios, merging, and the exit code of a comparison."""
+"""The report of the benchmarks: ratios, merging, and the exit code of a comparison."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""Loading the binary: whatever is in its place, the import goes on and says once what is wrong and what to do.
+"""Loading the binary: with any file in its place, the import succeeds and says once what is wrong and what to do.
 
-Each case runs in a process of its own on a copy of the package.
+Each case runs in a separate process on a copy of the package.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""Every tensor and generator that the package makes says where it lives and of which dtype it is.
+"""The package names device and dtype wherever it creates a tensor or a generator.
 
-What is left out follows ``torch.set_default_device`` and ``torch.set_default_dtype``, which belong to the user's own
-code: index tensors would land on another device than the data. Parameters of modules do follow them, as torch.nn's do.
+Otherwise it would follow ``torch.set_default_device`` and ``torch.set_default_dtype``, which are settings of the
+user: index tensors would be on another device than the data. Parameters of modules do follow them, as in torch.nn.
 """
 
 from __future__ import annotations

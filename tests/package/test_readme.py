@@ -1,4 +1,4 @@
-"""What README shows runs as it stands there."""
+"""The examples of README run unchanged."""
 
 from __future__ import annotations
 
