@@ -1,4 +1,4 @@
-"""The command line: complete artefacts or none, honest figures, and one line for what a user can put right."""
+"""The command line: complete artefacts or none, correct figures, and one line per user error."""
 
 from __future__ import annotations
 
@@ -147,7 +147,7 @@ class TestTrain:
         assert main([*common, "--features", str(tmp_path / "features.parquet")]) == 0
         assert "13 features" in capsys.readouterr().out
 
-    def test_going_on_equals_a_training_without_a_break(self, tmp_path, prices):
+    def test_a_resumed_training_equals_an_uninterrupted_one(self, tmp_path, prices):
         def run(out, epochs, *more):
             command = [
                 "train",
@@ -180,7 +180,7 @@ class TestTrain:
         fails(capsys, "train", "--prices", prices, "--out", prices, match="is a file; give a folder")
         fails(capsys, "train", "--prices", prices, "--out", out, "--window", 300, match="too few")
         fails(capsys, "train", "--prices", prices, "--out", out, "--device", "tpu7", match="--device tpu7")
-        fails(capsys, "train", "--prices", prices, "--out", out, "--adjacency", prices, match="no readable .npy")
+        fails(capsys, "train", "--prices", prices, "--out", out, "--adjacency", prices, match="not a readable .npy")
         bad = tmp_path / "bad.csv"
         bad.write_text(prices.read_text().replace("2020-01-03", "2020-01-99", 1))
         fails(capsys, "train", "--prices", bad, "--out", out, match="bad.csv line 4, column 'Date'")
@@ -312,7 +312,7 @@ class TestDemo:
         assert "9 of the 13 features" in output.err
         assert {path.name for path in tmp_path.iterdir()} == FILES
 
-    def test_without_pyg_says_so_and_goes_on(self, tmp_path, capsys, monkeypatch):
+    def test_without_pyg_it_says_so_and_continues(self, tmp_path, capsys, monkeypatch):
         monkeypatch.setattr(speed, "has_pyg", lambda: False)
         assert main(["demo", "--days", "400", "--epochs", "1", "--out", str(tmp_path)]) == 0
         assert "PyG is not installed" in capsys.readouterr().out

@@ -1,4 +1,4 @@
-"""The benchmark command: small sizes, and what it compares."""
+"""The benchmark command at small sizes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The command line keeps the names of the features with the model, and feeds it no others."""
+"""The command line stores the feature names with the model and refuses others."""
 
 from __future__ import annotations
 
@@ -100,7 +100,7 @@ def test_closing_prices_alone(files, tmp_path, capsys):
     assert len(outputs) == 1
 
 
-def test_ready_features_are_taken_by_name(files, trained, capsys):
+def test_ready_features_are_selected_by_name(files, trained, capsys):
     wanted = predict(capsys, trained, "--prices", files / "prices.csv")
     for name in ("ready.parquet", "reversed.parquet"):
         assert predict(capsys, trained, "--features", files / name) == wanted
@@ -138,7 +138,7 @@ def test_damaged_folders(files, trained, tmp_path, capsys, change, match):
     fails(capsys, match, "predict", "--model", folder, "--prices", files / "prices.csv")
 
 
-def test_going_on_with_other_features(files, tmp_path, capsys):
+def test_resuming_with_other_features(files, tmp_path, capsys):
     def command(table, *more):
         state = ["--checkpoint", tmp_path / "state"]
         return ["train", "--features", files / table, "--out", tmp_path / "out", *TRAIN, *state, *more]

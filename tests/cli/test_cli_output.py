@@ -1,4 +1,4 @@
-"""What the command line says when its output cannot be written, or there is no memory."""
+"""Output that cannot be written, lack of memory, and invalid paths on the command line."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def test_a_full_disk_behind_standard_output() -> None:
     assert "Traceback" not in done.stderr and "Exception ignored" not in done.stderr
 
 
-def test_a_reader_that_has_gone_is_no_error() -> None:
+def test_a_closed_pipe_is_not_an_error() -> None:
     reading, writing = os.pipe()
     os.close(reading)
     done = subprocess.run([sys.executable, "-m", "hiermt", "info"], stdout=writing, stderr=subprocess.PIPE, text=True)

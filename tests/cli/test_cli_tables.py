@@ -1,4 +1,4 @@
-"""Tables and model folders through the command line: right, or one line and exit code 2."""
+"""Tables and model folders through the command line: correct output, or one line and exit code 2."""
 
 from __future__ import annotations
 

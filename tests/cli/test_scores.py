@@ -1,4 +1,4 @@
-"""Scores by hand, and pictures that can be drawn."""
+"""Scores against hand-computed values, and the pictures."""
 
 from __future__ import annotations
 

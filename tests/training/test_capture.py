@@ -1,4 +1,4 @@
-"""Captured steps without a GPU: when they are chosen, and what they do, with a replay that runs the step itself."""
+"""Capture of training steps, with a replay that runs the step itself in place of a GPU."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ def train(capture: bool, changing: bool = False, callback: Any = None) -> tuple[
 
 @pytest.mark.parametrize("gpu", [False, True])
 @pytest.mark.parametrize("changing", [False, True])
-def test_equal_to_plain_steps_to_the_bit(
+def test_bitwise_equal_to_plain_steps(
     captures: list[int], changing: bool, gpu: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if gpu:  # Days are shared as the loader knows them.

@@ -1,4 +1,4 @@
-"""Two processes on halves of a batch train as one process does on the whole."""
+"""Two processes on halves of a batch train like one process on the whole."""
 
 from __future__ import annotations
 

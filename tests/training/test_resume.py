@@ -1,4 +1,4 @@
-"""Training states: equal to the bit after a resume, intact after a crash, refused when damaged or foreign."""
+"""Training states: bitwise equal after a resume, intact after a crash, refused when damaged or foreign."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def assert_same(one: dict[str, Tensor], other: dict[str, Tensor]) -> None:
 
 
 @pytest.mark.parametrize(("cut", "patience"), [(1, None), (3, 2), (5, 2)])
-def test_resume_equals_an_uninterrupted_training_to_the_bit(tmp_path: Path, cut: int, patience: int | None) -> None:
+def test_bitwise_equal_after_a_resume(tmp_path: Path, cut: int, patience: int | None) -> None:
     whole = parts()
     expected = train(whole, 5, patience=patience)
     path = tmp_path / "state.pt"
@@ -205,7 +205,7 @@ def test_options_that_make_no_sense(tmp_path: Path) -> None:
         resume.load_state(tmp_path / "nowhere", *parts()[:2], [])
 
 
-def test_tensorboard_is_asked_for_by_name(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_missing_tensorboard_names_the_command(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
     with pytest.raises(ImportError, match="pip install tensorboard"):
         train(parts(), 1, tensorboard=tmp_path)

@@ -1,4 +1,4 @@
-"""Damaged states: each is refused with a ValueError, and nothing is changed."""
+"""Damaged states are refused with a ValueError and change nothing."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Loaders and samplers of every kind, dropout and the global random states go on where they were."""
+"""Loaders and samplers of every kind, dropout and the global random states are restored by a resume."""
 
 from __future__ import annotations
 
@@ -136,7 +136,7 @@ def epochs_told(made: Parts) -> Any:
 
 
 @pytest.mark.parametrize(("name", "workers"), CASES)
-def test_goes_on(name: str, workers: int, tmp_path: Path) -> None:
+def test_resumes(name: str, workers: int, tmp_path: Path) -> None:
     assert_goes_on(
         lambda: parts(
             model=lambda: Heads(dropout=0.3),

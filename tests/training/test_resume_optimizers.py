@@ -1,4 +1,4 @@
-"""Every optimiser of torch.optim goes on bitwise equal after a resume, or is refused with the reason."""
+"""Every optimiser of torch.optim is bitwise equal after a resume, or refused with the reason."""
 
 from __future__ import annotations
 
@@ -53,13 +53,13 @@ def making(name: str, options: dict[str, Any]) -> Callable[[nn.Module], torch.op
 
 
 @pytest.mark.parametrize(("name", "options"), CASES, ids=lambda value: str(value))
-def test_goes_on(name: str, options: dict[str, Any], tmp_path: Path) -> None:
+def test_resumes(name: str, options: dict[str, Any], tmp_path: Path) -> None:
     assert_goes_on(lambda: parts(making(name, options)), tmp_path)
 
 
 @pytest.mark.parametrize("name", [*sorted(OPTIONS), "Muon"])
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
-def test_goes_on_in_another_dtype(name: str, dtype: torch.dtype, tmp_path: Path) -> None:
+def test_resumes_in_another_dtype(name: str, dtype: torch.dtype, tmp_path: Path) -> None:
     # NAdam keeps a product in float32 beside the parameters, whose dtype torch's own loading gives it.
     if not hasattr(torch.optim, name):
         pytest.skip(f"this torch has no {name}")
@@ -75,7 +75,7 @@ def test_goes_on_in_another_dtype(name: str, dtype: torch.dtype, tmp_path: Path)
     )
 
 
-def test_goes_on_with_groups_and_frozen_parameters(tmp_path: Path) -> None:
+def test_resumes_with_groups_and_frozen_parameters(tmp_path: Path) -> None:
     def make(model: nn.Module) -> torch.optim.Optimizer:
         named = dict(model.named_parameters())
         named["signal_head.bias"].requires_grad_(False)
@@ -86,7 +86,7 @@ def test_goes_on_with_groups_and_frozen_parameters(tmp_path: Path) -> None:
     assert_goes_on(lambda: parts(make), tmp_path, cuts=(1, 2, 3))
 
 
-def test_goes_on_after_a_callback_that_freezes_and_changes_the_groups(tmp_path: Path) -> None:
+def test_resumes_after_a_callback_that_freezes_and_changes_groups(tmp_path: Path) -> None:
     def callback(made: Parts) -> Any:
         def change(epoch: int, metrics: dict[str, float]) -> None:
             group = made.optimizer.param_groups[0]

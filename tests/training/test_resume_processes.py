@@ -1,4 +1,4 @@
-"""Two processes with one training state: the first writes, both go on, and a failure reaches both."""
+"""Two processes with one training state: the first writes, both resume, and a failure reaches both."""
 
 from __future__ import annotations
 
@@ -95,7 +95,7 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     return [torch.load(folder / f"result{rank}", weights_only=True) for rank in range(2)]
 
 
-def test_resume_equals_an_uninterrupted_training_to_the_bit(results: list[dict[str, Any]]) -> None:
+def test_bitwise_equal_after_a_resume(results: list[dict[str, Any]]) -> None:
     assert results[0]["same"] and results[1]["same"]
     assert results[0]["losses"] != results[1]["losses"]  # on data of their own
 

@@ -1,4 +1,4 @@
-"""Schedulers and callbacks: a training that goes on has the learning rates of one without a break."""
+"""Schedulers and callbacks: a resumed training has the learning rates of an uninterrupted one."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ def test_no_scheduler_is_left_out() -> None:
 
 @pytest.mark.parametrize("tensor", [False, True], ids=["number", "tensor"])
 @pytest.mark.parametrize("name", SCHEDULERS)
-def test_goes_on(name: str, tensor: bool, tmp_path: Path) -> None:
+def test_resumes(name: str, tensor: bool, tmp_path: Path) -> None:
     def optimizer(model: nn.Module) -> torch.optim.Optimizer:
         rate = torch.tensor(0.01) if tensor else 0.01
         return torch.optim.Adam(model.parameters(), lr=rate, foreach=False)
@@ -130,7 +130,7 @@ def test_a_scheduler_that_is_not_of_torch(tmp_path: Path) -> None:
     assert_goes_on(lambda: parts(scheduler=Own), tmp_path)
 
 
-def test_what_cannot_be_stepped_once_an_epoch_is_refused() -> None:
+def test_schedulers_that_cannot_step_per_epoch_are_refused() -> None:
     made = parts()
     for bad in ([lrs.StepLR(made.optimizer, 1)], 3, made.optimizer):
         with pytest.raises(TypeError, match="scheduler: expected one of torch"):

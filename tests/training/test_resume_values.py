@@ -1,4 +1,4 @@
-"""Whatever a loader, a criterion or a callback holds goes on, or is refused by name."""
+"""Values held by a loader, a criterion or a callback are restored by a resume, or refused by name."""
 
 from __future__ import annotations
 
@@ -162,7 +162,7 @@ def test_a_timestamp_of_pandas(zone: str | None, tmp_path: Path) -> None:
         (lambda: None, lambda v: first),
     ],
 )
-def test_what_another_has_replaced_is_refused(start: Any, later: Any, tmp_path: Path) -> None:
+def test_a_replaced_object_is_refused(start: Any, later: Any, tmp_path: Path) -> None:
     def make() -> Parts:
         return parts(model=Heads, train=lambda: Stream(start(), later, lambda v: 1, once=True))
 
@@ -171,7 +171,7 @@ def test_what_another_has_replaced_is_refused(start: Any, later: Any, tmp_path: 
         make().run(4, checkpoint=tmp_path / "state.pt", resume=True)
 
 
-def test_going_on_with_what_the_training_had(tmp_path: Path) -> None:
+def test_resuming_with_the_objects_of_the_training(tmp_path: Path) -> None:
     def make(start: Any) -> Parts:
         return parts(model=Heads, train=lambda: Stream(start, lambda v: second, lambda v: v(), once=True))
 

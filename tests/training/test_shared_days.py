@@ -1,4 +1,4 @@
-"""Windows that share the work on their days: the model, the loaders and the training with and without."""
+"""Windows with shared days: model, loaders and training with and without sharing."""
 
 from __future__ import annotations
 
@@ -114,7 +114,7 @@ def test_windows_that_do_not_fit_are_refused(backend: str) -> None:
         model(Windows(series[:5], torch.tensor([0]), WINDOW), stocks())
 
 
-def test_batches_copy_nothing_until_asked() -> None:
+def test_batches_gather_x_at_the_first_access() -> None:
     source = dataset()
     batch = next(iter(data.WindowLoader(source, batch_size=4)))
     assert batch.windows.series is source.series and batch.to("cpu") is batch
@@ -172,7 +172,7 @@ def test_share_follows_the_count() -> None:
     assert not shares([0, 3, 7, 3]) and not shares([0, 10, 20, 30]) and not shares([5])
 
 
-def test_what_cannot_share_falls_back_and_says_why() -> None:
+def test_models_that_cannot_share_days_fall_back_and_say_why() -> None:
     batch = next(iter(data.WindowLoader(dataset(), batch_size=4)))
     model = TGCN_HierarchicalMT(FEATURES).double()
 

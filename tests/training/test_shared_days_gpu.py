@@ -1,4 +1,4 @@
-"""Sharing days where to look at a tensor would wait for the device, as on a GPU; here a CPU stands in for one."""
+"""Shared days where reading a tensor needs a sync, as on a GPU; a CPU stands in for it."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def test_what_a_loader_knows_of_the_days(monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 @pytest.mark.usefixtures("gpu")
-def test_a_model_takes_every_day_and_copies_windows_of_fewer() -> None:
+def test_windows_equal_their_copies() -> None:
     model = TGCN_HierarchicalMT(FEATURES).double()
     series = dataset().series
     for starts in (torch.arange(12), torch.tensor([30, 3, 4])):
@@ -128,7 +128,7 @@ def test_share_follows_the_count_of_the_range(monkeypatch: pytest.MonkeyPatch) -
 
 
 @pytest.mark.usefixtures("gpu")
-def test_what_cannot_share_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_models_that_cannot_share_days_say_why(monkeypatch: pytest.MonkeyPatch) -> None:
     model = TGCN_HierarchicalMT(FEATURES).double()
     apart = next(iter(data.WindowLoader(dataset(), [0, 20, 40])))
     assert isinstance(_inputs.shared_inputs(model, apart, "cpu")[0], Tensor)

@@ -1,4 +1,4 @@
-"""The training loop against the document's own, step by step."""
+"""The training loop against the published one, step by step."""
 
 from __future__ import annotations
 

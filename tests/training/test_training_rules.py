@@ -1,4 +1,4 @@
-"""What the loop refuses, when it stops, and the criteria that it takes."""
+"""The training loop: refused arguments, stopping rules and accepted criteria."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def test_a_criterion_that_returns_a_bare_loss(loader: Any) -> None:
         assert np.isnan(found[2]["signal_loss"]).all() and np.isnan(found[2]["direction_loss"]).all()
 
 
-def test_what_is_no_loss_is_refused() -> None:
+def test_an_invalid_loss_is_refused() -> None:
     class Fixed(nn.Module):
         def __init__(self, result: Any) -> None:
             super().__init__()
@@ -171,7 +171,7 @@ def torch_iterator(items: list[Any]) -> Any:
 
 @pytest.mark.parametrize("make", [iter, lambda items: (item for item in items), enumerate, torch_iterator])
 @pytest.mark.parametrize("name", ["train", "test"])
-def test_what_can_be_gone_through_once_is_refused(name: str, make: Any) -> None:
+def test_single_pass_loaders_are_refused(name: str, make: Any) -> None:
     made = parts(model=Heads, train=batches, test=batches)
     setattr(made, name, make(batches()))
     with pytest.raises(TypeError, match=f"{name}_dataloader: a .* is exhausted after one epoch"):
@@ -218,7 +218,7 @@ def test_integers_of_numpy(kind: Any, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("value", [True, np.True_, 2.0, "2", None])
 @pytest.mark.parametrize("name", ["num_epochs", "checkpoint_every", "batch_size", "patience"])
-def test_what_is_not_an_integer(name: str, value: Any) -> None:
+def test_values_that_are_not_integers(name: str, value: Any) -> None:
     if name == "patience" and value is None:
         return
     calls = {
@@ -301,7 +301,7 @@ def test_the_criterion_is_moved_to_the_device() -> None:
         (dataset(), "got WindowDataset; make a hiermt.data.WindowLoader"),
     ],
 )
-def test_what_holds_no_batches_is_refused(name: str, loader: Any, hint: str) -> None:
+def test_loaders_without_batches_are_refused(name: str, loader: Any, hint: str) -> None:
     with pytest.raises(TypeError, match=f"{name}_dataloader: expected an iterable of batches, {hint}"):
         parts(model=Heads, **{"train": batches, name: lambda: loader}).run(1)
 
