@@ -20,6 +20,7 @@ from hiermt.cli.experiment import Experiment, Settings
 from hiermt.cli.main import INTERRUPTED, USER_ERROR, main
 from hiermt.cli.options import pick_device
 from hiermt.cli.trained import Trained
+from support.price_tables import bars, fails, ready_features
 
 pd = pytest.importorskip("pandas")
 pytest.importorskip("sklearn")
@@ -28,29 +29,10 @@ STOCKS, DAYS = 5, 330
 FILES = {"model.safetensors", "config.json", "metrics.json", "predictions.csv", "curves.png", "confusion.png"}
 
 
-def bars(stocks=STOCKS, days=DAYS, seed=0):
-    random = np.random.default_rng(seed)
-    common = random.normal(0, 0.01, days)
-    rows = []
-    for i in range(stocks):
-        close = 50 * np.exp(np.cumsum(common + random.normal(0, 0.01, days)))
-        opened = close * np.exp(random.normal(0, 0.005, days))
-        table = {
-            "Symbol": f"S{i}",
-            "Date": pd.bdate_range("2020-01-01", periods=days),
-            "Open": opened,
-            "High": np.maximum(close, opened) * 1.01,
-            "Low": np.minimum(close, opened) * 0.99,
-            "Close": close,
-        }
-        rows.append(pd.DataFrame(table))
-    return pd.concat(rows, ignore_index=True)
-
-
 @pytest.fixture(scope="module")
 def prices(tmp_path_factory):
     path = tmp_path_factory.mktemp("prices") / "prices.csv"
-    bars().to_csv(path, index=False)
+    bars(STOCKS, DAYS).to_csv(path, index=False)
     return path
 
 
@@ -62,16 +44,6 @@ def trained(tmp_path_factory, prices):
     out = tmp_path_factory.mktemp("trained") / "model"
     assert main(["train", "--prices", str(prices), "--out", str(out), *TRAIN]) == 0
     return out
-
-
-def fails(capsys, *arguments, match=""):
-    """Runs a command that must end with one line on stderr and exit code 2."""
-    capsys.readouterr()
-    assert main([str(argument) for argument in arguments]) == USER_ERROR
-    lines = [line for line in capsys.readouterr().err.splitlines() if not line.startswith("note:")]
-    assert len(lines) == 1, lines
-    assert lines[0].startswith("error: ")
-    assert match in lines[0]
 
 
 def snapshot(folder):
@@ -97,7 +69,7 @@ class TestTrain:
         assert right / len(rows) == pytest.approx(metrics["test"]["decision"]["accuracy"])
         # The last day of the table has no next day, so the day before is the last that can be scored.
         assert rows[-1]["date"] == str(pd.bdate_range("2020-01-01", periods=DAYS)[-2].date())
-        close = bars().pivot(index="Date", columns="Symbol", values="Close")
+        close = bars(STOCKS, DAYS).pivot(index="Date", columns="Symbol", values="Close")
         actual = close.pct_change().shift(-1)
         for row in rows[:: len(rows) // 7]:
             value = actual.loc[row["date"], row["symbol"]]
@@ -138,12 +110,7 @@ class TestTrain:
         assert main([*common, "--prices", str(prices), *sectors]) == 0
         assert "20 directed edges" in capsys.readouterr().out
         table = data.compute_features(data.read_prices(prices))
-        days, stocks = table.num_days, len(table.symbols)
-        frame = pd.DataFrame(table.values.flatten(0, 1).numpy(), columns=list(table.names))
-        frame.insert(0, "Symbol", np.repeat(table.symbols, days))
-        frame.insert(1, "Date", np.tile(table.dates, stocks))
-        frame.insert(2, "Close", table.close.flatten().numpy())
-        frame.to_parquet(tmp_path / "features.parquet")
+        ready_features(table).to_parquet(tmp_path / "features.parquet")
         assert main([*common, "--features", str(tmp_path / "features.parquet")]) == 0
         assert "13 features" in capsys.readouterr().out
 
@@ -174,7 +141,9 @@ class TestTrain:
         assert losses[1]["test_signal_loss"] == [None, *losses[0]["test_signal_loss"][1:]]
 
     def test_user_errors(self, tmp_path, prices, capsys):
-        fails(capsys, "train", "--prices", prices, "--out", tmp_path / "out", "--resume", match="checkpoint")
+        fails(
+            capsys, "train", "--prices", prices, "--out", tmp_path / "out", "--resume", match="checkpoint", silent=False
+        )
         out = tmp_path / "out"
         fails(capsys, "train", "--prices", tmp_path / "none.csv", "--out", out, match="no such file")
         fails(capsys, "train", "--prices", prices, "--out", prices, match="is a file; give a folder")
@@ -230,7 +199,7 @@ class TestPredict:
             assert float(ours["p_signal"]) == pytest.approx(float(row["p_signal"]), abs=2e-4)
 
     def test_other_stocks_and_another_order_do_not_matter(self, trained, tmp_path, prices, capsys):
-        frame = bars()
+        frame = bars(STOCKS, DAYS)
         extra = frame[frame.Symbol == "S0"].assign(Symbol="XX")
         shuffled = pd.concat([extra, frame[::-1]], ignore_index=True)
         shuffled.to_csv(tmp_path / "p.csv", index=False)
@@ -246,7 +215,7 @@ class TestPredict:
 
     def test_user_errors(self, trained, prices, tmp_path, capsys):
         predict = ("predict", "--model", trained, "--prices")
-        frame = bars()
+        frame = bars(STOCKS, DAYS)
         frame[frame.Symbol != "S3"].to_csv(tmp_path / "few.csv", index=False)
         fails(capsys, *predict, tmp_path / "few.csv", match="no prices for S3")
         frame[["Symbol", "Date", "Close"]].to_csv(tmp_path / "close.csv", index=False)
@@ -325,12 +294,12 @@ class TestDemo:
         assert demo.fitting_epochs(10, 100, parser) == 1
 
     def test_too_few_days(self, tmp_path, capsys):
-        fails(capsys, "demo", "--days", "100", "--out", tmp_path, match="too few")
+        fails(capsys, "demo", "--days", "100", "--out", tmp_path, match="too few", silent=False)
 
 
 class TestExperiment:
     def test_scale_and_graph_do_not_see_past_the_training_span(self):
-        prices = data.read_prices(bars())
+        prices = data.read_prices(bars(STOCKS, DAYS))
         settings = Settings(window=8, correlation=-1)
         cut = Experiment.prepare(data.compute_features(prices), settings).split.train_days + data.WARM_UP
         noise = np.random.default_rng(1).uniform(0.5, 1.5, (STOCKS, DAYS - cut))

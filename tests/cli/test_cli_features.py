@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 
-import numpy as np
 import pytest
 
 from hiermt import TGCN_HierarchicalMT, data
-from hiermt.cli.main import USER_ERROR, main
+from hiermt.cli.main import main
 from hiermt.cli.trained import Trained, fingerprint
+from support.price_tables import bars, fails, ready_features
 
 pd = pytest.importorskip("pandas")
 pytest.importorskip("sklearn")
@@ -18,32 +18,14 @@ STOCKS, DAYS = 4, 300
 TRAIN = ["--epochs", "1", "--window", "6", "--hidden", "4", "--device", "cpu"]
 
 
-def frame():
-    random = np.random.default_rng(0)
-    close = 50 * np.exp(np.cumsum(random.normal(0, 0.01, DAYS) + random.normal(0, 0.01, (STOCKS, DAYS)), axis=1))
-    opened = close * np.exp(random.normal(0, 0.005, close.shape))
-    columns = {
-        "Symbol": np.repeat([f"S{i}" for i in range(STOCKS)], DAYS),
-        "Date": np.tile(pd.bdate_range("2020-01-01", periods=DAYS), STOCKS),
-        "Open": opened.ravel(),
-        "High": np.maximum(close, opened).ravel() * 1.01,
-        "Low": np.minimum(close, opened).ravel() * 0.99,
-        "Close": close.ravel(),
-    }
-    return pd.DataFrame(columns)
-
-
 @pytest.fixture(scope="module")
 def files(tmp_path_factory):
     """Prices, closes alone, and the features of both as ready tables."""
     folder = tmp_path_factory.mktemp("tables")
-    frame().to_csv(folder / "prices.csv", index=False)
-    frame()[["Symbol", "Date", "Close"]].to_csv(folder / "close.csv", index=False)
+    bars(STOCKS, DAYS).to_csv(folder / "prices.csv", index=False)
+    bars(STOCKS, DAYS)[["Symbol", "Date", "Close"]].to_csv(folder / "close.csv", index=False)
     table = data.compute_features(data.read_prices(folder / "prices.csv"))
-    ready = pd.DataFrame(table.values.flatten(0, 1).numpy(), columns=list(table.names))
-    ready.insert(0, "Symbol", np.repeat(table.symbols, table.num_days))
-    ready.insert(1, "Date", np.tile(table.dates, STOCKS))
-    ready.insert(2, "Close", table.close.flatten().numpy())
+    ready = ready_features(table)
     ready.to_parquet(folder / "ready.parquet")
     ready[[*ready.columns[:3], *ready.columns[:2:-1]]].to_parquet(folder / "reversed.parquet")
     ready.rename(columns={"MACD": "macd"}).to_parquet(folder / "renamed.parquet")
@@ -61,14 +43,6 @@ def predict(capsys, model, *source):
     capsys.readouterr()
     assert main(["predict", "--model", str(model), *map(str, source)]) == 0
     return capsys.readouterr().out
-
-
-def fails(capsys, match, *arguments):
-    capsys.readouterr()
-    assert main([str(argument) for argument in arguments]) == USER_ERROR
-    error = capsys.readouterr().err
-    assert match in error
-    assert "Traceback" not in error
 
 
 def variant(trained, folder, change, named=True):
@@ -104,7 +78,7 @@ def test_ready_features_are_selected_by_name(files, trained, capsys):
     wanted = predict(capsys, trained, "--prices", files / "prices.csv")
     for name in ("ready.parquet", "reversed.parquet"):
         assert predict(capsys, trained, "--features", files / name) == wanted
-    fails(capsys, "no feature MACD", "predict", "--model", trained, "--features", files / "renamed.parquet")
+    fails(capsys, "predict", "--model", trained, "--features", files / "renamed.parquet", match="no feature MACD")
 
 
 def test_a_folder_from_before_models_had_names(files, trained, tmp_path, capsys):
@@ -119,7 +93,7 @@ def test_a_folder_from_before_models_had_names(files, trained, tmp_path, capsys)
 
     other = variant(trained, tmp_path / "other", rename, named=False)
     assert Trained.read(other).features[0] == "log_return"
-    fails(capsys, "no feature log_return", "predict", "--model", other, *prices)
+    fails(capsys, "predict", "--model", other, *prices, match="no feature log_return")
 
 
 @pytest.mark.parametrize(
@@ -135,7 +109,7 @@ def test_a_folder_from_before_models_had_names(files, trained, tmp_path, capsys)
 )
 def test_damaged_folders(files, trained, tmp_path, capsys, change, match):
     folder = variant(trained, tmp_path / "m", change)
-    fails(capsys, match, "predict", "--model", folder, "--prices", files / "prices.csv")
+    fails(capsys, "predict", "--model", folder, "--prices", files / "prices.csv", match=match)
 
 
 def test_resuming_with_other_features(files, tmp_path, capsys):
@@ -148,5 +122,5 @@ def test_resuming_with_other_features(files, tmp_path, capsys):
         ("reversed.parquet", "feature 0 is 'SimpleReturn', that of the model 'Lower_Shadow_Ratio' (the same features"),
         ("renamed.parquet", "feature 8 is 'MACD', that of the model 'macd'"),
     ):
-        fails(capsys, match, *command(table, "--resume"))
+        fails(capsys, *command(table, "--resume"), match=match, silent=False)
     assert main([str(argument) for argument in command("ready.parquet", "--resume")]) == 0

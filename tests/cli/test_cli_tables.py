@@ -9,7 +9,8 @@ import shutil
 import numpy as np
 import pytest
 
-from hiermt.cli.main import USER_ERROR, main
+from hiermt.cli.main import main
+from support.price_tables import fails
 
 pd = pytest.importorskip("pandas")
 pytest.importorskip("sklearn")
@@ -52,17 +53,6 @@ def predict(trained, path, capsys):
     capsys.readouterr()
     code = main(["predict", "--model", str(trained / "model"), "--prices", str(path)])
     return code, capsys.readouterr()
-
-
-def fails(capsys, *arguments):
-    capsys.readouterr()
-    assert main([str(argument) for argument in arguments]) == USER_ERROR
-    output = capsys.readouterr()
-    lines = [line for line in output.err.splitlines() if not line.startswith("note:")]
-    assert len(lines) == 1
-    assert lines[0].startswith("error: ")
-    assert output.out == ""
-    return lines[0]
 
 
 FORMS = {

@@ -71,14 +71,9 @@ def test_integers_of_the_loader_of_pyg():
             pyg_loader(dataset(), **options)
 
 
-def test_a_threshold_that_is_not_a_number():
-    with pytest.raises(ValueError, match="threshold"):
-        hierarchical_labels(next_returns(CLOSE), float("nan"))
-
-
 class TestNoEdges:
     def test_up_to_the_batches(self):
-        with pytest.warns(DataWarning, match="the graph has no edges"):
+        with pytest.warns(DataWarning, match="the graph has no edges; lower the threshold"):
             edges, weights = correlation_graph(next_returns(CLOSE), 0.999)
         assert edges.shape == (2, 0)
         assert weights.shape == (0,)

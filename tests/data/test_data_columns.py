@@ -1,11 +1,10 @@
 """Columns of wide tables under many names: stocks are read, everything else is refused or gives a warning."""
 
-import warnings
-
 import numpy as np
 import pytest
 
 from hiermt.data import DataError, DataWarning, read_prices
+from support.price_tables import quiet
 
 pd = pytest.importorskip("pandas")
 DAYS = pd.bdate_range("2020-01-01", periods=40)
@@ -15,12 +14,6 @@ OTHERS = ["AAPL", "MSFT", "XOM", "JPM"]
 def frame(columns):
     steps = np.random.default_rng(0).normal(0, 0.01, (len(DAYS), len(columns)))
     return pd.DataFrame(np.exp(steps.cumsum(0)) * 100, columns=list(columns)).assign(Date=DAYS)[["Date", *columns]]
-
-
-def quiet(source, **options):
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        return read_prices(source, **options)
 
 
 FIELDS = """

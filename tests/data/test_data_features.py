@@ -133,12 +133,11 @@ class TestLabels:
         assert not torch.equal(before[:, 19], after[:, 19])
 
     def test_refused(self):
-        with pytest.raises(DataError, match="more than 1 days"):
-            data.next_returns(torch.ones(2, 1))
         with pytest.raises(ValueError, match="horizon"):
             data.next_returns(torch.ones(2, 5), 0)
-        with pytest.raises(ValueError, match="threshold"):
-            data.hierarchical_labels(torch.ones(2), -1)
+        for threshold in (-1, float("nan")):
+            with pytest.raises(ValueError, match="threshold"):
+                data.hierarchical_labels(torch.ones(2), threshold)
         with pytest.raises(DataError, match="NaN"):
             data.hierarchical_labels(torch.tensor([float("nan")]))
 
@@ -188,22 +187,12 @@ class TestGraph:
         edge_index, _ = data.correlation_graph(returns, -1)
         assert 1 not in edge_index.flatten().tolist()
 
-    def test_no_edges_warns(self):
-        with pytest.warns(DataWarning, match="no edges; lower the threshold"):
-            edge_index, edge_weight = data.correlation_graph(self.returns(), 0.99)
-        assert edge_index.shape == (2, 0)
-        assert edge_weight.shape == (0,)
-
     def test_refused(self):
         returns = self.returns()
         with pytest.raises(ValueError, match="threshold"):
             data.correlation_graph(returns, 1)
         with pytest.raises(ValueError, match="sectors"):
             data.correlation_graph(returns, sectors=["a"])
-        with pytest.raises(ValueError, match="sector_bonus"):
-            data.correlation_graph(returns, sector_bonus=-1)
-        with pytest.raises(DataError, match="two days"):
-            data.correlation_graph(returns[:, :1])
         with pytest.raises(DataError, match="NaN"):
             data.correlation_graph(returns / 0)
 

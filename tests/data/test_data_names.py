@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import warnings
-
 import numpy as np
 import pytest
 
 from hiermt.data import DataError, DataWarning, read_prices
 from hiermt.data.column_names import is_adjusted, is_field
+from support.price_tables import quiet
 
 pd = pytest.importorskip("pandas")
 DAYS = pd.bdate_range("2024-01-02", periods=12)
@@ -26,12 +25,6 @@ def forms(table, tmp_path):
     table.to_csv(tmp_path / "t.csv", index=False)
     table.to_parquet(tmp_path / "t.parquet")
     return table, tmp_path / "t.csv", tmp_path / "t.parquet"
-
-
-def quiet(source, **options):
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        return read_prices(source, **options)
 
 
 class TestStocks:
@@ -364,7 +357,8 @@ class TestDays:
         table = pd.DataFrame({"Date": write(days), "AAA": np.arange(1.0, 31), "BBB": np.arange(2.0, 32)})
         np.testing.assert_array_equal(quiet(table).dates, days.to_numpy().astype("datetime64[D]"))
 
+    @pytest.mark.parametrize("zone", [None, "Asia/Tokyo"])
     @pytest.mark.parametrize("name", ["Date", "trade_date", None, "when"])
-    def test_an_index_of_days_is_the_date(self, name):
-        table = frame(["AAA", "BBB"]).set_index("Date").rename_axis(name)
+    def test_an_index_of_days_is_the_date(self, name, zone):
+        table = frame(["AAA", "BBB"]).set_index("Date").rename_axis(name).tz_localize(zone)
         np.testing.assert_array_equal(quiet(table).dates, DAYS.to_numpy().astype("datetime64[D]"))

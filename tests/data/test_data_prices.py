@@ -5,13 +5,13 @@ from __future__ import annotations
 import gzip
 import subprocess
 import sys
-import warnings
 
 import numpy as np
 import pytest
 
 from hiermt.data import DataError, DataWarning, load_sp500, read_prices, read_sectors
 from hiermt.data import sp500 as sp500_module
+from support.price_tables import quiet
 
 pd = pytest.importorskip("pandas")
 DAYS = ["2024-01-02", "2024-01-03", "2024-01-04", "2024-01-05"]
@@ -33,12 +33,6 @@ def write(tmp_path, text, name="prices.csv", encoding="utf-8"):
 
 def wide(rows):
     return "Date,AAA,BBB\n" + "".join(f"{day},{a},{b}\n" for day, a, b in rows)
-
-
-def quiet(path, **options):
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        return read_prices(path, **options)
 
 
 class TestForms:
@@ -95,10 +89,6 @@ class TestForms:
         rows = "".join(f"{name},{day},5\n" for name in ("NA", "NAN", "TRUE") for day in DAYS)
         assert quiet(write(tmp_path, "Symbol,Date,Close\n" + rows)).symbols == ("NA", "NAN", "TRUE")
 
-    def test_dates_as_numbers(self, tmp_path):
-        prices = quiet(write(tmp_path, wide([(20240102, 1, 2), (20240103, 1, 2)])))
-        assert str(prices.dates[0]) == "2024-01-02"
-
     @pytest.mark.parametrize(
         ("first", "second"),
         [
@@ -113,11 +103,6 @@ class TestForms:
     )
     def test_ways_to_write_dates(self, tmp_path, first, second):
         prices = quiet(write(tmp_path, wide([(first, 1, 2), (second, 1, 2)])))
-        assert [str(day) for day in prices.dates] == ["2024-01-12", "2024-01-13"]
-
-    def test_dates_with_a_zone_keep_their_day(self):
-        index = pd.DatetimeIndex(["2024-01-12", "2024-01-13"], tz="Asia/Tokyo")
-        prices = quiet(pd.DataFrame({"AAA": [1.0, 2.0], "BBB": [1.0, 2.0]}, index=index))
         assert [str(day) for day in prices.dates] == ["2024-01-12", "2024-01-13"]
 
     def test_adjusted_close_scales_the_bar(self, tmp_path):

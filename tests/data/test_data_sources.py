@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import gzip
 import os
-import warnings
 
 import numpy as np
 import pytest
 
 from hiermt.data import DataError, DataWarning, read_adjacency, read_features, read_prices, read_sectors
+from support.price_tables import quiet
 
 pd = pytest.importorskip("pandas")
 pytest.importorskip("pyarrow")
@@ -30,12 +30,6 @@ def download(symbols=("AAPL", "MSFT"), fields=FIELDS, names=("Price", "Ticker"),
         for field in fields:
             frame[field, symbol] = bars.get(field, 1e6)
     return frame.swaplevel(axis=1).sort_index(axis=1) if by_ticker else frame
-
-
-def quiet(source, **options):
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        return read_prices(source, **options)
 
 
 def every_form(frame, tmp_path):
