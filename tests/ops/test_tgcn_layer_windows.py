@@ -23,7 +23,7 @@ def gradients(run: Callable[..., Tensor], case: Case, sequence: bool, starts: Te
     """Output and the gradient of everything."""
     leaves = (case.x, case.csr, case.edge_weight, case.convs, case.gates, *case.flags, sequence)
     out = run(*leaves, starts, STEPS)
-    cotangent = torch.cos(torch.arange(out.numel(), dtype=torch.float64)).reshape(out.shape).to(out.dtype)
+    cotangent = torch.cos(torch.arange(out.numel())).bfloat16().reshape(out.shape).to(out.dtype)
     return [out, *torch.autograd.grad(out, case.leaves(), cotangent)]
 
 

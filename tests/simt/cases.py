@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from hiermt.graph import Graph
-from hiermt.testing import tolerance
+from hiermt.testing import assert_close
 from simt.harness import run
 from support.single_convolutions import reference
 
@@ -166,19 +166,12 @@ def conv_backward(
 
 
 def assert_gradients(pairs: list[tuple[str, Tensor | None, Tensor]], dtype: torch.dtype) -> None:
-    """Within the tolerance of gradients, measured against the size of the whole gradient."""
-    found = tolerance(dtype, gradient=True)
+    """Every gradient that the kernel computed, within the tolerance of a computation in `dtype`."""
     for name, grad, expected in pairs:
-        if grad is None:
-            continue
-        scale = max(float(expected.abs().max()), 1.0) if expected.numel() else 1.0
-        torch.testing.assert_close(
-            grad.double(),
-            expected,
-            rtol=found.rtol,
-            atol=found.atol * scale,
-            msg=lambda text, name=name: f"gradient of {name}: {text}",
-        )
+        if grad is not None:
+            assert_close(
+                grad.double(), expected, gradient=True, scaled=True, dtype=dtype, message=f"gradient of {name}"
+            )
 
 
 def assert_gradient_norms(pairs: list[tuple[str, Tensor | None, Tensor]]) -> None:
@@ -236,8 +229,7 @@ def scan_both(case: ScanCase, dtype: torch.dtype, environment: dict[str, str] | 
     )
     leaves = [None if t is None else t.double().detach().clone().requires_grad_() for t in tensors]
     expected = reference.gated_scan(leaves[0], leaves[1], leaves[2], leaves[3:], True)
-    found = tolerance(dtype)
-    torch.testing.assert_close(h.double(), expected.detach(), rtol=found.rtol, atol=found.atol)
+    assert_close(h.double(), expected.detach(), dtype=dtype)
     initial = tensors[2] if tensors[2] is not None else torch.zeros(state[0], dtype=dtype)
     assert torch.equal(h_last, h[:, -1] if case.steps > 0 else initial)
     (alone,) = run("gated_scan", dtype, integers, tensors, [None, state, None], environment)[1:2]

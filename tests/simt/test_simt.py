@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from hiermt import reference
-from hiermt.testing import tolerance
+from hiermt.testing import assert_close
 from simt.cases import (
     Case,
     Problem,
@@ -86,8 +86,7 @@ GATV2_CASES = [
 @with_dtypes(GATV2_CASES)
 def test_gatv2_conv(case: Case, dtype: torch.dtype) -> None:
     out, expected = conv_forward(case, dtype, gat=True)
-    found = tolerance(dtype)
-    torch.testing.assert_close(out.double(), expected, rtol=found.rtol, atol=found.atol)
+    assert_close(out.double(), expected, dtype=dtype)
 
 
 @with_dtypes(GATV2_CASES)
@@ -101,8 +100,7 @@ GCN_CASES = [case for case in GATV2_CASES if case.weighted]
 @with_dtypes(GCN_CASES)
 def test_gcn_conv(case: Case, dtype: torch.dtype) -> None:
     out, expected = conv_forward(case, dtype, gat=False)
-    found = tolerance(dtype)
-    torch.testing.assert_close(out.double(), expected, rtol=found.rtol, atol=found.atol)
+    assert_close(out.double(), expected, dtype=dtype)
 
 
 @with_dtypes(GCN_CASES)

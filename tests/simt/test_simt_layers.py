@@ -20,7 +20,7 @@ LAYER_CASES = [
     LayerCase(Case(hidden=8, weighted=False), conv_layers=1, between=False),
     LayerCase(Case(hidden=16), gat=False),
     LayerCase(Case(hidden=5, layout="strided"), conv_layers=3),
-    LayerCase(Case(hidden=64, steps=2, nodes=5, edges=8)),
+    LayerCase(Case(hidden=64, steps=2, nodes=5, edges=9)),
     LayerCase(Case(hidden=64, steps=3, channels=64, copies=50, nodes=3, edges=4), gat=False, between=False),
     LayerCase(Case(hidden=32, steps=2), gat=False, conv_layers=1, between=False, sequence=False),
     # Enough copies that a block takes several steps, the last block of a copy fewer.
@@ -122,7 +122,7 @@ def test_launches_of_a_layer_backward(case: LayerCase, shared_bytes: int, launch
 @pytest.mark.parametrize(("hidden", "launches"), [(32, 9), (64, 25)])
 def test_launches_of_a_layer_backward_on_tensor_cores(hidden: int, launches: int, tmp_path: Path) -> None:
     path = tmp_path / "launches"
-    case = LayerCase(Case(hidden=hidden, steps=2), edge_grad=False)
+    case = LayerCase(Case(hidden=hidden, steps=2, edges=31), edge_grad=False)
     layer_both(case, torch.bfloat16, {"HIERMT_SIMT_LAUNCHES": str(path)})
     assert int(path.read_text()) == launches
 

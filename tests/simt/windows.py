@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from hiermt import reference
-from hiermt.testing import tolerance
+from hiermt.testing import assert_close
 from simt.cases import assert_gradients
 from simt.harness import run
 
@@ -76,8 +76,7 @@ def windows_both(
     h, h_last = run("gated_scan_windows", dtype, integers, inputs, [sequence, state], environment)
     leaves = [t.double().detach().clone().requires_grad_() for t in (x, g, *gates)]
     expected = reference.gated_scan_windows(leaves[0], leaves[1], starts, case.steps, leaves[2:], True)
-    found = tolerance(precision)
-    torch.testing.assert_close(h.double(), expected.detach(), rtol=found.rtol, atol=found.atol)
+    assert_close(h.double(), expected.detach(), dtype=precision)
     assert torch.equal(h_last, h[:, -1] if case.steps else torch.zeros(state[0], dtype=dtype))
     (_, alone) = run("gated_scan_windows", dtype, integers, inputs, [None, state], environment)
     assert torch.equal(alone, h_last)

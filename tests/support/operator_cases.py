@@ -18,7 +18,7 @@ from torch import Tensor
 
 from hiermt import reference
 from hiermt.graph import Graph
-from hiermt.testing import stock_graph, tolerance
+from hiermt.testing import assert_close, stock_graph
 from support.single_convolutions import ops
 from support.single_convolutions import reference as twins
 
@@ -206,17 +206,12 @@ def _rounded(case: OperatorCase, dtype: torch.dtype) -> OperatorCase:
 
 
 def _same(found: Outcome, expected: Outcome, dtype: torch.dtype) -> None:
-    def close(one: Tensor, truth: Tensor, gradient: bool) -> None:
-        limits = tolerance(dtype, gradient=gradient)
-        scale = max(1.0, float(truth.abs().max())) if gradient and truth.numel() else 1.0
-        torch.testing.assert_close(one.double() / scale, truth.double() / scale, rtol=limits.rtol, atol=limits.atol)
-
     for one, truth in zip(found.values, expected.values, strict=True):
-        close(one, truth, False)
-    for gradient, truth_gradient in zip(found.gradients, expected.gradients, strict=True):
-        assert (gradient is None) == (truth_gradient is None)
-        if gradient is not None and truth_gradient is not None:
-            close(gradient, truth_gradient, True)
+        assert_close(one.double(), truth, dtype=dtype)
+    for i, (gradient, exact) in enumerate(zip(found.gradients, expected.gradients, strict=True)):
+        assert (gradient is None) == (exact is None)
+        if gradient is not None and exact is not None:
+            assert_close(gradient.double(), exact, gradient=True, scaled=True, dtype=dtype, message=f"gradient {i}")
     for one, truth in zip(found.exact, expected.exact, strict=True):
         # A decision on a threshold falls to either side where numbers are coarse.
         assert one.shape == truth.shape
