@@ -45,7 +45,7 @@ NOT_HERE = ("simt", "cli", "ops/test_isas.py", "training/test_ddp.py", "gpu/test
 PYTEST_ENVIRONMENT = {"CUBLAS_WORKSPACE_CONFIG": ":4096:8"}
 # One process per list.
 GPU_TESTS = (
-    ["tests/ops/test_operator_cases.py"],
+    ["tests/ops/test_contract.py"],
     ["tests/gpu"],
 )
 PROBE = """
@@ -246,7 +246,7 @@ def sanitizer(tool: str) -> list[str] | None:
         return None
     # The filter matches mangled names. Kernels of torch are excluded: none writes memory that ours read.
     options = ["--tool", tool, "--error-exitcode", "99", "--kernel-name", "kns=hiermt", "--print-limit", "20"]
-    words = [path, *options, sys.executable, "-m", "support.operator_cases"]
+    words = [path, *options, sys.executable, "-m", "support.calls"]
     return [*words, "--dtypes", "float32", *(["bfloat16", "float64"] if tool == "memcheck" else [])]
 
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 import hiermt
-from hiermt import functional, testing
+from hiermt import testing
 from hiermt.native import extension
 
 pytestmark = pytest.mark.skipif(bool(extension.why_not_native("cpu")), reason="needs the extension")
@@ -64,52 +64,12 @@ def graph_of(options: dict[str, Any], dtype: torch.dtype, weight: Tensor | None 
     return hiermt.Graph(edge_index, own if weighted else None, STOCKS, backend="native")
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("hidden", [8, 16, 17, 64])
-@pytest.mark.parametrize("options", OPTIONS.values(), ids=list(OPTIONS))
-def test_models_on_any_number_of_threads(options: dict[str, Any], hidden: int, dtype: torch.dtype) -> None:
-    model = model_of(hidden, dtype, **options)
-    x = torch.randn(PARTS, STOCKS, STEPS, FEATURES).to(dtype).requires_grad_()
-    weight = testing.stock_graph(STOCKS, 160)[1].to(dtype).requires_grad_()
-    same_on_all_threads(lambda: model(x, graph_of(options, dtype, weight)), [x, weight, *model.parameters()])
-
-
-@pytest.mark.parametrize("options", [OPTIONS["gat"], OPTIONS["gcn"]], ids=["gat", "gcn"])
-@pytest.mark.parametrize("hidden", [16, 17])
-def test_windows_on_any_number_of_threads(options: dict[str, Any], hidden: int) -> None:
-    model = model_of(hidden, torch.float32, **options)
-    series = torch.randn(STOCKS, 60, FEATURES).requires_grad_()
-    starts = torch.tensor([3, 0, 40, 4, 5, 4, 51])
-    graph = graph_of(options, torch.float32)
-    same_on_all_threads(lambda: model(hiermt.Windows(series, starts, STEPS), graph), [series, *model.parameters()])
-
-
 def test_raw_graphs_without_equal_parts_on_any_number_of_threads() -> None:
     edge_index, edge_weight = testing.stock_graph(501, 5000, isolated=9)
     x = torch.randn(501, STEPS, FEATURES).requires_grad_()
     for options in ({}, {"use_gat": False}):
         model = model_of(16, torch.float32, **options)
         same_on_all_threads(lambda model=model: model(x, edge_index, edge_weight), [x, *model.parameters()])
-
-
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("rows", [1, 7, 1000, 50_001])
-def test_loss_and_decision_on_any_number_of_threads(rows: int, dtype: torch.dtype) -> None:
-    logits = [torch.randn(rows, 2).to(dtype).requires_grad_() for _ in range(2)]
-    targets = [torch.randint(2, (rows,)) for _ in range(2)]
-    same_on_all_threads(
-        lambda: functional.multitask_loss(*logits, *targets, targets[0] == 1, backend="native")[:1], logits
-    )
-    model = model_of(16, dtype)
-    head = model._head_params()
-    h = torch.randn(rows, 16).to(dtype).requires_grad_()
-    same_on_all_threads(lambda: functional.heads(h, head, backend="native"), [h, *head])
-    found = []
-    for threads in THREADS:
-        torch.set_num_threads(threads)
-        with torch.no_grad():
-            found.append(functional.decision(h, head, backend="native"))
-    assert all(torch.equal(a, b) for other in found for a, b in zip(other, found[0], strict=True))
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -147,13 +107,3 @@ def test_windows_and_each_of_them(options: dict[str, Any]) -> None:
             for a, b, c in zip(alone, whole, plain, strict=True):
                 assert torch.equal(a[0], b[i]), "alone"
                 assert torch.equal(c, b[i]), "plain"
-
-
-def test_decision_of_rows() -> None:
-    model = model_of(16, torch.float32)
-    h = torch.randn(1003, 16)
-    with torch.no_grad():
-        whole = functional.decision(h, model._head_params(), backend="native")
-        for rows in (slice(0, 1), slice(5, 9), slice(17, 1003), slice(1002, 1003)):
-            part = functional.decision(h[rows], model._head_params(), backend="native")
-            assert all(torch.equal(a, b[rows]) for a, b in zip(part, whole, strict=True))

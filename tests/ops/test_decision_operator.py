@@ -2,40 +2,10 @@
 
 from __future__ import annotations
 
-import itertools
-
 import pytest
 import torch
-from torch import Tensor
 
-from hiermt import functional
-from hiermt.testing import assert_close
 from support.decision_cases import arguments, native
-
-
-@native
-def test_double_backward_is_refused_by_name() -> None:
-    args = arguments(4, 3, 2, grad=True)
-    logits = functional.heads(args[0], args[1:], backend="native")
-    (first,) = torch.autograd.grad(logits[0].sum(), args[0], create_graph=True)
-    with pytest.raises(NotImplementedError, match=r"hiermt\.decision.*second derivative"):
-        torch.autograd.grad(first.sum(), args[1])
-
-
-@native
-def test_opcheck() -> None:
-    from hiermt import ops
-
-    assert ops.ALL == 15
-    args = arguments(7, 6, 4, torch.float32, grad=True)
-    logits = torch.randn(2, 7, 2)
-    torch.library.opcheck(torch.ops.hiermt.decision.default, (*args, 0.5, 15))
-    torch.library.opcheck(torch.ops.hiermt.decision.default, (*args, 0.5, 1))
-    torch.library.opcheck(torch.ops.hiermt.decision_from_logits.default, (*logits, 0.5, 14))
-    backward = (*logits, args[0], *args[1:4], args[5])
-    for need in itertools.product([False, True], repeat=2):
-        plain = [arg.detach() for arg in backward]
-        torch.library.opcheck(torch.ops.hiermt.decision_backward.default, (*plain, *need))
 
 
 @native
@@ -51,40 +21,6 @@ def test_only_what_was_asked_for(outputs: int) -> None:
             assert torch.equal(found[index], everything[index])
         else:
             assert found[index].numel() == 0
-
-
-@native
-@pytest.mark.parametrize("dynamic", [False, True])
-def test_compile_without_graph_break(dynamic: bool) -> None:
-    args = arguments(20, 6, 4, torch.float32, grad=True)
-
-    def loss(*inputs: Tensor) -> tuple[Tensor, Tensor]:
-        signal, direction, _, predictions, _ = functional.decision(inputs[0], inputs[1:], backend="native")
-        return signal.square().sum() + direction.sum(), predictions
-
-    compiled = torch.compile(loss, fullgraph=True, dynamic=dynamic, backend="aot_eager")
-    for rows in (20, 31):
-        inputs = [torch.randn(rows, 6, requires_grad=True), *args[1:]]
-        found, expected = compiled(*inputs), loss(*inputs)
-        assert_close(found[0], expected[0])
-        assert torch.equal(found[1], expected[1])
-        for a, b in zip(torch.autograd.grad(found[0], inputs), torch.autograd.grad(expected[0], inputs), strict=True):
-            assert_close(a, b)
-
-
-@native
-@pytest.mark.parametrize("dtype", [torch.bfloat16])
-def test_autocast_computes_in_its_dtype(dtype: torch.dtype) -> None:
-    from hiermt import ops
-
-    args = arguments(8, 6, 4, torch.float32, grad=True)
-    with torch.autocast("cpu", dtype=dtype):
-        direct = ops.decision(*args, 0.5)
-        through = functional.decision(args[0], args[1:], backend="native")
-    assert all(torch.equal(a, b) for a, b in zip(direct, through, strict=True))
-    assert direct[0].dtype == dtype
-    grads = torch.autograd.grad(direct[0].float().sum(), args[:3])
-    assert [grad.dtype for grad in grads] == [torch.float32] * 3
 
 
 @native

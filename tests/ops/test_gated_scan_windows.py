@@ -12,7 +12,6 @@ from torch import Tensor
 from hiermt import functional, reference
 from hiermt.native import extension
 from hiermt.testing import assert_close
-from support.native_checks import assert_as_exact_as_the_twin, assert_same_bits
 
 if (_reason := extension.why_not_native("cpu")) is not None:
     pytest.skip(_reason, allow_module_level=True)
@@ -75,20 +74,6 @@ def gradients(run: Callable[..., Tensor], case: Case, sequence: bool) -> tuple[T
     return out, list(torch.autograd.grad(out, case.leaves(), cotangent))
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
-@pytest.mark.parametrize("sequence", [True, False])
-@pytest.mark.parametrize("name", CASES)
-def test_equals_twin(name: str, sequence: bool, dtype: torch.dtype) -> None:
-    case = make(name, dtype)
-    out, grads = gradients(ops.gated_scan_windows, case, sequence)
-    expected, expected_grads = gradients(reference.gated_scan_windows, case.to(torch.float64), sequence)
-    assert out.dtype == dtype
-    assert_close(out, expected)
-    for got, want, leaf in zip(grads, expected_grads, case.leaves(), strict=True):
-        assert got.shape == leaf.shape and got.dtype == leaf.dtype
-        assert_close(got, want, gradient=True)
-
-
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("name", CASES)
 def test_same_bits_forward_and_same_gradients_as_windows_one_by_one(name: str, dtype: torch.dtype) -> None:
@@ -98,27 +83,6 @@ def test_same_bits_forward_and_same_gradients_as_windows_one_by_one(name: str, d
     assert torch.equal(out, expected)
     for got, want in zip(grads, expected_grads, strict=True):
         assert_close(got, want, gradient=True)
-
-
-def test_error_is_at_most_twice_the_twins() -> None:
-    """In float32 against float64, at the size that users have."""
-    gates = [torch.randn(16, 45) * 0.3 if i % 2 == 0 else torch.randn(16) * 0.3 for i in range(6)]
-    case = Case(torch.randn(40, 120, 13), torch.rand(40, 120, 16), torch.randperm(96)[:16], 25, gates)
-    case = case.to(torch.float32)
-    exact = gradients(reference.gated_scan_windows, case.to(torch.float64), True)
-    native, twin = (gradients(run, case, True) for run in (ops.gated_scan_windows, reference.gated_scan_windows))
-    assert_as_exact_as_the_twin(native, twin, exact)
-
-
-@pytest.mark.parametrize("sequence", [True, False])
-def test_gradcheck(sequence: bool) -> None:
-    gates = [torch.randn(3, 8) if i % 2 == 0 else torch.randn(3) for i in range(6)]
-    case = Case(torch.randn(2, 7, 2), torch.rand(2, 7, 3), torch.tensor([3, 0, 1]), 4, gates).to(torch.float64)
-
-    def run(x: Tensor, g: Tensor, *gates: Tensor) -> Tensor:
-        return ops.gated_scan_windows(x, g, case.starts, case.steps, gates, sequence)
-
-    assert torch.autograd.gradcheck(run, case.leaves())
 
 
 def test_a_day_of_no_window_counts_for_nothing() -> None:
@@ -149,41 +113,6 @@ def test_nan_infinity_and_saturation(where: str, value: float) -> None:
     assert torch.equal(out.isnan(), expected.isnan())
 
 
-@pytest.mark.parametrize("kind", ["SFD", "DSF", "slice", "step", "expanded"])
-def test_any_strides_of_x(kind: str) -> None:
-    x = {
-        "SFD": torch.randn(9, 13, 40).transpose(1, 2),
-        "DSF": torch.randn(40, 9, 13).transpose(0, 1),
-        "slice": torch.randn(11, 50, 20)[1:10, 3:43, 2:15],
-        "step": torch.randn(18, 80, 26)[::2, ::2, ::2],
-        "expanded": torch.randn(1, 40, 13).expand(9, 40, 13),
-    }[kind]
-    case = make("shuffled")
-    runs = [
-        gradients(ops.gated_scan_windows, case._replace(x=part.detach().requires_grad_()), True)
-        for part in (x, x.contiguous())
-    ]
-    assert torch.equal(runs[0][0], runs[1][0])
-    assert all(torch.equal(a, b) for a, b in zip(runs[0][1], runs[1][1], strict=True))
-
-
-@pytest.mark.parametrize("name", ["shuffled", "many groups", "many tiles"])
-def test_same_bits_for_any_thread_count_and_run(name: str) -> None:
-    case = make(name)
-    assert_same_bits(lambda: gradients(ops.gated_scan_windows, case, True), runs=10)
-
-
-@pytest.mark.parametrize("sequence", [True, False])
-@pytest.mark.parametrize(("stocks", "windows", "steps"), [(0, 2, 3), (4, 0, 3), (4, 2, 0), (0, 0, 0)])
-def test_empty(stocks: int, windows: int, steps: int, sequence: bool) -> None:
-    gates = [torch.randn(3, 8) if i % 2 == 0 else torch.randn(3) for i in range(6)]
-    starts = torch.zeros(windows, dtype=torch.int64)
-    case = Case(torch.randn(stocks, 5, 2), torch.rand(stocks, 5, 3), starts, steps, gates).to(torch.float32)
-    out, grads = gradients(ops.gated_scan_windows, case, sequence)
-    assert out.shape == ((windows * stocks, steps, 3) if sequence else (windows * stocks, 3))
-    assert not out.any() and not any(grad.any() for grad in grads)
-
-
 def test_only_what_is_asked_for_is_computed_and_kept() -> None:
     case = make("apart")
     with torch.no_grad():
@@ -196,24 +125,6 @@ def test_only_what_is_asked_for_is_computed_and_kept() -> None:
         alone = ops.gated_scan_windows(*only[:2], case.starts, case.steps, only[2:], True)
         cotangent = torch.cos(torch.arange(alone.numel())).bfloat16().reshape(alone.shape).float()
         assert torch.equal(torch.autograd.grad(alone, [only[index]], cotangent)[0], every[index])
-
-
-@pytest.mark.parametrize("sequence", [True, False])
-def test_opcheck(sequence: bool) -> None:
-    case = make("apart")
-    torch.library.opcheck(torch.ops.hiermt.gated_scan_windows, (*case, sequence, True, False))
-    x, g, *gates = [value.detach() for value in case.leaves()]
-    inputs = (x, g, case.starts, case.steps, gates, sequence)
-    out, h, saved = torch.ops.hiermt.gated_scan_windows(*inputs, True, False)
-    arguments = (torch.ones_like(out), *inputs, out if sequence else h, saved)
-    torch.library.opcheck(torch.ops.hiermt.gated_scan_windows_backward, (*arguments, True, True, True, False))
-
-
-def test_double_backward_is_refused_by_name() -> None:
-    case = make("apart")
-    (grad,) = torch.autograd.grad(ops.gated_scan_windows(*case, True).sum(), [case.x], create_graph=True)
-    with pytest.raises(NotImplementedError, match="gated_scan_windows"):
-        grad.sum().backward()
 
 
 def test_autocast(backend: str) -> None:
@@ -256,14 +167,3 @@ def test_the_operator_checks_again() -> None:
     ):
         with pytest.raises(RuntimeError, match=message):
             torch.ops.hiermt.gated_scan_windows(*good[:position], value, *good[position + 1 :])
-
-
-def test_compiles_without_graph_break_for_any_size() -> None:
-    def run(x: Tensor, g: Tensor, starts: Tensor, *gates: Tensor) -> Tensor:
-        return functional.gated_scan_windows(x, g, starts, 4, gates, backend="native").mul(2)
-
-    compiled = torch.compile(run, fullgraph=True, dynamic=True, backend="aot_eager")
-    for name in ("apart", "one window"):
-        x, g, starts, _, gates = make(name)
-        starts = starts.clamp(max=x.size(1) - 4)
-        assert torch.equal(compiled(x, g, starts, *gates), run(x, g, starts, *gates))

@@ -4,62 +4,14 @@ from __future__ import annotations
 
 import pytest
 import torch
-from torch import Tensor
 
 from hiermt.native import extension
-from hiermt.testing import assert_close
-from support.gatv2_cases import Case, gradients, make
+from support.gatv2_cases import make
 
 if (_reason := extension.why_not_native("cpu")) is not None:
     pytest.skip(_reason, allow_module_level=True)
 
-from support.single_convolutions import ops, reference
-
-
-def test_only_what_is_asked_for_is_computed() -> None:
-    case = make(2, 3, 2, 5)
-    names = ["x", *range(6), "edge_weight", "lin_edge"]
-    full = dict(zip(names, gradients(reference.gatv2_conv, case, reference.NONE)[1], strict=True))
-    for index, name in enumerate(names):
-        only = [leaf.detach() for leaf in case.leaves()]
-        only[index].requires_grad_()
-        out = ops.gatv2_conv(only[0], case.csr, only[7], only[1:7], only[8], reference.NONE)
-        cotangent = torch.cos(torch.arange(out.numel())).bfloat16().reshape(out.shape).float()
-        (grad,) = torch.autograd.grad(out, [only[index]], cotangent)
-        assert_close(grad, full[name], gradient=True)
-
-
-@pytest.mark.parametrize("edge", [True, False])
-def test_opcheck(edge: bool) -> None:
-    case = make(2, 3, 2, 4, edge=edge)
-    options = {"conv_layers": 1, "activation": reference.SIGMOID, "tf32": False}
-    every = case.params if case.lin_edge is None else [*case.params, case.lin_edge]
-    torch.library.opcheck(torch.ops.hiermt.conv_stack, (case.x, case.csr, case.edge_weight, every), options)
-    plain = Case(*[value if isinstance(value, list) or value is None else value.detach() for value in case])
-    inputs = (plain.x, plain.csr, plain.edge_weight, [param.detach() for param in every])
-    out = torch.ops.hiermt.conv_stack(*inputs, **options)
-    torch.library.opcheck(
-        torch.ops.hiermt.conv_stack_backward,
-        (torch.ones_like(out), *inputs, out),
-        {**options, "need_x": True, "need_conv": True, "need_edge_weight": edge},
-    )
-
-
-def test_double_backward_is_refused_by_name() -> None:
-    case = make(1, 2, 2, 3)
-    (grad,) = torch.autograd.grad(ops.gatv2_conv(*case, 0).sum(), [case.x], create_graph=True)
-    with pytest.raises(NotImplementedError, match="conv_stack"):
-        grad.sum().backward()
-
-
-def test_autocast() -> None:
-    case = make(2, 4, 3, 5)
-    with torch.autocast("cpu", torch.bfloat16):
-        out = ops.gatv2_conv(*case, reference.SIGMOID)
-    assert out.dtype == torch.bfloat16
-    assert_close(out, reference.gatv2_conv(*case, reference.SIGMOID))
-    out.float().sum().backward()
-    assert case.x.grad is not None and case.x.grad.dtype == torch.float32
+from support.single_convolutions import ops
 
 
 def test_forged_lists_of_a_graph_are_refused() -> None:
@@ -96,18 +48,6 @@ def test_arguments_are_checked_before_anything_is_read() -> None:
     refuses(5, 4, "activation: expected 0")
     with pytest.raises(RuntimeError, match="edge_weight: needs a GATv2 with an edge term"):
         ops.conv_stack(case.x, case.csr, case.edge_weight, case.params, conv_layers=1, activation=0)
-
-
-def test_compiles_without_graph_break_for_any_size() -> None:
-    case = make(1, 3, 2, 5)
-
-    def run(x: Tensor) -> Tensor:
-        return ops.gatv2_conv(x, case.csr, case.edge_weight, case.params, case.lin_edge, reference.SIGMOID).mul(2)
-
-    compiled = torch.compile(run, fullgraph=True, dynamic=True, backend="aot_eager")
-    for copies in (1, 3):
-        x = torch.randn(20 * copies, 3, 2)
-        assert torch.equal(compiled(x), run(x))
 
 
 @pytest.mark.parametrize("blocks", [[], [0], [0, 10**6], [0, 2], [1, 3], [0, 5, 3]])

@@ -14,14 +14,14 @@ import random
 import resource
 import sys
 from collections import Counter
-from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from support.operator_cases import Csr, cases
-from support.single_convolutions import ops
+from support import calls
+from support.calls import detached, recorded
+from support.problems import problems
 
 MODULI = (2, 6, 7)
 INTEGERS = (
@@ -50,44 +50,17 @@ DTYPES = (
 SIZES = (0, 1, 2, 3, 5, 8, 13, 16, 17, 2**20, 2**31, 2**40, 2**62)
 
 
-def backward_calls() -> list[tuple[str, list[Any]]]:
-    """Valid calls of every operator of the namespace, as its schema takes them."""
+def valid_calls() -> list[tuple[str, list[Any]]]:
+    """Calls of every operator of the namespace, with every argument of its schema in order."""
     found: list[tuple[str, list[Any]]] = []
-
-    class Recorder(torch.utils._python_dispatch.TorchDispatchMode):
-        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-            if func.namespace == "hiermt":
-                rest = func._schema.arguments[len(args) :]
-                given = [*args, *[(kwargs or {}).get(one.name, one.default_value) for one in rest]]
-                found.append((func._schema.name.split("::")[1], given))
-            return func(*args, **(kwargs or {}))
-
-    for case in cases():
-        leaves: list[Tensor] = []
-
-        def place(value: Any, gradient: bool = case.gradient, leaves: list[Tensor] = leaves) -> Any:
-            if isinstance(value, Csr):
-                return list(value)
-            if isinstance(value, list):
-                return [place(one) for one in value]
-            if isinstance(value, Tensor) and value.is_floating_point() and value.is_contiguous():
-                leaves.append(value.clone().requires_grad_(gradient))
-                return leaves[-1]
-            return value
-
-        with Recorder():
-            out = getattr(ops, case.op)(*[place(argument) for argument in case.arguments])
-            outputs = [one for one in ([out] if isinstance(out, Tensor) else out) if one.requires_grad]
-            if outputs:
-                torch.autograd.grad(sum(one.sum() for one in outputs), leaves, allow_unused=True)
-    detach: Callable[[Any], Any] = lambda value: (  # noqa: E731
-        value.detach()
-        if isinstance(value, Tensor)
-        else [detach(one) for one in value]
-        if isinstance(value, list)
-        else value
-    )
-    return [(name, [detach(one) for one in arguments]) for name, arguments in found]
+    for problem in problems():
+        if problem.large:
+            continue
+        for name, arguments, keywords in recorded(lambda problem=problem: calls.run(problem, True)):
+            rest = getattr(torch.ops.hiermt, name).default._schema.arguments[len(arguments) :]
+            given = [*arguments, *[keywords.get(one.name, one.default_value) for one in rest]]
+            found.append((name, detached(given)))
+    return found
 
 
 def forged_tensor(tensor: Tensor, rng: random.Random) -> Tensor:
@@ -178,15 +151,15 @@ def call(name: str, arguments: list[Any]) -> Any:
     return operator(*arguments[: len(arguments) - len(options)], **options)
 
 
-def run(calls: int, seed: int, verbose: bool = False) -> Counter[str]:
+def run(count: int, seed: int, verbose: bool = False) -> Counter[str]:
     """Makes the calls; returns how many came back in which way."""
-    valid = backward_calls()
+    valid = valid_calls()
     by_name: dict[str, list[list[Any]]] = {}
     for name, arguments in valid:
         by_name.setdefault(name, []).append(arguments)
     names = sorted(by_name)
     outcomes: Counter[str] = Counter()
-    for i in range(calls):
+    for i in range(count):
         rng = random.Random(seed * 10**9 + i)
         name = names[i % len(names)]
         arguments = list(rng.choice(by_name[name]))
