@@ -7,14 +7,10 @@ needs the compiled extension; :mod:`hiermt.functional` imports it only where tha
 from __future__ import annotations
 
 from hiermt.native import extension as _extension
-from hiermt.ops import decision_rules as ops_decision
 from hiermt.ops import gated_scan_rules as ops_gated_scan
 from hiermt.ops import gated_scan_windows_rules as ops_gated_scan_windows
-from hiermt.ops import graph_prepare_rules as ops_graph
-from hiermt.ops import multitask_loss_rules as ops_multitask_loss
 from hiermt.ops._conv_stack import conv_stack
-from hiermt.ops._tgcn_layer import tgcn_layer
-from hiermt.ops.decision_rules import (
+from hiermt.ops._decision import (
     ALL,
     CONFIDENCES,
     LOGITS,
@@ -24,10 +20,11 @@ from hiermt.ops.decision_rules import (
     decision_from_logits,
     head_logits,
 )
+from hiermt.ops._graph_prepare import graph_prepare
+from hiermt.ops._multitask_loss import multitask_loss
+from hiermt.ops._tgcn_layer import tgcn_layer
 from hiermt.ops.gated_scan_rules import gated_scan
 from hiermt.ops.gated_scan_windows_rules import gated_scan_windows
-from hiermt.ops.graph_prepare_rules import graph_prepare
-from hiermt.ops.multitask_loss_rules import multitask_loss
 
 __all__ = [
     "ALL",
@@ -49,12 +46,5 @@ __all__ = [
 _status = _extension.native_status()
 if not _status.available:
     raise RuntimeError(f"hiermt.ops needs the compiled extension: {_status.reason}. To fix: {_status.fix}.")
-_FAMILIES = (
-    ops_decision,
-    ops_gated_scan,
-    ops_gated_scan_windows,
-    ops_graph,
-    ops_multitask_loss,
-)
-for _family in _FAMILIES:
+for _family in (ops_gated_scan, ops_gated_scan_windows):
     _family.register()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from functools import cached_property
 from typing import Any, NoReturn
 
 import torch
@@ -28,52 +27,6 @@ def call_unrecorded(operator: Any, *args: Any) -> Any:
 def call(operator: Any, *args: Any) -> Any:
     """The same, but only where autograd would record nothing."""
     return operator(*args) if torch.is_grad_enabled() else call_unrecorded(operator, *args)
-
-
-class EagerOperator:
-    """An operator of plain arguments, called with its own autograd rule but without the generic wrapping of
-    ``torch.library``, which costs more than these operators themselves.
-
-    Args:
-        name (str): of the operator.
-        backward, setup_context: what ``torch.library.register_autograd`` takes.
-    """
-
-    def __init__(self, name: str, backward: Callable[..., Any], setup_context: Callable[..., None]) -> None:
-        self.name, self.backward, self.setup_context = name, backward, setup_context
-
-    @cached_property
-    def operator(self) -> Any:
-        """The overload behind the name."""
-        return getattr(torch.ops.hiermt, self.name).default
-
-    @cached_property
-    def function(self) -> type[torch.autograd.Function]:
-        """The operator as a node of the autograd graph."""
-        operator, set_up, back = self.operator, self.setup_context, self.backward
-
-        class Eager(torch.autograd.Function):
-            @staticmethod
-            def forward(ctx: Any, *args: Any) -> Any:
-                output = call(operator, *args)
-                set_up(ctx, args, output)
-                return output
-
-            @staticmethod
-            def backward(ctx: Any, *grads: Any) -> Any:
-                return back(ctx, *grads)
-
-        return Eager
-
-    def __call__(self, *args: Any) -> Any:
-        """Runs it; the first argument is a tensor."""
-        if torch.compiler.is_compiling():  # which cannot look into a cached property
-            return getattr(torch.ops.hiermt, self.name).default(*args)
-        if torch.is_autocast_enabled(args[0].device.type):
-            return self.operator(*args)
-        if torch.is_grad_enabled() and any(isinstance(arg, Tensor) and arg.requires_grad for arg in args):
-            return self.function.apply(*args)  # type: ignore[no-untyped-call]
-        return call_unrecorded(self.operator, *args)
 
 
 def register(

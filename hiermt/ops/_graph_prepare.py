@@ -1,9 +1,11 @@
-"""``hiermt::graph_prepare``: the native operator and its shapes."""
+"""``hiermt::graph_prepare``: edges sorted by target and by source."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
+
+from hiermt.ops.operator import index_errors, register_fake
 
 
 def graph_prepare(edge_index: Tensor, num_nodes: int, rule: int) -> tuple[Tensor, ...]:
@@ -19,13 +21,8 @@ def graph_prepare(edge_index: Tensor, num_nodes: int, rule: int) -> tuple[Tensor
     operator = torch.ops.hiermt.graph_prepare
     if torch.compiler.is_compiling() or edge_index.is_cuda:
         return operator(edge_index, num_nodes, rule)  # type: ignore[no-any-return]
-    try:
+    with index_errors("is outside the nodes"):
         return operator(edge_index, num_nodes, rule)  # type: ignore[no-any-return]
-    except RuntimeError as error:
-        # The stable ABI carries one type of exception only.
-        if "is outside the nodes" in str(error):
-            raise IndexError(str(error)) from None
-        raise
 
 
 def _fake(edge_index: Tensor, num_nodes: int, rule: int) -> tuple[Tensor, ...]:
@@ -46,6 +43,4 @@ def _fake(edge_index: Tensor, num_nodes: int, rule: int) -> tuple[Tensor, ...]:
     )
 
 
-def register() -> None:
-    """Attaches the rules to the operator; called once, when the extension is there."""
-    torch.library.register_fake("hiermt::graph_prepare", _fake)
+register_fake("graph_prepare", _fake)

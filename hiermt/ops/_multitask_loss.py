@@ -1,13 +1,15 @@
-"""``hiermt::multitask_loss``: the native operator, its gradient, and its shapes for tracing."""
+"""``hiermt::multitask_loss``: cross entropies of the two heads, and their weighted sum."""
 
 from __future__ import annotations
 
-from typing import Any, NoReturn
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from hiermt.ops import batched, rules
+from hiermt.ops import operator
+from hiermt.ops.operator import Operator
 
 
 def multitask_loss(
@@ -24,48 +26,27 @@ def multitask_loss(
     A label in the mask that is no class gives NaN. `options` are class weights ``[2]`` in float64 of each head, label
     smoothing and gamma of the focal loss.
     """
-    total, signal, direction, _ = _loss(
-        signal_logits, direction_logits, signal_targets, direction_targets, mask, lambda_direction, *options
-    )
+    arguments = (signal_logits, direction_logits, signal_targets, direction_targets, mask, lambda_direction, *options)
+    total, signal, direction, _ = _loss(operator.is_recorded(signal_logits, direction_logits), *arguments)
     return total, signal, direction
 
 
-def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    *tensors, ctx.lambda_direction = inputs[:6]
+def _save(ctx: Any, args: Sequence[Any], options: dict[str, Any], output: tuple[Tensor, ...]) -> None:
+    *tensors, ctx.lambda_direction = args[:6]
     # Left out of a call, the options have the schema's defaults.
-    signal_weight, direction_weight, *ctx.options = inputs[6:] or (None, None)
-    norms = output[3]
-    ctx.mark_non_differentiable(norms)
-    ctx.set_materialize_grads(False)
-    ctx.save_for_backward(*tensors, norms, signal_weight, direction_weight)
+    signal_weight, direction_weight, *ctx.options = args[6:] or (None, None)
+    ctx.save_for_backward(*tensors, output[3], signal_weight, direction_weight)
 
 
-def _backward(ctx: Any, *grads: Tensor | None) -> tuple[Any, ...]:
+def _gradients(ctx: Any, need: Sequence[Any], *cotangents: Tensor | None) -> Sequence[Any]:
     *tensors, norms, signal_weight, direction_weight = ctx.saved_tensors
-    need_signal, need_direction, *others = ctx.needs_input_grad
-    rest = (None,) * len(others)
-    if all(grad is None for grad in grads[:3]):
-        return None, None, *rest
-    d_signal, d_direction = rules.call(
+    need_signal, need_direction, *others = need
+    d_signal, d_direction = operator.call(
         torch.ops.hiermt.multitask_loss_backward.default,
-        *grads[:3],
-        *tensors,
-        norms,
-        ctx.lambda_direction,
-        need_signal,
-        need_direction,
+        *(*cotangents, *tensors, norms, ctx.lambda_direction, need_signal, need_direction),
         *((signal_weight, direction_weight, *ctx.options) if ctx.options else ()),
     )
-    return d_signal if need_signal else None, d_direction if need_direction else None, *rest
-
-
-_loss = rules.EagerOperator("multitask_loss", _backward, _setup_context)
-
-
-def _double_backward(ctx: Any, *grads: Any) -> NoReturn:
-    raise NotImplementedError(
-        "hiermt.multitask_loss has no second derivative; use backend='reference' for double backward"
-    )
+    return (d_signal if need_signal else None, d_direction if need_direction else None, *[None] * len(others))
 
 
 def _fake(
@@ -108,10 +89,5 @@ def _fake_backward(
     )
 
 
-def register() -> None:
-    """Attaches the rules to the operators; called once, when the extension is there."""
-    torch.library.register_fake("hiermt::multitask_loss", _fake)
-    torch.library.register_fake("hiermt::multitask_loss_backward", _fake_backward)
-    torch.library.register_autograd("hiermt::multitask_loss", _backward, setup_context=_setup_context)
-    torch.library.register_autograd("hiermt::multitask_loss_backward", _double_backward)
-    batched.register("multitask_loss_backward")
+# A loss is computed in float32 in an autocast region; hiermt.functional sees to it.
+_loss = Operator("multitask_loss", _fake, _fake_backward, _save, _gradients, differentiable=3, autocast=False)

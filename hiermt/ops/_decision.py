@@ -1,13 +1,15 @@
-"""``hiermt::decision`` and ``hiermt::decision_from_logits``: the native operators, their gradient and shapes."""
+"""``hiermt::decision`` and ``hiermt::decision_from_logits``: from the last state, or from logits, to a decision."""
 
 from __future__ import annotations
 
-from typing import Any, NoReturn
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from hiermt.ops import batched, rules
+from hiermt.ops import operator
+from hiermt.ops.operator import Operator, gradients_of
 
 # What a call may ask for; an output that was not asked for is an empty tensor.
 LOGITS, PROBABILITIES, PREDICTIONS, CONFIDENCES = 1, 2, 4, 8
@@ -31,7 +33,7 @@ def decision(
     """
     params = (out_weight, out_bias, signal_weight, signal_bias, direction_weight, direction_bias)
     dense = [param.contiguous() for param in params]
-    return _decision(h, *dense, threshold, outputs)  # type: ignore[no-any-return]
+    return _decision(operator.is_recorded(h, *dense), h, *dense, threshold, outputs)  # type: ignore[no-any-return]
 
 
 def head_logits(
@@ -45,7 +47,7 @@ def head_logits(
 ) -> tuple[Tensor, Tensor]:
     """Output linear and heads alone."""
     params = (out_weight, out_bias, signal_weight, signal_bias, direction_weight, direction_bias)
-    signal, direction, *_ = _decision(h, *[param.contiguous() for param in params], 0.5, LOGITS)
+    signal, direction, *_ = decision(h, *params, 0.5, LOGITS)
     return signal, direction
 
 
@@ -58,46 +60,21 @@ def decision_from_logits(
     )
 
 
-def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    h, out_weight, out_bias, signal_weight, _, direction_weight, *_ = inputs
-    ctx.mark_non_differentiable(*output[2:])
-    ctx.set_materialize_grads(False)
+def _save(ctx: Any, args: Sequence[Any], options: dict[str, Any], output: tuple[Tensor, ...]) -> None:
+    h, out_weight, out_bias, signal_weight, _, direction_weight, *_ = args
     ctx.save_for_backward(h, out_weight, out_bias, signal_weight, direction_weight)
 
 
-def _backward(ctx: Any, d_signal: Tensor | None, d_direction: Tensor | None, *_: Any) -> tuple[Any, ...]:
+def _gradients(ctx: Any, need: Sequence[Any], d_signal: Tensor | None, d_direction: Tensor | None) -> Sequence[Any]:
     h, out_weight, out_bias, signal_weight, direction_weight = ctx.saved_tensors
-    need_h, *need_params = ctx.needs_input_grad[:7]
-    given = d_signal if d_signal is not None else d_direction
-    if given is None:
-        return (None,) * 9
-    # A head that nobody used has no gradient, which an optimizer tells from one of zeros.
+    # A head that was not used has no gradient, which an optimizer tells from one of zeros.
     used = [True, True, *[d_signal is not None] * 2, *[d_direction is not None] * 2]
-    need_params = [need and use for need, use in zip(need_params, used, strict=True)]
-    d_h, *grads = rules.call(
+    need_h, *need_params = [wanted and use for wanted, use in zip(need[:7], [True, *used], strict=True)]
+    d_h, *grads = operator.call(
         torch.ops.hiermt.decision_backward.default,
-        d_signal,
-        d_direction,
-        h,
-        out_weight,
-        out_bias,
-        signal_weight,
-        direction_weight,
-        need_h,
-        any(need_params),
+        *(d_signal, d_direction, h, out_weight, out_bias, signal_weight, direction_weight, need_h, any(need_params)),
     )
-    params = [
-        None if not need else grad if grad.dtype == h.dtype else grad.to(h.dtype)
-        for grad, need in zip(grads, need_params, strict=True)
-    ]
-    return (d_h if need_h else None, *params, None, None)
-
-
-_decision = rules.EagerOperator("decision", _backward, _setup_context)
-
-
-def _double_backward(ctx: Any, *grads: Any) -> NoReturn:
-    raise NotImplementedError("hiermt.decision has no second derivative; use backend='reference' for double backward")
+    return (d_h if need_h else None, *gradients_of([h] * 6, grads, need_params), None, None)
 
 
 def _decided(like: Tensor, rows: Any, outputs: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -149,13 +126,6 @@ def _fake_from_logits(
     return _decided(signal_logits, signal_logits.size(0), outputs)
 
 
-def register() -> None:
-    """Attaches the rules to the operators; called once, when the extension is there."""
-    torch.library.register_fake("hiermt::decision", _fake)
-    torch.library.register_fake("hiermt::decision_backward", _fake_backward)
-    torch.library.register_fake("hiermt::decision_from_logits", _fake_from_logits)
-    torch.library.register_autograd("hiermt::decision", _backward, setup_context=_setup_context)
-    torch.library.register_autograd("hiermt::decision_backward", _double_backward)
-    batched.register("decision_backward")
-    rules.register_autocast("decision")
-    rules.register_autocast("decision_from_logits")
+_decision = Operator("decision", _fake, _fake_backward, _save, _gradients, differentiable=2)
+operator.register_fake("decision_from_logits", _fake_from_logits)
+operator.register_autocast("decision_from_logits")
