@@ -160,6 +160,17 @@ struct GateGrads {
   C* c_bias;
 };
 
+// Windows of consecutive days out of one series: node n = window * S + stock.
+struct DayWindows {
+  int64_t count;          // B
+  int64_t steps;          // T
+  const int64_t* starts;  // [B] first days, each in [0, D - T]; where the tensors are
+  const int64_t* order;   // [B] windows in the order of their first days; CPU only
+};
+
+// Gates and recurrence of the T-GCN cell. With windows, x and g are those of one series: copies is 1, steps
+// its D days, and h0, h, h_last and gates belong to the N = B * S nodes and T steps of the windows. The input
+// projection is then computed once a day.
 template <class S>
 struct GatedScanForward {
   int64_t copies;     // B
@@ -170,14 +181,11 @@ struct GatedScanForward {
   const S* g;         // [N, T, H]
   const S* h0;        // [N, H] or nullptr: zeros
   GateWeights<S> weights;
-  S* h;       // [N, T, H], or nullptr when only the last state is wanted
-  S* h_last;  // [N, H], or nullptr
-  S* gates;   // [N, T, 3, H] u, r, c after their nonlinearity, or nullptr when not training
-  // Of the input projection z of u, r and c, [3, H] a node and step, where the scan over windows has it at
-  // hand on the CPU. x and g are not read then, x.channels counts all the same.
-  int64_t z_stride_node = 0;
-  int64_t z_stride_time = 0;
-  bool tf32 = false;  // CUDA may round the operands of dense float32 products to TF32
+  S* h;                       // [N, T, H], or nullptr when only the last state is wanted
+  S* h_last;                  // [N, H], or nullptr
+  S* gates;                   // [N, T, 3, H] u, r, c after their nonlinearity, or nullptr when not training
+  const DayWindows* windows;  // host memory; nullptr: none
+  bool tf32 = false;          // CUDA may round the operands of dense float32 products to TF32
 };
 
 template <class S, class C>
@@ -185,74 +193,23 @@ struct GatedScanBackward {
   GatedScanForward<S> forward;  // h and gates hold the saved values, read only; CUDA does without gates
   const S* d_h;                 // [N, T, H] cotangent of h, or nullptr
   const S* d_h_last;            // [N, H] cotangent of h_last, or nullptr
-  S* d_x;                       // [N, T, F] or nullptr; accumulate: added to what is there
-  bool accumulate_grad_x;
-  S* d_g;   // [N, T, H] or nullptr
-  S* d_h0;  // [N, H] or nullptr
+  S* d_x;                       // [N, T, F] or nullptr
+  S* d_g;                       // [N, T, H] or nullptr
+  S* d_h0;                      // [N, H] or nullptr
   GateGrads<C> grads;
 };
 
-// Windows of consecutive days out of one series: node n = window * S + stock. Where there are such, S nodes
-// and D steps of the input make count * S nodes of `steps` steps of the scan.
-struct DayWindows {
-  bool given;  // else there are none, and the rest means nothing
-  int64_t count;
-  int64_t steps;
-  const int64_t* starts;  // [count] first days, each in [0, D - steps]; where the tensors are
-  const int64_t* order;   // [count] windows in the order of their first days; CPU only
-};
-
-// The gated scan from a zero state over B windows of T consecutive days out of one series. What the gates
-// take from x and g depends on the day alone, so it is computed once a day. Node n = window * S + node.
-template <class S>
-struct GatedScanWindowsForward {
-  DayWindows windows;  // B, T
-  int64_t num_nodes;   // S
-  int64_t days;        // D
-  int64_t hidden;      // H
-  SequenceView<S> x;   // F channels of D days, one copy
-  const S* g;          // [S, D, H]
-  GateWeights<S> weights;
-  S* h;               // [N, T, H], or nullptr when only the last state is wanted
-  S* h_last;          // [N, H], or nullptr
-  S* gates;           // [N, T, 3, H], or nullptr when not training
-  bool tf32 = false;  // CUDA may round the operands of dense float32 products to TF32
-};
-
-template <class S, class C>
-struct GatedScanWindowsBackward {
-  GatedScanWindowsForward<S>
-      forward;        // h and gates hold the saved values, read only; CUDA does without gates
-  const S* d_h;       // [N, T, H] cotangent of h, or nullptr
-  const S* d_h_last;  // [N, H] cotangent of h_last, or nullptr
-  S* d_x;             // [S, D, F] or nullptr
-  S* d_g;             // [S, D, H] or nullptr
-  GateGrads<C> grads;
-};
-
-// One T-GCN layer: g = sigmoid(convolution stack of x), then the gated scan of x and g from a zero state.
-// With windows x is the series they are of, one copy of the graph and stack.steps its days; h, h_last and
-// gates are those of the windows.
+// One T-GCN layer: g = sigmoid(convolution stack of x), then the gated scan of x and g.
 template <class S>
 struct TgcnLayerForward {
   ConvStackForward<S> stack;  // out is g, or nullptr when not training
-  GateWeights<S> gate_weights;
-  S* h;       // [N, T, H], or nullptr when only the last state is wanted
-  S* h_last;  // [N, H], or nullptr
-  S* gates;   // [N, T, 3, H], or nullptr when not training
-  DayWindows windows{};
+  GatedScanForward<S> scan;   // of the same x; g is not read, stack.out stands for it
 };
 
 template <class S, class C>
 struct TgcnLayerBackward {
-  TgcnLayerForward<S> forward;  // h, gates and g hold the saved values, read only; CUDA does without gates
-  const S* d_h;                 // [N, T, H] or nullptr
-  const S* d_h_last;            // [N, H] or nullptr
-  S* d_x;                       // [N, T, F] or nullptr
-  const GatV2Grads<C>* gat;     // [conv_layers], or nullptr: no gradient of a convolution's parameter
-  const GcnGrads<C>* gcn;       // the same without forward.gat
-  GateGrads<C> gates;
-  C* d_edge_weight;  // [E] or nullptr
+  ConvStackBackward<S, C> stack;  // d_out is not read; d_x is added to what the scan left there
+  GatedScanBackward<S, C> scan;   // d_x as in the stack; d_g is not written
 };
 
 // Output linear, two heads of two classes each. K channels between the output linear and the heads.

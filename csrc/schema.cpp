@@ -1,29 +1,27 @@
-// Every operator of the namespace `hiermt`, each under its contract. Host entries register implementations
-// for CPU and CUDA in csrc/host/<op>.cpp; fake, autograd and autocast rules live in hiermt/ops/; the twin of
-// an operator has the same name in hiermt/reference/.
+// Every operator of the namespace `hiermt`, each under its contract. Host entries in csrc/host/<op>.cpp
+// register the implementations for CPU and CUDA; fake, autograd, autocast and vmap rules live in hiermt/ops/;
+// the twin of an operator has the same name in hiermt/reference/.
 //
-// Letters:  B copies of one template graph, S nodes in the template, N = B * S nodes in all
-//           (node n = copy * S + node), T time steps, F input channels, H hidden channels, E entries of the
-//           CSR after the convolution's self-loop rule, E0 edges as given, K channels between two linears
-// csr:      rowptr [S+1], col [E], colptr [S+1], row [E], csr2csc [E], blocks [any], all int32; blocks on
-//           the CPU, or on a GPU like the rest, where nobody reads them
-// dtypes:   float is any of float32, float64, bfloat16 and, on CUDA, float16; one op call sees one of them.
-//           Gradients of parameters have the dtype that the kernel computes in: float64 for float64, else
-//           float32.
-// Outputs are contiguous. An output that was not asked for is an empty tensor.
+// Letters: B copies of one template graph, S nodes in the template, N = B * S nodes in all (node n = copy * S
+// + node), T time steps, F input channels, H hidden channels, E entries of the CSR after the convolution's
+// self-loop rule, E0 edges as given, K channels between two linears.
+//
+// csr: rowptr [S+1], col [E], colptr [S+1], row [E], csr2csc [E], blocks [any], all int32. blocks lies on the
+// CPU, where alone it is read, or with the rest.
+// dtypes: float is any of float32, float64, bfloat16 and, on CUDA, float16; one call sees one of them.
+// Gradients of parameters have the dtype that the kernel computes in: float64 for float64, else float32.
+// Outputs are contiguous. An output that is not wanted is an empty tensor.
 #include <torch/csrc/stable/library.h>
 
 STABLE_TORCH_LIBRARY(hiermt, m) {
   // Sorts edges by target (rowptr, col) and by source (colptr, row, csr2csc) under a self-loop rule.
   //   edge_index [2, E0] int32 or int64, sources in row 0; rule 0: GATv2, 1: GCN
-  //   -> rowptr [S+1], col [E], e_id [E] int64 (column of edge_index, -1 for an added loop), colptr
-  //   [S+1],
-  //      row [E], csr2csc [E], blocks [any]: cuts of [0, S) that no edge crosses.  E = E0 + S; the entries
+  //   -> rowptr [S+1], col [E], e_id [E] int64 (column of edge_index, -1 for an added loop), colptr [S+1],
+  //      row [E], csr2csc [E], blocks [any]: cuts of [0, S) that no edge crosses. E = E0 + S; the entries
   //      past rowptr[S], one for each dropped loop, are padding.
   m.def(
       "graph_prepare(Tensor edge_index, SymInt num_nodes, int rule) -> "
-      "(Tensor rowptr, Tensor col, Tensor e_id, Tensor colptr, Tensor row, Tensor csr2csc, Tensor "
-      "blocks)");
+      "(Tensor rowptr, Tensor col, Tensor e_id, Tensor colptr, Tensor row, Tensor csr2csc, Tensor blocks)");
 
   // A stack of convolutions over all time steps, GATv2 with one head or GCN. leaky_relu (slope 0.01) follows
   // each of them but the last; `activation` follows the last: 0 none, 1 leaky_relu, 2 sigmoid, 3 leaky_relu
@@ -31,8 +29,8 @@ STABLE_TORCH_LIBRARY(hiermt, m) {
   //   x [N, T, F], any strides
   //   edge_weight [E] in CSR order: the weight (GATv2 with an edge term) or the norm (GCN)
   //   conv_params, convolution after convolution, inputs F or H:
-  //     GATv2 lin_l.weight [H, F], lin_l.bias [H], lin_r.weight [H, F], lin_r.bias [H], att [H], bias [H] and,
-  //     with an edge term, lin_edge [H]; GCN lin.weight [H, F], bias [H]
+  //     GATv2 lin_l.weight [H, F], lin_l.bias [H], lin_r.weight [H, F], lin_r.bias [H], att [H], bias [H]
+  //     and, with an edge term, lin_edge [H]; GCN lin.weight [H, F], bias [H]
   //   tf32: CUDA may round the operands of dense float32 products to TF32
   //   -> [N, T, H]
   m.def(
@@ -46,44 +44,50 @@ STABLE_TORCH_LIBRARY(hiermt, m) {
       "Tensor out, *, int conv_layers, int activation, bool tf32, bool need_x, bool need_conv, "
       "bool need_edge_weight) -> Tensor[]");
 
-  // Gates and recurrence of the T-GCN cell.
+  // Gates and recurrence of the T-GCN cell, over the steps of x or over windows of a series.
   //   x [N, T, F], any strides; g [N, T, H]; h0 [N, H], zeros if None
   //   gates: weight [H, F + 2H] and bias [H] of u, r and c
-  //   save: keep what the backward reads, 4 H elements a node and step
-  //   -> out [N, T, H] if `sequence`, else [N, H]; if saved: h [N, T, H] unless it is `out`, u, r, c
-  //      [N, T, 3, H]
+  //   starts [B] int64: first days of windows of `steps` days; x [S, D, F] and g [S, D, H] are then those of
+  //     the series, and everything else has N = B * S nodes, node n = window * S + stock, and T = steps. The
+  //     input projection is computed once a day. A window outside the series is refused on the CPU; on CUDA
+  //     its values mean nothing. Without starts, steps is not read.
+  //   save: keep what the backward reads, on the CPU 4 H elements a node and step; CUDA keeps h and computes
+  //     the gates again
+  //   tf32: CUDA may round the operands of dense float32 products to TF32
+  //   -> out [N, T, H] if `sequence`, else [N, H]; if saved: h [N, T, H] unless it is `out`; on the CPU
+  //      u, r, c [N, T, 3, H]
   m.def(
-      "gated_scan(Tensor x, Tensor g, Tensor? h0, Tensor[] gates, bool sequence, bool save) -> "
-      "(Tensor out, Tensor h, Tensor saved)");
+      "gated_scan(Tensor x, Tensor g, Tensor? h0, Tensor[] gates, Tensor? starts, *, SymInt steps, "
+      "bool sequence, bool save, bool tf32) -> (Tensor out, Tensor h, Tensor saved)");
 
-  // d_out: the cotangent of out, contiguous; h: the whole sequence
-  //   -> d_x [N, T, F], d_g [N, T, H], d_h0 [N, H], the gradients of the 6 gate parameters
+  // d_out: the cotangent of out, contiguous; h: the whole sequence; saved: not read by CUDA
+  //   -> d_x and d_g in the shapes of x and g, zero on a day of no window; d_h0 [N, H]; the gradients of the
+  //      6 gate parameters
   m.def(
-      "gated_scan_backward(Tensor d_out, Tensor x, Tensor g, Tensor? h0, Tensor[] gates, bool sequence, "
-      "Tensor h, Tensor saved, bool need_x, bool need_g, bool need_h0, bool need_gates) -> Tensor[]");
+      "gated_scan_backward(Tensor d_out, Tensor x, Tensor g, Tensor? h0, Tensor[] gates, Tensor? starts, "
+      "Tensor h, Tensor saved, *, SymInt steps, bool sequence, bool tf32, bool need_x, bool need_g, "
+      "bool need_h0, bool need_gates) -> Tensor[]");
 
-  // One T-GCN layer: g = sigmoid(conv_stack of x), then gated_scan of x and g from a zero state.
-  //   x, edge_weight, conv_params, tf32: as for conv_stack; gate_params: the gates of gated_scan
+  // One T-GCN layer: g = sigmoid(conv_stack of x), then gated_scan of x and g.
+  //   x, csr, edge_weight, conv_params, conv_layers, tf32: as for conv_stack
+  //   gate_params, h0, starts, steps, sequence: as for gated_scan; g and the convolutions are computed once a
+  //     day
   //   between: leaky_relu between the convolutions only, or after the last one too, before the sigmoid
-  //   save: keep what the backward reads, on the CPU 5 H elements a node and step; CUDA keeps h and g and
-  //     computes the gates again, 2 H
-  //   starts: first days [B] int64 of windows of `steps` days of x, which is then a series [S, D, F]. Below,
-  //     N = B * S and T = steps; only g stays [S, D, H]. Convolutions and input projections are computed once
-  //     a day. A window outside the series is refused on the CPU; on CUDA its values mean nothing.
-  //   -> out [N, T, H] if `sequence`, else [N, H]; if saved: h [N, T, H] unless it is `out`, gates
-  //      [N, T, 3, H] (CPU), g [N, T, H]
+  //   save: keep what the backward reads, on the CPU 5 H elements a node and step, on CUDA 2 H
+  //   -> as gated_scan, and if saved: g [N, T, H], with starts [S, D, H]
   m.def(
       "tgcn_layer(Tensor x, Tensor[] csr, Tensor? edge_weight, Tensor[] conv_params, Tensor[] gate_params, "
-      "Tensor? starts, *, SymInt steps, int conv_layers, bool between, bool sequence, bool save, bool tf32) "
-      "-> (Tensor out, Tensor h, Tensor gates, Tensor g)");
+      "Tensor? h0, Tensor? starts, *, SymInt steps, int conv_layers, bool between, bool sequence, bool save, "
+      "bool tf32) -> (Tensor out, Tensor h, Tensor gates, Tensor g)");
 
   // d_out: the cotangent of out, contiguous; h: the whole sequence; gates: not read by CUDA
-  //   -> d_x [N, T, F], the gradients of conv_params, of gate_params and of edge_weight
+  //   -> d_x in the shape of x, the gradients of conv_params and of gate_params, d_h0 [N, H], the gradient of
+  //      edge_weight
   m.def(
       "tgcn_layer_backward(Tensor d_out, Tensor x, Tensor[] csr, Tensor? edge_weight, Tensor[] conv_params, "
-      "Tensor[] gate_params, Tensor? starts, Tensor h, Tensor gates, Tensor g, *, SymInt steps, "
+      "Tensor[] gate_params, Tensor? h0, Tensor? starts, Tensor h, Tensor gates, Tensor g, *, SymInt steps, "
       "int conv_layers, bool between, bool sequence, bool tf32, bool need_x, bool need_conv, "
-      "bool need_gates, bool need_edge_weight) -> Tensor[]");
+      "bool need_gates, bool need_h0, bool need_edge_weight) -> Tensor[]");
 
   // Output linear [K, H], signal and direction heads [2, K], softmax, decision, in one pass over h [N, H]
   // (any strides). A row is a signal iff P(signal) > threshold.
@@ -98,43 +102,18 @@ STABLE_TORCH_LIBRARY(hiermt, m) {
 
   // Cotangents of the logits, [N, 2] each, None for those of a head that was not used, to those of everything
   // they depend on.
-  //   -> d_h [N, H], d_out_weight [K, H], d_out_bias [K], d_signal_weight [2, K],
-  //   d_signal_bias [2],
+  //   -> d_h [N, H], d_out_weight [K, H], d_out_bias [K], d_signal_weight [2, K], d_signal_bias [2],
   //      d_direction_weight [2, K], d_direction_bias [2]
   m.def(
-      "decision_backward(Tensor? d_signal_logits, Tensor? d_direction_logits, Tensor h, Tensor "
-      "out_weight, "
+      "decision_backward(Tensor? d_signal_logits, Tensor? d_direction_logits, Tensor h, Tensor out_weight, "
       "Tensor out_bias, Tensor signal_weight, Tensor direction_weight, bool need_h, bool need_params) -> "
-      "(Tensor d_h, Tensor d_out_weight, Tensor d_out_bias, Tensor d_signal_weight, "
-      "Tensor d_signal_bias, Tensor d_direction_weight, Tensor d_direction_bias)");
+      "(Tensor d_h, Tensor d_out_weight, Tensor d_out_bias, Tensor d_signal_weight, Tensor d_signal_bias, "
+      "Tensor d_direction_weight, Tensor d_direction_bias)");
 
   // The decision alone, from logits [N, 2] (any strides); outputs as in `decision`, bits 2 to 8.
   m.def(
       "decision_from_logits(Tensor signal_logits, Tensor direction_logits, float threshold, int outputs) -> "
       "(Tensor probabilities, Tensor predictions, Tensor confidences)");
-
-  // gated_scan from a zero state over windows of T consecutive days of one series; node n = window * S +
-  // node. What the gates take from x and g is computed once a day.
-  //   x [S, D, F], any strides; g [S, D, H]; starts [B] int64: first days; the rest as for gated_scan, N = B
-  //   * S
-  //   save: CUDA keeps h alone and computes the gates again
-  //   tf32: as for tgcn_layer
-  //   -> as gated_scan. A window outside the series is refused on the CPU; on CUDA its values mean nothing.
-  m.def(
-      "gated_scan_windows(Tensor x, Tensor g, Tensor starts, SymInt steps, Tensor[] gates, bool sequence, "
-      "bool "
-      "save, bool tf32) "
-      "-> (Tensor out, Tensor h, Tensor saved)");
-
-  // saved: not read by CUDA
-  //   -> d_x [S, D, F], d_g [S, D, H], the gradients of the 6 gate parameters; zero on a day of no
-  //   window
-  m.def(
-      "gated_scan_windows_backward(Tensor d_out, Tensor x, Tensor g, Tensor starts, SymInt steps, "
-      "Tensor[] "
-      "gates, "
-      "bool sequence, Tensor h, Tensor saved, bool need_x, bool need_g, bool need_gates, bool tf32) -> "
-      "Tensor[]");
 
   // Cross entropy of the signal head over all rows, plus that of the direction head over the rows of the
   // mask: the mean, weighted by the class of each row.
@@ -153,6 +132,5 @@ STABLE_TORCH_LIBRARY(hiermt, m) {
       "Tensor signal_logits, Tensor direction_logits, Tensor signal_targets, Tensor direction_targets, "
       "Tensor? mask, Tensor norms, float lambda_direction, bool need_signal, bool need_direction, "
       "Tensor? signal_weight=None, Tensor? direction_weight=None, float label_smoothing=0.0, "
-      "float focal_gamma=0.0) -> "
-      "(Tensor d_signal_logits, Tensor d_direction_logits)");
+      "float focal_gamma=0.0) -> (Tensor d_signal_logits, Tensor d_direction_logits)");
 }

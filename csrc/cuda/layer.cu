@@ -3,7 +3,6 @@
 #include "cuda/fused/gatv2_stack.h"
 #include "cuda/layer.h"
 #include "cuda/scan/gated_scan.h"
-#include "cuda/scan/gated_scan_windows.h"
 #include "cuda/support/device.cuh"
 
 namespace hiermt::cuda {
@@ -18,36 +17,6 @@ int64_t values_of(const ConvStackForward<S>& p) {
   return p.graph.copies * p.graph.num_nodes * p.steps * p.hidden;
 }
 
-// The scan of a layer, over its steps or over windows of them.
-template <class S>
-struct Scan {
-  const TgcnLayerForward<S>& p;
-
-  GatedScanForward<S> plain(const S* g) const {
-    const ConvStackForward<S>& s = p.stack;
-    return {s.graph.copies, s.graph.num_nodes, s.steps, s.hidden, s.x,   g, nullptr, p.gate_weights, p.h,
-            p.h_last,       p.gates,           0,       0,        s.tf32};
-  }
-  GatedScanWindowsForward<S> windows(const S* g) const {
-    const ConvStackForward<S>& s = p.stack;
-    return {p.windows, s.graph.num_nodes, s.steps, s.hidden, s.x, g, p.gate_weights,
-            p.h,       p.h_last,          p.gates, s.tf32};
-  }
-  size_t workspace() const {
-    return p.windows.given ? gated_scan_windows_forward_workspace(windows(nullptr))
-                           : gated_scan_forward_workspace(plain(nullptr));
-  }
-  int run(const S* g, void* workspace, void* stream) const {
-    return p.windows.given ? gated_scan_windows_forward(windows(g), workspace, stream)
-                           : gated_scan_forward(plain(g), workspace, stream);
-  }
-  // Over the input projection, which lies at the start of the workspace.
-  int run_recurrence(void* workspace, void* stream) const {
-    return p.windows.given ? gated_scan_windows_recurrence(windows(p.stack.out), workspace, stream)
-                           : gated_scan_recurrence(plain(p.stack.out), workspace, stream);
-  }
-};
-
 template <class S>
 struct ForwardMemory {
   Workspace memory;
@@ -56,38 +25,10 @@ struct ForwardMemory {
 
   ForwardMemory(void* base, const TgcnLayerForward<S>& p) : memory(base) {
     g = p.stack.out != nullptr ? p.stack.out : memory.take<S>(values_of(p.stack));
-    inner = memory.take<unsigned char>(larger(conv_stack_forward_workspace(p.stack), Scan<S>{p}.workspace()));
+    inner = memory.take<unsigned char>(
+        larger(conv_stack_forward_workspace(p.stack), gated_scan_forward_workspace(p.scan)));
   }
 };
-
-// The scan of a layer backward, to x and to g where their cotangents are wanted.
-template <class S>
-struct ScanBackward {
-  using C = Compute<S>;
-  const TgcnLayerBackward<S, C>& p;
-  S *d_x, *d_g;
-
-  GatedScanBackward<S, C> plain() const {
-    return {
-        Scan<S>{p.forward}.plain(p.forward.stack.out), p.d_h, p.d_h_last, d_x, false, d_g, nullptr, p.gates};
-  }
-  GatedScanWindowsBackward<S, C> windows() const {
-    return {Scan<S>{p.forward}.windows(p.forward.stack.out), p.d_h, p.d_h_last, d_x, d_g, p.gates};
-  }
-  size_t workspace() const {
-    return p.forward.windows.given ? gated_scan_windows_backward_workspace(windows())
-                                   : gated_scan_backward_workspace(plain());
-  }
-  int run(void* workspace, void* stream) const {
-    return p.forward.windows.given ? gated_scan_windows_backward(windows(), workspace, stream)
-                                   : gated_scan_backward(plain(), workspace, stream);
-  }
-};
-
-template <class S>
-ConvStackBackward<S, Compute<S>> stack_of(const TgcnLayerBackward<S, Compute<S>>& p, const S* d_g) {
-  return {p.forward.stack, d_g, p.d_x, true, p.gat, p.gcn, p.d_edge_weight};
-}
 
 template <class S>
 struct BackwardMemory {
@@ -96,9 +37,9 @@ struct BackwardMemory {
   unsigned char* inner;
 
   BackwardMemory(void* base, const TgcnLayerBackward<S, Compute<S>>& p) : memory(base) {
-    d_g = memory.take<S>(values_of(p.forward.stack));
-    inner = memory.take<unsigned char>(larger(ScanBackward<S>{p, p.d_x, d_g}.workspace(),
-                                              conv_stack_backward_workspace(stack_of<S>(p, d_g))));
+    d_g = memory.take<S>(values_of(p.stack.forward));
+    inner = memory.take<unsigned char>(
+        larger(gated_scan_backward_workspace<S>(p.scan), conv_stack_backward_workspace<S>(p.stack)));
   }
 };
 
@@ -111,8 +52,8 @@ struct FusedBackwardMemory {
   unsigned char* stack;
 
   FusedBackwardMemory(void* base, const TgcnLayerBackward<S, Compute<S>>& p) : memory(base) {
-    scan = memory.take<unsigned char>(ScanBackward<S>{p, nullptr, nullptr}.workspace());
-    stack = memory.take<unsigned char>(gatv2_stack_backward_workspace(stack_of<S>(p, nullptr)));
+    scan = memory.take<unsigned char>(gated_scan_backward_workspace<S>(p.scan));
+    stack = memory.take<unsigned char>(gatv2_stack_backward_workspace<S>(p.stack));
   }
 };
 
@@ -120,51 +61,54 @@ struct FusedBackwardMemory {
 
 template <class S>
 size_t tgcn_layer_forward_workspace(const TgcnLayerForward<S>& p) {
-  if (fused_stack_fits(p.stack)) return Scan<S>{p}.workspace();
+  if (fused_stack_fits(p.stack)) return gated_scan_forward_workspace(p.scan);
   return ForwardMemory<S>(nullptr, p).memory.bytes();
 }
 
 template <class S>
 int tgcn_layer_forward(const TgcnLayerForward<S>& p, void* workspace, void* stream) {
-  const Scan<S> scan{p};
   if (fused_stack_fits(p.stack)) {
     // Two launches: the stack leaves what the recurrence reads at the start of its workspace.
-    if (const int error =
-            fused_stack_forward(p.stack, p.gate_weights, static_cast<Compute<S>*>(workspace), stream)) {
-      return error;
-    }
-    return scan.run_recurrence(workspace, stream);
+    Compute<S>* const from_input = static_cast<Compute<S>*>(workspace);
+    const int error = fused_stack_forward(p.stack, p.scan.weights, from_input, stream);
+    return error != 0 ? error : gated_scan_recurrence(p.scan, workspace, stream);
   }
   const ForwardMemory<S> memory(workspace, p);
   ConvStackForward<S> stack = p.stack;
   stack.out = memory.g;
   if (const int error = conv_stack_forward(stack, memory.inner, stream)) return error;
-  return scan.run(memory.g, memory.inner, stream);
+  GatedScanForward<S> scan = p.scan;
+  scan.g = memory.g;
+  return gated_scan_forward(scan, memory.inner, stream);
 }
 
 template <class S>
 size_t tgcn_layer_backward_workspace(const TgcnLayerBackward<S, Compute<S>>& p) {
-  if (gatv2_stack_backward_fits(p.forward.stack)) {
-    return FusedBackwardMemory<S>(nullptr, p).memory.bytes();
-  }
+  if (gatv2_stack_backward_fits(p.stack.forward)) return FusedBackwardMemory<S>(nullptr, p).memory.bytes();
   return BackwardMemory<S>(nullptr, p).memory.bytes();
 }
 
 template <class S>
 int tgcn_layer_backward(const TgcnLayerBackward<S, Compute<S>>& p, void* workspace, void* stream) {
+  using C = Compute<S>;
+  ConvStackBackward<S, C> stack = p.stack;
+  GatedScanBackward<S, C> scan = p.scan;
+  scan.forward.g = stack.forward.out;
   const bool need_stack =
-      p.d_x != nullptr || p.gat != nullptr || p.gcn != nullptr || p.d_edge_weight != nullptr;
-  if (gatv2_stack_backward_fits(p.forward.stack)) {
+      stack.d_x != nullptr || stack.gat != nullptr || stack.gcn != nullptr || stack.d_edge_weight != nullptr;
+  if (gatv2_stack_backward_fits(stack.forward)) {
     const FusedBackwardMemory<S> memory(workspace, p);
-    const int error = ScanBackward<S>{p, nullptr, nullptr}.run(memory.scan, stream);
+    scan.d_x = nullptr;
+    const int error = gated_scan_backward<S>(scan, memory.scan, stream);
     if (error != 0 || !need_stack) return error;
-    return gatv2_stack_backward(stack_of<S>(p, nullptr), p.forward.gate_weights,
-                                reinterpret_cast<Compute<S>*>(memory.scan), memory.stack, stream);
+    return gatv2_stack_backward<S>(stack, scan.forward.weights, reinterpret_cast<C*>(memory.scan),
+                                   memory.stack, stream);
   }
   const BackwardMemory<S> memory(workspace, p);
-  const ScanBackward<S> scan{p, p.d_x, need_stack ? memory.d_g : nullptr};
-  if (const int error = scan.run(memory.inner, stream)) return error;
-  return conv_stack_backward(stack_of<S>(p, memory.d_g), memory.inner, stream);
+  scan.d_g = need_stack ? memory.d_g : nullptr;
+  if (const int error = gated_scan_backward<S>(scan, memory.inner, stream)) return error;
+  stack.d_out = memory.d_g;
+  return conv_stack_backward<S>(stack, memory.inner, stream);
 }
 
 #define HIERMT_INSTANTIATE(S)                                                                \

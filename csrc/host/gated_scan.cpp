@@ -3,58 +3,33 @@
 
 #include <torch/csrc/stable/library.h>
 
-#include <optional>
 #include <tuple>
-#include <vector>
 
-#include "host/device_call.h"
 #include "host/gate_arguments.h"
-#include "host/graph_arguments.h"
 
 namespace hiermt {
 namespace {
 
-struct Arguments {
-  int64_t nodes, steps, channels, hidden;
-  ScalarType dtype;
-};
-
-Arguments check_arguments(const char* op, const Tensor& x, const Tensor& g, const std::optional<Tensor>& h0,
-                          const std::vector<Tensor>& gates) {
+ScanArguments check_arguments(const char* op, const Tensor& x, const Tensor& g,
+                              const std::optional<Tensor>& h0, const std::vector<Tensor>& gates,
+                              const std::optional<Tensor>& starts, int64_t steps) {
   check_shape(op, "x", x, {"N", "T", "F"});
   check_shape(op, "g", g, {x.size(0), x.size(1), "H"});
-  const int64_t nodes = x.size(0), steps = x.size(1), channels = x.size(2), hidden = g.size(2);
-  check_parameter(op, "g", g, {nodes, steps, hidden}, "x", x);
-  if (h0) check_parameter(op, "h0", *h0, {nodes, hidden}, "x", x);
-  check_scan_size(op, "x", nodes, steps, channels, hidden);
-  check_gates(op, gates, channels, hidden, "x", x);
-  check_cuda_limits(op, x, hidden);
-  return {nodes, steps, channels, hidden, x.scalar_type()};
-}
-
-template <class S>
-GatedScanForward<S> forward_params(const Arguments& a, const Tensor& x, const Tensor& g,
-                                   const std::optional<Tensor>& h0, const std::vector<Tensor>& gates) {
-  GatedScanForward<S> p{};
-  p.copies = 1;
-  p.num_nodes = a.nodes;
-  p.steps = a.steps;
-  p.hidden = a.hidden;
-  p.x = view_of<S>(x, a.nodes);
-  p.g = data<S>(g);
-  p.h0 = data<S>(h0);
-  p.weights = gate_weights<S>(gates);
-  return p;
+  check_parameter(op, "g", g, {x.size(0), x.size(1), g.size(2)}, "x", x);
+  ScanArguments a = check_scan(op, x, g.size(2), h0, starts, steps);
+  check_gates(op, gates, x.size(2), g.size(2), "x", x);
+  return a;
 }
 
 std::tuple<Tensor, Tensor, Tensor> gated_scan(Tensor x, Tensor g, std::optional<Tensor> h0,
-                                              std::vector<Tensor> gates, bool sequence, bool save) {
+                                              std::vector<Tensor> gates, std::optional<Tensor> starts,
+                                              int64_t steps, bool sequence, bool save, bool tf32) {
   constexpr const char* op = "gated_scan";
-  const Arguments a = check_arguments(op, x, g, h0, gates);
-  const ScanOutputs outputs(a.nodes, a.steps, a.hidden, sequence, save, save, x);
-  dispatch_floating(op, "x", a.dtype, [&](auto type) {
+  const ScanArguments a = check_arguments(op, x, g, h0, gates, starts, steps);
+  const ScanOutputs outputs(a, g.size(2), sequence, save, x);
+  dispatch_floating(op, "x", x.scalar_type(), [&](auto type) {
     using S = typename decltype(type)::type;
-    auto p = forward_params<S>(a, x, g, h0, gates);
+    auto p = scan_params<S>(a, x, x.size(0), g.size(2), data<S>(g), h0, gates, tf32);
     outputs.fill(p);
     run_native<S>(
         op, "x", x, [&](const auto& kernels) { kernels.gated_scan_forward(p); },
@@ -67,28 +42,31 @@ std::tuple<Tensor, Tensor, Tensor> gated_scan(Tensor x, Tensor g, std::optional<
 }
 
 std::vector<Tensor> gated_scan_backward(Tensor d_out, Tensor x, Tensor g, std::optional<Tensor> h0,
-                                        std::vector<Tensor> gates, bool sequence, Tensor h, Tensor saved,
-                                        bool need_x, bool need_g, bool need_h0, bool need_gates) {
+                                        std::vector<Tensor> gates, std::optional<Tensor> starts, Tensor h,
+                                        Tensor saved, int64_t steps, bool sequence, bool tf32, bool need_x,
+                                        bool need_g, bool need_h0, bool need_gates) {
   constexpr const char* op = "gated_scan_backward";
-  const Arguments a = check_arguments(op, x, g, h0, gates);
+  const ScanArguments a = check_arguments(op, x, g, h0, gates, starts, steps);
+  const int64_t hidden = g.size(2);
   const ScanCotangent cotangent{sequence, d_out, h, saved};
-  cotangent.check(op, a.nodes, a.steps, a.hidden, true, x);
+  cotangent.check(op, a, hidden, x);
 
+  const ScalarType dtype = x.scalar_type();
   std::vector<Tensor> grads;
   const auto add = [&](bool wanted, std::initializer_list<int64_t> sizes) {
-    grads.push_back(wanted ? empty(sizes, a.dtype, x) : empty({0}, a.dtype, x));
+    grads.push_back(wanted ? empty(sizes, dtype, x) : empty({0}, dtype, x));
   };
-  add(need_x, {a.nodes, a.steps, a.channels});
-  add(need_g, {a.nodes, a.steps, a.hidden});
-  add(need_h0, {a.nodes, a.hidden});
+  add(need_x, {x.size(0), x.size(1), x.size(2)});
+  add(need_g, {x.size(0), x.size(1), hidden});
+  add(need_h0, {a.nodes, hidden});
   for (const Tensor& gate : gates) grads.push_back(gradient_of(gate, need_gates));
 
-  dispatch_floating(op, "x", a.dtype, [&](auto type) {
+  dispatch_floating(op, "x", dtype, [&](auto type) {
     using S = typename decltype(type)::type;
     using C = Compute<S>;
     GatedScanBackward<S, C> p{};
-    p.forward = forward_params<S>(a, x, g, h0, gates);
-    cotangent.fill(p, true);
+    p.forward = scan_params<S>(a, x, x.size(0), hidden, data<S>(g), h0, gates, tf32);
+    cotangent.fill(p);
     p.d_x = output<S>(grads[0], need_x);
     p.d_g = output<S>(grads[1], need_g);
     p.d_h0 = output<S>(grads[2], need_h0);

@@ -17,7 +17,7 @@ struct WindowArguments {
   std::vector<int64_t>
       order;  // windows in the order of their first days; on the CPU, where the kernels want it
 
-  DayWindows days() const { return {true, count, steps, data<int64_t>(starts), order.data()}; }
+  DayWindows days() const { return {count, steps, data<int64_t>(starts), order.data()}; }
 };
 
 // On a GPU nobody looks at the days themselves, which would wait for the device: kernels keep to the series

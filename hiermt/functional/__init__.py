@@ -53,7 +53,7 @@ def gated_scan(
         h0 (Tensor, optional): state before the first step. (default: zeros)
         gates (sequence of Tensor): ``u.weight, u.bias, r.weight, r.bias, c.weight, c.bias``.
         sequence (bool): return every state, or only the last. (default: ``True``)
-        backend (str): who computes. (default: ``"auto"``)
+        backend (str): implementation. (default: ``"auto"``)
 
     Shapes:
         - **x:** ``[N, T, F]``; **g:** ``[N, T, H]``; **h0:** ``[N, H]``; weights ``[H, F + 2H]``, biases ``[H]``
@@ -75,7 +75,7 @@ def gated_scan(
     (x, g, *rest), native = prepare(x, others, None, backend)
     with no_autocast(x):
         run = dispatch.operator("gated_scan", native)
-        return run(x, g, None if h0 is None else rest[6], rest[:6], sequence)  # type: ignore[no-any-return]
+        return run(x, g, None if h0 is None else rest[6], rest[:6], sequence=sequence)  # type: ignore[no-any-return]
 
 
 def tgcn_layer(
@@ -88,6 +88,7 @@ def tgcn_layer(
     gat: bool = True,
     edge: bool = True,
     conv_activation: str = "between",
+    h0: Tensor | None = None,
     sequence: bool = True,
     backend: str = "auto",
 ) -> Tensor:
@@ -105,11 +106,13 @@ def tgcn_layer(
         edge (bool): whether each GATv2 has an edge term. (default: ``True``)
         conv_activation (str): leaky_relu (slope 0.01) ``"between"`` the convolutions or ``"after"`` each.
             (default: ``"between"``)
+        h0 (Tensor, optional): state before the first step, of every window its own. (default: zeros)
         sequence (bool): return every state, or only the last. (default: ``True``)
-        backend (str): who computes. (default: ``"auto"``)
+        backend (str): implementation. (default: ``"auto"``)
 
     Shapes:
         - **x:** ``[N, T, F]``, or windows of a series ``[S, D, F]`` with ``N = B * S``, node ``window * S + stock``
+        - **h0:** ``[N, H]``
         - **returns:** ``[N, T, H]``, or ``[N, H]`` if not `sequence`
 
     Raises:
@@ -127,12 +130,19 @@ def tgcn_layer(
         x, starts, _ = x
         if x.size(0) != graph.num_nodes:
             raise ValueError(f"x: windows of {x.size(0)} stocks, but the graph has {graph.num_nodes} nodes")
-    (series, *params), native = prepare(x, [*conv_params, *gate_params], graph, backend)
+    state = []
+    if h0 is not None:
+        expected = [x.size(0) if starts is None else starts.size(0) * x.size(0), gate_params[0].size(0)]
+        if list(h0.shape) != expected:
+            raise ValueError(f"h0: expected [N, H] = {expected}, got {list(h0.shape)}")
+        state = [h0]
+    (series, *params), native = prepare(x, [*conv_params, *gate_params, *state], graph, backend)
     options.check_weights_used(graph)
     check_linear("the first convolution", params[0], series.size(-1))
     # The days of a series have as many nodes as the CSR has rows.
     csr = graph.csr(options.rule, options.weighted, series.dtype, whole=starts is not None)
-    convs, gates = params[: len(conv_params)], params[len(conv_params) :]
+    count = len(conv_params)
+    convs, gates = params[:count], params[count : count + GATE_PARAMS]
     with no_autocast(series):
         run = dispatch.operator("tgcn_layer", native)
         return run(  # type: ignore[no-any-return]
@@ -141,6 +151,7 @@ def tgcn_layer(
             csr.weight,
             convs,
             gates,
+            None if h0 is None else params[-1],
             starts,
             steps=steps,
             conv_layers=options.conv_layers,
@@ -156,7 +167,7 @@ def heads(h: Tensor, params: Sequence[Tensor], *, backend: str = "auto") -> tupl
         h (Tensor): last hidden state.
         params (sequence of Tensor): ``out.weight, out.bias, signal.weight, signal.bias, direction.weight,
             direction.bias``.
-        backend (str): who computes. (default: ``"auto"``)
+        backend (str): implementation. (default: ``"auto"``)
 
     Shapes:
         - **h:** ``[N, H]``; out ``[K, H]``; heads ``[2, K]``
@@ -183,7 +194,7 @@ def decision(
         h (Tensor): last hidden state.
         params (sequence of Tensor): as for :func:`heads`.
         threshold (float): a row is a signal iff ``P(signal) > threshold``, in ``[0, 1]``. (default: ``0.5``)
-        backend (str): who computes. (default: ``"auto"``)
+        backend (str): implementation. (default: ``"auto"``)
 
     Shapes:
         - **h:** ``[N, H]``
@@ -208,7 +219,7 @@ def decision_from_logits(
     Args:
         signal_logits, direction_logits (Tensor): logits of the two heads, with any leading dimensions.
         threshold (float): a row is a signal iff ``P(signal) > threshold``, in ``[0, 1]``. (default: ``0.5``)
-        backend (str): who computes. (default: ``"auto"``)
+        backend (str): implementation. (default: ``"auto"``)
 
     Shapes:
         - **signal_logits**, **direction_logits:** ``[*, 2]``

@@ -35,7 +35,7 @@ def gated_scan_windows(
         steps (int): ``T``, days in a window.
         gates (sequence of Tensor): ``u.weight, u.bias, r.weight, r.bias, c.weight, c.bias``.
         sequence (bool): return every state, or only the last. (default: ``True``)
-        backend (str): who computes. (default: ``"auto"``)
+        backend (str): implementation. (default: ``"auto"``)
 
     Shapes:
         - **x:** ``[S, D, F]``; **g:** ``[S, D, H]``; **starts:** ``[B]`` int64; weights ``[H, F + 2H]``, biases ``[H]``
@@ -56,5 +56,5 @@ def gated_scan_windows(
     steps = check_starts(starts, steps, x, look=not gather.reading_syncs(x))
     (x, g, *params), native = prepare(x, [g, *gates], None, backend)
     with no_autocast(x):
-        run = dispatch.operator("gated_scan_windows", native)
-        return run(x, g, starts, steps, params, sequence)  # type: ignore[no-any-return]
+        run = dispatch.operator("gated_scan", native)
+        return run(x, g, None, params, starts, steps=steps, sequence=sequence)  # type: ignore[no-any-return]

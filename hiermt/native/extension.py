@@ -39,8 +39,6 @@ OPERATORS = (
     "decision_from_logits",
     "multitask_loss",
     "multitask_loss_backward",
-    "gated_scan_windows",
-    "gated_scan_windows_backward",
 )
 _REBUILD = "pip install --no-build-isolation . in hiermt's source tree (details: python -m hiermt info)"
 

@@ -18,6 +18,7 @@ def tgcn_layer(
     edge_weight: Tensor | None,
     conv_params: Sequence[Tensor],
     gate_params: Sequence[Tensor],
+    h0: Tensor | None = None,
     starts: Tensor | None = None,
     *,
     steps: int = 0,
@@ -33,7 +34,8 @@ def tgcn_layer(
     convs = [param.contiguous() for param in conv_params]
     gates = [param.contiguous() for param in gate_params]
     weight = None if edge_weight is None else edge_weight.contiguous()
-    save = operator.is_recorded(x, weight, *convs, *gates)
+    state = None if h0 is None else h0.contiguous()
+    save = operator.is_recorded(x, weight, state, *convs, *gates)
     options = {
         "steps": steps,
         "conv_layers": conv_layers,
@@ -42,10 +44,8 @@ def tgcn_layer(
         "save": save,
         "tf32": operator.allows_tf32(x),
     }
-    if starts is None or torch.compiler.is_compiling():
-        return _tgcn_layer(save, x, list(csr), weight, convs, gates, starts, **options)  # type: ignore[no-any-return]
-    with operator.index_errors(operator.OUTSIDE_SERIES):
-        return _tgcn_layer(save, x, list(csr), weight, convs, gates, starts, **options)  # type: ignore[no-any-return]
+    with operator.windows_outside(starts):
+        return _tgcn_layer(save, x, list(csr), weight, convs, gates, state, starts, **options)  # type: ignore[no-any-return]
 
 
 def _fake(
@@ -54,6 +54,7 @@ def _fake(
     edge_weight: Tensor | None,
     conv_params: list[Tensor],
     gate_params: list[Tensor],
+    h0: Tensor | None,
     starts: Tensor | None,
     *,
     steps: int,
@@ -61,9 +62,9 @@ def _fake(
     save: bool,
     **options: Any,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    nodes, days, hidden = x.size(0), x.size(1), conv_params[0].size(0)
-    shape = (nodes, days, hidden) if starts is None else (starts.size(0) * nodes, steps, hidden)
-    return *operator.fake_scan(x, shape, sequence, save), x.new_empty((nodes, days, hidden) if save else (0,))
+    hidden = conv_params[0].size(0)
+    g = x.new_empty((x.size(0), x.size(1), hidden) if save else (0,))
+    return *operator.fake_scan(x, hidden, starts, steps, sequence, save), g
 
 
 def _fake_backward(
@@ -77,6 +78,7 @@ def _fake_backward(
     need_x: bool,
     need_conv: bool,
     need_gates: bool,
+    need_h0: bool,
     need_edge_weight: bool,
     **options: Any,
 ) -> list[Tensor]:
@@ -85,41 +87,33 @@ def _fake_backward(
         x.new_empty(x.shape if need_x else (0,)),
         *fake_gradients(x, conv_params, need_conv),
         *fake_gradients(x, gate_params, need_gates),
+        x.new_empty((d_out.size(0), conv_params[0].size(0)) if need_h0 else (0,)),
         *fake_gradients(x, [weight], need_edge_weight),
     ]
 
 
 def _save(ctx: Any, args: Sequence[Any], options: dict[str, Any], output: tuple[Tensor, ...]) -> None:
-    x, csr, weight, convs, gates, starts = args
+    x, csr, weight, convs, gates, h0, starts = args
     out, h, values, g = output
-    ctx.options = {name: value for name, value in options.items() if name != "save"}
-    ctx.lengths_saved = len(csr), len(convs)
-    if operator.keeps(ctx, options["save"]):
+    ctx.counts = len(csr), len(convs)
+    if operator.keeps(ctx, options):
         h = out if options["sequence"] else h
-        ctx.save_for_backward(x, weight, starts, h, values, g, *csr, *convs, *gates)
+        ctx.save_for_backward(x, weight, h0, starts, h, values, g, *csr, *convs, *gates)
 
 
 def _gradients(ctx: Any, need: Sequence[Any], d_out: Tensor) -> Sequence[Any]:
-    need_x, need_csr, need_weight, need_convs, need_gates, _ = need
-    x, weight, starts, h, values, g, *rest = operator.kept(ctx, "tgcn_layer")
-    entries, count = ctx.lengths_saved
+    need_x, need_csr, need_weight, need_convs, need_gates, need_h0, _ = need
+    x, weight, h0, starts, h, values, g, *rest = operator.kept(ctx, "tgcn_layer")
+    entries, count = ctx.counts
     csr, convs, gates = rest[:entries], rest[entries : entries + count], rest[entries + count :]
-    d_x, *grads, d_weight = operator.call(
+    d_x, *grads, d_h0, d_weight = operator.call(
         torch.ops.hiermt.tgcn_layer_backward.default,
-        d_out.contiguous(),
-        x,
-        csr,
-        weight,
-        convs,
-        gates,
-        starts,
-        h,
-        values,
-        g,
+        *(d_out.contiguous(), x, csr, weight, convs, gates, h0, starts, h, values, g),
         **ctx.options,
         need_x=need_x,
         need_conv=any(need_convs),
         need_gates=any(need_gates),
+        need_h0=need_h0,
         need_edge_weight=need_weight,
     )
     return (
@@ -128,6 +122,7 @@ def _gradients(ctx: Any, need: Sequence[Any], d_out: Tensor) -> Sequence[Any]:
         d_weight.to(x.dtype) if need_weight else None,
         gradients_of(convs, grads[:count], need_convs),
         gradients_of(gates, grads[count:], need_gates),
+        d_h0 if need_h0 else None,
         None,
     )
 

@@ -8,7 +8,7 @@ are lists of tensors.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, NoReturn
 
 import torch
@@ -230,12 +230,12 @@ def gradients_of(params: Sequence[Tensor], grads: Sequence[Tensor], need: Sequen
     ]
 
 
-OUTSIDE_SERIES = "is outside the days"  # what an operator says of a window
-
-
-def fake_scan(x: Tensor, shape: Sequence[int], sequence: bool, save: bool) -> tuple[Tensor, Tensor, Tensor]:
-    """What a scan returns: out, the sequence ``[N, T, H]`` of `shape` or an empty tensor, and the gates' values."""
-    nodes, steps, hidden = shape
+def fake_scan(
+    x: Tensor, hidden: Any, starts: Tensor | None, steps: Any, sequence: bool, save: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    """What a scan returns: out, the sequence ``[N, T, H]`` or an empty tensor, and the gates' values."""
+    nodes = x.size(0)
+    nodes, steps = (nodes, x.size(1)) if starts is None else (starts.size(0) * nodes, steps)
     h = x.new_empty((nodes, steps, hidden) if sequence or save else (0,))
     last = x.new_empty((0,) if sequence else (nodes, hidden))
     # CUDA computes the gates again.
@@ -243,10 +243,18 @@ def fake_scan(x: Tensor, shape: Sequence[int], sequence: bool, save: bool) -> tu
     return (h, last, gates) if sequence else (last, h, gates)
 
 
-def keeps(ctx: Any, save: bool) -> bool:
-    """Notes whether the forward was asked to save what the backward reads; see :func:`kept`."""
-    ctx.saved = save
-    return save
+def windows_outside(starts: Tensor | None) -> AbstractContextManager[None]:
+    """Turns what an operator says of a window outside the series into an IndexError."""
+    if starts is None or torch.compiler.is_compiling():
+        return nullcontext()
+    return index_errors("is outside the days")
+
+
+def keeps(ctx: Any, options: dict[str, Any]) -> bool:
+    """Whether the forward was asked to save what the backward reads; notes that, and the other options, in `ctx`."""
+    ctx.options = {name: value for name, value in options.items() if name != "save"}
+    ctx.saved = options["save"]
+    return ctx.saved  # type: ignore[no-any-return]
 
 
 def kept(ctx: Any, name: str) -> tuple[Tensor, ...]:

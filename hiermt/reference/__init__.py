@@ -17,7 +17,7 @@ from hiermt.reference.decision import decision, decision_from_logits
 from hiermt.reference.graph_prepare import GATV2_RULE, GCN_RULE, graph_prepare
 from hiermt.reference.layer import tgcn_layer
 from hiermt.reference.loss import multitask_loss
-from hiermt.reference.scan import gated_scan, gated_scan_windows, gather_windows
+from hiermt.reference.scan import gated_scan, gather_windows
 
 __all__ = [
     "GATV2_RULE",
@@ -30,7 +30,6 @@ __all__ = [
     "decision",
     "decision_from_logits",
     "gated_scan",
-    "gated_scan_windows",
     "gather_windows",
     "graph_prepare",
     "multitask_loss",

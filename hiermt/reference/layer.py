@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from hiermt.reference.convolution import LEAKY_SIGMOID, SIGMOID, conv_stack
-from hiermt.reference.scan import gated_scan, gated_scan_windows
+from hiermt.reference.scan import gated_scan
 
 
 def tgcn_layer(
@@ -16,6 +16,7 @@ def tgcn_layer(
     edge_weight: Tensor | None,
     conv_params: Sequence[Tensor],
     gate_params: Sequence[Tensor],
+    h0: Tensor | None = None,
     starts: Tensor | None = None,
     *,
     steps: int = 0,
@@ -28,10 +29,7 @@ def tgcn_layer(
     Args:
         x (Tensor): input of the layer.
         csr, edge_weight, conv_params, conv_layers: as for :func:`conv_stack`.
-        gate_params (sequence of Tensor): the parameters of :func:`gated_scan`.
-        starts (Tensor, optional): first day of each window, if the scan runs over windows of `steps` days of x, as in
-            :func:`gated_scan_windows`. (default: ``None``)
-        steps (int): ``T`` of the windows. (default: ``0``)
+        gate_params, h0, starts, steps: as for :func:`gated_scan`; with `starts`, the days of the series are convolved.
         between (bool): leaky_relu between the convolutions only, or after the last one too.
         sequence (bool): return every state, or only the last.
 
@@ -41,6 +39,4 @@ def tgcn_layer(
     """
     activation = SIGMOID if between else LEAKY_SIGMOID
     g = conv_stack(x, csr, edge_weight, conv_params, conv_layers=conv_layers, activation=activation)
-    if starts is not None:
-        return gated_scan_windows(x, g, starts, steps, gate_params, sequence)
-    return gated_scan(x, g, None, gate_params, sequence)
+    return gated_scan(x, g, h0, gate_params, starts, steps=steps, sequence=sequence)

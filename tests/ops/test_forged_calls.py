@@ -92,12 +92,16 @@ def test_functional_counts_the_parameters(wrong: int, backend: str) -> None:
             call(h, many, backend=backend)
 
 
+SCAN = {"steps": 3, "sequence": False, "save": False, "tf32": False}
+
+
 def sizes_without_elements() -> list[tuple[str, tuple[Any, ...]]]:
     """Calls that hold next to no memory and whose sizes have products past 2^63."""
     empty, huge = torch.empty, 2**60
     head = (empty(0, huge), empty(0), empty(2, 0), empty(2), empty(2, 0), empty(2))
     long = torch.zeros(1, 1, 1).expand(2**29, 2**29, 1)
     gates = [torch.randn(8, 17) if i % 2 == 0 else torch.randn(8) for i in range(6)]
+    scan = (long, empty(1, 1, 8).expand(2**29, 2**29, 8), None, gates, None)
     return [
         ("decision", (empty(0, huge), *head, 0.5, 15)),
         (
@@ -105,7 +109,7 @@ def sizes_without_elements() -> list[tuple[str, tuple[Any, ...]]]:
             (empty(3, 0), empty(5, 0), empty(5), empty(2, 5), empty(2), empty(2, 5), empty(2), 0.5, -1),
         ),
         ("decision_backward", (empty(0, 2), empty(0, 2), empty(0, huge), *head[:3], head[4], True, True)),
-        ("gated_scan", (long, empty(1, 1, 8).expand(2**29, 2**29, 8), None, gates, False, False)),
+        ("gated_scan", scan),
         ("graph_prepare", (torch.zeros(2, 1, dtype=torch.int64).expand(2, 2**40), 3, 0)),
         ("graph_prepare", (torch.zeros(2, 4, dtype=torch.int64), 2**63 - 1, 0)),
     ]
@@ -114,8 +118,9 @@ def sizes_without_elements() -> list[tuple[str, tuple[Any, ...]]]:
 @needs_native
 @pytest.mark.parametrize("call", sizes_without_elements(), ids=lambda call: call[0])
 def test_sizes_whose_product_wraps_around(call: tuple[str, tuple[Any, ...]]) -> None:
+    options = SCAN if call[0] == "gated_scan" else {}
     with pytest.raises(RuntimeError, match="hiermt"):
-        getattr(torch.ops.hiermt, call[0])(*call[1])
+        getattr(torch.ops.hiermt, call[0])(*call[1], **options)
 
 
 @needs_native
@@ -138,6 +143,4 @@ def test_a_tensor_whose_storage_is_gone(left: int) -> None:
     gates = [torch.randn(8, 18) if i % 2 == 0 else torch.randn(8) for i in range(6)]
     starts = lying(torch.zeros(40, dtype=torch.int64))
     with pytest.raises(RuntimeError, match="starts: its storage of"):
-        torch.ops.hiermt.gated_scan_windows(
-            torch.randn(3, 50, 2), torch.randn(3, 50, 8), starts, 3, gates, False, False, False
-        )
+        torch.ops.hiermt.gated_scan(torch.randn(3, 50, 2), torch.randn(3, 50, 8), None, gates, starts, **SCAN)

@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pytest
 import torch
 from torch import Tensor
 
-from hiermt import reference
 from hiermt.native import extension
 from hiermt.testing import assert_close
 
 if (_reason := extension.why_not_native("cpu")) is not None:
     pytest.skip(_reason, allow_module_level=True)
 
-from hiermt import ops
+from support.single_convolutions import ops, reference
 
 
 class Case(NamedTuple):
@@ -72,7 +71,7 @@ def test_nan_infinity_and_saturation(where: str, value: float) -> None:
 def test_only_what_is_asked_for_is_computed_and_kept() -> None:
     case = make(4, 3, 2, 5)
     with torch.no_grad():
-        out, h, saved = torch.ops.hiermt.gated_scan(*case, False, False)
+        out, h, saved = torch.ops.hiermt.gated_scan(*case, None, **options(False, False))
     assert out.shape == (4, 5) and h.numel() == 0 and saved.numel() == 0
     for leaf in case.leaves():
         only = [value.detach() for value in case.leaves()]
@@ -85,11 +84,11 @@ def test_only_what_is_asked_for_is_computed_and_kept() -> None:
 
 def test_arguments_are_checked_before_anything_is_read() -> None:
     case = [value.detach() for value in make(4, 3, 2, 5).leaves()]
-    good = [*case[:3], case[3:], True, False]
+    good = [*case[:3], case[3:], None]
 
     def refuses(position: int, value: object, message: str) -> None:
         with pytest.raises(RuntimeError, match=message):
-            torch.ops.hiermt.gated_scan(*good[:position], value, *good[position + 1 :])
+            torch.ops.hiermt.gated_scan(*good[:position], value, *good[position + 1 :], **options(True, False))
 
     refuses(0, torch.randn(4, 3), r"x: expected a shape \[N, T, F\], got \[4, 3\]")
     refuses(1, torch.randn(4, 2, 5), r"g: expected a shape \[4, 3, H\], got \[4, 2, 5\]")
@@ -98,3 +97,14 @@ def test_arguments_are_checked_before_anything_is_read() -> None:
     refuses(3, case[3:8], "gates: expected 6 tensors, got 5")
     refuses(3, [torch.randn(5, 11), *case[4:]], r"u.weight: expected a shape \[5, 12\], got \[5, 11\]")
     refuses(0, torch.randn(4, 3, 2).half(), "got Half|expected dtype Half")
+
+
+def options(sequence: bool, save: bool, steps: int = 0) -> dict[str, Any]:
+    """Keyword arguments of the operator."""
+    return {"steps": steps, "sequence": sequence, "save": save, "tf32": False}
+
+
+def backward_options(sequence: bool, steps: int = 0) -> dict[str, Any]:
+    """Keyword arguments of its backward, which compute every gradient."""
+    wanted = {f"need_{name}": True for name in ("x", "g", "h0", "gates")}
+    return {"steps": steps, "sequence": sequence, "tf32": False, **wanted}

@@ -9,14 +9,16 @@ import pytest
 import torch
 from torch import Tensor
 
-from hiermt import functional, reference
+from hiermt import functional
 from hiermt.native import extension
 from hiermt.testing import assert_close
 
 if (_reason := extension.why_not_native("cpu")) is not None:
     pytest.skip(_reason, allow_module_level=True)
 
-from hiermt import ops
+from test_gated_scan import options
+
+from support.single_convolutions import ops, reference
 
 
 class Case(NamedTuple):
@@ -116,14 +118,14 @@ def test_nan_infinity_and_saturation(where: str, value: float) -> None:
 def test_only_what_is_asked_for_is_computed_and_kept() -> None:
     case = make("apart")
     with torch.no_grad():
-        out, h, saved = torch.ops.hiermt.gated_scan_windows(*case, False, False, False)
+        out, h, saved = call(case, None, False, False)
     assert out.shape == (9, 3) and h.numel() == 0 and saved.numel() == 0
     _, every = gradients(ops.gated_scan_windows, case, True)
     for index in range(len(every)):
         only = [value.detach() for value in case.leaves()]
         only[index].requires_grad_()
         alone = ops.gated_scan_windows(*only[:2], case.starts, case.steps, only[2:], True)
-        cotangent = torch.cos(torch.arange(alone.numel())).bfloat16().reshape(alone.shape).float()
+        cotangent = torch.cos(torch.arange(alone.numel(), dtype=torch.float64)).reshape(alone.shape).float()
         assert torch.equal(torch.autograd.grad(alone, [only[index]], cotangent)[0], every[index])
 
 
@@ -156,14 +158,40 @@ def test_arguments_are_checked(backend: str) -> None:
 
 def test_the_operator_checks_again() -> None:
     x, g, starts, steps, gates = make("apart")
-    good = [x.detach(), g.detach(), starts, steps, [gate.detach() for gate in gates], True, False, False]
+    good = [x.detach(), g.detach(), None, [gate.detach() for gate in gates], starts]
     for position, value, message in (
-        (0, torch.randn(3, 40), r"x: expected a shape \[S, D, F\]"),
+        (0, torch.randn(3, 40), r"x: expected a shape \[N, T, F\]"),
         (1, torch.randn(3, 39, 3), r"g: expected a shape \[3, 40, H\]"),
-        (2, torch.tensor([36]), "outside the days"),
-        (2, torch.tensor([0], dtype=torch.int32), "starts: expected dtype Long"),
-        (3, 41, "steps: expected a length"),
-        (4, gates[:5], "gates: expected 6 tensors"),
+        (2, torch.randn(3, 3), r"h0: expected a shape \[9, 3\]"),
+        (3, gates[:5], "gates: expected 6 tensors"),
+        (4, torch.tensor([36]), "outside the days"),
+        (4, torch.tensor([0], dtype=torch.int32), "starts: expected dtype Long"),
     ):
         with pytest.raises(RuntimeError, match=message):
-            torch.ops.hiermt.gated_scan_windows(*good[:position], value, *good[position + 1 :])
+            torch.ops.hiermt.gated_scan(*good[:position], value, *good[position + 1 :], **options(True, False, steps))
+    with pytest.raises(RuntimeError, match="steps: expected a length"):
+        torch.ops.hiermt.gated_scan(*good, **options(True, False, 41))
+
+
+def call(case: Case, h0: Tensor | None, sequence: bool, save: bool) -> tuple[Tensor, Tensor, Tensor]:
+    x, g, starts, steps, gates = case
+    return torch.ops.hiermt.gated_scan(x, g, h0, gates, starts, **options(sequence, save, steps))  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize("sequence", [True, False])
+@pytest.mark.parametrize("name", ["shuffled", "apart", "many groups", "many tiles"])
+def test_each_window_starts_from_its_own_state(name: str, sequence: bool) -> None:
+    case = make(name, torch.float64)
+    h0 = torch.randn(case.starts.numel() * case.x.size(0), case.g.size(2)).double().requires_grad_()
+    windows = [reference.gather_windows(part, case.starts, case.steps).flatten(0, 1) for part in (case.x, case.g)]
+    outs = [
+        ops.gated_scan(case.x, case.g, h0, case.gates, sequence, case.starts, case.steps),
+        ops.gated_scan(*windows, h0, case.gates, sequence),
+        reference.gated_scan(case.x, case.g, h0, case.gates, sequence, case.starts, case.steps),
+    ]
+    assert torch.equal(outs[0], outs[1])
+    assert_close(outs[0], outs[2])
+    grads = [torch.autograd.grad(out.sin().sum(), [*case.leaves(), h0]) for out in outs]
+    assert torch.equal(grads[0][-1], grads[1][-1])
+    for got, want in zip(grads[0], grads[2], strict=True):
+        assert_close(got, want, gradient=True)

@@ -115,7 +115,7 @@ def test_keeps_five_states_a_node_and_step(sequence: bool) -> None:
         saved.pop(tensor.untyped_storage().data_ptr(), None)
     assert sum(saved.values()) == 5 * 40 * 7 * 5 * 4
     with torch.no_grad():
-        _, *kept = torch.ops.hiermt.tgcn_layer(*arguments[:5], None, **flags(case, sequence, False))
+        _, *kept = torch.ops.hiermt.tgcn_layer(*arguments[:5], None, None, **flags(case, sequence, False))
     assert all(tensor.numel() == 0 for tensor in kept)
 
 
@@ -123,7 +123,7 @@ def test_eager_and_registered_rules_agree() -> None:
     case = make((2, 5, 3, 4))
 
     def registered(*arguments: Any) -> Tensor:
-        return torch.ops.hiermt.tgcn_layer(*arguments[:5], None, **flags(case, True, True))[0]  # type: ignore[no-any-return]
+        return torch.ops.hiermt.tgcn_layer(*arguments[:5], None, None, **flags(case, True, True))[0]  # type: ignore[no-any-return]
 
     eager, direct = gradients(ops.tgcn_layer, case, True), gradients(registered, case, True)
     assert torch.equal(eager[0], direct[0])
@@ -160,3 +160,18 @@ def test_functional_takes_the_same_way() -> None:
     graph = Graph(edge_index, weight, 20)
     native = functional.tgcn_layer(case.x, graph, case.convs, case.gates, backend="native")
     assert_close(native, functional.tgcn_layer(case.x, graph, case.convs, case.gates, backend="reference"))
+
+
+@pytest.mark.parametrize("sequence", [True, False])
+@pytest.mark.parametrize("windows", [False, True])
+@pytest.mark.parametrize("variant", VARIANTS[:3])
+def test_starts_from_a_given_state(variant: tuple[int, bool, bool, bool], windows: bool, sequence: bool) -> None:
+    case = make((1, 9, 4, 7), variant, torch.float64)
+    span = (torch.tensor([4, 0, 0]), 5) if windows else (None, 0)
+    h0 = torch.randn(60 if windows else 20, 7).double().requires_grad_()
+    arguments = (case.x, case.csr, case.edge_weight, case.convs, case.gates, *case.flags, sequence, *span, h0)
+    outs = [module.tgcn_layer(*arguments) for module in (ops, reference)]
+    assert_close(*outs)
+    grads = [torch.autograd.grad(out.sin().sum(), [*case.leaves(), h0]) for out in outs]
+    for got, want in zip(*grads, strict=True):
+        assert_close(got, want, gradient=True)

@@ -68,3 +68,11 @@ def test_functional_takes_windows(backend: str) -> None:
     windows = Windows(case.x, STARTS + DAYS, STEPS)
     with pytest.raises(IndexError, match="is outside"):
         functional.tgcn_layer(windows, graph, case.convs, case.gates, backend=backend)
+
+
+def test_no_window_and_windows_of_no_day() -> None:
+    case = make((1, DAYS, 4, 7))
+    empty = gradients(ops.tgcn_layer, case, True, torch.zeros(0, dtype=torch.int64))
+    assert empty[0].shape == (0, STEPS, 7) and not any(grad.any() for grad in empty[1:])
+    leaves = (case.x, case.csr, case.edge_weight, case.convs, case.gates, *case.flags)
+    assert not ops.tgcn_layer(*leaves, False, STARTS, 0).any()

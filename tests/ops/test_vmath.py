@@ -27,7 +27,9 @@ def evaluate(x: Tensor) -> dict[str, Tensor]:
     row = torch.tensor([[1.0, 0.0, 0.0]], dtype=x.dtype)
     gates = [row, torch.zeros(1, dtype=x.dtype)] * 3
     g = torch.zeros(x.numel(), 1, 1, dtype=x.dtype)
-    _, _, saved = torch.ops.hiermt.gated_scan(x.reshape(-1, 1, 1), g, None, gates, True, True)
+    _, _, saved = torch.ops.hiermt.gated_scan(
+        x.reshape(-1, 1, 1), g, None, gates, None, steps=0, sequence=True, save=True, tf32=False
+    )
     return {"sigmoid": saved[:, 0, 0, 0], "tanh": saved[:, 0, 2, 0]}
 
 

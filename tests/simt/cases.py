@@ -215,7 +215,8 @@ def scan_problem(case: ScanCase, dtype: torch.dtype) -> tuple[list[Tensor | None
     gates = [random(hidden, columns) * columns**-0.5 if i % 2 == 0 else random(hidden) for i in range(6)]
     tensors = [x, random(total, case.steps, hidden), random(total, hidden) if case.initial else None, *gates]
     integers = [case.copies, case.nodes, case.steps, hidden]
-    return tensors, [*integers, case.channels, x.stride(0) * case.nodes, *x.stride()]
+    integers += [case.channels, x.stride(0) * case.nodes, *x.stride(), -1, 0]
+    return [*tensors, None], integers
 
 
 def scan_both(case: ScanCase, dtype: torch.dtype, environment: dict[str, str] | None = None) -> list[Tensor | None]:
@@ -227,12 +228,13 @@ def scan_both(case: ScanCase, dtype: torch.dtype, environment: dict[str, str] | 
     h, h_last, gates = run(
         "gated_scan", dtype, integers, tensors, [sequence, state, ((total, case.steps, 3, hidden), dtype)], environment
     )
+    *tensors, starts = tensors
     leaves = [None if t is None else t.double().detach().clone().requires_grad_() for t in tensors]
     expected = reference.gated_scan(leaves[0], leaves[1], leaves[2], leaves[3:], True)
     assert_close(h.double(), expected.detach(), dtype=dtype)
     initial = tensors[2] if tensors[2] is not None else torch.zeros(state[0], dtype=dtype)
     assert torch.equal(h_last, h[:, -1] if case.steps > 0 else initial)
-    (alone,) = run("gated_scan", dtype, integers, tensors, [None, state, None], environment)[1:2]
+    (alone,) = run("gated_scan", dtype, integers, [*tensors, starts], [None, state, None], environment)[1:2]
     assert torch.equal(alone, h_last)
 
     grad_h = torch.randn(sequence[0], generator=torch.Generator().manual_seed(2)).to(dtype)
@@ -248,7 +250,7 @@ def scan_both(case: ScanCase, dtype: torch.dtype, environment: dict[str, str] | 
     truth = iter(torch.autograd.grad(value, wanted, cotangent, allow_unused=True))
     compute = torch.float64 if dtype == torch.float64 else torch.float32
     outputs = [None if t is None else (tuple(t.shape), dtype if i < 3 else compute) for i, t in enumerate(tensors)]
-    grads = run("gated_scan_backward", dtype, [*integers, 0], [*tensors, h, gates, *grads_in], outputs, environment)
+    grads = run("gated_scan_backward", dtype, integers, [*tensors, starts, h, gates, *grads_in], outputs, environment)
     names = ["x", "g", "h0", "u.weight", "u.bias", "r.weight", "r.bias", "c.weight", "c.bias"]
     pairs = []
     for name, tensor, grad in zip(names, tensors, grads, strict=True):

@@ -28,6 +28,7 @@ class LayerCase(NamedTuple):
     edge_grad: bool = True
     starts: tuple[int, ...] | None = None
     window: int = 0
+    initial: bool = False
 
     @property
     def nodes(self) -> int:
@@ -42,7 +43,7 @@ class LayerCase(NamedTuple):
         flags = f"{'gat' if self.gat else 'gcn'}{self.conv_layers}-{'between' if self.between else 'after'}"
         last = f"{'sequence' if self.sequence else 'last'}{'' if self.edge_grad else '-constant_edges'}"
         windows = "" if self.starts is None else f"-{len(self.starts)}x{self.window}"
-        return f"{self.problem}-{flags}-{last}{windows}"
+        return f"{self.problem}-{flags}-{last}{windows}{'-initial' if self.initial else ''}"
 
 
 class Layer(NamedTuple):
@@ -53,6 +54,7 @@ class Layer(NamedTuple):
     edge_weight: Tensor | None
     conv: list[list[Tensor | None]]
     gates: list[Tensor]
+    initial: Tensor
 
 
 def make_layer(case: LayerCase, dtype: torch.dtype) -> Layer:
@@ -71,7 +73,8 @@ def make_layer(case: LayerCase, dtype: torch.dtype) -> Layer:
         )
         for i in range(6)
     ]
-    return Layer(first.csr, first.x, first.edge_weight, conv, gates)
+    initial = torch.randn(case.nodes, hidden, generator=generator).to(dtype)
+    return Layer(first.csr, first.x, first.edge_weight, conv, gates, initial)
 
 
 def layer_arguments(case: LayerCase, layer: Layer) -> tuple[list[int], list[Tensor | None]]:
@@ -81,7 +84,8 @@ def layer_arguments(case: LayerCase, layer: Layer) -> tuple[list[int], list[Tens
     integers[-3:] = [case.conv_layers, int(case.gat), 2 if case.between else 3]
     integers += [-1 if case.starts is None else len(case.starts), case.window]
     head = inputs[:7]
-    return integers, [*head, *(p for conv in layer.conv for p in conv), *layer.gates, first_days(case)]
+    state = layer.initial if case.initial else None
+    return integers, [*head, *(p for conv in layer.conv for p in conv), state, *layer.gates, first_days(case)]
 
 
 def first_days(case: LayerCase) -> Tensor | None:
@@ -143,10 +147,11 @@ def layer_both(
     given_weight = layer.edge_weight.double() if edge_weight is None and layer.edge_weight is not None else edge_weight
     conv = [[leaf(p) for p in one] for one in layer.conv]
     gate_params = [leaf(p) for p in layer.gates]
+    state = leaf(layer.initial) if case.initial else None
     edge = case.gat and given_weight is not None
     flat = [p for one in conv for p in (one if edge or not case.gat else one[:6])]
     flags = (case.conv_layers, case.gat, edge, case.between, True)
-    windows = (first_days(case), case.window)
+    windows = (first_days(case), case.window, state)
     expected = reference.tgcn_layer(x, layer.csr, given_weight, flat, gate_params, *flags, *windows)
     assert_close(h.double(), expected.detach(), dtype=accuracy or dtype)
 
@@ -158,9 +163,12 @@ def layer_both(
         grads_in = [None, cotangent[:, -1].contiguous()]
         value, seed = expected[:, -1], cotangent[:, -1].double()
     compute = torch.float64 if dtype == torch.float64 else torch.float32
-    leaves = [x, *(p for one in conv for p in one), *gate_params, edge_weight]
-    outputs = [None if p is None else (tuple(p.shape), dtype if i == 0 else compute) for i, p in enumerate(leaves)]
-    grads = run("tgcn_layer_backward", dtype, integers, [*inputs, h, None, g, *grads_in], outputs, environment)
+    leaves = [x, *(p for one in conv for p in one), *gate_params, state, edge_weight]
+    outputs = [
+        None if p is None else (tuple(p.shape), dtype if i == 0 or p is state else compute)
+        for i, p in enumerate(leaves)
+    ]
+    grads = run("tgcn_layer_backward", dtype, integers, [*inputs, h, None, *grads_in, g], outputs, environment)
     truth = iter(torch.autograd.grad(value, [p for p in leaves if p is not None], seed, allow_unused=True))
     pairs = []
     for i, (p, grad) in enumerate(zip(leaves, grads, strict=True)):

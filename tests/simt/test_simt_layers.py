@@ -35,6 +35,8 @@ LAYER_CASES = [
     LayerCase(Case(hidden=64, nodes=61, edges=300, steps=2, channels=33), gat=False),
     # More channels of x than of the item.
     LayerCase(Case(hidden=64, nodes=3, edges=4, steps=2, channels=65)),
+    LayerCase(Case(hidden=16, copies=2), initial=True),
+    LayerCase(Case(hidden=5, copies=2), gat=False, initial=True, sequence=False),
     # More convolutions than one launch takes.
     LayerCase(Case(hidden=16, steps=2), gat=False, conv_layers=4),
 ]

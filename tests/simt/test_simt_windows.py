@@ -8,10 +8,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from simt.cases import DTYPES, Case, ScanCase
+from simt.cases import DTYPES, Case
 from simt.harness import compiler, run
 from simt.layers import LayerCase, layer_arguments, layer_both, make_layer
-from simt.windows import NAMES, WindowCase, make_windows, windows_both
+from simt.windows import NAMES, WindowCase, WindowProblem, make_windows, windows_both
 
 pytestmark = pytest.mark.skipif(compiler() is None, reason="needs g++ on x86-64")
 
@@ -29,6 +29,8 @@ CASES = [
     # More channels than a warp adds up.
     WindowCase(100, starts=(3, 0), days=8, stocks=2, channels=3),
     WindowCase(23, starts=(3, 0, 1), days=8, stocks=2, channels=3),
+    WindowCase(16, initial=True),
+    WindowCase(40, starts=(3, 0, 1), days=8, stocks=2, channels=3, initial=True, last=True),
 ]
 
 
@@ -46,7 +48,7 @@ def test_gated_scan_windows(case: WindowCase, dtype: torch.dtype) -> None:
 )
 def test_nothing_to_scan(case: WindowCase) -> None:
     grads = windows_both(case, torch.float32)[2:]
-    assert not any(grad.any() for grad in grads)
+    assert not any(grad is not None and grad.any() for grad in grads)
 
 
 def test_without_room_for_the_weights_in_shared_memory() -> None:
@@ -58,7 +60,7 @@ def test_every_order_of_threads_gives_the_same_bits(case: WindowCase) -> None:
     first = windows_both(case, torch.float32)
     for order in ("1", "2"):
         again = windows_both(case, torch.float32, {"HIERMT_SIMT_ORDER": order})
-        assert all(torch.equal(one, other) for one, other in zip(first, again, strict=True))
+        assert all(one is None or torch.equal(one, other) for one, other in zip(first, again, strict=True))
 
 
 def test_tensor_cores() -> None:
@@ -77,21 +79,21 @@ def test_a_day_of_no_window_counts_for_nothing() -> None:
     problem = make_windows(case, torch.float32)
     problem.x[:, unused], problem.g[:, unused] = float("nan"), float("inf")
     found = raw(case, problem.starts, problem)
-    assert all(torch.equal(one, other) for one, other in zip(clean, found, strict=True))
+    assert all(one is None or torch.equal(one, other) for one, other in zip(clean, found, strict=True))
     assert not found[2][:, unused].any() and not found[3][:, unused].any()
 
 
-def raw(case: WindowCase, starts: Tensor, problem: object = None) -> list[Tensor]:
+def raw(case: WindowCase, starts: Tensor, problem: WindowProblem | None = None) -> list[Tensor | None]:
     """What the kernels make of any starts at all."""
-    x, g, _, gates = make_windows(case, torch.float32) if problem is None else problem
-    integers = [starts.numel(), case.stocks, case.days, case.steps, case.hidden, case.channels, *x.stride()]
+    problem = (make_windows(case, torch.float32) if problem is None else problem)._replace(starts=starts)
+    integers, inputs = problem.arguments(case.steps)
     nodes = starts.numel() * case.stocks
-    shapes = [((nodes, case.steps, case.hidden), torch.float32), ((nodes, case.hidden), torch.float32)]
-    inputs: list[Tensor | None] = [x, g, starts, *gates]
-    h, last = run("gated_scan_windows", torch.float32, integers, inputs, shapes)
+    shapes = [((nodes, case.steps, case.hidden), torch.float32), ((nodes, case.hidden), torch.float32), None]
+    h, last, _ = run("gated_scan", torch.float32, integers, inputs, shapes)
     grad = torch.randn(h.shape, generator=torch.Generator().manual_seed(2))
-    outputs = [(tuple(leaf.shape), torch.float32) for leaf in (x, g, *gates)]
-    return [h, last, *run("gated_scan_windows_backward", torch.float32, integers, [*inputs, h, grad, None], outputs)]
+    outputs = [(tuple(leaf.shape), torch.float32) for leaf in (problem.x, problem.g, *problem.gates)]
+    outputs.insert(2, None)
+    return [h, last, *run("gated_scan_backward", torch.float32, integers, [*inputs, h, None, grad, None], outputs)]
 
 
 @pytest.mark.parametrize("start", [-1, 11, 2**31, 2**40, 2**63 - 1, -(2**63)])
@@ -100,22 +102,22 @@ def test_no_start_leads_out_of_the_series(start: int) -> None:
     found = raw(case, torch.tensor([1, start]))
     # The window is taken as the one nearest to it that lies in the series.
     expected = raw(case, torch.tensor([1, 0 if start < 0 else case.days - case.steps]))
-    assert all(torch.equal(one, other) for one, other in zip(found, expected, strict=True))
+    assert all(one is None or torch.equal(one, other) for one, other in zip(found, expected, strict=True))
 
 
 @pytest.mark.parametrize("wanted", NAMES[:2])
 def test_only_the_gradients_asked_for(wanted: str) -> None:
     case = WindowCase(16)
-    x, g, starts, gates = make_windows(case, torch.float32)
-    integers = [len(case.starts), case.stocks, case.days, case.steps, case.hidden, case.channels, *x.stride()]
-    inputs: list[Tensor | None] = [x, g, starts, *gates]
+    problem = make_windows(case, torch.float32)
+    integers, inputs = problem.arguments(case.steps)
     (h, *_), every = windows_both(case, torch.float32)[:1], windows_both(case, torch.float32)[2:]
     grad = torch.randn(h.shape, generator=torch.Generator().manual_seed(2))
+    given = (problem.x, problem.g, None, *problem.gates)
     outputs = [
-        (tuple(leaf.shape), torch.float32) if name == wanted else None
-        for name, leaf in zip(NAMES, (x, g, *gates), strict=True)
+        (tuple(leaf.shape), torch.float32) if name == wanted and leaf is not None else None
+        for name, leaf in zip(NAMES, given, strict=True)
     ]
-    alone = run("gated_scan_windows_backward", torch.float32, integers, [*inputs, h, grad, None], outputs)
+    alone = run("gated_scan_backward", torch.float32, integers, [*inputs, h, None, grad, None], outputs)
     for name, one, other in zip(NAMES, alone, every, strict=True):
         assert one is None if name != wanted else torch.equal(one, other)
 
@@ -123,11 +125,10 @@ def test_only_the_gradients_asked_for(wanted: str) -> None:
 def test_windows_that_share_nothing_are_the_plain_scan() -> None:
     """One window over all days: the same bits forward as the scan of the series."""
     case = WindowCase(16, starts=(0,), days=5, steps=5, stocks=7)
-    x, g, _, gates = make_windows(case, torch.float32)
-    plain = ScanCase(16, nodes=7, steps=5)
-    integers = [1, plain.nodes, plain.steps, 16, case.channels, x.stride(0) * plain.nodes, *x.stride()]
+    problem = make_windows(case, torch.float32)
+    integers, inputs = problem.arguments(case.steps)
     shape = ((7, 5, 16), torch.float32)
-    (h, *_) = run("gated_scan", torch.float32, integers, [x, g, None, *gates], [shape, None, None])
+    (h, *_) = run("gated_scan", torch.float32, [*integers[:-2], -1, 0], [*inputs[:-1], None], [shape, None, None])
     assert torch.equal(h, windows_both(case, torch.float32)[0])
 
 
@@ -143,6 +144,8 @@ LAYERS = [
     LayerCase(Case(hidden=16, steps=6, nodes=5, edges=0), starts=(2, 0), window=3),
     LayerCase(Case(hidden=8, steps=6, nodes=1, edges=0), edge_grad=False, starts=(2, 0), window=3),
     LayerCase(Case(hidden=16, steps=6, nodes=5, edges=0), gat=False, starts=(2, 0), window=3),
+    LayerCase(Case(hidden=16, steps=9), edge_grad=False, starts=(2, 0, 5), window=4, initial=True),
+    LayerCase(Case(hidden=5, steps=6), gat=False, starts=(2, 1, 0), window=3, initial=True, sequence=False),
 ]
 
 

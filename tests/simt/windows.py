@@ -7,12 +7,12 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from hiermt import reference
 from hiermt.testing import assert_close
 from simt.cases import assert_gradients
 from simt.harness import run
+from support.single_convolutions import reference
 
-NAMES = ["x", "g", "u.weight", "u.bias", "r.weight", "r.bias", "c.weight", "c.bias"]
+NAMES = ["x", "g", "h0", "u.weight", "u.bias", "r.weight", "r.bias", "c.weight", "c.bias"]
 
 
 class WindowCase(NamedTuple):
@@ -25,6 +25,7 @@ class WindowCase(NamedTuple):
     steps: int = 4
     channels: int = 13
     last: bool = False
+    initial: bool = False
 
     def __str__(self) -> str:
         starts = "many" if len(self.starts) > 6 else ".".join(map(str, self.starts))
@@ -42,6 +43,13 @@ class WindowProblem(NamedTuple):
     g: Tensor
     starts: Tensor
     gates: list[Tensor]
+    h0: Tensor | None
+
+    def arguments(self, steps: int) -> tuple[list[int], list[Tensor | None]]:
+        """Integers and inputs of the operator, for windows of so many steps."""
+        (stocks, days, channels), hidden = self.x.shape, self.g.size(2)
+        integers = [1, stocks, days, hidden, channels, 0, *self.x.stride(), self.starts.numel(), steps]
+        return integers, [self.x, self.g, self.h0, *self.gates, self.starts]
 
 
 def make_windows(case: WindowCase, dtype: torch.dtype) -> WindowProblem:
@@ -54,7 +62,8 @@ def make_windows(case: WindowCase, dtype: torch.dtype) -> WindowProblem:
     columns = case.channels + 2 * case.hidden
     gates = [random(case.hidden, columns) * columns**-0.5 if i % 2 == 0 else random(case.hidden) for i in range(6)]
     x = random(case.stocks, case.channels, case.days).transpose(1, 2)
-    return WindowProblem(x, random(case.stocks, case.days, case.hidden), torch.tensor(case.starts).long(), gates)
+    g, starts = random(case.stocks, case.days, case.hidden), torch.tensor(case.starts).long()
+    return WindowProblem(x, g, starts, gates, random(case.nodes, case.hidden) if case.initial else None)
 
 
 def windows_both(
@@ -68,27 +77,31 @@ def windows_both(
 
     `precision` is the dtype whose tolerance holds, that of the tensors by default.
     """
-    x, g, starts, gates = make_windows(case, dtype) if problem is None else problem
+    problem = make_windows(case, dtype) if problem is None else problem
     precision = dtype if precision is None else precision
-    integers = [len(case.starts), case.stocks, case.days, case.steps, case.hidden, case.channels, *x.stride()]
-    inputs: list[Tensor | None] = [x, g, starts, *gates]
+    integers, inputs = problem.arguments(case.steps)
     sequence, state = ((case.nodes, case.steps, case.hidden), dtype), ((case.nodes, case.hidden), dtype)
-    h, h_last = run("gated_scan_windows", dtype, integers, inputs, [sequence, state], environment)
-    leaves = [t.double().detach().clone().requires_grad_() for t in (x, g, *gates)]
-    expected = reference.gated_scan_windows(leaves[0], leaves[1], starts, case.steps, leaves[2:], True)
+    h, h_last, _ = run("gated_scan", dtype, integers, inputs, [sequence, state, None], environment)
+    given = [problem.x, problem.g, problem.h0, *problem.gates]
+    leaves = [None if t is None else t.double().detach().clone().requires_grad_() for t in given]
+    x, g, h0, *gates = leaves
+    expected = reference.gated_scan(x, g, h0, gates, True, problem.starts, case.steps)
     assert_close(h.double(), expected.detach(), dtype=precision)
-    assert torch.equal(h_last, h[:, -1] if case.steps else torch.zeros(state[0], dtype=dtype))
-    (_, alone) = run("gated_scan_windows", dtype, integers, inputs, [None, state], environment)
+    initial = torch.zeros(state[0], dtype=dtype) if problem.h0 is None else problem.h0
+    assert torch.equal(h_last, h[:, -1] if case.steps else initial)
+    (_, alone, _) = run("gated_scan", dtype, integers, inputs, [None, state, None], environment)
     assert torch.equal(alone, h_last)
 
     grad_h = torch.randn(sequence[0], generator=torch.Generator().manual_seed(2)).to(dtype)
-    expected = expected + 0 * sum(leaf.sum() for leaf in leaves)  # T = 0: nothing depends on anything
+    # T = 0: nothing depends on anything
+    expected = expected + 0 * sum(leaf.sum() for leaf in leaves if leaf is not None)
     grads_in: list[Tensor | None] = [None, grad_h[:, -1].contiguous()] if case.last else [grad_h, None]
     value, cotangent = (expected[:, -1], grads_in[1]) if case.last else (expected, grad_h)
-    truth = torch.autograd.grad(value, leaves, cotangent.double())
+    wanted = [leaf for leaf in leaves if leaf is not None]
+    truth = iter(torch.autograd.grad(value, wanted, cotangent.double()))
     compute = torch.float64 if dtype == torch.float64 else torch.float32
-    outputs = [(tuple(leaf.shape), dtype if i < 2 else compute) for i, leaf in enumerate(leaves)]
-    arguments = [*inputs, h, *grads_in]
-    grads = run("gated_scan_windows_backward", dtype, integers, arguments, outputs, environment)
-    assert_gradients(list(zip(NAMES, grads, truth, strict=True)), precision)
+    outputs = [None if t is None else (tuple(t.shape), dtype if i < 3 else compute) for i, t in enumerate(leaves)]
+    grads = run("gated_scan_backward", dtype, integers, [*inputs, h, None, *grads_in], outputs, environment)
+    named = zip(NAMES, leaves, grads, strict=True)
+    assert_gradients([(name, grad, next(truth)) for name, leaf, grad in named if leaf is not None], precision)
     return [h, h_last, *grads]

@@ -107,9 +107,19 @@ def _conv_stack(
 
 
 def _gated_scan(
-    graph: Any, x: Tensor, g: Tensor, h0: Tensor | None, gates: list[Tensor], sequence: bool
+    graph: Any,
+    x: Tensor,
+    g: Tensor,
+    h0: Tensor | None,
+    gates: list[Tensor],
+    starts: Tensor | None = None,
+    *,
+    sequence: bool,
+    steps: int = 0,
 ) -> list[Tensor]:
     """Equations 3 to 6 of arXiv 1811.05320."""
+    if starts is not None:
+        x, g = _gathered(x, starts, steps), _gathered(g, starts, steps)
     h = x.new_zeros(x.size(0), gates[0].size(0)) if h0 is None else h0
     states = []
     for t in range(x.size(1)):
@@ -125,12 +135,6 @@ def _gathered(x: Tensor, starts: Tensor, steps: int) -> Tensor:
     return torch.cat([x[:, start : start + steps] for start in starts.tolist()])
 
 
-def _gated_scan_windows(
-    graph: Any, x: Tensor, g: Tensor, starts: Tensor, steps: int, gates: list[Tensor], sequence: bool
-) -> list[Tensor]:
-    return _gated_scan(graph, _gathered(x, starts, steps), _gathered(g, starts, steps), None, gates, sequence)
-
-
 def _tgcn_layer(
     graph: Any,
     x: Tensor,
@@ -138,6 +142,7 @@ def _tgcn_layer(
     weight: Any,
     convs: list[Tensor],
     gates: list[Tensor],
+    h0: Tensor | None,
     starts: Tensor | None,
     *,
     conv_layers: int,
@@ -146,9 +151,7 @@ def _tgcn_layer(
     steps: int,
 ) -> list[Tensor]:
     (g,) = _conv_stack(graph, x, csr, weight, convs, conv_layers, 2 if between else 3)
-    if starts is not None:
-        return _gated_scan_windows(graph, x, g, starts, steps, gates, sequence)
-    return _gated_scan(graph, x, g, None, gates, sequence)
+    return _gated_scan(graph, x, g, h0, gates, starts, sequence=sequence, steps=steps)
 
 
 def _decision_from_logits(graph: Any, signal: Tensor, direction: Tensor, threshold: float) -> list[Tensor]:
@@ -205,7 +208,6 @@ def _multitask_loss(
 ORACLES = {
     "conv_stack": _conv_stack,
     "gated_scan": _gated_scan,
-    "gated_scan_windows": _gated_scan_windows,
     "tgcn_layer": _tgcn_layer,
     "decision": _decision,
     "decision_from_logits": _decision_from_logits,

@@ -175,6 +175,7 @@ class Maker:
         sequence: bool,
         starts: Sequence[int] | None = None,
         window: int | None = None,
+        state: bool = False,
     ) -> Problem:
         """A layer over copies of a graph, or over windows, half as long as the series by default."""
         copies, steps, channels, hidden = shape
@@ -183,14 +184,18 @@ class Maker:
         x = self.random(copies * edges[2], steps, channels)
         params = (self.stack_params(hidden, channels, stack), self.gates(hidden, channels))
         first = None if starts is None else torch.tensor(starts, dtype=torch.int64)
-        arguments = (x, csr, weight if stack.weighted else None, *params, first)
+        nodes = edges[2] * (copies if starts is None else len(starts))
+        h0 = 0.5 * self.random(nodes, hidden) if state else None
+        arguments = (x, csr, weight if stack.weighted else None, *params, h0, first)
         options = {"conv_layers": stack.conv_layers, "between": stack.between, "sequence": sequence}
         options |= {"steps": 0 if starts is None else steps // 2 if window is None else window}
-        label = f"{graph if isinstance(graph, str) else 'any'}-{shape}-{stack}-{'all' if sequence else 'last'}"
-        problem = Problem("tgcn_layer", label, arguments, options, copies, edges=edges, large=graph == "wide")
+        words = [graph if isinstance(graph, str) else "any", str(shape), str(stack), *(["state"] if state else [])]
+        label = "-".join([*words, "all" if sequence else "last"])
+        rows = (5,) if state else ()
+        problem = Problem("tgcn_layer", label, arguments, options, copies, (0, *rows), edges, large=graph == "wide")
         if starts is None:
             return problem
-        return problem._replace(label=f"windows-{label}", parts=max(len(starts), 1), rows=(5,))
+        return problem._replace(label=f"windows-{label}", parts=max(len(starts), 1), rows=(*rows, 6))
 
     def scan(self, shape: tuple[int, ...], state: bool, sequence: bool) -> Problem:
         nodes, steps, channels, hidden = shape
@@ -199,13 +204,17 @@ class Maker:
         label = f"{shape}{'-state' if state else ''}-{'all' if sequence else 'last'}"
         return Problem("gated_scan", label, arguments, {"sequence": sequence}, nodes, (0, 1, 2) if state else (0, 1))
 
-    def windows(self, name: str, shape: tuple[int, ...], starts: Sequence[int], sequence: bool) -> Problem:
+    def windows(
+        self, name: str, shape: tuple[int, ...], starts: Sequence[int], sequence: bool, state: bool = False
+    ) -> Problem:
         nodes, days, steps, channels, hidden = shape
         x, g = self.random(nodes, days, channels), self.random(nodes, days, hidden).sigmoid()
         first = torch.tensor(starts, dtype=torch.int64)
-        arguments = (x, g, first, steps, self.gates(hidden, channels))
-        label = f"{name}-{'all' if sequence else 'last'}"
-        return Problem("gated_scan_windows", label, arguments, {"sequence": sequence}, len(first), (2,))
+        h0 = 0.5 * self.random(len(first) * nodes, hidden) if state else None
+        arguments = (x, g, h0, self.gates(hidden, channels), first)
+        label = f"windows-{name}{'-state' if state else ''}-{'all' if sequence else 'last'}"
+        options = {"sequence": sequence, "steps": steps}
+        return Problem("gated_scan", label, arguments, options, len(first), (2, 4) if state else (4,))
 
     def heads(self, rows: int, hidden: int, features: int, threshold: float = 0.5) -> Problem:
         shapes = [(features, hidden), (features,), (2, features), (2,), (2, features), (2,)]
@@ -265,7 +274,8 @@ def problems() -> Iterator[Problem]:
     yield from (make.scan(shape, sequence, sequence) for shape in [(0, 4, 2, 3), (3, 0, 2, 3)] for sequence in bools)
 
     for name, (*sizes, starts) in WINDOWS.items():
-        yield from (make.windows(name, tuple(sizes), starts, sequence) for sequence in bools)
+        yield make.windows(name, tuple(sizes), starts, True, state=name in ("shuffled", "many groups"))
+        yield make.windows(name, tuple(sizes), starts, False, state=name in ("apart", "many tiles"))
     for nodes, count, steps in ((0, 2, 3), (4, 0, 3), (4, 2, 0)):
         yield make.windows(f"empty{(nodes, count, steps)}", (nodes, 5, steps, 2, 3), [0] * count, steps > 0)
 
@@ -273,9 +283,11 @@ def problems() -> Iterator[Problem]:
         for k in (0, 3):
             shape = SHAPES[(i + k) % len(SHAPES)]
             yield make.layer("stock", shape, stack, (i + k) % 2 == 0)
-            yield make.layer("stock", shape, stack, (i + k) % 2 == 1)
+            yield make.layer("stock", shape, stack, (i + k) % 2 == 1, state=True)
         for sequence in bools:
-            yield make.layer("stock", (1, 12, 4, (16, 33, 17)[i % 3]), stack, sequence, [6, 0, 1, 1])
+            yield make.layer(
+                "stock", (1, 12, 4, (16, 33, 17)[i % 3]), stack, sequence, [6, 0, 1, 1], state=bool(i % 2) == sequence
+            )
     for i, name in enumerate(GRAPHS):
         shape = SHAPE_OF.get(name, (2, 3, 4, 6))
         yield from (make.layer(name, shape, stack, i % 2 == 0) for stack in (Stack(), Stack(2, False)))
@@ -313,10 +325,13 @@ VARIANTS: dict[str, Callable[[int], Problem]] = {
     "conv_stack, GCN": _of(lambda make, n: make.conv("stock", (n, 7, 5, 16), Stack(1, False), 1)),
     "gated_scan": _of(lambda make, n: make.scan((8 * n, 5, 4, 16), True, True)),
     "gated_scan, last": _of(lambda make, n: make.scan((8 * n, 5, 4, 7), True, False)),
-    "gated_scan_windows": _of(lambda make, n: make.windows("any", (9, 12, 4, 5, 16), [3, 0, 5, 8, 1][:n] * n, True)),
+    "gated_scan, windows": _of(
+        lambda make, n: make.windows("any", (9, 12, 4, 5, 16), [3, 0, 5, 8, 1][:n] * n, True, state=True)
+    ),
     "tgcn_layer": _of(lambda make, n: make.layer("stock", (n, 5, 5, 16), Stack(), True)),
     "tgcn_layer, last": _of(lambda make, n: make.layer("stock", (n, 5, 5, 7), Stack(1, True, False, False), False)),
     "tgcn_layer, GCN": _of(lambda make, n: make.layer("stock", (n, 5, 5, 16), Stack(2, False), True)),
+    "tgcn_layer, state": _of(lambda make, n: make.layer("stock", (n, 5, 5, 16), Stack(1), True, state=True)),
     "tgcn_layer, windows": _of(
         lambda make, n: make.layer("stock", (1, 12, 5, 16), Stack(), True, [6, 0, 1, 1][:n] * n)
     ),

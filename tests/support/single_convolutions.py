@@ -1,4 +1,4 @@
-"""Operators and twins under signatures that spell out one convolution, or the kind of a layer's convolutions."""
+"""Operators and twins under positional signatures: a convolution, a scan, a layer and the kind of its convolutions."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from hiermt.native import extension
 
 
 class Calls:
-    """What `module` (``hiermt.ops`` or ``hiermt.reference``) has, and a convolution alone."""
+    """What `module` (``hiermt.ops`` or ``hiermt.reference``) has, and a convolution or a scan over windows alone."""
 
     def __init__(self, module: ModuleType) -> None:
         self._module = module
@@ -39,6 +39,23 @@ class Calls:
     ) -> Tensor:
         return self._module.conv_stack(x, csr, norm, params, conv_layers=1, activation=activation)  # type: ignore[no-any-return]
 
+    def gated_scan(
+        self,
+        x: Tensor,
+        g: Tensor,
+        h0: Tensor | None,
+        gates: Sequence[Tensor],
+        sequence: bool,
+        starts: Tensor | None = None,
+        steps: int = 0,
+    ) -> Tensor:
+        return self._module.gated_scan(x, g, h0, gates, starts, steps=steps, sequence=sequence)  # type: ignore[no-any-return]
+
+    def gated_scan_windows(
+        self, x: Tensor, g: Tensor, starts: Tensor, steps: int, gates: Sequence[Tensor], sequence: bool
+    ) -> Tensor:
+        return self.gated_scan(x, g, None, gates, sequence, starts, steps)
+
     def tgcn_layer(
         self,
         x: Tensor,
@@ -53,10 +70,11 @@ class Calls:
         sequence: bool,
         starts: Tensor | None = None,
         steps: int = 0,
+        h0: Tensor | None = None,
     ) -> Tensor:
         weight = None if gat and not edge else edge_weight
         flags = {"conv_layers": conv_layers, "between": between, "sequence": sequence, "steps": steps}
-        return self._module.tgcn_layer(x, csr, weight, conv_params, gate_params, starts, **flags)  # type: ignore[no-any-return]
+        return self._module.tgcn_layer(x, csr, weight, conv_params, gate_params, h0, starts, **flags)  # type: ignore[no-any-return]
 
 
 reference: Any = Calls(hiermt.reference)

@@ -32,9 +32,9 @@ class ForwardTile {
     g_ = frame.take<C>(kTileRows * (p.hidden + L));
   }
 
-  // Nodes [first, first + count), count <= kTileRows. g or z, the other is nullptr, is the row of the first.
-  void run(int64_t first, int count, const S* g, const S* z) {
-    start(first, count, g, z);
+  // Nodes [first, first + count), count <= kTileRows; z, if there is a projection, is that of the first.
+  void run(int64_t first, int count, const InputProjection<S>* z) {
+    start(first, count, z);
     for (int64_t t = 0; t < p_.steps; ++t) {
       if (!projected_) set_inputs(t);
       for (int64_t v = 0; v < packed_.vectors; ++v) {
@@ -48,7 +48,7 @@ class ForwardTile {
   }
 
  private:
-  void start(int64_t first, int count, const S* g, const S* z) {
+  void start(int64_t first, int count, const InputProjection<S>* z) {
     first_ = first;
     count_ = count;
     projected_ = z != nullptr;
@@ -57,17 +57,20 @@ class ForwardTile {
       // Rows past the count repeat the first node; their results are not stored.
       const int64_t node = first + (i < count ? i : 0);
       if (projected_) {
-        z_base_[i] = z + (node - first) * p_.z_stride_node;
+        z_base_[i] = z->data + (node - first) * z->stride_node;
       } else {
         x_base_[i] = x.data + node / p_.num_nodes * x.stride_copy + node % p_.num_nodes * x.stride_node;
-        g_base_[i] = g + (node - first) * p_.steps * p_.hidden;
+        g_base_[i] = p_.g + node * p_.steps * p_.hidden;
       }
       for (int64_t v = 0; v < packed_.vectors; ++v) {
         const V h0 = p_.h0 == nullptr ? V{} : load_channels(p_.h0 + node * p_.hidden, v);
         store(h_ + i * padded_ + v * L, h0);
       }
     }
-    if (projected_) return;
+    if (projected_) {
+      z_stride_time_ = z->stride_time;
+      return;
+    }
     const bool equally_spaced = x.stride_copy == p_.num_nodes * x.stride_node ||
                                 first / p_.num_nodes == (first + kTileRows - 1) / p_.num_nodes;
     g_in_place_ = kInPlace && count == kTileRows;
@@ -81,7 +84,7 @@ class ForwardTile {
     for (int64_t i = v * count_ / packed_.vectors; i < last; ++i) {
       const int64_t row = (first_ + i) * p_.steps + t;
       if (projected_) {
-        prefetch(z_base_[i] + t * p_.z_stride_time, 3 * p_.hidden);
+        prefetch(z_base_[i] + t * z_stride_time_, 3 * p_.hidden);
       } else {
         prefetch(x_base_[i] + t * p_.x.stride_time, p_.x.stride_channel == 1 ? p_.x.channels : 1);
         prefetch(g_base_[i] + t * p_.hidden, p_.hidden);
@@ -123,7 +126,7 @@ class ForwardTile {
     if (projected_) {
       for (int gate = 0; gate < 3; ++gate) {
         for (int row = 0; row < kBlockRows; ++row) {
-          z[gate][row] = load_channels(z_base_[i + row] + t * p_.z_stride_time + gate * p_.hidden, v);
+          z[gate][row] = load_channels(z_base_[i + row] + t * z_stride_time_ + gate * p_.hidden, v);
         }
       }
     } else {
@@ -204,6 +207,7 @@ class ForwardTile {
   const S* z_base_[kTileRows];
   const C* x_rows_ = nullptr;
   const C* g_rows_ = nullptr;
+  int64_t z_stride_time_ = 0;
   int64_t x_stride_ = 0;
   int64_t g_stride_ = 0;
 };
@@ -212,18 +216,24 @@ class ForwardTile {
 
 template <class S>
 void gated_scan_forward_range(const GatedScanForward<S>& p, const PackedGates<Compute<S>>& packed,
-                              int64_t begin, int64_t end, const S* g, const S* z) {
+                              int64_t begin, int64_t end, const InputProjection<S>* z) {
   ScratchFrame frame;
   ForwardTile<S> tile(p, packed, frame);
   for (int64_t first = begin; first < end; first += kTileRows) {
     const int count = static_cast<int>(min(end - first, kTileRows));
-    tile.run(first, count, g == nullptr ? nullptr : g + (first - begin) * p.steps * p.hidden,
-             z == nullptr ? nullptr : z + (first - begin) * p.z_stride_node);
+    if (z == nullptr) {
+      tile.run(first, count, nullptr);
+    } else {
+      const S* const data = z->data + (first - begin) * z->stride_node;
+      const InputProjection<S> own{data, z->stride_node, z->stride_time};
+      tile.run(first, count, &own);
+    }
   }
 }
 
 template <class S>
 void gated_scan_forward(const GatedScanForward<S>& p) {
+  if (p.windows != nullptr) return gated_scan_windows_forward(p);
   const int64_t nodes = p.copies * p.num_nodes;
   if (nodes == 0 || p.hidden == 0) return;
   ScratchFrame frame;
@@ -234,8 +244,7 @@ void gated_scan_forward(const GatedScanForward<S>& p) {
   parallel_for(tasks, [&](int64_t task) {
     const Range range = split(tiles, tasks, task);
     const int64_t begin = range.begin * kTileRows, end = min(range.end * kTileRows, nodes);
-    gated_scan_forward_range<S>(p, packed, begin, end,
-                                p.g == nullptr ? nullptr : p.g + begin * p.steps * p.hidden, nullptr);
+    gated_scan_forward_range<S>(p, packed, begin, end, nullptr);
   });
 }
 
@@ -243,7 +252,7 @@ HIERMT_INSTANTIATE(gated_scan_forward)
 
 #define HIERMT_INSTANTIATE_RANGE(S)                                                                     \
   template void gated_scan_forward_range<S>(const GatedScanForward<S>&, const PackedGates<Compute<S>>&, \
-                                            int64_t, int64_t, const S*, const S*);
+                                            int64_t, int64_t, const InputProjection<S>*);
 HIERMT_INSTANTIATE_RANGE(float)
 HIERMT_INSTANTIATE_RANGE(double)
 HIERMT_INSTANTIATE_RANGE(BFloat16)

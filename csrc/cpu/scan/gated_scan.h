@@ -43,11 +43,25 @@ HIERMT_INLINE void input_projection(const PackedGates<C>& packed, int64_t v, con
   add_product<3>(z, g, g_stride, hidden, input + channels * 3 * L);
 }
 
-// The nodes [begin, end) of p, on this thread. Exactly one of `g`, rows [T, H] from node `begin` on, and the
-// input projection `z`, rows at the strides of p, is given; p.g is not read.
+// Input projection of the gates u, r and c, computed before: [3, H] a node and step.
+template <class S>
+struct InputProjection {
+  const S* data;
+  int64_t stride_node;
+  int64_t stride_time;
+};
+
+// The nodes [begin, end) of p, on this thread, from the input projection `z` of the nodes from `begin` on, or
+// from x and p.g if z is nullptr.
 template <class S>
 void gated_scan_forward_range(const GatedScanForward<S>& p, const PackedGates<Compute<S>>& packed,
-                              int64_t begin, int64_t end, const S* g, const S* z);
+                              int64_t begin, int64_t end, const InputProjection<S>* z);
+
+// The scan over windows.
+template <class S>
+void gated_scan_windows_forward(const GatedScanForward<S>& p);
+template <class S>
+void gated_scan_windows_backward(const GatedScanBackward<S, Compute<S>>& p);
 
 // The parameters of the gates for the products of the backward, whose lanes are input channels. Vectors are
 // packed in pairs, and an odd last one alone.
@@ -92,13 +106,6 @@ HIERMT_INLINE void copy_inputs(Compute<S>* to, const S* x, int64_t stride_channe
 // of x, g and h (or r h), with the gates u, r, c in each.
 template <class C>
 int64_t gate_sums_size(int64_t channels, int64_t hidden);
-
-// The nodes [begin, end) of p, on this thread. `g` and `d_g` (or nullptr) are rows [T, H] from node `begin`
-// on; p.forward.g and p.d_g are not read. Adds to `sums` unless nullptr.
-template <class S>
-void gated_scan_backward_range(const GatedScanBackward<S, Compute<S>>& p,
-                               const PackedGatesTransposed<Compute<S>>& packed, int64_t begin, int64_t end,
-                               const S* g, S* d_g, Compute<S>* sums);
 
 // grads = the sums [groups, gate_sums_size], added over the groups in a fixed order.
 template <class C>

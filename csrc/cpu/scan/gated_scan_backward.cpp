@@ -6,23 +6,10 @@
 namespace hiermt::cpu::HIERMT_ISA {
 
 template <class S>
-void gated_scan_backward_range(const GatedScanBackward<S, Compute<S>>& p,
-                               const PackedGatesTransposed<Compute<S>>& packed, int64_t begin, int64_t end,
-                               const S* g, S* d_g, Compute<S>* sums) {
-  ScratchFrame frame;
-  BackwardTile<S, true> tile(p, packed, frame);
-  const int64_t row = p.forward.steps * p.forward.hidden;
-  for (int64_t first = begin; first < end; first += kTileRows) {
-    const int count = static_cast<int>(min(end - first, kTileRows));
-    S* to = d_g == nullptr ? nullptr : d_g + (first - begin) * row;
-    tile.run(first, count, {g + (first - begin) * row, to, sums, nullptr, 0});
-  }
-}
-
-template <class S>
 void gated_scan_backward(const GatedScanBackward<S, Compute<S>>& p) {
   using C = Compute<S>;
   const GatedScanForward<S>& f = p.forward;
+  if (f.windows != nullptr) return gated_scan_windows_backward(p);
   const int64_t nodes = f.copies * f.num_nodes, channels = f.x.channels, row = f.steps * f.hidden;
   const GateGrads<C>& grads = p.grads;
   const bool need_parameters = grads.u_weight != nullptr || grads.u_bias != nullptr ||
@@ -40,20 +27,17 @@ void gated_scan_backward(const GatedScanBackward<S, Compute<S>>& p) {
     const int64_t begin = range.begin * kTileRows, end = min(range.end * kTileRows, nodes);
     C* group_sums = need_parameters ? sums + group * size : nullptr;
     for (int64_t i = 0; i < (need_parameters ? size : 0); ++i) group_sums[i] = C(0);
-    gated_scan_backward_range(p, packed, begin, end, f.g + begin * row,
-                              p.d_g == nullptr ? nullptr : p.d_g + begin * row, group_sums);
+    ScratchFrame own;
+    BackwardTile<S, true> tile(p, packed, own);
+    for (int64_t first = begin; first < end; first += kTileRows) {
+      const int count = static_cast<int>(min(end - first, kTileRows));
+      S* d_g = p.d_g == nullptr ? nullptr : p.d_g + first * row;
+      tile.run(first, count, {f.g + first * row, d_g, group_sums, nullptr, 0});
+    }
   });
   if (need_parameters) finish_gate_grads(sums, groups, channels, f.hidden, grads);
 }
 
 HIERMT_INSTANTIATE(gated_scan_backward)
-
-#define HIERMT_INSTANTIATE_RANGE(S)                                                                      \
-  template void gated_scan_backward_range<S>(const GatedScanBackward<S, Compute<S>>&,                    \
-                                             const PackedGatesTransposed<Compute<S>>&, int64_t, int64_t, \
-                                             const S*, S*, Compute<S>*);
-HIERMT_INSTANTIATE_RANGE(float)
-HIERMT_INSTANTIATE_RANGE(double)
-HIERMT_INSTANTIATE_RANGE(BFloat16)
 
 }  // namespace hiermt::cpu::HIERMT_ISA

@@ -253,7 +253,6 @@ class BackwardTile {
     }
     S* row = p_.d_x + at(i, t) * f_.x.channels;
     v -= len_.vectors;
-    if (p_.accumulate_grad_x) value += load_lanes(row, f_.x.channels, v);
     store_lanes(row, f_.x.channels, v, value);
   }
 

@@ -17,7 +17,7 @@ class DayProjection {
   using V = Vec<C>;
   static constexpr int L = kLanes<C>;
 
-  DayProjection(const GatedScanWindowsForward<S>& p, const PackedGates<C>& packed, ScratchFrame& frame)
+  DayProjection(const GatedScanForward<S>& p, const PackedGates<C>& packed, ScratchFrame& frame)
       : p_(p), packed_(packed) {
     x_ = frame.take<C>(kBlockRows * (p.x.channels + L));
     g_ = frame.take<C>(kBlockRows * (p.hidden + L));
@@ -38,7 +38,7 @@ class DayProjection {
   HIERMT_INLINE void set_rows(int64_t node, int64_t day, int count) {
     const SequenceView<S>& x = p_.x;
     const S* x_first = x.data + node * x.stride_node + day * x.stride_time;
-    const S* g_first = p_.g + (node * p_.days + day) * p_.hidden;
+    const S* g_first = p_.g + (node * p_.steps + day) * p_.hidden;
     if constexpr (sizeof(S) == sizeof(C)) {
       if (count == kBlockRows && x.stride_channel == 1) {
         x_rows_ = x_first;
@@ -69,7 +69,7 @@ class DayProjection {
     }
   }
 
-  const GatedScanWindowsForward<S> p_;
+  const GatedScanForward<S> p_;
   const PackedGates<C> packed_;
   C* x_;  // [kBlockRows, F + L]   copies, if needed
   C* g_;  // [kBlockRows, H + L]
@@ -79,51 +79,38 @@ class DayProjection {
   int64_t g_stride_ = 0;
 };
 
-template <class S>
-GatedScanForward<S> scan_of(const GatedScanWindowsForward<S>& p, int64_t days) {
-  GatedScanForward<S> scan{};
-  scan.copies = p.windows.count;
-  scan.num_nodes = p.num_nodes;
-  scan.steps = p.windows.steps;
-  scan.hidden = p.hidden;
-  scan.x.channels = p.x.channels;
-  scan.weights = p.weights;
-  scan.h = p.h;
-  scan.h_last = p.h_last;
-  scan.gates = p.gates;
-  scan.z_stride_node = days * 3 * p.hidden;
-  scan.z_stride_time = 3 * p.hidden;
-  return scan;
-}
-
 }  // namespace
 
 template <class S>
-void gated_scan_windows_forward(const GatedScanWindowsForward<S>& p) {
-  if (p.windows.count == 0 || p.num_nodes == 0 || p.hidden == 0) return;
+void gated_scan_windows_forward(const GatedScanForward<S>& p) {
+  const DayWindows& windows = *p.windows;
+  if (windows.count == 0 || p.num_nodes == 0 || p.hidden == 0) return;
   ScratchFrame frame;
   const PackedGates<Compute<S>> packed = pack_gates(p.weights, p.x.channels, p.hidden, frame);
   const WindowGroups<S> groups(p, frame);
+  const GatedScanForward<S> scan = over_windows(p);
   parallel_for(groups.tasks(), [&](int64_t task) {
     const WindowGroup& group = groups.of_task(task);
     const int64_t first = groups.first_node(task), count = min(p.num_nodes - first, kTileRows);
     const int64_t days = group.end_day - group.first_day;
-    const GatedScanForward<S> scan = scan_of(p, days);
     ScratchFrame task_frame;
-    // At least one element: z must not be nullptr, even without a step.
-    S* z = task_frame.take<S>(count * days * 3 * p.hidden + 1);
+    InputProjection<S> z{nullptr, days * 3 * p.hidden, 3 * p.hidden};
+    S* const projected = task_frame.take<S>(count * z.stride_node);
     DayProjection<S> projection(p, packed, task_frame);
     for (int64_t i = 0; i < count; ++i) {
-      projection.run(first + i, group.first_day, group.end_day, z + i * scan.z_stride_node);
+      projection.run(first + i, group.first_day, group.end_day, projected + i * z.stride_node);
     }
     for (int64_t i = group.begin; i < group.end; ++i) {
-      const int64_t window = p.windows.order[i], node = window * p.num_nodes + first;
-      gated_scan_forward_range<S>(scan, packed, node, node + count, nullptr,
-                                  z + (p.windows.starts[window] - group.first_day) * scan.z_stride_time);
+      const int64_t window = windows.order[i], node = window * p.num_nodes + first;
+      z.data = projected + (windows.starts[window] - group.first_day) * z.stride_time;
+      gated_scan_forward_range<S>(scan, packed, node, node + count, &z);
     }
   });
 }
 
-HIERMT_INSTANTIATE(gated_scan_windows_forward)
+#define HIERMT_INSTANTIATE_WINDOWS(S) template void gated_scan_windows_forward<S>(const GatedScanForward<S>&);
+HIERMT_INSTANTIATE_WINDOWS(float)
+HIERMT_INSTANTIATE_WINDOWS(double)
+HIERMT_INSTANTIATE_WINDOWS(BFloat16)
 
 }  // namespace hiermt::cpu::HIERMT_ISA

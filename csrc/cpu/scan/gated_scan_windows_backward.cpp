@@ -25,12 +25,11 @@ HIERMT_INLINE int64_t run_length(const Day* days, int64_t first, int64_t end) {
 }
 
 template <class S>
-const Day* kinds_of_days(const GatedScanWindowsForward<S>& p, const WindowGroups<S>& groups,
-                         ScratchFrame& frame) {
-  Day* days = frame.take<Day>(p.days);
-  for (int64_t day = 0; day < p.days; ++day) days[day] = Day::kInNoWindow;
-  for (int64_t window = 0; window < p.windows.count; ++window) {
-    for (int64_t t = 0; t < p.windows.steps; ++t) days[p.windows.starts[window] + t] = Day::kInOneGroup;
+const Day* kinds_of_days(const GatedScanForward<S>& p, const WindowGroups<S>& groups, ScratchFrame& frame) {
+  Day* days = frame.take<Day>(p.steps);
+  for (int64_t day = 0; day < p.steps; ++day) days[day] = Day::kInNoWindow;
+  for (int64_t window = 0; window < p.windows->count; ++window) {
+    for (int64_t t = 0; t < p.windows->steps; ++t) days[p.windows->starts[window] + t] = Day::kInOneGroup;
   }
   // Groups are in order, and a day within the span of two groups is in windows of both.
   for (int64_t i = 1; i < groups.count(); ++i) {
@@ -40,20 +39,14 @@ const Day* kinds_of_days(const GatedScanWindowsForward<S>& p, const WindowGroups
   return days;
 }
 
+// The recurrence alone: without the gradients of its inputs and parameters.
 template <class S>
-GatedScanBackward<S, Compute<S>> scan_of(const GatedScanWindowsBackward<S, Compute<S>>& p) {
-  const GatedScanWindowsForward<S>& f = p.forward;
+GatedScanBackward<S, Compute<S>> recurrence_of(const GatedScanBackward<S, Compute<S>>& p) {
   GatedScanBackward<S, Compute<S>> scan{};
-  scan.forward.copies = f.windows.count;
-  scan.forward.num_nodes = f.num_nodes;
-  scan.forward.steps = f.windows.steps;
-  scan.forward.hidden = f.hidden;
-  scan.forward.x.channels = f.x.channels;
-  scan.forward.weights = f.weights;
-  scan.forward.h = f.h;
-  scan.forward.gates = f.gates;
+  scan.forward = over_windows(p.forward);
   scan.d_h = p.d_h;
   scan.d_h_last = p.d_h_last;
+  scan.d_h0 = p.d_h0;
   return scan;
 }
 
@@ -62,12 +55,12 @@ class WindowsBackward {
  public:
   using C = Compute<S>;
 
-  WindowsBackward(const GatedScanWindowsBackward<S, C>& p, ScratchFrame& frame)
+  WindowsBackward(const GatedScanBackward<S, C>& p, ScratchFrame& frame)
       : p_(p),
         f_(p.forward),
         packed_(pack_gates_transposed(f_.weights, f_.x.channels, f_.hidden, p.d_x != nullptr, frame)),
         groups_(f_, frame),
-        scan_(scan_of<S>(p)),
+        scan_(recurrence_of<S>(p)),
         len_(f_.x.channels, f_.hidden),
         row_(3 * len_.padded),
         days_(kinds_of_days(f_, groups_, frame)),
@@ -108,8 +101,8 @@ class WindowsBackward {
       C* d_z = task_frame.take<C>(size);
       for (int64_t i = 0; i < size; ++i) d_z[i] = C(0);
       for (int64_t i = group.begin; i < group.end; ++i) {
-        const int64_t window = f_.windows.order[i];
-        C* to = d_z + (f_.windows.starts[window] - group.first_day) * row_;
+        const int64_t window = f_.windows->order[i];
+        C* to = d_z + (f_.windows->starts[window] - group.first_day) * row_;
         tile.run(window * f_.num_nodes + first, count, {nullptr, nullptr, sums, to, node_size});
       }
       for (int64_t i = 0; i < count; ++i) {
@@ -137,11 +130,11 @@ class WindowsBackward {
     const DayGradients<S> gradients(p_, packed_, frame);
     C* d_z = frame.take<C>(kChunkDays * row_ + gradients.room(len_));
     for (int64_t i = 0; i < kChunkDays * row_ + gradients.room(len_); ++i) d_z[i] = C(0);
-    const int64_t chunks = (f_.days + kChunkDays - 1) / kChunkDays;
+    const int64_t chunks = (f_.steps + kChunkDays - 1) / kChunkDays;
     const Range range = split(f_.num_nodes * chunks, parts_, part);
     for (int64_t i = range.begin; i < range.end; ++i) {
       const int64_t node = i / chunks;
-      const Range days = split(f_.days, chunks, i % chunks);
+      const Range days = split(f_.steps, chunks, i % chunks);
       for (int64_t day = days.begin, length; day < days.end; day += length) {
         length = run_length(days_, day, days.end);
         if (days_[day] == Day::kInNoWindow) {
@@ -166,8 +159,8 @@ class WindowsBackward {
     }
   }
 
-  const GatedScanWindowsBackward<S, C>& p_;
-  const GatedScanWindowsForward<S>& f_;
+  const GatedScanBackward<S, C>& p_;
+  const GatedScanForward<S>& f_;
   const PackedGatesTransposed<C> packed_;
   const WindowGroups<S> groups_;
   const GatedScanBackward<S, C> scan_;
@@ -183,12 +176,16 @@ class WindowsBackward {
 }  // namespace
 
 template <class S>
-void gated_scan_windows_backward(const GatedScanWindowsBackward<S, Compute<S>>& p) {
+void gated_scan_windows_backward(const GatedScanBackward<S, Compute<S>>& p) {
   if (p.forward.hidden == 0) return;
   ScratchFrame frame;
   WindowsBackward<S>(p, frame).run();
 }
 
-HIERMT_INSTANTIATE(gated_scan_windows_backward)
+#define HIERMT_INSTANTIATE_WINDOWS(S) \
+  template void gated_scan_windows_backward<S>(const GatedScanBackward<S, Compute<S>>&);
+HIERMT_INSTANTIATE_WINDOWS(float)
+HIERMT_INSTANTIATE_WINDOWS(double)
+HIERMT_INSTANTIATE_WINDOWS(BFloat16)
 
 }  // namespace hiermt::cpu::HIERMT_ISA

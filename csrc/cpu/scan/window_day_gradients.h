@@ -16,8 +16,7 @@ class DayGradients {
   using V = Vec<C>;
   static constexpr int L = kLanes<C>;
 
-  DayGradients(const GatedScanWindowsBackward<S, C>& p, const PackedGatesTransposed<C>& packed,
-               ScratchFrame& frame)
+  DayGradients(const GatedScanBackward<S, C>& p, const PackedGatesTransposed<C>& packed, ScratchFrame& frame)
       : p_(p),
         f_(p.forward),
         packed_(packed),
@@ -58,7 +57,7 @@ class DayGradients {
   HIERMT_INLINE void copy_day(int64_t node, int64_t day, C* to) const {
     const SequenceView<S>& x = f_.x;
     copy_inputs(to, x.data + node * x.stride_node + day * x.stride_time, x.stride_channel, x.channels,
-                f_.g + (node * f_.days + day) * f_.hidden, f_.hidden);
+                f_.g + (node * f_.steps + day) * f_.hidden, f_.hidden);
   }
 
   // d_g and d_x: the vectors [v, v + kVectors).
@@ -74,7 +73,7 @@ class DayGradients {
   }
 
   HIERMT_INLINE void write_input(int64_t node, int64_t day, int64_t v, V value) const {
-    const int64_t row = node * f_.days + day;
+    const int64_t row = node * f_.steps + day;
     if (v >= len_.vectors) {
       store_lanes(p_.d_x + row * f_.x.channels, f_.x.channels, v - len_.vectors, value);
     } else if (p_.d_g != nullptr) {
@@ -82,8 +81,8 @@ class DayGradients {
     }
   }
 
-  const GatedScanWindowsBackward<S, C> p_;
-  const GatedScanWindowsForward<S>& f_ = p_.forward;
+  const GatedScanBackward<S, C> p_;
+  const GatedScanForward<S>& f_ = p_.forward;
   const PackedGatesTransposed<C> packed_;
   const ScanLengths<C> len_;
   const int64_t row_length_;

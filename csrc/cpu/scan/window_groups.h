@@ -14,21 +14,31 @@ struct WindowGroup {
   int64_t rows_before;         // days in the spans of the groups before it
 };
 
+// The recurrence over the windows, as a scan over plain nodes.
+template <class S>
+GatedScanForward<S> over_windows(const GatedScanForward<S>& p) {
+  GatedScanForward<S> scan = p;
+  scan.copies = p.windows->count;
+  scan.steps = p.windows->steps;
+  scan.windows = nullptr;
+  return scan;
+}
+
 // Depends on the problem alone, not on the number of threads.
 template <class S>
 class WindowGroups {
  public:
-  WindowGroups(const GatedScanWindowsForward<S>& p, ScratchFrame& frame)
+  WindowGroups(const GatedScanForward<S>& p, ScratchFrame& frame)
       : tiles_((p.num_nodes + kTileRows - 1) / kTileRows) {
-    count_ = tiles_ > 0 ? (kFewestTasks + tiles_ - 1) / tiles_ : 0;
-    if (count_ > p.windows.count) count_ = p.windows.count;
+    const DayWindows& windows = *p.windows;
+    count_ = min(tiles_ > 0 ? (kFewestTasks + tiles_ - 1) / tiles_ : 0, windows.count);
     groups_ = frame.take<WindowGroup>(count_);
     int64_t rows = 0;
     for (int64_t i = 0; i < count_; ++i) {
-      const int64_t begin = p.windows.count * i / count_, end = p.windows.count * (i + 1) / count_;
-      const int64_t first = p.windows.starts[p.windows.order[begin]],
-                    last = p.windows.starts[p.windows.order[end - 1]];
-      groups_[i] = {begin, end, first, last + p.windows.steps, rows};
+      const int64_t begin = windows.count * i / count_, end = windows.count * (i + 1) / count_;
+      const int64_t first = windows.starts[windows.order[begin]],
+                    last = windows.starts[windows.order[end - 1]];
+      groups_[i] = {begin, end, first, last + windows.steps, rows};
       rows += groups_[i].end_day - first;
     }
     rows_ = rows;

@@ -7,19 +7,17 @@
 #include "types.h"
 
 // HIERMT_KERNEL(name, parameters as a type that depends on S)
-#define HIERMT_KERNELS(HIERMT_KERNEL)                                                 \
-  HIERMT_KERNEL(conv_stack_forward, ConvStackForward<S>)                              \
-  HIERMT_KERNEL(conv_stack_backward, ConvStackBackward<S, Compute<S>>)                \
-  HIERMT_KERNEL(decision_forward, DecisionForward<S>)                                 \
-  HIERMT_KERNEL(decision_backward, DecisionBackward<S, Compute<S>>)                   \
-  HIERMT_KERNEL(decision_from_logits, DecisionFromLogits<S>)                          \
-  HIERMT_KERNEL(gated_scan_forward, GatedScanForward<S>)                              \
-  HIERMT_KERNEL(gated_scan_backward, GatedScanBackward<S, Compute<S>>)                \
-  HIERMT_KERNEL(gated_scan_windows_forward, GatedScanWindowsForward<S>)               \
-  HIERMT_KERNEL(gated_scan_windows_backward, GatedScanWindowsBackward<S, Compute<S>>) \
-  HIERMT_KERNEL(multitask_loss_forward, MultitaskLossForward<S>)                      \
-  HIERMT_KERNEL(multitask_loss_backward, MultitaskLossBackward<S>)                    \
-  HIERMT_KERNEL(tgcn_layer_forward, TgcnLayerForward<S>)                              \
+#define HIERMT_KERNELS(HIERMT_KERNEL)                                  \
+  HIERMT_KERNEL(conv_stack_forward, ConvStackForward<S>)               \
+  HIERMT_KERNEL(conv_stack_backward, ConvStackBackward<S, Compute<S>>) \
+  HIERMT_KERNEL(decision_forward, DecisionForward<S>)                  \
+  HIERMT_KERNEL(decision_backward, DecisionBackward<S, Compute<S>>)    \
+  HIERMT_KERNEL(decision_from_logits, DecisionFromLogits<S>)           \
+  HIERMT_KERNEL(gated_scan_forward, GatedScanForward<S>)               \
+  HIERMT_KERNEL(gated_scan_backward, GatedScanBackward<S, Compute<S>>) \
+  HIERMT_KERNEL(multitask_loss_forward, MultitaskLossForward<S>)       \
+  HIERMT_KERNEL(multitask_loss_backward, MultitaskLossBackward<S>)     \
+  HIERMT_KERNEL(tgcn_layer_forward, TgcnLayerForward<S>)               \
   HIERMT_KERNEL(tgcn_layer_backward, TgcnLayerBackward<S, Compute<S>>)
 
 namespace hiermt {

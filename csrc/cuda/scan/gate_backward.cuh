@@ -88,11 +88,10 @@ cudaError_t compute_gates(const GatedScanForward<S>& f, const Inputs& inputs, co
                    GateOut<S>{f.gates, reset, hidden, 2}, rows, columns, f.hidden, stream, tensor);
 }
 
-// d_x [rows, F], which may be added to, and d_g [rows, H] from the cotangents of the gates, each if it is
-// given.
+// d_x [rows, F] and d_g [rows, H] from the cotangents of the gates, each if it is given.
 template <class S>
-cudaError_t input_gradients(const GatedScanForward<S>& f, const Compute<S>* d_gates, S* d_x, bool accumulate,
-                            S* d_g, int64_t rows, cudaStream_t stream) {
+cudaError_t input_gradients(const GatedScanForward<S>& f, const Compute<S>* d_gates, S* d_x, S* d_g,
+                            int64_t rows, cudaStream_t stream) {
   using C = Compute<S>;
   const int hidden = static_cast<int>(f.hidden), channels = static_cast<int>(f.x.channels);
   const auto tensor = use_tensor_cores<S>(f.tf32);
@@ -105,7 +104,7 @@ cudaError_t input_gradients(const GatedScanForward<S>& f, const Compute<S>* d_ga
   };
   const GateRows<C> d_rows{d_gates, 3 * hidden, 0};
   if (d_x != nullptr) {
-    HIERMT_CUDA_RETURN_IF_ERROR(linear<C>(d_rows, weights(0), DenseOut<S>{d_x, channels, accumulate}, rows,
+    HIERMT_CUDA_RETURN_IF_ERROR(linear<C>(d_rows, weights(0), DenseOut<S>{d_x, channels, false}, rows,
                                           3 * f.hidden, channels, stream, tensor));
   }
   if (d_g == nullptr) return cudaSuccess;

@@ -3,6 +3,7 @@
 //   u = sigmoid(z_u + W_u h_{t-1})     r = sigmoid(z_r + W_r h_{t-1})
 //   c = tanh(z_c + W_c (r * h_{t-1}))  h_t = u * h_{t-1} + (1 - u) * c
 #include "cuda/scan/gated_scan.cuh"
+#include "cuda/scan/gated_scan_windows.h"
 
 namespace hiermt::cuda {
 namespace {
@@ -191,11 +192,13 @@ cudaError_t recurrence(const GatedScanForward<S>& p, const Rows& input_projectio
 
 template <class S>
 size_t gated_scan_forward_workspace(const GatedScanForward<S>& p) {
+  if (p.windows != nullptr) return gated_scan_windows_forward_workspace(p);
   return ScanMemory<Compute<S>>(nullptr, p.copies * p.num_nodes * p.steps, p.hidden).memory.bytes();
 }
 
 template <class S>
 int gated_scan_forward(const GatedScanForward<S>& p, void* workspace, void* stream) {
+  if (p.windows != nullptr) return gated_scan_windows_forward(p, workspace, stream);
   const int64_t nodes = p.copies * p.num_nodes;
   if (!supported(nodes, p.steps, p.hidden)) return cudaErrorInvalidValue;
   const ScanMemory<Compute<S>> memory(workspace, nodes * p.steps, p.hidden);
@@ -205,6 +208,7 @@ int gated_scan_forward(const GatedScanForward<S>& p, void* workspace, void* stre
 
 template <class S>
 int gated_scan_recurrence(const GatedScanForward<S>& p, void* workspace, void* stream) {
+  if (p.windows != nullptr) return gated_scan_windows_recurrence(p, workspace, stream);
   const ScanMemory<Compute<S>> memory(workspace, p.copies * p.num_nodes * p.steps, p.hidden);
   const ProjectedRows<Compute<S>> rows{memory.input_projection, p.steps * 3 * p.hidden, 3 * p.hidden};
   return recurrence(p, rows, memory.packed, static_cast<cudaStream_t>(stream));

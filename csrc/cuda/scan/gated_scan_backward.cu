@@ -8,6 +8,7 @@
 // Gates that were not saved are recomputed from the states for all steps. If S is the compute type, they are
 // stored in place of their cotangents, except r, which the gradient of W_c reads again.
 #include "cuda/scan/gate_backward.cuh"
+#include "cuda/scan/gated_scan_windows.h"
 
 namespace hiermt::cuda {
 namespace {
@@ -201,12 +202,14 @@ cudaError_t scan_backward(const GatedScanBackward<S, Compute<S>>& p, const GateW
 template <class S>
 size_t gated_scan_backward_workspace(const GatedScanBackward<S, Compute<S>>& p) {
   const GatedScanForward<S>& f = p.forward;
+  if (f.windows != nullptr) return gated_scan_windows_backward_workspace(p);
   return BackwardMemory<S>(nullptr, p, f.copies * f.num_nodes * f.steps).memory.bytes();
 }
 
 template <class S>
 int gated_scan_backward(const GatedScanBackward<S, Compute<S>>& given, void* workspace, void* stream_) {
   using C = Compute<S>;
+  if (given.forward.windows != nullptr) return gated_scan_windows_backward(given, workspace, stream_);
   const cudaStream_t stream = static_cast<cudaStream_t>(stream_);
   GatedScanBackward<S, C> p = given;
   const GatedScanForward<S>& f = p.forward;
@@ -236,7 +239,7 @@ int gated_scan_backward(const GatedScanBackward<S, Compute<S>>& given, void* wor
                        GateInputs<S, true>{f, memory.gates.reset}, rows, f.hidden, columns, memory.partial,
                        GateGradsOut<C>{grads, columns, hidden, 2, 0, columns}, stream, tensor));
   }
-  return input_gradients(f, memory.gates.d_gates, p.d_x, p.accumulate_grad_x, p.d_g, rows, stream);
+  return input_gradients(f, memory.gates.d_gates, p.d_x, p.d_g, rows, stream);
 }
 
 #define HIERMT_INSTANTIATE(S)                                                                             \

@@ -68,18 +68,23 @@ __global__ void __launch_bounds__(SumWindowsTraits::kThreads)
 template <class S, bool kReset>
 struct WindowStates {
   struct Row {
-    int64_t dense, reset;
-    bool first_step;
+    const S* before;  // nullptr: zeros
+    int64_t reset;
   };
   const S* h;
+  const S* h0;  // or nullptr
   ResetGate<S> reset;
   int steps, hidden;
 
   __device__ Row row(int r) const {
-    return {static_cast<int64_t>(r) * hidden, static_cast<int64_t>(r) * reset.stride, r % steps == 0};
+    const int node = r / steps;
+    const S* before = r != node * steps ? h + static_cast<int64_t>(r - 1) * hidden
+                      : h0 != nullptr   ? h0 + static_cast<int64_t>(node) * hidden
+                                        : nullptr;
+    return {before, static_cast<int64_t>(r) * reset.stride};
   }
   __device__ Compute<S> load(const Row& row, int k) const {
-    const Compute<S> state = row.first_step ? Compute<S>(0) : cuda::load(h + row.dense - hidden + k);
+    const Compute<S> state = row.before == nullptr ? Compute<S>(0) : cuda::load(row.before + k);
     return kReset ? state * cuda::load(reset.data + row.reset + k) : state;
   }
 };
@@ -138,13 +143,13 @@ struct BackwardMemory {
   int* used;  // [D]
   C* partial;
 
-  BackwardMemory(void* base, const GatedScanWindowsForward<S>& p)
+  BackwardMemory(void* base, const GatedScanForward<S>& p)
       : memory(base),
-        d_days(memory.template take<C>(p.num_nodes * p.days * 3 * p.hidden)),
-        gates(memory, nullptr, p.windows.count * p.num_nodes * p.windows.steps, p.hidden) {
-    const int64_t day_rows = p.num_nodes * p.days, rows = p.windows.count * p.num_nodes * p.windows.steps;
+        d_days(memory.template take<C>(p.num_nodes * p.steps * 3 * p.hidden)),
+        gates(memory, nullptr, p.windows->count * p.num_nodes * p.windows->steps, p.hidden) {
+    const int64_t day_rows = p.num_nodes * p.steps, rows = p.windows->count * p.num_nodes * p.windows->steps;
     packed = memory.template take<C>(3 * p.hidden * p.hidden);
-    used = memory.template take<int>(p.days);
+    used = memory.template take<int>(p.steps);
     const int64_t of_days = weight_grad_values(day_rows, 3 * p.hidden, p.x.channels + p.hidden);
     const int64_t of_states = weight_grad_values(rows, 2 * p.hidden, p.hidden);
     partial = memory.template take<C>(of_days > of_states ? of_days : of_states);
@@ -162,24 +167,24 @@ cudaError_t sum_windows(const C* d_gates, const WindowDays& days, int64_t window
 
 // The gradients of the columns that read the state are sums over windows, all others sums over days.
 template <class S>
-cudaError_t weight_grads(const GatedScanWindowsBackward<S, Compute<S>>& p, const BackwardMemory<S>& memory,
+cudaError_t weight_grads(const GatedScanBackward<S, Compute<S>>& p, const BackwardMemory<S>& memory,
                          cudaStream_t stream) {
   using C = Compute<S>;
-  const GatedScanWindowsForward<S>& f = p.forward;
-  const int64_t day_rows = f.num_nodes * f.days, rows = f.windows.count * f.num_nodes * f.windows.steps;
+  const GatedScanForward<S>& f = p.forward;
+  const int64_t day_rows = f.num_nodes * f.steps, rows = f.windows->count * f.num_nodes * f.windows->steps;
   const int hidden = static_cast<int>(f.hidden), inputs = static_cast<int>(f.x.channels) + hidden;
-  const int steps = static_cast<int>(f.windows.steps), columns = inputs + hidden, width = 3 * hidden;
+  const int steps = static_cast<int>(f.windows->steps), columns = inputs + hidden, width = 3 * hidden;
   const auto tensor = use_tensor_cores<S>(f.tf32);
   const GateGrads<C>& all = p.grads;
   const GateGrads<C> weights{all.u_weight, nullptr, all.r_weight, nullptr, all.c_weight, nullptr};
   HIERMT_CUDA_RETURN_IF_ERROR(weight_grad<C>(
       GateRows<C>{memory.gates.d_gates, width, 0},
-      WindowStates<S, false>{f.h, memory.gates.reset, steps, hidden}, rows, 2 * f.hidden, hidden,
+      WindowStates<S, false>{f.h, f.h0, memory.gates.reset, steps, hidden}, rows, 2 * f.hidden, hidden,
       memory.partial, GateGradsOut<C>{weights, columns, hidden, 0, inputs, hidden}, stream, tensor));
   HIERMT_CUDA_RETURN_IF_ERROR(weight_grad<C>(
       GateRows<C>{memory.gates.d_gates, width, 2 * hidden},
-      WindowStates<S, true>{f.h, memory.gates.reset, steps, hidden}, rows, f.hidden, hidden, memory.partial,
-      GateGradsOut<C>{weights, columns, hidden, 2, inputs, hidden}, stream, tensor));
+      WindowStates<S, true>{f.h, f.h0, memory.gates.reset, steps, hidden}, rows, f.hidden, hidden,
+      memory.partial, GateGradsOut<C>{weights, columns, hidden, 2, inputs, hidden}, stream, tensor));
   return weight_grad<C>(GateRows<C>{memory.d_days, width, 0}, DayInputs<S>{{over_days(f)}, memory.used},
                         day_rows, 3 * f.hidden, inputs, memory.partial,
                         GateGradsOut<C>{all, columns, hidden, 0, 0, inputs}, stream, tensor);
@@ -188,43 +193,45 @@ cudaError_t weight_grads(const GatedScanWindowsBackward<S, Compute<S>>& p, const
 }  // namespace
 
 template <class S>
-size_t gated_scan_windows_backward_workspace(const GatedScanWindowsBackward<S, Compute<S>>& p) {
+size_t gated_scan_windows_backward_workspace(const GatedScanBackward<S, Compute<S>>& p) {
   return BackwardMemory<S>(nullptr, p.forward).memory.bytes();
 }
 
 template <class S>
-int gated_scan_windows_backward(const GatedScanWindowsBackward<S, Compute<S>>& p, void* workspace,
-                                void* stream_) {
+int gated_scan_windows_backward(const GatedScanBackward<S, Compute<S>>& p, void* workspace, void* stream_) {
   using C = Compute<S>;
   const cudaStream_t stream = static_cast<cudaStream_t>(stream_);
-  const GatedScanWindowsForward<S>& f = p.forward;
-  if (!supported(f)) return cudaErrorInvalidValue;
+  const GatedScanForward<S>& f = p.forward;
+  if (!windows_supported(f)) return cudaErrorInvalidValue;
   const BackwardMemory<S> memory(workspace, f);
   const WindowDays days = window_days(f);
-  const int64_t day_rows = f.num_nodes * f.days, rows = f.windows.count * f.num_nodes * f.windows.steps;
-  const int hidden = static_cast<int>(f.hidden), steps = static_cast<int>(f.windows.steps);
+  const int64_t day_rows = f.num_nodes * f.steps, rows = f.windows->count * f.num_nodes * f.windows->steps;
+  const int hidden = static_cast<int>(f.hidden), steps = static_cast<int>(f.windows->steps);
 
   GatedScanBackward<S, C> scan{};
   scan.forward = over_windows(f);
   scan.forward.gates = memory.gates.values;
   scan.d_h = p.d_h;
   scan.d_h_last = p.d_h_last;
-  HIERMT_CUDA_RETURN_IF_ERROR(compute_gates(
-      scan.forward,
-      WindowInputs<S, false>{f.x, f.g, days, WindowStates<S, false>{f.h, memory.gates.reset, steps, hidden}},
-      WindowInputs<S, true>{f.x, f.g, days, WindowStates<S, true>{f.h, memory.gates.reset, steps, hidden}},
-      memory.gates.reset, rows, stream));
+  scan.d_h0 = p.d_h0;
+  HIERMT_CUDA_RETURN_IF_ERROR(
+      compute_gates(scan.forward,
+                    WindowInputs<S, false>{
+                        f.x, f.g, days, WindowStates<S, false>{f.h, f.h0, memory.gates.reset, steps, hidden}},
+                    WindowInputs<S, true>{
+                        f.x, f.g, days, WindowStates<S, true>{f.h, f.h0, memory.gates.reset, steps, hidden}},
+                    memory.gates.reset, rows, stream));
   HIERMT_CUDA_RETURN_IF_ERROR(scan_backward(scan, memory.gates, memory.packed, stream));
-  HIERMT_CUDA_RETURN_IF_ERROR(sum_windows(memory.gates.d_gates, days, f.windows.count, day_rows, 3 * f.hidden,
-                                          memory.d_days, memory.used, stream));
+  HIERMT_CUDA_RETURN_IF_ERROR(sum_windows(memory.gates.d_gates, days, f.windows->count, day_rows,
+                                          3 * f.hidden, memory.d_days, memory.used, stream));
   if (p.grads.u_weight != nullptr) HIERMT_CUDA_RETURN_IF_ERROR(weight_grads(p, memory, stream));
 
-  return input_gradients(over_days(f), memory.d_days, p.d_x, false, p.d_g, day_rows, stream);
+  return input_gradients(over_days(f), memory.d_days, p.d_x, p.d_g, day_rows, stream);
 }
 
-#define HIERMT_INSTANTIATE(S)                                                                               \
-  template size_t gated_scan_windows_backward_workspace<S>(const GatedScanWindowsBackward<S, Compute<S>>&); \
-  template int gated_scan_windows_backward<S>(const GatedScanWindowsBackward<S, Compute<S>>&, void*, void*);
+#define HIERMT_INSTANTIATE(S)                                                                        \
+  template size_t gated_scan_windows_backward_workspace<S>(const GatedScanBackward<S, Compute<S>>&); \
+  template int gated_scan_windows_backward<S>(const GatedScanBackward<S, Compute<S>>&, void*, void*);
 HIERMT_FOR_EACH_STORAGE(HIERMT_INSTANTIATE)
 #undef HIERMT_INSTANTIATE
 

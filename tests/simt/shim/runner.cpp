@@ -10,7 +10,6 @@
 #include "decision_runner.h"
 #include "faults.h"
 #include "training_runner.h"
-#include "windows_runner.h"
 
 namespace {
 
@@ -73,18 +72,62 @@ GateWeights<S> read_gates(Arguments& a) {
   return weights;
 }
 
+// A scan owns the windows its parameters point to.
 template <class S>
-GatedScanForward<S> read_gated_scan(Arguments& a) {
+struct Scan {
+  DayWindows windows{};
   GatedScanForward<S> p{};
-  p.copies = a.integer();
-  p.num_nodes = a.integer();
-  p.steps = a.integer();
-  p.hidden = a.integer();
-  p.x = read_sequence<S>(a);
-  p.g = a.in<S>();
-  p.h0 = a.in<S>();
-  p.weights = read_gates<S>(a);
-  return p;
+
+  explicit Scan(Arguments& a) {
+    p.copies = a.integer();
+    p.num_nodes = a.integer();
+    p.steps = a.integer();
+    p.hidden = a.integer();
+    p.x = read_sequence<S>(a);
+    p.g = a.in<S>();
+    read_rest(a);
+  }
+  // Of the x that a stack reads.
+  Scan(Arguments& a, const ConvStackForward<S>& stack) {
+    p.copies = stack.graph.copies;
+    p.num_nodes = stack.graph.num_nodes;
+    p.steps = stack.steps;
+    p.hidden = stack.hidden;
+    p.x = stack.x;
+    read_rest(a);
+  }
+  Scan(const Scan&) = delete;
+
+ private:
+  void read_rest(Arguments& a) {
+    p.h0 = a.in<S>();
+    p.weights = read_gates<S>(a);
+    windows.count = a.integer();
+    windows.steps = a.integer();
+    windows.starts = a.in<int64_t>();
+    p.windows = windows.count >= 0 ? &windows : nullptr;
+    p.tf32 = std::getenv("HIERMT_SIMT_TF32") != nullptr;
+  }
+};
+
+template <class S>
+void read_scan_backward(Arguments& a, GatedScanBackward<S, Compute<S>>& p) {
+  p.forward.h = const_cast<S*>(a.in<S>());
+  p.forward.gates = const_cast<S*>(a.in<S>());
+  p.d_h = a.in<S>();
+  p.d_h_last = a.in<S>();
+}
+
+template <class C>
+GateGrads<C> read_gate_grads(Arguments& a) {
+  GateGrads<C> grads{};
+  grads.u_weight = a.out<C>();
+  grads.u_bias = a.out<C>();
+  grads.r_weight = a.out<C>();
+  grads.r_bias = a.out<C>();
+  grads.c_weight = a.out<C>();
+  grads.c_bias = a.out<C>();
+  return grads;
 }
 
 // A stack owns the arrays its parameters point to.
@@ -189,40 +232,28 @@ int run_stack_backward(Arguments& a) {
 template <class S>
 struct Layer {
   Stack<S> stack;
-  TgcnLayerForward<S> p{};
+  Scan<S> scan;
 
-  explicit Layer(Arguments& a) : stack(a) {
-    p.stack = stack.p;
-    p.gate_weights = read_gates<S>(a);
-    p.windows.count = a.integer();
-    p.windows.steps = a.integer();
-    p.windows.given = p.windows.count >= 0;
-    p.windows.starts = a.in<int64_t>();
-  }
+  explicit Layer(Arguments& a) : stack(a), scan(a, stack.p) {}
 };
 
 template <class S>
 int run_layer_backward(Arguments& a) {
   using C = Compute<S>;
   Layer<S> layer(a);
-  layer.p.h = const_cast<S*>(a.in<S>());
-  layer.p.gates = const_cast<S*>(a.in<S>());
-  layer.p.stack.out = const_cast<S*>(a.in<S>());
   TgcnLayerBackward<S, C> p{};
-  p.forward = layer.p;
-  p.d_h = a.in<S>();
-  p.d_h_last = a.in<S>();
-  p.d_x = a.out<S>();
-  const StackGrads<S> grads(a, layer.p.stack);
-  p.gat = grads.gat_data();
-  p.gcn = grads.gcn_data();
-  p.gates.u_weight = a.out<C>();
-  p.gates.u_bias = a.out<C>();
-  p.gates.r_weight = a.out<C>();
-  p.gates.r_bias = a.out<C>();
-  p.gates.c_weight = a.out<C>();
-  p.gates.c_bias = a.out<C>();
-  p.d_edge_weight = a.out<C>();
+  p.scan.forward = layer.scan.p;
+  read_scan_backward(a, p.scan);
+  p.stack.forward = layer.stack.p;
+  p.stack.forward.out = const_cast<S*>(a.in<S>());
+  p.stack.d_x = p.scan.d_x = a.out<S>();
+  p.stack.accumulate_d_x = true;
+  const StackGrads<S> grads(a, layer.stack.p);
+  p.stack.gat = grads.gat_data();
+  p.stack.gcn = grads.gcn_data();
+  p.scan.grads = read_gate_grads<C>(a);
+  p.scan.d_h0 = a.out<S>();
+  p.stack.d_edge_weight = a.out<C>();
   const ScratchMemory memory(cuda::tgcn_layer_backward_workspace(p));
   return cuda::tgcn_layer_backward(p, memory.data(), nullptr);
 }
@@ -237,42 +268,35 @@ int run(const std::string& op, Arguments& a) {
   }
   if (op == "conv_stack_backward") return run_stack_backward<S>(a);
   if (op == "gated_scan") {
-    GatedScanForward<S> p = read_gated_scan<S>(a);
-    p.h = a.out<S>();
-    p.h_last = a.out<S>();
-    p.gates = a.out<S>();
-    const ScratchMemory memory(cuda::gated_scan_forward_workspace(p));
-    return cuda::gated_scan_forward(p, memory.data(), nullptr);
+    Scan<S> scan(a);
+    scan.p.h = a.out<S>();
+    scan.p.h_last = a.out<S>();
+    scan.p.gates = a.out<S>();
+    const ScratchMemory memory(cuda::gated_scan_forward_workspace(scan.p));
+    return cuda::gated_scan_forward(scan.p, memory.data(), nullptr);
   }
   if (op == "gated_scan_backward") {
     using C = Compute<S>;
+    const Scan<S> scan(a);
     GatedScanBackward<S, C> p{};
-    p.forward = read_gated_scan<S>(a);
-    p.accumulate_grad_x = a.integer() != 0;
-    p.forward.h = const_cast<S*>(a.in<S>());
-    p.forward.gates = const_cast<S*>(a.in<S>());
-    p.d_h = a.in<S>();
-    p.d_h_last = a.in<S>();
+    p.forward = scan.p;
+    read_scan_backward(a, p);
     p.d_x = a.out<S>();
     p.d_g = a.out<S>();
     p.d_h0 = a.out<S>();
-    p.grads.u_weight = a.out<C>();
-    p.grads.u_bias = a.out<C>();
-    p.grads.r_weight = a.out<C>();
-    p.grads.r_bias = a.out<C>();
-    p.grads.c_weight = a.out<C>();
-    p.grads.c_bias = a.out<C>();
+    p.grads = read_gate_grads<C>(a);
     const ScratchMemory memory(cuda::gated_scan_backward_workspace(p));
     return cuda::gated_scan_backward(p, memory.data(), nullptr);
   }
   if (op == "tgcn_layer") {
     Layer<S> layer(a);
-    layer.p.h = a.out<S>();
-    layer.p.h_last = a.out<S>();
-    layer.p.gates = a.out<S>();
-    layer.p.stack.out = a.out<S>();
-    const ScratchMemory memory(cuda::tgcn_layer_forward_workspace(layer.p));
-    return cuda::tgcn_layer_forward(layer.p, memory.data(), nullptr);
+    TgcnLayerForward<S> p{layer.stack.p, layer.scan.p};
+    p.scan.h = a.out<S>();
+    p.scan.h_last = a.out<S>();
+    p.scan.gates = a.out<S>();
+    p.stack.out = a.out<S>();
+    const ScratchMemory memory(cuda::tgcn_layer_forward_workspace(p));
+    return cuda::tgcn_layer_forward(p, memory.data(), nullptr);
   }
   if (op == "tgcn_layer_backward") return run_layer_backward<S>(a);
   if (op == "decision") return simt::run_decision<S>(a);
@@ -280,8 +304,6 @@ int run(const std::string& op, Arguments& a) {
   if (op == "decision_backward") return simt::run_decision_backward<S>(a);
   if (op == "multitask_loss") return simt::run_multitask_loss<S>(a);
   if (op == "multitask_loss_backward") return simt::run_multitask_loss_backward<S>(a);
-  if (op == "gated_scan_windows") return simt::run_gated_scan_windows<S>(a);
-  if (op == "gated_scan_windows_backward") return simt::run_gated_scan_windows_backward<S>(a);
   return -1;
 }
 

@@ -1,0 +1,102 @@
+"""``hiermt::gated_scan``: gates and recurrence, over the steps of x or over windows of a series."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hiermt.ops import operator
+from hiermt.ops.operator import Operator, fake_gradients, gradients_of
+
+
+def gated_scan(
+    x: Tensor,
+    g: Tensor,
+    h0: Tensor | None,
+    gates: Sequence[Tensor],
+    starts: Tensor | None = None,
+    *,
+    steps: int = 0,
+    sequence: bool,
+) -> Tensor:
+    """Gates and recurrence; :func:`hiermt.reference.gated_scan` says what it computes.
+
+    Raises:
+        IndexError: a window does not lie in the series; looked at on the CPU only.
+    """
+    state = None if h0 is None else h0.contiguous()
+    arguments = (x, g.contiguous(), state, [param.contiguous() for param in gates], starts)
+    save = operator.is_recorded(x, g, state, *gates)
+    options = {"steps": steps, "sequence": sequence, "save": save, "tf32": operator.allows_tf32(x)}
+    with operator.windows_outside(starts):
+        return _gated_scan(save, *arguments, **options)  # type: ignore[no-any-return]
+
+
+def _fake(
+    x: Tensor,
+    g: Tensor,
+    h0: Tensor | None,
+    gates: list[Tensor],
+    starts: Tensor | None,
+    *,
+    steps: int,
+    sequence: bool,
+    save: bool,
+    tf32: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    return operator.fake_scan(x, g.size(2), starts, steps, sequence, save)
+
+
+def _fake_backward(
+    d_out: Tensor,
+    x: Tensor,
+    g: Tensor,
+    h0: Tensor | None,
+    gates: list[Tensor],
+    *saved: Any,
+    need_x: bool,
+    need_g: bool,
+    need_h0: bool,
+    need_gates: bool,
+    **options: Any,
+) -> list[Tensor]:
+    return [
+        x.new_empty(x.shape if need_x else (0,)),
+        x.new_empty(g.shape if need_g else (0,)),
+        x.new_empty((d_out.size(0), g.size(2)) if need_h0 else (0,)),
+        *fake_gradients(x, gates, need_gates),
+    ]
+
+
+def _save(ctx: Any, args: Sequence[Any], options: dict[str, Any], output: tuple[Tensor, ...]) -> None:
+    x, g, h0, gates, starts = args
+    out, h, values = output
+    if operator.keeps(ctx, options):
+        ctx.save_for_backward(x, g, h0, starts, out if options["sequence"] else h, values, *gates)
+
+
+def _gradients(ctx: Any, need: Sequence[Any], d_out: Tensor) -> Sequence[Any]:
+    need_x, need_g, need_h0, need_gates, _ = need
+    x, g, h0, starts, h, values, *gates = operator.kept(ctx, "gated_scan")
+    d_x, d_g, d_h0, *grads = operator.call(
+        torch.ops.hiermt.gated_scan_backward.default,
+        *(d_out.contiguous(), x, g, h0, gates, starts, h, values),
+        **ctx.options,
+        need_x=need_x,
+        need_g=need_g,
+        need_h0=need_h0,
+        need_gates=any(need_gates),
+    )
+    return (
+        d_x if need_x else None,
+        d_g if need_g else None,
+        d_h0 if need_h0 else None,
+        gradients_of(gates, grads, need_gates),
+        None,
+    )
+
+
+_gated_scan = Operator("gated_scan", _fake, _fake_backward, _save, _gradients, first_only=True)
