@@ -1,4 +1,4 @@
-"""What every public function does with its arguments: devices and dtypes agree, autocast is followed."""
+"""Argument checks of the public functions: types, ranges, devices and dtypes; autocast."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 def prepare(
     x: Tensor, others: Sequence[Tensor], graph: Graph | None, backend: str, autocast: torch.dtype | None = None
 ) -> tuple[list[Tensor], bool]:
-    """Checks devices and dtypes, applies autocast, and says whether the native operator runs."""
+    """Checks devices and dtypes, applies autocast, and tells whether the native operator runs."""
     for tensor in (x, *others):
         if not isinstance(tensor, Tensor):
             raise TypeError(f"x and parameters: expected Tensors, got {type(tensor).__name__}")
@@ -34,7 +34,7 @@ def prepare(
         nodes = x.size(0)
         refuse_tracing(nodes)
         if nodes % max(graph.num_nodes, 1):
-            raise ValueError(f"x has {nodes} nodes, which is no multiple of the graph's {graph.num_nodes}")
+            raise ValueError(f"x has {nodes} nodes, which is not a multiple of the graph's {graph.num_nodes}")
     tensors = [x, *others]
     if torch.is_autocast_enabled(device.type):
         dtype = autocast or torch.get_autocast_dtype(device.type)
@@ -51,7 +51,7 @@ def prepare(
 
 
 def no_autocast(x: Tensor) -> AbstractContextManager[Any]:
-    """Inside, dtypes are what the arguments say."""
+    """Context without autocast: operators keep the dtypes of their arguments."""
     kind = x.device.type
     return torch.autocast(kind, enabled=False) if torch.is_autocast_enabled(kind) else nullcontext()
 
@@ -63,23 +63,23 @@ def check_tensor(name: str, value: object) -> None:
 
 
 def check_linear(name: str, weight: Tensor, inputs: int) -> None:
-    """Refuses a weight that takes another number of channels than there are."""
+    """Raises unless `weight` is a matrix with `inputs` columns."""
     if weight.dim() != 2 or weight.size(1) != inputs:
-        raise ValueError(f"{name} takes {weight.size(-1)} channels, but gets {inputs}")
+        raise ValueError(f"{name} has {weight.size(-1)} input channels, but its input has {inputs}")
 
 
 class NotAnInteger(TypeError, ValueError):
-    """A size of the wrong type, which a caller may also catch along with the ValueError of a size out of range."""
+    """A size of the wrong type. Also a ValueError, so that one clause catches every bad size."""
 
 
 def check_integer(name: str, value: object, least: int) -> int:
-    """Returns `value`, which may be one of NumPy's, as an ``int``.
+    """Returns `value`, which may be a NumPy integer, as an ``int``.
 
     Raises:
-        NotAnInteger: it is not an integer; a bool is not one here.
+        NotAnInteger: it is not an integer. Booleans are rejected.
         ValueError: it is below `least`.
     """
-    # A size that a compiler or an export leaves open has no type that Integral knows.
+    # A size that torch.compile or an export leaves open is a SymInt, which is not an Integral.
     if type(value) is not int and not isinstance(value, torch.SymInt):
         if isinstance(value, bool) or not isinstance(value, Integral):
             raise NotAnInteger(f"{name}: expected an integer, got {value!r}")
@@ -90,10 +90,10 @@ def check_integer(name: str, value: object, least: int) -> int:
 
 
 def check_number(name: str, value: object, least: float = -math.inf, most: float = math.inf) -> float:
-    """Returns `value`, which may be one of NumPy's, as a ``float``.
+    """Returns `value`, which may be a NumPy number, as a ``float``.
 
     Raises:
-        TypeError: it is not a number; a bool is not one here, and neither is a Tensor, whose gradient would be lost.
+        TypeError: it is not a number. Booleans are rejected, and so are Tensors, whose gradient would be lost.
         ValueError: it is NaN or infinite, or outside ``[least, most]``.
     """
     if type(value) is not float:
@@ -102,7 +102,7 @@ def check_number(name: str, value: object, least: float = -math.inf, most: float
         if isinstance(value, bool) or not isinstance(value, Real):
             raise TypeError(f"{name}: expected a number, got {value!r}")
         value = float(value)
-    # Infinite and NaN fail one of the two comparisons.
+    # Infinity and NaN fail one of the two comparisons.
     if least <= value <= most and value - value == 0.0:
         return value
     if least == -math.inf:
@@ -117,13 +117,13 @@ HEAD_PARAMS, GATE_PARAMS = 6, 6
 
 
 def check_length(name: str, tensors: Sequence[Tensor], expected: int) -> None:
-    """Refuses another number of parameters than there are names for."""
+    """Raises unless there are `expected` tensors."""
     if len(tensors) != expected:
         raise ValueError(f"{name}: expected {expected} tensors, got {len(tensors)}")
 
 
 def check_gates(gates: Sequence[Tensor], channels: int) -> int:
-    """Refuses parameters that are no three gates over `channels` inputs; returns ``H``."""
+    """Raises unless `gates` are the parameters of three gates over `channels` inputs; returns ``H``."""
     check_length("gates", gates, GATE_PARAMS)
     weight = gates[0]
     if weight.dim() != 2:
@@ -134,5 +134,5 @@ def check_gates(gates: Sequence[Tensor], channels: int) -> int:
 
 
 def check_heads(params: Sequence[Tensor]) -> None:
-    """Refuses parameters that are not those of the output linear and two heads."""
+    """Raises unless `params` are as many as those of the output linear and two heads."""
     check_length("params", params, HEAD_PARAMS)

@@ -1,4 +1,4 @@
-"""Windows of consecutive days out of a series: copied, or read where they lie."""
+"""Windows of consecutive days of a series: copied, or read in place."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from hiermt.native.tracing import recorded, refuse_tracing
 
 
 class DayRange(NamedTuple):
-    """What is known on the host of the days that a batch of windows has.
+    """Range of the days of a batch of windows, known on the host.
 
     Attributes:
         first, stop (int): every window lies in ``[first, stop)``.
-        days (int): so many days, counted from the first that one of the windows has, hold all of them.
+        days (int): length of the shortest span that contains every window.
     """
 
     first: int
@@ -27,16 +27,16 @@ class DayRange(NamedTuple):
 
 
 class Windows(NamedTuple):
-    r"""``B`` windows of ``T`` consecutive days of one series, none of them copied.
+    r"""``B`` windows of ``T`` consecutive days of one series, not copied.
 
-    A model takes it in place of ``x [B, S, T, F]`` and gives the same result. What its first layer computes before
-    the recurrence depends on the day alone; it is computed once for every day, and not once a window. On the CPU these
-    are the days that a window has. On a GPU, where looking at `starts` would wait for the device, they are all days of
-    the series (see :meth:`within`), unless the windows have fewer one by one; a day of no window must be finite there.
-    A window that does not lie in the series is refused on the CPU; on a GPU its values mean nothing.
+    A model accepts it in place of ``x [B, S, T, F]`` and gives the same result. The first layer's work before the
+    recurrence depends on the day alone; it is done once a day rather than once a window. On the CPU only the days of
+    a window are computed. On a GPU, where reading `starts` would be a sync, all days of the series are (see
+    :meth:`within`), unless the windows together have fewer; days outside every window must be finite there.
+    A window outside the series raises on the CPU; on a GPU its values are undefined.
 
     Attributes:
-        series (Tensor): features of each stock and day, in this order whatever the layout of the model.
+        series (Tensor): features of each stock and day, in this order for every layout of the model.
         starts (Tensor): first day of each window.
         steps (int): ``T``.
 
@@ -49,14 +49,14 @@ class Windows(NamedTuple):
     steps: int
 
     def gather(self, *, backend: str = "auto", check: bool = True) -> Tensor:
-        """The windows themselves, ``[B, S, T, F]``; see :func:`gather_windows`."""
+        """The copied windows, ``[B, S, T, F]``; see :func:`gather_windows`."""
         return gather_windows(self.series, self.starts, self.steps, backend=backend, check=check)
 
     def days(self) -> Tensor:
-        """The days that a window has, in order and once each. Waits for the device.
+        """The distinct days of all windows, sorted. Waits for the device.
 
         Raises:
-            IndexError: a window does not lie in the series.
+            IndexError: a window lies outside the series.
             ValueError: a shape or device does not fit.
         """
         steps = check_starts(self.starts, self.steps, self.series)
@@ -64,12 +64,12 @@ class Windows(NamedTuple):
         return torch.unique(self.starts.unsqueeze(1) + later)  # type: ignore[no-any-return]
 
     def shared(self) -> Windows:
-        """The same windows over a series of the days that one of them has, and no others. Waits for the device.
+        """The same windows over a series of their distinct days alone. Waits for the device.
 
-        Days in one piece are a view of the series, others are copied.
+        Consecutive days are a view of the series, others are copied.
 
         Raises:
-            IndexError: a window does not lie in the series.
+            IndexError: a window lies outside the series.
             ValueError: a shape or device does not fit.
         """
         days = self.days()
@@ -81,9 +81,9 @@ class Windows(NamedTuple):
         return Windows(self.series.index_select(1, days), torch.searchsorted(days, self.starts), self.steps)
 
     def within(self, day_span: DayRange) -> Windows:
-        """The same windows over the days of `day_span` alone, without reading `starts`, which on a GPU waits for it.
+        """The same windows over the days of `day_span` alone, without reading `starts`, which on a GPU is a sync.
 
-        The values of a window outside `day_span` mean nothing.
+        The values of a window outside `day_span` are undefined.
         """
         first, stop, days = day_span
         if days == stop - first:
@@ -102,27 +102,27 @@ class Windows(NamedTuple):
 
 
 def reading_syncs(tensor: Tensor) -> bool:
-    """Whether looking at the values of `tensor` waits for a device."""
+    """Whether reading the values of `tensor` on the host waits for a device."""
     return tensor.is_cuda
 
 
 def gather_windows(series: Tensor, starts: Tensor, steps: int, *, backend: str = "auto", check: bool = True) -> Tensor:
-    r"""Windows of consecutive days, copied out of a series in one pass.
+    r"""Windows of consecutive days, copied from a series in one pass.
 
     Args:
         series (Tensor): values of each stock and day.
         starts (Tensor): first day of each window.
         steps (int): ``T``, days in a window.
-        backend (str): every backend takes PyTorch's indexing. (default: ``"auto"``)
-        check (bool): look whether every window lies in the series. On a GPU that waits for the device; a caller
-            who has looked already may leave it out. (default: ``True``)
+        backend (str): implementation; every one is PyTorch's indexing. (default: ``"auto"``)
+        check (bool): check that every window lies in the series. On a GPU this waits for the device; leave it out
+            for starts that are known to be valid. (default: ``True``)
 
     Shapes:
         - **series:** ``[S, D, F]``, **starts:** ``[B]`` int64 on the same device
         - **returns:** ``[B, S, T, F]``
 
     Raises:
-        IndexError: a window does not lie in the series.
+        IndexError: a window lies outside the series.
         ValueError: a shape or device does not fit, or `steps` is not in ``[0, D]``.
         TypeError: `series` is not floating point or `starts` not int64.
     """
@@ -131,14 +131,14 @@ def gather_windows(series: Tensor, starts: Tensor, steps: int, *, backend: str =
         raise TypeError(f"series: expected floating point, got {series.dtype}; use series.float()")
     dispatch.check(backend)
     if not check and reading_syncs(series):
-        starts = starts.clamp(0, series.size(1) - steps)  # a GPU stops at an index outside, rather than raise
+        starts = starts.clamp(0, series.size(1) - steps)  # on a GPU an index out of range is a device assert
     return reference.gather_windows(series, starts, steps)
 
 
 def check_starts(starts: Tensor, steps: int, series: Tensor, *, look: bool = True) -> int:
-    """Refuses windows that do not fit a series ``[S, D, F]``; `look`: at the days themselves, too.
+    """Raises unless the windows fit a series ``[S, D, F]``; `look`: check the values of `starts`, too.
 
-    Returns `steps`, which may be an integer of NumPy's, as an ``int``.
+    Returns `steps`, which may be a NumPy integer, as an ``int``.
 
     Raises:
         IndexError, TypeError, ValueError: as :func:`gather_windows`.
@@ -157,7 +157,7 @@ def check_starts(starts: Tensor, steps: int, series: Tensor, *, look: bool = Tru
     refuse_tracing(days)
     steps = check_integer("steps", steps, 0)
     if steps > days:
-        raise ValueError(f"steps: expected a length in [0, {days}], the days there are, got {steps}")
+        raise ValueError(f"steps: expected a length in [0, {days}], the number of days, got {steps}")
     if look and not recorded() and starts.numel():
         low, high = torch.stack(starts.aminmax()).tolist()
         if low < 0 or high > days - steps:

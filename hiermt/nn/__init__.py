@@ -1,4 +1,4 @@
-"""The modules people build: the convolution stacks, the T-GCN cell, the backbone and the two-headed model."""
+"""The modules of the package: the convolution stacks, the T-GCN cell, the backbone and the two-headed model."""
 
 from hiermt.nn.backbone import LAYOUTS, TGCN
 from hiermt.nn.cell import TGCNCell

@@ -24,7 +24,7 @@ LAYOUTS = ("NTF", "NFT")
 
 
 class _Assumed(str):
-    """A default that its user did not choose; told from the same string by identity."""
+    """A default value, told by identity from an equal string that the caller passed."""
 
 
 ASSUMED_NTF = _Assumed("NTF")
@@ -49,10 +49,10 @@ class TGCN(FeatureNames, Pretrained, nn.Module):
         feature_names (sequence of str, optional): names of the features, in order, such as those of a
             :class:`hiermt.data.FeatureTable`. They are saved with the model, and data whose names differ are refused.
             (default: ``None``, any features)
-        backend (str): who computes: ``"auto"``, ``"native"`` or ``"reference"``. (default: ``"auto"``)
+        backend (str): implementation: ``"auto"``, ``"native"`` or ``"reference"``. (default: ``"auto"``)
     """
 
-    # Whether the order of x is a default; models pickled before this was kept do not have it.
+    # Whether `layout` is the default. A class attribute, because models pickled by earlier versions lack it.
     layout_assumed = False
 
     def __init__(
@@ -143,7 +143,7 @@ class TGCN(FeatureNames, Pretrained, nn.Module):
         h = self.last_state(x, edge_index, edge_weight)
         if h.dim() == 2:
             return self.out(h)  # type: ignore[no-any-return]
-        # What its user put in place of the linear may look at more than the last dimension.
+        # A module put in place of the linear may read more than the last dimension.
         return self.out(h.flatten(0, 1)).unflatten(0, h.shape[:2])  # type: ignore[no-any-return]
 
     def last_state(self, x: Tensor | Windows, edge_index: Tensor | Graph, edge_weight: Tensor | None = None) -> Tensor:
@@ -165,7 +165,7 @@ class TGCN(FeatureNames, Pretrained, nn.Module):
         return h if x.dim() == 3 else h.reshape(*x.shape[:-2], self.hidden_size)
 
     def _step_by_step(self, x: Tensor, graph: Graph) -> Tensor:
-        """The cells called one time step after the other, as the model that this one replaces does it."""
+        """Calls the cells one time step after the other, as the published model does."""
         edges = graph.edges(x.size(0) // max(graph.num_nodes, 1))
         cells = self._cells()
         states = [x.new_zeros(x.size(0), self.hidden_size)] * len(cells)
@@ -185,8 +185,8 @@ class TGCN(FeatureNames, Pretrained, nn.Module):
         if x.series.dim() != 3 or x.series.size(2) != self.in_channels:
             raise ValueError(f"x: expected windows of a series [N, D, {self.in_channels}], got {list(x.series.shape)}")
         graph = as_graph(edge_index, edge_weight, x.series.size(0), self._backend)
-        # A compiler does not know how many days there will be, and takes all of them; so does a GPU, which nobody asks
-        # unless it has to be waited for, as long as they are fewer than those of the windows one by one.
+        # Under torch.compile and on a GPU, process the whole series: the number of distinct days is not known without
+        # a sync. On a GPU, a series longer than all windows together is gathered instead.
         h: Tensor | Windows = x
         if not recorded():
             if not gather.reading_syncs(x.series):
@@ -205,29 +205,28 @@ class TGCN(FeatureNames, Pretrained, nn.Module):
     def _time_before_channels(self, x: Tensor) -> Tensor:
         if not isinstance(x, Tensor) or not x.is_floating_point():
             raise TypeError(f"x: expected a floating point Tensor, got {x.dtype if isinstance(x, Tensor) else type(x)}")
-        letters = "T, F" if self.layout == "NTF" else "F, T"
+        dims = "T, F" if self.layout == "NTF" else "F, T"
         if x.dim() not in (3, 4):
-            raise ValueError(f"x: expected [N, {letters}] or [B, N, {letters}], got {list(x.shape)}")
+            raise ValueError(f"x: expected [N, {dims}] or [B, N, {dims}], got {list(x.shape)}")
         found, other = (x.size(-1), x.size(-2)) if self.layout == "NTF" else (x.size(-2), x.size(-1))
         refuse_tracing(found)
         if found != self.in_channels:
-            expected = f"[N, {letters}] with F = {self.in_channels} for layout='{self.layout}'"
+            expected = f"[N, {dims}] with F = {self.in_channels} for layout='{self.layout}'"
             message = f"x: expected {expected}, got {list(x.shape)}"
             if other == self.in_channels:
                 swapped = LAYOUTS[self.layout == "NTF"]
                 message += f"; this looks like layout='{swapped}': build the model with it, or pass x.transpose(-1, -2)"
             raise ValueError(message)
-        # A compiler would specialise on whether both sizes agree.
+        # Comparing the two sizes would make a compiler specialise on their equality.
         if self.layout_assumed and not torch.compiler.is_compiling() and other == found > 1:
-            self._warn_of_layout(x, letters)
+            self._warn_of_layout(x, dims)
         return x if self.layout == "NTF" else x.transpose(-1, -2)
 
-    def _warn_of_layout(self, x: Tensor, letters: str) -> None:
+    def _warn_of_layout(self, x: Tensor, dims: str) -> None:
         self.layout_assumed = False
         swapped = LAYOUTS[self.layout == "NTF"]
         warnings.warn(
-            f"x: {list(x.shape)} fits both layouts and is read as [..., {letters}], as nothing else was said; build "
-            f"the model with layout={self.layout!r} to confirm it, or with layout={swapped!r} if x is the other way "
-            "round",
+            f"x: {list(x.shape)} fits both layouts and is read as [..., {dims}], the default; build the model with "
+            f"layout={self.layout!r} to confirm it, or with layout={swapped!r} to swap them",
             stacklevel=2,
         )

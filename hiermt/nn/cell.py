@@ -29,7 +29,7 @@ class TGCNCell(NotScriptable, nn.Module):
         edge_dim (int, optional): 1, or ``None`` for GATv2 without edge weights. (default: ``1``)
         conv_activation (str): leaky_relu ``"between"`` the convolutions or ``"after"`` each.
             (default: ``"between"``)
-        backend (str): who computes: ``"auto"``, ``"native"`` or ``"reference"``. (default: ``"auto"``)
+        backend (str): implementation: ``"auto"``, ``"native"`` or ``"reference"``. (default: ``"auto"``)
     """
 
     gcn: GAT | GCN
@@ -65,14 +65,14 @@ class TGCNCell(NotScriptable, nn.Module):
         self.lin_c = nn.Linear(in_channels + 2 * hidden_size, hidden_size)
 
     def gates(self) -> list[Tensor] | None:
-        """The gate parameters in the order of the operators; ``None`` if a gate computes something else."""
+        """The gate parameters in the order of the operators; ``None`` if a gate was replaced."""
         return read([(self, _GATES)])
 
     def op_parameters(self) -> tuple[list[Tensor], list[Tensor]] | None:
         """The parameters of convolutions and gates for :func:`hiermt.functional.tgcn_layer`.
 
-        ``None`` if the cell or one of its parts computes something else than that function: a subclass, an adapter, a
-        patched ``forward``, a hook.
+        ``None`` if the cell or one of its parts does not compute what that function computes: a subclass, an adapter,
+        a patched ``forward``, a hook.
         """
         stack: Any = self._modules.get("gcn") or self.gcn
         if not (all_run((self,), _FORWARD) and all_run((stack,), _STACK_FORWARD)):
@@ -121,8 +121,8 @@ class TGCNCell(NotScriptable, nn.Module):
     ) -> Tensor:
         """All time steps from a zero state: ``[N, T, F] -> [N, T, H]``, or ``[N, H]`` if not `sequence`.
 
-        Of windows the node is ``window * S + stock``, and each day of the series is convolved once. `params` is what
-        :meth:`op_parameters` returned.
+        With windows, a node is ``window * S + stock``, and each day of the series is convolved once. `params` is the
+        result of :meth:`op_parameters`.
         """
         stack = self.gcn
         return functional.tgcn_layer(
@@ -138,12 +138,12 @@ class TGCNCell(NotScriptable, nn.Module):
         )
 
 
-# The methods that a kernel replaces; a patched or overridden one is a different object.
+# The methods that a kernel replaces. A patched or overridden method is a different object.
 _FORWARD, _STACK_FORWARD = TGCNCell.forward, GAT.forward
 
 
 def cell_parameters(cells: list[TGCNCell]) -> list[tuple[list[Tensor], list[Tensor]]] | None:
-    """The parameters of all cells; ``None`` if one of them has to be called."""
+    """The parameters of all cells; ``None`` if one of them must be called."""
     if has_global_hook():
         return None
     params = []

@@ -55,11 +55,11 @@ class GATv2Conv(nn.Module):
         nn.init.zeros_(self.bias)
 
     def op_parameters(self) -> list[Tensor] | None:
-        """The parameters in the order of the operators; ``None`` if a part computes something else."""
+        """The parameters in the order of the operators; ``None`` if a part was replaced."""
         return read([(self, _GATV2_PARTS if self._modules.get("lin_edge") is None else _EDGE_PARTS)])
 
     def forward(self, x: Tensor, edge_index: Tensor | Graph, edge_weight: Tensor | None = None) -> Tensor:
-        """Convolves, as PyG's does; arguments and shapes are those of :meth:`GAT.forward`."""
+        """Convolves as PyG does; arguments and shapes are those of :meth:`GAT.forward`."""
         return _on_sequence(self, x, edge_index, edge_weight)
 
     def convolve(self, x: Tensor, graph: Graph, activation: str, backend: str) -> Tensor:
@@ -95,11 +95,11 @@ class GCNConv(nn.Module):
         nn.init.zeros_(self.bias)
 
     def op_parameters(self) -> list[Tensor] | None:
-        """The parameters in the order of the operators; ``None`` if a part computes something else."""
+        """The parameters in the order of the operators; ``None`` if a part was replaced."""
         return read([(self, _GCN_PARTS)])
 
     def forward(self, x: Tensor, edge_index: Tensor | Graph, edge_weight: Tensor | None = None) -> Tensor:
-        """Convolves, as PyG's does; arguments and shapes are those of :meth:`GCN.forward`."""
+        """Convolves as PyG does; arguments and shapes are those of :meth:`GCN.forward`."""
         return _on_sequence(self, x, edge_index, edge_weight)
 
     def convolve(self, x: Tensor, graph: Graph, activation: str, backend: str) -> Tensor:
@@ -111,12 +111,12 @@ class GCNConv(nn.Module):
         return activate(y if self.bias is None else y + self.bias, activation)
 
 
-# The methods that the kernels of a whole stack stand in for, as they are here.
+# The methods that a kernel of a whole stack replaces. A patched or overridden method is a different object.
 _CONV_FORWARDS = {True: GATv2Conv.forward, False: GCNConv.forward}
 
 
 class _ConvStack(NotScriptable, nn.Module):
-    """What GAT and GCN share: convolutions with leaky_relu(0.01) between them, or after each."""
+    """Base of GAT and GCN: convolutions with leaky_relu(0.01) between them, or after each."""
 
     gat: bool
     edge: bool
@@ -142,7 +142,7 @@ class _ConvStack(NotScriptable, nn.Module):
                 conv.backend = self._backend
 
     def parts(self) -> list[tuple[nn.Module, Parts]] | None:
-        """The parts of all convolutions; ``None`` if one of these computes something else than the operators."""
+        """The parts of all convolutions; ``None`` if a convolution was replaced."""
         stack: Any = self._modules.get("convs") or self.convs
         convs = stack._modules.values()
         if not all_run(convs, _CONV_FORWARDS[self.gat]):
@@ -156,8 +156,7 @@ class _ConvStack(NotScriptable, nn.Module):
         return parts
 
     def op_parameters(self) -> list[Tensor] | None:
-        """The parameters of all convolutions in the order of the operators; ``None`` if a part computes something
-        else."""
+        """The parameters of all convolutions in the order of the operators; ``None`` if a part was replaced."""
         parts = self.parts()
         return None if parts is None else read(parts)
 
@@ -179,7 +178,7 @@ class _ConvStack(NotScriptable, nn.Module):
         return _on_sequence(self, x, edge_index, edge_weight)
 
     def convolve(self, x: Tensor, graph: Graph, activation: str, backend: str) -> Tensor:
-        """``[N, T, F] -> [N, T, H]``: in one call, or where a part was replaced each convolution as it is."""
+        """``[N, T, F] -> [N, T, H]``: one call of the operator, or one call a convolution if a part was replaced."""
         hooked = has_global_hook()
         params = None if hooked else self.op_parameters()
         if params is not None:
@@ -205,7 +204,7 @@ class _ConvStack(NotScriptable, nn.Module):
 
 
 def step_by_step(module: nn.Module, x: Tensor, graph: Graph) -> Tensor:
-    """A module that takes what a convolution of PyG takes, called for each time step of ``[N, T, F]``."""
+    """Calls a module with the signature of a PyG convolution for each time step of ``[N, T, F]``."""
     edge_index, edge_weight = graph.edges(x.size(0) // max(graph.num_nodes, 1))
     if x.size(1) == 0:
         return module(x.new_zeros(x.size(0), x.size(2)), edge_index, edge_weight).unsqueeze(1)[:, :0]  # type: ignore[no-any-return]
@@ -213,7 +212,7 @@ def step_by_step(module: nn.Module, x: Tensor, graph: Graph) -> Tensor:
 
 
 def _on_sequence(module: Any, x: Tensor, edge_index: Tensor | Graph, edge_weight: Tensor | None) -> Tensor:
-    """What every convolution does with its arguments before it convolves ``[N, T, F]``."""
+    """Checks the arguments of a convolution, flattens x to ``[N, T, F]``, convolves, and restores the shape."""
     check_tensor("x", x)
     refuse_tracing(x.size(-1))
     if x.dim() not in (2, 3, 4):
@@ -238,7 +237,7 @@ class GAT(_ConvStack):
         edge_dim (int, optional): 1, or ``None`` for no edge term. (default: ``1``)
         conv_activation (str): leaky_relu ``"between"`` the convolutions or ``"after"`` each.
             (default: ``"between"``)
-        backend (str): who computes. (default: ``"auto"``)
+        backend (str): implementation. (default: ``"auto"``)
     """
 
     gat = True
@@ -269,7 +268,7 @@ class GCN(_ConvStack):
         conv_layers (int): number of convolutions. (default: ``2``)
         conv_activation (str): leaky_relu ``"between"`` the convolutions or ``"after"`` each.
             (default: ``"between"``)
-        backend (str): who computes. (default: ``"auto"``)
+        backend (str): implementation. (default: ``"auto"``)
     """
 
     gat = False

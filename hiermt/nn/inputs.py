@@ -1,4 +1,4 @@
-"""What a model is given for a batch, and when the windows of a batch share the work on their days."""
+"""Inputs of a model for a batch, and when the windows of a batch share the work on their days."""
 
 from __future__ import annotations
 
@@ -15,23 +15,23 @@ from hiermt.windows import Windows
 
 _TWO_HEADED, _BACKBONE = TGCN_HierarchicalMT.forward, TGCN.forward
 
-# Sharing pays where a batch has at most so many different days to a day of its windows; docs/benchmarks.md has the
-# measurements.
+# Sharing pays if the distinct days of a batch are at most this fraction of the days of its windows, overlaps counted;
+# docs/benchmarks.md has the measurements.
 MOST_DAYS = 0.5
-# On a GPU, of the days that are computed: reckoned there, not yet measured.
+# On a GPU, the fraction of the days that are computed. Estimated, not yet measured.
 MOST_DAYS_ON_GPU = 0.65
 
 
 def shared_inputs(
     model: nn.Module, batch: Any, device: torch.device | str, share: bool | None = None
 ) -> tuple[Any, ...]:
-    """The arguments of `model` for `batch`, with :class:`hiermt.Windows` in place of x where its days are shared.
+    """The arguments of `model` for `batch`, with :class:`hiermt.Windows` in place of x if its days are shared.
 
     Args:
-        share: ``True`` wherever it is possible at all, ``False`` never, ``None`` where it pays.
+        share: ``True`` always, ``False`` never, ``None`` if it is possible and pays.
 
     Raises:
-        ValueError: sharing was asked for, and is not possible; the message says why.
+        ValueError: `share` is ``True``, but sharing is not possible; the message says why.
     """
     if share is False:
         return model_inputs(model, batch, device)
@@ -39,7 +39,7 @@ def shared_inputs(
         batch = batch.to(device)
     reason = why_not_shared(model, batch)
     if share and reason is not None:
-        raise ValueError(f"share_days: {reason}; leave it at None to share only where that is possible and pays")
+        raise ValueError(f"share_days: {reason}; leave it at None to share only if that is possible and pays")
     if reason is not None or (share is None and not _pays(batch)):
         return model_inputs(model, batch, device)
     windows = batch.windows
@@ -49,7 +49,7 @@ def shared_inputs(
 def model_inputs(model: nn.Module, data: Any, device: torch.device | str) -> tuple[Any, ...]:
     """``(x, edge_index, edge_weight)`` or ``(x, graph)`` of a batch, on `device`.
 
-    A model without a part of this package gets the windows of a batch as the disjoint union that PyG makes of them.
+    A model without a part of this package gets the windows of a batch as the disjoint union that PyG builds.
     """
     graph = getattr(data, "graph", None)
     x = data.x.to(device)
@@ -73,17 +73,15 @@ def why_not_shared(model: nn.Module, batch: Any) -> str | None:
     """Why the windows of `batch` cannot share their days, ``None`` if they can."""
     windows = getattr(batch, "windows", None)
     if not isinstance(windows, Windows):
-        return "the batches are no windows of one series, as those of a hiermt.data.WindowLoader are"
+        return "the batches are not windows of one series, such as those of a hiermt.data.WindowLoader"
     backbone = _backbone(model)
     if backbone is None:
-        return f"a {type(model).__name__} takes no windows, or has a forward or a hook of its own that may not"
+        return f"a {type(model).__name__} does not accept windows, or has a forward or a hook of its own that may not"
     if gather.reading_syncs(windows.series):
         if batch.day_span is None:
-            return (
-                "on a GPU a WindowLoader has to know which days its batches have; this one leaves out days in between"
-            )
+            return "on a GPU a WindowLoader must know which days its batches have; this one leaves out days in between"
         if not dispatch.native(backbone.backend, windows.series.device, windows.series.dtype):
-            return "on a GPU the native operators alone share days"
+            return "on a GPU only the native operators share days"
     return None
 
 
@@ -96,7 +94,7 @@ def _backbone(model: nn.Module) -> TGCN | None:
 
 
 def _layout(model: nn.Module) -> str | None:
-    """The layout in which a model of ours, or one around it, takes x; ``None`` for any other model."""
+    """Layout of x for a model that is or contains one of this package; ``None`` for any other model."""
     if isinstance(model, TGCN_HierarchicalMT):
         return model.tgcn_backbone.layout
     return next((part.layout for part in model.modules() if isinstance(part, TGCN)), None)

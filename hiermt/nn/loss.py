@@ -35,13 +35,13 @@ class MultiTaskLoss(NotScriptable, nn.Module):
     entropies. With them each has the loss of ``torch.nn.CrossEntropyLoss(weight, label_smoothing=label_smoothing)``:
     the mean is weighted, so a sum of weights divides, and not the number of rows as in
     ``CrossEntropyLoss(weight, reduction="none")(...).mean()``. The focal factor (Lin et al., arXiv 1708.02002)
-    multiplies each row before that mean; the class weights are its :math:`\alpha`. Rows whose classes weigh nothing
-    give a loss of zero with zero gradients, as no rows do.
+    multiplies each row before that mean; the class weights are its :math:`\alpha`. Rows whose class weights
+    are zero give a loss of zero with zero gradients, and so do zero rows.
 
     Args:
-        lambda_direction (float or Tensor): weight of the direction loss. A Tensor of one element, such as an
-            ``nn.Parameter`` that is learned along, gets its gradient. (default: ``1.0``)
-        backend (str): who computes: ``"auto"``, ``"native"`` or ``"reference"``. (default: ``"auto"``)
+        lambda_direction (float or Tensor): weight of the direction loss. A Tensor of one element, such as a
+            learned ``nn.Parameter``, gets its gradient. (default: ``1.0``)
+        backend (str): implementation: ``"auto"``, ``"native"`` or ``"reference"``. (default: ``"auto"``)
         process_group (ProcessGroup, optional): processes that train one model on parts of a batch, each as large as
             the others. The losses then count against the rows and weights in the whole batch, so that the average of
             the gradients is the gradient of the whole batch. (default: ``None``, this process alone)
@@ -130,7 +130,7 @@ class MultiTaskLoss(NotScriptable, nn.Module):
     def _shared(
         self, terms: LossTerms, signal_targets: Tensor, direction_targets: Tensor, mask: Tensor | None
     ) -> tuple[Tensor, Tensor]:
-        """Both losses times this process's share of what counts in the whole batch, and the number of processes."""
+        """Both losses times this process's share of the weights of the whole batch and the number of processes."""
         from torch import distributed
 
         own = torch.stack(
@@ -179,6 +179,6 @@ def _counted(targets: Tensor, mask: Tensor | None, weight: Tensor | None) -> Ten
     if weight is None:
         every = torch.full((), targets.numel(), dtype=torch.float64, device=targets.device)
         return every if mask is None else mask.sum().double()
-    # A target outside the mask may be anything.
+    # A target outside the mask may have any value.
     rows = weight.double()[targets.long() if mask is None else targets.long().masked_fill(~mask.bool(), 0)]
     return rows.sum() if mask is None else rows.masked_fill(~mask.bool(), 0.0).sum()

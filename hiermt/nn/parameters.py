@@ -1,13 +1,13 @@
 """Reads the parameters of modules for the kernels, and checks that a kernel may replace the modules.
 
-A kernel takes the parameters of many modules and calls none of their ``forward`` methods. That is correct only while
-each module computes what the kernel does: its original ``forward``, without hooks. A part for which this does not hold
-(an adapter, a subclass, a patched or hooked module) is called instead.
+A kernel reads the parameters of many modules and calls none of their ``forward`` methods. That is correct only while
+each module computes what the kernel computes: its original ``forward``, without hooks. Any other part (an adapter, a
+subclass, a patched or hooked module) is called instead.
 
-Parameters are read from the dictionaries of a module: attribute access of ``torch.nn.Module`` is Python, and for all
-parameters of a model takes as long as the kernels on a hundred stocks. What is not a plain parameter, such as a
-parametrized weight, is read through its attribute, once for all time steps; where repeated reads may give different
-tensors, the part is called.
+Parameters are read from the dictionaries of a module: attribute access of ``torch.nn.Module`` runs in Python, and for
+all parameters of a model costs as much time as the kernels on a hundred stocks. A value that is not a plain parameter,
+such as a parametrized weight, is read through its attribute, once for all time steps. If repeated reads may give
+different tensors, the part is called.
 """
 
 from __future__ import annotations
@@ -116,7 +116,7 @@ def _reads_as_linear(module: nn.Module) -> bool:
 
 
 def _repeatable(module: nn.Module, name: str) -> bool:
-    """Whether repeated reads of ``module.<name>`` give one tensor: no parametrization of it is random or counts."""
+    """Whether repeated reads of ``module.<name>`` give one tensor: its parametrizations have no randomness or state."""
     made: Any = module._modules.get("parametrizations")
     if made is None or name not in made._modules:
         return True

@@ -1,4 +1,4 @@
-"""The two-headed model: is there a signal, and if so, which way."""
+"""The two-headed model: signal or noise, then up or down."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _HEADS: Parts = (("signal_head", LINEAR), ("direction_head", LINEAR))
 
 
 class TGCN_HierarchicalMT(FeatureNames, Pretrained, nn.Module):
-    r"""T-GCN with two heads that decide hierarchically: is there a signal, and if so, which way.
+    r"""T-GCN with two heads that decide hierarchically: signal or noise, then up or down.
 
     Args:
         in_channels (int): ``F``.
@@ -36,7 +36,7 @@ class TGCN_HierarchicalMT(FeatureNames, Pretrained, nn.Module):
         feature_names (sequence of str, optional): names of the features, in order, such as those of a
             :class:`hiermt.data.FeatureTable`. They are saved with the model, and data whose names differ are refused.
             (default: ``None``, any features)
-        backend (str): who computes: ``"auto"``, ``"native"`` or ``"reference"``. (default: ``"auto"``)
+        backend (str): implementation: ``"auto"``, ``"native"`` or ``"reference"``. (default: ``"auto"``)
     """
 
     def __init__(
@@ -75,7 +75,7 @@ class TGCN_HierarchicalMT(FeatureNames, Pretrained, nn.Module):
 
     @property
     def backend(self) -> str:
-        """Who computes; assign ``"auto"``, ``"native"`` or ``"reference"`` to change it."""
+        """Implementation; assign ``"auto"``, ``"native"`` or ``"reference"`` to change it."""
         return getattr(self.tgcn_backbone, "backend", "auto")
 
     @backend.setter
@@ -84,7 +84,7 @@ class TGCN_HierarchicalMT(FeatureNames, Pretrained, nn.Module):
 
     @property
     def layout(self) -> str:
-        """Order of x, ``"NTF"`` or ``"NFT"``; of a backbone that does not tell, the one the model was built with."""
+        """Order of x, ``"NTF"`` or ``"NFT"``; the value given to the constructor if the backbone has no layout."""
         return getattr(self.tgcn_backbone, "layout", self.config["layout"])  # type: ignore[no-any-return]
 
     def forward(
@@ -119,7 +119,7 @@ class TGCN_HierarchicalMT(FeatureNames, Pretrained, nn.Module):
     def _call_parts(
         self, x: Tensor | Windows, edge_index: Tensor | Graph, edge_weight: Tensor | None
     ) -> tuple[Tensor, Tensor]:
-        """Backbone and heads called as they are."""
+        """Calls the backbone and the heads."""
         backbone = self.tgcn_backbone
         if isinstance(x, Windows) and not runs(backbone, _BACKBONE_FORWARD):
             x = x.gather() if self.layout == "NTF" else x.gather().transpose(-1, -2)
@@ -163,7 +163,7 @@ class TGCN_HierarchicalMT(FeatureNames, Pretrained, nn.Module):
         return predictions.reshape(lead), confidences.reshape(lead), probabilities.reshape(*lead, 4)
 
     def _head_params(self) -> list[Tensor] | None:
-        """Parameters of the output linear and the heads; ``None`` if one of them computes something else."""
+        """Parameters of the output linear and the heads; ``None`` if one of them was replaced."""
         backbone: Any = self._modules.get("tgcn_backbone") or self.tgcn_backbone
         if has_global_hook() or not all_run((backbone,), _BACKBONE_FORWARD):
             return None
@@ -176,5 +176,5 @@ class TGCN_HierarchicalMT(FeatureNames, Pretrained, nn.Module):
         return params
 
 
-# The methods that a kernel replaces; a patched or overridden one is a different object.
+# The methods that a kernel replaces. A patched or overridden method is a different object.
 _FORWARD, _BACKBONE_FORWARD, _OUT_FORWARD = TGCN_HierarchicalMT.forward, TGCN.forward, nn.Sequential.forward

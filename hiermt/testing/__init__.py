@@ -1,4 +1,4 @@
-"""What tests and benchmarks share: one table of tolerances and the graphs people meet in practice."""
+"""Helpers of tests and benchmarks: one table of tolerances, and graphs of realistic sizes."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ def _assert_norm_close(actual: Tensor, expected: Tensor, limit: Tolerance, prefi
 
 
 def stock_graph(num_nodes: int = 100, num_edges: int = 720, isolated: int = 3, seed: int = 0) -> tuple[Tensor, Tensor]:
-    """A symmetric graph without loops, weights in (0, 1], the last nodes isolated: what correlations of stocks give.
+    """A symmetric graph without loops, weights in (0, 1], the last nodes isolated, as stock correlations give it.
 
     Args:
         num_nodes (int): stocks. (default: ``100``)

@@ -1,6 +1,6 @@
-"""The model as people run it today: PyG convolutions, stepped through time.
+"""The published model: PyG convolutions, stepped through time.
 
-The outside oracle of the tests and the competitor of the benchmarks. Importing this module needs
+Independent oracle of the tests and baseline of the benchmarks. Importing this module needs
 ``torch_geometric``; nothing else in the package imports it at import time.
 """
 
@@ -83,7 +83,7 @@ class Backbone(nn.Module):
 
 
 class HierarchicalMT(nn.Module):
-    """The two-headed model; x is ``[N, T, F]``. Its state dict loads strictly into ours and back."""
+    """The two-headed model; x is ``[N, T, F]``. State dicts load strictly into the model of ``hiermt`` and back."""
 
     def __init__(self, in_channels: int, hidden_size: int = 16, layers_nb: int = 2, **conv: object) -> None:
         super().__init__()

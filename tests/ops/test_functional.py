@@ -261,7 +261,7 @@ def test_a_head_that_is_not_used_gets_no_gradient(backend: str) -> None:
 
 def test_a_number_of_nodes_that_fits_no_copy_is_one_sentence(backend: str) -> None:
     cell = layer()
-    with pytest.raises(ValueError, match="no multiple of the graph's 20"):
+    with pytest.raises(ValueError, match="not a multiple of the graph's 20"):
         functional.tgcn_layer(torch.randn(21, 6, 5), graph(), cell.gcn.op_parameters(), cell.gates(), backend=backend)
     with pytest.raises(ValueError, match="conv_activation"):
         functional.tgcn_layer(

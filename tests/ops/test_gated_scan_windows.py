@@ -152,7 +152,7 @@ def test_arguments_are_checked(backend: str) -> None:
     refuses(ValueError, "starts: expected a vector", starts=torch.tensor([[0]]))
     refuses(ValueError, "steps: expected a length", steps=41)
     refuses(ValueError, r"g: expected \[S, D, H\] = \[3, 40, 3\]", g=case.g[:, :-1])
-    refuses(ValueError, "u.weight takes 10 channels", x=torch.randn(3, 40, 5))
+    refuses(ValueError, "u.weight has 10 input channels", x=torch.randn(3, 40, 5))
     refuses(TypeError, "parameter torch.float64", g=case.g.double())
 
 

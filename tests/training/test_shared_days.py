@@ -185,9 +185,9 @@ def test_models_that_cannot_share_days_fall_back_and_say_why() -> None:
         return found
 
     assert _inputs.why_not_shared(TGCN_HierarchicalMT(FEATURES, layout="NFT"), batch) is None
-    assert "Linear takes no windows" in reason(torch.nn.Linear(2, 2), batch)
+    assert "Linear does not accept windows" in reason(torch.nn.Linear(2, 2), batch)
     plain = dataclasses.make_dataclass("Plain", ["x", "edge_index"])(batch.x, batch.edge_index)
-    assert "no windows of one series" in reason(model, plain)
+    assert "not windows of one series" in reason(model, plain)
     assert _inputs.why_not_shared(model, batch) is None
 
 

@@ -136,6 +136,6 @@ def test_models_that_cannot_share_days_say_why(monkeypatch: pytest.MonkeyPatch) 
         _inputs.shared_inputs(model, apart, "cpu", True)
     together = next(iter(data.WindowLoader(dataset(), range(8))))
     monkeypatch.setattr(_inputs.dispatch, "native", lambda *_: False)
-    with pytest.raises(ValueError, match="native operators alone"):
+    with pytest.raises(ValueError, match="only the native operators"):
         _inputs.shared_inputs(model, together, "cpu", True)
     assert together.num_nodes == 8 * STOCKS
