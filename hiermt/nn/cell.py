@@ -24,12 +24,7 @@ class TGCNCell(NotScriptable, nn.Module):
     Args:
         in_channels (int): ``F``.
         hidden_size (int): ``H``.
-        use_gat (bool): GATv2 convolutions, or GCN. (default: ``True``)
-        conv_layers (int): convolutions in the stack. (default: ``2``)
-        edge_dim (int, optional): 1, or ``None`` for GATv2 without edge weights. (default: ``1``)
-        conv_activation (str): leaky_relu ``"between"`` the convolutions or ``"after"`` each.
-            (default: ``"between"``)
-        backend (str): implementation: ``"auto"``, ``"native"`` or ``"reference"``. (default: ``"auto"``)
+        use_gat, conv_layers, edge_dim, conv_activation, backend: as for :class:`hiermt.TGCN`.
     """
 
     gcn: GAT | GCN

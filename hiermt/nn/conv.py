@@ -16,7 +16,6 @@ from hiermt.native import dispatch
 from hiermt.native.tracing import NotScriptable, refuse_tracing
 from hiermt.nn.parameters import LINEAR, MATRIX, PARAMETER, Parts, all_run, has_global_hook, read, runs
 
-CONV_ACTIVATIONS = ("between", "after")
 # Parts in the order of the operators.
 _GATV2_PARTS: Parts = (("lin_l", LINEAR), ("lin_r", LINEAR), ("att", PARAMETER), ("bias", PARAMETER))
 _EDGE_PARTS: Parts = (*_GATV2_PARTS, ("lin_edge", MATRIX))
@@ -119,14 +118,12 @@ class _ConvStack(NotScriptable, nn.Module):
     """Base of GAT and GCN: convolutions with leaky_relu(0.01) between them, or after each."""
 
     gat: bool
-    edge: bool
+    edge = False  # also of a GCN that an earlier version pickled
 
-    def __init__(self, convs: list[Any], conv_activation: str, backend: str) -> None:
+    def __init__(self, convs: list[Any], options: functional.LayerOptions, backend: str) -> None:
         super().__init__()
-        if conv_activation not in CONV_ACTIVATIONS:
-            raise ValueError(f"conv_activation: expected 'between' or 'after', got {conv_activation!r}")
         self.convs = nn.ModuleList(convs)
-        self.conv_activation = conv_activation
+        self.edge, self.conv_activation = options.edge, options.conv_activation
         self.backend = backend
 
     @property
@@ -233,11 +230,7 @@ class GAT(_ConvStack):
     Args:
         in_channels (int): ``F``.
         hidden_size (int): ``H``.
-        conv_layers (int): number of convolutions. (default: ``2``)
-        edge_dim (int, optional): 1, or ``None`` for no edge term. (default: ``1``)
-        conv_activation (str): leaky_relu ``"between"`` the convolutions or ``"after"`` each.
-            (default: ``"between"``)
-        backend (str): implementation. (default: ``"auto"``)
+        conv_layers, edge_dim, conv_activation, backend: as for :class:`hiermt.TGCN`.
     """
 
     gat = True
@@ -253,26 +246,19 @@ class GAT(_ConvStack):
         backend: str = "auto",
     ) -> None:
         edge_dim = check_edge_dim(edge_dim)
-        sizes = _channels(in_channels, hidden_size, conv_layers)
-        convs = [GATv2Conv(inputs, outputs, edge_dim) for inputs, outputs in sizes]
-        super().__init__(convs, conv_activation, backend)
-        self.edge = edge_dim is not None
+        options = functional.LayerOptions(conv_layers, True, edge_dim is not None, conv_activation)
+        sizes = _channels(in_channels, hidden_size, options.conv_layers)
+        super().__init__([GATv2Conv(*pair, edge_dim) for pair in sizes], options, backend)
 
 
 class GCN(_ConvStack):
     r"""A stack of GCN convolutions (arXiv 1609.02907).
 
     Args:
-        in_channels (int): ``F``.
-        hidden_size (int): ``H``.
-        conv_layers (int): number of convolutions. (default: ``2``)
-        conv_activation (str): leaky_relu ``"between"`` the convolutions or ``"after"`` each.
-            (default: ``"between"``)
-        backend (str): implementation. (default: ``"auto"``)
+        in_channels, hidden_size, conv_layers, conv_activation, backend: as for :class:`GAT`.
     """
 
     gat = False
-    edge = False
 
     def __init__(
         self,
@@ -283,8 +269,9 @@ class GCN(_ConvStack):
         conv_activation: str = "between",
         backend: str = "auto",
     ) -> None:
-        convs = [GCNConv(*sizes) for sizes in _channels(in_channels, hidden_size, conv_layers)]
-        super().__init__(convs, conv_activation, backend)
+        options = functional.LayerOptions(conv_layers, False, False, conv_activation)
+        sizes = _channels(in_channels, hidden_size, options.conv_layers)
+        super().__init__([GCNConv(*pair) for pair in sizes], options, backend)
 
 
 def check_edge_dim(edge_dim: object) -> int | None:
@@ -294,11 +281,11 @@ def check_edge_dim(edge_dim: object) -> int | None:
     return None if edge_dim is None else 1
 
 
-def _channels(in_channels: object, hidden_size: object, conv_layers: object) -> list[tuple[int, int]]:
+def _channels(in_channels: object, hidden_size: object, conv_layers: int) -> list[tuple[int, int]]:
     """Input and output channels of each convolution."""
     inputs = check_integer("in_channels", in_channels, 1)
     hidden = check_integer("hidden_size", hidden_size, 1)
-    return [(hidden if i else inputs, hidden) for i in range(check_integer("conv_layers", conv_layers, 1))]
+    return [(hidden if i else inputs, hidden) for i in range(conv_layers)]
 
 
 def _glorot(tensor: Tensor) -> None:

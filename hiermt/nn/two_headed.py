@@ -23,20 +23,9 @@ class TGCN_HierarchicalMT(FeatureNames, Pretrained, nn.Module):
     r"""T-GCN with two heads that decide hierarchically: signal or noise, then up or down.
 
     Args:
-        in_channels (int): ``F``.
         hidden_size (int): ``H``. (default: ``16``)
-        layers_nb (int): number of cells. (default: ``2``)
-        use_gat (bool): GATv2 convolutions, or GCN. (default: ``True``)
-        conv_layers (int): convolutions in each cell. (default: ``2``)
-        edge_dim (int, optional): 1, or ``None`` for GATv2 without edge weights. (default: ``1``)
-        conv_activation (str): leaky_relu ``"between"`` the convolutions or ``"after"`` each.
-            (default: ``"between"``)
-        layout (str): order of x: ``"NTF"`` or ``"NFT"``. Without it, an x that fits both warns once.
-            (default: ``"NTF"``)
-        feature_names (sequence of str, optional): names of the features, in order, such as those of a
-            :class:`hiermt.data.FeatureTable`. They are saved with the model, and data whose names differ are refused.
-            (default: ``None``, any features)
-        backend (str): implementation: ``"auto"``, ``"native"`` or ``"reference"``. (default: ``"auto"``)
+        in_channels, layers_nb, use_gat, conv_layers, edge_dim, conv_activation, layout, feature_names, backend: as for
+            :class:`hiermt.TGCN`.
     """
 
     def __init__(
@@ -93,12 +82,9 @@ class TGCN_HierarchicalMT(FeatureNames, Pretrained, nn.Module):
         """Logits of both heads.
 
         Args:
-            x (Tensor or Windows): node features; windows of one series need not be copied out of it.
-            edge_index (Tensor or Graph): edges.
-            edge_weight (Tensor, optional): edge weights. (default: ``None``)
+            x, edge_index, edge_weight: as for :meth:`hiermt.TGCN.forward`.
 
         Shapes:
-            - **x:** ``[N, T, F]``, or ``[B, N, T, F]`` with one shared graph (``F, T`` swapped for layout ``"NFT"``)
             - **returns:** signal logits and direction logits, each ``[N, 2]`` or, for a batch or windows,
               ``[B, N, 2]``
 
