@@ -12,13 +12,13 @@ import torch
 from torch import Tensor
 
 from hiermt import windows as gather
-from hiermt._arguments import (
+from hiermt._arguments import check_number
+from hiermt.functional.arguments import (
     GATE_PARAMS,
+    HEAD_PARAMS,
     check_gates,
-    check_heads,
     check_length,
     check_linear,
-    check_number,
     no_autocast,
     prepare,
 )
@@ -173,7 +173,7 @@ def heads(h: Tensor, params: Sequence[Tensor], *, backend: str = "auto") -> tupl
         - **h:** ``[N, H]``; out ``[K, H]``; heads ``[2, K]``
         - **returns:** signal logits ``[N, 2]``, direction logits ``[N, 2]``
     """
-    check_heads(params)
+    check_length("params", params, HEAD_PARAMS)
     (h, *params), native = prepare(h, params, None, backend)
     with no_autocast(h):
         if native:
@@ -205,7 +205,7 @@ def decision(
         ValueError: `threshold` is outside ``[0, 1]``.
     """
     threshold = check_number("threshold", threshold, 0.0, 1.0)
-    check_heads(params)
+    check_length("params", params, HEAD_PARAMS)
     (h, *params), native = prepare(h, params, None, backend)
     with no_autocast(h):
         return dispatch.operator("decision", native)(h, *params, threshold)  # type: ignore[no-any-return]

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from hiermt import reference
-from hiermt._arguments import check_linear, no_autocast, prepare
+from hiermt.functional.arguments import check_linear, no_autocast, prepare
 from hiermt.functional.options import ACTIVATIONS, LayerOptions
 from hiermt.graph import Graph
 from hiermt.native import dispatch

@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hiermt._arguments import check_number, no_autocast, prepare
+from hiermt._arguments import check_number
+from hiermt.functional.arguments import no_autocast, prepare
 from hiermt.native import dispatch
 from hiermt.native.tracing import recorded, refuse_tracing
 

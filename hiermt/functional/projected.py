@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from hiermt import reference
-from hiermt._arguments import no_autocast, prepare
+from hiermt.functional.arguments import no_autocast, prepare
 from hiermt.functional.options import ACTIVATIONS
 from hiermt.graph import Graph
 from hiermt.reference import convolution as twin

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from hiermt import windows as gather
-from hiermt._arguments import check_gates, no_autocast, prepare
+from hiermt.functional.arguments import check_gates, no_autocast, prepare
 from hiermt.native import dispatch
 from hiermt.native.tracing import refuse_tracing
 from hiermt.windows import check_starts

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from hiermt import functional
-from hiermt._arguments import GATE_PARAMS, check_integer, check_tensor
+from hiermt._arguments import check_integer, check_tensor
+from hiermt.functional.arguments import GATE_PARAMS
 from hiermt.graph import Graph
 from hiermt.native.tracing import NotScriptable
 from hiermt.nn.conv import GAT, GCN
