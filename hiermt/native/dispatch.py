@@ -40,7 +40,7 @@ def native(backend: str, device: torch.device, dtype: torch.dtype = torch.float3
     if reason is None and device.type == "cuda" and not torch.compiler.is_compiling():
         reason = extension.why_not_gpu(device.index)
     if reason is None and device.type == "cpu" and dtype == torch.float16:
-        reason = "the CPU kernels take float32, float64 and bfloat16, not float16"
+        reason = "the CPU kernels support float32, float64 and bfloat16, not float16"
     if reason is None and transformed():
         reason = (
             "torch.func (grad, vmap, jvp, ...) or forward-mode differentiation (torch.autograd.forward_ad) transforms "
@@ -48,7 +48,7 @@ def native(backend: str, device: torch.device, dtype: torch.dtype = torch.float3
         )
     if reason is not None and backend == "native":
         raise RuntimeError(
-            f"backend 'native' was asked for but cannot run on {device.type}: {reason}; "
+            f"backend 'native' cannot run on {device.type}: {reason}; "
             "use backend='reference', the PyTorch twin, or backend='auto', which falls back to it"
         )
     return reason is None
@@ -66,6 +66,6 @@ def operator(name: str, use_native: bool) -> Callable[..., Any]:
     if not use_native:
         return getattr(reference, name)  # type: ignore[no-any-return]
     # Imported on demand: without the extension the import raises.
-    from hiermt import ops
+    import hiermt.ops as ops
 
     return getattr(ops, name)  # type: ignore[no-any-return]

@@ -199,8 +199,9 @@ class TGCN(FeatureNames, Pretrained, nn.Module):
         return h.reshape(x.starts.size(0), graph.num_nodes, self.hidden_size)  # type: ignore[union-attr]
 
     def _cells(self) -> list[TGCNCell]:
-        cells: Any = self._modules.get("cells") or self.cells
-        return list(cells._modules.values())
+        # The truth of a ModuleList is a call in Python.
+        cells = self.cells if (found := self._modules.get("cells")) is None else found
+        return list(cells._modules.values())  # type: ignore[arg-type]
 
     def _time_before_channels(self, x: Tensor) -> Tensor:
         if not isinstance(x, Tensor) or not x.is_floating_point():

@@ -120,12 +120,13 @@ class TGCNCell(NotScriptable, nn.Module):
         With windows, a node is ``window * S + stock``, and each day of the series is convolved once. `params` is the
         result of :meth:`op_parameters`.
         """
-        stack = self.gcn
+        stack: Any = self._modules.get("gcn") or self.gcn
+        convs = stack.convs if (found := stack._modules.get("convs")) is None else found
         return functional.tgcn_layer(
             x,
             graph,
             *params,
-            conv_layers=len(stack.convs),
+            conv_layers=len(convs._modules),
             gat=stack.gat,
             edge=stack.edge,
             conv_activation=stack.conv_activation,

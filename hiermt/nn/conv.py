@@ -140,8 +140,8 @@ class _ConvStack(NotScriptable, nn.Module):
 
     def parts(self) -> list[tuple[nn.Module, Parts]] | None:
         """The parts of all convolutions; ``None`` if a convolution was replaced."""
-        stack: Any = self._modules.get("convs") or self.convs
-        convs = stack._modules.values()
+        stack = self.convs if (found := self._modules.get("convs")) is None else found
+        convs: Any = stack._modules.values()
         if not all_run(convs, _CONV_FORWARDS[self.gat]):
             return None
         names = (_EDGE_PARTS if self.edge else _GATV2_PARTS) if self.gat else _GCN_PARTS

@@ -153,7 +153,7 @@ class TGCN_HierarchicalMT(FeatureNames, Pretrained, nn.Module):
         backbone: Any = self._modules.get("tgcn_backbone") or self.tgcn_backbone
         if has_global_hook() or not all_run((backbone,), _BACKBONE_FORWARD):
             return None
-        out: Any = backbone._modules.get("out") or backbone.out
+        out: Any = backbone.out if (found := backbone._modules.get("out")) is None else found
         if not all_run((out,), _OUT_FORWARD) or len(out._modules) != 1:
             return None
         params = read([(out, ((next(iter(out._modules)), LINEAR),)), (self, _HEADS)])
