@@ -66,11 +66,7 @@ class Windows(NamedTuple):
     def shared(self) -> Windows:
         """The same windows over a series of their distinct days alone. Waits for the device.
 
-        Consecutive days are a view of the series, others are copied.
-
-        Raises:
-            IndexError: a window lies outside the series.
-            ValueError: a shape or device does not fit.
+        Consecutive days are a view of the series, others are copied. Raises as :meth:`days`.
         """
         days = self.days()
         if not days.numel():

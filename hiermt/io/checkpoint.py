@@ -84,7 +84,6 @@ def read_folder(folder: Path, model: str, parameters: set[str]) -> Stored:
     _check_one_save(config, metadata, where, path)
     dtype = check_tensors(state, path)
     _check_config(config, sizes(find(state, str(path)), str(path)), where, path)
-    _check_feature_names(config.get("feature_names"), config.get("in_channels"), where)
     return Stored(config, state, dtype, _metadata(metadata, _TIED_KEY, path))
 
 
@@ -140,7 +139,7 @@ def _check_one_save(config: dict[str, Any], metadata: dict[str, str], where: Pat
 
 
 def _check_config(config: dict[str, Any], expected: dict[str, Any], where: Path, path: Path) -> None:
-    """Compares the sizes in the config with those of the tensors."""
+    """Compares the sizes in the config with those of the tensors, and checks the other values."""
     for key, value in config.items():
         if key in expected and not _same(value, expected[key]):
             raise ValueError(
@@ -149,12 +148,9 @@ def _check_config(config: dict[str, Any], expected: dict[str, Any], where: Path,
             )
         if key in ("layout", "conv_activation") and not isinstance(value, str):
             raise ValueError(f"{where}: {key}: expected a string, got {_short(value)}")
-
-
-def _check_feature_names(names: object, count: object, where: Path) -> None:
-    if names is None:
-        return
-    if not isinstance(names, list) or not all(isinstance(name, str) for name in names) or len(names) != count:
+    names, count = config.get("feature_names"), config.get("in_channels")
+    strings = isinstance(names, list) and all(isinstance(name, str) for name in names)
+    if names is not None and not (strings and len(names) == count):
         raise ValueError(f"{where}: feature_names: expected a list of {count} strings, got {_short(names)}")
 
 

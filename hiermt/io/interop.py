@@ -185,7 +185,8 @@ def _build(
         if found.two_headed:
             model = TGCN_HierarchicalMT(**arguments, **options)
         else:
-            activation = _output_activation(module, found)
+            parts = [] if module is None else _after_linear(module, found)
+            activation = parts[0] if len(parts) == 1 else nn.Sequential(*parts) if parts else None
             model = TGCN(**arguments, output_activation=activation, **options)
     check_exactly(model, found.state, name)
     given = _copies(found.state) if module is None else _parameters(module, found, name)
@@ -227,11 +228,6 @@ def _copies(state: Mapping[str, Tensor]) -> dict[str, nn.Parameter]:
             made[same] = nn.Parameter(tensor.detach().clone(memory_format=torch.contiguous_format))
         result[key] = made[same]
     return result
-
-
-def _output_activation(module: nn.Module | None, found: Found) -> nn.Module | None:
-    parts = [] if module is None else _after_linear(module, found)
-    return None if not parts else parts[0] if len(parts) == 1 else nn.Sequential(*parts)
 
 
 def _after_linear(module: nn.Module, found: Found) -> list[nn.Module]:

@@ -215,12 +215,8 @@ class _Comparison:
         generator = torch.Generator(device="cpu").manual_seed(7)
         loss = values[0].new_zeros(())
         for value in values:
-            loss = (
-                loss
-                + (
-                    value * torch.randn(value.shape, generator=generator, dtype=torch.float64, device="cpu").to(value)
-                ).sum()
-            )
+            factor = torch.randn(value.shape, generator=generator, dtype=torch.float64, device="cpu")
+            loss = loss + (value * factor.to(value)).sum()
         gradients: Sequence[Tensor | None] = [None] * len(inputs)
         if loss.requires_grad:
             try:
@@ -259,13 +255,10 @@ class _Comparison:
         nodes += 2 * (nodes == self.in_channels)
         generator, connected = self.generator, nodes - 2
         source = torch.randint(connected, (edges,), generator=generator, dtype=torch.int64, device="cpu")
-        target = (
-            source + torch.randint(1, connected, (edges,), generator=generator, dtype=torch.int64, device="cpu")
-        ) % connected
-        pairs = torch.stack([source, target])
-        edge_index = torch.cat(
-            [pairs, torch.tensor([loops, loops], dtype=torch.int64, device="cpu"), pairs[:, :3]], dim=1
-        )
+        offset = torch.randint(1, connected, (edges,), generator=generator, dtype=torch.int64, device="cpu")
+        pairs = torch.stack([source, (source + offset) % connected])
+        loop = torch.tensor([loops, loops], dtype=torch.int64, device="cpu")
+        edge_index = torch.cat([pairs, loop, pairs[:, :3]], dim=1)
         weight = 1 - torch.rand(edge_index.size(1), generator=generator, dtype=torch.float64, device="cpu")
         if wide:
             weight = 1 + 2 * weight

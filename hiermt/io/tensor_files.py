@@ -42,7 +42,9 @@ def read_tensor_file(path: Path) -> tuple[Any, dict[str, str]]:
         if path.stat().st_size == 0:
             raise Unreadable("the file is empty")
         if path.suffix == ".safetensors" or _looks_like_safetensors(path):
-            return _read_safetensors(path)
+            load_file, _ = safetensors_io()
+            metadata = _safetensors_metadata(path)
+            return load_file(str(path)), metadata
         return _read_torch(path), {}
     except ImportError:
         raise
@@ -95,12 +97,6 @@ def _looks_like_safetensors(path: Path) -> bool:
     with open(path, "rb") as file:
         head = file.read(9)
     return len(head) == 9 and head[8:] == b"{" and int.from_bytes(head[:8], "little") <= path.stat().st_size - 8
-
-
-def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    load_file, _ = safetensors_io()
-    metadata = _safetensors_metadata(path)
-    return load_file(str(path)), metadata
 
 
 def _safetensors_metadata(path: Path) -> dict[str, str]:

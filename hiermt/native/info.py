@@ -77,7 +77,7 @@ def format(info: Info) -> str:
             f"           CPU kernels for {', '.join(native['cpu_isas'])}; {cuda or 'no CUDA kernels'}",
         ]
     else:
-        lines.append(f"  native   not available; this Python loads {_expected()}")
+        lines.append(f"  native   not available; this Python loads _C{sysconfig.get_config_var('EXT_SUFFIX')}")
     lines += [f"  {device:8} {implementation}" for device, implementation in info.runs.items()]
     lines += [f"  missing  {what}" for what in info.left_out]
     lines += [f"  env      {name}={value}" for name, value in info.environment.items()]
@@ -88,11 +88,6 @@ def main() -> int:
     """Prints the facts; the exit status is always 0."""
     sys.stdout.write(format(collect()) + "\n")
     return 0
-
-
-def _expected() -> str:
-    """File name of the binary that this Python loads."""
-    return f"_C{sysconfig.get_config_var('EXT_SUFFIX')}"
 
 
 def _python_abi(path: str | None) -> str:

@@ -102,7 +102,10 @@ def _parameter(module: nn.Module, name: str) -> Tensor | None:
         if not _repeatable(module, name):
             return None
         found = getattr(module, name)
-    return None if found is None or _overrides(found) else found
+    kind: Any = type(found)
+    # Other subclasses of Tensor may override functions of torch such as ``linear``.
+    plain = kind is _PARAMETER or kind is Tensor or getattr(kind, "__torch_function__", None) is _DISABLED
+    return found if plain else None
 
 
 def _reads_as_linear(module: nn.Module) -> bool:
@@ -124,9 +127,3 @@ def _repeatable(module: nn.Module, name: str) -> bool:
         isinstance(one, _REPEATABLE) or (isinstance(one, parametrizations._SpectralNorm) and not one.training)
         for one in made._modules[name]._modules.values()
     )
-
-
-def _overrides(tensor: Tensor) -> bool:
-    """Whether `tensor` overrides functions of torch such as ``linear``."""
-    kind: Any = type(tensor)
-    return kind is not _PARAMETER and kind is not Tensor and kind.__torch_function__ is not _DISABLED
