@@ -212,7 +212,7 @@ class Maker:
         first = torch.tensor(starts, dtype=torch.int64)
         h0 = 0.5 * self.random(len(first) * nodes, hidden) if state else None
         arguments = (x, g, h0, self.gates(hidden, channels), first)
-        label = f"windows-{name}{'-state' if state else ''}-{'all' if sequence else 'last'}"
+        label = f"{name}-windows{'-state' if state else ''}-{'all' if sequence else 'last'}"
         options = {"sequence": sequence, "steps": steps}
         return Problem("gated_scan", label, arguments, options, len(first), (2, 4) if state else (4,))
 
