@@ -122,7 +122,7 @@ def gather_windows(series: Tensor, starts: Tensor, steps: int, *, backend: str =
         ValueError: a shape or device does not fit, or `steps` is not in ``[0, D]``.
         TypeError: `series` is not floating point or `starts` not int64.
     """
-    steps = check_starts(starts, steps, series, look=check)
+    steps = check_starts(starts, steps, series, check_values=check)
     if not series.is_floating_point():
         raise TypeError(f"series: expected floating point, got {series.dtype}; use series.float()")
     dispatch.check(backend)
@@ -131,8 +131,8 @@ def gather_windows(series: Tensor, starts: Tensor, steps: int, *, backend: str =
     return reference.gather_windows(series, starts, steps)
 
 
-def check_starts(starts: Tensor, steps: int, series: Tensor, *, look: bool = True) -> int:
-    """Raises unless the windows fit a series ``[S, D, F]``; `look`: check the values of `starts`, too.
+def check_starts(starts: Tensor, steps: int, series: Tensor, *, check_values: bool = True) -> int:
+    """Raises unless the windows fit a series ``[S, D, F]``; `check_values`: check the values of `starts`, too.
 
     Returns `steps`, which may be a NumPy integer, as an ``int``.
 
@@ -154,7 +154,7 @@ def check_starts(starts: Tensor, steps: int, series: Tensor, *, look: bool = Tru
     steps = check_integer("steps", steps, 0)
     if steps > days:
         raise ValueError(f"steps: expected a length in [0, {days}], the number of days, got {steps}")
-    if look and not recorded() and starts.numel():
+    if check_values and not recorded() and starts.numel():
         low, high = torch.stack(starts.aminmax()).tolist()
         if low < 0 or high > days - steps:
             raise IndexError(

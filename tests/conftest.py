@@ -29,7 +29,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 @pytest.fixture(autouse=True)
 def _seeded_and_poisoned() -> Iterator[None]:
-    """Same random numbers in every test, and memory that nobody wrote reads as NaN."""
+    """Same random numbers in every test, and memory that was not written reads as NaN."""
     torch.manual_seed(0)
     torch.utils.deterministic.fill_uninitialized_memory = True
     torch.use_deterministic_algorithms(True)

@@ -1,5 +1,5 @@
 // One T-GCN layer (arXiv 1811.05320, eqs. 2 to 6): the convolution stack for all steps, then the scan.
-#include "cuda/conv_stack.h"
+#include "cuda/dense/conv_stack.h"
 #include "cuda/fused/gatv2_stack.h"
 #include "cuda/layer.h"
 #include "cuda/scan/gated_scan.h"

@@ -145,11 +145,4 @@ inline void check_parameter(const char* op, const char* argument, const Tensor& 
   check_contiguous(op, argument, tensor);
 }
 
-inline int32_t to_int32(const char* op, const char* argument, int64_t value) {
-  if (value < 0 || value > std::numeric_limits<int32_t>::max()) {
-    fail(op, argument, "expected a count that fits 32 bits, got ", value);
-  }
-  return static_cast<int32_t>(value);
-}
-
 }  // namespace hiermt

@@ -1,5 +1,5 @@
 // Host entry of hiermt::conv_stack and its backward.
-#include "cuda/conv_stack.h"
+#include "cuda/dense/conv_stack.h"
 
 #include <torch/csrc/stable/library.h>
 

@@ -38,18 +38,6 @@ auto dispatch_floating(const char* op, const char* argument, ScalarType dtype, B
   }
 }
 
-// The same with the storage types that the CPU kernels know.
-template <class Body>
-void dispatch_cpu(const char* op, const char* argument, ScalarType dtype, Body&& body) {
-  dispatch_floating(op, argument, dtype, [&](auto type) {
-    if constexpr (std::is_same_v<typename decltype(type)::type, Half>) {
-      fail(op, argument, "the CPU kernels take Float, Double and BFloat16, got Half");
-    } else {
-      body(type);
-    }
-  });
-}
-
 template <class Body>
 auto dispatch_index(const char* op, const char* argument, const Tensor& tensor, Body&& body) {
   check_index_dtype(op, argument, tensor);
@@ -73,7 +61,7 @@ template <class S>
 S* mutable_data(const Tensor& tensor) {
   return static_cast<S*>(tensor.mutable_data_ptr());
 }
-// nullptr for an output that nobody asked for, which is an empty tensor.
+// nullptr for an output that is not wanted, which is an empty tensor.
 template <class S>
 S* output(const Tensor& tensor, bool wanted) {
   return wanted ? mutable_data<S>(tensor) : nullptr;

@@ -20,8 +20,7 @@ struct WindowArguments {
   DayWindows days() const { return {count, steps, data<int64_t>(starts), order.data()}; }
 };
 
-// On a GPU nobody looks at the days themselves, which would wait for the device: kernels keep to the series
-// whatever they are.
+// On a GPU the days are not read, which would wait for the device: kernels clamp them to the series.
 inline WindowArguments check_windows(const char* op, const Tensor& starts, int64_t steps, int64_t days,
                                      const char* series_name, const Tensor& series) {
   if (steps < 0 || steps > days) fail(op, "steps", "expected a length in [0, ", days, "], got ", steps);

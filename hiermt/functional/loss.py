@@ -46,7 +46,7 @@ def multitask_loss(
             no gradient. (default: ``None``, 1 each)
         label_smoothing (float): in ``[0, 1]``. (default: ``0.0``)
         focal_gamma (float): exponent of the focal loss, 0 or more. (default: ``0.0``)
-        backend (str): who computes. (default: ``"auto"``)
+        backend (str): implementation. (default: ``"auto"``)
 
     Shapes:
         - **logits:** ``[N, 2]``; **targets:** ``[N]``; **mask:** ``[N]`` bool; **weights:** ``[2]``

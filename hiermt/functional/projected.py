@@ -1,5 +1,4 @@
-"""Convolutions of nodes that somebody else's module has projected, for :mod:`hiermt.nn.conv`; part of
-:mod:`hiermt.functional`."""
+"""Convolutions of nodes that a foreign module has projected, for :mod:`hiermt.nn.conv`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Input that nobody hopes for, on a GPU: the same numbers as the twin or a clear error, and a context that survives."""
+"""Hostile input on a GPU: the same numbers as the twin or a clear error, and a context that survives."""
 
 from __future__ import annotations
 

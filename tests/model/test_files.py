@@ -138,7 +138,7 @@ def test_a_file_in_place_of_a_folder_is_refused(tmp_path: Path) -> None:
     assert (tmp_path / "file").read_text() == "old"
 
 
-# ---- who refuses, before the work ------------------------------------------------------------------------------------
+# ---- refusals before the work starts -------------------------------------------------------------------------------
 
 
 def dataset() -> data.WindowDataset:

@@ -49,7 +49,7 @@ def test_a_source_at_minus_infinity_gets_no_attention() -> None:
 
 
 def test_nan_stays_where_it_can_reach() -> None:
-    """A NaN in one copy, node and step is seen by the node's targets at that copy and step, and by nobody else."""
+    """A NaN in one copy, node and step is seen by the node's targets at that copy and step alone."""
     case = make(2, 20, 3, 5)
     with torch.no_grad():
         case.x[3, 7] = torch.nan

@@ -3,7 +3,7 @@
 #include <string>
 
 #include "arguments.h"
-#include "cuda/conv_stack.h"
+#include "cuda/dense/conv_stack.h"
 #include "cuda/layer.h"
 #include "cuda/scan/gated_scan.h"
 #include "cuda/support/graph_prepare.h"

@@ -1,5 +1,5 @@
 // A stack of graph convolutions: one launch where it fits one, else the dense convolutions one after another.
-#include "cuda/conv_stack.h"
+#include "cuda/dense/conv_stack.h"
 #include "cuda/dense/gatv2_conv.h"
 #include "cuda/dense/gcn_conv.h"
 #include "cuda/fused/gatv2_stack.h"

@@ -1,0 +1,101 @@
+"""A T-GCN layer as a function."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor
+
+from hiermt.functional.arguments import (
+    GATE_PARAMS,
+    check_length,
+    check_linear,
+    no_autocast,
+    prepare,
+)
+from hiermt.functional.options import LayerOptions
+from hiermt.graph import Graph
+from hiermt.native import dispatch
+from hiermt.windows import Windows, check_starts, reading_syncs
+
+
+def tgcn_layer(
+    x: Tensor | Windows,
+    graph: Graph,
+    conv_params: Sequence[Tensor],
+    gate_params: Sequence[Tensor],
+    *,
+    conv_layers: int = 2,
+    gat: bool = True,
+    edge: bool = True,
+    conv_activation: str = "between",
+    h0: Tensor | None = None,
+    sequence: bool = True,
+    backend: str = "auto",
+) -> Tensor:
+    r"""One T-GCN layer: convolution stack, sigmoid, gated scan (arXiv 1811.05320, eqs. 2 to 6).
+
+    Args:
+        x (Tensor or Windows): input of the layer. Of windows every day of the series is convolved, and projected for
+            the gates, once; the scan runs over the windows.
+        graph (Graph): edges and weights.
+        conv_params (sequence of Tensor): convolution after convolution; GATv2: ``lin_l.weight, lin_l.bias,
+            lin_r.weight, lin_r.bias, att, bias`` and, if `edge`, ``lin_edge.weight``; GCN: ``lin.weight, bias``.
+        gate_params (sequence of Tensor): ``u.weight, u.bias, r.weight, r.bias, c.weight, c.bias``.
+        conv_layers (int): number of convolutions. (default: ``2``)
+        gat (bool): GATv2, or GCN. (default: ``True``)
+        edge (bool): whether each GATv2 has an edge term. (default: ``True``)
+        conv_activation (str): leaky_relu (slope 0.01) ``"between"`` the convolutions or ``"after"`` each.
+            (default: ``"between"``)
+        h0 (Tensor, optional): state before the first step, of every window its own. (default: zeros)
+        sequence (bool): return every state, or only the last. (default: ``True``)
+        backend (str): implementation. (default: ``"auto"``)
+
+    Shapes:
+        - **x:** ``[N, T, F]``, or windows of a series ``[S, D, F]`` with ``N = B * S``, node ``window * S + stock``
+        - **h0:** ``[N, H]``
+        - **returns:** ``[N, T, H]``, or ``[N, H]`` if not `sequence`
+
+    Raises:
+        IndexError: a window does not lie in the series; looked at on the CPU only.
+        ValueError: a shape or device does not fit, or the graph has weights that nothing reads.
+        TypeError: dtypes differ.
+    """
+    options = LayerOptions(conv_layers, gat, edge, conv_activation)
+    check_length("gate_params", gate_params, GATE_PARAMS)
+    options.check_params(conv_params)
+    options, conv_params = options.on(graph, conv_params)
+    starts, steps = None, 0
+    if isinstance(x, Windows):
+        steps = check_starts(x.starts, x.steps, x.series, check_values=not reading_syncs(x.series))
+        x, starts, _ = x
+        if x.size(0) != graph.num_nodes:
+            raise ValueError(f"x: windows of {x.size(0)} stocks, but the graph has {graph.num_nodes} nodes")
+    state = []
+    if h0 is not None:
+        expected = [x.size(0) if starts is None else starts.size(0) * x.size(0), gate_params[0].size(0)]
+        if list(h0.shape) != expected:
+            raise ValueError(f"h0: expected [N, H] = {expected}, got {list(h0.shape)}")
+        state = [h0]
+    (series, *params), native = prepare(x, [*conv_params, *gate_params, *state], graph, backend)
+    options.check_weights_used(graph)
+    check_linear("the first convolution", params[0], series.size(-1))
+    # The days of a series have as many nodes as the CSR has rows.
+    csr = graph.csr(options.rule, options.weighted, series.dtype, whole=starts is not None)
+    count = len(conv_params)
+    convs, gates = params[:count], params[count : count + GATE_PARAMS]
+    with no_autocast(series):
+        run = dispatch.operator("tgcn_layer", native)
+        return run(  # type: ignore[no-any-return]
+            series,
+            csr.tensors,
+            csr.weight,
+            convs,
+            gates,
+            None if h0 is None else params[-1],
+            starts,
+            steps=steps,
+            conv_layers=options.conv_layers,
+            between=options.between,
+            sequence=sequence,
+        )
