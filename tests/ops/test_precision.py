@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from hiermt.ops import rules
+from hiermt.ops import operator
 
 
 class OnCuda:
@@ -21,7 +21,7 @@ class OnCuda:
 
 
 def allowed(x: Any) -> bool:
-    return rules.allows_tf32(x)
+    return operator.allows_tf32(x)
 
 
 @pytest.fixture(autouse=True)

@@ -158,10 +158,13 @@ def run(problem: Problem, native: bool, dtype: torch.dtype = torch.float32, **ho
     return Found(values, exact, [None if one is None else one.cpu() for one in found])
 
 
-def assert_found(found: Found, expected: Found, dtype: torch.dtype, cancelled: Sequence[int] = ()) -> None:
+def assert_found(
+    found: Found, expected: Found, dtype: torch.dtype, cancelled: Sequence[int] = (), large: bool = False
+) -> None:
     """Values and gradients within the tolerance of a computation in `dtype`; a missing gradient is zero.
 
-    `cancelled`: gradients that get twice the bound.
+    `cancelled`: gradients that get twice the bound. `large`: gradients are compared in the norm, as among millions of
+    arguments of leaky_relu some round across zero in float32, the twin's too, and get the other slope.
     """
     same = _same_decisions(found, expected, dtype)
     for i, (value, truth) in enumerate(zip(found.values, expected.values, strict=True)):
@@ -173,6 +176,9 @@ def assert_found(found: Found, expected: Found, dtype: torch.dtype, cancelled: S
         if gradient is None or truth is None:
             given = truth if gradient is None else gradient
             assert given is None or not given.any(), f"gradient {i}: only one of both is there"
+        elif large and dtype == torch.float32:
+            error = (gradient.double() - truth).norm()
+            assert error <= 1e-3 * truth.norm(), f"gradient {i} {tuple(truth.shape)}: off by {error / truth.norm():.1e}"
         else:
             options = {"dtype": dtype, "message": f"gradient {i} {tuple(truth.shape)}"}
             rtol = 0.04 if i in cancelled else None
@@ -205,9 +211,8 @@ def compare(problem: Problem, dtype: torch.dtype, device: str = "cpu") -> None:
     precise = torch.float64 if problem.gradient else dtype
     exact = run(problem, False, precise, rounded=dtype)
     found = run(problem, True, dtype, device=device)
-    assert_found(
-        found, exact, dtype, () if dtype in (torch.float32, torch.float64) else _cancelled(problem, exact, dtype)
-    )
+    cancelled = () if dtype in (torch.float32, torch.float64) else _cancelled(problem, exact, dtype)
+    assert_found(found, exact, dtype, cancelled, problem.large)
 
 
 def _cancelled(problem: Problem, exact: Found, dtype: torch.dtype) -> list[int]:
