@@ -107,14 +107,22 @@ int fused_stack_forward(const ConvStackForward<S>& p, const GateWeights<S>& gate
                           : gcn_stack_forward(p, gates, input_projection, stream);
 }
 
+// Without the gates of a layer behind it, a stack whose items are shared by lanes is not fused: the branch that
+// skips the input projection would cost that kernel a spill.
+template <class S>
+static bool fused_alone(const ConvStackForward<S>& p) {
+  constexpr int64_t kMaxHidden = 32;
+  return p.hidden <= kMaxHidden && fused_stack_fits(p);
+}
+
 template <class S>
 size_t conv_stack_forward_workspace(const ConvStackForward<S>& p) {
-  return fused_stack_fits(p) ? 0 : ForwardMemory<S>(nullptr, DenseStack<S>{p}).memory.bytes();
+  return fused_alone(p) ? 0 : ForwardMemory<S>(nullptr, DenseStack<S>{p}).memory.bytes();
 }
 
 template <class S>
 int conv_stack_forward(const ConvStackForward<S>& p, void* workspace, void* stream) {
-  if (fused_stack_fits(p)) return fused_stack_forward<S>(p, {}, nullptr, stream);
+  if (fused_alone(p)) return fused_stack_forward<S>(p, {}, nullptr, stream);
   const DenseStack<S> stack{p};
   const ForwardMemory<S> memory(workspace, stack);
   const S* before = nullptr;

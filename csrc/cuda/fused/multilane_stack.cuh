@@ -143,10 +143,8 @@ __device__ void finish_multilane(const StackForward<S, Weights>& p, const StackB
       for (int c = 0; c < kChannels; ++c) store(to + c / 4 * 4 * kLanes + c % 4, values[c]);
     });
   }
-  // A loop bound, not an early return, which costs ptxas a spill on sm_100.
-  const int num_gates = p.input_projection == nullptr ? 0 : 3;
 #pragma unroll 1
-  for (int gate = 0; gate < num_gates; ++gate) {
+  for (int gate = 0; gate < 3; ++gate) {
     const S* weight = gate_weight(p.gates, gate);
     if (gate != 0) __syncthreads();
     matrix.fill(weight, columns, x.channels);
