@@ -18,7 +18,7 @@ NVCC := $(shell command -v nvcc 2>/dev/null || ls /usr/local/cuda/bin/nvcc 2>/de
 # Tests build the CUDA kernels also against a CPU-only torch: they have to compile, link and import there.
 WITH_CUDA := $(if $(NVCC),FORCE_CUDA=1,)
 
-.PHONY: env install build test sanitize demo bench gpu lint format clean
+.PHONY: env install build test test-fast sanitize demo bench gpu lint format clean
 .DELETE_ON_ERROR:
 
 # What exercises every CPU kernel, odd sizes included, without compilers or subprocesses.
@@ -36,6 +36,10 @@ test: $(VENV)/.env-test
 	$(WITH_CUDA) $(BIN)/python setup.py -q build_ext --inplace
 	$(BIN)/python tests/simt/harness.py
 	$(BIN)/python -m pytest -n $(TEST_WORKERS) --dist loadfile $(PYTEST_ARGS)
+
+# Every operator, the modules, checkpoints, data and training once, on the CPU build.
+test-fast: $(VENV)/.env-test build
+	$(BIN)/python -m pytest -m fast -n $(TEST_WORKERS) $(PYTEST_ARGS) tests/ops tests/model tests/data tests/training
 
 demo: $(VENV)/.env-demo build
 	$(BIN)/python -m hiermt demo

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import os
 from collections.abc import Iterator
+from pathlib import Path
 
 # Threads that spin while they wait starve each other where other work shares the cores. Read when torch is loaded.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
@@ -21,6 +22,26 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     """Without pytest-timeout its option is an unknown one, which pytest refuses."""
     if importlib.util.find_spec("pytest_timeout") is None:
         parser.addini("timeout", "seconds a test may take, where pytest-timeout is installed")
+
+
+# The fast tier: every operator, modules, checkpoints, data and training once, in about a minute on two cores.
+FAST = {
+    *("model/test_layout.py", "model/test_loss.py", "model/test_checkpoint.py", "ops/test_tolerances.py"),
+    *("data/test_data_features.py", "data/test_data_prices.py", "training/test_training.py"),
+}
+# Of the contract of the operators: twin and outside oracle, but not in each dtype nor on the largest graph.
+FAST_CONTRACT = ("test_equals_twin", "test_equals_pyg_or_plain_torch", "test_every_operator_has_problems")
+NOT_FAST = ("wide", "float16", "float64")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Marks the fast tier."""
+    tests = Path(__file__).parent
+    for item in items:
+        path = item.path.relative_to(tests).as_posix()
+        in_contract = path == "ops/test_contract.py" and item.name.startswith(FAST_CONTRACT)
+        if path in FAST or (in_contract and not any(word in item.name for word in NOT_FAST)):
+            item.add_marker("fast")
 
 
 def pytest_configure(config: pytest.Config) -> None:
