@@ -43,13 +43,13 @@ class GATv2Conv(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Glorot for weights, as PyG initialises them; the bias starts at zero."""
-        for lin in (self.lin_l, self.lin_r, self.lin_edge):
-            if lin is not None:
-                _glorot(lin.weight)
+        """Glorot for weights; the bias starts at zero. The random numbers are drawn in PyG's order."""
         for lin in (self.lin_l, self.lin_r):
+            _glorot(lin.weight)
             bound = 1 / math.sqrt(lin.in_features) if lin.in_features else 0.0
             nn.init.uniform_(lin.bias, -bound, bound)
+        if self.lin_edge is not None:
+            _glorot(self.lin_edge.weight)
         _glorot(self.att)
         nn.init.zeros_(self.bias)
 

@@ -28,6 +28,17 @@ VARIANTS: list[dict[str, Any]] = [
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
+def test_one_seed_gives_the_weights_of_pyg(variant: dict[str, Any]) -> None:
+    torch.manual_seed(3)
+    theirs = pyg.HierarchicalMT(5, 7, 3, **variant).state_dict()
+    next_of_theirs = torch.rand(3)
+    torch.manual_seed(3)
+    ours = hiermt.TGCN_HierarchicalMT(5, 7, 3, **variant).state_dict()
+    assert torch.equal(torch.rand(3), next_of_theirs)
+    assert ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
 @pytest.mark.parametrize("source", ["module", "state_dict", "pt", "safetensors"])
 def test_everything_is_inferred(variant: dict[str, Any], source: str, tmp_path: Path) -> None:
     theirs = pyg.HierarchicalMT(5, 7, 3, **variant)
