@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from hiermt import functional
 from hiermt._arguments import check_number
 from hiermt.data.feature_names import check_same, names_of
-from hiermt.nn.inputs import shared_inputs
+from hiermt.nn.inputs import placed, shared_inputs
 
 
 def hierarchical_inference(
@@ -49,7 +49,7 @@ def hierarchical_inference(
 
 @torch.no_grad()
 def inference_hierarchical(
-    model: nn.Module, data: Any, device: torch.device | str = "cpu", confidence_threshold: float = 0.5
+    model: nn.Module, data: Any, device: torch.device | str | None = None, confidence_threshold: float = 0.5
 ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
     r"""Decides for every node of a batch, without labels.
 
@@ -58,7 +58,7 @@ def inference_hierarchical(
     Args:
         model (Module): returns ``(signal_logits, direction_logits)``.
         data: a PyG ``Batch`` or any object with ``x``, ``edge_index`` (or ``graph``) and optionally ``edge_weight``.
-        device: to which model and data are moved. (default: ``"cpu"``)
+        device: to which model and data are moved. (default: ``None``, the data to where the model is)
         confidence_threshold (float): a node has a signal iff ``P(signal)`` is above it; 0.5 equals ``argmax``, ties
             included (a tie is Noise). (default: ``0.5``)
 
@@ -72,7 +72,8 @@ def inference_hierarchical(
     """
     confidence_threshold = check_number("confidence_threshold", confidence_threshold, 0.0, 1.0)
     check_same("data", names_of(data), names_of(model))
-    model.to(device).eval()
+    device = placed(model, device)
+    model.eval()
     signal_logits, direction_logits = model(*shared_inputs(model, data, device))
     probabilities, predictions, confidences = functional.decision_from_logits(
         signal_logits, direction_logits, confidence_threshold

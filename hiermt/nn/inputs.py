@@ -22,6 +22,15 @@ MOST_DAYS = 0.5
 MOST_DAYS_ON_GPU = 0.65
 
 
+def placed(model: nn.Module, device: torch.device | str | None) -> torch.device:
+    """Moves `model` to `device`; with ``None`` it stays where it is. Returns the device, the CPU without parameters."""
+    if device is not None:
+        model.to(device)
+        return torch.device(device)
+    found = next(model.parameters(), next(model.buffers(), None))
+    return torch.device("cpu") if found is None else found.device
+
+
 def shared_inputs(
     model: nn.Module, batch: Any, device: torch.device | str, share: bool | None = None
 ) -> tuple[Any, ...]:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from hiermt._arguments import check_integer
 from hiermt.data.feature_names import check_same, names_of
-from hiermt.nn.inputs import shared_inputs
+from hiermt.nn.inputs import placed, shared_inputs
 from hiermt.training.capture import CapturedSteps, can_capture
 from hiermt.training.criterion import ONE, loss_terms, make_criterion
 from hiermt.training.divergence import divergence, finite_weights, largest_weight
@@ -39,7 +39,7 @@ def train_hierarchical(
     test_dataloader: Iterable[Any] | None,
     num_epochs: int = 100,
     lambda_direction: float = ONE,
-    device: torch.device | str = "cpu",
+    device: torch.device | str | None = None,
     *,
     scheduler: Any = None,
     callback: Callback | None = None,
@@ -59,19 +59,19 @@ def train_hierarchical(
     and the optimiser is ``capturable`` (see :func:`hiermt.training.adam`).
 
     Args:
-        model (Module): returns ``(signal_logits, direction_logits)``; moved to `device`.
+        model (Module): returns ``(signal_logits, direction_logits)``; moved to `device` if that is given.
         optimizer (Optimizer): over the model's parameters; any optimiser that needs no closure.
         criterion (Module, optional): a :class:`MultiTaskLoss`, or a callable with the same arguments: logits
             ``[N, 2]``, targets ``[N]`` and ``signal_mask``. It returns the loss, or the loss and a dict of its parts;
             missing parts are NaN in the history. ``None`` for ``MultiTaskLoss(lambda_direction)``. A module is moved
-            to `device`.
+            to the model's device.
         train_dataloader, test_dataloader (iterable): batches with ``x``, ``edge_index`` or ``graph``,
             ``edge_weight``, ``signal_labels``, ``direction_labels`` and ``to(device)``; the test loader may be
             ``None``.
         num_epochs (int): passes over the training data, 0 or more. (default: ``100``)
         lambda_direction (float): weight of the direction loss if `criterion` is ``None``. Next to a criterion it must
             not contradict the criterion's own weight. (default: ``1.0``)
-        device: where to train. (default: ``"cpu"``)
+        device: where to train. (default: ``None``, where the model is)
         scheduler (LRScheduler, optional): any of ``torch.optim.lr_scheduler``, made for `optimizer`; stepped after
             each epoch, before the callback. ``ReduceLROnPlateau`` gets the test loss, or the training loss if there is
             no test loader. (default: ``None``)
@@ -142,9 +142,9 @@ def train_hierarchical(
     processes = Processes(model)
     if checkpoint is not None:
         check_path(checkpoint, processes)
-    model.to(device)
+    model_device = placed(model, device)
     if isinstance(criterion, nn.Module):
-        criterion.to(device)
+        criterion.to(model_device)
     history, best = History(), EarlyStopping(patience)
     loaders = [loader for loader in named.values() if loader is not None]
     snapshot = None
@@ -163,11 +163,11 @@ def train_hierarchical(
     weights = finite_weights(optimizer)
 
     def losses_of(batch: Any, optimizer: torch.optim.Optimizer | None) -> Tensor:
-        batch = batch.to(device)
-        return _losses(model, criterion, shared_inputs(model, batch, device, share_days), batch, optimizer)
+        batch = batch.to(model_device)
+        return _losses(model, criterion, shared_inputs(model, batch, model_device, share_days), batch, optimizer)
 
     captured = None
-    if capture and can_capture(model, optimizer, criterion, train_dataloader, device):
+    if capture and can_capture(model, optimizer, criterion, train_dataloader, model_device):
         captured = CapturedSteps(
             train_dataloader,  # type: ignore[arg-type]
             optimizer,
@@ -189,7 +189,7 @@ def train_hierarchical(
                 with torch.no_grad():
                     passes["test"] = _run_epoch(losses_of, test_dataloader, None, "test_dataloader")
             # One fetch for both passes: the host queues the test pass while the GPU still trains.
-            fetched = torch.cat([*passes.values(), largest_weight(weights, device)]).tolist()
+            fetched = torch.cat([*passes.values(), largest_weight(weights, model_device)]).tolist()
             names = [f"{part}_{name}" for part in passes for name in NAMES]
             metrics = dict(zip(names, fetched, strict=False))
             # All processes must stop together, although each has its own data.

@@ -81,6 +81,22 @@ def test_equals_the_plain_loop(batches: list[Batch], backend: str) -> None:
     assert train_losses[-1] < train_losses[0]
 
 
+def test_a_model_stays_where_it_is_without_a_device(batches: list[Batch], monkeypatch: pytest.MonkeyPatch) -> None:
+    model = hiermt.TGCN_HierarchicalMT(5, 8)
+    moved: list[object] = []
+    to = nn.Module.to
+    monkeypatch.setattr(
+        nn.Module, "to", lambda self, *args, **k: (moved.append((self, *args)), to(self, *args, **k))[1]
+    )
+    optimizer = torch.optim.Adam(model.parameters())
+    hiermt.train_hierarchical(model, optimizer, None, batches, None, 1, progress=False)
+    hiermt.inference_hierarchical(model, batches[0])
+    assert not [one for one in moved if one[0] is model]
+    hiermt.train_hierarchical(model, optimizer, None, batches, None, 1, device="cpu", progress=False)
+    hiermt.inference_hierarchical(model, batches[0], "cpu")
+    assert [one[1] for one in moved if one[0] is model] == ["cpu", "cpu"]
+
+
 def test_prints_every_tenth_epoch(batches: list[Batch], capsys: pytest.CaptureFixture[str]) -> None:
     model = hiermt.TGCN_HierarchicalMT(5, 8)
     adam = torch.optim.Adam(model.parameters())
