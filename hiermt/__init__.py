@@ -13,7 +13,7 @@ from hiermt.native.memory import release_memory
 from hiermt.nn import TGCN, TGCN_HierarchicalMT, TGCNCell
 from hiermt.nn.conv import GAT, GCN
 from hiermt.nn.loss import MultiTaskLoss
-from hiermt.training import train_hierarchical
+from hiermt.training import evaluate, predict, tasks, train, train_hierarchical
 from hiermt.windows import Windows
 
 __all__ = [
@@ -29,12 +29,16 @@ __all__ = [
     "Windows",
     "__version__",
     "data",
+    "evaluate",
     "from_reference",
     "functional",
     "hierarchical_inference",
     "inference_hierarchical",
+    "predict",
     "predict_rolling",
     "reference",
     "release_memory",
+    "tasks",
+    "train",
     "train_hierarchical",
 ]

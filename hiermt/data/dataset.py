@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -19,6 +19,10 @@ from hiermt.data.scale import Scale
 from hiermt.data.windows import num_windows, windows
 from hiermt.graph import DynamicGraph, Graph, as_graph, same_device
 
+# Attributes of a batch that no target may hide.
+_TAKEN = {"x", "edge_index", "edge_weight", "edge_attr", "graph", "windows", "starts", "day_span", "feature_names"}
+_TAKEN |= {"signal_labels", "direction_labels", "num_nodes", "targets", "to", "batch", "ptr"}
+
 
 @dataclass(frozen=True)
 class WindowDataset:
@@ -33,14 +37,18 @@ class WindowDataset:
             :meth:`with_graphs`.
         feature_names (tuple of str, optional): names along the last dimension of `series`; a model with other names
             refuses the dataset. ``None`` fits any model.
+        targets (mapping, optional): other targets of each day by name: classes, real numbers of one or several
+            horizons, or ``target_mask`` (bool), the rows that count. Batches have attributes of these names, which
+            :mod:`hiermt.tasks` reads. NaN is a missing target.
 
     Shapes:
         - **series:** ``[S, D, F]``
         - **edge_index:** ``[2, E]``, **edge_weight:** ``[E]``
         - **signal_labels**, **direction_labels:** ``[S, L]`` int64 with ``L <= D``
+        - **targets:** ``[S, L, *]`` with ``L <= D``, each with its own ``L``
 
     Raises:
-        DataError: a shape does not fit, labels are not 0 or 1, or the series holds NaN or infinity.
+        DataError: a shape or name does not fit, labels are not 0 or 1, or the series holds NaN or infinity.
         IndexError: a node of an edge is not in ``[0, S)``.
         TypeError: `window` is not an integer.
         ValueError: `window` is below 1.
@@ -54,6 +62,7 @@ class WindowDataset:
     direction_labels: Tensor | None = None
     graphs: DynamicGraph | None = None
     feature_names: tuple[str, ...] | None = None
+    targets: Mapping[str, Tensor] | None = None
 
     def __post_init__(self) -> None:
         windows(self.series, self.window)
@@ -80,6 +89,7 @@ class WindowDataset:
         shapes = {tuple(t.shape) for t in (self.signal_labels, self.direction_labels) if t is not None}
         if len(shapes) > 1:
             raise DataError("signal_labels, direction_labels: expected the same shape")
+        self._check_targets()
         if self.graphs is not None and self.graphs.num_nodes != self.num_stocks:
             raise DataError(f"graphs: expected {self.num_stocks} nodes, one per stock, got {self.graphs.num_nodes}")
         if self.graphs is not None and self.graphs.days[0] > self.window - 1:
@@ -131,6 +141,7 @@ class WindowDataset:
         direction_labels: Tensor | None = None,
         *,
         feature_names: Sequence[str] | None = None,
+        targets: Mapping[str, Tensor] | None = None,
     ) -> WindowDataset:
         """A dataset whose graph changes over time: a window is computed on the graph of its last day.
 
@@ -140,6 +151,7 @@ class WindowDataset:
             window (int): ``T``.
             signal_labels, direction_labels (Tensor, optional): labels of each day.
             feature_names (sequence of str, optional): of the series. (default: ``None``)
+            targets (mapping, optional): other targets of each day. (default: ``None``)
 
         Raises:
             DataError: a graph has another number of nodes than there are stocks, or the first window has none.
@@ -154,6 +166,7 @@ class WindowDataset:
             direction_labels,
             graphs,
             as_names(feature_names, series.size(-1)),
+            targets,
         )
 
     @property
@@ -173,8 +186,9 @@ class WindowDataset:
 
     @property
     def num_labelled(self) -> int:
-        """Number of windows whose last day has a label; they come first."""
-        return 0 if self.signal_labels is None else num_windows(self.signal_labels.size(1), self.window)
+        """Number of windows whose last day has every label and target; they come first."""
+        days = [labels.size(0) for labels in self.labels_by_day.values()]
+        return num_windows(min(days), self.window) if days else 0
 
     @cached_property
     def windows(self) -> Tensor:
@@ -182,11 +196,14 @@ class WindowDataset:
         return windows(self.series, self.window)
 
     @cached_property
-    def labels_by_day(self) -> tuple[Tensor, Tensor] | None:
-        """Labels ``[L, S]``, the layout from which batches are gathered."""
-        if self.signal_labels is None or self.direction_labels is None:
-            return None
-        return self.signal_labels.t().contiguous(), self.direction_labels.t().contiguous()
+    def labels_by_day(self) -> dict[str, Tensor]:
+        """Labels and targets ``[L, S, *]`` by name, the layout from which batches are gathered."""
+        labels = {
+            "signal_labels": self.signal_labels,
+            "direction_labels": self.direction_labels,
+            **(self.targets or {}),
+        }
+        return {name: each.transpose(0, 1).contiguous() for name, each in labels.items() if each is not None}
 
     @cached_property
     def graph(self) -> Graph:
@@ -202,6 +219,23 @@ class WindowDataset:
             return self
         return dataclasses.replace(self, **moved(self, device))
 
+    def _check_targets(self) -> None:
+        if self.targets is None:
+            return
+        if not isinstance(self.targets, Mapping):
+            raise DataError(f"targets: expected a mapping such as {{'y': tensor}}, got {type(self.targets).__name__}")
+        for name, target in self.targets.items():
+            if not isinstance(name, str) or not name.isidentifier() or name in _TAKEN:
+                raise DataError(f"targets: {name!r} cannot be the name of a target; use one such as 'y'")
+            if not isinstance(target, Tensor):
+                raise DataError(f"targets[{name!r}]: expected a Tensor, got {type(target).__name__}")
+            if target.dim() < 2 or target.size(0) != self.num_stocks or target.size(1) > self.num_days:
+                raise DataError(
+                    f"targets[{name!r}]: expected [{self.num_stocks}, days, ...] with at most {self.num_days} days, "
+                    f"got {list(target.shape)}"
+                )
+        object.__setattr__(self, "targets", dict(self.targets))
+
     def check_starts(self, starts: Tensor, labelled: bool) -> None:
         """Refuses start days without a window, or without a label if `labelled`."""
         limit = self.num_labelled if labelled else self.num_windows
@@ -216,4 +250,7 @@ def moved(holder: Any, device: torch.device) -> dict[str, Any]:
     """The tensors and graphs among the fields of a dataclass, moved to a device."""
     fields = {field.name: getattr(holder, field.name) for field in dataclasses.fields(holder)}
     kinds = (Tensor, Graph, DynamicGraph)
-    return {name: value.to(device) for name, value in fields.items() if isinstance(value, kinds)}
+    found: dict[str, Any] = {name: value.to(device) for name, value in fields.items() if isinstance(value, kinds)}
+    if fields.get("targets"):
+        found["targets"] = {name: target.to(device) for name, target in fields["targets"].items()}
+    return found

@@ -15,7 +15,7 @@ from hiermt.data.window_loader import shuffled, start_days
 
 
 class PygDataset(torch.utils.data.Dataset[Any]):
-    """One PyG ``Data`` per window, with ``x [S, T, F]``, the edges and the labels ``[S]``, if there are any.
+    """One PyG ``Data`` per window, with ``x [S, T, F]``, the edges, and labels and targets if there are any.
 
     Args:
         dataset (WindowDataset): series, labels and graph.
@@ -44,10 +44,9 @@ class PygDataset(torch.utils.data.Dataset[Any]):
         item = {"x": data.windows[start], "edge_index": edge_index, "num_nodes": data.num_stocks}
         if edge_weight is not None:
             item["edge_weight"] = edge_weight
-        labels = data.labels_by_day if self.labelled else None
-        if labels is not None:
+        if self.labelled:
             end = start + data.window - 1
-            item["signal_labels"], item["direction_labels"] = labels[0][end], labels[1][end]
+            item |= {name: labels[end] for name, labels in data.labels_by_day.items()}
         return self._data(**item)
 
 

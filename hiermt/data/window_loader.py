@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from numbers import Integral
 from typing import Any, NamedTuple
@@ -34,11 +34,13 @@ class WindowBatch:
         starts (Tensor): first day of each window.
         day_span (DayRange, optional): the days of the windows, as far as known without a sync.
         feature_names (tuple of str, optional): those of the dataset.
+        targets (dict): the other targets of the dataset, which are attributes, too: ``batch.y`` for ``"y"``.
 
     Shapes:
         - **x:** ``[B, S, T, F]``
         - **edge_index:** ``[2, E]``, **edge_weight:** ``[E]``
         - **signal_labels**, **direction_labels:** ``[B, S]`` int64
+        - **targets:** ``[B, S, *]``
         - **starts:** ``[B]`` int64
     """
 
@@ -51,6 +53,14 @@ class WindowBatch:
     starts: Tensor
     day_span: DayRange | None = None
     feature_names: tuple[str, ...] | None = None
+    targets: dict[str, Tensor] = field(default_factory=dict)
+
+    def __getattr__(self, name: str) -> Tensor:
+        # Called for names that are not found otherwise; copy and pickle ask before there are fields.
+        found = self.__dict__.get("targets", {}).get(name)
+        if found is None:
+            raise AttributeError(f"a WindowBatch has no {name!r}; the dataset has no target of that name")
+        return found  # type: ignore[no-any-return]
 
     @cached_property
     def x(self) -> Tensor:
@@ -197,8 +207,9 @@ class WindowLoader:
         `day_span` are the days of the windows; on a GPU, days are shared only if it is given.
         """
         data = self.dataset
-        labels = data.labels_by_day if self.labelled else None
         ends = starts + (data.window - 1)
+        by_day = data.labels_by_day if self.labelled else {}
+        labels = {name: each.index_select(0, ends) for name, each in by_day.items()}
         graph = data.graph if graph is None else graph
         own = data.graphs is None
         return WindowBatch(
@@ -206,11 +217,12 @@ class WindowLoader:
             edge_index=data.edge_index if own else graph.edge_index,
             edge_weight=data.edge_weight if own else graph.edge_weight,
             graph=graph,
-            signal_labels=None if labels is None else labels[0].index_select(0, ends),
-            direction_labels=None if labels is None else labels[1].index_select(0, ends),
+            signal_labels=labels.pop("signal_labels", None),
+            direction_labels=labels.pop("direction_labels", None),
             starts=starts,
             day_span=day_span,
             feature_names=data.feature_names,
+            targets=labels,
         )
 
     def state_dict(self) -> dict[str, Any]:

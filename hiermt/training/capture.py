@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from hiermt.data import WindowBatch, WindowLoader
 from hiermt.data.window_loader import PlannedBatch
-from hiermt.training.criterion import is_own
+from hiermt.training.tasks import Task
 
 _WARM_UP = 3
 
@@ -21,15 +21,14 @@ Step = Callable[[WindowBatch], Tensor]
 
 
 def can_capture(
-    model: nn.Module, optimizer: torch.optim.Optimizer, criterion: Any, loader: Any, device: torch.device | str
+    model: nn.Module, optimizer: torch.optim.Optimizer, task: Task, loader: Any, device: torch.device | str
 ) -> bool:
     """Whether steps over `loader` can be captured: the loader is on the GPU and a step needs no host code."""
     return (
         torch.device(device).type == "cuda"
         and isinstance(loader, WindowLoader)
         and loader.dataset.series.is_cuda
-        and is_own(criterion)
-        and criterion.process_group is None
+        and task.capturable
         and not isinstance(model, nn.parallel.DistributedDataParallel)
         and all(group.get("capturable", False) for group in optimizer.param_groups)
     )

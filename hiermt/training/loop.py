@@ -1,4 +1,4 @@
-"""The training loop."""
+"""The training loop, one for every model and task."""
 
 from __future__ import annotations
 
@@ -15,10 +15,9 @@ from hiermt._arguments import check_integer
 from hiermt.data.feature_names import check_same, names_of
 from hiermt.nn.inputs import placed, shared_inputs
 from hiermt.training.capture import CapturedSteps, can_capture
-from hiermt.training.criterion import ONE, loss_terms, make_criterion
 from hiermt.training.divergence import divergence, finite_weights, largest_weight
 from hiermt.training.early_stopping import EarlyStopping
-from hiermt.training.history import NAMES, History
+from hiermt.training.history import History
 from hiermt.training.loaders import check_loader, check_workers
 from hiermt.training.optimizer import check_closure
 from hiermt.training.processes import Processes
@@ -26,19 +25,19 @@ from hiermt.training.progress import Progress
 from hiermt.training.resume import check_path, check_storable, load_state, save_state, storing, take_snapshot
 from hiermt.training.schedules import check_scheduler, step_scheduler
 from hiermt.training.snapshot import Snapshot
+from hiermt.training.tasks import Task
 from hiermt.training.tensorboard import summary_writer, write_summary
 
 Callback = Callable[[int, dict[str, float]], bool | None]
 
 
-def train_hierarchical(
+def train(
     model: nn.Module,
     optimizer: torch.optim.Optimizer,
-    criterion: nn.Module | None,
+    task: Task,
     train_dataloader: Iterable[Any],
-    test_dataloader: Iterable[Any] | None,
+    test_dataloader: Iterable[Any] | None = None,
     num_epochs: int = 100,
-    lambda_direction: float = ONE,
     device: torch.device | str | None = None,
     *,
     scheduler: Any = None,
@@ -51,26 +50,20 @@ def train_hierarchical(
     tensorboard: str | Path | None = None,
     capture: bool = True,
     share_days: bool | None = None,
-) -> tuple[list[float], list[float], dict[str, list[float]]]:
-    r"""Trains a model with two heads on the multi-task loss.
+) -> History:
+    r"""Trains a model on a task, such as :class:`hiermt.tasks.Classification`.
 
     Losses stay on the device and are fetched once per epoch. One line is printed every tenth epoch. On a GPU, whole
     steps are captured into a CUDA graph and replayed if the loader is a :class:`hiermt.data.WindowLoader` on that GPU
     and the optimiser is ``capturable`` (see :func:`hiermt.training.adam`).
 
     Args:
-        model (Module): returns ``(signal_logits, direction_logits)``; moved to `device` if that is given.
+        model (Module): its output is what the task reads; moved to `device` if that is given.
         optimizer (Optimizer): over the model's parameters; any optimiser that needs no closure.
-        criterion (Module, optional): a :class:`MultiTaskLoss`, or a callable with the same arguments: logits
-            ``[N, 2]``, targets ``[N]`` and ``signal_mask``. It returns the loss, or the loss and a dict of its parts;
-            missing parts are NaN in the history. ``None`` for ``MultiTaskLoss(lambda_direction)``. A module is moved
-            to the model's device.
+        task (Task): one of :mod:`hiermt.tasks`, or of your own. It is moved to the model's device.
         train_dataloader, test_dataloader (iterable): batches with ``x``, ``edge_index`` or ``graph``,
-            ``edge_weight``, ``signal_labels``, ``direction_labels`` and ``to(device)``; the test loader may be
-            ``None``.
+            ``edge_weight``, the targets of the task and ``to(device)``; the test loader may be ``None``.
         num_epochs (int): passes over the training data, 0 or more. (default: ``100``)
-        lambda_direction (float): weight of the direction loss if `criterion` is ``None``. Next to a criterion it must
-            not contradict the criterion's own weight. (default: ``1.0``)
         device: where to train. (default: ``None``, where the model is)
         scheduler (LRScheduler, optional): any of ``torch.optim.lr_scheduler``, made for `optimizer`; stepped after
             each epoch, before the callback. ``ReduceLROnPlateau`` gets the test loss, or the training loss if there is
@@ -86,7 +79,7 @@ def train_hierarchical(
             state. With a DistributedDataParallel model the first process writes and all processes resume from the
             file. (default: ``None``)
         resume (bool): continue from `checkpoint` if it exists, bitwise equal to an uninterrupted training. Pass the
-            same objects, newly made. Stored are model, criterion, optimiser, scheduler, the global random states of
+            same objects, newly made. Stored are model, task, optimiser, scheduler, the global random states of
             torch, numpy and Python, the random generators inside these objects, the loaders and their datasets, every
             value there that the training has changed, and the callback if it has ``state_dict`` and
             ``load_state_dict``. Of any other callback only its generators, optimisers, schedulers and modules are
@@ -104,25 +97,24 @@ def train_hierarchical(
             if the loader does not shuffle, else the span of all windows)
 
     Returns:
-        Training loss and test loss of each epoch, and ``{"signal_loss", "direction_loss", "total_loss"}``, each a
-        list with one float per epoch.
+        The losses of each epoch: ``train_losses``, ``test_losses``, each a list of floats, and ``history``, a dict with
+        one such list for each of ``task.parts``.
 
     Raises:
-        ValueError: a loader is empty, its windows have no labels, or its features are not those of the model;
-            `lambda_direction` contradicts the criterion; `num_epochs` or `patience` is out of range; `patience` is
-            given without a test loader; `checkpoint` is damaged or belongs to another model, optimiser, scheduler,
-            loader or number of processes (nothing is changed then); a part of the training cannot be stored;
-            `optimizer` needs a closure; `scheduler` belongs to another optimiser; or `share_days` is not possible.
-        TypeError: `num_epochs`, `patience` or `checkpoint_every` is not an integer, a loader is not an iterable of
-            batches or supports only one pass, `criterion` does not return a loss, `scheduler` has no step, or
-            `lambda_direction` is not a number (pass a learned weight as
-            ``criterion=MultiTaskLoss(lambda_direction)`` and give it to the optimiser).
+        ValueError: a loader is empty, its batches have no targets, the output of the model or its features do not fit;
+            `num_epochs` or `patience` is out of range; `patience` is given without a test loader; `checkpoint` is
+            damaged or belongs to another model, optimiser, scheduler, task, loader or number of processes (nothing is
+            changed then); a part of the training cannot be stored; `optimizer` needs a closure; `scheduler` belongs to
+            another optimiser; or `share_days` is not possible.
+        TypeError: `task` is not a Task; `num_epochs`, `patience` or `checkpoint_every` is not an integer; a loader is
+            not an iterable of batches or supports only one pass; or `scheduler` has no step.
         FloatingPointError: the training or test loss of an epoch, or a parameter after it, is not finite. The model
             stays as it is; `checkpoint` holds the last state before.
         ImportError: the package ``tensorboard`` is missing.
         OSError: `checkpoint` cannot be written; raised before the first epoch.
     """
-    criterion = make_criterion(criterion, lambda_direction)
+    if not isinstance(task, Task):
+        raise TypeError(f"task: expected one of hiermt.tasks, such as Classification(3), got {type(task).__name__}")
     if resume and checkpoint is None:
         raise ValueError("resume: needs a checkpoint to continue from")
     check_integer("num_epochs", num_epochs, 0)
@@ -143,17 +135,16 @@ def train_hierarchical(
     if checkpoint is not None:
         check_path(checkpoint, processes)
     model_device = placed(model, device)
-    if isinstance(criterion, nn.Module):
-        criterion.to(model_device)
-    history, best = History(), EarlyStopping(patience)
+    task.to(model_device)
+    history, best = History.of(task.parts), EarlyStopping(patience)
     loaders = [loader for loader in named.values() if loader is not None]
     snapshot = None
     if checkpoint is not None:
-        snapshot = _snapshot(model, optimizer, named, criterion, scheduler, callback)
+        snapshot = _snapshot(model, optimizer, named, task.stored, scheduler, callback)
         if resume and _exists(Path(checkpoint), processes):
 
             def check(progress: dict[str, Any], common: dict[str, Any]) -> None:
-                History.check(progress, test_dataloader is not None)
+                History.check(progress, test_dataloader is not None, task.parts)
                 EarlyStopping.check(common.get("best"), processes.model)
 
             state = load_state(checkpoint, model, optimizer, loaders, snapshot, check)
@@ -164,10 +155,10 @@ def train_hierarchical(
 
     def losses_of(batch: Any, optimizer: torch.optim.Optimizer | None) -> Tensor:
         batch = batch.to(model_device)
-        return _losses(model, criterion, shared_inputs(model, batch, model_device, share_days), batch, optimizer)
+        return _losses(model, task, shared_inputs(model, batch, model_device, share_days), batch, optimizer)
 
     captured = None
-    if capture and can_capture(model, optimizer, criterion, train_dataloader, model_device):
+    if capture and can_capture(model, optimizer, task, train_dataloader, model_device):
         captured = CapturedSteps(
             train_dataloader,  # type: ignore[arg-type]
             optimizer,
@@ -190,7 +181,7 @@ def train_hierarchical(
                     passes["test"] = _run_epoch(losses_of, test_dataloader, None, "test_dataloader")
             # One fetch for both passes: the host queues the test pass while the GPU still trains.
             fetched = torch.cat([*passes.values(), largest_weight(weights, model_device)]).tolist()
-            names = [f"{part}_{name}" for part in passes for name in NAMES]
+            names = [f"{part}_{name}" for part in passes for name in task.parts]
             metrics = dict(zip(names, fetched, strict=False))
             # All processes must stop together, although each has its own data.
             watched = metrics["train_total_loss" if test_dataloader is None else "test_total_loss"]
@@ -225,14 +216,14 @@ def train_hierarchical(
             elif history.stopped and epoch < num_epochs:
                 bar.note(f"Epoch {epoch:3d}: stopped by the callback")
     best.restore(processes.model)
-    return history.train_losses, history.test_losses, history.history
+    return history
 
 
 def _snapshot(
     model: nn.Module,
     optimizer: torch.optim.Optimizer,
     loaders: dict[str, Any],
-    criterion: Any,
+    task: Any,
     scheduler: Any,
     callback: Any,
 ) -> Snapshot:
@@ -240,7 +231,7 @@ def _snapshot(
     for name, loader in loaders.items():
         check_workers(name, loader)
     with storing():
-        snapshot = take_snapshot(model, optimizer, loaders.values(), criterion, scheduler, callback)
+        snapshot = take_snapshot(model, optimizer, loaders.values(), task, scheduler, callback)
     check_storable(model, optimizer, snapshot)
     return snapshot
 
@@ -263,7 +254,7 @@ def _run_epoch(
 ) -> Tensor:
     """One pass over the batches, with an optimiser step after each if `optimizer` is given.
 
-    Returns the average losses in the order of ``NAMES``, on the device.
+    Returns the average losses in the order of ``task.parts``, on the device.
     """
 
     def each() -> Iterator[Tensor]:
@@ -286,13 +277,13 @@ def _run_epoch(
 
 def _losses(
     model: nn.Module,
-    criterion: nn.Module,
+    task: Task,
     inputs: tuple[Any, ...],
     batch: Any,
     optimizer: torch.optim.Optimizer | None,
 ) -> Tensor:
-    """Total, signal and direction loss of a batch, float64 on the device; then a step if `optimizer` is given."""
-    terms = loss_terms(criterion, model(*inputs), batch)
+    """The losses of a batch, float64 on the device; then a step if `optimizer` is given."""
+    terms = task.losses(model(*inputs), batch)
     if optimizer is not None:
         optimizer.zero_grad(set_to_none=True)
         torch.autograd.backward(terms[0])

@@ -5,6 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 LOG_EVERY = 10
+# As the published loop abbreviates it.
+_SHORT = {"direction_loss": "Dir"}
 
 
 class Progress:
@@ -40,10 +42,15 @@ class Progress:
             self.bar.update()
         if epoch % LOG_EVERY:
             return
-        line = (
-            f"Epoch {epoch:3d}: Train Loss={metrics['train_total_loss']:.4f} "
-            f"(Signal={metrics['train_signal_loss']:.4f}, Dir={metrics['train_direction_loss']:.4f})"
-        )
+        line = f"Epoch {epoch:3d}: Train Loss={metrics['train_total_loss']:.4f}"
+        parts = [name.removeprefix("train_") for name in metrics if name.startswith("train_")]
+        shown = [f"{_label(name)}={metrics[f'train_{name}']:.4f}" for name in parts if name != "total_loss"]
+        if shown:
+            line += f" ({', '.join(shown)})"
         if "test_total_loss" in metrics:
             line += f" | Test Loss={metrics['test_total_loss']:.4f}"
         self.note(line)
+
+
+def _label(name: str) -> str:
+    return _SHORT.get(name) or name.removesuffix("_loss").capitalize()

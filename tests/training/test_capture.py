@@ -16,6 +16,7 @@ from hiermt.nn import inputs as _inputs
 from hiermt.testing import stock_graph
 from hiermt.training import capture as _capture
 from hiermt.training import loop
+from hiermt.training.tasks import TwoHeaded
 
 STOCKS, DAYS, FEATURES, WINDOW = 6, 40, 3, 5
 
@@ -198,11 +199,11 @@ def test_only_what_can_be_captured_is(monkeypatch: pytest.MonkeyPatch) -> None:
     model = TGCN_HierarchicalMT(FEATURES, 4)
     loader = data.WindowLoader(dataset(), range(30), 8)
     optimizer = torch.optim.Adam(model.parameters())
-    assert not _capture.can_capture(model, optimizer, MultiTaskLoss(), loader, "cpu")
+    assert not _capture.can_capture(model, optimizer, TwoHeaded(), loader, "cpu")
     monkeypatch.setattr(Tensor, "is_cuda", property(lambda self: True))
-    assert not _capture.can_capture(model, optimizer, MultiTaskLoss(), loader, "cuda")  # not capturable
+    assert not _capture.can_capture(model, optimizer, TwoHeaded(), loader, "cuda")  # not capturable
     optimizer.param_groups[0]["capturable"] = True
-    assert _capture.can_capture(model, optimizer, MultiTaskLoss(), loader, "cuda")
-    assert not _capture.can_capture(model, optimizer, MultiTaskLoss(), list(loader), "cuda")
-    assert not _capture.can_capture(model, optimizer, torch.nn.CrossEntropyLoss(), loader, "cuda")
-    assert not _capture.can_capture(model, optimizer, MultiTaskLoss(process_group=object()), loader, "cuda")
+    assert _capture.can_capture(model, optimizer, TwoHeaded(), loader, "cuda")
+    assert not _capture.can_capture(model, optimizer, TwoHeaded(), list(loader), "cuda")
+    assert not _capture.can_capture(model, optimizer, TwoHeaded(torch.nn.CrossEntropyLoss()), loader, "cuda")
+    assert not _capture.can_capture(model, optimizer, TwoHeaded(MultiTaskLoss(process_group=object())), loader, "cuda")
