@@ -184,3 +184,32 @@ class TestTraining:
             hiermt.evaluate(model, Classification(3), [])
         with pytest.raises(TypeError, match="data: expected a batch with x"):
             hiermt.predict(model, Classification(3), 3)
+
+
+class TestHistories:
+    """A task in place of the two-headed decision: rolling over a history, and live."""
+
+    @pytest.mark.parametrize("layout", ["NTF", "NFT"])
+    def test_rolling_and_live(self, layout: str) -> None:
+        model, graph, days = backbone(3, layout=layout), hiermt.Graph(*stock_graph(STOCKS, 40), STOCKS), series()
+        task = Classification(3)
+        found = hiermt.predict_rolling(model, days, graph, WINDOW, 2, chunk=3, task=task)
+        windows = data.windows(days, WINDOW)[::2]
+        expected = task.decide(model(windows if layout == "NTF" else windows.transpose(2, 3), graph))
+        assert set(found) == set(expected) and torch.equal(found["predictions"], expected["predictions"])
+        torch.testing.assert_close(found["probabilities"], expected["probabilities"])
+        live = hiermt.LivePredictor(model, graph, WINDOW, task=task)
+        assert live.extend(days[:, : WINDOW - 1]) is None
+        last = live.append(days[:, WINDOW - 1])
+        torch.testing.assert_close(last["probabilities"], expected["probabilities"][:1])
+
+    def test_refusals(self) -> None:
+        model, graph = backbone(3), hiermt.Graph(*stock_graph(STOCKS, 40), STOCKS)
+        with pytest.raises(TypeError, match=r"got TGCN, which has no decide; give the task"):
+            hiermt.predict_rolling(model, series(), graph)
+        with pytest.raises(TypeError, match=r"task: expected one of hiermt\.tasks"):
+            hiermt.predict_rolling(model, series(), graph, task="classes")  # type: ignore[call-overload]
+        with pytest.raises(ValueError, match=r"threshold: 0\.7 was given beside a task"):
+            hiermt.LivePredictor(model, graph, threshold=0.7, task=Classification(3))
+        with pytest.raises(TypeError, match="expected a model of hiermt, got Linear"):
+            hiermt.predict_rolling(nn.Linear(2, 2), series(), graph, task=Classification(2))
