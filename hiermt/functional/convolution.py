@@ -50,8 +50,7 @@ def conv_stack(
         TypeError: dtypes differ.
     """
     options = LayerOptions(conv_layers, gat, edge, conv_activation)
-    options.check_params(conv_params)
-    return _stack(x, graph, conv_params, options, activation, backend, "the first convolution")
+    return run_stack(x, graph, conv_params, options, activation=activation, backend=backend)
 
 
 def gatv2_conv(
@@ -92,7 +91,7 @@ def gatv2_conv(
     params = [lin_l_weight, lin_l_bias, lin_r_weight, lin_r_bias, att, bias]
     edge = [] if lin_edge_weight is None else [lin_edge_weight]
     options = LayerOptions(1, True, bool(edge))
-    return _stack(x, graph, params + edge, options, activation, backend, "lin_l_weight")
+    return run_stack(x, graph, params + edge, options, "lin_l_weight", activation=activation, backend=backend)
 
 
 def gcn_conv(
@@ -115,22 +114,23 @@ def gcn_conv(
         ValueError: a shape or device does not fit.
         TypeError: dtypes differ.
     """
-    return _stack(x, graph, [weight, bias], LayerOptions(1, False), activation, backend, "weight")
+    options = LayerOptions(1, False)
+    return run_stack(x, graph, [weight, bias], options, "weight", activation=activation, backend=backend)
 
 
-def _stack(
+def run_stack(
     x: Tensor,
     graph: Graph,
     conv_params: Sequence[Tensor],
     options: LayerOptions,
-    activation: str,
-    backend: str,
-    first: str,
+    first: str = "the first convolution",
+    *,
+    activation: str = "none",
+    backend: str = "auto",
 ) -> Tensor:
-    """`first` names the first parameter in errors."""
+    """:func:`conv_stack` of options that are made once; `first` names the first parameter in errors."""
     options, conv_params = options.on(graph, conv_params)
     (x, *params), native = prepare(x, conv_params, graph, backend)
-    options.check_weights_used(graph)
     check_linear(first, params[0], x.size(-1))
     csr = graph.csr(options.rule, options.weighted, x.dtype)
     with no_autocast(x):

@@ -62,8 +62,22 @@ def tgcn_layer(
         TypeError: dtypes differ.
     """
     options = LayerOptions(conv_layers, gat, edge, conv_activation)
+    return run_layer(x, graph, conv_params, gate_params, options, h0, sequence=sequence, backend=backend)
+
+
+def run_layer(
+    x: Tensor | Windows,
+    graph: Graph,
+    conv_params: Sequence[Tensor],
+    gate_params: Sequence[Tensor],
+    options: LayerOptions,
+    h0: Tensor | None = None,
+    *,
+    sequence: bool = True,
+    backend: str = "auto",
+) -> Tensor:
+    """:func:`tgcn_layer` of options that are made once."""
     check_length("gate_params", gate_params, GATE_PARAMS)
-    options.check_params(conv_params)
     options, conv_params = options.on(graph, conv_params)
     starts, steps = None, 0
     if isinstance(x, Windows):
@@ -78,7 +92,6 @@ def tgcn_layer(
             raise ValueError(f"h0: expected [N, H] = {expected}, got {list(h0.shape)}")
         state = [h0]
     (series, *params), native = prepare(x, [*conv_params, *gate_params, *state], graph, backend)
-    options.check_weights_used(graph)
     check_linear("the first convolution", params[0], series.size(-1))
     # The days of a series have as many nodes as the CSR has rows.
     csr = graph.csr(options.rule, options.weighted, series.dtype, whole=starts is not None)

@@ -12,11 +12,12 @@ from torch import Tensor, nn
 from hiermt import windows as gather
 from hiermt._arguments import check_integer, check_tensor
 from hiermt.data.feature_names import FeatureNames
+from hiermt.functional.options import LayerOptions
 from hiermt.graph import Graph, as_graph
 from hiermt.native import dispatch
 from hiermt.native.tracing import recorded, refuse_tracing
 from hiermt.nn.cell import TGCNCell, cell_parameters
-from hiermt.nn.conv import GAT, GCN, check_edge_dim
+from hiermt.nn.conv import GAT, GCN
 from hiermt.nn.pretrained import Pretrained
 from hiermt.windows import Windows
 
@@ -76,8 +77,7 @@ class TGCN(FeatureNames, Pretrained, nn.Module):
         hidden_size = check_integer("hidden_size", hidden_size, 1)
         out_channels = check_integer("out_channels", out_channels, 1)
         layers_nb = check_integer("layers_nb", layers_nb, 1)
-        conv_layers = check_integer("conv_layers", conv_layers, 1)
-        edge_dim = check_edge_dim(edge_dim) if use_gat else None
+        options = LayerOptions.of_modules(use_gat, conv_layers, edge_dim, conv_activation).module_arguments
         if layout not in LAYOUTS:
             raise ValueError(f"layout: expected 'NTF' or 'NFT', got {layout!r}")
         if output_activation is not None and not isinstance(output_activation, nn.Module):
@@ -91,23 +91,12 @@ class TGCN(FeatureNames, Pretrained, nn.Module):
             "out_channels": out_channels,
             "hidden_size": hidden_size,
             "layers_nb": layers_nb,
-            "use_gat": use_gat,
-            "conv_layers": conv_layers,
-            "edge_dim": edge_dim,
-            "conv_activation": conv_activation,
+            **options,
             "layout": layout,
         }
         self.feature_names = feature_names
         self.cells = nn.ModuleList(
-            TGCNCell(
-                in_channels if i == 0 else hidden_size,
-                hidden_size,
-                use_gat,
-                conv_layers=conv_layers,
-                edge_dim=edge_dim,
-                conv_activation=conv_activation,
-                backend=backend,
-            )
+            TGCNCell(in_channels if i == 0 else hidden_size, hidden_size, **options, backend=backend)
             for i in range(layers_nb)
         )
         out: list[nn.Module] = [nn.Linear(hidden_size, out_channels)]

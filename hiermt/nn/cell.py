@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from hiermt import functional
 from hiermt._arguments import check_integer, check_tensor
 from hiermt.functional.arguments import GATE_PARAMS
+from hiermt.functional.layer import run_layer
 from hiermt.graph import Graph
 from hiermt.native.tracing import NotScriptable
 from hiermt.nn.conv import GAT, GCN
@@ -45,17 +46,11 @@ class TGCNCell(NotScriptable, nn.Module):
         in_channels = check_integer("in_channels", in_channels, 1)
         hidden_size = check_integer("hidden_size", hidden_size, 1)
         self.in_channels, self.hidden_size = in_channels, hidden_size
+        options: dict[str, Any] = {"conv_activation": conv_activation, "backend": backend}
         if use_gat:
-            self.gcn = GAT(
-                in_channels,
-                hidden_size,
-                conv_layers,
-                edge_dim=edge_dim,
-                conv_activation=conv_activation,
-                backend=backend,
-            )
+            self.gcn = GAT(in_channels, hidden_size, conv_layers, edge_dim=edge_dim, **options)
         else:
-            self.gcn = GCN(in_channels, hidden_size, conv_layers, conv_activation=conv_activation, backend=backend)
+            self.gcn = GCN(in_channels, hidden_size, conv_layers, **options)
         self.lin_u = nn.Linear(in_channels + 2 * hidden_size, hidden_size)
         self.lin_r = nn.Linear(in_channels + 2 * hidden_size, hidden_size)
         self.lin_c = nn.Linear(in_channels + 2 * hidden_size, hidden_size)
@@ -71,7 +66,7 @@ class TGCNCell(NotScriptable, nn.Module):
         a patched ``forward``, a hook.
         """
         stack: Any = self._modules.get("gcn") or self.gcn
-        if not (all_run((self,), _FORWARD) and all_run((stack,), _STACK_FORWARD)):
+        if not all_run(((self, _FORWARD), (stack, _STACK_FORWARD))):
             return None
         parts = stack.parts()
         tensors = None if parts is None else read([*parts, (self, _GATES)])
@@ -121,18 +116,7 @@ class TGCNCell(NotScriptable, nn.Module):
         result of :meth:`op_parameters`.
         """
         stack: Any = self._modules.get("gcn") or self.gcn
-        convs = stack.convs if (found := stack._modules.get("convs")) is None else found
-        return functional.tgcn_layer(
-            x,
-            graph,
-            *params,
-            conv_layers=len(convs._modules),
-            gat=stack.gat,
-            edge=stack.edge,
-            conv_activation=stack.conv_activation,
-            sequence=sequence,
-            backend=stack._backend,
-        )
+        return run_layer(x, graph, *params, stack.options, sequence=sequence, backend=stack._backend)
 
 
 # The methods that a kernel replaces. A patched or overridden method is a different object.

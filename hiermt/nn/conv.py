@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -10,6 +11,8 @@ from torch import Tensor, nn
 
 from hiermt import functional
 from hiermt._arguments import check_integer, check_tensor
+from hiermt.functional.convolution import run_stack
+from hiermt.functional.options import LayerOptions
 from hiermt.functional.projected import activate, gatv2_projected, gcn_projected
 from hiermt.graph import Graph, as_graph
 from hiermt.native import dispatch
@@ -67,7 +70,7 @@ class GATv2Conv(nn.Module):
         if params is not None:
             return functional.gatv2_conv(x, graph, *params, activation=activation, backend=backend)
         lin_edge: Any = self.lin_edge
-        functional.LayerOptions(edge=lin_edge is not None).check_weights_used(graph)
+        LayerOptions(edge=lin_edge is not None).check_weights_used(graph)
         y = gatv2_projected(self.lin_l(x), self.lin_r(x), graph, lin_edge, self.att)
         return activate(y if self.bias is None else y + self.bias, activation)
 
@@ -117,14 +120,20 @@ _CONV_FORWARDS = {True: GATv2Conv.forward, False: GCNConv.forward}
 class _ConvStack(NotScriptable, nn.Module):
     """Base of GAT and GCN: convolutions with leaky_relu(0.01) between them, or after each."""
 
-    gat: bool
-    edge = False  # also of a GCN that an earlier version pickled
+    options: LayerOptions
 
-    def __init__(self, convs: list[Any], options: functional.LayerOptions, backend: str) -> None:
+    def __init__(self, convs: list[Any], options: LayerOptions, backend: str) -> None:
         super().__init__()
         self.convs = nn.ModuleList(convs)
-        self.edge, self.conv_activation = options.edge, options.conv_activation
+        self.options = options
         self.backend = backend
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)  # type: ignore[no-untyped-call]
+        if "options" not in state:  # pickled by an earlier version
+            activation = self.__dict__.pop("conv_activation")
+            self.options = LayerOptions(len(self.convs), isinstance(self, GAT), state.get("edge", False), activation)
+            self.__dict__.pop("edge", None)
 
     @property
     def backend(self) -> str:
@@ -140,17 +149,19 @@ class _ConvStack(NotScriptable, nn.Module):
 
     def parts(self) -> list[tuple[nn.Module, Parts]] | None:
         """The parts of all convolutions; ``None`` if a convolution was replaced."""
-        stack = self.convs if (found := self._modules.get("convs")) is None else found
-        convs: Any = stack._modules.values()
-        if not all_run(convs, _CONV_FORWARDS[self.gat]):
-            return None
-        names = (_EDGE_PARTS if self.edge else _GATV2_PARTS) if self.gat else _GCN_PARTS
-        parts = []
-        for conv in convs:
-            if self.edge != (conv._modules.get("lin_edge") is not None):
+        stack: Any = self.convs if (found := self._modules.get("convs")) is None else found
+        options, forward = self.options, _CONV_FORWARDS[self.options.gat]
+        names = (_EDGE_PARTS if options.edge else _GATV2_PARTS) if options.gat else _GCN_PARTS
+        checked, parts = [], []
+        for conv in stack._modules.values():
+            if options.edge != (conv._modules.get("lin_edge") is not None):
                 return None
+            checked.append((conv, forward))
             parts.append((conv, names))
-        return parts
+        if len(parts) != options.conv_layers:
+            # Its user has added or removed convolutions.
+            self.options = replace(options, conv_layers=len(parts))
+        return parts if all_run(checked) else None
 
     def op_parameters(self) -> list[Tensor] | None:
         """The parameters of all convolutions in the order of the operators; ``None`` if a part was replaced."""
@@ -179,21 +190,11 @@ class _ConvStack(NotScriptable, nn.Module):
         hooked = has_global_hook()
         params = None if hooked else self.op_parameters()
         if params is not None:
-            return functional.conv_stack(
-                x,
-                graph,
-                params,
-                conv_layers=len(self.convs),
-                gat=self.gat,
-                edge=self.edge,
-                conv_activation=self.conv_activation,
-                activation=activation,
-                backend=backend,
-            )
+            return run_stack(x, graph, params, self.options, activation=activation, backend=backend)
         for i, conv in enumerate(self.convs):
             last = i == len(self.convs) - 1
-            inner = activation if last and self.conv_activation == "between" else "leaky_relu"
-            if not hooked and runs(conv, _CONV_FORWARDS[self.gat]):
+            inner = activation if last and self.options.between else "leaky_relu"
+            if not hooked and runs(conv, _CONV_FORWARDS[self.options.gat]):
                 x = conv.convolve(x, graph, inner, backend)  # type: ignore[operator]
             else:
                 x = activate(step_by_step(conv, x, graph), inner)
@@ -233,8 +234,6 @@ class GAT(_ConvStack):
         conv_layers, edge_dim, conv_activation, backend: as for :class:`hiermt.TGCN`.
     """
 
-    gat = True
-
     def __init__(
         self,
         in_channels: int,
@@ -245,10 +244,9 @@ class GAT(_ConvStack):
         conv_activation: str = "between",
         backend: str = "auto",
     ) -> None:
-        edge_dim = check_edge_dim(edge_dim)
-        options = functional.LayerOptions(conv_layers, True, edge_dim is not None, conv_activation)
+        options = LayerOptions.of_modules(True, conv_layers, edge_dim, conv_activation)
         sizes = _channels(in_channels, hidden_size, options.conv_layers)
-        super().__init__([GATv2Conv(*pair, edge_dim) for pair in sizes], options, backend)
+        super().__init__([GATv2Conv(*pair, 1 if options.edge else None) for pair in sizes], options, backend)
 
 
 class GCN(_ConvStack):
@@ -257,8 +255,6 @@ class GCN(_ConvStack):
     Args:
         in_channels, hidden_size, conv_layers, conv_activation, backend: as for :class:`GAT`.
     """
-
-    gat = False
 
     def __init__(
         self,
@@ -269,16 +265,9 @@ class GCN(_ConvStack):
         conv_activation: str = "between",
         backend: str = "auto",
     ) -> None:
-        options = functional.LayerOptions(conv_layers, False, False, conv_activation)
+        options = LayerOptions.of_modules(False, conv_layers, None, conv_activation)
         sizes = _channels(in_channels, hidden_size, options.conv_layers)
         super().__init__([GCNConv(*pair) for pair in sizes], options, backend)
-
-
-def check_edge_dim(edge_dim: object) -> int | None:
-    """Returns ``edge_dim`` as an ``int`` or ``None``; raises ``ValueError`` unless it is 1 or ``None``."""
-    if edge_dim is not None and check_integer("edge_dim", edge_dim, 0) != 1:
-        raise ValueError(f"edge_dim: expected 1 (a scalar weight per edge) or None, got {edge_dim}")
-    return None if edge_dim is None else 1
 
 
 def _channels(in_channels: object, hidden_size: object, conv_layers: int) -> list[tuple[int, int]]:

@@ -36,12 +36,12 @@ _REPEATABLE = (parametrizations._WeightNorm, parametrizations._Orthogonal)
 
 def runs(module: nn.Module, forward: Any) -> bool:
     """Whether a call of `module` runs the function `forward`, and no hook of the module."""
-    return all_run((module,), forward)
+    return all_run(((module, forward),))
 
 
-def all_run(modules: Iterable[nn.Module], forward: Any) -> bool:
-    """Whether a call of each module runs the function `forward`, and no hook of the module."""
-    for module in modules:
+def all_run(pairs: Iterable[tuple[nn.Module, Any]]) -> bool:
+    """Whether a call of each module runs the function beside it, and no hook of the module."""
+    for module, forward in pairs:
         kind = type(module)
         # A ScriptModule has a forward on the instance only.
         if getattr(kind, "forward", None) is not forward:
@@ -81,7 +81,7 @@ def read(parts: Iterable[tuple[nn.Module, Parts]]) -> list[Tensor] | None:
                 owner = module._modules.get(name) or getattr(module, name)
                 if type(owner) is not _LINEAR_TYPE and not (runs(owner, _LINEAR) and _reads_as_linear(owner)):
                     return None
-                linears.append(owner)
+                linears.append((owner, _LINEAR))
                 wanted = _WEIGHT_AND_BIAS if kind == LINEAR else _WEIGHT
                 if kind == MATRIX and owner._parameters.get("bias", owner) is not None and owner.bias is not None:
                     return None
@@ -92,7 +92,7 @@ def read(parts: Iterable[tuple[nn.Module, Parts]]) -> list[Tensor] | None:
                     if found is None:
                         return None
                 tensors.append(found)
-    return tensors if all_run(linears, _LINEAR) else None
+    return tensors if all_run(linears) else None
 
 
 def _parameter(module: nn.Module, name: str) -> Tensor | None:

@@ -151,10 +151,10 @@ class TGCN_HierarchicalMT(FeatureNames, Pretrained, nn.Module):
     def _head_params(self) -> list[Tensor] | None:
         """Parameters of the output linear and the heads; ``None`` if one of them was replaced."""
         backbone: Any = self._modules.get("tgcn_backbone") or self.tgcn_backbone
-        if has_global_hook() or not all_run((backbone,), _BACKBONE_FORWARD):
+        out: Any = backbone._modules.get("out")
+        if has_global_hook() or not all_run(((backbone, _BACKBONE_FORWARD), (out, _OUT_FORWARD))):
             return None
-        out: Any = backbone.out if (found := backbone._modules.get("out")) is None else found
-        if not all_run((out,), _OUT_FORWARD) or len(out._modules) != 1:
+        if len(out._modules) != 1:
             return None
         params = read([(out, ((next(iter(out._modules)), LINEAR),)), (self, _HEADS)])
         if params is None or params[2].size(0) != 2 or params[4].size(0) != 2:
