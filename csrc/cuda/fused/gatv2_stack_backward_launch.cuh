@@ -1,6 +1,9 @@
 // Backward of a GATv2 stack in one launch (equations in gatv2_stack_backward.cuh): from the cotangents of the
 // gates to those of x, of the edge weights and of the parameters of the convolutions. Activations between the
-// convolutions are recomputed in shared memory.
+// convolutions are recomputed in shared memory. A file per storage type instantiates it: the kernels take longer to
+// compile than all others.
+#pragma once
+
 #include "cuda/dense/gatv2_grads.cuh"
 #include "cuda/fused/gatv2_stack.h"
 #include "cuda/fused/gatv2_stack_backward.cuh"
@@ -367,12 +370,12 @@ int gatv2_stack_backward(const ConvStackBackward<S, Compute<S>>& p, const GateWe
   }
 }
 
-#define HIERMT_INSTANTIATE(S)                                                                          \
+}  // namespace hiermt::cuda
+
+#define HIERMT_INSTANTIATE_GATV2_STACK_BACKWARD(S)                                                     \
+  namespace hiermt::cuda {                                                                             \
   template bool gatv2_stack_backward_fits<S>(const ConvStackForward<S>&);                              \
   template size_t gatv2_stack_backward_workspace<S>(const ConvStackBackward<S, Compute<S>>&);          \
   template int gatv2_stack_backward<S>(const ConvStackBackward<S, Compute<S>>&, const GateWeights<S>&, \
-                                       Compute<S>*, void*, void*);
-HIERMT_FOR_EACH_STORAGE(HIERMT_INSTANTIATE)
-#undef HIERMT_INSTANTIATE
-
-}  // namespace hiermt::cuda
+                                       Compute<S>*, void*, void*);                                     \
+  }

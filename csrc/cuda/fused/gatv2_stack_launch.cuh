@@ -1,5 +1,8 @@
 // Forward of a GATv2 stack (equations in dense/gatv2_conv.cuh). The output of a convolution stays in shared
-// memory: a kernel reads x and writes the input projection of the gates.
+// memory: a kernel reads x and writes the input projection of the gates. A file per storage type instantiates it,
+// because the kernels take long to compile.
+#pragma once
+
 #include "cuda/fused/gatv2_stack.cuh"
 #include "cuda/fused/gatv2_stack.h"
 #include "cuda/fused/multilane_stack.cuh"
@@ -127,10 +130,11 @@ int gatv2_stack_forward(const ConvStackForward<S>& p, const GateWeights<S>& gate
   return launch_stack<GatV2Stack>(p, p.gat, gates, input_projection, stream);
 }
 
-#define HIERMT_INSTANTIATE(S)                                    \
-  template bool gatv2_stack_fits<S>(const ConvStackForward<S>&); \
-  template int gatv2_stack_forward<S>(const ConvStackForward<S>&, const GateWeights<S>&, Compute<S>*, void*);
-HIERMT_FOR_EACH_STORAGE(HIERMT_INSTANTIATE)
-#undef HIERMT_INSTANTIATE
-
 }  // namespace hiermt::cuda
+
+#define HIERMT_INSTANTIATE_GATV2_STACK(S)                                                             \
+  namespace hiermt::cuda {                                                                            \
+  template bool gatv2_stack_fits<S>(const ConvStackForward<S>&);                                      \
+  template int gatv2_stack_forward<S>(const ConvStackForward<S>&, const GateWeights<S>&, Compute<S>*, \
+                                      void*);                                                         \
+  }

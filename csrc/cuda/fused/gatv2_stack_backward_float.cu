@@ -1,0 +1,4 @@
+#include "cuda/fused/gatv2_stack_backward_launch.cuh"
+
+HIERMT_INSTANTIATE_GATV2_STACK_BACKWARD(float)
+HIERMT_INSTANTIATE_GATV2_STACK_BACKWARD(double)

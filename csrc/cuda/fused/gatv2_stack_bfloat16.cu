@@ -1,0 +1,3 @@
+#include "cuda/fused/gatv2_stack_launch.cuh"
+
+HIERMT_INSTANTIATE_GATV2_STACK(BFloat16)

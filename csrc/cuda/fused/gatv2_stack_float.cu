@@ -1,0 +1,4 @@
+#include "cuda/fused/gatv2_stack_launch.cuh"
+
+HIERMT_INSTANTIATE_GATV2_STACK(float)
+HIERMT_INSTANTIATE_GATV2_STACK(double)
