@@ -2,7 +2,8 @@
 #
 #   make demo    train on real prices, decide, show how good and how fast   (a few minutes)
 #   make test    build, with the CUDA kernels where nvcc is, and run the tests
-#   make gpu     on a machine with a GPU, with the python3 that is there: no environment, no network
+#   make gpu     on a machine with a GPU, with the python3 that is there: no environment, no network;
+#                gpu-first, gpu-check and gpu-peers are its parts, the most important first
 #
 # TORCH chooses the torch to install, e.g. make demo TORCH="torch==2.13.0 --index-url=..." for a CPU-only wheel.
 TORCH ?= torch==2.13.0
@@ -18,7 +19,7 @@ NVCC := $(shell command -v nvcc 2>/dev/null || ls /usr/local/cuda/bin/nvcc 2>/de
 # Tests build the CUDA kernels also against a CPU-only torch: they have to compile, link and import there.
 WITH_CUDA := $(if $(NVCC),FORCE_CUDA=1,)
 
-.PHONY: env install build test test-fast sanitize demo bench gpu lint format clean
+.PHONY: env install build test test-fast sanitize demo bench gpu gpu-first gpu-check gpu-peers lint format clean
 .DELETE_ON_ERROR:
 
 # What exercises every CPU kernel, odd sizes included, without compilers or subprocesses.
@@ -48,9 +49,10 @@ bench: $(VENV)/.env-test build
 	$(BIN)/python bench/run.py $(BENCH_ARGS)
 	$(BIN)/python bench/report.py --readme
 
-gpu:
-	$(PYTHON) bench/gpu.py
-	$(PYTHON) bench/report.py --readme
+# The tables are written whatever a stage found: they say what failed.
+gpu gpu-first gpu-check gpu-peers:
+	$(PYTHON) bench/gpu.py $(filter-out gpu,$(@:gpu-%=%)); status=$$?; \
+	  PYTHONPATH=. $(PYTHON) bench/report.py --readme; exit $$status
 
 # The CPU kernels under AddressSanitizer and UBSan, in a copy of the package of its own.
 SANITIZED := build/sanitized

@@ -20,15 +20,9 @@ _KEY = ("case", "direction", "competitor")
 
 
 def load(path: Path) -> list[dict[str, Any]]:
-    """The records of a file; empty for the one record of a GPU, see :func:`load_gpu`."""
+    """The records of a file; empty for the one record of a GPU, see ``on_gpu/tables.py``."""
     found = json.loads(path.read_text())
     return found if isinstance(found, list) else []
-
-
-def load_gpu(path: Path) -> dict[str, Any] | None:
-    """The record of ``bench/gpu.py`` for one GPU, or ``None`` for another file."""
-    found = json.loads(path.read_text())
-    return found if isinstance(found, dict) and found.get("gpu") else None
 
 
 def records(benchmark: dict[str, Any]) -> list[dict[str, Any]]:
@@ -93,68 +87,15 @@ def compare(before: list[dict[str, Any]], after: list[dict[str, Any]]) -> int:
     return int(worst)
 
 
-def gpu_table(figures: list[dict[str, Any]]) -> str:
-    """Markdown: a row per case, with its required figures and a column per competitor."""
-    competitors = list(dict.fromkeys(figure["competitor"] for figure in figures))
-    found: dict[str, dict[str, dict[str, Any]]] = {}
-    for figure in figures:
-        found.setdefault(figure["case"], {})[figure["competitor"]] = figure
-    lines = ["| case | required | " + " | ".join(competitors) + " |", "|---|---|" + "---|" * len(competitors)]
-    for case, row in found.items():
-        required = _gpu_text(
-            {k.removeprefix("required_"): v for k, v in next(iter(row.values())).items() if k.startswith("required_")}
-        )
-        cells = [_gpu_cell(row.get(competitor), row.get("pyg")) for competitor in competitors]
-        lines.append(f"| {case} | {required} | " + " | ".join(cells) + " |")
-    return "\n".join(lines)
-
-
-def _gpu_cell(figure: dict[str, Any] | None, base: dict[str, Any] | None) -> str:
-    if figure is None:
-        return ""
-    if "ms" not in figure:
-        return str(figure.get("error", figure.get("skipped", "")))[:60].replace("|", "/")
-    text = _gpu_text(figure)
-    if base is not None and "ms" in base and figure is not base:
-        text += f" (**{base['ms'] / figure['ms']:.1f}x**)"
-    return text if figure["how"].startswith("graph") else f"{text}, {figure['how'].split(' (')[0]}"
-
-
-def _gpu_text(figure: dict[str, Any]) -> str:
-    parts = [f"{1e3 * figure['ms']:,.1f} us"] if "ms" in figure else []
-    if "stocks_per_s" in figure:
-        parts.append(f"{figure['stocks_per_s'] / 1e6:.1f} M stocks/s")
-    if "peak_mb" in figure:
-        parts.append(f"{figure['peak_mb']:.0f} MB")
-    if "gb_s" in figure:
-        parts.append(f"{figure['gb_s']:,.0f} GB/s")
-    if "of_copy" in figure:
-        parts.append(f"{100 * figure['of_copy']:.0f} % of a copy")
-    return ", ".join(parts)
-
-
-def gpu_parts(folder: Path) -> list[str]:
-    """The text of README on each GPU with a file; empty without files."""
-    parts = []
-    for path in sorted(folder.glob("*.json")):
-        record = load_gpu(path)
-        if record is None:
-            continue
-        parts.append(
-            f"**{record['gpu']}**, torch {record['torch']}, CUDA {record['cuda']}, float32 "
-            f"(`bench/results/{path.name}`, {record['date']}). Median by CUDA events, of graph replays where not said "
-            f"otherwise; in brackets the ratio to PyG eager.\n\n{gpu_table(record['figures'])}"
-        )
-    return parts
-
-
 def write_readme() -> int:
     """Writes the table of every machine between its marks in README.md."""
+    from on_gpu import tables
+
+    from hiermt.io.files import atomic_write
+
     readme = HERE.parent / "README.md"
     text = readme.read_text(encoding="utf-8")
-    gpus = gpu_parts(HERE / "results")
-    if gpus:
-        text = _between(text, GPU_BEGIN, GPU_END, gpus)
+    text = _between(text, GPU_BEGIN, GPU_END, tables.parts(HERE / "results"))
     parts = []
     for path in sorted((HERE / "results").glob("*.json")):
         entries = load(path)
@@ -168,8 +109,6 @@ def write_readme() -> int:
             f"(`bench/results/{path.name}`, {first['date']}). Median; in brackets the ratio to PyG eager, each in a "
             f"process of its own.\n\n{table(entries)}"
         )
-    from hiermt.io.files import atomic_write
-
     with atomic_write(readme) as temporary:
         temporary.write_text(_between(text, BEGIN, END, parts), encoding="utf-8")
     return 0

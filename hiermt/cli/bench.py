@@ -70,28 +70,22 @@ def steps(model: TGCN_HierarchicalMT, data: WindowDataset, args: argparse.Namesp
     return 0
 
 
+def windows() -> tuple[range, range]:
+    """First days of the windows that train, and of those that test."""
+    train = range(STEPS * BATCH)
+    return train, range(train.stop + WINDOW, train.stop + WINDOW + TEST_WINDOWS)
+
+
 def seed_job(model: TGCN_HierarchicalMT, data: WindowDataset, args: argparse.Namespace) -> int:
     """Times the whole job with hiermt; for PyG, times a few steps and scales them to the whole."""
-    train = range(STEPS * BATCH)
-    test = range(train.stop + WINDOW, train.stop + WINDOW + TEST_WINDOWS)
     print(f"job: {args.epochs} epochs of {STEPS} steps, each followed by a test pass over {TEST_WINDOWS} windows")
-    start = time.perf_counter()
-    losses, _, _ = train_hierarchical(
-        model,
-        adam(model),
-        None,
-        WindowLoader(data, train, BATCH, shuffle=True),
-        WindowLoader(data, test, TEST_WINDOWS),
-        num_epochs=args.epochs,
-        device=data.series.device,
-    )
-    seconds = time.perf_counter() - start
+    seconds, losses = train_job(model, data, args.epochs)
     each = seconds / args.epochs
     print(f"hiermt     {seconds:8.2f} s measured, {1e3 * each:.1f} ms per epoch, last training loss {losses[-1]:.4f}")
     if not speed.has_pyg():
         print(speed.NO_PYG)
         return 0
-    epoch = pyg_epoch(model, data, train, test)
+    epoch = pyg_epoch(model, data)
     print(
         f"PyG eager  {epoch * args.epochs:8.1f} s estimated: {PYG_STEPS} steps and one test pass timed, scaled "
         f"to {args.epochs} epochs; {epoch / each:.1f} x"
@@ -99,10 +93,27 @@ def seed_job(model: TGCN_HierarchicalMT, data: WindowDataset, args: argparse.Nam
     return 0
 
 
-def pyg_epoch(model: TGCN_HierarchicalMT, data: WindowDataset, train: range, test: range) -> float:
+def train_job(model: TGCN_HierarchicalMT, data: WindowDataset, epochs: int) -> tuple[float, list[float]]:
+    """Seconds of the job with hiermt, and its training losses."""
+    train, test = windows()
+    start = time.perf_counter()
+    losses, _, _ = train_hierarchical(
+        model,
+        adam(model),
+        None,
+        WindowLoader(data, train, BATCH, shuffle=True),
+        WindowLoader(data, test, TEST_WINDOWS),
+        num_epochs=epochs,
+        device=data.series.device,
+    )
+    return time.perf_counter() - start, losses
+
+
+def pyg_epoch(model: TGCN_HierarchicalMT, data: WindowDataset) -> float:
     """Seconds of one epoch with PyG: its loader, its modules, and a loop that reads each loss from the device."""
     from hiermt.testing import pyg
 
+    train, test = windows()
     device = data.series.device
     other = pyg.like(model)
     optimizer = torch.optim.Adam(other.parameters(), lr=1e-3)

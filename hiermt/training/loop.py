@@ -155,7 +155,7 @@ def train(
 
     def losses_of(batch: Any, optimizer: torch.optim.Optimizer | None) -> Tensor:
         batch = batch.to(model_device)
-        return _losses(model, task, shared_inputs(model, batch, model_device, share_days), batch, optimizer)
+        return batch_losses(model, task, shared_inputs(model, batch, model_device, share_days), batch, optimizer)
 
     captured = None
     if capture and can_capture(model, optimizer, task, train_dataloader, model_device):
@@ -275,7 +275,7 @@ def _run_epoch(
     return total / steps
 
 
-def _losses(
+def batch_losses(
     model: nn.Module,
     task: Task,
     inputs: tuple[Any, ...],

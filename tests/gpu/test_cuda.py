@@ -14,6 +14,7 @@ from hiermt.testing import assert_close, batched, stock_graph
 
 REASON = "needs a GPU" if not torch.cuda.is_available() else extension.why_not_native("cuda")
 pytestmark = [
+    pytest.mark.gpu,
     pytest.mark.skipif(REASON is not None, reason=str(REASON)),
     pytest.mark.usefixtures("cuda_stream"),
 ]

@@ -17,6 +17,7 @@ from hiermt.testing import assert_close, stock_graph
 DEVICE = "cuda"
 REASON = "needs a GPU" if not torch.cuda.is_available() else extension.why_not_native("cuda")
 pytestmark = [
+    pytest.mark.gpu,
     pytest.mark.skipif(REASON is not None, reason=str(REASON)),
     pytest.mark.usefixtures("cuda_stream"),
 ]

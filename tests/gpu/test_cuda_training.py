@@ -18,6 +18,7 @@ from hiermt.training import capture as _capture
 DEVICE = "cuda"
 REASON = "needs a GPU" if not torch.cuda.is_available() else extension.why_not_native("cuda")
 pytestmark = [
+    pytest.mark.gpu,
     pytest.mark.skipif(REASON is not None, reason=str(REASON)),
     pytest.mark.usefixtures("cuda_stream"),
 ]

@@ -307,6 +307,7 @@ def test_what_one_thread_prepared_before_a_write_is_not_kept_after_it(monkeypatc
     assert torch.equal(graph.csr(0, True, torch.float32).weight, expected.weight)
 
 
+@pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 def test_a_graph_that_moves_under_inference_mode_trains() -> None:
     model = hiermt.TGCN_HierarchicalMT(FEATURES, 8).cuda()

@@ -1,16 +1,12 @@
 """Calls of an operator and of its twin on a problem, on any device, dtype and memory layout.
 
-Tensors are made on the CPU and copied, so that on a GPU no kernel but ours writes what ours read. compute-sanitizer
-runs this file as a script, where nothing else would be worth its time::
-
-    PYTHONPATH=tests python -m support.calls [--device cuda] [--dtypes float32 bfloat16]
+Tensors are made on the CPU and copied, so that on a GPU no kernel but ours writes what ours read: compute-sanitizer
+sees all that matters.
 """
 
 from __future__ import annotations
 
-import argparse
 import math
-import sys
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -20,7 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from hiermt.native import dispatch
 from hiermt.testing import assert_close
-from support.problems import Csr, Problem, problems
+from support.problems import Csr, Problem
 
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 Layout = Callable[[Tensor], Tensor]
@@ -248,26 +244,3 @@ def detached(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return type(value)(detached(one) for one in value)
     return value.detach() if isinstance(value, Tensor) else value
-
-
-def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--device", default="cuda")
-    parser.add_argument("--dtypes", nargs="+", default=["float32"])
-    options = parser.parse_args()
-    every = [problem for problem in problems() if not problem.large]
-    wrong = [why for name in options.dtypes for problem in every if (why := _why_wrong(problem, options.device, name))]
-    print("\n".join([*wrong, f"{len(options.dtypes) * len(every)} calls, {len(wrong)} failed"]))
-    return 1 if wrong else 0
-
-
-def _why_wrong(problem: Problem, device: str, dtype: str) -> str | None:
-    try:
-        compare(problem, getattr(torch, dtype), device)
-    except Exception as error:
-        return f"{problem} {dtype}: {type(error).__name__}: {str(error)[:400]}"
-    return None
-
-
-if __name__ == "__main__":
-    sys.exit(main())

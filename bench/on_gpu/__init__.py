@@ -1,0 +1,1 @@
+"""The parts of ``bench/gpu.py``: processes with limits, the record, the stages, and what runs on the GPU."""
