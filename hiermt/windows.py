@@ -9,8 +9,8 @@ from torch import Tensor
 
 from hiermt import reference
 from hiermt._arguments import check_integer, check_tensor
+from hiermt._tracing import recorded, refuse_tracing
 from hiermt.native import dispatch
-from hiermt.native.tracing import recorded, refuse_tracing
 
 
 class DayRange(NamedTuple):

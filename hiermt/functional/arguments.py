@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from hiermt._tracing import refuse_tracing
 from hiermt.graph import Graph
 from hiermt.native import dispatch
-from hiermt.native.tracing import refuse_tracing
 
 _DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 # Numbers of parameters: a weight and a bias of the output linear and each head, and of each gate.

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from hiermt._arguments import check_number
+from hiermt._tracing import recorded, refuse_tracing
 from hiermt.functional.arguments import no_autocast, prepare
 from hiermt.native import dispatch
-from hiermt.native.tracing import recorded, refuse_tracing
 
 _COMPLEX_OR_BOOL = (torch.bool, torch.complex64, torch.complex128, torch.complex32)
 

@@ -6,13 +6,13 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
+from hiermt._tracing import refuse_tracing
 from hiermt.functional.arguments import (
     check_gates,
     no_autocast,
     prepare,
 )
 from hiermt.native import dispatch
-from hiermt.native.tracing import refuse_tracing
 from hiermt.windows import check_starts, reading_syncs
 
 

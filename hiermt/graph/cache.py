@@ -8,9 +8,9 @@ from typing import NamedTuple
 from torch import Tensor
 from torch.utils.weak import WeakIdKeyDictionary
 
+from hiermt._tracing import recorded
 from hiermt.graph.checks import check_dense, check_edges, is_differentiated
 from hiermt.graph.graph import Graph
-from hiermt.native.tracing import recorded
 
 
 class _Cached(NamedTuple):

@@ -8,12 +8,12 @@ import torch
 from torch import Tensor
 
 from hiermt._arguments import check_integer
+from hiermt._tracing import recorded, refuse_tracing
 from hiermt.graph.checks import check_edges, check_range, is_differentiated
 from hiermt.graph.csr import CSR, template
 from hiermt.graph.norm import gatv2_weight, gcn_norm
 from hiermt.graph.writes import Writes
 from hiermt.native import dispatch
-from hiermt.native.tracing import recorded, refuse_tracing
 from hiermt.reference import GCN_RULE
 
 _INT32_LIMIT = 2**31 - 1

@@ -11,11 +11,11 @@ from torch import Tensor, nn
 
 from hiermt import windows as gather
 from hiermt._arguments import check_integer, check_tensor
+from hiermt._tracing import recorded, refuse_tracing
 from hiermt.data.feature_names import FeatureNames
 from hiermt.functional.options import LayerOptions
 from hiermt.graph import Graph, as_graph
 from hiermt.native import dispatch
-from hiermt.native.tracing import recorded, refuse_tracing
 from hiermt.nn.cell import TGCNCell, cell_parameters
 from hiermt.nn.conv import GAT, GCN
 from hiermt.nn.pretrained import Pretrained

@@ -9,10 +9,10 @@ from torch import Tensor, nn
 
 from hiermt import functional
 from hiermt._arguments import check_integer, check_tensor
+from hiermt._tracing import NotScriptable
 from hiermt.functional.arguments import GATE_PARAMS
 from hiermt.functional.layer import run_layer
 from hiermt.graph import Graph
-from hiermt.native.tracing import NotScriptable
 from hiermt.nn.conv import GAT, GCN
 from hiermt.nn.parameters import LINEAR, Parts, all_run, has_global_hook, read
 from hiermt.windows import Windows

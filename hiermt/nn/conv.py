@@ -11,12 +11,12 @@ from torch import Tensor, nn
 
 from hiermt import functional
 from hiermt._arguments import check_integer, check_tensor
+from hiermt._tracing import NotScriptable, refuse_tracing
 from hiermt.functional.convolution import run_stack
 from hiermt.functional.options import LayerOptions
 from hiermt.functional.projected import activate, gatv2_projected, gcn_projected
 from hiermt.graph import Graph, as_graph
 from hiermt.native import dispatch
-from hiermt.native.tracing import NotScriptable, refuse_tracing
 from hiermt.nn.parameters import LINEAR, MATRIX, PARAMETER, Parts, all_run, has_global_hook, read, runs
 
 # Parts in the order of the operators.

@@ -10,9 +10,9 @@ from torch import Tensor, nn
 
 from hiermt import functional
 from hiermt._arguments import check_number
+from hiermt._tracing import NotScriptable
 from hiermt.functional.loss import class_weight, one_element
 from hiermt.native import dispatch
-from hiermt.native.tracing import NotScriptable
 
 
 class LossTerms(NamedTuple):

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.nn.modules import module as _torch_module
 from torch.nn.utils import parametrizations
 
-from hiermt.native.tracing import recorded
+from hiermt._tracing import recorded
 
 # Names of parts with their kinds: a linear with a bias, one without, or a parameter of the module itself.
 Parts = tuple[tuple[str, str], ...]

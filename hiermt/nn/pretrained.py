@@ -9,10 +9,10 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
+from hiermt._tracing import NotScriptable
 from hiermt.io.checkpoint import CONFIG, WEIGHTS, Content, make_content, read_folder, write_folder
 from hiermt.io.state_dicts import kind_mismatch, load_exactly
 from hiermt.io.tensor_files import safetensors_io
-from hiermt.native.tracing import NotScriptable
 
 Model = TypeVar("Model", bound="Pretrained")
 

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from hiermt.native.tracing import recorded
+from hiermt._tracing import recorded
 
 ATTENTION_SLOPE = 0.2
 ACTIVATION_SLOPE = 0.01

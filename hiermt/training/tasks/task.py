@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from hiermt import windows
-from hiermt.native.tracing import recorded
+from hiermt._tracing import recorded
 
 TOTAL = "total_loss"
 MASK = "target_mask"
