@@ -2,6 +2,7 @@
 #
 #   make demo    train on real prices, decide, show how good and how fast   (a few minutes)
 #   make test    build, with the CUDA kernels where nvcc is, and run the tests
+#   make docs    the documentation, into docs/_build
 #   make gpu     on a machine with a GPU, with the python3 that is there: no environment, no network;
 #                gpu-first, gpu-check and gpu-peers are its parts, the most important first
 #
@@ -19,7 +20,7 @@ NVCC := $(shell command -v nvcc 2>/dev/null || ls /usr/local/cuda/bin/nvcc 2>/de
 # Tests build the CUDA kernels also against a CPU-only torch: they have to compile, link and import there.
 WITH_CUDA := $(if $(NVCC),FORCE_CUDA=1,)
 
-.PHONY: env install build test test-fast sanitize demo bench gpu gpu-first gpu-check gpu-peers lint format clean
+.PHONY: env install build test test-fast sanitize demo bench gpu gpu-first gpu-check gpu-peers lint format docs clean
 .DELETE_ON_ERROR:
 
 # What exercises every CPU kernel, odd sizes included, without compilers or subprocesses.
@@ -75,6 +76,10 @@ format: $(VENV)/.env-dev
 	$(BIN)/ruff format .
 	$(BIN)/clang-format -i $(SOURCES)
 
+# A warning is an error: a name that is gone from the code shows here.
+docs: $(VENV)/.env-docs
+	$(BIN)/sphinx-build -q -W --keep-going -b html docs docs/_build
+
 clean:
 	rm -rf build dist *.egg-info $(VENV) hiermt/_C.*.so hiermt/_build.json
 
@@ -98,4 +103,8 @@ $(VENV)/.env-test: $(VENV)/.env-demo
 
 $(VENV)/.env-dev: $(VENV)/.env-test
 	$(PIP) install -q --no-build-isolation -e ".[dev]"
+	touch $@
+
+$(VENV)/.env-docs: $(VENV)/.env-test
+	$(PIP) install -q --no-build-isolation -e ".[docs]"
 	touch $@

@@ -47,8 +47,7 @@ def train_hierarchical(
             ``direction_labels``; the test loader may be ``None``.
         lambda_direction (float): weight of the direction loss if `criterion` is ``None``. Next to a criterion it must
             not contradict the criterion's own weight. (default: ``1.0``)
-        optimizer, num_epochs, device, scheduler, callback, patience, progress, checkpoint, resume, checkpoint_every,
-            tensorboard, capture, share_days: as for :func:`hiermt.train`.
+        optimizer, num_epochs, device: as for :func:`hiermt.train`, and so is everything that follows.
 
     Returns:
         Training loss and test loss of each epoch, and ``{"signal_loss", "direction_loss", "total_loss"}``, each a
