@@ -81,14 +81,14 @@ docs: $(VENV)/.env-docs
 	$(BIN)/sphinx-build -q -W --keep-going -b html docs docs/_build
 
 clean:
-	rm -rf build dist *.egg-info $(VENV) hiermt/_C.*.so hiermt/_build.json
+	rm -rf build dist *.egg-info $(VENV) hiermt/libhiermt.* hiermt/_build.json
 
 SOURCES = $(shell find csrc tests -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
 
 $(VENV)/.env:
 	$(PYTHON) -m venv $(VENV)
 	$(PIP) install -q $(TORCH)
-	$(PIP) install -q "setuptools>=64" wheel "pybind11>=2.13" "cmake>=3.20" ninja
+	$(PIP) install -q "setuptools>=77.0.3" "cmake>=3.20" ninja
 	touch $@
 
 # The prices inside skfolio are all that is read of it, so its solvers are not installed.

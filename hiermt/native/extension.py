@@ -1,7 +1,7 @@
-"""Loads the compiled module ``hiermt._C``, or stores the reason of the failure.
+"""Loads the library of the native operators, or stores the reason of the failure.
 
-The import of this module never raises and never builds. A binary that is missing, corrupt, built for another Python
-or machine, or older than the package causes one warning with cause and fix; the pure-PyTorch twins then run.
+The import of this module never raises and never builds. A library that is missing, corrupt, built for another machine,
+or older than the package causes one warning with cause and fix; the pure-PyTorch twins then run.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import json
 import os
 import re
 import struct
-import sysconfig
+import sys
 import warnings
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -23,6 +23,7 @@ import torch
 from torch._subclasses.fake_tensor import unset_fake_temporarily
 
 from hiermt._version import __version__
+from hiermt.native import remedy
 
 OLDEST_TORCH = (2, 11)
 # All operators of csrc/schema.cpp: a binary without one of them is older than the sources.
@@ -40,7 +41,7 @@ OPERATORS = (
     "multitask_loss",
     "multitask_loss_backward",
 )
-_REBUILD = "pip install --no-build-isolation . in hiermt's source tree (details: python -m hiermt info)"
+_LIBRARY = "libhiermt.dylib" if sys.platform == "darwin" else "libhiermt.so"
 
 
 class NativeUnavailableWarning(RuntimeWarning):
@@ -49,7 +50,7 @@ class NativeUnavailableWarning(RuntimeWarning):
 
 @dataclass(frozen=True)
 class NativeStatus:
-    """Status of the compiled extension.
+    """Status of the native library.
 
     Attributes:
         available: whether the native operators can be called.
@@ -145,33 +146,36 @@ def _load(package: Path) -> NativeStatus:
             build = importlib.import_module("hiermt._C").build_info()
         except Exception as error:  # the import of an arbitrary binary may raise any exception
             reason = f"{path} cannot be loaded ({_first_line(error)})"
-            fix = (
-                f"it is damaged or was built for another machine or torch than {torch.__version__}; rebuild: {_REBUILD}"
-            )
+            built_for = f"another machine or torch than {torch.__version__}"
+            fix = f"it is damaged or was built for {built_for}; rebuild: {remedy.rebuild_command(package)}"
         else:
             reason = _unfit(build)
-            fix = f"rebuild: {_REBUILD}" if reason else None
+            fix = f"rebuild: {remedy.rebuild_command(package)}" if reason else None
     return NativeStatus(reason is None, reason, fix, path, build, left_out)
 
 
 def _candidate(package: Path, left_out: dict[str, str]) -> tuple[str | None, str | None, str | None]:
-    """Path of the binary, reason why it cannot be loaded, and fix."""
-    expected = package / f"_C{sysconfig.get_config_var('EXT_SUFFIX')}"
+    """Path of the library, reason why it cannot be loaded, and fix."""
+    expected = package / _LIBRARY
     found = tuple(int(part) for part in torch.__version__.split("+")[0].split(".")[:2])
     if found < OLDEST_TORCH:
         oldest = ".".join(map(str, OLDEST_TORCH))
         return None, f"torch {torch.__version__} is older than {oldest}", f"upgrade torch to {oldest} or newer"
+    # Python would load the extension module of an earlier hiermt in place of _C.py.
+    stale = sorted(path.name for path in package.glob("_C.*so"))
+    if stale:
+        reason = f"{package} has the extension of an earlier hiermt, {', '.join(stale)}"
+        return None, reason, f"rebuild, which removes it: {remedy.rebuild_command(package)}"
     if expected.is_file():
         if _is_cut_short(expected):
-            return str(expected), f"{expected} is damaged: it ends too early", f"rebuild: {_REBUILD}"
+            reason = f"{expected} is damaged: it ends too early"
+            return str(expected), reason, f"rebuild: {remedy.rebuild_command(package)}"
         return str(expected), None, None
-    others = sorted(path.name for path in package.glob("_C.*.so"))
-    if others:
-        reason = f"the extension was built for another Python or machine: {', '.join(others)}, not {expected.name}"
-        return None, reason, f"rebuild with this Python: {_REBUILD}"
     if "extension" in left_out:
-        return None, f"the extension was left out of the build: {left_out['extension']}", f"then {_REBUILD}"
-    return None, f"the extension is not built ({expected} does not exist)", f"build it: {_REBUILD}"
+        reason = f"the native library was left out of the build: {left_out['extension']}"
+        return None, reason, f"install what was missing, then: {remedy.rebuild_command(package)}"
+    reason = f"the native library is not built ({expected} does not exist)"
+    return None, reason, f"build it: {remedy.rebuild_command(package)}"
 
 
 def _is_cut_short(path: Path) -> bool:
@@ -221,7 +225,8 @@ def _start() -> NativeStatus:
     if os.environ.get("HIERMT_BACKEND") == "reference":
         return status  # the native operators are not wanted
     if not status.available:
-        _warn(f"hiermt runs on pure PyTorch, much slower: {status.reason}. To fix: {status.fix}.")
+        # The command stands last and alone, so that it can be copied.
+        _warn(f"hiermt runs on pure PyTorch, much slower: {status.reason}. To fix: {status.fix}")
     elif status.build["cpu_isa_error"]:
         _warn(status.build["cpu_isa_error"])
     return status

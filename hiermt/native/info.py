@@ -5,9 +5,7 @@ from __future__ import annotations
 import os
 import platform
 import sys
-import sysconfig
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -24,7 +22,7 @@ class Info:
         version: of hiermt.
         python: version and platform.
         torch: version, the CUDA it was built for, threads.
-        native: path of the binary, Python ABI, and its build information; empty without one.
+        native: path of the library and its build information; empty without one.
         runs: implementation on each device.
         left_out: what is missing and why.
         environment: the set variables among those that hiermt reads.
@@ -45,7 +43,7 @@ _VARIABLES = ("HIERMT_BACKEND", "HIERMT_CPU_ISA")
 def collect() -> Info:
     """Gathers the facts; of a GPU only its name and capability."""
     status = extension.native_status()
-    native = {"path": status.path, "python_abi": _python_abi(status.path), **status.build} if status.available else {}
+    native = {"path": status.path, **status.build} if status.available else {}
     left_out = [] if status.available else [f"native operators: {status.reason}; to fix: {status.fix}"]
     for kind in ("cpu", "cuda"):
         why = extension.why_not_native(kind)
@@ -72,12 +70,12 @@ def format(info: Info) -> str:
         cuda = native["cuda"] and f"CUDA {native['cuda']} for {', '.join(native['cuda_architectures'])}"
         lines += [
             f"  native   {native['path']}",
-            f"           built against torch {native['torch']} (runs on {native['abi_target']} or newer), "
-            f"for Python {native['python_abi']}, {native['compiler']}",
+            f"           built against torch {native['torch']} (runs on {native['abi_target']} or newer, "
+            f"any Python), {native['compiler']}",
             f"           CPU kernels for {', '.join(native['cpu_isas'])}; {cuda or 'no CUDA kernels'}",
         ]
     else:
-        lines.append(f"  native   not available; this Python loads _C{sysconfig.get_config_var('EXT_SUFFIX')}")
+        lines.append("  native   not available")
     lines += [f"  {device:8} {implementation}" for device, implementation in info.runs.items()]
     lines += [f"  missing  {what}" for what in info.left_out]
     lines += [f"  env      {name}={value}" for name, value in info.environment.items()]
@@ -88,11 +86,6 @@ def main() -> int:
     """Prints the facts; the exit status is always 0."""
     sys.stdout.write(format(collect()) + "\n")
     return 0
-
-
-def _python_abi(path: str | None) -> str:
-    """The ABI tag in the file name of a binary, such as ``cpython-311-x86_64-linux-gnu``."""
-    return Path(path or "").name.removeprefix("_C.").partition(".")[0]
 
 
 def _torch_cuda() -> str:

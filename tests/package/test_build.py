@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import setuptools
 
-from support.extension_probe import ROOT, SUFFIX, assert_fell_back, outcome
+from support.extension_probe import LIBRARY, ROOT, assert_fell_back, outcome
 
 
 def run_setup(tree: Path, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -32,7 +32,7 @@ def run_setup(tree: Path, **environment: str) -> subprocess.CompletedProcess[str
 def tree(tmp_path: Path) -> Path:
     """A copy of the source tree, without anything that was built."""
     built = shutil.ignore_patterns("*.so", "_build.json", "__pycache__")
-    for name in ("setup.py", "pyproject.toml", "CMakeLists.txt", "csrc", "hiermt", "README.md", "MANIFEST.in"):
+    for name in ("setup.py", "pyproject.toml", "CMakeLists.txt", "cmake", "csrc", "hiermt", "README.md", "MANIFEST.in"):
         source = ROOT / name
         if source.is_dir():
             shutil.copytree(source, tmp_path / name, ignore=built)
@@ -42,11 +42,11 @@ def tree(tmp_path: Path) -> Path:
 
 
 def test_build_none_succeeds_and_says_so(tree: Path) -> None:
-    stale = tree / "hiermt" / f"_C{SUFFIX}"
+    stale = tree / "hiermt" / LIBRARY
     stale.write_bytes(b"of an earlier build")
     done = run_setup(tree, HIERMT_BUILD="none")
     assert done.returncode == 0, done.stderr
-    assert "THE NATIVE EXTENSION IS LEFT OUT" in done.stderr
+    assert "THE NATIVE LIBRARY IS LEFT OUT" in done.stderr
     assert not stale.exists()
     assert_fell_back(outcome(tree / "hiermt"), "left out of the build", "HIERMT_BUILD=none")
 
@@ -54,7 +54,7 @@ def test_build_none_succeeds_and_says_so(tree: Path) -> None:
 def test_build_without_a_compiler_succeeds_and_says_so(tree: Path, tmp_path: Path) -> None:
     done = run_setup(tree, PATH=str(tmp_path / "nothing"), CXX="", FORCE_CUDA="0")
     assert done.returncode == 0, done.stderr
-    assert "THE NATIVE EXTENSION IS LEFT OUT" in done.stderr
+    assert "THE NATIVE LIBRARY IS LEFT OUT" in done.stderr
     assert "no C++ compiler was found" in done.stderr
     assert_fell_back(outcome(tree / "hiermt"), "left out of the build", "no C++ compiler was found")
 

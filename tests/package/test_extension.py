@@ -10,6 +10,7 @@ import json
 import re
 import shutil
 import subprocess
+import sysconfig
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ import torch
 
 import hiermt
 from hiermt.native import dispatch, extension, info
-from support.extension_probe import BINARY, PACKAGE, PROBE, ROOT, SUFFIX, assert_fell_back, outcome, probe
+from support.extension_probe import BINARY, LIBRARY, PACKAGE, PROBE, ROOT, assert_fell_back, outcome, probe
 
 needs_binary = pytest.mark.skipif(not BINARY.is_file(), reason="the extension is not built")
 
@@ -27,17 +28,18 @@ needs_binary = pytest.mark.skipif(not BINARY.is_file(), reason="the extension is
 @pytest.fixture
 def copy(tmp_path: Path) -> Path:
     """The package without its binary; returns its directory."""
-    shutil.copytree(PACKAGE, tmp_path / "hiermt", ignore=shutil.ignore_patterns("_C*.so", "_build.json", "__pycache__"))
+    built = shutil.ignore_patterns(LIBRARY, "_C*.so", "_build.json", "__pycache__")
+    shutil.copytree(PACKAGE, tmp_path / "hiermt", ignore=built)
     return tmp_path / "hiermt"
 
 
 def test_missing_binary(copy: Path) -> None:
-    assert_fell_back(outcome(copy), "is not built", "pip install --no-build-isolation")
+    assert_fell_back(outcome(copy), "is not built", "pip install --no-cache-dir")
 
 
 @pytest.mark.parametrize("content", [b"", b"not a library", b"\x7fELF" + b"\0" * 64], ids=["empty", "text", "stub"])
 def test_corrupt_binary(copy: Path, content: bytes) -> None:
-    (copy / f"_C{SUFFIX}").write_bytes(content)
+    (copy / LIBRARY).write_bytes(content)
     assert_fell_back(outcome(copy), "cannot be loaded", "rebuild")
 
 
@@ -45,13 +47,14 @@ def test_corrupt_binary(copy: Path, content: bytes) -> None:
 @pytest.mark.parametrize("part", [0.001, 0.5, 0.999])
 def test_truncated_binary(copy: Path, part: float) -> None:
     whole = BINARY.read_bytes()
-    (copy / f"_C{SUFFIX}").write_bytes(whole[: int(len(whole) * part)])
+    (copy / LIBRARY).write_bytes(whole[: int(len(whole) * part)])
     assert_fell_back(outcome(copy), "ends too early", "rebuild")
 
 
-def test_binary_of_another_python(copy: Path) -> None:
-    (copy / "_C.cpython-27-sparc-solaris.so").write_bytes(b"foreign")
-    assert_fell_back(outcome(copy), "another Python or machine", "cpython-27-sparc-solaris")
+@pytest.mark.parametrize("name", [f"_C{sysconfig.get_config_var('EXT_SUFFIX')}", "_C.abi3.so"])
+def test_extension_module_of_an_earlier_hiermt(copy: Path, name: str) -> None:
+    (copy / name).write_bytes(b"Python prefers this file to _C.py")
+    assert_fell_back(outcome(copy), "of an earlier hiermt", name)
 
 
 @needs_binary
@@ -60,7 +63,7 @@ def test_binary_that_misses_a_symbol_of_this_torch(copy: Path) -> None:
     symbol = b"aoti_torch_get_dtype\0"
     content = BINARY.read_bytes()
     assert symbol in content
-    (copy / f"_C{SUFFIX}").write_bytes(content.replace(symbol, b"aoti_torch_got_dtype\0"))
+    (copy / LIBRARY).write_bytes(content.replace(symbol, b"aoti_torch_got_dtype\0"))
     assert_fell_back(outcome(copy), "undefined symbol", f"torch than {torch.__version__}")
 
 
@@ -143,12 +146,11 @@ def test_unknown_cpu_isa_warns(copy: Path) -> None:
 
 
 @needs_binary
-def test_build_info_matches_the_stub_and_the_package() -> None:
+def test_build_info_matches_its_type_and_the_package() -> None:
     from hiermt import _C
 
     told = _C.build_info()
-    annotations = (PACKAGE / "_C.pyi").read_text()
-    assert all(f"    {key}: " in annotations for key in told)
+    assert told.keys() == _C.BuildInfo.__annotations__.keys()
     assert told["version"] == hiermt.__version__
     assert told["abi_target"] == "2.11"
     assert told["cpu_isa"] in told["cpu_isas"]
@@ -262,7 +264,18 @@ def test_exported_symbols_are_few() -> None:
         pytest.skip("nm is not installed")
     listed = subprocess.run(["nm", "-D", "--defined-only", str(BINARY)], capture_output=True, text=True, check=True)
     strong = [line.split()[-1] for line in listed.stdout.splitlines() if line.split()[-2] == "T"]
-    assert strong == ["PyInit__C"]
+    assert strong == ["hiermt_build_info", "hiermt_release_scratch"]
+
+
+@needs_binary
+def test_no_symbol_of_python_is_used() -> None:
+    """One file for every Python, and for programs without one."""
+    if shutil.which("nm") is None:
+        pytest.skip("nm is not installed")
+    listed = subprocess.run(["nm", "-D", "--undefined-only", str(BINARY)], capture_output=True, text=True, check=True)
+    names = [line.split()[-1] for line in listed.stdout.splitlines()]
+    assert "torch_call_dispatcher" in names
+    assert [name for name in names if re.match(r"_?Py[A-Z_]", name)] == []
 
 
 @needs_binary

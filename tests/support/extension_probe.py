@@ -6,15 +6,14 @@ import json
 import os
 import subprocess
 import sys
-import sysconfig
 from pathlib import Path
 
 import hiermt
 
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGE = Path(hiermt.__file__).parent
-SUFFIX = sysconfig.get_config_var("EXT_SUFFIX")
-BINARY = PACKAGE / f"_C{SUFFIX}"
+LIBRARY = "libhiermt.dylib" if sys.platform == "darwin" else "libhiermt.so"
+BINARY = PACKAGE / LIBRARY
 
 # Prints the warnings, why native does not run, and a decision: the model works in every case.
 PROBE = """
