@@ -21,6 +21,7 @@ from hiermt.data._errors import DataError, DataWarning
 from hiermt.data.dataset import WindowDataset
 from hiermt.data.feature_table import FeatureTable, read_features
 from hiermt.data.features import BAR_FEATURES, CLOSE_FEATURES, FEATURES, WARM_UP, compute_features
+from hiermt.data.from_pyg import from_pyg_dataset
 from hiermt.data.graph import (
     correlation_graph,
     graph_from_adjacency,
@@ -59,6 +60,7 @@ __all__ = [
     "WindowLoader",
     "compute_features",
     "correlation_graph",
+    "from_pyg_dataset",
     "graph_from_adjacency",
     "hierarchical_labels",
     "load_sp500",
