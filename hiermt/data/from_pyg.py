@@ -87,7 +87,7 @@ class _Reader:
         self.names: list[str] | None = None if targets is None else list(targets)
         self.count, self.window = 0, 0
         self.days: list[Tensor] = []
-        self.last = torch.empty(0)
+        self.last: Any = None
         self.blocks: list[tuple[int, tuple[Tensor, Tensor | None]]] = []
         self.targets: dict[str, list[Tensor]] = {}
 
@@ -162,8 +162,17 @@ class _Reader:
         nodes = series.size(0)
         names = None if feature_names is None else tuple(feature_names)
         if len(self.blocks) == 1:
+            edge_index, edge_weight = self.blocks[0][1]
+            signal, direction = labels
             return WindowDataset(
-                series, *self.blocks[0][1], self.window, *labels, feature_names=names, targets=by_day or None
+                series,
+                edge_index,
+                edge_weight,
+                self.window,
+                signal,
+                direction,
+                feature_names=names,
+                targets=by_day or None,
             )
         graphs = DynamicGraph([(day, Graph(*edges, nodes)) for day, edges in self.blocks])
         return WindowDataset.with_graphs(
@@ -180,10 +189,11 @@ class _Reader:
 
 def _same_graph(before: tuple[Tensor, Tensor | None], edge_index: Tensor, weight: Tensor | None) -> bool:
     known, known_weight = before
-    if (weight is None) != (known_weight is None):
-        return False
-    same = edge_index is known or torch.equal(edge_index, known)
-    return same and (weight is None or weight is known_weight or torch.equal(weight, known_weight))
+    if weight is None or known_weight is None:
+        equal = weight is known_weight
+    else:
+        equal = weight is known_weight or torch.equal(weight, known_weight)
+    return equal and (edge_index is known or torch.equal(edge_index, known))
 
 
 def _dims(layout: str) -> str:
