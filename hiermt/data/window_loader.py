@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
-from functools import cached_property
 from numbers import Integral
 from typing import Any, NamedTuple
 
@@ -21,7 +20,7 @@ from hiermt.windows import DayRange, Windows
 _INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 
 
-@dataclass(frozen=True)
+@dataclass
 class WindowBatch:
     """``B`` windows over one shared graph; a model given their `x`, or `windows`, returns ``[B, S, 2]``.
 
@@ -62,11 +61,15 @@ class WindowBatch:
             raise AttributeError(f"a WindowBatch has no {name!r}; the dataset has no target of that name")
         return found  # type: ignore[no-any-return]
 
-    @cached_property
+    @property
     def x(self) -> Tensor:
         """The features, ``[B, S, T, F]``."""
-        # The loader has checked the first days.
-        return self.windows.gather(check=False)
+        # A library that converts a batch, such as Lightning in bf16-true, replaces the windows of a copy.
+        gathered = self.__dict__.get("_gathered")
+        if gathered is None or gathered[0] is not self.windows:
+            # The loader has checked the first days.
+            gathered = self.__dict__["_gathered"] = self.windows, self.windows.gather(check=False)
+        return gathered[1]  # type: ignore[no-any-return]
 
     @property
     def num_nodes(self) -> int:
