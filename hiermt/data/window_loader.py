@@ -69,7 +69,7 @@ class WindowBatch:
         if gathered is None or gathered[0] is not self.windows:
             # The loader has checked the first days.
             gathered = self.__dict__["_gathered"] = self.windows, self.windows.gather(check=False)
-        return gathered[1]  # type: ignore[no-any-return]
+        return gathered[1]
 
     @property
     def num_nodes(self) -> int:
