@@ -1,10 +1,4 @@
-# Everything below works from a bare clone: it makes its own environment in .venv first.
-#
-#   make demo    train on real prices, decide, show how good and how fast   (a few minutes)
-#   make test    build, with the CUDA kernels where nvcc is, and run the tests
-#   make docs    the documentation, into docs/_build
-#   make gpu     on a machine with a GPU, with the python3 that is there: no environment, no network;
-#                gpu-first, gpu-check and gpu-peers are its parts, the most important first
+# Everything below works from a bare clone: it makes its own environment in .venv first. `make help` lists the targets.
 #
 # TORCH chooses the torch to install, e.g. make demo TORCH="torch==2.13.0 --index-url=..." for a CPU-only wheel.
 TORCH ?= torch==2.13.0
@@ -20,44 +14,53 @@ NVCC := $(shell command -v nvcc 2>/dev/null || ls /usr/local/cuda/bin/nvcc 2>/de
 # Tests build the CUDA kernels also against a CPU-only torch: they have to compile, link and import there.
 WITH_CUDA := $(if $(NVCC),FORCE_CUDA=1,)
 
-.PHONY: env install build test test-fast sanitize demo bench gpu gpu-first gpu-check gpu-peers lint format docs clean
+.DEFAULT_GOAL := help
+.PHONY: help env install build test test-fast check sanitize coverage matrix wheel audit sbom demo bench gpu gpu-first \
+  gpu-check gpu-peers lint format docs clean
 .DELETE_ON_ERROR:
+
+help: ## this list
+	@awk -F ':.*## ' '/^[a-z -]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
 
 # What exercises every CPU kernel, odd sizes included, without compilers or subprocesses.
 SANITIZE_TESTS := tests/model/test_model.py tests/model/test_graph.py tests/ops/test_decision.py -k "native and not compile"
 
-env: $(VENV)/.env-dev
+env: $(VENV)/.env-dev ## the environment .venv with everything that developers need
 
 # The installed editable package is the build of the first time; `build` brings it up to date, and shows what it says.
-install: $(VENV)/.env-demo build
+install: $(VENV)/.env-demo build ## the package into .venv, editable, with what the demo needs
 
-build: $(VENV)/.env
+build: $(VENV)/.env ## the library in place; what an earlier `make test` built for CUDA is kept
 	$(BIN)/python setup.py -q build_ext --inplace
 
-test: $(VENV)/.env-test
+test: $(VENV)/.env-test ## build, with the CUDA kernels where nvcc is, and run all tests
 	$(WITH_CUDA) $(BIN)/python setup.py -q build_ext --inplace
 	$(BIN)/python tests/simt/harness.py
 	$(BIN)/python -m pytest -n $(TEST_WORKERS) --dist loadfile $(PYTEST_ARGS)
 
+# Lint, types and the fast tier: about a minute on a warm build. For every commit.
+check: lint test-fast ## lint, types and the fast tier
+
 # Every operator, the modules, checkpoints, data and training once, on the CPU build.
-test-fast: $(VENV)/.env-test build
+test-fast: $(VENV)/.env-test build ## a tier of tests of about a minute on the CPU build
 	$(BIN)/python -m pytest -m fast -n $(TEST_WORKERS) $(PYTEST_ARGS) tests/ops tests/model tests/data tests/training
 
-demo: $(VENV)/.env-demo build
+demo: $(VENV)/.env-demo build ## train on real prices, decide, show how good and how fast (a few minutes)
 	$(BIN)/python -m hiermt demo
 
-bench: $(VENV)/.env-test build
+bench: $(VENV)/.env-test build ## time hiermt against its peers on this CPU; tables of README
 	$(BIN)/python bench/run.py $(BENCH_ARGS)
 	$(BIN)/python bench/report.py --readme
 
 # The tables are written whatever a stage found: they say what failed.
-gpu gpu-first gpu-check gpu-peers:
+# gpu-first, gpu-check and gpu-peers are the parts of gpu, the most important first.
+gpu gpu-first gpu-check gpu-peers: ## with the python3 of a machine with a GPU: no environment, no network
 	$(PYTHON) bench/gpu.py $(filter-out gpu,$(@:gpu-%=%)); status=$$?; \
 	  PYTHONPATH=. $(PYTHON) bench/report.py --readme; exit $$status
 
 # The CPU kernels under AddressSanitizer and UBSan, in a copy of the package of its own.
 SANITIZED := build/sanitized
-sanitize: $(VENV)/.env-test
+sanitize: $(VENV)/.env-test ## tests of the CPU kernels under AddressSanitizer and UBSan
 	FORCE_CUDA=0 HIERMT_BUILD_DIR=build/sanitize \
 	  HIERMT_CMAKE_ARGS="-DHIERMT_SANITIZE=address,undefined -DHIERMT_ISAS=baseline" \
 	  $(BIN)/python setup.py -q build --build-lib $(SANITIZED)
@@ -65,22 +68,54 @@ sanitize: $(VENV)/.env-test
 	  ASAN_OPTIONS=detect_leaks=0:verify_asan_link_order=0 PYTHONPATH=$(SANITIZED) \
 	  $(BIN)/pytest -q -p no:cacheprovider $(SANITIZE_TESTS)
 
-lint: $(VENV)/.env-dev
+# Lines of Python and C++ that the tests run; the C++ is built without optimisation for the baseline instruction set.
+COVERAGE_TESTS ?= tests/ops tests/model tests/data tests/training tests/inference -m "not slow"
+coverage: $(VENV)/.env-coverage ## lines of Python and C++ that the tests run
+	FORCE_CUDA=0 HIERMT_BUILD_DIR=build/coverage-objects \
+	  HIERMT_CMAKE_ARGS="-DHIERMT_COVERAGE=ON -DHIERMT_ISAS=baseline" \
+	  $(BIN)/python setup.py -q build --build-lib build/coverage
+	find build/coverage-objects -name '*.gcda' -delete
+	PYTHONPATH=build/coverage $(BIN)/pytest -q -n $(TEST_WORKERS) --cov=hiermt --cov-report=term $(COVERAGE_TESTS)
+	$(BIN)/gcovr --root . --filter csrc/ --gcov-ignore-errors=no_working_dir_found build/coverage-objects
+
+matrix: $(VENV)/.env-test ## install in every way that a user may, each in an environment of its own
+	$(BIN)/python tests/package/matrix.py $(MATRIX_ARGS)
+
+# One wheel for every Python. torch's libraries are those of the environment, so they stay out of it.
+wheel: $(VENV)/.env-release ## source distribution and portable wheel, into dist
+	rm -rf dist
+	HIERMT_REQUIRE_NATIVE=1 $(BIN)/python -m build --no-isolation --sdist --wheel --outdir dist/raw
+	mkdir -p dist && mv dist/raw/*.tar.gz dist
+	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/auditwheel repair --exclude 'libtorch*' --exclude 'libc10*' \
+	  --wheel-dir dist dist/raw/*.whl
+	rm -r dist/raw
+	$(BIN)/python -m twine check --strict dist/*
+	$(BIN)/check-wheel-contents dist/*.whl
+
+audit: $(VENV)/.env-release ## known vulnerabilities of the dependencies; asks a public database
+	$(BIN)/pip-audit --local --skip-editable
+
+sbom: $(VENV)/.env-release ## bill of materials of the environment, into dist
+	mkdir -p dist
+	$(BIN)/cyclonedx-py environment --pyproject pyproject.toml --output-file dist/sbom.json $(BIN)/python
+
+lint: $(VENV)/.env-dev ## ruff, clang-format, codespell and mypy
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/clang-format --dry-run -Werror $(SOURCES)
+	$(BIN)/codespell
 	$(BIN)/mypy
 
-format: $(VENV)/.env-dev
+format: $(VENV)/.env-dev ## fix most of what `make lint` finds
 	$(BIN)/ruff check --fix-only -q .
 	$(BIN)/ruff format .
 	$(BIN)/clang-format -i $(SOURCES)
 
 # A warning is an error: a name that is gone from the code shows here.
-docs: $(VENV)/.env-docs
+docs: $(VENV)/.env-docs ## the documentation, into docs/_build
 	$(BIN)/sphinx-build -q -W --keep-going -b html docs docs/_build
 
-clean:
+clean: ## remove the environment and everything that was built
 	rm -rf build dist *.egg-info $(VENV) hiermt/libhiermt.* hiermt/_build.json
 
 SOURCES = $(shell find csrc tests -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
@@ -107,4 +142,12 @@ $(VENV)/.env-dev: $(VENV)/.env-test
 
 $(VENV)/.env-docs: $(VENV)/.env-test
 	$(PIP) install -q --no-build-isolation -e ".[docs]"
+	touch $@
+
+$(VENV)/.env-coverage: $(VENV)/.env-test
+	$(PIP) install -q --no-build-isolation -e ".[coverage]"
+	touch $@
+
+$(VENV)/.env-release: $(VENV)/.env
+	$(PIP) install -q --no-build-isolation -e ".[release]"
 	touch $@

@@ -32,7 +32,7 @@ WITHOUT_LIBRARY = "0nolibrary"
 
 @contextmanager
 def locked(directory: Path) -> Iterator[None]:
-    """Two builds in one directory would tread on each other."""
+    """Two builds in one directory would overwrite each other."""
     directory.mkdir(parents=True, exist_ok=True)
     with open(directory / ".lock", "w") as handle:
         fcntl.flock(handle, fcntl.LOCK_EX)

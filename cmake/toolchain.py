@@ -111,7 +111,7 @@ def _version(program: Path) -> tuple[int, ...]:
 
 
 def bring_tools(folder: Path) -> tuple[str, str]:
-    """cmake and ninja, from this machine or else from their packages, which are installed into `folder`."""
+    """Cmake and ninja, from this machine or else from their packages, which are installed into `folder`."""
     missing = [name for name in OLDEST_TOOLS if find_tool(name, folder) is None]
     if missing:
         wanted = [f"{name}>={'.'.join(map(str, OLDEST_TOOLS[name]))}" for name in missing]

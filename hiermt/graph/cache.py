@@ -66,8 +66,10 @@ def as_graph(edge_index: Tensor | Graph, edge_weight: Tensor | None, num_nodes: 
 
 
 def _stamp(edge_index: Tensor, edge_weight: Tensor | None, num_nodes: int, backend: str) -> tuple[object, ...]:
-    """Addresses, numbers of writes, shapes and strides: ``set_`` and an assignment to ``.data`` change them without a
-    new tensor object."""
+    """Addresses, numbers of writes, shapes and strides.
+
+    ``set_`` and an assignment to ``.data`` change them without a new tensor object.
+    """
     index = edge_index.data_ptr(), edge_index._version, edge_index.shape, edge_index.stride()
     if edge_weight is None:
         return index, num_nodes, backend

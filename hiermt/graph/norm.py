@@ -46,6 +46,8 @@ def _row_sums(rowptr: Tensor, values: Tensor) -> Tensor:
 
 
 def _pick(values: Tensor, index: Tensor) -> Tensor:
-    """``values[index]`` with a deterministic gradient: on a GPU that of indexing sorts and that of `index_select` adds
-    atomically; on a CPU it is the other way round."""
+    """``values[index]`` with a deterministic gradient.
+
+    On a GPU that of indexing sorts and that of `index_select` adds atomically; on a CPU it is the other way round.
+    """
     return values[index] if values.is_cuda else values.index_select(0, index)

@@ -20,7 +20,7 @@ from hiermt.ops import batched
 
 _status = extension.native_status()
 if not _status.available:
-    raise RuntimeError(f"hiermt.ops needs the compiled extension: {_status.reason}. To fix: {_status.fix}.")
+    raise RuntimeError(f"hiermt.ops needs the native library: {_status.reason}. To fix: {_status.fix}")
 
 # Kept alive: a registration ends with the library object that made it.
 _library = torch.library.Library("hiermt", "IMPL")  # type: ignore[no-untyped-call]

@@ -73,6 +73,7 @@ def _is_single(kind: type) -> bool:
 
 
 def has_known_factory(value: defaultdict[Any, Any]) -> bool:
+    """Whether a ``defaultdict`` can be written: without a factory, or with one that has a name in the file."""
     return value.default_factory is None or value.default_factory in _FACTORIES.values()
 
 

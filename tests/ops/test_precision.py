@@ -8,6 +8,11 @@ from typing import Any
 import pytest
 import torch
 
+from hiermt.native import extension
+
+if (_reason := extension.why_not_native("cpu")) is not None:
+    pytest.skip(_reason, allow_module_level=True)
+
 from hiermt.ops import operator
 
 
