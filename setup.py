@@ -15,6 +15,15 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import setuptools
+
+# The environment's own, without build isolation. Older ones read neither the licence nor have bdist_wheel.
+if int(setuptools.__version__.partition(".")[0]) < 77:
+    raise SystemExit(
+        f"hiermt: expected setuptools 77.0.3 or newer, got {setuptools.__version__}: pip install 'setuptools>=77.0.3', "
+        "or leave --no-build-isolation out"
+    )
+
 from setuptools import Extension, setup
 from setuptools.command.bdist_wheel import bdist_wheel
 from setuptools.command.build_ext import build_ext

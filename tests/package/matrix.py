@@ -152,6 +152,10 @@ def pip_tree(place: Place) -> None:
 def pip_no_isolation(place: Place) -> None:
     """pip install --no-build-isolation . with a compiler and without cmake and ninja."""
     home = place.environment("pip-no-isolation")
+    run(home / "bin/pip", "install", "-q", "setuptools==69.*", "wheel")
+    told = run(home / "bin/pip", "install", "--no-build-isolation", "--no-deps", place.source, expect=False)
+    assert "hiermt: expected setuptools 77.0.3 or newer, got 69" in told, told
+    run(home / "bin/pip", "install", "-q", "setuptools>=77.0.3")
     run(home / "bin/pip", "install", "--no-build-isolation", "--no-deps", place.source, PATH=place.plain)
     check_native(home)
 
@@ -219,6 +223,7 @@ def required(place: Place) -> None:
 def editable(place: Place) -> None:
     """pip install -e . runs the native operators, and mypy sees it."""
     home = place.environment("editable")
+    run(home / "bin/pip", "install", "-q", "setuptools>=77.0.3")
     run(home / "bin/pip", "install", "--no-build-isolation", "--no-deps", "-e", place.source)
     check_native(home)
     file = place.folder / "user.py"
