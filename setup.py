@@ -90,6 +90,7 @@ class CMakeBuild(build_ext):
         say(
             f"torch {torch.version}, compiler {compiler}",
             f"CUDA kernels {'ON' if nvcc else 'LEFT OUT'}: {why}",
+            *(toolchain.toolkit_notes(torch, nvcc) if nvcc else []),
         )
         with locked(directory):
             cmake, ninja = toolchain.bring_tools(ROOT / "build" / "tools")
@@ -103,6 +104,7 @@ class CMakeBuild(build_ext):
         values = {
             "HIERMT_VERSION": self.distribution.get_version(),
             "HIERMT_TORCH_VERSION": torch.version,
+            "HIERMT_TORCH_CUDA": torch.cuda or "",
             "HIERMT_TORCH_INCLUDE": str(torch.path / "include"),
             "HIERMT_TORCH_LIB": str(torch.path / "lib"),
             "HIERMT_CUDA": "ON" if nvcc else "OFF",

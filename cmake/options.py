@@ -5,7 +5,7 @@ HIERMT_REQUIRE_NATIVE   ``1`` lets the build fail where the library cannot be bu
 HIERMT_BUILD_DIR        folder for objects, kept between builds (default: ``build/torch<version>``)
 HIERMT_CMAKE_ARGS       more arguments for the configuration, such as ``-DHIERMT_SANITIZE=address,undefined``
 FORCE_CUDA              ``1`` builds the CUDA kernels also against a CPU-only torch, ``0`` never builds them
-TORCH_CUDA_ARCH_LIST    such as ``8.0;9.0+PTX`` (default: 8.0, 9.0, 10.0+PTX)
+TORCH_CUDA_ARCH_LIST    such as ``8.0;9.0+PTX`` (default: 8.0, 9.0, 10.0+PTX, 12.0+PTX)
 MAX_JOBS                parallel compilations (default: CPUs)
 CXX, CUDACXX            compilers
 """

@@ -18,7 +18,8 @@ from options import BuildError, Options
 
 OLDEST_TORCH = (2, 11)
 OLDEST_TOOLS = {"cmake": (3, 20), "ninja": (1, 10)}
-DEFAULT_ARCHITECTURES = ("80-real", "90-real", "100")
+# Machine code for each generation. PTX of 10.0 serves 11.0, which no PTX of 12.0 does.
+DEFAULT_ARCHITECTURES = ("80-real", "90-real", "100", "120")
 
 
 class LeftOut(Exception):
@@ -163,6 +164,19 @@ def cuda_choice(options: Options, torch: Torch, built_before: bool) -> tuple[str
     if built_before:
         return nvcc, "an earlier build in this folder had FORCE_CUDA=1; FORCE_CUDA=0 leaves them out"
     return None, f"torch {torch.version} is CPU-only; FORCE_CUDA=1 builds the kernels nevertheless"
+
+
+def toolkit_notes(torch: Torch, nvcc: str) -> list[str]:
+    """A note if the toolkit is of a later CUDA than torch: such kernels need a later driver than torch does."""
+    said = subprocess.run([*shlex.split(nvcc), "--version"], capture_output=True, text=True, check=False).stdout
+    release = re.search(r"release (\d+)\.(\d+)", said)
+    if release is None or torch.cuda is None or int(release[1]) <= int(torch.cuda.split(".")[0]):
+        return []
+    return [
+        f"NOTE: {nvcc} is of CUDA {release[1]}.{release[2]}, torch {torch.version} of CUDA {torch.cuda}. The kernels "
+        f"need a driver for CUDA {release[1]}; on an older one the pure-PyTorch operators run. To fix, set CUDA_HOME "
+        f"to a toolkit of CUDA {torch.cuda} and build again, or install torch for CUDA {release[1]}."
+    ]
 
 
 def architectures(options: Options, nvcc: str) -> str:

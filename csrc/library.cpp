@@ -20,7 +20,7 @@ struct Fact {
 constexpr Fact kFacts[] = {
     {"version", HIERMT_VERSION},       {"torch", HIERMT_TORCH_VERSION},
     {"abi_target", HIERMT_ABI_TARGET}, {"compiler", HIERMT_COMPILER},
-    {"cpu_isas", HIERMT_CPU_ISAS},
+    {"cpu_isas", HIERMT_CPU_ISAS},     {"torch_cuda", HIERMT_TORCH_CUDA},
 #ifdef HIERMT_CUDA_VERSION
     {"cuda", HIERMT_CUDA_VERSION},     {"cuda_architectures", HIERMT_CUDA_ARCHITECTURES},
 #endif

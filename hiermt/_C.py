@@ -22,6 +22,7 @@ class BuildInfo(TypedDict):
 
     version: str
     torch: str
+    torch_cuda: str | None
     abi_target: str
     compiler: str
     cpu_isas: tuple[str, ...]
@@ -43,6 +44,7 @@ def build_info() -> BuildInfo:
     return {
         "version": _fact("version"),
         "torch": _fact("torch"),
+        "torch_cuda": _fact("torch_cuda") or None,
         "abi_target": _fact("abi_target"),
         "compiler": _fact("compiler"),
         "cpu_isas": _list("cpu_isas"),

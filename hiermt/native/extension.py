@@ -15,7 +15,6 @@ import sys
 import warnings
 from collections.abc import Iterable
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -90,19 +89,42 @@ def why_not_native(device_type: str) -> str | None:
     return None
 
 
-@cache
+def toolkit_mismatch() -> str | None:
+    """What a binary whose toolkit is of a later CUDA than torch needs; ``None`` for any other."""
+    ours, theirs = _status.build.get("cuda"), torch.version.cuda
+    if not ours or theirs is None or _major(ours) <= _major(theirs):
+        return None
+    return (
+        f"the CUDA kernels were built with CUDA {ours}, this torch is for CUDA {theirs}: they need a driver for CUDA "
+        f"{_major(ours)}, which torch does not; if they do not run, set CUDA_HOME to a toolkit of CUDA {theirs} and "
+        f"rebuild, or install torch for CUDA {_major(ours)}"
+    )
+
+
 def why_not_gpu(index: int | None) -> str | None:
     """Why the GPU `index` (``None``: the current one) cannot run the kernels; ``None`` if it can.
 
     The first call for a device runs a tiny operator: a matching architecture does not imply that the driver supports
     the CUDA version of the kernels.
     """
+    if index is not None and index in _reasons:
+        return _reasons[index]
     if not torch.cuda.is_available():
         return None
+    index = torch.cuda.current_device() if index is None else index
+    if index not in _reasons:
+        # A capture would record the trial, and a failure in it would end the capture and say nothing about the GPU.
+        if torch.cuda.is_current_stream_capturing():
+            return None
+        _reasons[index] = _try_gpu(index)
+    return _reasons[index]
+
+
+def _try_gpu(index: int) -> str | None:
     capability = torch.cuda.get_device_capability(index)
     built = tuple(_status.build["cuda_architectures"])
     if any(_runs(architecture, *capability) for architecture in built):
-        return _why_trial_fails(torch.device("cuda" if index is None else f"cuda:{index}"))
+        return _why_trial_fails(torch.device("cuda", index))
     return (
         f"the CUDA kernels were built for {', '.join(built)}, this GPU has compute capability "
         f"{'.'.join(map(str, capability))}; the sources take 8.0 and newer, chosen by TORCH_CUDA_ARCH_LIST"
@@ -119,12 +141,17 @@ def _why_trial_fails(device: torch.device) -> str | None:
         try:
             torch.ops.hiermt.decision_from_logits(logits, logits, 0.5, 4)
         except RuntimeError as error:
+            mismatch = toolkit_mismatch()
             return (
                 f"a first operator failed on {device}: {_first_line(error)}; the usual cause is a driver older than "
                 f"CUDA {_status.build.get('cuda')}, which the kernels were built with: update the driver, or rebuild "
-                "with an older CUDA toolkit"
+                "with an older CUDA toolkit" + (f" ({mismatch})" if mismatch else "")
             )
     return None
+
+
+def _major(version: str) -> int:
+    return int(version.split(".")[0])
 
 
 def _runs(architecture: str, major: int, minor: int) -> bool:
@@ -237,4 +264,6 @@ def _warn(text: str) -> None:
 
 
 _status = _start()
+# Why each GPU that was tried cannot run the kernels.
+_reasons: dict[int, str | None] = {}
 _without_cuda_kernel = _without_kernel("CUDA", OPERATORS) if _status.available else []

@@ -49,6 +49,8 @@ def collect() -> Info:
         why = extension.why_not_native(kind)
         if status.available and why:
             left_out.append(f"native operators on {kind}: {why}")
+    if status.available and (mismatch := extension.toolkit_mismatch()):
+        left_out.append(mismatch)
     if status.available and status.build["cpu_isa_error"]:
         left_out.append(status.build["cpu_isa_error"])
     return Info(
@@ -70,7 +72,7 @@ def format(info: Info) -> str:
         cuda = native["cuda"] and f"CUDA {native['cuda']} for {', '.join(native['cuda_architectures'])}"
         lines += [
             f"  native   {native['path']}",
-            f"           built against torch {native['torch']} (runs on {native['abi_target']} or newer, "
+            f"           built against torch {native['torch']}{_of(native)} (runs on {native['abi_target']} or newer, "
             f"any Python), {native['compiler']}",
             f"           CPU kernels for {', '.join(native['cpu_isas'])}; {cuda or 'no CUDA kernels'}",
         ]
@@ -86,6 +88,12 @@ def main() -> int:
     """Prints the facts; the exit status is always 0."""
     sys.stdout.write(format(collect()) + "\n")
     return 0
+
+
+def _of(native: dict[str, Any]) -> str:
+    """The CUDA of the torch that a binary was built against, where its version does not name it."""
+    cuda = native.get("torch_cuda")
+    return f" for CUDA {cuda}" if cuda and "+cu" not in native["torch"] else ""
 
 
 def _torch_cuda() -> str:

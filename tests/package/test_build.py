@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import shutil
 import subprocess
@@ -9,6 +10,7 @@ import sys
 import venv
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import pytest
 import setuptools
@@ -77,7 +79,50 @@ def test_forced_cuda_without_nvcc_fails(tree: Path, tmp_path: Path) -> None:
         (tools / tool).symlink_to(found)
     done = run_setup(tree, PATH=str(tools), FORCE_CUDA="1", CUDA_HOME="", CUDA_PATH="", CUDACXX="")
     assert done.returncode != 0
-    assert "FORCE_CUDA=1, but no nvcc" in done.stderr
+    assert "FORCE_CUDA=1: expected nvcc" in done.stderr
+
+
+@pytest.fixture
+def toolchain(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """The module that finds what a build needs."""
+    monkeypatch.syspath_prepend(str(ROOT / "cmake"))
+    return importlib.import_module("toolchain")
+
+
+def fake_nvcc(folder: Path, release: str, architectures: list[int]) -> str:
+    path = folder / "nvcc"
+    listed = " ".join(f"compute_{one}" for one in architectures)
+    lines = ["#!/bin/sh", f'[ "$1" = --version ] && echo "Cuda compilation tools, release {release}, V{release}.1"']
+    lines.append(f'[ "$1" = --list-gpu-arch ] && printf "%s\\n" {listed}')
+    path.write_text("\n".join(lines) + "\n")
+    path.chmod(0o755)
+    return str(path)
+
+
+@pytest.mark.parametrize(
+    ("release", "known", "expected"),
+    [
+        ("13.0", [75, 80, 90, 100, 110, 120, 121], "80-real;90-real;100;120"),
+        ("12.6", [50, 75, 80, 86, 90], "80-real;90"),
+        ("12.8", [50, 80, 90, 100, 120], "80-real;90-real;100;120"),
+    ],
+)
+def test_default_architectures(toolchain: Any, tmp_path: Path, release: str, known: list[int], expected: str) -> None:
+    options = importlib.import_module("options").read({})
+    assert toolchain.architectures(options, fake_nvcc(tmp_path, release, known)) == expected
+
+
+@pytest.mark.parametrize(
+    ("release", "cuda", "told"),
+    [("13.0", "12.8", True), ("12.9", "12.6", False), ("12.6", "13.0", False), ("13.0", None, False)],
+)
+def test_a_toolkit_later_than_torch_is_told(
+    toolchain: Any, tmp_path: Path, release: str, cuda: str | None, told: bool
+) -> None:
+    torch = toolchain.Torch(tmp_path, "2.11.0", cuda)
+    notes = "".join(toolchain.toolkit_notes(torch, fake_nvcc(tmp_path, release, [90])))
+    assert bool(notes) is told
+    assert not told or ("is of CUDA 13.0, torch 2.11.0 of CUDA 12.8" in notes and "set CUDA_HOME" in notes)
 
 
 @pytest.mark.slow

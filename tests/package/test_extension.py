@@ -11,7 +11,6 @@ import re
 import shutil
 import subprocess
 import sysconfig
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -176,7 +175,10 @@ def test_cuda_is_never_missing_in_silence() -> None:
     [
         (("80-real", "90-real", "100"), (9, 0), True),
         (("80-real", "90-real", "100"), (8, 9), True),
-        (("80-real", "90-real", "100"), (12, 0), True),
+        (("80-real", "90-real", "100", "120"), (12, 0), True),
+        (("80-real", "90-real", "100", "120"), (11, 0), True),
+        (("80-real", "90-real", "100-real", "120"), (11, 0), False),
+        (("80-real", "90-real", "100", "120"), (12, 1), True),
         (("80-real", "90-real", "100"), (7, 5), False),
         (("90-real",), (8, 0), False),
         (("90-real",), (10, 0), False),
@@ -193,20 +195,19 @@ def test_a_gpu_without_kernels_gets_the_twins(
     monkeypatch.setattr(extension, "_status", status)
     monkeypatch.setattr(extension, "why_not_native", lambda device_type: None)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda index: capability)
-    extension.why_not_gpu.cache_clear()
-    try:
-        device = torch.device("cuda:0")
-        assert dispatch.native("auto", device) is runs
-        if not runs:
-            with pytest.raises(RuntimeError, match="compute capability"):
-                dispatch.native("native", device)
-    finally:
-        extension.why_not_gpu.cache_clear()
+    monkeypatch.setattr(extension, "_reasons", {})
+    monkeypatch.setattr(extension, "_why_trial_fails", lambda device: None)
+    device = torch.device("cuda:0")
+    assert dispatch.native("auto", device) is runs
+    if not runs:
+        with pytest.raises(RuntimeError, match="compute capability"):
+            dispatch.native("native", device)
 
 
 @pytest.fixture
-def gpu_stand_in(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
+def gpu_stand_in(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """A GPU that fits the kernels, and whose trial runs on the CPU; the devices that were tried."""
     tried: list[str] = []
     zeros = torch.zeros
@@ -219,11 +220,11 @@ def gpu_stand_in(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
     monkeypatch.setattr(extension, "_status", dataclasses.replace(extension.native_status(), build=build))
     monkeypatch.setattr(extension, "why_not_native", lambda device_type: None)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda index: (9, 0))
     monkeypatch.setattr(torch, "zeros", on_cpu)
-    extension.why_not_gpu.cache_clear()
-    yield tried
-    extension.why_not_gpu.cache_clear()
+    monkeypatch.setattr(extension, "_reasons", {})
+    return tried
 
 
 @pytest.mark.skipif(not extension.native_status().available, reason="needs the extension")
@@ -231,6 +232,38 @@ def test_a_gpu_is_tried_once_for_each_device(gpu_stand_in: list[str]) -> None:
     for index in (0, 1, 0, 1):
         assert dispatch.native("auto", torch.device("cuda", index))
     assert gpu_stand_in == ["cuda:0", "cuda:1"]
+
+
+@pytest.mark.skipif(not extension.native_status().available, reason="needs the extension")
+def test_the_current_gpu_is_asked_for_anew(gpu_stand_in: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    for current in (1, 0, 1):
+        monkeypatch.setattr(torch.cuda, "current_device", lambda current=current: current)
+        assert dispatch.native("auto", torch.device("cuda"))
+    assert gpu_stand_in == ["cuda:1", "cuda:0"]
+
+
+@pytest.mark.skipif(not extension.native_status().available, reason="needs the extension")
+def test_a_capture_holds_no_trial(gpu_stand_in: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
+    assert dispatch.native("auto", torch.device("cuda:0")) and gpu_stand_in == []
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
+    assert dispatch.native("auto", torch.device("cuda:0")) and gpu_stand_in == ["cuda:0"]
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs", "told"),
+    [("13.0.88", "12.8", True), ("12.9", "13.0", False), ("12.9", "12.6", False), ("13.0", None, False)],
+)
+@pytest.mark.skipif(not extension.native_status().available, reason="needs the extension")
+def test_a_toolkit_later_than_torch_is_told(
+    ours: str, theirs: str | None, told: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    build = {**extension.native_status().build, "cuda": ours, "cuda_architectures": ("90",)}
+    monkeypatch.setattr(extension, "_status", dataclasses.replace(extension.native_status(), build=build))
+    monkeypatch.setattr(torch.version, "cuda", theirs)
+    text = info.format(info.collect())
+    assert ("built with CUDA 13.0.88, this torch is for CUDA 12.8" in text) is told
+    assert ("set CUDA_HOME to a toolkit of CUDA 12.8 and rebuild" in text) is told
 
 
 @pytest.mark.skipif(not extension.native_status().available, reason="needs the extension")

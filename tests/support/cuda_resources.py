@@ -2,7 +2,7 @@
 
 As a script it prints a table and exits with 1 if a hot kernel uses local memory::
 
-    python tests/support/cuda_resources.py [--arch 80 90 100] [--all]
+    python tests/support/cuda_resources.py [--arch 80 90 100 120] [--all]
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 ROOT = Path(__file__).resolve().parents[2]
-ARCHITECTURES = (80, 90, 100)
+ARCHITECTURES = (80, 90, 100, 120)
 REGISTERS_PER_MULTIPROCESSOR = 65536
 MAX_WARPS = 64
 
@@ -34,6 +34,8 @@ class Kernel(NamedTuple):
     stack: int
     spill_stores: int
     spill_loads: int
+    # Bytes of a block, beside what a launch asks for.
+    shared: int
 
     @property
     def hot(self) -> bool:
@@ -83,7 +85,8 @@ def parse(report: str) -> list[Kernel]:
         elif match := memory.search(line):
             local = (int(match[1]), int(match[2]), int(match[3]))
         elif match := re.search(r"Used (\d+) registers", line):
-            found.append(Kernel(name, arch, int(match[1]), *local))
+            static = re.search(r"(\d+) bytes smem", line)
+            found.append(Kernel(name, arch, int(match[1]), *local, int(static[1]) if static else 0))
     return [kernel._replace(name=plain) for kernel, plain in zip(found, demangle(k.name for k in found), strict=True)]
 
 

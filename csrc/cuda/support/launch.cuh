@@ -91,8 +91,10 @@ cudaError_t launch(void (*kernel)(Parameters...), dim3 grid, dim3 block, size_t 
   return simt::launch(grid, block, shared_bytes, [&] { kernel(arguments...); });
 #else
   if (shared_bytes > kDefaultSharedBytes) {
+    // Always the most that a block can have. The attribute belongs to the kernel: with the size of this launch, another
+    // host thread could lower it between here and the launch. No kernel has static shared memory beside it.
     const cudaError_t error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                                   static_cast<int>(shared_bytes));
+                                                   static_cast<int>(shared_memory_limit()));
     if (error != cudaSuccess) {
       cudaGetLastError();  // clears it: the next launch would report it
       return error;
