@@ -104,6 +104,11 @@ class Graph:
         """Device of the edges."""
         return self.edge_index.device
 
+    @property
+    def versions(self) -> tuple[int, ...]:
+        """Counts the writes to its tensors as PyTorch sees them; reading it does not wait for a GPU."""
+        return self._writes.versions()
+
     def to(self, device: torch.device | str) -> Graph:
         """The same graph on another device; itself if it is already there."""
         if same_device(self.device, torch.device(device)):

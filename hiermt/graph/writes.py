@@ -25,6 +25,10 @@ class Writes:
             counts.append(self._changes(i, tensor) if tensor.is_inference() else tensor._version)
         return counts
 
+    def versions(self) -> tuple[int, ...]:
+        """The same without a look at values, which waits for a GPU: an inference tensor counts as unchanged."""
+        return tuple(0 if tensor.is_inference() else tensor._version for tensor in self.tensors)
+
     def _changes(self, i: int, tensor: Tensor) -> int:
         count, copy = self._copies.get(i, (0, None))
         if copy is not None and tensor.is_cuda and torch.cuda.is_current_stream_capturing():

@@ -79,7 +79,7 @@ def _mapping(content: object, name: str) -> tuple[Mapping[str, Tensor], str]:
             f"{name}: expected a state_dict, a mapping from names to tensors, got {type(content).__name__}"
         )
     level: list[tuple[str, Mapping[Any, Any]]] = [("", content)]
-    seen = {id(content)}
+    seen: dict[int, object] = {id(content): content}
     for _ in range(_DEEPEST):
         with_cells = [(path, mapping) for path, mapping in level if any(_is_conv(key) for key in mapping)]
         if len(with_cells) > 1:
@@ -106,12 +106,14 @@ def _mapping(content: object, name: str) -> tuple[Mapping[str, Tensor], str]:
     )
 
 
-def _inner(level: Iterable[tuple[str, Mapping[Any, Any]]], seen: set[int]) -> Iterator[tuple[str, Mapping[Any, Any]]]:
+def _inner(
+    level: Iterable[tuple[str, Mapping[Any, Any]]], seen: dict[int, object]
+) -> Iterator[tuple[str, Mapping[Any, Any]]]:
     for path, mapping in level:
         for key, value in mapping.items():
-            # A mapping in a file may contain itself.
+            # A mapping in a file may contain itself. What was seen is kept, so that no other takes its id.
             if isinstance(value, Mapping) and id(value) not in seen:
-                seen.add(id(value))
+                seen[id(value)] = value
                 yield f"{path}[{key!r}]", value
 
 

@@ -6,13 +6,15 @@ A captured step runs the same kernels in the same order as a plain step, so the 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
 
 from hiermt.data import WindowBatch, WindowLoader
 from hiermt.data.window_loader import PlannedBatch
+from hiermt.graph import Graph
 from hiermt.training.tasks import Task
 
 _WARM_UP = 3
@@ -34,6 +36,22 @@ def can_capture(
     )
 
 
+class Capture(NamedTuple):
+    """A captured step.
+
+    Attributes:
+        fixed: what the step was captured with: hyperparameters, and the writes to the graph.
+        replay: the CUDA graph.
+        starts: first days of the windows, which a replay reads.
+        losses: where a replay writes its losses.
+    """
+
+    fixed: tuple[Any, ...]
+    replay: torch.cuda.CUDAGraph
+    starts: Tensor
+    losses: Tensor
+
+
 class CapturedSteps:
     """Runs the first steps plainly, then captures and replays them.
 
@@ -45,10 +63,12 @@ class CapturedSteps:
     def __init__(self, loader: WindowLoader, optimizer: torch.optim.Optimizer, step: Step) -> None:
         self.loader, self.optimizer, self.step = loader, optimizer, step
         self.warm = 0
-        self.prepared: set[int] = set()
+        # Writes to each graph at its last plain step.
+        self.prepared: WeakKeyDictionary[Graph, tuple[int, ...]] = WeakKeyDictionary()
         self.hyperparameters: tuple[Any, ...] = ()
         self.structure: tuple[Any, ...] | None = None
-        self.captured: dict[int, tuple[tuple[Any, ...], torch.cuda.CUDAGraph, Tensor, Tensor]] = {}
+        # A replay reads the lists of its graph, so a capture keeps the graph.
+        self.captured: dict[Graph, Capture] = {}
         self.stream: torch.cuda.Stream | None = None
         self.pool: Any = None
 
@@ -77,15 +97,16 @@ class CapturedSteps:
         before, self.hyperparameters = self.hyperparameters, _hyperparameters(self.optimizer)
         if starts.numel() != self.loader.batch_size:
             return self._plain(batch)
-        found = self.captured.get(id(graph))
-        if found is None or found[0] != self.hyperparameters:
-            if self.warm < _WARM_UP or id(graph) not in self.prepared or self.hyperparameters != before:
+        fixed = (self.hyperparameters, graph.versions)
+        found = self.captured.get(graph)
+        if found is None or found.fixed != fixed:
+            prepared = self.prepared.get(graph) == graph.versions
+            if self.warm < _WARM_UP or not prepared or self.hyperparameters != before:
                 return self._plain(batch)
-            found = self._capture(self.hyperparameters, batch)
-        _, replay, static_starts, losses = found
-        static_starts.copy_(starts)
-        replay.replay()
-        return losses
+            found = self.captured[graph] = self._capture(fixed, batch)
+        found.starts.copy_(starts)
+        found.replay.replay()
+        return found.losses
 
     def _plain(self, batch: PlannedBatch) -> Tensor:
         # Warm-up steps of a capture must run on a side stream. One stream keeps its memory.
@@ -98,12 +119,10 @@ class CapturedSteps:
         # A smaller batch may use other kernels and does not warm up a capture.
         if batch.starts.numel() == self.loader.batch_size:
             self.warm += 1
-            self.prepared.add(id(batch.graph))
+            self.prepared[batch.graph] = batch.graph.versions
         return losses
 
-    def _capture(
-        self, hyperparameters: tuple[Any, ...], batch: PlannedBatch
-    ) -> tuple[tuple[Any, ...], torch.cuda.CUDAGraph, Tensor, Tensor]:
+    def _capture(self, fixed: tuple[Any, ...], batch: PlannedBatch) -> Capture:
         # All captures share one memory pool: they never overlap, and only parameters and losses outlive a replay.
         if self.pool is None:
             self.pool = torch.cuda.graph_pool_handle()
@@ -111,11 +130,19 @@ class CapturedSteps:
         static_starts = batch.starts.clone()
         replay = torch.cuda.CUDAGraph()
         self.optimizer.zero_grad(set_to_none=True)
-        # torch's default capture stream belongs to the device of the first capture.
-        with torch.cuda.graph(replay, pool=self.pool, stream=self.stream):
-            losses = self.step(self.loader.gather(*batch._replace(starts=static_starts)))
-        self.captured[id(batch.graph)] = (hyperparameters, replay, static_starts, losses)
-        return self.captured[id(batch.graph)]
+        # torch's default capture stream belongs to the device of the first capture. Other threads, such as one that
+        # pins memory, may go on allocating.
+        try:
+            with torch.cuda.graph(replay, self.pool, self.stream, capture_error_mode="thread_local"):
+                losses = self.step(self.loader.gather(*batch._replace(starts=static_starts)))
+        except torch.OutOfMemoryError:
+            raise
+        except RuntimeError as error:
+            raise RuntimeError(
+                f"capture: a training step of this model cannot be captured into a CUDA graph, which allows no "
+                f"synchronisation and no work on the CPU ({error}); pass capture=False to run each step as it is"
+            ) from error
+        return Capture(fixed, replay, static_starts, losses)
 
 
 def _hyperparameters(optimizer: torch.optim.Optimizer) -> tuple[Any, ...]:

@@ -96,8 +96,11 @@ class Walk:
         modules = [root for root in roots.values() if isinstance(root, nn.Module)]
         # Stored elsewhere: the global generators and the contents of a state_dict.
         self.apart = {id(random._inst), id(np.random.mtrand._rand), id(torch.default_generator)}
-        self.apart |= {id(value) for module in modules for value in module.state_dict(keep_vars=True).values()}
         self.kept: list[Any] = []  # keeps every id unique during the walk
+        for module in modules:
+            # A module may make some of these values for this one call.
+            self.kept += module.state_dict(keep_vars=True).values()
+        self.apart |= set(map(id, self.kept))
         for name, root in roots.items():
             place = Place(None, "root", None, root, "")
             self.enter(place, name, name in ("model", "criterion"), isinstance(root, torch.utils.data.Dataset), 0)

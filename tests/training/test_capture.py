@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import gc
+import weakref
 from typing import Any
 
 import pytest
@@ -46,12 +48,10 @@ def captures(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Makes a CPU pass for a GPU; the sizes of the batches that were captured."""
     sizes: list[int] = []
 
-    def capture(self: _capture.CapturedSteps, hyper: tuple[Any, ...], batch: PlannedBatch) -> Any:
+    def capture(self: _capture.CapturedSteps, fixed: tuple[Any, ...], batch: PlannedBatch) -> Any:
         sizes.append(batch.starts.numel())
         static, losses = batch.starts.clone(), torch.full((3,), float("nan"), dtype=torch.float64)
-        replay = Replay(self, batch._replace(starts=static), losses)
-        self.captured[id(batch.graph)] = (hyper, replay, static, losses)
-        return self.captured[id(batch.graph)]
+        return _capture.Capture(fixed, Replay(self, batch._replace(starts=static), losses), static, losses)
 
     class Stream:
         def wait_stream(self, other: object) -> None: ...
@@ -110,13 +110,77 @@ def test_a_changed_learning_rate_is_captured_anew(captures: list[int]) -> None:
     assert captures == [8, 8]
 
 
+@pytest.mark.parametrize("what", ["edge_weight", "edge_index"])
+def test_a_graph_that_is_written_to_is_captured_anew(captures: list[int], what: str) -> None:
+    def trained(capture: bool) -> Any:
+        full = dataset()
+
+        def write(epoch: int, _: object) -> None:
+            if epoch == 2:
+                tensor = getattr(full.graph, what)
+                tensor.mul_(0.5) if what == "edge_weight" else tensor.copy_(tensor.flip(0).roll(1, 1))
+
+        torch.manual_seed(0)
+        model = TGCN_HierarchicalMT(FEATURES, 4)
+        loader = data.WindowLoader(full, range(24), 8)
+        losses = train_hierarchical(
+            model, training.adam(model, 1e-2), None, loader, None, 5, progress=False, capture=capture, callback=write
+        )
+        return losses, [parameter.detach().clone() for parameter in model.parameters()]
+
+    found, expected = trained(True), trained(False)
+    assert captures == [8, 8]
+    assert found[0] == expected[0]
+    assert all(torch.equal(one, other) for one, other in zip(found[1], expected[1], strict=True))
+
+
+def test_a_capture_keeps_its_graph_and_nothing_else_does(captures: list[int]) -> None:
+    loader = data.WindowLoader(dataset(), range(24), 8)
+    model = TGCN_HierarchicalMT(FEATURES, 4)
+    steps = _capture.CapturedSteps(loader, training.adam(model), lambda batch: torch.zeros(3, dtype=torch.float64))
+    planned = loader.plan()[0]
+
+    def run(times: int) -> Any:
+        graph = Graph(*stock_graph(STOCKS, 8, 1), STOCKS)
+        for _ in range(times):
+            steps.run(planned._replace(graph=graph))
+        return weakref.ref(graph)
+
+    replayed, plain = run(6), run(1)
+    gc.collect()
+    assert captures == [8]
+    # Its lists are read by the replay; another graph in its place would be taken for it.
+    assert replayed() is not None and plain() is None
+    assert list(steps.captured) == [replayed()] and list(steps.prepared) == [replayed()]
+
+
+def test_a_step_that_cannot_be_captured_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Refuses:
+        def __init__(self, *_: object, **options: object) -> None:
+            assert options == {"capture_error_mode": "thread_local"}
+
+        def __enter__(self) -> None:
+            raise RuntimeError("operation not permitted when stream is capturing")
+
+        def __exit__(self, *_: object) -> None: ...
+
+    for name in ("CUDAGraph", "graph_pool_handle"):
+        monkeypatch.setattr(torch.cuda, name, lambda: None)
+    monkeypatch.setattr(torch.cuda, "graph", Refuses)
+    loader = data.WindowLoader(dataset(), range(24), 8)
+    steps = _capture.CapturedSteps(loader, training.adam(TGCN_HierarchicalMT(FEATURES, 4)), lambda batch: batch.x)
+    with pytest.raises(RuntimeError, match=r"cannot be captured .*not permitted when .* pass capture=False"):
+        steps._capture((), loader.plan()[0])
+    assert not steps.captured
+
+
 def test_a_graph_is_prepared_before_its_first_capture(captures: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
     # To sort edges waits for the device, which a capture does not allow.
     capture = _capture.CapturedSteps._capture
 
-    def checked(self: _capture.CapturedSteps, hyper: tuple[Any, ...], batch: PlannedBatch) -> Any:
+    def checked(self: _capture.CapturedSteps, fixed: tuple[Any, ...], batch: PlannedBatch) -> Any:
         assert batch.graph._csr
-        return capture(self, hyper, batch)
+        return capture(self, fixed, batch)
 
     monkeypatch.setattr(_capture.CapturedSteps, "_capture", checked)
     torch.manual_seed(0)
