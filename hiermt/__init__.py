@@ -6,7 +6,7 @@
 from hiermt import data, functional, reference
 from hiermt._version import __version__
 from hiermt.graph import DynamicGraph, Graph
-from hiermt.inference import hierarchical_inference, inference_hierarchical
+from hiermt.inference import hierarchical_inference, inference_hierarchical, joint_probabilities
 from hiermt.inference.rolling import LivePredictor, predict_rolling
 from hiermt.io.interop import from_reference
 from hiermt.native.memory import release_memory
@@ -34,6 +34,7 @@ __all__ = [
     "functional",
     "hierarchical_inference",
     "inference_hierarchical",
+    "joint_probabilities",
     "predict",
     "predict_rolling",
     "reference",

@@ -12,6 +12,44 @@ from hiermt._arguments import check_number
 from hiermt.data.feature_names import check_same, names_of
 from hiermt.nn.inputs import placed, shared_inputs
 
+CLASS_PROBABILITIES = ("p_down", "p_neutral", "p_up")
+
+
+def joint_probabilities(probabilities: Tensor) -> Tensor:
+    r"""Probability of Down, Neutral and Up, from the probabilities of the two heads.
+
+    .. math::
+        P(\mathrm{Down}) = P(\mathrm{signal}) \, P(\mathrm{down} \mid \mathrm{signal}), \quad
+        P(\mathrm{Neutral}) = P(\mathrm{noise}), \quad
+        P(\mathrm{Up}) = P(\mathrm{signal}) \, P(\mathrm{up} \mid \mathrm{signal})
+
+    The *confidence* of a decision is the larger probability of one head alone, so it is at least 0.5 whatever the model
+    knows. The joint probability of the decided class is the model's estimate that the decision is right. It can be the
+    smaller of two: the decision asks for a signal first, and then for a direction.
+
+    Args:
+        probabilities (Tensor): noise, signal, down, up, as from ``model.decide`` and
+            :func:`hiermt.functional.decision_from_logits`.
+
+    Shapes:
+        - **probabilities:** ``[*, 4]``
+        - **returns:** ``[*, 3]`` (Down, Neutral, Up), which add up to 1
+
+    Raises:
+        TypeError: `probabilities` is not a floating point Tensor.
+        ValueError: its last dimension is not 4.
+    """
+    if not isinstance(probabilities, Tensor) or not probabilities.is_floating_point():
+        found = probabilities.dtype if isinstance(probabilities, Tensor) else type(probabilities).__name__
+        raise TypeError(f"probabilities: expected a floating point Tensor, got {found}")
+    if probabilities.dim() == 0 or probabilities.size(-1) != 4:
+        raise ValueError(
+            f"probabilities: expected [*, 4] (noise, signal, down, up), got {list(probabilities.shape)}; "
+            "model.decide returns them third"
+        )
+    noise, signal, down, up = probabilities.unbind(-1)
+    return torch.stack([signal * down, noise, signal * up], dim=-1)
+
 
 def hierarchical_inference(
     signal_logits: Tensor, direction_logits: Tensor, confidence_scores: bool = False
@@ -26,7 +64,8 @@ def hierarchical_inference(
         - **logits:** ``[*, 2]``
         - **returns:** ``final_predictions`` (0 Down, 1 Neutral, 2 Up), ``signal_predictions``,
           ``direction_predictions``, each ``[*]`` int64; with `confidence_scores` also ``signal_confidence``,
-          ``direction_confidence``, ``final_confidence``, each ``[*]``
+          ``direction_confidence``, ``final_confidence`` (the confidence of the head that decided), and ``p_down``,
+          ``p_neutral``, ``p_up`` (see :func:`joint_probabilities`), each ``[*]``
 
     Raises:
         ValueError: the last dimension of the logits is not 2, or their shapes differ.
@@ -44,6 +83,7 @@ def hierarchical_inference(
         result["signal_confidence"] = parts["signal_conf"]
         result["direction_confidence"] = parts["direction_conf"]
         result["final_confidence"] = confidences
+        result.update(_classes(probabilities))
     return result
 
 
@@ -63,8 +103,9 @@ def inference_hierarchical(
             included (a tie is Noise). (default: ``0.5``)
 
     Shapes:
-        - **returns:** predictions ``[N]`` (int64: 0 Down, 1 Neutral, 2 Up), confidences ``[N]``, and
-          ``{"signal_preds", "signal_conf", "direction_preds", "direction_conf"}``, each ``[N]``
+        - **returns:** predictions ``[N]`` (int64: 0 Down, 1 Neutral, 2 Up), confidences ``[N]`` (of the head that
+          decided), and ``{"signal_preds", "signal_conf", "direction_preds", "direction_conf"}`` with ``"p_down"``,
+          ``"p_neutral"`` and ``"p_up"`` (see :func:`joint_probabilities`), each ``[N]``
 
     Raises:
         ValueError: `confidence_threshold` is outside ``[0, 1]``, or the features of `data` are not those of the model.
@@ -78,7 +119,11 @@ def inference_hierarchical(
     probabilities, predictions, confidences = functional.decision_from_logits(
         signal_logits, direction_logits, confidence_threshold
     )
-    return predictions, confidences, _parts(probabilities, confidence_threshold)
+    return predictions, confidences, {**_parts(probabilities, confidence_threshold), **_classes(probabilities)}
+
+
+def _classes(probabilities: Tensor) -> dict[str, Tensor]:
+    return dict(zip(CLASS_PROBABILITIES, joint_probabilities(probabilities).unbind(-1), strict=True))
 
 
 def _parts(probabilities: Tensor, threshold: float) -> dict[str, Tensor]:

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from hiermt._arguments import check_integer, check_number
 from hiermt.data.feature_names import as_names, check_same
 from hiermt.graph import DynamicGraph, Graph
+from hiermt.inference.hierarchical import joint_probabilities
 from hiermt.training.tasks import Task
 from hiermt.windows import Windows
 
@@ -30,11 +31,17 @@ class Decisions(NamedTuple):
     Shapes:
         - **predictions:** ``[W, S]`` int64 (0 Down, 1 Neutral, 2 Up); **confidences:** ``[W, S]``
         - **probabilities:** ``[W, S, 4]`` (noise, signal, down, up)
+        - **classes:** ``[W, S, 3]`` (Down, Neutral, Up); see :func:`hiermt.joint_probabilities`
     """
 
     predictions: Tensor
     confidences: Tensor
     probabilities: Tensor
+
+    @property
+    def classes(self) -> Tensor:
+        """Probability of each class, computed from those of the heads."""
+        return joint_probabilities(self.probabilities)
 
 
 @overload

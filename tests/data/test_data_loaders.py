@@ -306,7 +306,9 @@ class TestPyg:
         batch = next(iter(data.WindowLoader(dataset(labelled=0), range(5))))
         predictions, confidences, parts = hiermt.inference_hierarchical(model, batch)
         assert predictions.shape == confidences.shape == (5, STOCKS)
-        assert set(parts) == {"signal_preds", "signal_conf", "direction_preds", "direction_conf"}
+        names = ("signal_preds", "signal_conf", "direction_preds", "direction_conf", "p_down", "p_neutral", "p_up")
+        assert set(parts) == set(names)
+        assert torch.equal(sum(parts[name] for name in ("p_down", "p_neutral", "p_up")) > 0.999999, confidences > 0)
 
 
 @pytest.mark.gpu
