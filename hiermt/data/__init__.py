@@ -23,6 +23,7 @@ from hiermt.data.feature_table import FeatureTable, read_features
 from hiermt.data.features import BAR_FEATURES, CLOSE_FEATURES, FEATURES, WARM_UP, compute_features
 from hiermt.data.from_pyg import from_pyg_dataset
 from hiermt.data.graph import (
+    CORRELATION,
     correlation_graph,
     graph_from_adjacency,
     read_adjacency,
@@ -43,6 +44,7 @@ __all__ = [
     "BAR_FEATURES",
     "CLASSES",
     "CLOSE_FEATURES",
+    "CORRELATION",
     "FEATURES",
     "LIMITS",
     "SP500_SECTORS",

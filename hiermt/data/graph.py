@@ -16,10 +16,13 @@ from hiermt.data._errors import DataError, first_line, warn
 from hiermt.data.column_names import SYMBOL_NAMES
 from hiermt.data.table import check_file, read_table
 
+CORRELATION = 0.5
+"""Correlation of returns above which two stocks are neighbours."""
+
 
 def correlation_graph(
     returns: Tensor,
-    threshold: float = 0.5,
+    threshold: float = CORRELATION,
     *,
     sectors: Sequence[str] | None = None,
     sector_bonus: float = 0.1,

@@ -29,7 +29,15 @@ class Split:
     @property
     def train_days(self) -> int:
         """Days read by the training windows and their labels: days ``0`` to ``train_days - 1``."""
-        return self.train.stop - 1 + self.window + self.horizon
+        return self._days(self.train)
+
+    @property
+    def used_days(self) -> int:
+        """Days read by training and validation and by their labels: no window of the test part has one of them."""
+        return self._days(self.validation or self.train)
+
+    def _days(self, part: range) -> int:
+        return part.stop - 1 + self.window + self.horizon
 
 
 def time_split(
