@@ -330,7 +330,7 @@ def _bar(
         except ImportError:
             pass
         else:
-            bar = tqdm(total=total, desc="deciding", unit="window", leave=False)
+            bar = tqdm(total=total, desc="deciding", unit="window", leave=False, disable=None)
     for part, decided in parts:
         yield part, decided
         if bar is not None:

@@ -39,6 +39,8 @@ class Progress:
 
     def advance(self, epoch: int, metrics: dict[str, float]) -> None:
         if self.bar is not None:
+            losses = {part: metrics.get(f"{part}_total_loss") for part in ("train", "test")}
+            self.bar.set_postfix({part: f"{loss:.4f}" for part, loss in losses.items() if loss is not None}, False)
             self.bar.update()
         if epoch % LOG_EVERY:
             return
