@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import csv
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-from hiermt.cli import pictures
+from torch import Tensor
+
+from hiermt.cli import attention, pictures, report, scores
 from hiermt.cli.experiment import Experiment
-from hiermt.cli.trained import fingerprint
-from hiermt.data import CLASSES, DataError, next_returns
+from hiermt.cli.forecasts import base_losses
+from hiermt.cli.record import fingerprint
+from hiermt.data import CLASSES, DataError
 from hiermt.inference.rolling import Decisions
 from hiermt.io.checkpoint import CONFIG, WEIGHTS, to_json
 from hiermt.io.files import atomic_write, atomic_write_all, check_writable
@@ -19,11 +22,13 @@ from hiermt.io.tensor_files import write_tensors
 from hiermt.nn import TGCN_HierarchicalMT
 
 METRICS, PREDICTIONS, CURVES, CONFUSION = "metrics.json", "predictions.csv", "curves.png", "confusion.png"
-FILES = (WEIGHTS, CONFIG, METRICS, PREDICTIONS, CURVES, CONFUSION)
-HEADER = ("date", "symbol", "prediction", "confidence", "p_signal", "p_up")
+RECORD, REPORT = "run.json", "report.html"
+FILES = (WEIGHTS, CONFIG, METRICS, PREDICTIONS, CURVES, CONFUSION, RECORD, REPORT)
+EVALUATION_FILES = (METRICS, PREDICTIONS, CONFUSION, REPORT)
+HEADER = ("date", "symbol", "prediction", "confidence", "p_down", "p_neutral", "p_up", "p_signal", "p_up_if_signal")
 
 
-def check_folder(folder: Path) -> None:
+def check_folder(folder: Path, names: tuple[str, ...] = FILES) -> None:
     """Makes the folder before the training, so that an unusable one is found at once and not at the end.
 
     Raises:
@@ -38,18 +43,19 @@ def check_folder(folder: Path) -> None:
         raise DataError(f"--out {folder}: {error.filename} is a broken link; remove it") from error
     if not os.access(folder, os.W_OK):
         raise DataError(f"--out {folder}: is not writable; give another folder")
-    check_writable(*(folder / name for name in FILES))
+    check_writable(*(folder / name for name in names))
 
 
 def write_artefacts(
     folder: Path,
     experiment: Experiment,
     model: TGCN_HierarchicalMT,
-    scores: dict[str, Any],
+    scored: dict[str, Any],
     decisions: Decisions,
     facts: dict[str, Any],
+    record: dict[str, Any],
 ) -> list[Path]:
-    """Writes model, configuration, metrics, predictions and pictures.
+    """Writes model, configuration, metrics, predictions, pictures, report and record of a training.
 
     All files are complete on the disk before the first replaces an old one, so that after a crash, a full disk or
     Ctrl-C the old files are intact.
@@ -58,25 +64,66 @@ def write_artefacts(
         folder (Path): the target.
         experiment (Experiment): data and settings of the training.
         model (TGCN_HierarchicalMT): the trained model.
-        scores (dict): of the test span.
+        scored (dict): of the test span, from :func:`hiermt.cli.evaluation.evaluate`.
         decisions (Decisions): of the test span.
         facts (dict): further entries of ``metrics.json``.
+        record (dict): content of ``run.json``.
 
     Returns:
         The paths of the files.
     """
+    rates = experiment.base_rates()
+    base = {name: base_losses(rate) for name, rate in rates.items()}
+    content = model.content()
+    metrics = {"test": scored, "losses": experiment.losses, "base_rates": rates, "base_losses": base, **facts}
+    curves = report.png(lambda file: pictures.draw_curves(experiment.losses, file, base))
+    confusion = report.png(lambda file: pictures.draw_confusion(scored, file, scores.span(scored)))
+    page = report.Report(
+        title="Training",
+        scores=scored,
+        facts=facts,
+        curves=curves,
+        confusion=confusion,
+        symbols=experiment.table.symbols,
+        dates=[str(date) for date in experiment.dates_of(experiment.split.test)],
+        graph=experiment.dataset,
+        attention=attention.mean_attention(model, experiment.dataset, experiment.split.test),
+        balance=experiment.balance(),
+        record=record,
+    )
+
+    def write_config(path: Path) -> None:
+        description = {**experiment.describe(), "weights_sha256": fingerprint(written[WEIGHTS])}
+        path.write_text(to_json({**content.config, "data": description}), encoding="utf-8")
+
+    writers: dict[str, Callable[[Path], object]] = {
+        WEIGHTS: lambda path: write_tensors(path, content.state, content.metadata),
+        CONFIG: write_config,
+        METRICS: lambda path: path.write_text(to_json(metrics), encoding="utf-8"),
+        PREDICTIONS: lambda path: _write_rows(path, _test_rows(experiment, decisions), (*HEADER, "actual", "return")),
+        CURVES: lambda path: path.write_bytes(curves),
+        CONFUSION: lambda path: path.write_bytes(confusion),
+        RECORD: lambda path: path.write_text(to_json(record), encoding="utf-8"),
+        REPORT: lambda path: path.write_text(page.html(), encoding="utf-8"),
+    }
     files = [folder / name for name in FILES]
-    with atomic_write_all(files) as (weights, config, metrics, predictions, curves, confusion):
-        content = model.content()
-        write_tensors(weights, content.state, content.metadata)
-        description = {**experiment.describe(), "weights_sha256": fingerprint(weights)}
-        config.write_text(to_json({**content.config, "data": description}), encoding="utf-8")
-        metrics.write_text(to_json({"test": scores, "losses": experiment.losses, **facts}), encoding="utf-8")
-        _write_rows(predictions, _test_rows(experiment, decisions), (*HEADER, "actual", "return"))
-        with open(curves, "wb") as picture:
-            pictures.draw_curves(experiment.losses, picture)
-        with open(confusion, "wb") as picture:
-            pictures.draw_confusion(scores, picture, _span(experiment))
+    with atomic_write_all(files) as temporaries:
+        written = dict(zip(FILES, temporaries, strict=True))
+        for name, write in writers.items():
+            write(written[name])
+    return files
+
+
+def write_evaluation(
+    folder: Path, page: report.Report, metrics: dict[str, Any], rows: Iterable[tuple[Any, ...]]
+) -> list[Path]:
+    """Writes metrics, predictions, confusion and report of an evaluation, all together or not at all."""
+    files = [folder / name for name in EVALUATION_FILES]
+    with atomic_write_all(files) as (numbers, predictions, confusion, html):
+        numbers.write_text(to_json(metrics), encoding="utf-8")
+        _write_rows(predictions, rows, (*HEADER, "actual", "return"))
+        confusion.write_bytes(page.confusion)
+        html.write_text(page.html(), encoding="utf-8")
     return files
 
 
@@ -87,24 +134,28 @@ def write_predictions(path: Path, rows: Iterable[tuple[Any, ...]]) -> None:
 
 
 def prediction_rows(dates: Any, symbols: tuple[str, ...], decisions: Decisions) -> Iterable[tuple[Any, ...]]:
-    """One row per window and stock; `dates` are the last days of the windows."""
+    """One row of `HEADER` per window and stock; `dates` are the last days of the windows."""
     predictions, confidences = decisions.predictions.tolist(), decisions.confidences.tolist()
-    probabilities = decisions.probabilities.tolist()
+    classes, heads = decisions.classes.tolist(), decisions.probabilities.tolist()
     for w, date in enumerate(dates):
         for s, symbol in enumerate(symbols):
-            _, signal, _, up = probabilities[w][s]
-            yield date, symbol, CLASSES[predictions[w][s]], f"{confidences[w][s]:.4f}", f"{signal:.4f}", f"{up:.4f}"
+            numbers = (confidences[w][s], *classes[w][s], heads[w][s][1], heads[w][s][3])
+            yield date, symbol, CLASSES[predictions[w][s]], *(f"{number:.4f}" for number in numbers)
+
+
+def scored_rows(
+    dates: Any, symbols: tuple[str, ...], decisions: Decisions, truth: Tensor, returns: Tensor
+) -> Iterable[tuple[Any, ...]]:
+    """The same with the true class and the return, each ``[W, S]``."""
+    rows = prediction_rows(dates, symbols, decisions)
+    for row, label, value in zip(rows, truth.flatten().tolist(), returns.flatten().tolist(), strict=True):
+        yield *row, CLASSES[label], f"{value:.6f}"
 
 
 def _test_rows(experiment: Experiment, decisions: Decisions) -> Iterable[tuple[Any, ...]]:
-    test, settings = experiment.split.test, experiment.settings
-    ends = range(test.start + settings.window - 1, test.stop + settings.window - 1)
-    dates = experiment.table.dates[ends.start : ends.stop]
-    truth = experiment.labels_of(test).flatten().tolist()
-    returns = next_returns(experiment.table.close, settings.horizon)[:, ends.start : ends.stop].t().flatten().tolist()
-    rows = prediction_rows(dates, experiment.table.symbols, decisions)
-    for row, label, value in zip(rows, truth, returns, strict=True):
-        yield *row, CLASSES[label], f"{value:.6f}"
+    test, symbols = experiment.split.test, experiment.table.symbols
+    dates, truth = experiment.dates_of(test), experiment.labels_of(test)
+    return scored_rows(dates, symbols, decisions, truth, experiment.returns_of(test))
 
 
 def _write_rows(path: Path, rows: Iterable[tuple[Any, ...]], header: tuple[str, ...]) -> None:
@@ -112,11 +163,3 @@ def _write_rows(path: Path, rows: Iterable[tuple[Any, ...]], header: tuple[str, 
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(header)
         writer.writerows(rows)
-
-
-def _span(experiment: Experiment) -> str:
-    test, dates, window = experiment.split.test, experiment.table.dates, experiment.settings.window
-    return (
-        f"Test span {dates[test.start + window - 1]} to {dates[test.stop + window - 2]}, "
-        f"{len(experiment.table.symbols)} stocks. Shares are of the true class; counts below."
-    )

@@ -1,8 +1,9 @@
-"""``python -m hiermt bench``: forward, training step, or the whole job of 100 epochs, beside PyG eager."""
+"""``hiermt bench``: forward, training step, or the whole job of 100 epochs, beside PyG eager."""
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import time
 from collections.abc import Iterable
 from typing import Any
@@ -12,6 +13,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from hiermt.cli import options, speed
+from hiermt.cli.argument_types import real, whole
+from hiermt.cli.epochs import Epochs
+from hiermt.cli.output import log
 from hiermt.data import FEATURES, WindowDataset, WindowLoader, pyg_loader
 from hiermt.nn import TGCN_HierarchicalMT
 from hiermt.testing import stock_graph
@@ -23,21 +27,23 @@ PYG_STEPS = 6
 
 def add_parser(commands: Any) -> None:
     """Adds the command."""
-    parser = commands.add_parser("bench", help="compare the speed of the model with PyG eager")
+    parser = options.add_command(
+        commands, "bench", "compare the speed of the model with PyG eager", ["", "--job seed --epochs 10 --threads 2"]
+    )
     parser.add_argument(
         "--job",
         choices=("step", "seed"),
         default="step",
         help=f"step: forward and training step; seed: {EPOCHS} epochs of {STEPS} steps of {BATCH} x {STOCKS} stocks",
     )
-    parser.add_argument("--epochs", type=options.whole(1), default=EPOCHS, help=f"epochs of the job ({EPOCHS})")
-    parser.add_argument("--seconds", type=options.real(0.1, 600), default=2.0, help="seconds per timing of a step (2)")
-    parser.add_argument("--threads", type=options.whole(1), help="CPU threads (default: torch's choice)")
+    parser.add_argument("--epochs", type=whole(1), default=EPOCHS, help=f"epochs of the job ({EPOCHS})")
+    parser.add_argument("--seconds", type=real(0.1, 600), default=2.0, help="seconds per timing of a step (2)")
+    parser.add_argument("--threads", type=whole(1), help="CPU threads (default: torch's choice)")
     options.add_run(parser)
     parser.set_defaults(run=run)
 
 
-def run(args: argparse.Namespace) -> int:
+def run(args: argparse.Namespace) -> dict[str, Any]:
     """Runs the command."""
     device = options.pick_device(args.device)
     if args.threads is not None:
@@ -45,12 +51,12 @@ def run(args: argparse.Namespace) -> int:
     torch.manual_seed(0)
     model = TGCN_HierarchicalMT(len(FEATURES), layout="NTF", backend=args.backend).to(device)
     data = synthetic(device)
-    where = (
-        f"{device}, {torch.get_num_threads()} threads" if device.type == "cpu" else torch.cuda.get_device_name(device)
-    )
-    print(f"torch {torch.__version__}, {where}, {speed.backend_of(model, device)}")
-    print(f"{BATCH} windows x {STOCKS} stocks x {WINDOW} days x {len(FEATURES)} features, synthetic prices")
-    return seed_job(model, data, args) if args.job == "seed" else steps(model, data, args)
+    threads = torch.get_num_threads()
+    where = f"{device}, {threads} threads" if device.type == "cpu" else torch.cuda.get_device_name(device)
+    facts = {"torch": torch.__version__, "where": where, "backend": speed.backend_of(model, device)}
+    log.info("torch %s", ", ".join(facts.values()))
+    log.info("%d windows x %d stocks x %d days x %d features, synthetic prices", BATCH, STOCKS, WINDOW, len(FEATURES))
+    return {**facts, **(seed_job(model, data, args) if args.job == "seed" else steps(model, data, args))}
 
 
 def synthetic(device: torch.device) -> WindowDataset:
@@ -63,11 +69,12 @@ def synthetic(device: torch.device) -> WindowDataset:
     return WindowDataset(series, *stock_graph(STOCKS), WINDOW, signal, direction).to(device)
 
 
-def steps(model: TGCN_HierarchicalMT, data: WindowDataset, args: argparse.Namespace) -> int:
+def steps(model: TGCN_HierarchicalMT, data: WindowDataset, args: argparse.Namespace) -> dict[str, Any]:
     """Times the forward and the training step of one batch."""
     batch = next(iter(WindowLoader(data, range(STEPS * BATCH), BATCH, shuffle=True)))
-    speed.print_comparison(model, batch, args.seconds)
-    return 0
+    text, found = speed.comparison(model, batch, args.seconds)
+    log.info("%s", text)
+    return {name: dataclasses.asdict(timing) for name, timing in found.items()}
 
 
 def windows() -> tuple[range, range]:
@@ -76,36 +83,45 @@ def windows() -> tuple[range, range]:
     return train, range(train.stop + WINDOW, train.stop + WINDOW + TEST_WINDOWS)
 
 
-def seed_job(model: TGCN_HierarchicalMT, data: WindowDataset, args: argparse.Namespace) -> int:
+def seed_job(model: TGCN_HierarchicalMT, data: WindowDataset, args: argparse.Namespace) -> dict[str, Any]:
     """Times the whole job with hiermt; for PyG, times a few steps and scales them to the whole."""
-    print(f"job: {args.epochs} epochs of {STEPS} steps, each followed by a test pass over {TEST_WINDOWS} windows")
+    log.info(
+        "job: %d epochs of %d steps, each followed by a test pass over %d windows", args.epochs, STEPS, TEST_WINDOWS
+    )
     seconds, losses = train_job(model, data, args.epochs)
     each = seconds / args.epochs
-    print(f"hiermt     {seconds:8.2f} s measured, {1e3 * each:.1f} ms per epoch, last training loss {losses[-1]:.4f}")
+    log.info("hiermt     %8.2f s measured, %.1f ms per epoch, last training loss %.4f", seconds, 1e3 * each, losses[-1])
+    found = {"epochs": args.epochs, "seconds": seconds, "last_training_loss": losses[-1]}
     if not speed.has_pyg():
-        print(speed.NO_PYG)
-        return 0
+        log.info("%s", speed.NO_PYG)
+        return found
     epoch = pyg_epoch(model, data)
-    print(
-        f"PyG eager  {epoch * args.epochs:8.1f} s estimated: {PYG_STEPS} steps and one test pass timed, scaled "
-        f"to {args.epochs} epochs; {epoch / each:.1f} x"
+    log.info(
+        "PyG eager  %8.1f s estimated: %d steps and one test pass timed, scaled to %d epochs; %.1f x",
+        epoch * args.epochs,
+        PYG_STEPS,
+        args.epochs,
+        epoch / each,
     )
-    return 0
+    return {**found, "pyg_seconds_estimated": epoch * args.epochs}
 
 
 def train_job(model: TGCN_HierarchicalMT, data: WindowDataset, epochs: int) -> tuple[float, list[float]]:
     """Seconds of the job with hiermt, and its training losses."""
     train, test = windows()
     start = time.perf_counter()
-    losses, _, _ = train_hierarchical(
-        model,
-        adam(model),
-        None,
-        WindowLoader(data, train, BATCH, shuffle=True),
-        WindowLoader(data, test, TEST_WINDOWS),
-        num_epochs=epochs,
-        device=data.series.device,
-    )
+    with Epochs(epochs, every=10) as watch:
+        losses, _, _ = train_hierarchical(
+            model,
+            adam(model),
+            None,
+            WindowLoader(data, train, BATCH, shuffle=True),
+            WindowLoader(data, test, TEST_WINDOWS),
+            num_epochs=epochs,
+            device=data.series.device,
+            callback=watch,
+            progress=False,
+        )
     return time.perf_counter() - start, losses
 
 

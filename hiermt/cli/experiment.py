@@ -1,4 +1,4 @@
-"""From a table of features to a trained model and its decisions, for demo, train and predict."""
+"""From a table of features to a trained model and its decisions, for demo, train, predict and evaluate."""
 
 from __future__ import annotations
 
@@ -9,42 +9,14 @@ import torch
 from torch import Tensor
 
 from hiermt import data
+from hiermt.cli.epochs import Epochs
+from hiermt.cli.settings import Settings
 from hiermt.data import FeatureTable, Scale, Split, WindowDataset, WindowLoader
 from hiermt.inference.rolling import Decisions, predict_rolling
 from hiermt.nn import TGCN_HierarchicalMT
 from hiermt.training import adam, train_hierarchical
 
 EVALUATION_BATCH = 128
-
-
-@dataclass(frozen=True)
-class Settings:
-    """Settings of a training, except those of the model.
-
-    Attributes:
-        window (int): days in a window.
-        horizon (int): trading days from a window to its label.
-        threshold (float): absolute return above which a day is a signal.
-        confidence (float): a decision is Down or Up only if ``P(signal)`` exceeds it.
-        correlation (float): correlation of returns above which two stocks are neighbours.
-        sector_bonus (float): added to the correlation of two stocks of one sector.
-        validation, test (float): shares of the history.
-        batch_size, epochs, patience, learning_rate, seed: of the training.
-    """
-
-    window: int = 25
-    horizon: int = 1
-    threshold: float = data.THRESHOLD
-    confidence: float = 0.5
-    correlation: float = 0.3
-    sector_bonus: float = 0.1
-    validation: float = 0.1
-    test: float = 0.2
-    batch_size: int = 32
-    epochs: int = 30
-    patience: int = 8
-    learning_rate: float = 2e-3
-    seed: int = 0
 
 
 @dataclass
@@ -56,7 +28,7 @@ class Experiment:
     split: Split
     scale: Scale
     dataset: WindowDataset
-    losses: dict[str, list[float | None]] = field(default_factory=dict)
+    losses: dict[str, list[float]] = field(default_factory=dict)
 
     @classmethod
     def prepare(
@@ -67,9 +39,10 @@ class Experiment:
         edges: tuple[Tensor, Tensor] | None = None,
         sectors: dict[str, str] | None = None,
         device: torch.device | str = "cpu",
+        split: Split | None = None,
     ) -> Experiment:
-        """Splits in time order; fits scale and graph on the training days only."""
-        split = data.time_split(
+        """Splits in time order, unless a split is given; fits scale and graph on the training days only."""
+        split = split or data.time_split(
             table.num_days,
             settings.window,
             horizon=settings.horizon,
@@ -106,44 +79,88 @@ class Experiment:
         ends = torch.arange(starts.start, starts.stop, dtype=torch.int64, device="cpu") + self.settings.window - 1
         return self.classes[:, ends].t()
 
+    def returns_of(self, starts: range) -> Tensor:
+        """The return that the label of each window reads, ``[W, S]`` float64."""
+        first = starts.start + self.settings.window - 1
+        returns = data.next_returns(self.table.close, self.settings.horizon)
+        return returns[:, first : first + len(starts)].t()
+
+    def dates_of(self, starts: range) -> Any:
+        """The last day of each window."""
+        first = starts.start + self.settings.window - 1
+        return self.table.dates[first : first + len(starts)]
+
+    def balance(self) -> dict[str, Any]:
+        """Class of every labelled day and stock, with the days and the spans, for a picture over time."""
+        classes = self.classes
+        spans = {name: getattr(self.split, name) for name in ("train", "validation", "test")}
+        return {
+            "dates": self.table.dates[: classes.size(1)],
+            "classes": classes.numpy(),
+            "spans": {name: self.dates_of(part)[[0, -1]] for name, part in spans.items() if part},
+        }
+
     def loader(self, part: range, *, shuffle: bool = False) -> WindowLoader:
         """A loader over one part of the split."""
         size = self.settings.batch_size if shuffle else EVALUATION_BATCH
         return WindowLoader(self.dataset, part, size, shuffle, seed=self.settings.seed)
 
-    def train(self, model: TGCN_HierarchicalMT, epochs: int, **options: Any) -> int:
+    def model(self, backend: str = "auto") -> TGCN_HierarchicalMT:
+        """A new model on the device of the data, its weights drawn with the seed of the settings."""
+        settings = self.settings
+        torch.manual_seed(settings.seed)
+        model = TGCN_HierarchicalMT(
+            len(self.table.names),
+            settings.hidden,
+            settings.layers,
+            use_gat=not settings.gcn,
+            layout="NTF",
+            feature_names=self.table.names,
+            backend=backend,
+        )
+        return model.to(self.dataset.series.device)
+
+    def train(self, model: TGCN_HierarchicalMT, *, show: bool = True, **options: Any) -> int:
         """Trains until the validation loss stops falling; keeps the best weights.
 
         Args:
             model (TGCN_HierarchicalMT): on the device of the dataset.
-            epochs (int): at most.
+            show (bool): show a bar or a line an epoch. (default: ``True``)
             options: passed on to :func:`hiermt.train_hierarchical`.
 
         Returns:
             Number of epochs trained, including those before a checkpoint.
         """
+        settings = self.settings
         watched = self.loader(self.split.validation) if self.split.validation else None
-        heads: list[dict[str, float]] = []
-        train, validation, history = train_hierarchical(
-            model,
-            adam(model, self.settings.learning_rate),
-            None,
-            self.loader(self.split.train, shuffle=True),
-            watched,
-            num_epochs=epochs,
-            device=self.dataset.series.device,
-            callback=lambda _, metrics: heads.append(dict(metrics)),
-            patience=self.settings.patience if watched is not None else None,
-            **options,
-        )
-        self.losses = {f"train_{name}": list(values) for name, values in history.items()}
-        if watched is not None:
-            # A checkpoint holds the total of earlier validation losses, not the loss of each head.
-            unknown: list[float | None] = [None] * (len(train) - len(heads))
-            for name in ("signal_loss", "direction_loss"):
-                self.losses[f"test_{name}"] = unknown + [metrics[f"test_{name}"] for metrics in heads]
-            self.losses["test_total_loss"] = list(validation)
-        return len(train)
+        with Epochs(settings.epochs, show) as epochs:
+            train_hierarchical(
+                model,
+                adam(model, settings.learning_rate),
+                None,
+                self.loader(self.split.train, shuffle=True),
+                watched,
+                num_epochs=settings.epochs,
+                device=self.dataset.series.device,
+                callback=epochs,
+                patience=settings.patience if watched is not None else None,
+                progress=False,
+                **options,
+            )
+        self.losses = epochs.losses
+        return epochs.count
+
+    def base_rates(self) -> dict[str, dict[str, float]]:
+        """Share of signals, and of Up among them, in each part of the split; no share where there is no case."""
+        rates: dict[str, dict[str, float]] = {}
+        for name in ("train", "validation", "test"):
+            truth = self.labels_of(getattr(self.split, name))
+            if truth.numel():
+                moved = truth != 1
+                rates[name] = {"signal": float(moved.double().mean())}
+                if bool(moved.any()):
+                    rates[name]["up"] = float((truth[moved] == 2).double().mean())
+        return rates
 
     def describe(self) -> dict[str, Any]:
         """The data part of ``config.json``: what ``predict`` needs besides the model."""
@@ -163,6 +180,7 @@ class Experiment:
                 "weight": None if weights is None else weights.tolist(),
             },
             "trained_on": [str(self.table.dates[0]), str(self.table.dates[self.split.train_days - 1])],
+            "used_until": str(self.table.dates[self.split.used_days - 1]),
         }
 
 

@@ -3,61 +3,44 @@
 from __future__ import annotations
 
 import argparse
-import os
-from collections.abc import Callable
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 
-from hiermt.cli.experiment import Settings
+from hiermt.cli.argument_types import file_path, path, whole
 from hiermt.data import FeatureTable, Prices, Split, compute_features, read_features, read_prices
 
 
-def path(text: str) -> Path:
-    """An argument type: a path. An empty one, as from an unset variable, is refused: pathlib reads it as ``.``."""
-    if not text.strip() or "\0" in text:
-        raise argparse.ArgumentTypeError(f"expected a path, got {text!r}")
-    return Path(text)
+class Parser(argparse.ArgumentParser):
+    """A parser that ends with one sentence and exit code 2, and knows every option by its whole name only."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **{"allow_abbrev": False, **kwargs})
+
+    def error(self, message: str) -> Any:
+        """Prints the sentence and ends the process."""
+        self.exit(2, f"error: {' '.join(message.split())}; see {self.prog} --help\n")
 
 
-def file_path(text: str) -> Path:
-    """An argument type: a path of a file."""
-    if text.endswith(("/", os.sep)):
-        raise argparse.ArgumentTypeError(f"expected the path of a file, got the folder {text!r}")
-    return path(text)
-
-
-def whole(least: int) -> Callable[[str], int]:
-    """An argument type: an integer of `least` or more that fits into 64 bits."""
-
-    def parse(text: str) -> int:
-        try:
-            number = int(text)
-        except ValueError:
-            number = least - 1
-        if number < least:
-            raise argparse.ArgumentTypeError(f"expected a whole number of {least} or more, got {text!r}")
-        if number >= 2**63:
-            raise argparse.ArgumentTypeError(f"expected a whole number below 2**63, got {text!r}")
-        return number
-
-    return parse
-
-
-def real(low: float, high: float) -> Callable[[str], float]:
-    """An argument type: a number in ``[low, high]``."""
-
-    def parse(text: str) -> float:
-        try:
-            number = float(text)
-        except ValueError:
-            number = float("nan")
-        if not low <= number <= high:
-            raise argparse.ArgumentTypeError(f"expected a number from {low:g} to {high:g}, got {text!r}")
-        return number
-
-    return parse
+def add_command(commands: Any, name: str, text: str, examples: Sequence[str]) -> argparse.ArgumentParser:
+    """Adds a command with its help, examples of calls, and the options of every command."""
+    parser: argparse.ArgumentParser = commands.add_parser(
+        name,
+        help=text,
+        description=f"{text[0].upper()}{text[1:]}.",
+        epilog="examples:\n" + "\n".join(f"  hiermt {name} {example}".rstrip() for example in examples),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    group = parser.add_argument_group("input and output")
+    group.add_argument("--json", action="store_true", help="print the result as JSON, and everything else to stderr")
+    group.add_argument(
+        "--config",
+        type=file_path,
+        metavar="FILE",
+        help="JSON with options by name, or the run.json of a training; options of the command line come before it",
+    )
+    return parser
 
 
 def add_run(parser: argparse.ArgumentParser) -> None:
@@ -113,47 +96,24 @@ def add_table(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_model(parser: argparse.ArgumentParser, *, required: bool = True) -> None:
+    """Adds --model, the folder of a training."""
+    parser.add_argument("--model", type=path, required=required, metavar="DIR", help="the --out folder of a training")
+
+
+def add_graph_files(group: Any) -> None:
+    """Adds --adjacency and --sectors."""
+    group.add_argument(
+        "--adjacency", type=file_path, metavar="FILE", help=".npy with weights, in the order of the stocks"
+    )
+    group.add_argument("--sectors", type=file_path, metavar="FILE", help="table with Symbol and Sector")
+
+
 def read(args: argparse.Namespace, symbols: tuple[str, ...] | None = None) -> FeatureTable:
     """The table that --prices or --features names."""
     if args.features is not None:
         return read_features(args.features, symbols=symbols)
     return compute_features(read_prices(args.prices, max_gap=args.max_gap, symbols=symbols))
-
-
-# Group, name of the setting, type and help of each option.
-_SETTINGS = (
-    ("training", "epochs", whole(1), "most epochs"),
-    ("training", "patience", whole(1), "epochs without a lower validation loss before stopping"),
-    ("training", "batch_size", whole(1), "windows per batch"),
-    ("training", "learning_rate", real(0, 10), "learning rate of Adam"),
-    ("training", "seed", whole(0), "seed of weights and order"),
-    ("data", "window", whole(1), "days the model sees"),
-    ("data", "threshold", real(0, 1), "absolute return above which a day is a signal"),
-    ("data", "confidence", real(0, 1), "P(signal) above which to decide Down or Up"),
-    ("data", "validation", real(0, 0.9), "share of the windows"),
-    ("data", "test", real(0.01, 0.9), "share of the windows"),
-    ("graph", "correlation", real(-1, 0.999), "correlation of returns above which two stocks are neighbours"),
-    ("graph", "sector_bonus", real(0, 2), "added to the correlation within a sector"),
-)
-
-
-def add_settings(parser: argparse.ArgumentParser) -> None:
-    """Adds the settings of a training and the files of its graph."""
-    groups = {title: parser.add_argument_group(title) for title in ("training", "data", "graph")}
-    for title, name, kind, text in _SETTINGS:
-        option = "--lr" if name == "learning_rate" else f"--{name.replace('_', '-')}"
-        default = getattr(Settings(), name)
-        metavar, text = name.rpartition("_")[2].upper(), f"{text} ({default:g})"
-        groups[title].add_argument(option, dest=name, metavar=metavar, type=kind, default=default, help=text)
-    groups["graph"].add_argument(
-        "--adjacency", type=file_path, metavar="FILE", help=".npy with weights, in the order of the stocks"
-    )
-    groups["graph"].add_argument("--sectors", type=file_path, metavar="FILE", help="table with Symbol and Sector")
-
-
-def settings(args: argparse.Namespace) -> Settings:
-    """The settings given on the command line."""
-    return Settings(**{name: getattr(args, name) for _, name, _, _ in _SETTINGS})
 
 
 def describe_prices(prices: Prices) -> str:
@@ -162,7 +122,7 @@ def describe_prices(prices: Prices) -> str:
     return f"{len(prices.symbols)} stocks, {len(prices.dates):,} days {prices.dates[0]} to {prices.dates[-1]}, {kind}"
 
 
-def describe_split(split: Split, dates: Any) -> list[str]:
+def describe_split(split: Split, dates: Any) -> str:
     """One line per part of a split, and one on the gap."""
     lines = []
     for name in ("train", "validation", "test"):
@@ -171,4 +131,4 @@ def describe_split(split: Split, dates: Any) -> list[str]:
             first, last = dates[part.start], dates[part.stop - 2 + split.window]
             lines.append(f"  {name:<11}{len(part):>6,} windows  {first} to {last}")
     lines.append(f"  {split.gap} days between the parts are left out: no label of a part reads a day of another")
-    return lines
+    return "\n".join(lines)

@@ -1,39 +1,53 @@
-"""``python -m hiermt predict --model DIR --prices F``."""
+"""``hiermt predict --model DIR --prices F``."""
 
 from __future__ import annotations
 
 import argparse
 from typing import Any
 
-from hiermt.cli import artefacts, options
+from hiermt.cli import artefacts, options, output
+from hiermt.cli.argument_types import file_path, real, whole
 from hiermt.cli.experiment import decide
+from hiermt.cli.output import log
 from hiermt.cli.trained import Trained
 from hiermt.data import DataError
 from hiermt.io.files import check_writable
 
+MEANING = (
+    "P(down), P(neutral) and P(up) are the model's probabilities of the three outcomes. The decision asks for a signal "
+    "first (P(signal) = 1 - P(neutral)) and then for the likelier direction, so it can differ from the likeliest "
+    "outcome. Confidence is the probability of the head that decided alone, at least 50% whatever the model knows."
+)
+
 
 def add_parser(commands: Any) -> None:
     """Adds the command."""
-    parser = commands.add_parser("predict", help="Down, Neutral or Up for the day after the last one of a table")
-    parser.add_argument(
-        "--model", type=options.path, required=True, metavar="DIR", help="the --out folder of a training"
+    parser = options.add_command(
+        commands,
+        "predict",
+        "decide Down, Neutral or Up for the day after the last one of a table",
+        [
+            "--model model --prices prices.csv",
+            "--model model --prices prices.csv --rolling --out decisions.csv",
+            "--model model --prices prices.csv --days 5 --json",
+        ],
     )
+    options.add_model(parser)
     options.add_table(parser)
-    parser.add_argument("--days", type=options.whole(1), default=1, help="decide for the last DAYS days (default: 1)")
-    parser.add_argument(
+    span = parser.add_mutually_exclusive_group()
+    span.add_argument("--days", type=whole(1), default=1, help="decide for the last DAYS days (default: 1)")
+    span.add_argument(
         "--rolling", action="store_true", help="decide for every day with a full window, as for a backtest"
     )
-    parser.add_argument("--out", type=options.file_path, metavar="FILE", help="also write a CSV")
+    parser.add_argument("--out", type=file_path, metavar="FILE", help="also write a CSV")
     parser.add_argument(
-        "--confidence",
-        type=options.real(0, 1),
-        help="P(signal) above which to decide Down or Up (default: as trained)",
+        "--confidence", type=real(0, 1), help="P(signal) above which to decide Down or Up (default: as trained)"
     )
     options.add_run(parser)
     parser.set_defaults(run=run)
 
 
-def run(args: argparse.Namespace) -> int:
+def run(args: argparse.Namespace) -> dict[str, Any]:
     """Runs the command."""
     device = options.pick_device(args.device)
     if args.out is not None:
@@ -51,15 +65,28 @@ def run(args: argparse.Namespace) -> int:
     model = trained.model.to(device)
     decisions = decide(model, dataset, starts, confidence, progress=True)
     dates = table.dates[starts.start + trained.window - 1 :]
+    rows = list(artefacts.prediction_rows(dates, trained.symbols, decisions))
     if args.out is not None:
-        artefacts.write_predictions(args.out, artefacts.prediction_rows(dates, trained.symbols, decisions))
-    print(
-        f"Close of {dates[-1]}, for {trained.horizon} trading day(s) later; a move is more than {trained.threshold:.2%}"
+        artefacts.write_predictions(args.out, rows)
+    log.info(
+        "Close of %s, for %d trading day(s) later; a move is more than %.2f%%",
+        dates[-1],
+        trained.horizon,
+        100 * trained.threshold,
     )
-    print(f"{'symbol':<10}{'decision':<10}{'confidence':>10}{'P(signal)':>11}{'P(up)':>8}")
-    rows = list(artefacts.prediction_rows(dates, trained.symbols, decisions))[-len(trained.symbols) :]
-    for _, symbol, decision, sure, signal, up in rows:
-        print(f"{symbol:<10}{decision:<10}{float(sure):>10.1%}{float(signal):>11.1%}{float(up):>8.1%}")
+    shown = [
+        [symbol, decision, *(f"{float(value):.1%}" for value in numbers[1:4]), f"{float(numbers[0]):.1%}"]
+        for _, symbol, decision, *numbers in rows[-len(trained.symbols) :]
+    ]
+    columns = ("symbol", "decision", "P(down)", "P(neutral)", "P(up)", "confidence")
+    log.info("%s\n\n%s", output.table(columns, shown, left=2), MEANING)
     if args.out is not None:
-        print(f"\n{args.out}: {len(dates):,} days x {len(trained.symbols)} stocks")
-    return 0
+        log.info("\n%s: %s days x %d stocks", args.out, f"{len(dates):,}", len(trained.symbols))
+    named = [dict(zip(artefacts.HEADER, [str(row[0]), *row[1:3], *map(float, row[3:])], strict=True)) for row in rows]
+    return {
+        "horizon": trained.horizon,
+        "threshold": trained.threshold,
+        "p_signal_above": confidence,
+        "decisions": named,
+        "out": args.out,
+    }

@@ -8,6 +8,7 @@ import numpy as np
 import numpy.typing as npt
 from torch import Tensor
 
+from hiermt.cli import output
 from hiermt.data import CLASSES
 from hiermt.data.optional import import_optional
 
@@ -75,28 +76,30 @@ def _score(
     }
 
 
-def table(scores: dict[str, Any]) -> str:
-    """The scores of :func:`evaluate` as a table of text."""
+def table(scores: dict[str, Any], wide: int | None = None) -> str:
+    """The scores of :func:`evaluate` as a table of text, `wide` columns at most."""
+    return output.table(*rows(scores), wide=wide)
+
+
+def rows(scores: dict[str, Any]) -> tuple[tuple[str, ...], list[list[str]]]:
+    """Columns and rows of the table."""
     names = {
         "decision": "Down / Neutral / Up",
         "signal": "Noise / Signal",
         "direction": "Down / Up, where it moved",
     }
-    head = f"{'':<26}{'cases':>9}{'accuracy':>10}{'majority':>18}{'gain':>16}{'balanced':>10}{'macro F1':>10}"
-    lines = [head, "-" * len(head)]
+    found = []
     for key, name in names.items():
         score = scores[key]
         if not score["count"]:
-            lines.append(f"{name:<26}{0:>9}")
+            found.append([name, "0", *[""] * 5])
             continue
         majority = f"{score['majority_accuracy']:.1%} ({score['majority']})"
         error = "" if score["gain_error"] is None else f" ± {100 * score['gain_error']:.1f}"
         gain = f"{100 * score['gain']:+.1f}{error} pt"
-        lines.append(
-            f"{name:<26}{score['count']:>9,}{score['accuracy']:>10.1%}{majority:>18}{gain:>16}"
-            f"{score['balanced_accuracy']:>10.1%}{score['macro_f1']:>10.3f}"
-        )
-    return "\n".join(lines)
+        cells = [f"{score['count']:,}", f"{score['accuracy']:.1%}", majority, gain]
+        found.append([name, *cells, f"{score['balanced_accuracy']:.1%}", f"{score['macro_f1']:.3f}"])
+    return ("", "cases", "accuracy", "majority", "gain", "balanced", "macro F1"), found
 
 
 def verdict(scores: dict[str, Any]) -> str:
@@ -117,3 +120,9 @@ def verdict(scores: dict[str, Any]) -> str:
         else:
             lines.append(f"{subject}: no better than {constant} ({gain:+.1f} ± {error:.1f} points).")
     return "\n".join(lines)
+
+
+def span(scores: dict[str, Any]) -> str:
+    """One line on the days and stocks that were scored."""
+    found = scores["span"]
+    return f"{found['first']} to {found['last']}, {found['stocks']} stocks. Shares are of the true class; counts below."

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from hiermt.cli import output
 from hiermt.data import WindowBatch
 from hiermt.native.dispatch import native
 from hiermt.nn import TGCN_HierarchicalMT
@@ -28,13 +29,12 @@ class Timing:
     pyg: float | None
     difference: float | None
 
-    def line(self, what: str, stocks: int) -> str:
-        """One line of text."""
-        text = f"{what:<14} hiermt {1e3 * self.ours:8.2f} ms ({stocks / self.ours:>9,.0f} stocks/s)"
-        if self.pyg is None:
-            return text
-        other = f"PyG eager {1e3 * self.pyg:8.1f} ms ({stocks / self.pyg:>7,.0f} stocks/s)"
-        return f"{text}   {other}   {self.pyg / self.ours:.1f} x"
+    def cells(self, what: str, stocks: int) -> list[str]:
+        """One row of the table of :func:`comparison`."""
+        found = [what, f"{1e3 * self.ours:.2f} ms", f"{stocks / self.ours:,.0f}"]
+        if self.pyg is not None:
+            found += [f"{1e3 * self.pyg:.1f} ms", f"{stocks / self.pyg:,.0f}", f"{self.pyg / self.ours:.1f} x"]
+        return found
 
 
 def has_pyg() -> bool:
@@ -86,17 +86,17 @@ def compare_training(model: TGCN_HierarchicalMT, batch: WindowBatch, seconds: fl
     return Timing(own, median_time(theirs, batch.x.device, seconds), None)
 
 
-def print_comparison(model: TGCN_HierarchicalMT, batch: WindowBatch, seconds: float, indent: str = "") -> float:
-    """Prints the times of forward and training step beside PyG's; returns the seconds of our training step."""
-    forward = compare_forward(model, batch, seconds)
-    print(f"{indent}{forward.line('forward', batch.num_nodes)}")
-    step = compare_training(model, batch, seconds)
-    print(f"{indent}{step.line('training step', batch.num_nodes)}")
-    if forward.difference is None:
-        print(f"{indent}{NO_PYG}")
-    else:
-        print(f"{indent}largest difference between the logits of the two: {forward.difference:.1e}")
-    return step.ours
+def comparison(model: TGCN_HierarchicalMT, batch: WindowBatch, seconds: float) -> tuple[str, dict[str, Timing]]:
+    """Times forward and training step beside PyG's: a table as text, and the times."""
+    found = {
+        "forward": compare_forward(model, batch, seconds),
+        "training step": compare_training(model, batch, seconds),
+    }
+    rows = [timing.cells(what, batch.num_nodes) for what, timing in found.items()]
+    columns = ("", "hiermt", "stocks/s", "PyG eager", "stocks/s", "faster")[: len(rows[0])]
+    difference = found["forward"].difference
+    note = NO_PYG if difference is None else f"largest difference between the logits of the two: {difference:.1e}"
+    return f"{output.table(columns, rows)}\n{note}", found
 
 
 def median_time(function: Callable[[], object], device: torch.device, seconds: float) -> float:

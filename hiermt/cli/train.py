@@ -1,101 +1,118 @@
-"""``python -m hiermt train --prices F --out DIR``."""
+"""``hiermt train --prices F --out DIR``."""
 
 from __future__ import annotations
 
 import argparse
 import time
-from pathlib import Path
 from typing import Any
 
 import torch
 
 from hiermt import data
-from hiermt.cli import artefacts, options, scores
+from hiermt.cli import artefacts, evaluation, options, record, summary
+from hiermt.cli.argument_types import file_path, path
 from hiermt.cli.experiment import Experiment, decide
+from hiermt.cli.output import log
+from hiermt.cli.settings import Settings
 from hiermt.io.files import check_writable
 from hiermt.nn import TGCN_HierarchicalMT
 
 
 def add_parser(commands: Any) -> None:
     """Adds the command."""
-    parser = commands.add_parser("train", help="train on a table of prices; write model, metrics and pictures")
-    options.add_table(parser)
-    parser.add_argument("--out", type=options.path, required=True, metavar="DIR", help="folder for the results")
-    options.add_settings(parser)
-    group = parser.add_argument_group("model")
-    group.add_argument("--hidden", type=options.whole(1), default=16, help="hidden channels (16)")
-    group.add_argument("--layers", type=options.whole(1), default=2, help="T-GCN layers (2)")
-    group.add_argument("--gcn", action="store_true", help="GCN convolutions in place of graph attention")
-    group = parser.add_argument_group("long trainings")
-    group.add_argument(
-        "--checkpoint", type=options.file_path, metavar="FILE", help="file for the state of the training"
+    parser = options.add_command(
+        commands,
+        "train",
+        "train on a table of prices; write model, metrics, pictures and report",
+        [
+            "--prices prices.csv --out model",
+            "--prices prices.csv --out model --horizon 5 --epochs 50 --seed 1",
+            "--prices prices.csv --out model --checkpoint state --resume",
+            "--config model/run.json --out again",
+        ],
     )
+    options.add_table(parser)
+    parser.add_argument("--out", type=path, required=True, metavar="DIR", help="folder for the results")
+    options.add_graph_files(Settings.add_options(parser)["graph"])
+    group = parser.add_argument_group("long trainings")
+    group.add_argument("--checkpoint", type=file_path, metavar="FILE", help="file for the state of the training")
     group.add_argument("--resume", action="store_true", help="resume from the checkpoint if it exists")
-    group.add_argument("--tensorboard", type=options.path, metavar="DIR", help="write the losses for TensorBoard")
+    group.add_argument("--tensorboard", type=path, metavar="DIR", help="write the losses for TensorBoard")
     options.add_run(parser)
     parser.set_defaults(run=run)
 
 
-def run(args: argparse.Namespace) -> int:
+def run(args: argparse.Namespace) -> dict[str, Any]:
     """Runs the command."""
     device = options.pick_device(args.device)
+    if args.resume and args.checkpoint is None:
+        raise ValueError("--resume: needs --checkpoint FILE to continue from")
     artefacts.check_folder(args.out)
     if args.checkpoint is not None:
         check_writable(args.checkpoint)
-    table = options.read(args)
-    edges = None if args.adjacency is None else data.read_adjacency(args.adjacency, len(table.symbols))
-    sectors = None if args.sectors is None else data.read_sectors(args.sectors)
-    experiment = Experiment.prepare(table, options.settings(args), edges=edges, sectors=sectors, device=device)
-    torch.manual_seed(args.seed)
-    model = TGCN_HierarchicalMT(
-        len(table.names),
-        args.hidden,
-        args.layers,
-        use_gat=not args.gcn,
-        layout="NTF",
-        feature_names=table.names,
-        backend=args.backend,
-    ).to(device)
-    print(
-        f"{len(table.symbols)} stocks, {table.num_days:,} days, {len(table.names)} features, "
-        f"{experiment.dataset.edge_index.size(1)} directed edges"
-    )
-    print(*options.describe_split(experiment.split, table.dates), sep="\n")
-    finish(
+    files = record.inputs(args)
+    experiment = prepare(args, device)
+    table = experiment.table
+    log.info("%s", options.describe_split(experiment.split, table.dates))
+    return finish(
+        args,
         experiment,
-        model,
-        args.epochs,
-        args.out,
+        experiment.model(args.backend),
+        record.describe(args, device, table.names, files),
         checkpoint=args.checkpoint,
         resume=args.resume,
         tensorboard=args.tensorboard,
     )
-    return 0
+
+
+def prepare(args: argparse.Namespace, device: torch.device) -> Experiment:
+    """Reads the files that the arguments name."""
+    table = options.read(args)
+    edges = None if args.adjacency is None else data.read_adjacency(args.adjacency, len(table.symbols))
+    sectors = None if args.sectors is None else data.read_sectors(args.sectors)
+    experiment = Experiment.prepare(table, Settings.of(args), edges=edges, sectors=sectors, device=device)
+    log.info(
+        "%d stocks, %s days, %d features, %d directed edges",
+        len(table.symbols),
+        f"{table.num_days:,}",
+        len(table.names),
+        experiment.dataset.edge_index.size(1),
+    )
+    return experiment
 
 
 def finish(
-    experiment: Experiment, model: TGCN_HierarchicalMT, epochs: int, out: Path, **options: Any
+    args: argparse.Namespace,
+    experiment: Experiment,
+    model: TGCN_HierarchicalMT,
+    run_record: dict[str, Any],
+    **loop: Any,
 ) -> dict[str, Any]:
-    """Trains, evaluates on the test span, writes and prints the results.
+    """Trains, evaluates on the test span, writes and shows the results.
 
     Args:
+        args (Namespace): with ``out``, the folder for the results.
         experiment (Experiment): data and settings.
         model (TGCN_HierarchicalMT): on the device of the data.
-        epochs (int): at most.
-        out (Path): folder for the results.
-        options: passed on to :func:`hiermt.train_hierarchical`.
+        run_record (dict): content of ``run.json``.
+        loop: passed on to :func:`hiermt.train_hierarchical`.
 
     Returns:
-        The scores of the test span.
+        What ``metrics.json`` holds of the test span, and the paths of the files.
     """
-    if experiment.split.validation:
-        print("(the test loss below is that of the validation span; the test span is evaluated at the end)")
     start = time.perf_counter()
-    ran = experiment.train(model, epochs, **options)
+    ran = experiment.train(model, **loop)
     seconds = time.perf_counter() - start
-    test = experiment.split.test
-    decisions = decide(model, experiment.dataset, test, experiment.settings.confidence, progress=True)
-    scored = scores.evaluate(decisions.predictions, decisions.probabilities, experiment.labels_of(test))
+    test, settings = experiment.split.test, experiment.settings
+    decisions = decide(model, experiment.dataset, test, settings.confidence, progress=True)
+    scored = evaluation.evaluate(
+        decisions,
+        experiment.labels_of(test),
+        experiment.returns_of(test),
+        experiment.dates_of(test),
+        experiment.table.symbols,
+        settings.horizon,
+    )
     facts = {
         "epochs": ran,
         "train_seconds": round(seconds, 2),
@@ -106,10 +123,10 @@ def finish(
         "device": str(experiment.dataset.series.device),
         "torch": torch.__version__,
     }
-    files = artefacts.write_artefacts(out, experiment, model, scored, decisions, facts)
+    files = artefacts.write_artefacts(args.out, experiment, model, scored, decisions, facts, run_record)
     kept = ", kept the weights with the lowest validation loss" if experiment.split.validation else ""
-    windows = ran * len(experiment.split.train)
-    print(f"\ntrained {ran} epochs ({windows:,} windows) in {seconds:.1f} s{kept}")
-    print(f"\nTest span, not used in training:\n\n{scores.table(scored)}\n\n{scores.verdict(scored)}\n")
-    print(*(f"  {file}" for file in files), sep="\n")
-    return scored
+    windows = f"{ran * len(experiment.split.train):,}"
+    log.info("\ntrained %d epochs (%s windows) in %.1f s%s", ran, windows, seconds, kept)
+    log.info("\nTest span, not used in training:\n\n%s", summary.text(scored))
+    log.info("\n%s", "\n".join(f"  {file}" for file in files))
+    return {"out": args.out, "files": files, "test": scored, **facts}

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from hiermt._arguments import check_integer
+from hiermt.cli.record import fingerprint
 from hiermt.data import DataError, FeatureTable, Scale, WindowDataset
 from hiermt.data.feature_names import as_names, check_same
 from hiermt.graph import as_graph
@@ -20,7 +21,10 @@ from hiermt.nn import TGCN_HierarchicalMT
 
 @dataclass(frozen=True)
 class Trained:
-    """A model, and the symbols, features, scale and graph of its inputs."""
+    """A model, and the symbols, features, scale and graph of its inputs.
+
+    ``used_until`` is the last day that training or validation read, as an ISO date.
+    """
 
     model: TGCN_HierarchicalMT
     symbols: tuple[str, ...]
@@ -32,6 +36,7 @@ class Trained:
     scale: Scale
     edge_index: Tensor
     edge_weight: Tensor | None
+    used_until: str | None = None
 
     @classmethod
     def read(cls, folder: Path, backend: str = "auto") -> Trained:
@@ -98,7 +103,16 @@ def _parsed(described: dict[str, Any], model: TGCN_HierarchicalMT) -> Trained:
         scale=Scale(_vector(scale["mean"]), _vector(scale["deviation"]), features),
         edge_index=edges,
         edge_weight=weights,
+        used_until=_last_day(described),
     )
+
+
+def _last_day(described: dict[str, Any]) -> str | None:
+    """The last day that was used; a folder of an earlier version has only that of the training span."""
+    found = described.get("used_until", described["trained_on"][1] if "trained_on" in described else None)
+    if found is not None and not (isinstance(found, str) and np.datetime64(found).dtype == np.dtype("datetime64[D]")):
+        raise ValueError(f"used_until: expected a day, got {found!r}")
+    return found
 
 
 def _strings(name: str, values: Any) -> tuple[str, ...]:
@@ -111,8 +125,3 @@ def _strings(name: str, values: Any) -> tuple[str, ...]:
 
 def _vector(values: list[float]) -> Tensor:
     return torch.tensor(values, dtype=torch.float64, device="cpu")
-
-
-def fingerprint(path: Path) -> str:
-    """SHA-256 of a file."""
-    return hashlib.sha256(path.read_bytes()).hexdigest()

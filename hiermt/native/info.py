@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import platform
-import sys
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -82,12 +81,6 @@ def format(info: Info) -> str:
     lines += [f"  missing  {what}" for what in info.left_out]
     lines += [f"  env      {name}={value}" for name, value in info.environment.items()]
     return "\n".join(lines)
-
-
-def main() -> int:
-    """Prints the facts; the exit status is always 0."""
-    sys.stdout.write(format(collect()) + "\n")
-    return 0
 
 
 def _of(native: dict[str, Any]) -> str:

@@ -8,7 +8,8 @@ import pytest
 
 from hiermt import TGCN_HierarchicalMT, data
 from hiermt.cli.main import main
-from hiermt.cli.trained import Trained, fingerprint
+from hiermt.cli.record import fingerprint
+from hiermt.cli.trained import Trained
 from support.price_tables import bars, fails, ready_features
 
 pd = pytest.importorskip("pandas")

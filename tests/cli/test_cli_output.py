@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+import platform
 import subprocess
 import sys
 from pathlib import Path
@@ -44,10 +46,13 @@ def test_no_memory(monkeypatch: pytest.MonkeyPatch, capsys: Any, text: str) -> N
 
 
 def test_info_names_python_and_torch_of_the_binary(capsys: Any) -> None:
-    import sysconfig
-
+    assert main(["info", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
     assert main(["info"]) == 0
-    assert str(sysconfig.get_config_var("EXT_SUFFIX")).split(".")[1] in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert found["python"] in out and found["torch"] in out and platform.python_version() in found["python"]
+    assert torch.__version__ in found["torch"]
+    assert not found["native"] or f"built against torch {found['native']['torch']}" in out
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from hiermt.cli.main import main
-from support.price_tables import fails
+from support.price_tables import decided, fails
 
 pd = pytest.importorskip("pandas")
 pytest.importorskip("sklearn")
@@ -71,7 +71,7 @@ FORMS = {
 @pytest.mark.parametrize(("form", "options"), FORMS.values(), ids=FORMS)
 def test_one_decision_whatever_the_form(form, options, trained, tmp_path, capsys):
     expected = predict(trained, trained / "wide.csv", capsys)[1].out
-    assert [line.split()[0] for line in expected.splitlines()[2:]] == ["AAPL", "OPEN", "LOW", "V"]
+    assert [row[0] for row in decided(expected)] == ["AAPL", "OPEN", "LOW", "V"]
     form(closes()).to_csv(tmp_path / "t.csv", **options)
     code, output = predict(trained, tmp_path / "t.csv", capsys)
     assert code == 0, output.err

@@ -53,5 +53,5 @@ class TestReport:
     def test_curves_of_one_epoch_without_validation(self, tmp_path):
         pytest.importorskip("matplotlib")
         losses = {f"train_{name}_loss": [0.7] for name in ("total", "signal", "direction")}
-        pictures.draw_curves(losses, tmp_path / "curves.png")
+        pictures.draw_curves(losses, tmp_path / "curves.png", {"train": {"signal_loss": 0.6}})
         assert (tmp_path / "curves.png").stat().st_size > 1000

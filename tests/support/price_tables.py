@@ -48,6 +48,13 @@ def ready_features(table: FeatureTable) -> Any:
     return ready
 
 
+def decided(output: str) -> list[list[str]]:
+    """The rows of the table that ``predict`` prints, cell by cell."""
+    lines = output.splitlines()
+    start = next(i for i, line in enumerate(lines) if line and set(line) <= set("─-")) + 1
+    return [line.split() for line in lines[start : lines.index("", start)]]
+
+
 def fails(capsys: pytest.CaptureFixture[str], *arguments: object, match: str = "", silent: bool = True) -> str:
     """Runs a command that must end with exit code 2 and one line on stderr, which is returned; no other output."""
     capsys.readouterr()

@@ -1,0 +1,29 @@
+"""``hiermt completion bash``: a script that completes commands and options in a shell."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+from hiermt.cli import options
+from hiermt.cli.output import log
+from hiermt.data.optional import import_optional
+
+
+def add_parser(commands: Any) -> None:
+    """Adds the command."""
+    parser = options.add_command(
+        commands,
+        "completion",
+        "print a script that completes commands and options in a shell",
+        ["bash > ~/.local/share/bash-completion/completions/hiermt", "zsh > ~/.zfunc/_hiermt"],
+    )
+    parser.add_argument("shell", choices=("bash", "zsh", "tcsh"), help="shell that will read the script")
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> dict[str, Any]:
+    """Runs the command."""
+    script = import_optional("shtab", "completing a shell").complete(args.parser, shell=args.shell)
+    log.info("%s", script)
+    return {"shell": args.shell, "script": script}

@@ -1,0 +1,159 @@
+"""``hiermt evaluate``: a trained model on days that it has not seen, or one training for each of several spans."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+import numpy as np
+import torch
+
+from hiermt import data
+from hiermt.cli import artefacts, attention, evaluation, options, pictures, record, scores, summary, walk_forward
+from hiermt.cli.argument_types import path, whole
+from hiermt.cli.experiment import decide
+from hiermt.cli.output import log
+from hiermt.cli.report import Report, png
+from hiermt.cli.settings import Settings
+from hiermt.cli.trained import Trained
+from hiermt.data import DataError
+from hiermt.data.labels import hierarchical_labels, next_returns, three_classes
+from hiermt.inference.rolling import Decisions
+
+
+def add_parser(commands: Any) -> None:
+    """Adds the command."""
+    parser = options.add_command(
+        commands,
+        "evaluate",
+        "measure a trained model on days it has not seen, or train and measure walk-forward",
+        [
+            "--model model --prices newer.csv",
+            "--model model --prices newer.csv --out evaluation --json",
+            "--walk-forward 5 --prices prices.csv --epochs 10 --out walk",
+        ],
+    )
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument("--model", type=path, metavar="DIR", help="the --out folder of a training")
+    what.add_argument(
+        "--walk-forward",
+        type=whole(2),
+        metavar="FOLDS",
+        help="train for each of FOLDS test spans on the days before it; the options of train apply",
+    )
+    options.add_table(parser)
+    parser.add_argument("--out", type=path, metavar="DIR", help="folder for report, metrics, picture and predictions")
+    parser.add_argument(
+        "--all-days",
+        action="store_true",
+        help="with --model: also the days that the training has seen, on which every figure flatters the model",
+    )
+    options.add_graph_files(Settings.add_options(parser, leave_out=("test",))["graph"])
+    options.add_run(parser)
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> dict[str, Any]:
+    """Runs the command."""
+    device = options.pick_device(args.device)
+    if args.out is not None:
+        artefacts.check_folder(args.out, artefacts.EVALUATION_FILES)
+    return _of_model(args, device) if args.model is not None else _walk_forward(args, device)
+
+
+def _of_model(args: argparse.Namespace, device: torch.device) -> dict[str, Any]:
+    # The model has its own; an option that changes nothing must not seem to.
+    ignored = [name for name, value in vars(Settings()).items() if getattr(args, name, value) != value]
+    ignored += [name for name in ("adjacency", "sectors") if getattr(args, name) is not None]
+    if ignored:
+        names = ", ".join(f"--{name.replace('_', '-')}" for name in ignored)
+        raise ValueError(f"{names}: not with --model, whose training has set it; leave it out")
+    trained = Trained.read(args.model, args.backend)
+    table = options.read(args, trained.symbols)
+    dataset = trained.dataset(table, device)
+    first, seen = 0, trained.used_until
+    if not args.all_days:
+        if seen is None:
+            raise DataError(
+                f"{args.model}: does not tell which days it was trained on; train again, or give --all-days"
+            )
+        first = int(np.searchsorted(table.dates, np.datetime64(seen), side="right"))
+    starts = range(first, dataset.num_windows - trained.horizon)
+    if len(starts) < 2:
+        raise DataError(
+            f"the table ends on {table.dates[-1]}: it needs two windows of {trained.window} days and their labels"
+            + ("" if args.all_days else f" after {seen}, the last day that the training used; --all-days takes all")
+        )
+    model = trained.model.to(device)
+    decisions = decide(model, dataset, starts, trained.confidence, progress=True)
+    days = slice(starts.start + trained.window - 1, starts.stop + trained.window - 1)
+    all_returns = next_returns(table.close, trained.horizon)
+    truth = three_classes(*hierarchical_labels(all_returns, trained.threshold))[:, days].t()
+    dates = [str(date) for date in table.dates[days]]
+    if args.all_days and seen is not None and dates[0] <= seen:
+        log.warning("days up to %s are among these, which the training has seen: the figures flatter the model", seen)
+    returns = all_returns[:, days].t()
+    scored = evaluation.evaluate(decisions, truth, returns, dates, trained.symbols, trained.horizon)
+    result = {"model": str(args.model), "untouched_days_only": not args.all_days, "test": scored}
+    page = Report(
+        title="Evaluation" + (" on all days, those of the training included" if args.all_days else ""),
+        scores=scored,
+        facts={"model": args.model, "used by the training until": seen},
+        symbols=trained.symbols,
+        dates=dates,
+        confusion=_confusion(scored),
+        unseen=not args.all_days,
+        graph=dataset,
+        attention=attention.mean_attention(model, dataset, starts),
+    )
+    return _finish(args, result, page, decisions, truth, returns)
+
+
+def _walk_forward(args: argparse.Namespace, device: torch.device) -> dict[str, Any]:
+    if args.all_days:
+        raise ValueError("--all-days: only with --model; every fold is measured on days after its training")
+    files = record.inputs(args)
+    table = options.read(args)
+    edges = None if args.adjacency is None else data.read_adjacency(args.adjacency, len(table.symbols))
+    sectors = None if args.sectors is None else data.read_sectors(args.sectors)
+    settings, folds = Settings.of(args), args.walk_forward
+    found = walk_forward.run(table, settings, folds, device, args.backend, edges=edges, sectors=sectors)
+    scored = evaluation.evaluate(
+        found.decisions, found.truth, found.returns, found.dates, table.symbols, settings.horizon
+    )
+    described = record.describe(args, device, table.names, files)
+    result = {"walk_forward": folds, "folds": found.folds, "test": scored, "run": described}
+    log.info("\n%s\n\nAll folds together:", walk_forward.table_of(found.folds))
+    page = Report(
+        title=f"Walk-forward evaluation, {folds} folds",
+        scores=scored,
+        facts={"folds": folds, "gap between training and test (days)": settings.horizon},
+        symbols=table.symbols,
+        dates=found.dates,
+        confusion=_confusion(scored),
+        record=described,
+    )
+    return _finish(args, result, page, found.decisions, found.truth, found.returns)
+
+
+def _confusion(scored: dict[str, Any]) -> bytes:
+    return png(lambda file: pictures.draw_confusion(scored, file, scores.span(scored)))
+
+
+def _finish(
+    args: argparse.Namespace,
+    result: dict[str, Any],
+    page: Report,
+    decisions: Decisions,
+    truth: torch.Tensor,
+    returns: torch.Tensor,
+) -> dict[str, Any]:
+    scored = result["test"]
+    span = scored["span"]
+    log.info("\n%s days, %s to %s, %d stocks\n", f"{span['days']:,}", span["first"], span["last"], span["stocks"])
+    log.info("%s", summary.text(scored))
+    if args.out is not None:
+        rows = artefacts.scored_rows(page.dates, tuple(page.symbols), decisions, truth, returns)
+        result["files"] = artefacts.write_evaluation(args.out, page, dict(result), rows)
+        log.info("\n%s", "\n".join(f"  {file}" for file in result["files"]))
+    return result
