@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hiermt.ops.operator import Operator, allows_tf32, call, fake_gradients, gradients_of, is_recorded
+from hiermt.ops.operator import Operator, allows_tf32, call, contiguous, fake_gradients, gradients_of
 
 
 def conv_stack(
@@ -21,14 +21,11 @@ def conv_stack(
     activation: int,
 ) -> Tensor:
     """A stack of convolutions; :func:`hiermt.reference.conv_stack` says what it computes."""
-    params = [param.contiguous() for param in conv_params]
-    weight = None if edge_weight is None else edge_weight.contiguous()
     return _conv_stack(  # type: ignore[no-any-return]
-        is_recorded(x, weight, *params),
         x,
-        list(csr),
-        weight,
-        params,
+        csr,
+        None if edge_weight is None else edge_weight.contiguous(),
+        contiguous(conv_params),
         conv_layers=conv_layers,
         activation=activation,
         tf32=allows_tf32(x),
@@ -62,9 +59,9 @@ def _fake_backward(
     ]
 
 
-def _save(ctx: Any, args: Sequence[Any], options: dict[str, Any], output: Tensor) -> None:
+def _save(ctx: Any, args: Sequence[Any], output: Tensor) -> None:
     x, csr, weight, params = args
-    ctx.options, ctx.entries = options, len(csr)
+    ctx.entries = len(csr)
     ctx.save_for_backward(x, output, weight, *csr, *params)
 
 

@@ -32,8 +32,7 @@ def decision(
     Gradients flow through the logits alone.
     """
     params = (out_weight, out_bias, signal_weight, signal_bias, direction_weight, direction_bias)
-    dense = [param.contiguous() for param in params]
-    return _decision(operator.is_recorded(h, *dense), h, *dense, threshold, outputs)  # type: ignore[no-any-return]
+    return _decision(h, *operator.contiguous(params), threshold, outputs)  # type: ignore[no-any-return]
 
 
 def head_logits(
@@ -47,7 +46,7 @@ def head_logits(
 ) -> tuple[Tensor, Tensor]:
     """Output linear and heads alone."""
     params = (out_weight, out_bias, signal_weight, signal_bias, direction_weight, direction_bias)
-    signal, direction, *_ = decision(h, *params, 0.5, LOGITS)
+    signal, direction, *_ = _decision(h, *operator.contiguous(params), 0.5, LOGITS)
     return signal, direction
 
 
@@ -60,7 +59,7 @@ def decision_from_logits(
     )
 
 
-def _save(ctx: Any, args: Sequence[Any], options: dict[str, Any], output: tuple[Tensor, ...]) -> None:
+def _save(ctx: Any, args: Sequence[Any], output: tuple[Tensor, ...]) -> None:
     h, out_weight, out_bias, signal_weight, _, direction_weight, *_ = args
     ctx.save_for_backward(h, out_weight, out_bias, signal_weight, direction_weight)
 

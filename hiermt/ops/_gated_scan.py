@@ -27,12 +27,16 @@ def gated_scan(
     Raises:
         IndexError: a window does not lie in the series; looked at on the CPU only.
     """
-    state = None if h0 is None else h0.contiguous()
-    arguments = (x, g.contiguous(), state, [param.contiguous() for param in gates], starts)
-    save = operator.is_recorded(x, g, state, *gates)
-    options = {"steps": steps, "sequence": sequence, "save": save, "tf32": operator.allows_tf32(x)}
-    with operator.windows_outside(starts):
-        return _gated_scan(save, *arguments, **options)  # type: ignore[no-any-return]
+    return _gated_scan(  # type: ignore[no-any-return]
+        x,
+        g.contiguous(),
+        None if h0 is None else h0.contiguous(),
+        operator.contiguous(gates),
+        starts,
+        steps=steps,
+        sequence=sequence,
+        tf32=operator.allows_tf32(x),
+    )
 
 
 def _fake(
@@ -71,16 +75,15 @@ def _fake_backward(
     ]
 
 
-def _save(ctx: Any, args: Sequence[Any], options: dict[str, Any], output: tuple[Tensor, ...]) -> None:
+def _save(ctx: Any, args: Sequence[Any], output: tuple[Tensor, ...]) -> None:
     x, g, h0, gates, starts = args
     out, h, values = output
-    if operator.keeps(ctx, options):
-        ctx.save_for_backward(x, g, h0, starts, out if options["sequence"] else h, values, *gates)
+    ctx.save_for_backward(x, g, h0, starts, out if ctx.options["sequence"] else h, values, *gates)
 
 
 def _gradients(ctx: Any, need: Sequence[Any], d_out: Tensor) -> Sequence[Any]:
     need_x, need_g, need_h0, need_gates, _ = need
-    x, g, h0, starts, h, values, *gates = operator.kept(ctx, "gated_scan")
+    x, g, h0, starts, h, values, *gates = ctx.saved_tensors
     d_x, d_g, d_h0, *grads = operator.call(
         torch.ops.hiermt.gated_scan_backward.default,
         *(d_out.contiguous(), x, g, h0, gates, starts, h, values),
@@ -99,4 +102,4 @@ def _gradients(ctx: Any, need: Sequence[Any], d_out: Tensor) -> Sequence[Any]:
     )
 
 
-_gated_scan = Operator("gated_scan", _fake, _fake_backward, _save, _gradients, first_only=True)
+_gated_scan = Operator("gated_scan", _fake, _fake_backward, _save, _gradients, saves=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from hiermt.ops.operator import index_errors, register_fake
+from hiermt.ops.operator import register_fake, typed
 
 
 def graph_prepare(edge_index: Tensor, num_nodes: int, rule: int) -> tuple[Tensor, ...]:
@@ -21,8 +21,10 @@ def graph_prepare(edge_index: Tensor, num_nodes: int, rule: int) -> tuple[Tensor
     operator = torch.ops.hiermt.graph_prepare
     if torch.compiler.is_compiling() or edge_index.is_cuda:
         return operator(edge_index, num_nodes, rule)  # type: ignore[no-any-return]
-    with index_errors("is outside the nodes"):
+    try:
         return operator(edge_index, num_nodes, rule)  # type: ignore[no-any-return]
+    except RuntimeError as error:
+        raise typed(error) from None
 
 
 def _fake(edge_index: Tensor, num_nodes: int, rule: int) -> tuple[Tensor, ...]:

@@ -27,14 +27,14 @@ def multitask_loss(
     smoothing and gamma of the focal loss.
     """
     arguments = (signal_logits, direction_logits, signal_targets, direction_targets, mask, lambda_direction, *options)
-    total, signal, direction, _ = _loss(operator.is_recorded(signal_logits, direction_logits), *arguments)
+    total, signal, direction, _ = _loss(*arguments)
     return total, signal, direction
 
 
-def _save(ctx: Any, args: Sequence[Any], options: dict[str, Any], output: tuple[Tensor, ...]) -> None:
+def _save(ctx: Any, args: Sequence[Any], output: tuple[Tensor, ...]) -> None:
     *tensors, ctx.lambda_direction = args[:6]
     # Left out of a call, the options have the schema's defaults.
-    signal_weight, direction_weight, *ctx.options = args[6:] or (None, None)
+    signal_weight, direction_weight, *ctx.numbers = args[6:] or (None, None)
     ctx.save_for_backward(*tensors, output[3], signal_weight, direction_weight)
 
 
@@ -44,7 +44,7 @@ def _gradients(ctx: Any, need: Sequence[Any], *cotangents: Tensor | None) -> Seq
     d_signal, d_direction = operator.call(
         torch.ops.hiermt.multitask_loss_backward.default,
         *(*cotangents, *tensors, norms, ctx.lambda_direction, need_signal, need_direction),
-        *((signal_weight, direction_weight, *ctx.options) if ctx.options else ()),
+        *((signal_weight, direction_weight, *ctx.numbers) if ctx.numbers else ()),
     )
     return (d_signal if need_signal else None, d_direction if need_direction else None, *[None] * len(others))
 

@@ -31,21 +31,20 @@ def tgcn_layer(
     Raises:
         IndexError: a window does not lie in the series; looked at on the CPU only.
     """
-    convs = [param.contiguous() for param in conv_params]
-    gates = [param.contiguous() for param in gate_params]
-    weight = None if edge_weight is None else edge_weight.contiguous()
-    state = None if h0 is None else h0.contiguous()
-    save = operator.is_recorded(x, weight, state, *convs, *gates)
-    options = {
-        "steps": steps,
-        "conv_layers": conv_layers,
-        "between": between,
-        "sequence": sequence,
-        "save": save,
-        "tf32": operator.allows_tf32(x),
-    }
-    with operator.windows_outside(starts):
-        return _tgcn_layer(save, x, list(csr), weight, convs, gates, state, starts, **options)  # type: ignore[no-any-return]
+    return _tgcn_layer(  # type: ignore[no-any-return]
+        x,
+        csr,
+        None if edge_weight is None else edge_weight.contiguous(),
+        operator.contiguous(conv_params),
+        operator.contiguous(gate_params),
+        None if h0 is None else h0.contiguous(),
+        starts,
+        steps=steps,
+        conv_layers=conv_layers,
+        between=between,
+        sequence=sequence,
+        tf32=operator.allows_tf32(x),
+    )
 
 
 def _fake(
@@ -92,18 +91,17 @@ def _fake_backward(
     ]
 
 
-def _save(ctx: Any, args: Sequence[Any], options: dict[str, Any], output: tuple[Tensor, ...]) -> None:
+def _save(ctx: Any, args: Sequence[Any], output: tuple[Tensor, ...]) -> None:
     x, csr, weight, convs, gates, h0, starts = args
     out, h, values, g = output
     ctx.counts = len(csr), len(convs)
-    if operator.keeps(ctx, options):
-        h = out if options["sequence"] else h
-        ctx.save_for_backward(x, weight, h0, starts, h, values, g, *csr, *convs, *gates)
+    h = out if ctx.options["sequence"] else h
+    ctx.save_for_backward(x, weight, h0, starts, h, values, g, *csr, *convs, *gates)
 
 
 def _gradients(ctx: Any, need: Sequence[Any], d_out: Tensor) -> Sequence[Any]:
     need_x, need_csr, need_weight, need_convs, need_gates, need_h0, _ = need
-    x, weight, h0, starts, h, values, g, *rest = operator.kept(ctx, "tgcn_layer")
+    x, weight, h0, starts, h, values, g, *rest = ctx.saved_tensors
     entries, count = ctx.counts
     csr, convs, gates = rest[:entries], rest[entries : entries + count], rest[entries + count :]
     d_x, *grads, d_h0, d_weight = operator.call(
@@ -127,4 +125,4 @@ def _gradients(ctx: Any, need: Sequence[Any], d_out: Tensor) -> Sequence[Any]:
     )
 
 
-_tgcn_layer = Operator("tgcn_layer", _fake, _fake_backward, _save, _gradients, first_only=True)
+_tgcn_layer = Operator("tgcn_layer", _fake, _fake_backward, _save, _gradients, saves=True)

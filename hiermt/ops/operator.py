@@ -7,13 +7,12 @@ are lists of tensors.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_map
+from torch.utils._pytree import tree_leaves, tree_map
 
 from hiermt.native import extension
 from hiermt.ops import batched
@@ -32,12 +31,15 @@ class Operator:
     Args:
         name (str): of the operator; its backward is called ``<name>_backward``.
         fake, fake_backward (callable): outputs without values, from the arguments of the operator and its backward.
-        save (callable): ``(ctx, args, options, output)`` keeps what `gradients` reads; `options` are keyword arguments.
+        save (callable): ``(ctx, args, output)`` keeps what `gradients` reads; `args` are the positional arguments. The
+            keyword arguments are in ``ctx.options``, without ``save``.
         gradients (callable): ``(ctx, need, *cotangents)`` gives a gradient for each positional argument, a list for a
             list; `need` says in the same form which are wanted, and a cotangent is ``None`` where nothing depends on
             that output. Called unless all are ``None``.
         differentiable (int): number of leading outputs that have a gradient. (default: ``1``)
-        first_only (bool): in eager mode the first output is returned, and the others only saved. (default: ``False``)
+        saves (bool): the operator has an option ``save``, whether a gradient will be wanted; without it, it keeps
+            nothing and has no gradient. In eager mode the first output is returned, and the others only saved.
+            (default: ``False``)
         autocast (bool): compute in the dtype of an autocast region. (default: ``True``)
     """
 
@@ -50,30 +52,32 @@ class Operator:
         gradients: Callable[..., Sequence[Any]],
         *,
         differentiable: int = 1,
-        first_only: bool = False,
+        saves: bool = False,
         autocast: bool = True,
     ) -> None:
-        self.name, self.first_only = name, first_only
-        self.overload = getattr(torch.ops.hiermt, name).default
-
-        def set_up(ctx: Any, args: Sequence[Any], options: dict[str, Any], output: Any) -> None:
-            ctx.set_materialize_grads(False)
-            if isinstance(output, tuple) and not ctx.first_only:
-                ctx.mark_non_differentiable(*output[differentiable:])
-            save(ctx, args, options, output)
+        self.name, self.saves = name, saves
+        self.overload = overload = getattr(torch.ops.hiermt, name).default
 
         def differentiate(ctx: Any, need: Sequence[Any], cotangents: Sequence[Tensor | None]) -> Sequence[Any]:
-            if all(cotangent is None for cotangent in cotangents):
-                return [[None] * len(one) if isinstance(one, (list, tuple)) else None for one in need]
-            return gradients(ctx, need, *cotangents[:differentiable])
+            for cotangent in cotangents:
+                if cotangent is not None:
+                    return gradients(ctx, need, *cotangents[:differentiable])
+            return [[None] * len(one) if isinstance(one, (list, tuple)) else None for one in need]
 
         def set_up_registered(
             ctx: Any, inputs: Sequence[Any], output: Any, keyword_only_inputs: dict[str, Any] | None = None
         ) -> None:
-            ctx.first_only = False
-            set_up(ctx, inputs, keyword_only_inputs or {}, output)
+            ctx.options = dict(keyword_only_inputs or {})
+            ctx.saved = ctx.options.pop("save", True)
+            ctx.set_materialize_grads(False)
+            if isinstance(output, tuple):
+                ctx.mark_non_differentiable(*output[differentiable:])
+            if ctx.saved:
+                save(ctx, inputs, output)
 
         def differentiate_registered(ctx: Any, *cotangents: Tensor | None) -> tuple[Any, ...]:
+            if not ctx.saved:
+                raise RuntimeError(f"hiermt::{name} was called with save=False: it has no gradient")
             return tuple(differentiate(ctx, ctx.needs_input_grad, cotangents))
 
         def double_backward(ctx: Any, *grads: Any) -> NoReturn:
@@ -81,23 +85,33 @@ class Operator:
                 f"hiermt.{name} has no second derivative; use backend='reference' for double backward"
             )
 
-        overload = self.overload
-
         class Eager(torch.autograd.Function):
             @staticmethod
-            def forward(ctx: Any, lengths: list[int], options: dict[str, Any], *flat: Any) -> Any:
-                args = _nested(flat, lengths)
+            def forward(
+                ctx: Any, args: Sequence[Any], options: dict[str, Any], lengths: Sequence[int], *flat: Any
+            ) -> Any:
+                """`flat` are the elements of `args`: autograd sees no tensor inside a list."""
+                ctx.set_materialize_grads(False)
+                ctx.lengths, ctx.options = lengths, options
+                if saves:
+                    output = call(overload, *args, **options, save=True)
+                    save(ctx, args, output)
+                    return output[0]
                 output = call(overload, *args, **options)
-                ctx.lengths, ctx.first_only = lengths, first_only
-                set_up(ctx, args, options, output)
-                return output[0] if first_only else output
+                if isinstance(output, tuple):
+                    ctx.mark_non_differentiable(*output[differentiable:])
+                save(ctx, args, output)
+                return output
 
             @staticmethod
             def backward(ctx: Any, *cotangents: Tensor | None) -> tuple[Any, ...]:
-                need = _nested(ctx.needs_input_grad[2:], ctx.lengths)
-                return None, None, *_flat(differentiate(ctx, need, cotangents))
+                need = _nested(ctx.needs_input_grad[3:], ctx.lengths)
+                grads, _ = _flat(differentiate(ctx, need, cotangents))
+                return None, None, None, *grads
 
-        self.function = Eager
+        # Past the wrapper of Function.apply, which prepares every argument for torch.func; its transforms do not get
+        # here, because they take the twin.
+        self.apply = super(torch.autograd.Function, Eager).apply
         register_fake(name, fake)
         register_fake(f"{name}_backward", fake_backward)
         torch.library.register_autograd(f"hiermt::{name}", differentiate_registered, setup_context=set_up_registered)
@@ -106,32 +120,50 @@ class Operator:
         if autocast:
             register_autocast(name)
 
-    def __call__(self, recorded: bool, *args: Any, **options: Any) -> Any:
-        """Runs it; `recorded`: autograd will want a gradient. The first argument is a tensor."""
-        if torch.compiler.is_compiling():  # which takes an overload from torch.ops alone
-            output = getattr(torch.ops.hiermt, self.name).default(*args, **options)
-        elif torch.is_autocast_enabled(args[0].device.type):
-            output = self.overload(*args, **options)
-        elif recorded:
-            lengths = [len(arg) if type(arg) is list else -1 for arg in args]
-            return self.function.apply(lengths, options, *_flat(args))  # type: ignore[no-untyped-call]
-        else:
-            output = call_unrecorded(self.overload, *args, **options)
-        return output[0] if self.first_only else output
+    def __call__(self, *args: Any, **options: Any) -> Any:
+        """Runs the operator. The first argument is a tensor; lists of tensors may be tuples.
+
+        Raises:
+            IndexError: a window lies outside the series; looked at on the CPU only.
+        """
+        recorded = is_recorded(args)
+        if torch.compiler.is_compiling():
+            # torch.compile takes an overload from torch.ops alone.
+            saving = {"save": recorded} if self.saves else {}
+            output = getattr(torch.ops.hiermt, self.name).default(*args, **options, **saving)
+            return output[0] if self.saves else output
+        try:
+            if torch.is_autocast_enabled(args[0].device.type):
+                saving = {"save": recorded} if self.saves else {}
+                output = self.overload(*args, **options, **saving)
+            elif recorded:
+                flat, lengths = _flat(args)
+                return self.apply(args, options, lengths, *flat)  # type: ignore[no-untyped-call]
+            elif self.saves:
+                output = call_unrecorded(self.overload, *args, **options, save=False)
+            else:
+                output = call_unrecorded(self.overload, *args, **options)
+        except RuntimeError as error:
+            raise typed(error) from None
+        return output[0] if self.saves else output
 
 
-def _flat(args: Sequence[Any]) -> list[Any]:
+def _flat(args: Sequence[Any]) -> tuple[list[Any], list[int]]:
+    """The arguments with the elements of lists in their place, and the length of each list, or -1."""
     flat: list[Any] = []
+    lengths = []
     for arg in args:
-        if type(arg) is list:
+        if isinstance(arg, (list, tuple)):
             flat += arg
+            lengths.append(len(arg))
         else:
             flat.append(arg)
-    return flat
+            lengths.append(-1)
+    return flat, lengths
 
 
 def _nested(flat: Sequence[Any], lengths: Sequence[int]) -> list[Any]:
-    """Undoes :func:`_flat`; a length of -1 stands for what was not a list."""
+    """Undoes :func:`_flat`."""
     args: list[Any] = []
     at = 0
     for length in lengths:
@@ -139,7 +171,7 @@ def _nested(flat: Sequence[Any], lengths: Sequence[int]) -> list[Any]:
             args.append(flat[at])
             at += 1
         else:
-            args.append(list(flat[at : at + length]))
+            args.append(flat[at : at + length])
             at += length
     return args
 
@@ -158,8 +190,18 @@ def call(overload: Any, *args: Any, **options: Any) -> Any:
 
 
 def register_fake(name: str, fake: Callable[..., Any]) -> None:
-    """Gives the operator `name` its shapes."""
-    torch.library.register_fake(f"hiermt::{name}", fake)
+    """Gives the operator `name` its shapes.
+
+    The rule is that of meta tensors too, and one of them among real tensors would make a result of no values.
+    """
+
+    def checked(*args: Any, **options: Any) -> Any:
+        kinds = {one.device.type for one in tree_leaves((args, options)) if isinstance(one, Tensor)}
+        if "meta" in kinds and len(kinds) > 1:
+            raise RuntimeError(f"hiermt::{name}: some arguments are on meta, others on {max(kinds - {'meta'})}")
+        return fake(*args, **options)
+
+    torch.library.register_fake(f"hiermt::{name}", checked)
 
 
 def register_autocast(name: str) -> None:
@@ -199,20 +241,26 @@ def allows_tf32(x: Tensor) -> bool:
     return bool(torch.backends.cuda.matmul.fp32_precision == "tf32")
 
 
-def is_recorded(*tensors: Tensor | None) -> bool:
-    """Whether autograd will want the gradient of one of the tensors."""
-    return torch.is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in tensors)
+def contiguous(tensors: Sequence[Tensor]) -> list[Tensor]:
+    """The tensors in contiguous memory, where most are."""
+    # A comprehension is a call in Python.
+    return list(map(Tensor.contiguous, tensors))
 
 
-@contextmanager
-def index_errors(marker: str) -> Iterator[None]:
-    """Turns an error of an operator that says `marker` into an IndexError: the stable ABI carries one type only."""
-    try:
-        yield
-    except RuntimeError as error:
-        if marker in str(error):
-            raise IndexError(str(error)) from None
-        raise
+def is_recorded(args: Sequence[Any]) -> bool:
+    """Whether autograd will want the gradient of one of the arguments, or of an element of one."""
+    if not torch.is_grad_enabled():
+        return False
+    for arg in args:
+        for one in arg if isinstance(arg, (list, tuple)) else (arg,):
+            if isinstance(one, Tensor) and one.requires_grad:
+                return True
+    return False
+
+
+def typed(error: RuntimeError) -> Exception:
+    """The error of an operator as Python has it: the stable ABI carries RuntimeError alone."""
+    return IndexError(str(error)) if "is outside the " in str(error) else error
 
 
 def fake_gradients(x: Tensor, params: Sequence[Tensor], wanted: bool) -> list[Tensor]:
@@ -223,11 +271,10 @@ def fake_gradients(x: Tensor, params: Sequence[Tensor], wanted: bool) -> list[Te
 
 def gradients_of(params: Sequence[Tensor], grads: Sequence[Tensor], need: Sequence[bool]) -> list[Tensor | None]:
     """The gradients that are wanted, each in the dtype of its parameter."""
-    triples = zip(params, grads, need, strict=True)
-    return [
-        None if not needed else grad if grad.dtype == param.dtype else grad.to(param.dtype)
-        for param, grad, needed in triples
-    ]
+    found: list[Tensor | None] = []
+    for param, grad, needed in zip(params, grads, need, strict=True):
+        found.append((grad if grad.dtype == param.dtype else grad.to(param.dtype)) if needed else None)
+    return found
 
 
 def fake_scan(
@@ -241,24 +288,3 @@ def fake_scan(
     # CUDA computes the gates again.
     gates = x.new_empty((nodes, steps, 3, hidden) if save and x.device.type == "cpu" else (0,))
     return (h, last, gates) if sequence else (last, h, gates)
-
-
-def windows_outside(starts: Tensor | None) -> AbstractContextManager[None]:
-    """Turns what an operator says of a window outside the series into an IndexError."""
-    if starts is None or torch.compiler.is_compiling():
-        return nullcontext()
-    return index_errors("is outside the days")
-
-
-def keeps(ctx: Any, options: dict[str, Any]) -> bool:
-    """Whether the forward was asked to save what the backward reads; notes that, and the other options, in `ctx`."""
-    ctx.options = {name: value for name, value in options.items() if name != "save"}
-    ctx.saved = options["save"]
-    return ctx.saved  # type: ignore[no-any-return]
-
-
-def kept(ctx: Any, name: str) -> tuple[Tensor, ...]:
-    """What the forward of the operator `name` saved."""
-    if not ctx.saved:
-        raise RuntimeError(f"hiermt::{name} was called with save=False: it has no gradient")
-    return ctx.saved_tensors  # type: ignore[no-any-return]
