@@ -101,8 +101,9 @@ SequenceView<S> view_of(const Tensor& x, int64_t nodes) {
 inline void check_flat_parameter(const char* op, const char* argument, const Tensor& tensor, int64_t count,
                                  const char* like_name, const Tensor& like) {
   check_memory(op, argument, tensor);
-  if (tensor.numel() != count)
-    fail(op, argument, "expected ", count, " elements, got shape ", shape_of(tensor));
+  bool fits = tensor.numel() == count;
+  for (int64_t i = 0; i < tensor.dim(); ++i) fits &= tensor.size(i) == 1 || tensor.size(i) == count;
+  if (!fits) fail(op, argument, "expected ", count, " elements, got shape ", shape_of(tensor));
   check_dtype(op, argument, tensor, like.scalar_type());
   check_device(op, argument, tensor, like_name, like);
   check_contiguous(op, argument, tensor);

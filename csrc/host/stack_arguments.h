@@ -42,6 +42,8 @@ inline StackArguments check_stack(const char* op, const Tensor& x, const std::ve
     const int64_t which = i % per_conv, inputs = i < per_conv ? channels : hidden;
     if (which == 0 || (gat && which == 2)) {
       check_parameter(op, names[which], conv_params[i], {hidden, inputs}, "x", x);
+    } else if (!gat || (which != 4 && which != 6)) {
+      check_parameter(op, names[which], conv_params[i], {hidden}, "x", x);
     } else {
       check_flat_parameter(op, names[which], conv_params[i], hidden, "x", x);
     }

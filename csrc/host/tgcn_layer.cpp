@@ -21,12 +21,7 @@ Arguments check_arguments(const char* op, const Tensor& x, const std::vector<Ten
                           const std::optional<Tensor>& starts, int64_t steps, int64_t conv_layers) {
   const StackArguments stack = check_stack(op, x, csr, edge_weight, conv_params, conv_layers);
   const int64_t channels = stack.channels, hidden = stack.hidden;
-  if (gate_params.size() != kGateParams)
-    fail(op, "gate_params", "expected 6 tensors, got ", gate_params.size());
-  for (int64_t i = 0; i < kGateParams; ++i) {
-    check_flat_parameter(op, kGateNames[i], gate_params[i], i % 2 ? hidden : hidden * (channels + 2 * hidden),
-                         "x", x);
-  }
+  check_gates(op, gate_params, channels, hidden, "x", x);
   if (starts) check_shape(op, "x", x, {stack.graph.num_nodes, "D", channels});
   return {stack, check_scan(op, x, hidden, h0, starts, steps)};
 }

@@ -7,10 +7,13 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from hiermt import reference
-from hiermt.functional.arguments import check_linear, no_autocast, prepare
+from hiermt.functional.arguments import Expected, prepare, size_of
 from hiermt.functional.options import ACTIVATIONS, LayerOptions
 from hiermt.graph import Graph
-from hiermt.native import dispatch
+
+# Names of the arguments of `gatv2_conv` and `gcn_conv`, for errors.
+_GATV2 = ("lin_l_weight", "lin_l_bias", "lin_r_weight", "lin_r_bias", "att", "bias", "lin_edge_weight")
+_GCN = ("weight", "bias")
 
 
 def conv_stack(
@@ -91,7 +94,7 @@ def gatv2_conv(
     params = [lin_l_weight, lin_l_bias, lin_r_weight, lin_r_bias, att, bias]
     edge = [] if lin_edge_weight is None else [lin_edge_weight]
     options = LayerOptions(1, True, bool(edge))
-    return run_stack(x, graph, params + edge, options, "lin_l_weight", activation=activation, backend=backend)
+    return run_stack(x, graph, params + edge, options, _GATV2, activation=activation, backend=backend)
 
 
 def gcn_conv(
@@ -115,7 +118,7 @@ def gcn_conv(
         TypeError: dtypes differ.
     """
     options = LayerOptions(1, False)
-    return run_stack(x, graph, [weight, bias], options, "weight", activation=activation, backend=backend)
+    return run_stack(x, graph, [weight, bias], options, _GCN, activation=activation, backend=backend)
 
 
 def run_stack(
@@ -123,25 +126,24 @@ def run_stack(
     graph: Graph,
     conv_params: Sequence[Tensor],
     options: LayerOptions,
-    first: str = "the first convolution",
+    names: Sequence[str] = (),
     *,
     activation: str = "none",
     backend: str = "auto",
 ) -> Tensor:
-    """:func:`conv_stack` of options that are made once; `first` names the first parameter in errors."""
+    """:func:`conv_stack` of options that are made once; `names` are those of the parameters in errors."""
     options, conv_params = options.on(graph, conv_params)
-    (x, *params), native = prepare(x, conv_params, graph, backend)
-    check_linear(first, params[0], x.size(-1))
-    csr = graph.csr(options.rule, options.weighted, x.dtype)
-    with no_autocast(x):
-        return dispatch.operator("conv_stack", native)(  # type: ignore[no-any-return]
-            x,
-            csr.tensors,
-            csr.weight,
-            params,
-            conv_layers=options.conv_layers,
-            activation=_last_activation(options, activation),
-        )
+    last = _last_activation(options, activation)
+
+    def expected() -> list[Expected]:
+        channels, hidden = size_of(x, 2, "F"), size_of(conv_params[0], 0, "H")
+        return [Expected("x", ("N", "T", "F")), *options.expected(channels, hidden, names)]
+
+    (sequence, *params), run = prepare("conv_stack", x, conv_params, expected, graph, backend)
+    csr = graph.csr(options.rule, options.weighted, sequence.dtype)
+    return run(  # type: ignore[no-any-return]
+        sequence, csr.tensors, csr.weight, params, conv_layers=options.conv_layers, activation=last
+    )
 
 
 def _last_activation(options: LayerOptions, activation: str) -> int:

@@ -4,17 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch
 from torch import Tensor
 
-from hiermt._arguments import check_number
-from hiermt.functional.arguments import (
-    HEAD_PARAMS,
-    check_length,
-    no_autocast,
-    prepare,
-)
-from hiermt.native import dispatch
+from hiermt._arguments import check_number, check_tensor
+from hiermt.functional.arguments import HEAD_PARAMS, Expected, check_length, prepare, size_of
 
 
 def heads(h: Tensor, params: Sequence[Tensor], *, backend: str = "auto") -> tuple[Tensor, Tensor]:
@@ -29,17 +22,14 @@ def heads(h: Tensor, params: Sequence[Tensor], *, backend: str = "auto") -> tupl
     Shapes:
         - **h:** ``[N, H]``; out ``[K, H]``; heads ``[2, K]``
         - **returns:** signal logits ``[N, 2]``, direction logits ``[N, 2]``
+
+    Raises:
+        ValueError: a shape or device does not fit.
+        TypeError: dtypes differ.
     """
     check_length("params", params, HEAD_PARAMS)
-    (h, *params), native = prepare(h, params, None, backend)
-    with no_autocast(h):
-        if native:
-            signal_logits, direction_logits = dispatch.operator("head_logits", True)(h, *params)
-        else:
-            features = torch.nn.functional.linear(h, params[0], params[1])
-            signal_logits = torch.nn.functional.linear(features, params[2], params[3])
-            direction_logits = torch.nn.functional.linear(features, params[4], params[5])
-    return signal_logits, direction_logits
+    tensors, run = prepare("head_logits", h, params, lambda: _heads_expected(h, params), None, backend)
+    return run(*tensors)  # type: ignore[no-any-return]
 
 
 def decision(
@@ -59,13 +49,26 @@ def decision(
           down, up), predictions ``[N]`` int64, confidences ``[N]``
 
     Raises:
-        ValueError: `threshold` is outside ``[0, 1]``.
+        ValueError: `threshold` is outside ``[0, 1]``, or a shape or device does not fit.
+        TypeError: dtypes differ.
     """
     threshold = check_number("threshold", threshold, 0.0, 1.0)
     check_length("params", params, HEAD_PARAMS)
-    (h, *params), native = prepare(h, params, None, backend)
-    with no_autocast(h):
-        return dispatch.operator("decision", native)(h, *params, threshold)  # type: ignore[no-any-return]
+    tensors, run = prepare("decision", h, params, lambda: _heads_expected(h, params), None, backend)
+    return run(*tensors, threshold)  # type: ignore[no-any-return]
+
+
+def _heads_expected(h: Tensor, params: Sequence[Tensor]) -> list[Expected]:
+    features = size_of(params[0], 0, "K")
+    return [
+        Expected("h", ("N", "H")),
+        Expected("params: out.weight", (features, size_of(h, 1, "H"))),
+        Expected("params: out.bias", (features,)),
+        Expected("params: signal.weight", (2, features)),
+        Expected("params: signal.bias", (2,)),
+        Expected("params: direction.weight", (2, features)),
+        Expected("params: direction.bias", (2,)),
+    ]
 
 
 def decision_from_logits(
@@ -83,19 +86,24 @@ def decision_from_logits(
         - **returns:** probabilities ``[*, 4]``, predictions ``[*]`` int64, confidences ``[*]``
 
     Raises:
-        ValueError: the logits do not end in 2, or differ in shape; `threshold` is outside ``[0, 1]``.
+        ValueError: the logits do not end in 2, or differ in shape or device; `threshold` is outside ``[0, 1]``.
+        TypeError: the logits differ in dtype.
     """
     threshold = check_number("threshold", threshold, 0.0, 1.0)
-    if signal_logits.size(-1) != 2 or signal_logits.shape != direction_logits.shape:
+    check_tensor("signal_logits", signal_logits)
+    check_tensor("direction_logits", direction_logits)
+    if not signal_logits.dim() or signal_logits.size(-1) != 2 or signal_logits.shape != direction_logits.shape:
         raise ValueError(
             f"signal_logits, direction_logits: expected two tensors [*, 2], got {list(signal_logits.shape)} and "
             f"{list(direction_logits.shape)}"
         )
     lead = signal_logits.shape[:-1]
-    (signal, direction), native = prepare(
-        signal_logits.reshape(-1, 2), [direction_logits.reshape(-1, 2)], None, backend
-    )
-    with no_autocast(signal):
-        run = dispatch.operator("decision_from_logits", native)
-        probabilities, predictions, confidences = run(signal, direction, threshold)
+    rows = [signal_logits.reshape(-1, 2), direction_logits.reshape(-1, 2)]
+    (signal, direction), run = prepare("decision_from_logits", rows[0], rows[1:], logits_expected, None, backend)
+    probabilities, predictions, confidences = run(signal, direction, threshold)
     return probabilities.reshape(*lead, 4), predictions.reshape(lead), confidences.reshape(lead)
+
+
+def logits_expected() -> list[Expected]:
+    """The logits of the two heads."""
+    return [Expected("signal_logits", ("N", 2)), Expected("direction_logits", ("N", 2))]

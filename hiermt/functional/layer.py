@@ -6,16 +6,9 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from hiermt.functional.arguments import (
-    GATE_PARAMS,
-    check_length,
-    check_linear,
-    no_autocast,
-    prepare,
-)
+from hiermt.functional.arguments import GATE_PARAMS, Expected, check_length, gates_expected, prepare, size_of
 from hiermt.functional.options import LayerOptions
 from hiermt.graph import Graph
-from hiermt.native import dispatch
 from hiermt.windows import Windows, check_starts, reading_syncs
 
 
@@ -85,30 +78,33 @@ def run_layer(
         x, starts, _ = x
         if x.size(0) != graph.num_nodes:
             raise ValueError(f"x: windows of {x.size(0)} stocks, but the graph has {graph.num_nodes} nodes")
-    state = []
-    if h0 is not None:
-        expected = [x.size(0) if starts is None else starts.size(0) * x.size(0), gate_params[0].size(0)]
-        if list(h0.shape) != expected:
-            raise ValueError(f"h0: expected [N, H] = {expected}, got {list(h0.shape)}")
-        state = [h0]
-    (series, *params), native = prepare(x, [*conv_params, *gate_params, *state], graph, backend)
-    check_linear("the first convolution", params[0], series.size(-1))
+    state = [] if h0 is None else [h0]
+
+    def expected() -> list[Expected]:
+        channels, hidden = size_of(x, 2, "F"), size_of(conv_params[0], 0, "H")
+        nodes = size_of(x, 0, "N") if starts is None else starts.size(0) * x.size(0)
+        return [
+            Expected("x", ("N", "T", "F")),
+            *options.expected(channels, hidden),
+            *gates_expected("gate_params", channels, hidden),
+            *[Expected("h0", (nodes, hidden))][: len(state)],
+        ]
+
+    others = [*conv_params, *gate_params, *state]
+    (series, *params), run = prepare("tgcn_layer", x, others, expected, graph, backend)
     # The days of a series have as many nodes as the CSR has rows.
     csr = graph.csr(options.rule, options.weighted, series.dtype, whole=starts is not None)
     count = len(conv_params)
-    convs, gates = params[:count], params[count : count + GATE_PARAMS]
-    with no_autocast(series):
-        run = dispatch.operator("tgcn_layer", native)
-        return run(  # type: ignore[no-any-return]
-            series,
-            csr.tensors,
-            csr.weight,
-            convs,
-            gates,
-            None if h0 is None else params[-1],
-            starts,
-            steps=steps,
-            conv_layers=options.conv_layers,
-            between=options.between,
-            sequence=sequence,
-        )
+    return run(  # type: ignore[no-any-return]
+        series,
+        csr.tensors,
+        csr.weight,
+        params[:count],
+        params[count : count + GATE_PARAMS],
+        None if h0 is None else params[-1],
+        starts,
+        steps=steps,
+        conv_layers=options.conv_layers,
+        between=options.between,
+        sequence=sequence,
+    )

@@ -8,10 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hiermt._arguments import check_number
+from hiermt._arguments import check_number, check_tensor
 from hiermt._tracing import recorded, refuse_tracing
-from hiermt.functional.arguments import no_autocast, prepare
-from hiermt.native import dispatch
+from hiermt.functional.arguments import prepare
+from hiermt.functional.heads import logits_expected
 
 _COMPLEX_OR_BOOL = (torch.bool, torch.complex64, torch.complex128, torch.complex32)
 
@@ -59,16 +59,23 @@ def multitask_loss(
             {0, 1} or a weight negative or not finite.
         TypeError: the logits differ in dtype, a number is something else, or a weight requires grad.
     """
-    rows = signal_logits.size(0)
+    check_tensor("signal_logits", signal_logits)
+    rows = signal_logits.size(0) if signal_logits.dim() else 1
     refuse_tracing(rows)
     for name, logits in (("signal_logits", signal_logits), ("direction_logits", direction_logits)):
+        check_tensor(name, logits)
         if logits.shape != (rows, 2):
             raise ValueError(f"{name}: expected [{rows}, 2], got {list(logits.shape)}")
-    others = {"signal_targets": signal_targets, "direction_targets": direction_targets, "signal_mask": mask}
-    for name, tensor in others.items():
-        if tensor is not None and tensor.shape != (rows,):
+    others = [("signal_targets", signal_targets), ("direction_targets", direction_targets)]
+    if mask is not None:
+        others.append(("signal_mask", mask))
+    for name, tensor in others:
+        check_tensor(name, tensor)
+        if tensor.shape != (rows,):
             raise ValueError(f"{name}: expected {rows} elements, one per row of the logits, got {list(tensor.shape)}")
-        if tensor is not None and tensor.device != signal_logits.device:
+        if tensor.dtype.is_complex:
+            raise TypeError(f"{name}: expected integers or booleans, got {tensor.dtype}")
+        if tensor.device != signal_logits.device:
             raise ValueError(f"{name} is on {tensor.device}, the logits on {signal_logits.device}; move one")
     # A Tensor stays outside the operator, so that autograd sees it.
     learned = one_element(lambda_direction) if isinstance(lambda_direction, Tensor) else None
@@ -86,19 +93,19 @@ def multitask_loss(
     _check_labels("signal_targets", signal_targets, None)
     _check_labels("direction_targets", direction_targets, mask)
     # Under autocast a loss is float32, as torch's own is.
-    (signal, direction), native = prepare(signal_logits, [direction_logits], None, backend, torch.float32)
-    with no_autocast(signal):
-        if rows == 0:
-            of_signal, of_direction = signal.sum(), direction.sum()
-            total = of_signal + factor * of_direction
-        else:
-            run = dispatch.operator("multitask_loss", native)
-            mask = None if mask is None else mask.bool()
-            total, of_signal, of_direction = run(
-                signal, direction, signal_targets.long(), direction_targets.long(), mask, factor, *options
-            )
-        if learned is not None:
-            total = of_signal + learned.to(of_direction.dtype) * of_direction
+    (signal, direction), run = prepare(
+        "multitask_loss", signal_logits, [direction_logits], logits_expected, None, backend, torch.float32
+    )
+    if rows == 0:
+        of_signal, of_direction = signal.sum(), direction.sum()
+        total = of_signal + factor * of_direction
+    else:
+        mask = None if mask is None else mask.bool()
+        total, of_signal, of_direction = run(
+            signal, direction, signal_targets.long(), direction_targets.long(), mask, factor, *options
+        )
+    if learned is not None:
+        total = of_signal + learned.to(of_direction.dtype) * of_direction
     return total, of_signal, of_direction
 
 

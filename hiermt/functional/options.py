@@ -10,10 +10,13 @@ from torch import Tensor
 
 from hiermt import reference
 from hiermt._arguments import check_integer
+from hiermt.functional.arguments import Expected, Size
 from hiermt.graph import Graph
 
 ACTIVATIONS = {"none": reference.NONE, "leaky_relu": reference.LEAKY_RELU, "sigmoid": reference.SIGMOID}
 CONV_ACTIVATIONS = ("between", "after")
+_GCN = ("lin.weight", "bias")
+_GATV2 = ("lin_l.weight", "lin_l.bias", "lin_r.weight", "lin_r.bias", "att", "bias", "lin_edge.weight")
 
 
 @dataclass(frozen=True)
@@ -94,6 +97,8 @@ class LayerOptions:
         """
         if not isinstance(graph, Graph):
             raise TypeError(f"graph: expected a hiermt.Graph, got {type(graph).__name__}")
+        if not hasattr(params, "__len__"):
+            raise TypeError(f"conv_params: expected a sequence of Tensors, got {type(params).__name__}")
         if len(params) != self.conv_layers * self.per_conv:
             kind = f"GATv2 {'with' if self.edge else 'without'} an edge term" if self.gat else "GCN"
             raise ValueError(
@@ -105,6 +110,20 @@ class LayerOptions:
         elif self.edge and graph.edge_weight is None:
             return replace(self, edge=False), [param for i, param in enumerate(params) if (i + 1) % 7]
         return self, params
+
+    def expected(self, channels: Size, hidden: Size, names: Sequence[str] = ()) -> list[Expected]:
+        """The parameters of all convolutions; `names` are those of one convolution in errors."""
+        found = []
+        for k in range(self.conv_layers):
+            for i, kind in enumerate((_GATV2 if self.gat else _GCN)[: self.per_conv]):
+                name = names[i] if names else f"conv_params: {kind} of convolution {k}"
+                if kind in ("att", "lin_edge.weight"):
+                    found.append(Expected(name, (hidden,), flat=True))
+                elif kind.endswith(".weight"):
+                    found.append(Expected(name, (hidden, hidden if k else channels)))
+                else:
+                    found.append(Expected(name, (hidden,)))
+        return found
 
     def check_weights_used(self, graph: Graph) -> None:
         """Raises ``ValueError`` for edge weights that a GATv2 without an edge term would silently ignore."""

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from hiermt import reference
-from hiermt.functional.arguments import no_autocast, prepare
+from hiermt.functional.arguments import Expected, prepare, size_of, without_autocast
 from hiermt.functional.options import ACTIVATIONS
 from hiermt.graph import Graph
 from hiermt.reference import convolution as twin
@@ -34,25 +34,36 @@ def gatv2_projected(
         weight = graph.csr(reference.GATV2_RULE, True, graph.edge_weight.dtype).weight
         assert weight is not None
         edge = [project_edge(weight.unsqueeze(-1).to(att.dtype))]
-    (x_l, x_r, att, *edge), _ = prepare(x_l, [x_r, att, *edge], graph, "reference")
+
+    def expected() -> list[Expected]:
+        hidden = size_of(x_l, 2, "H")
+        found = [
+            Expected("x_l", ("N", "T", "H")),
+            Expected("x_r", tuple(x_l.shape)),
+            Expected("att", (hidden,), flat=True),
+            Expected("edge term", ("E", hidden)),
+        ]
+        return found[: 3 + len(edge)]
+
+    (x_l, x_r, att, *edge), _ = prepare("conv_stack", x_l, [x_r, att, *edge], expected, graph, "reference")
     edges = twin.Edges(graph.csr(reference.GATV2_RULE, bool(edge), x_l.dtype).tensors)
     hidden = x_l.size(-1)
 
     def attend(part: Tensor) -> Tensor:
         return twin.attend(part[:, :hidden], part[:, hidden:], edges, edge[0] if edge else None, att)
 
-    with no_autocast(x_l):
-        return twin.by_pieces(torch.cat([x_l, x_r], dim=-1), edges, hidden, attend)
+    by_pieces = without_autocast(twin.by_pieces)
+    return by_pieces(torch.cat([x_l, x_r], dim=-1), edges, hidden, attend)  # type: ignore[no-any-return]
 
 
 def gcn_projected(x: Tensor, graph: Graph) -> Tensor:
     """GCN sum over projected nodes, before the bias: ``[N, T, H] -> [N, T, H]``."""
-    (x,), _ = prepare(x, [], graph, "reference")
+    (x,), _ = prepare("conv_stack", x, [], lambda: [Expected("x", ("N", "T", "H"))], graph, "reference")
     csr = graph.csr(reference.GCN_RULE, True, x.dtype)
     edges, norm = twin.Edges(csr.tensors), csr.weight
     assert norm is not None
-    with no_autocast(x):
-        return twin.by_pieces(x, edges, x.size(-1), lambda part: twin.propagate(part, edges, norm))
+    by_pieces = without_autocast(twin.by_pieces)
+    return by_pieces(x, edges, x.size(-1), lambda part: twin.propagate(part, edges, norm))  # type: ignore[no-any-return]
 
 
 def activate(x: Tensor, activation: str) -> Tensor:

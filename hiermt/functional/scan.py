@@ -6,13 +6,8 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from hiermt._tracing import refuse_tracing
-from hiermt.functional.arguments import (
-    check_gates,
-    no_autocast,
-    prepare,
-)
-from hiermt.native import dispatch
+from hiermt._arguments import check_tensor
+from hiermt.functional.arguments import GATE_PARAMS, Expected, check_length, gates_expected, prepare, size_of
 from hiermt.windows import check_starts, reading_syncs
 
 
@@ -43,19 +38,16 @@ def gated_scan(
         ValueError: a shape or device does not fit.
         TypeError: dtypes differ.
     """
-    hidden = check_gates(gates, x.size(-1))
-    refuse_tracing(hidden)
-    if g.shape != (*x.shape[:2], hidden):
-        raise ValueError(
-            f"g: expected [N, T, H] = {[*x.shape[:2], hidden]} for this x and these gates, got {list(g.shape)}"
-        )
-    if h0 is not None and h0.shape != (x.size(0), hidden):
-        raise ValueError(f"h0: expected [N, H] = {[x.size(0), hidden]}, got {list(h0.shape)}")
-    others = [g, *gates] if h0 is None else [g, *gates, h0]
-    (x, g, *rest), native = prepare(x, others, None, backend)
-    with no_autocast(x):
-        run = dispatch.operator("gated_scan", native)
-        return run(x, g, None if h0 is None else rest[6], rest[:6], sequence=sequence)  # type: ignore[no-any-return]
+    check_length("gates", gates, GATE_PARAMS)
+    state = [] if h0 is None else [h0]
+
+    def expected() -> list[Expected]:
+        initial = Expected("h0", (size_of(x, 0, "N"), size_of(g, 2, "H")))
+        return [*_scan_expected(x, g, ("N", "T")), *[initial][: len(state)]]
+
+    (inputs, convolved, *rest), run = prepare("gated_scan", x, [g, *gates, *state], expected, None, backend)
+    initial = None if h0 is None else rest[-1]
+    return run(inputs, convolved, initial, rest[:GATE_PARAMS], sequence=sequence)  # type: ignore[no-any-return]
 
 
 def gated_scan_windows(
@@ -92,14 +84,23 @@ def gated_scan_windows(
         ValueError: a shape or device does not fit.
         TypeError: dtypes differ, or `starts` is not int64.
     """
-    hidden = check_gates(gates, x.size(-1))
-    refuse_tracing(hidden)
-    if g.shape != (*x.shape[:2], hidden):
-        raise ValueError(
-            f"g: expected [S, D, H] = {[*x.shape[:2], hidden]} for this x and these gates, got {list(g.shape)}"
-        )
+    check_length("gates", gates, GATE_PARAMS)
+    check_tensor("x", x)
     steps = check_starts(starts, steps, x, check_values=not reading_syncs(x))
-    (x, g, *params), native = prepare(x, [g, *gates], None, backend)
-    with no_autocast(x):
-        run = dispatch.operator("gated_scan", native)
-        return run(x, g, None, params, starts, steps=steps, sequence=sequence)  # type: ignore[no-any-return]
+
+    def expected() -> list[Expected]:
+        return _scan_expected(x, g, ("S", "D"))
+
+    (series, convolved, *params), run = prepare("gated_scan", x, [g, *gates], expected, None, backend)
+    return run(series, convolved, None, params, starts, steps=steps, sequence=sequence)  # type: ignore[no-any-return]
+
+
+def _scan_expected(x: Tensor, g: Tensor, dims: tuple[str, str]) -> list[Expected]:
+    """x, g and the gates of a scan whose first two dimensions have the names `dims`."""
+    channels, hidden = size_of(x, 2, "F"), size_of(g, 2, "H")
+    lead = [size_of(x, dim, letter) for dim, letter in enumerate(dims)]
+    return [
+        Expected("x", (*dims, "F")),
+        Expected("g", (*lead, hidden)),
+        *gates_expected("gates", channels, hidden),
+    ]

@@ -31,10 +31,23 @@ def decision(
         - **returns:** signal logits ``[N, 2]``, direction logits ``[N, 2]``, and what
           :func:`decision_from_logits` returns
     """
-    features = F.linear(h, out_weight, out_bias)
-    signal_logits = F.linear(features, signal_weight, signal_bias)
-    direction_logits = F.linear(features, direction_weight, direction_bias)
+    params = (out_weight, out_bias, signal_weight, signal_bias, direction_weight, direction_bias)
+    signal_logits, direction_logits = head_logits(h, *params)
     return signal_logits, direction_logits, *decision_from_logits(signal_logits, direction_logits, threshold)
+
+
+def head_logits(
+    h: Tensor,
+    out_weight: Tensor,
+    out_bias: Tensor,
+    signal_weight: Tensor,
+    signal_bias: Tensor,
+    direction_weight: Tensor,
+    direction_bias: Tensor,
+) -> tuple[Tensor, Tensor]:
+    """Output linear and heads alone: the first two results of :func:`decision`."""
+    features = F.linear(h, out_weight, out_bias)
+    return F.linear(features, signal_weight, signal_bias), F.linear(features, direction_weight, direction_bias)
 
 
 def decision_from_logits(
