@@ -97,9 +97,7 @@ def by_group(rows: Sequence[Mapping[str, Any]], name: str) -> Any:
     gain = [row["base_log_loss"] - row["log_loss"] for row in rows]
     right.bar(at, gain, color=[BLUE if value > 0 else ORANGE for value in gain])
     right.axhline(0, color=GREY, linewidth=1)
-    right.set_title(
-        f"Base rate of the {name} minus model, log loss of the three classes; above 0 is better", fontsize=9
-    )
+    right.set_title(f"Log loss: base rate of the {name} minus model; above 0 is better", fontsize=10)
     for axes in (left, right):
         step = max(1, len(rows) // _MOST_LABELS)
         axes.set_xticks(at[::step], labels[::step], rotation=60 if len(rows) > 8 else 0, fontsize=7)
@@ -125,6 +123,8 @@ def balance(found: Mapping[str, Any]) -> Any:
         axes.axvline(first.astype(object), color="black", linewidth=1, linestyle=":")
         axes.text(middle.astype(object), 1.02, name, ha="center", fontsize=9)
     axes.set_ylim(0, 1)
+    if len(days) > 1:
+        axes.set_xlim(days[0], days[-1])
     axes.set_ylabel("share of stocks and days")
     figure.legend(loc="outside right upper", fontsize=8, frameon=False)
     return figure

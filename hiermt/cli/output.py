@@ -7,6 +7,7 @@ import io
 import logging
 import shutil
 import sys
+import textwrap
 import warnings
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -17,6 +18,7 @@ log = logging.getLogger("hiermt.cli")
 """The logger of the command line: results and progress at INFO, notes at WARNING."""
 
 _WIDEST = 10_000
+_FEW_ROWS = 12
 
 
 @contextlib.contextmanager
@@ -79,7 +81,7 @@ def width() -> int:
 
 
 def table(columns: Sequence[str], rows: Sequence[Sequence[str]], left: int = 1, wide: int | None = None) -> str:
-    """A table as text; cells wrap where the terminal is narrow.
+    """A table as text. Where the terminal is too narrow, a few rows become blocks, and the cells of more rows wrap.
 
     Args:
         columns (sequence of str): headers.
@@ -90,8 +92,10 @@ def table(columns: Sequence[str], rows: Sequence[Sequence[str]], left: int = 1, 
     Raises:
         ImportError: rich is not installed.
     """
+    if len(rows) <= _FEW_ROWS and _natural_width(columns, rows) > (wide or width()):
+        return _blocks(columns, rows)
     rich = {part: import_optional(f"rich.{part}", "printing tables") for part in ("box", "console", "table", "text")}
-    shown = rich["table"].Table(box=rich["box"].SIMPLE_HEAD, show_edge=False, pad_edge=False)
+    shown = rich["table"].Table(box=rich["box"].SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0))
     for i, name in enumerate(columns):
         shown.add_column(rich["text"].Text(name), justify="left" if i < left else "right", overflow="fold")
     for row in rows:
@@ -102,3 +106,24 @@ def table(columns: Sequence[str], rows: Sequence[Sequence[str]], left: int = 1, 
     )
     console.print(shown)
     return "\n".join(line.rstrip() for line in buffer.getvalue().rstrip("\n").split("\n"))
+
+
+def prose(text: str) -> str:
+    """A paragraph, broken between words to the width of the terminal."""
+    return textwrap.fill(text, width()) if width() < _WIDEST else text
+
+
+def _natural_width(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> int:
+    """Columns of text that a table needs without wrapping, two between cells."""
+    widest = [max(map(len, column)) for column in zip(columns, *rows, strict=True)] if rows else list(map(len, columns))
+    return sum(widest) + 2 * (len(widest) - 1)
+
+
+def _blocks(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Each row as a block: its first cell, then a line for each of the others."""
+    most = max(map(len, columns[1:]), default=0)
+    lines = []
+    for first, *cells in rows:
+        lines.append(f"{columns[0]} {first}".strip())
+        lines += [f"  {name:<{most}}  {cell}" for name, cell in zip(columns[1:], cells, strict=True) if cell]
+    return "\n".join(lines)

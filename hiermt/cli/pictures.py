@@ -64,7 +64,8 @@ def curves(losses: Mapping[str, Sequence[float]], base: Mapping[str, Mapping[str
             axes.set_ylim(middle - _LEAST_SPAN / 2, middle + _LEAST_SPAN / 2)
         axes.set_title(title, fontsize=10)
         axes.set_xlabel("epoch")
-        axes.xaxis.get_major_locator().set_params(integer=True)
+        axes.set_xlim(0.5, max([1, *map(len, losses.values())]) + 0.5)
+        axes.xaxis.get_major_locator().set_params(integer=True, min_n_ticks=1)
         axes.set_ylabel("cross entropy, lower is better" if i == 0 else "")
         axes.grid(alpha=0.25)
     named = {line.get_label(): line for axes in figure.axes for line in axes.lines}

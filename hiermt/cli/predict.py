@@ -79,7 +79,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         for _, symbol, decision, *numbers in rows[-len(trained.symbols) :]
     ]
     columns = ("symbol", "decision", "P(down)", "P(neutral)", "P(up)", "confidence")
-    log.info("%s\n\n%s", output.table(columns, shown, left=2), MEANING)
+    log.info("%s\n\n%s", output.table(columns, shown, left=2), output.prose(MEANING))
     if args.out is not None:
         log.info("\n%s: %s days x %d stocks", args.out, f"{len(dates):,}", len(trained.symbols))
     named = [dict(zip(artefacts.HEADER, [str(row[0]), *row[1:3], *map(float, row[3:])], strict=True)) for row in rows]

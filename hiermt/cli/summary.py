@@ -19,8 +19,9 @@ _HEADS = {"decision": "Down / Neutral / Up", "signal": "Noise / Signal", "direct
 
 def text(result: dict[str, Any]) -> str:
     """What a command shows of the result of :func:`hiermt.cli.evaluation.evaluate`."""
-    parts = [scores.table(result), scores.verdict(result), forecasts(result), ranking(result), belief(result)]
-    return "\n\n".join([*filter(None, parts), f"{knows(result)} {NO_PROFIT}"])
+    sentences = (ranking(result), belief(result), f"{knows(result)} {NO_PROFIT}")
+    tables = (scores.table(result), scores.verdict(result), forecasts(result))
+    return "\n\n".join([*tables, *map(output.prose, sentences)])
 
 
 def forecast_rows(result: dict[str, Any]) -> tuple[tuple[str, ...], list[list[str]]]:
@@ -76,18 +77,21 @@ def knows(result: dict[str, Any]) -> str:
     """One sentence that says whether the model knows what the base rate does not.
 
     A head knows something if the whole interval of its area under the ROC curve is above one half, which is what any
-    constant forecast has.
+    constant forecast has, and the whole interval of its log loss below that of the base rate.
     """
     heads = {"signal": "whether a stock moves", "direction": "the direction of a move"}
     known: dict[bool, list[str]] = {True: [], False: []}
     unknown = []
     for head, what in heads.items():
         forecast = result[head]["forecast"]
-        if forecast.get("auc_interval") is None:
+        if forecast.get("auc_interval") is None or forecast["gain_interval"] is None:
             unknown.append(what)
             continue
-        low, high = forecast["auc_interval"]
-        known[low > 0.5].append(f"{what} (AUC {forecast['auc']:.3f}, {LEVEL:.0%} interval {low:.3f} to {high:.3f})")
+        (low, high), gain = forecast["auc_interval"], forecast["gain_interval"][0]
+        figures = f"AUC {forecast['auc']:.3f}, {LEVEL:.0%} interval {low:.3f} to {high:.3f}"
+        if low > 0.5 and gain <= 0:
+            figures += ", but a log loss no better than the base rate"
+        known[low > 0.5 and gain > 0].append(f"{what} ({figures})")
     parts = []
     if known[True]:
         parts.append(f"The model knows what the base rate does not about {' and '.join(known[True])}")
