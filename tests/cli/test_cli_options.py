@@ -227,13 +227,14 @@ class TestTable:
         assert output.fits_encoding("1 ± 2", _Terminal()) == "1 ± 2"
 
 
-class TestEpochs:
-    ROWS = (("Noise / Signal", "32,720", "+0.0414 [+0.0340, +0.0488]"), ("Down / Up", "1", ""))
+METRICS = {f"{part}_{name}_loss": 0.5 for part in ("train", "test") for name in ("total", "signal", "direction")}
 
+
+class TestEpochs:
     def test_a_pipe_gets_a_line_an_epoch(self, capsys):
         with output.logging_to_streams(False), epochs.Epochs(12) as watch:
             for epoch in (1, 2):
-                watch(epoch, self.METRICS)
+                watch(epoch, METRICS)
         told = capsys.readouterr()
         assert told.out.splitlines()[1].startswith("epoch  2/12  train 0.5000 (signal 0.5000, direction 0.5000)  valid")
         assert told.out.count("\n") == 2 and not told.err
@@ -244,15 +245,15 @@ class TestEpochs:
         monkeypatch.setattr(sys, "stdout", streams[0])
         monkeypatch.setattr(sys, "stderr", streams[1])
         with output.logging_to_streams(False), epochs.Epochs(2) as watch:
-            watch(1, self.METRICS)
+            watch(1, METRICS)
             watch._bar.refresh()
         assert not streams[0].getvalue()
         assert "train=0.5000, validation=0.5000" in streams[1].getvalue()
 
     def test_state(self):
         watch, again = epochs.Epochs(3, show=False), epochs.Epochs(3, show=False)
-        watch(1, self.METRICS)
+        watch(1, METRICS)
         again.load_state_dict(watch.state_dict())
-        again(2, self.METRICS)
+        again(2, METRICS)
         assert watch.count == 1 and again.count == 2
         assert again.losses["validation_total_loss"] == [0.5, 0.5] and len(watch.losses["train_total_loss"]) == 1
