@@ -6,6 +6,7 @@
 #include <torch/csrc/inductor/aoti_torch/c/shim.h>
 #include <torch/csrc/stable/tensor.h>
 #include <torch/headeronly/core/ScalarType.h>
+#include <torch/headeronly/util/shim_utils.h>
 
 #include <cstdint>
 #include <initializer_list>
@@ -86,7 +87,7 @@ inline void check_memory(const char* op, const char* argument, const Tensor& ten
     last += (factor - 1) * stride;
   }
   if (tensor.numel() == 0) return;
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_storage_size(tensor.get(), &bytes));
+  TORCH_ERROR_CODE_CHECK(aoti_torch_get_storage_size(tensor.get(), &bytes));
   if (last + tensor.storage_offset() >= bytes / static_cast<int64_t>(tensor.element_size())) {
     fail(op, argument, "its storage of ", bytes, " bytes is too small for the shape ", shape_of(tensor));
   }
