@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hiermt.ops.operator import Operator, allows_tf32, call, contiguous, fake_gradients, gradients_of
+from hiermt.ops.operator import Operator, allows_tf32, call, fake_gradients, gradients_of
 
 
 def conv_stack(
@@ -25,7 +25,7 @@ def conv_stack(
         x,
         csr,
         None if edge_weight is None else edge_weight.contiguous(),
-        contiguous(conv_params),
+        list(map(Tensor.contiguous, conv_params)),
         conv_layers=conv_layers,
         activation=activation,
         tf32=allows_tf32(x),

@@ -32,7 +32,7 @@ def decision(
     Gradients flow through the logits alone.
     """
     params = (out_weight, out_bias, signal_weight, signal_bias, direction_weight, direction_bias)
-    return _decision(h, *operator.contiguous(params), threshold, outputs)  # type: ignore[no-any-return]
+    return _decision(h, *map(Tensor.contiguous, params), threshold, outputs)  # type: ignore[no-any-return]
 
 
 def head_logits(
@@ -46,7 +46,7 @@ def head_logits(
 ) -> tuple[Tensor, Tensor]:
     """Output linear and heads alone."""
     params = (out_weight, out_bias, signal_weight, signal_bias, direction_weight, direction_bias)
-    signal, direction, *_ = _decision(h, *operator.contiguous(params), 0.5, LOGITS)
+    signal, direction, *_ = _decision(h, *map(Tensor.contiguous, params), 0.5, LOGITS)
     return signal, direction
 
 

@@ -31,7 +31,7 @@ def gated_scan(
         x,
         g.contiguous(),
         None if h0 is None else h0.contiguous(),
-        operator.contiguous(gates),
+        list(map(Tensor.contiguous, gates)),
         starts,
         steps=steps,
         sequence=sequence,

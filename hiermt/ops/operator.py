@@ -24,6 +24,9 @@ if not _status.available:
 # Kept alive: a registration ends with the library object that made it.
 _library = torch.library.Library("hiermt", "IMPL")  # type: ignore[no-untyped-call]
 
+# Calls an operator past its autograd rule, which is Python and costs as much as a small kernel.
+_below_autograd = torch._C._AutoDispatchBelowAutograd
+
 
 class Operator:
     """An operator that has a backward; making one registers its rules.
@@ -126,7 +129,7 @@ class Operator:
         Raises:
             IndexError: a window lies outside the series; looked at on the CPU only.
         """
-        recorded = is_recorded(args)
+        recorded = torch.is_grad_enabled() and requires_grad(args)
         if torch.compiler.is_compiling():
             # torch.compile takes an overload from torch.ops alone.
             saving = {"save": recorded} if self.saves else {}
@@ -139,10 +142,10 @@ class Operator:
             elif recorded:
                 flat, lengths = _flat(args)
                 return self.apply(args, options, lengths, *flat)  # type: ignore[no-untyped-call]
-            elif self.saves:
-                output = call_unrecorded(self.overload, *args, **options, save=False)
             else:
-                output = call_unrecorded(self.overload, *args, **options)
+                saving = {"save": False} if self.saves else {}
+                with _below_autograd():
+                    output = self.overload(*args, **options, **saving)
         except RuntimeError as error:
             raise typed(error) from None
         return output[0] if self.saves else output
@@ -176,17 +179,12 @@ def _nested(flat: Sequence[Any], lengths: Sequence[int]) -> list[Any]:
     return args
 
 
-def call_unrecorded(overload: Any, *args: Any, **options: Any) -> Any:
-    """Calls an overload past its autograd rule, which is Python and costs as much as a small kernel."""
-    with torch._C._AutoDispatchBelowAutograd():
-        return overload(*args, **options)
-
-
 def call(overload: Any, *args: Any, **options: Any) -> Any:
-    """The same, but only where autograd would record nothing."""
+    """Calls an overload, past its autograd rule where that would record nothing."""
     if torch.is_grad_enabled() or torch.compiler.is_compiling():
         return overload(*args, **options)
-    return call_unrecorded(overload, *args, **options)
+    with _below_autograd():
+        return overload(*args, **options)
 
 
 def register_fake(name: str, fake: Callable[..., Any]) -> None:
@@ -241,16 +239,8 @@ def allows_tf32(x: Tensor) -> bool:
     return bool(torch.backends.cuda.matmul.fp32_precision == "tf32")
 
 
-def contiguous(tensors: Sequence[Tensor]) -> list[Tensor]:
-    """The tensors in contiguous memory, where most are."""
-    # A comprehension is a call in Python.
-    return list(map(Tensor.contiguous, tensors))
-
-
-def is_recorded(args: Sequence[Any]) -> bool:
-    """Whether autograd will want the gradient of one of the arguments, or of an element of one."""
-    if not torch.is_grad_enabled():
-        return False
+def requires_grad(args: Sequence[Any]) -> bool:
+    """Whether one of the arguments, or an element of one, requires a gradient."""
     for arg in args:
         for one in arg if isinstance(arg, (list, tuple)) else (arg,):
             if isinstance(one, Tensor) and one.requires_grad:
