@@ -15,7 +15,7 @@ NVCC := $(shell command -v nvcc 2>/dev/null || ls /usr/local/cuda/bin/nvcc 2>/de
 WITH_CUDA := $(if $(NVCC),FORCE_CUDA=1,)
 
 .DEFAULT_GOAL := help
-.PHONY: help env install build test test-fast check sanitize coverage matrix wheel audit sbom demo bench gpu gpu-first \
+.PHONY: help env install build test test-fast check sanitize coverage aoti matrix wheel audit sbom demo bench gpu gpu-first \
   gpu-check gpu-peers lint format docs clean
 .DELETE_ON_ERROR:
 
@@ -77,6 +77,9 @@ coverage: $(VENV)/.env-coverage ## lines of Python and C++ that the tests run
 	find build/coverage-objects -name '*.gcda' -delete
 	PYTHONPATH=build/coverage $(BIN)/pytest -q -n $(TEST_WORKERS) --cov=hiermt --cov-report=term $(COVERAGE_TESTS)
 	$(BIN)/gcovr --root . --filter csrc/ --gcov-ignore-errors=no_working_dir_found build/coverage-objects
+
+aoti: $(VENV)/.env-test build ## a C++ program runs a package of the model (examples/aoti)
+	HIERMT_TEST_AOTI=1 $(BIN)/python -m pytest -q tests/package/test_aoti.py
 
 matrix: $(VENV)/.env-test ## install in every way that a user may, each in an environment of its own
 	$(BIN)/python tests/package/matrix.py $(MATRIX_ARGS)

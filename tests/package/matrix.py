@@ -75,6 +75,9 @@ class Place:
         for entry in os.get_exec_path() if without is not None else ():
             for program in Path(entry).glob("*"):
                 link = folder / program.name
+                # A compiler that is a link to ccache looks for the real one on the PATH, which is this folder.
+                if program.name != "ccache" and program.resolve().name == "ccache":
+                    continue
                 if program.name not in (without or ()) and not link.is_symlink():
                     link.symlink_to(program.absolute())
         return str(folder)
