@@ -113,7 +113,9 @@ inline void check_flat_parameter(const char* op, const char* argument, const Ten
 inline Tensor gradient_of(const Tensor& param, bool wanted) {
   const ScalarType dtype = compute_dtype(param.scalar_type());
   if (!wanted) return empty({0}, dtype, param);
-  return torch::stable::empty(param.sizes(), dtype, std::nullopt, param.device());
+  return allocated(param, "a gradient", static_cast<double>(param.numel()),
+                   aoti_torch_dtype_element_size(static_cast<int32_t>(dtype)),
+                   [&] { return torch::stable::empty(param.sizes(), dtype, std::nullopt, param.device()); });
 }
 
 }  // namespace hiermt

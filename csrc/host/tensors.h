@@ -10,6 +10,7 @@
 
 #include "cpu/support/out_of_memory.h"
 #include "host/checks.h"
+#include "host/torch_error.h"
 #include "types.h"
 
 namespace hiermt {
@@ -67,15 +68,22 @@ S* output(const Tensor& tensor, bool wanted) {
   return wanted ? mutable_data<S>(tensor) : nullptr;
 }
 
-// allocate(), or OutOfMemory where it fails: the stable ABI does not hand over what torch's allocator says.
+// allocate(), or OutOfMemory where it fails. On a GPU an earlier kernel may be the cause: torch's own words say so
+// where they can be had.
 template <class Allocate>
 Tensor allocated(const Tensor& like, const char* what_for, double elements, size_t element_size,
                  Allocate&& allocate) {
   try {
     return allocate();
   } catch (const std::exception&) {
-    if (!like.is_cpu()) throw;
-    throw OutOfMemory(what_for, elements * static_cast<double>(element_size));
+    const double bytes = elements * static_cast<double>(element_size);
+    if (like.is_cpu()) throw OutOfMemory(what_for, bytes);
+    const std::string words = torch_error();
+    if (words.empty() || words.find("out of memory") != std::string::npos) {
+      throw OutOfMemory(what_for, bytes, (" on " + device_of(like)).c_str());
+    }
+    throw std::runtime_error(std::string("hiermt: could not allocate ") + what_for + " on " +
+                             device_of(like) + ": " + words);
   }
 }
 

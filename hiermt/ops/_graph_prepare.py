@@ -19,7 +19,7 @@ def graph_prepare(edge_index: Tensor, num_nodes: int, rule: int) -> tuple[Tensor
         IndexError: an edge on the CPU ends outside ``[0, num_nodes)``.
     """
     operator = torch.ops.hiermt.graph_prepare
-    if torch.compiler.is_compiling() or edge_index.is_cuda:
+    if torch.compiler.is_compiling():
         return operator(edge_index, num_nodes, rule)  # type: ignore[no-any-return]
     try:
         return operator(edge_index, num_nodes, rule)  # type: ignore[no-any-return]

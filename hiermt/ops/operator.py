@@ -7,6 +7,7 @@ are lists of tensors.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
@@ -183,8 +184,11 @@ def call(overload: Any, *args: Any, **options: Any) -> Any:
     """Calls an overload, past its autograd rule where that would record nothing."""
     if torch.is_grad_enabled() or torch.compiler.is_compiling():
         return overload(*args, **options)
-    with _below_autograd():
-        return overload(*args, **options)
+    try:
+        with _below_autograd():
+            return overload(*args, **options)
+    except RuntimeError as error:
+        raise typed(error) from None
 
 
 def register_fake(name: str, fake: Callable[..., Any]) -> None:
@@ -250,7 +254,11 @@ def requires_grad(args: Sequence[Any]) -> bool:
 
 def typed(error: RuntimeError) -> Exception:
     """The error of an operator as Python has it: the stable ABI carries RuntimeError alone."""
-    return IndexError(str(error)) if "is outside the " in str(error) else error
+    text = str(error)
+    # Callers that halve their batch catch torch's own exception.
+    if re.search(r"out of memory.* on cuda:", text) and not isinstance(error, torch.OutOfMemoryError):
+        return torch.OutOfMemoryError(text)
+    return IndexError(text) if "is outside the " in text else error
 
 
 def fake_gradients(x: Tensor, params: Sequence[Tensor], wanted: bool) -> list[Tensor]:

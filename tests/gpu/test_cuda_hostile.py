@@ -154,6 +154,21 @@ def test_a_refused_launch_leaves_no_error_behind() -> None:
     assert torch.equal(decide(16), torch.ones(3, dtype=torch.int64, device=DEVICE))
 
 
+@pytest.mark.parametrize("training", [False, True])
+def test_out_of_memory_is_torch_s_own_exception_and_the_next_call_works(training: bool) -> None:
+    model, _, x, edges, weights = make(16, True)
+    expected = model(x, edges, weights)[0]
+    long = torch.randn(NODES, 1, FEATURES, device=DEVICE).expand(NODES, 4_000_000, FEATURES)
+    torch.cuda.empty_cache()
+    torch.cuda.set_per_process_memory_fraction(0.01)
+    try:
+        with torch.set_grad_enabled(training), pytest.raises(torch.OutOfMemoryError, match=r"bytes .* on cuda:0 for"):
+            model(long, edges, weights)
+    finally:
+        torch.cuda.set_per_process_memory_fraction(1.0)
+    assert torch.equal(model(x, edges, weights)[0], expected)
+
+
 def test_no_second_derivative() -> None:
     model, _, x, edges, weights = make(16, True)
     (grad,) = torch.autograd.grad(model(x.requires_grad_(), edges, weights)[0].sum(), [x], create_graph=True)

@@ -150,6 +150,25 @@ print(int(forward(10)[0].isfinite().all()))
     assert failed == 1 and worked == 1
 
 
+@pytest.mark.parametrize(
+    ("text", "kind"),
+    [
+        ("hiermt: out of memory: could not allocate 8 bytes (0.0 MiB) on cuda:0 for an output", torch.OutOfMemoryError),
+        ("hiermt: out of memory: could not allocate 8 bytes (0.0 MiB) for an output", RuntimeError),
+        ("hiermt::decision: h: expected a shape [N, 16], got [4, 8] on cuda:0", RuntimeError),
+    ],
+)
+def test_out_of_memory_on_a_gpu_is_torch_s_own_exception(text: str, kind: type[Exception]) -> None:
+    from hiermt.ops import operator
+
+    def fails(*_: object) -> None:
+        raise RuntimeError(text)
+
+    with torch.no_grad(), pytest.raises(RuntimeError) as caught:
+        operator.call(fails)
+    assert type(caught.value) is kind and str(caught.value) == text
+
+
 @pytest.mark.parametrize("gigabytes", [0.1, 0.3, 1.0])
 def test_out_of_memory_in_the_midst_of_a_call(gigabytes: float) -> None:
     """Wherever the memory ends: in an output, in the tiles of a task, in a gradient."""
