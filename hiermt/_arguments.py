@@ -9,10 +9,16 @@ import torch
 from torch import Tensor
 
 
-def check_tensor(name: str, value: object) -> None:
+def check_tensor(name: str, value: object, expected: str = "a Tensor") -> None:
     """Raises ``TypeError`` unless `value` is a Tensor."""
     if not isinstance(value, Tensor):
-        raise TypeError(f"{name}: expected a Tensor, got {type(value).__name__}")
+        raise TypeError(f"{name}: expected {expected}, got {type(value).__name__}{_unpack(value)}")
+
+
+def _unpack(value: object) -> str:
+    """The way out for a graph of PyG or a batch in place of its tensors."""
+    graph = all(hasattr(value, attribute) for attribute in ("x", "edge_index"))
+    return "; pass its tensors: model(data.x, data.edge_index, data.edge_weight)" if graph else ""
 
 
 class NotAnInteger(TypeError, ValueError):

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from hiermt import reference
+from hiermt._arguments import check_number
 from hiermt.functional.arguments import Expected, prepare, size_of
 from hiermt.functional.options import ACTIVATIONS, LayerOptions
 from hiermt.graph import Graph
@@ -26,6 +27,7 @@ def conv_stack(
     edge: bool = True,
     conv_activation: str = "between",
     activation: str = "none",
+    loop_weight: float = 1.0,
     backend: str = "auto",
 ) -> Tensor:
     r"""A stack of graph convolutions over all time steps at once.
@@ -42,6 +44,8 @@ def conv_stack(
             (default: ``"between"``)
         activation (str): ``"none"``, ``"leaky_relu"`` (slope 0.01; not where that is there already) or ``"sigmoid"``,
             behind all of it. (default: ``"none"``)
+        loop_weight (float): weight of the self loop that a GCN adds to a node without one: 2 as PyG's
+            ``improved=True``, 0 as its ``add_self_loops=False``. (default: ``1.0``)
         backend (str): implementation: ``"auto"``, ``"native"`` or ``"reference"``. (default: ``"auto"``)
 
     Shapes:
@@ -53,7 +57,7 @@ def conv_stack(
         TypeError: dtypes differ.
     """
     options = LayerOptions(conv_layers, gat, edge, conv_activation)
-    return run_stack(x, graph, conv_params, options, activation=activation, backend=backend)
+    return run_stack(x, graph, conv_params, options, activation=activation, loop_weight=loop_weight, backend=backend)
 
 
 def gatv2_conv(
@@ -98,7 +102,14 @@ def gatv2_conv(
 
 
 def gcn_conv(
-    x: Tensor, graph: Graph, weight: Tensor, bias: Tensor, *, activation: str = "none", backend: str = "auto"
+    x: Tensor,
+    graph: Graph,
+    weight: Tensor,
+    bias: Tensor,
+    *,
+    activation: str = "none",
+    loop_weight: float = 1.0,
+    backend: str = "auto",
 ) -> Tensor:
     r"""GCN convolution over all time steps at once (arXiv 1609.02907; PyG ``GCNConv``).
 
@@ -107,6 +118,8 @@ def gcn_conv(
         graph (Graph): edges and weights; without weights each edge counts 1.
         weight, bias (Tensor): projection, and what is added to the result.
         activation (str): ``"none"``, ``"leaky_relu"`` (slope 0.01) or ``"sigmoid"``. (default: ``"none"``)
+        loop_weight (float): weight of the self loop that a GCN adds to a node without one: 2 as PyG's
+            ``improved=True``, 0 as its ``add_self_loops=False``. (default: ``1.0``)
         backend (str): implementation: ``"auto"``, ``"native"`` or ``"reference"``. (default: ``"auto"``)
 
     Shapes:
@@ -118,7 +131,8 @@ def gcn_conv(
         TypeError: dtypes differ.
     """
     options = LayerOptions(1, False)
-    return run_stack(x, graph, [weight, bias], options, _GCN, activation=activation, backend=backend)
+    params = [weight, bias]
+    return run_stack(x, graph, params, options, _GCN, activation=activation, loop_weight=loop_weight, backend=backend)
 
 
 def run_stack(
@@ -129,18 +143,23 @@ def run_stack(
     names: Sequence[str] = (),
     *,
     activation: str = "none",
+    loop_weight: float = 1.0,
     backend: str = "auto",
 ) -> Tensor:
     """:func:`conv_stack` of options that are made once; `names` are those of the parameters in errors."""
     options, conv_params = options.on(graph, conv_params)
     last = _last_activation(options, activation)
+    if loop_weight != 1.0:
+        loop_weight = check_number("loop_weight", loop_weight, 0.0)
+        if options.gat:
+            raise ValueError("loop_weight: a GATv2 gives its self loops the mean of a node's incoming weights")
 
     def expected() -> list[Expected]:
         channels, hidden = size_of(x, 2, "F"), size_of(conv_params[0], 0, "H")
         return [Expected("x", ("N", "T", "F")), *options.expected(channels, hidden, names)]
 
     (sequence, *params), run = prepare("conv_stack", x, conv_params, expected, graph, backend)
-    csr = graph.csr(options.rule, options.weighted, sequence.dtype)
+    csr = graph.csr(options.rule, options.weighted, sequence.dtype, loop_weight=loop_weight)
     return run(  # type: ignore[no-any-return]
         sequence, csr.tensors, csr.weight, params, conv_layers=options.conv_layers, activation=last
     )

@@ -29,9 +29,62 @@ def gatv2_projected(
         - **x_l**, **x_r:** ``[N, T, H]``; att ``[1, 1, H]``
         - **returns:** ``[N, T, H]``
     """
+    (x_l, x_r, att, *edge), edges = _attention_inputs(x_l, x_r, graph, project_edge, att, whole=False)
+    hidden = x_l.size(-1)
+
+    def attend(part: Tensor) -> Tensor:
+        return twin.attend(part[:, :hidden], part[:, hidden:], edges, edge[0] if edge else None, att)
+
+    by_pieces = without_autocast(twin.by_pieces)
+    return by_pieces(torch.cat([x_l, x_r], dim=-1), edges, hidden, attend)  # type: ignore[no-any-return]
+
+
+def gatv2_attention(
+    x_l: Tensor, x_r: Tensor, graph: Graph, project_edge: Callable[[Tensor], Tensor] | None, att: Tensor
+) -> Tensor:
+    """The attention of :func:`gatv2_projected` for each edge, in the order of :func:`attention_edges`.
+
+    Shapes:
+        - **x_l**, **x_r:** ``[N, T, H]`` with ``N`` nodes in ``B`` copies of the graph
+        - **returns:** ``[B, E, T]``
+    """
+    (x_l, x_r, att, *edge), edges = _attention_inputs(x_l, x_r, graph, project_edge, att, whole=True)
+    nodes, steps, hidden = max(graph.num_nodes, 1), x_l.size(1), x_l.size(2)
+    order, _ = _pyg_order(graph)
+    term = edge[0] if edge else None
+    attention = without_autocast(twin.attention)
+    # [N, T, H] -> [B, S, H, T], one copy at a time: the scores of an edge are as large as its messages.
+    pairs = zip(*(x.reshape(-1, nodes, steps, hidden).transpose(2, 3) for x in (x_l, x_r)), strict=True)
+    found = [attention(source, target, edges, term, att)[0].index_select(0, order) for source, target in pairs]
+    return torch.stack(found) if found else x_l.new_zeros(0, order.numel(), steps)
+
+
+def attention_edges(graph: Graph) -> Tensor:
+    """The edges that a GATv2 reads, ``[2, E]`` as in PyG: those of `graph` without loops, then a loop of each node."""
+    _, edge_index = _pyg_order(graph)
+    return edge_index
+
+
+def _pyg_order(graph: Graph) -> tuple[Tensor, Tensor]:
+    """The entries of the CSR in PyG's order, and their sources and targets."""
+    csr = graph.csr(reference.GATV2_RULE, False, torch.float32, whole=True)
+    row = twin.entry_rows(csr.rowptr, csr.col.numel())
+    order = torch.where(csr.e_id < 0, graph.num_edges + row, csr.e_id).argsort()
+    return order, torch.stack([csr.col.long(), row])[:, order]
+
+
+def _attention_inputs(
+    x_l: Tensor,
+    x_r: Tensor,
+    graph: Graph,
+    project_edge: Callable[[Tensor], Tensor] | None,
+    att: Tensor,
+    whole: bool,
+) -> tuple[list[Tensor], twin.Edges]:
+    """Both projections, the attention vector and, if there are edge weights, their term; the entries of the CSR."""
     edge = []
     if project_edge is not None and graph.edge_weight is not None:
-        weight = graph.csr(reference.GATV2_RULE, True, graph.edge_weight.dtype).weight
+        weight = graph.csr(reference.GATV2_RULE, True, graph.edge_weight.dtype, whole=whole).weight
         assert weight is not None
         edge = [project_edge(weight.unsqueeze(-1).to(att.dtype))]
 
@@ -45,21 +98,15 @@ def gatv2_projected(
         ]
         return found[: 3 + len(edge)]
 
-    (x_l, x_r, att, *edge), _ = prepare("conv_stack", x_l, [x_r, att, *edge], expected, graph, "reference")
-    edges = twin.Edges(graph.csr(reference.GATV2_RULE, bool(edge), x_l.dtype).tensors)
-    hidden = x_l.size(-1)
-
-    def attend(part: Tensor) -> Tensor:
-        return twin.attend(part[:, :hidden], part[:, hidden:], edges, edge[0] if edge else None, att)
-
-    by_pieces = without_autocast(twin.by_pieces)
-    return by_pieces(torch.cat([x_l, x_r], dim=-1), edges, hidden, attend)  # type: ignore[no-any-return]
+    tensors, _ = prepare("conv_stack", x_l, [x_r, att, *edge], expected, graph, "reference")
+    csr = graph.csr(reference.GATV2_RULE, bool(edge), tensors[0].dtype, whole=whole)
+    return tensors, twin.Edges(csr.tensors)
 
 
-def gcn_projected(x: Tensor, graph: Graph) -> Tensor:
+def gcn_projected(x: Tensor, graph: Graph, loop_weight: float = 1.0) -> Tensor:
     """GCN sum over projected nodes, before the bias: ``[N, T, H] -> [N, T, H]``."""
     (x,), _ = prepare("conv_stack", x, [], lambda: [Expected("x", ("N", "T", "H"))], graph, "reference")
-    csr = graph.csr(reference.GCN_RULE, True, x.dtype)
+    csr = graph.csr(reference.GCN_RULE, True, x.dtype, loop_weight=loop_weight)
     edges, norm = twin.Edges(csr.tensors), csr.weight
     assert norm is not None
     by_pieces = without_autocast(twin.by_pieces)

@@ -5,11 +5,12 @@ from __future__ import annotations
 import weakref
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 from torch.utils.weak import WeakIdKeyDictionary
 
 from hiermt._tracing import recorded
-from hiermt.graph.checks import check_dense, check_edges, is_differentiated
+from hiermt.graph.checks import check_edges, is_differentiated
 from hiermt.graph.graph import Graph
 
 
@@ -24,7 +25,9 @@ class _Cached(NamedTuple):
 _cache: WeakIdKeyDictionary = WeakIdKeyDictionary()
 
 
-def as_graph(edge_index: Tensor | Graph, edge_weight: Tensor | None, num_nodes: int, backend: str = "auto") -> Graph:
+def as_graph(
+    edge_index: Tensor | Graph | None, edge_weight: Tensor | None, num_nodes: int, backend: str = "auto"
+) -> Graph:
     """The graph of a model's arguments; one of a raw ``edge_index`` is prepared unless the cache has it.
 
     The key is the identity of the tensor objects and their version counters. An edge set that was changed in place,
@@ -46,9 +49,11 @@ def as_graph(edge_index: Tensor | Graph, edge_weight: Tensor | None, num_nodes: 
                 "pass x as [B, N, T, F]"
             )
         return edge_index
-    if recorded() or not isinstance(edge_index, Tensor) or edge_index.is_inference():
+    if not isinstance(edge_index, Tensor) or edge_index.layout != torch.strided:
+        check_edges(edge_index, edge_weight)
+    assert isinstance(edge_index, Tensor)
+    if recorded() or edge_index.is_inference():
         return Graph(edge_index, edge_weight, num_nodes, backend=backend)
-    check_dense("edge_index", edge_index)
     hit: _Cached | None = _cache.get(edge_index)  # type: ignore[no-untyped-call]
     if (
         hit is not None

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
@@ -9,11 +11,10 @@ from torch.autograd import forward_ad
 from hiermt.native import dispatch
 
 
-def check_edges(edge_index: Tensor, edge_weight: Tensor | None) -> None:
+def check_edges(edge_index: Tensor | Any, edge_weight: Tensor | None) -> None:
     """Raises ``TypeError`` or ``ValueError`` unless types, shapes and devices are those of :class:`hiermt.Graph`."""
-    if not isinstance(edge_index, Tensor):
-        raise TypeError(f"edge_index: expected a Tensor or a hiermt.Graph, got {type(edge_index).__name__}")
-    check_dense("edge_index", edge_index)
+    if not isinstance(edge_index, Tensor) or edge_index.layout != torch.strided:
+        raise TypeError(f"edge_index: expected a Tensor [2, E] or a hiermt.Graph, got {_described(edge_index)}")
     if edge_index.dtype not in (torch.int64, torch.int32):
         raise TypeError(f"edge_index: expected int64 or int32, got {edge_index.dtype}; use edge_index.long()")
     if edge_index.dim() != 2 or edge_index.size(0) != 2:
@@ -30,6 +31,19 @@ def check_edges(edge_index: Tensor, edge_weight: Tensor | None) -> None:
         raise ValueError(f"edge_weight: expected {edges} weights, one per edge, got {list(edge_weight.shape)}")
     if edge_weight.device != edge_index.device:
         raise ValueError(f"edge_weight is on {edge_weight.device}, edge_index on {edge_index.device}; move one")
+
+
+def _described(edge_index: object) -> str:
+    """What came in place of an edge_index, and the way out."""
+    if edge_index is None:
+        return "None; call the model with (x, edge_index, edge_weight)"
+    layout = getattr(edge_index, "layout", type(edge_index).__name__)
+    if isinstance(edge_index, Tensor) or type(edge_index).__name__ == "SparseTensor":
+        return (
+            f"a sparse adjacency matrix ({layout}), as adj_t is one; convert it: edge_index, edge_weight = "
+            "torch_geometric.utils.to_edge_index(adj_t.t())"
+        )
+    return type(edge_index).__name__
 
 
 def check_dense(name: str, tensor: Tensor) -> None:

@@ -82,7 +82,7 @@ class Graph:
         self._reset()
 
     def _reset(self) -> None:
-        self._csr: dict[tuple[int, bool, torch.dtype, bool], CSR] = {}
+        self._csr: dict[tuple[int, bool, torch.dtype, bool, float], CSR] = {}
         self._writes = Writes() if self._traced else Writes(self.edge_index, self.edge_weight)
         self._versions = self._writes.counts()
 
@@ -128,7 +128,9 @@ class Graph:
         edge_index = (self.edge_index.unsqueeze(1) + shift.view(1, -1, 1)).reshape(2, -1)
         return edge_index, None if self.edge_weight is None else self.edge_weight.repeat(copies)
 
-    def csr(self, rule: int, weighted: bool, dtype: torch.dtype, *, whole: bool = False) -> CSR:
+    def csr(
+        self, rule: int, weighted: bool, dtype: torch.dtype, *, whole: bool = False, loop_weight: float = 1.0
+    ) -> CSR:
         """The CSR and its weights under the self-loop rule of a convolution, computed once per combination.
 
         Args:
@@ -137,8 +139,9 @@ class Graph:
             dtype (torch.dtype): dtype of the weights returned.
             whole (bool): return every row, also of a graph of equal copies. The operators need that where x is a
                 series ``[S, D, F]``; elsewhere they repeat the template over the nodes of x. (default: ``False``)
+            loop_weight (float): weight of the loop that a GCN adds to a node without one. (default: ``1.0``)
         """
-        key = (rule, weighted, dtype, whole)
+        key = (rule, weighted, dtype, whole, loop_weight)
         compiling = self._traced or recorded()
         if not compiling and self._versions != (versions := self._writes.counts()):
             # The weights may change at every training step, which must not sync: check new indices only.
@@ -150,26 +153,27 @@ class Graph:
         if key in known:
             return known[key]
         if compiling:
-            return self._prepare(rule, weighted, dtype, traced=True)
+            return self._prepare(rule, weighted, dtype, loop_weight, traced=True)
         if torch.is_inference_mode_enabled():
             # A training step may use the cached CSR too: autograd cannot save inference tensors.
             with torch.inference_mode(False), torch.no_grad():
-                return self.csr(rule, weighted, dtype, whole=whole)
-        csr = known.get((rule, weighted, dtype, True)) or self._prepare(rule, weighted, dtype)
+                return self.csr(rule, weighted, dtype, whole=whole, loop_weight=loop_weight)
+        csr = known.get((rule, weighted, dtype, True, loop_weight))
+        csr = csr or self._prepare(rule, weighted, dtype, loop_weight)
         # Do not cache what belongs to the autograd graph of one call.
         trained = weighted and self.edge_weight is not None and is_differentiated(self.edge_weight)
         if trained:
             return csr
         kept = known[key] = csr if whole else template(csr)
         if kept is csr:
-            known[rule, weighted, dtype, True] = csr
+            known[rule, weighted, dtype, True, loop_weight] = csr
         return kept
 
     def __repr__(self) -> str:
         weights = "no weights" if self.edge_weight is None else "weights"
         return f"Graph(num_nodes={self.num_nodes}, num_edges={self.num_edges}, {weights}, device='{self.device}')"
 
-    def _prepare(self, rule: int, weighted: bool, dtype: torch.dtype, traced: bool = False) -> CSR:
+    def _prepare(self, rule: int, weighted: bool, dtype: torch.dtype, loop_weight: float, traced: bool = False) -> CSR:
         # Under tracing the number of entries is unknown: keep the padding.
         prepare = dispatch.operator("graph_prepare", dispatch.native(self._backend, self.device))
         rowptr, col, e_id, colptr, row, csr2csc, blocks = prepare(self.edge_index, self.num_nodes, rule)
@@ -182,7 +186,7 @@ class Graph:
             blocks = rowptr.new_empty(0)
         edge_weight = self.edge_weight if weighted else None
         if rule == GCN_RULE:
-            weight: Tensor | None = gcn_norm(rowptr, col, e_id, edge_weight, dtype)
+            weight: Tensor | None = gcn_norm(self.edge_index, rowptr, col, e_id, edge_weight, dtype, loop_weight)
         elif edge_weight is not None:
             weight = gatv2_weight(rowptr, e_id, edge_weight).to(dtype)
         else:

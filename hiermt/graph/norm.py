@@ -19,19 +19,45 @@ def gatv2_weight(rowptr: Tensor, e_id: Tensor, edge_weight: Tensor) -> Tensor:
     return torch.where(e_id < 0, mean.index_select(0, row), weight)
 
 
-def gcn_norm(rowptr: Tensor, col: Tensor, e_id: Tensor, edge_weight: Tensor | None, dtype: torch.dtype) -> Tensor:
-    """``d_j^-1/2 w_ij d_i^-1/2`` of each entry; an added loop weighs 1."""
+def gcn_norm(
+    edges: Tensor,
+    rowptr: Tensor,
+    col: Tensor,
+    e_id: Tensor,
+    edge_weight: Tensor | None,
+    dtype: torch.dtype,
+    loop_weight: float = 1.0,
+) -> Tensor:
+    """``d_j^-1/2 w_ij d_i^-1/2`` of each entry; an added loop weighs `loop_weight`.
+
+    With a `loop_weight` of 0 no loop counts that was not in `edges`, and repeated loops have the sum of their weights.
+    """
     row = entry_rows(rowptr, e_id.numel())
     accumulate = torch.float64 if dtype == torch.float64 else torch.float32
     if edge_weight is None:
         weight = torch.ones(e_id.shape, dtype=accumulate, device=e_id.device)
+        if loop_weight != 1.0:
+            weight = weight.masked_fill(e_id < 0, loop_weight)
     else:
         weight = edge_weight.to(accumulate)
-        weight = torch.cat([weight, weight.new_ones(1)])
+        weight = torch.cat([weight, weight.new_full((1,), loop_weight)])
         weight = weight.index_select(0, torch.where(e_id < 0, edge_weight.numel(), e_id))
+    if loop_weight == 0.0:
+        loops = _loop_weights(edges, None if edge_weight is None else edge_weight.to(accumulate), weight, rowptr)
+        weight = torch.where(col == row, _pick(loops, row), weight)
     scale = _row_sums(rowptr, weight).pow(-0.5)
     scale = scale.masked_fill(scale == torch.inf, 0.0)
     return (_pick(scale, col) * weight * _pick(scale, row)).to(dtype)
+
+
+def _loop_weights(edges: Tensor, edge_weight: Tensor | None, like: Tensor, rowptr: Tensor) -> Tensor:
+    """Sum of the weights of the loops of each node, and a zero for the row that padding belongs to."""
+    source, target = edges.long().unbind(0)
+    weight = like.new_ones(source.shape) if edge_weight is None else edge_weight
+    weight = torch.where(source == target, weight, 0.0)
+    sums = like.new_zeros(rowptr.numel())
+    # On a GPU index_add adds atomically, while index_put sorts.
+    return sums.index_put((target,), weight, accumulate=True) if sums.is_cuda else sums.index_add(0, target, weight)
 
 
 def _row_sums(rowptr: Tensor, values: Tensor) -> Tensor:

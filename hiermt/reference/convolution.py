@@ -111,14 +111,19 @@ def gatv2(
 
 def attend(x_l: Tensor, x_r: Tensor, edges: Edges, edge: Tensor | None, att: Tensor) -> Tensor:
     """GATv2 attention over projected nodes: `x_l` and `x_r` ``[S, H, M]``, edge term ``[E, H]``."""
-    x_j = x_l.index_select(0, edges.source)  # [E, H, M]
+    alpha, x_j = attention(x_l, x_r, edges, edge, att)
+    return _row_sum(alpha.unsqueeze(1) * x_j, edges.row, edges.num_nodes)
+
+
+def attention(x_l: Tensor, x_r: Tensor, edges: Edges, edge: Tensor | None, att: Tensor) -> tuple[Tensor, Tensor]:
+    """Coefficients ``[E, M]`` and messages ``[E, H, M]`` of :func:`attend`."""
+    x_j = x_l.index_select(0, edges.source)
     z = x_j + x_r.index_select(0, edges.target)
     if edge is not None:
         z = z + edge.unsqueeze(-1)  # not in place: vmap may batch the weights alone
     z = F.leaky_relu(z, ATTENTION_SLOPE, inplace=not recorded())
     score = torch.bmm(att.reshape(1, 1, -1).expand(z.size(0), -1, -1), z).squeeze(1)  # [E, M]
-    alpha = _row_softmax(score, edges.row, edges.num_nodes)
-    return _row_sum(alpha.unsqueeze(1) * x_j, edges.row, edges.num_nodes)
+    return _row_softmax(score, edges.row, edges.num_nodes), x_j
 
 
 def gcn(x: Tensor, edges: Edges, norm: Tensor | None, params: Sequence[Tensor], activation: int) -> Tensor:
