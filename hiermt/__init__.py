@@ -10,13 +10,13 @@ from hiermt.inference import hierarchical_inference, inference_hierarchical, joi
 from hiermt.inference.rolling import LivePredictor, predict_rolling
 from hiermt.io.interop import from_reference
 from hiermt.native.memory import release_memory
-from hiermt.nn import TGCN, TGCN_HierarchicalMT, TGCNCell
-from hiermt.nn.conv import GAT, GCN
+from hiermt.nn import A3TGCN, GAT, GCN, TGCN, MultiTaskTGCN, TGCN_HierarchicalMT, TGCNCell
 from hiermt.nn.loss import MultiTaskLoss
 from hiermt.training import evaluate, predict, tasks, train, train_hierarchical
 from hiermt.windows import Windows
 
 __all__ = [
+    "A3TGCN",
     "GAT",
     "GCN",
     "TGCN",
@@ -24,6 +24,7 @@ __all__ = [
     "Graph",
     "LivePredictor",
     "MultiTaskLoss",
+    "MultiTaskTGCN",
     "TGCNCell",
     "TGCN_HierarchicalMT",
     "Windows",

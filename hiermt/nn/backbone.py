@@ -7,10 +7,11 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hiermt import windows as gather
-from hiermt._arguments import check_integer, check_tensor
+from hiermt._arguments import check_integer, check_number, check_tensor
 from hiermt._tracing import recorded, refuse_tracing
 from hiermt.data.feature_names import FeatureNames
 from hiermt.functional.options import LayerOptions
@@ -18,7 +19,10 @@ from hiermt.graph import Graph, as_graph
 from hiermt.native import dispatch
 from hiermt.nn.cell import TGCNCell, cell_parameters
 from hiermt.nn.conv import GAT, GCN
+from hiermt.nn.explain import attention_weights
+from hiermt.nn.parameters import reset
 from hiermt.nn.pretrained import Pretrained
+from hiermt.nn.states import check_states, last_of
 from hiermt.windows import Windows
 
 LAYOUTS = ("NTF", "NFT")
@@ -47,14 +51,17 @@ class TGCN(FeatureNames, Pretrained, nn.Module):
             (default: ``"between"``)
         layout (str): order of x: ``"NTF"`` or ``"NFT"``. Without it, an x that fits both warns once.
             (default: ``"NTF"``)
+        dropout (float): probability to drop a channel of the states that a cell hands on, to the next cell and to the
+            output, in training mode. (default: ``0.0``)
         feature_names (sequence of str, optional): names of the features, in order, such as those of a
             :class:`hiermt.data.FeatureTable`. They are saved with the model, and data whose names differ are refused.
             (default: ``None``, any features)
         backend (str): implementation: ``"auto"``, ``"native"`` or ``"reference"``. (default: ``"auto"``)
     """
 
-    # Whether `layout` is the default. A class attribute, because models pickled by earlier versions lack it.
+    # Whether `layout` is the default. Class attributes, because models pickled by earlier versions lack them.
     layout_assumed = False
+    dropout = 0.0
 
     def __init__(
         self,
@@ -69,6 +76,7 @@ class TGCN(FeatureNames, Pretrained, nn.Module):
         edge_dim: int | None = 1,
         conv_activation: str = "between",
         layout: str = ASSUMED_NTF,
+        dropout: float = 0.0,
         feature_names: Sequence[str] | None = None,
         backend: str = "auto",
     ) -> None:
@@ -86,6 +94,7 @@ class TGCN(FeatureNames, Pretrained, nn.Module):
         self.layout_assumed = layout is ASSUMED_NTF
         self.layout = layout = str(layout)
         self._backend = backend
+        self.dropout = check_number("dropout", dropout, 0.0, 1.0)
         self.config: dict[str, Any] = {
             "in_channels": in_channels,
             "out_channels": out_channels,
@@ -94,13 +103,23 @@ class TGCN(FeatureNames, Pretrained, nn.Module):
             **options,
             "layout": layout,
         }
+        if self.dropout:
+            self.config["dropout"] = self.dropout
         self.feature_names = feature_names
         self.cells = nn.ModuleList(
             TGCNCell(in_channels if i == 0 else hidden_size, hidden_size, **options, backend=backend)
             for i in range(layers_nb)
         )
+        self._add_pooling()
         out: list[nn.Module] = [nn.Linear(hidden_size, out_channels)]
         self.out = nn.Sequential(*out, *([] if output_activation is None else [output_activation]))
+
+    def _add_pooling(self) -> None:
+        """Adds the modules between the cells and the output linear."""
+
+    def reset_parameters(self) -> None:
+        """Draws all parameters anew, as the constructor does; an output activation is left as it is."""
+        reset(*self._cells(), self.out[0])
 
     @property
     def backend(self) -> str:
@@ -114,78 +133,155 @@ class TGCN(FeatureNames, Pretrained, nn.Module):
             if isinstance(cell, TGCNCell) and isinstance(cell.gcn, (GAT, GCN)):
                 cell.gcn.backend = backend
 
-    def forward(self, x: Tensor | Windows, edge_index: Tensor | Graph, edge_weight: Tensor | None = None) -> Tensor:
+    def forward(
+        self,
+        x: Tensor | Windows,
+        edge_index: Tensor | Graph | None = None,
+        edge_weight: Tensor | None = None,
+        h: Sequence[Tensor] | Tensor | None = None,
+        return_sequence: bool = False,
+        return_state: bool = False,
+    ) -> Any:
         """Runs the backbone.
+
+        A stream can go through in pieces: the states that one piece returns are the `h` of the next. The native
+        operators give the same bits as for the whole stream, in float32 and float64.
 
         Args:
             x (Tensor or Windows): node features; windows of one series need not be copied out of it.
             edge_index (Tensor or Graph): edges.
             edge_weight (Tensor, optional): edge weights. (default: ``None``)
+            h (sequence of Tensor, optional): state of each cell before the first step; also one tensor of all cells.
+                (default: ``None``, zeros)
+            return_sequence (bool): the result of every step, or of the last. (default: ``False``)
+            return_state (bool): return the states after the last step, too. (default: ``False``)
 
         Shapes:
             - **x:** ``[N, T, F]``, or ``[B, N, T, F]`` with one shared graph (``F, T`` swapped for layout ``"NFT"``)
-            - **returns:** ``[N, out_channels]`` or, for a batch or windows, ``[B, N, out_channels]``
+            - **h:** ``layers_nb`` tensors ``[N, H]`` or, for a batch or windows, ``[B, N, H]``
+            - **returns:** ``[N, out_channels]`` or, for a batch or windows, ``[B, N, out_channels]``; ``[N, T,
+              out_channels]`` or ``[B, N, T, out_channels]`` if `return_sequence`; a pair of this and the list of
+              states, shaped as `h`, if `return_state`
 
         Raises:
-            ValueError: x contradicts the layout or the graph.
+            ValueError: x contradicts the layout or the graph, or a state has another shape or device than expected.
+            TypeError: an argument is not a tensor, or a state has another dtype than x.
         """
-        h = self.last_state(x, edge_index, edge_weight)
-        if h.dim() == 2:
-            return self.out(h)  # type: ignore[no-any-return]
+        states: list[Tensor] | None = [] if return_state else None
+        y = self.last_state(x, edge_index, edge_weight, h, return_sequence, states)
         # A module put in place of the linear may read more than the last dimension.
-        return self.out(h.flatten(0, 1)).unflatten(0, h.shape[:2])  # type: ignore[no-any-return]
+        y = self.out(y) if y.dim() == 2 else self.out(y.flatten(0, -2)).unflatten(0, y.shape[:-1])
+        return (y, states) if return_state else y
 
-    def last_state(self, x: Tensor | Windows, edge_index: Tensor | Graph, edge_weight: Tensor | None = None) -> Tensor:
-        """State of the last cell after the last step: as :meth:`forward`, before the output linear."""
+    def last_state(
+        self,
+        x: Tensor | Windows,
+        edge_index: Tensor | Graph | None = None,
+        edge_weight: Tensor | None = None,
+        h: Sequence[Tensor] | Tensor | None = None,
+        sequence: bool = False,
+        states: list[Tensor] | None = None,
+    ) -> Tensor:
+        """State of the last cell after the last step: as :meth:`forward`, before the output linear.
+
+        Args:
+            x, edge_index, edge_weight, h: as for :meth:`forward`.
+            sequence (bool): the states of every step. (default: ``False``)
+            states (list, optional): the last state of each cell is appended to it. (default: ``None``)
+        """
         cells = self._cells()
         params = cell_parameters(cells)
-        if isinstance(x, Windows):
-            if params is not None:
-                return self._last_state_of_windows(x, edge_index, edge_weight, params)
-            x = x.gather().transpose(-1, -2) if self.layout == "NFT" else x.gather()
-        x = self._time_before_channels(x)
-        graph = as_graph(edge_index, edge_weight, x.size(-3), self._backend)
-        h = x if x.dim() == 3 else x.reshape(x.size(0) * x.size(1), *x.shape[2:])
-        if params is not None:
-            for i, cell in enumerate(cells):
-                h = cell.run_sequence(h, graph, params[i], sequence=i < len(cells) - 1)
+        y: Tensor | Windows
+        if isinstance(x, Windows) and params is not None:
+            y, graph = self._windows(x, edge_index, edge_weight)
+            lead: tuple[int, ...] = (x.starts.size(0), graph.num_nodes)
         else:
-            h = self._step_by_step(h, graph)
-        return h if x.dim() == 3 else h.reshape(*x.shape[:-2], self.hidden_size)
+            y, graph, lead = self._sequences(x, edge_index, edge_weight)
+        before = None if h is None else check_states(h, len(cells), (*lead, self.hidden_size), y)
+        if params is None:
+            return self._step_by_step(y, graph, lead, before, sequence, states)  # type: ignore[arg-type]
+        last = len(cells) - 1
+        for i, cell in enumerate(cells):
+            every = i < last or sequence
+            y = cell.run_sequence(y, graph, params[i], every, None if before is None else before[i])
+            if states is not None:
+                state = last_of(y, None if before is None else before[i]) if every else y
+                states.append(state.reshape(*lead, self.hidden_size))
+            if self.dropout:
+                y = F.dropout(y, self.dropout, self.training)
+        return y.reshape(*lead, *y.shape[1:]) if len(lead) > 1 else y  # type: ignore[union-attr,return-value]
 
-    def _step_by_step(self, x: Tensor, graph: Graph) -> Tensor:
+    def _step_by_step(
+        self,
+        x: Tensor,
+        graph: Graph,
+        lead: Sequence[int],
+        before: list[Tensor] | None,
+        sequence: bool,
+        final: list[Tensor] | None,
+    ) -> Tensor:
         """Calls the cells one time step after the other, as the published model does."""
         edges = graph.edges(x.size(0) // max(graph.num_nodes, 1))
         cells = self._cells()
-        states = [x.new_zeros(x.size(0), self.hidden_size)] * len(cells)
+        states = before or [x.new_zeros(x.size(0), self.hidden_size)] * len(cells)
+        outputs = []
+        step = states[-1]
         for step in x.unbind(1):
             for i, cell in enumerate(cells):
                 states[i] = step = cell(step, *edges, states[i])
-        return states[-1]
+                if self.dropout:
+                    step = F.dropout(step, self.dropout, self.training)
+            outputs.append(step)
+        if final is not None:
+            final += [state.reshape(*lead, self.hidden_size) for state in states]
+        if sequence:
+            step = torch.stack(outputs, dim=1) if outputs else x.new_zeros(x.size(0), 0, self.hidden_size)
+        return step.reshape(*lead, *step.shape[1:])
 
-    def _last_state_of_windows(
-        self,
-        x: Windows,
-        edge_index: Tensor | Graph,
-        edge_weight: Tensor | None,
-        params: list[tuple[list[Tensor], list[Tensor]]],
-    ) -> Tensor:
+    def attention_weights(
+        self, x: Tensor | Windows, edge_index: Tensor | Graph | None = None, edge_weight: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Attention of each convolution on each edge and day, as PyG's ``return_attention_weights``.
+
+        Args:
+            x, edge_index, edge_weight: as for :meth:`forward`.
+
+        Shapes:
+            - **returns:** the edges that the convolutions read, ``[2, E]``: the given ones without loops, then a loop
+              of each node; their coefficients ``[layers_nb, conv_layers, E, T]``, for a batch or windows ``[layers_nb,
+              conv_layers, B, E, T]``. Those on the edges into one node have the sum 1.
+
+        Raises:
+            TypeError: the model has no attention, as with ``use_gat=False``.
+        """
+        return attention_weights(self._cells(), *self._sequences(x, edge_index, edge_weight))
+
+    def _sequences(
+        self, x: Tensor | Windows, edge_index: Tensor | Graph | None, edge_weight: Tensor | None
+    ) -> tuple[Tensor, Graph, tuple[int, ...]]:
+        """``x`` as ``[N, T, F]``, the graph, and the dimensions of x before ``T`` and ``F``."""
+        if isinstance(x, Windows):
+            x = x.gather().transpose(-1, -2) if self.layout == "NFT" else x.gather()
+        x = self._time_before_channels(x)
+        graph = as_graph(edge_index, edge_weight, x.size(-3), self._backend)
+        return x if x.dim() == 3 else x.reshape(x.size(0) * x.size(1), *x.shape[2:]), graph, tuple(x.shape[:-2])
+
+    def _windows(
+        self, x: Windows, edge_index: Tensor | Graph | None, edge_weight: Tensor | None
+    ) -> tuple[Tensor | Windows, Graph]:
+        """The windows as the first cell reads them, and the graph."""
         check_tensor("x.series", x.series)
         if x.series.dim() != 3 or x.series.size(2) != self.in_channels:
             raise ValueError(f"x: expected windows of a series [N, D, {self.in_channels}], got {list(x.series.shape)}")
         graph = as_graph(edge_index, edge_weight, x.series.size(0), self._backend)
         # Under torch.compile and on a GPU, process the whole series: the number of distinct days is not known without
         # a sync. On a GPU, a series longer than all windows together is gathered instead.
-        h: Tensor | Windows = x
         if not recorded():
             if not gather.reading_syncs(x.series):
-                h = x.shared()
-            elif x.series.size(1) > x.starts.size(0) * x.steps:
-                h = x.gather(check=False).flatten(0, 1)
-        cells = self._cells()
-        for i, cell in enumerate(cells):
-            h = cell.run_sequence(h, graph, params[i], sequence=i < len(cells) - 1)
-        return h.reshape(x.starts.size(0), graph.num_nodes, self.hidden_size)  # type: ignore[union-attr]
+                return x.shared(), graph
+            if x.series.size(1) > x.starts.size(0) * x.steps:
+                return x.gather(check=False).flatten(0, 1), graph
+        return x, graph
 
     def _cells(self) -> list[TGCNCell]:
         # The truth of a ModuleList is a call in Python.
@@ -194,7 +290,8 @@ class TGCN(FeatureNames, Pretrained, nn.Module):
 
     def _time_before_channels(self, x: Tensor) -> Tensor:
         if not isinstance(x, Tensor) or not x.is_floating_point():
-            raise TypeError(f"x: expected a floating point Tensor, got {x.dtype if isinstance(x, Tensor) else type(x)}")
+            check_tensor("x", x, "a floating point Tensor")
+            raise TypeError(f"x: expected a floating point Tensor, got {x.dtype}; use x.float()")
         dims = "T, F" if self.layout == "NTF" else "F, T"
         if x.dim() not in (3, 4):
             raise ValueError(f"x: expected [N, {dims}] or [B, N, {dims}], got {list(x.shape)}")

@@ -14,7 +14,8 @@ from hiermt.functional.arguments import GATE_PARAMS
 from hiermt.functional.layer import run_layer
 from hiermt.graph import Graph
 from hiermt.nn.conv import GAT, GCN
-from hiermt.nn.parameters import LINEAR, Parts, all_run, has_global_hook, read
+from hiermt.nn.parameters import LINEAR, Parts, all_run, has_global_hook, read, reset
+from hiermt.nn.states import check_state
 from hiermt.windows import Windows
 
 _GATES: Parts = (("lin_u", LINEAR), ("lin_r", LINEAR), ("lin_c", LINEAR))
@@ -55,6 +56,10 @@ class TGCNCell(NotScriptable, nn.Module):
         self.lin_r = nn.Linear(in_channels + 2 * hidden_size, hidden_size)
         self.lin_c = nn.Linear(in_channels + 2 * hidden_size, hidden_size)
 
+    def reset_parameters(self) -> None:
+        """Draws all parameters anew, as the constructor does."""
+        reset(self.gcn, self.lin_u, self.lin_r, self.lin_c)
+
     def gates(self) -> list[Tensor] | None:
         """The gate parameters in the order of the operators; ``None`` if a gate was replaced."""
         return read([(self, _GATES)])
@@ -75,7 +80,7 @@ class TGCNCell(NotScriptable, nn.Module):
     def forward(
         self,
         x_t: Tensor,
-        edge_index: Tensor | Graph,
+        edge_index: Tensor | Graph | None = None,
         edge_weight: Tensor | None = None,
         h: Tensor | None = None,
     ) -> Tensor:
@@ -95,7 +100,7 @@ class TGCNCell(NotScriptable, nn.Module):
         if x_t.dim() != 2 or x_t.size(1) != self.in_channels:
             raise ValueError(f"x_t: expected [N, {self.in_channels}], got {list(x_t.shape)}")
         if h is not None:
-            check_tensor("h", h)
+            check_state(h, (x_t.size(0), self.hidden_size), x_t, "h")
         g = torch.sigmoid(self.gcn(x_t, edge_index, edge_weight))
         gates = None if has_global_hook() else self.gates()
         if gates is not None:
@@ -108,15 +113,21 @@ class TGCNCell(NotScriptable, nn.Module):
         return u * h + (1 - u) * c
 
     def run_sequence(
-        self, x: Tensor | Windows, graph: Graph, params: tuple[list[Tensor], list[Tensor]], sequence: bool
+        self,
+        x: Tensor | Windows,
+        graph: Graph,
+        params: tuple[list[Tensor], list[Tensor]],
+        sequence: bool,
+        h0: Tensor | None = None,
     ) -> Tensor:
-        """All time steps from a zero state: ``[N, T, F] -> [N, T, H]``, or ``[N, H]`` if not `sequence`.
+        """All time steps from the state `h0`, zeros by default: ``[N, T, F] -> [N, T, H]``, or ``[N, H]`` if not
+        `sequence`.
 
         With windows, a node is ``window * S + stock``, and each day of the series is convolved once. `params` is the
         result of :meth:`op_parameters`.
         """
         stack: Any = self._modules.get("gcn") or self.gcn
-        return run_layer(x, graph, *params, stack.options, sequence=sequence, backend=stack._backend)
+        return run_layer(x, graph, *params, stack.options, h0, sequence=sequence, backend=stack._backend)
 
 
 # The methods that a kernel replaces. A patched or overridden method is a different object.

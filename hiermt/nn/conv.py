@@ -1,117 +1,31 @@
-"""The graph convolutions of the cell: parameters under PyG's names, stacked with their activation."""
+"""The graph convolutions of the cell: stacks of convolutions with their activation."""
 
 from __future__ import annotations
 
-import math
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from hiermt import functional
-from hiermt._arguments import check_integer, check_tensor
-from hiermt._tracing import NotScriptable, refuse_tracing
+from hiermt._arguments import check_integer
+from hiermt._tracing import NotScriptable
 from hiermt.functional.convolution import run_stack
 from hiermt.functional.options import LayerOptions
-from hiermt.functional.projected import activate, gatv2_projected, gcn_projected
-from hiermt.graph import Graph, as_graph
+from hiermt.functional.projected import activate, attention_edges
+from hiermt.graph import Graph
 from hiermt.native import dispatch
-from hiermt.nn.parameters import LINEAR, MATRIX, PARAMETER, Parts, all_run, has_global_hook, read, runs
-
-# Parts in the order of the operators.
-_GATV2_PARTS: Parts = (("lin_l", LINEAR), ("lin_r", LINEAR), ("att", PARAMETER), ("bias", PARAMETER))
-_EDGE_PARTS: Parts = (*_GATV2_PARTS, ("lin_edge", MATRIX))
-_GCN_PARTS: Parts = (("lin", MATRIX), ("bias", PARAMETER))
-
-
-class GATv2Conv(nn.Module):
-    r"""A GATv2 convolution with one head (arXiv 2105.14491), its parameters named as in PyG's ``GATv2Conv``.
-
-    Args:
-        in_channels (int): ``F``.
-        out_channels (int): ``H``.
-        edge_dim (int, optional): 1 for an edge term that reads the edge weights, or ``None``. (default: ``1``)
-        backend (str): ``"auto"``, ``"native"`` or ``"reference"``. (default: ``"auto"``)
-    """
-
-    def __init__(self, in_channels: int, out_channels: int, edge_dim: int | None = 1, *, backend: str = "auto") -> None:
-        super().__init__()
-        self.backend = dispatch.check(backend)
-        self.lin_l = nn.Linear(in_channels, out_channels)
-        self.lin_r = nn.Linear(in_channels, out_channels)
-        self.att = nn.Parameter(torch.empty(1, 1, out_channels))
-        self.lin_edge = None if edge_dim is None else nn.Linear(edge_dim, out_channels, bias=False)
-        self.bias = nn.Parameter(torch.empty(out_channels))
-        self.reset_parameters()
-
-    def reset_parameters(self) -> None:
-        """Glorot for weights; the bias starts at zero. The random numbers are drawn in PyG's order."""
-        for lin in (self.lin_l, self.lin_r):
-            _glorot(lin.weight)
-            bound = 1 / math.sqrt(lin.in_features) if lin.in_features else 0.0
-            nn.init.uniform_(lin.bias, -bound, bound)
-        if self.lin_edge is not None:
-            _glorot(self.lin_edge.weight)
-        _glorot(self.att)
-        nn.init.zeros_(self.bias)
-
-    def op_parameters(self) -> list[Tensor] | None:
-        """The parameters in the order of the operators; ``None`` if a part was replaced."""
-        return read([(self, _GATV2_PARTS if self._modules.get("lin_edge") is None else _EDGE_PARTS)])
-
-    def forward(self, x: Tensor, edge_index: Tensor | Graph, edge_weight: Tensor | None = None) -> Tensor:
-        """Convolves as PyG does; arguments and shapes are those of :meth:`GAT.forward`."""
-        return _on_sequence(self, x, edge_index, edge_weight)
-
-    def convolve(self, x: Tensor, graph: Graph, activation: str, backend: str) -> Tensor:
-        """``[N, T, F] -> [N, T, H]``, and an activation that :mod:`hiermt.functional` knows."""
-        params = None if has_global_hook() else self.op_parameters()
-        if params is not None:
-            return functional.gatv2_conv(x, graph, *params, activation=activation, backend=backend)
-        lin_edge: Any = self.lin_edge
-        LayerOptions(edge=lin_edge is not None).check_weights_used(graph)
-        y = gatv2_projected(self.lin_l(x), self.lin_r(x), graph, lin_edge, self.att)
-        return activate(y if self.bias is None else y + self.bias, activation)
-
-
-class GCNConv(nn.Module):
-    r"""A GCN convolution (arXiv 1609.02907), its parameters named as in PyG's ``GCNConv``.
-
-    Args:
-        in_channels (int): ``F``.
-        out_channels (int): ``H``.
-        backend (str): ``"auto"``, ``"native"`` or ``"reference"``. (default: ``"auto"``)
-    """
-
-    def __init__(self, in_channels: int, out_channels: int, *, backend: str = "auto") -> None:
-        super().__init__()
-        self.backend = dispatch.check(backend)
-        self.lin = nn.Linear(in_channels, out_channels, bias=False)
-        self.bias = nn.Parameter(torch.empty(out_channels))
-        self.reset_parameters()
-
-    def reset_parameters(self) -> None:
-        """Glorot for the weight, as PyG initialises it; the bias starts at zero."""
-        _glorot(self.lin.weight)
-        nn.init.zeros_(self.bias)
-
-    def op_parameters(self) -> list[Tensor] | None:
-        """The parameters in the order of the operators; ``None`` if a part was replaced."""
-        return read([(self, _GCN_PARTS)])
-
-    def forward(self, x: Tensor, edge_index: Tensor | Graph, edge_weight: Tensor | None = None) -> Tensor:
-        """Convolves as PyG does; arguments and shapes are those of :meth:`GCN.forward`."""
-        return _on_sequence(self, x, edge_index, edge_weight)
-
-    def convolve(self, x: Tensor, graph: Graph, activation: str, backend: str) -> Tensor:
-        """``[N, T, F] -> [N, T, H]``, and an activation that :mod:`hiermt.functional` knows."""
-        params = None if has_global_hook() else self.op_parameters()
-        if params is not None:
-            return functional.gcn_conv(x, graph, *params, activation=activation, backend=backend)
-        y = gcn_projected(self.lin(x), graph)
-        return activate(y if self.bias is None else y + self.bias, activation)
-
+from hiermt.nn.convolution import (
+    EDGE_PARTS,
+    GATV2_PARTS,
+    GCN_PARTS,
+    GATv2Conv,
+    GCNConv,
+    flattened,
+    on_sequence,
+)
+from hiermt.nn.parameters import Parts, all_run, has_global_hook, read, reset, runs
 
 # The methods that a kernel of a whole stack replaces. A patched or overridden method is a different object.
 _CONV_FORWARDS = {True: GATv2Conv.forward, False: GCNConv.forward}
@@ -121,10 +35,14 @@ class _ConvStack(NotScriptable, nn.Module):
     """Base of GAT and GCN: convolutions with leaky_relu(0.01) between them, or after each."""
 
     options: LayerOptions
+    # Whether one call of the operator runs all convolutions: their sizes are equal and their options the usual ones.
+    fused = True
 
     def __init__(self, convs: list[Any], options: LayerOptions, backend: str) -> None:
         super().__init__()
         self.convs = nn.ModuleList(convs)
+        sizes = {conv.att.numel() if options.gat else conv.lin.out_features for conv in convs}
+        self.fused = len(sizes) == 1 and all(getattr(conv, "loop_weight", 1.0) == 1.0 for conv in convs)
         self.options = options
         self.backend = backend
 
@@ -147,11 +65,15 @@ class _ConvStack(NotScriptable, nn.Module):
             if isinstance(conv, (GATv2Conv, GCNConv)):
                 conv.backend = self._backend
 
+    def reset_parameters(self) -> None:
+        """Draws all parameters anew, as the constructor does."""
+        reset(*self.convs)
+
     def parts(self) -> list[tuple[nn.Module, Parts]] | None:
-        """The parts of all convolutions; ``None`` if a convolution was replaced."""
+        """The parts of all convolutions; ``None`` if they are called one by one."""
         stack: Any = self.convs if (found := self._modules.get("convs")) is None else found
         options, forward = self.options, _CONV_FORWARDS[self.options.gat]
-        names = (_EDGE_PARTS if options.edge else _GATV2_PARTS) if options.gat else _GCN_PARTS
+        names = (EDGE_PARTS if options.edge else GATV2_PARTS) if options.gat else GCN_PARTS
         checked, parts = [], []
         for conv in stack._modules.values():
             if options.edge != (conv._modules.get("lin_edge") is not None):
@@ -161,14 +83,14 @@ class _ConvStack(NotScriptable, nn.Module):
         if len(parts) != options.conv_layers:
             # Its user has added or removed convolutions.
             self.options = replace(options, conv_layers=len(parts))
-        return parts if all_run(checked) else None
+        return parts if self.fused and all_run(checked) else None
 
     def op_parameters(self) -> list[Tensor] | None:
         """The parameters of all convolutions in the order of the operators; ``None`` if a part was replaced."""
         parts = self.parts()
         return None if parts is None else read(parts)
 
-    def forward(self, x: Tensor, edge_index: Tensor | Graph, edge_weight: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, edge_index: Tensor | Graph | None = None, edge_weight: Tensor | None = None) -> Tensor:
         """Applies the stack.
 
         Args:
@@ -183,7 +105,7 @@ class _ConvStack(NotScriptable, nn.Module):
         Raises:
             ValueError: x has another number of dimensions, or does not fit the graph or the convolutions.
         """
-        return _on_sequence(self, x, edge_index, edge_weight)
+        return on_sequence(self, x, edge_index, edge_weight)
 
     def convolve(self, x: Tensor, graph: Graph, activation: str, backend: str) -> Tensor:
         """``[N, T, F] -> [N, T, H]``: one call of the operator, or one call a convolution if a part was replaced."""
@@ -209,74 +131,109 @@ def step_by_step(module: nn.Module, x: Tensor, graph: Graph) -> Tensor:
     return torch.stack([module(step, edge_index, edge_weight) for step in x.unbind(1)], dim=1)
 
 
-def _on_sequence(module: Any, x: Tensor, edge_index: Tensor | Graph, edge_weight: Tensor | None) -> Tensor:
-    """Checks the arguments of a convolution, flattens x to ``[N, T, F]``, convolves, and restores the shape."""
-    check_tensor("x", x)
-    refuse_tracing(x.size(-1))
-    if x.dim() not in (2, 3, 4):
-        raise ValueError(f"x: expected [N, F], [N, T, F] or [B, N, T, F], got {list(x.shape)}")
-    lead, backend = x.shape[:-1], getattr(module, "backend", "auto")
-    graph = as_graph(edge_index, edge_weight, x.size(-2 if x.dim() == 2 else -3), backend)
-    if x.dim() == 2:
-        y = x.unsqueeze(1)
-    else:
-        y = x if x.dim() == 3 else x.reshape(x.size(0) * x.size(1), *x.shape[2:])
-    y = module.convolve(y, graph, "none", backend)
-    return y.reshape(*lead, y.size(-1))  # type: ignore[no-any-return]
-
-
 class GAT(_ConvStack):
     r"""A stack of GATv2 convolutions, one head each (arXiv 2105.14491).
 
     Args:
         in_channels (int): ``F``.
-        hidden_size (int): ``H``.
-        conv_layers, edge_dim, conv_activation, backend: as for :class:`hiermt.TGCN`.
+        hidden_size (int or sequence of int): ``H``, or the channels of each convolution; also under the name
+            `layer_sizes`. (default: ``None``, 32)
+        conv_layers (int): convolutions of `hidden_size` channels. (default: ``None``, 2, or as many as there are sizes)
+        bias (bool): whether the convolutions have a bias. (default: ``True``)
+        edge_dim, conv_activation, backend: as for :class:`hiermt.TGCN`.
     """
 
     def __init__(
         self,
         in_channels: int,
-        hidden_size: int,
-        conv_layers: int = 2,
+        hidden_size: int | Sequence[int] | None = None,
+        conv_layers: int | None = None,
         *,
+        layer_sizes: Sequence[int] | None = None,
+        bias: bool = True,
         edge_dim: int | None = 1,
         conv_activation: str = "between",
         backend: str = "auto",
     ) -> None:
-        options = LayerOptions.of_modules(True, conv_layers, edge_dim, conv_activation)
-        sizes = _channels(in_channels, hidden_size, options.conv_layers)
-        super().__init__([GATv2Conv(*pair, 1 if options.edge else None) for pair in sizes], options, backend)
+        pairs = _channels(in_channels, hidden_size, conv_layers, layer_sizes)
+        options = LayerOptions.of_modules(True, len(pairs), edge_dim, conv_activation)
+        edge = 1 if options.edge else None
+        super().__init__([GATv2Conv(*pair, edge, bias=bias) for pair in pairs], options, backend)
+
+    def attention_weights(
+        self, x: Tensor, edge_index: Tensor | Graph | None = None, edge_weight: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Attention of each convolution, as PyG's ``return_attention_weights``.
+
+        Args:
+            x, edge_index, edge_weight: as for :meth:`forward`.
+
+        Shapes:
+            - **returns:** the edges that the convolutions read, ``[2, E]``: the given ones without loops, then a loop
+              of each node; their coefficients ``[K, E]`` for ``K`` convolutions, ``[K, E, T]`` or ``[K, B, E, T]``
+
+        Raises:
+            TypeError: a convolution was put in place of a GATv2 by the user, and has no attention.
+        """
+        y, graph, _ = flattened(self, x, edge_index, edge_weight)
+        alpha = torch.stack(self.attend(y, graph))
+        if x.dim() == 4:
+            return attention_edges(graph), alpha
+        return attention_edges(graph), alpha[:, 0] if x.dim() == 3 else alpha[:, 0, :, 0]
+
+    def attend(self, x: Tensor, graph: Graph) -> list[Tensor]:
+        """Attention of each convolution, ``[N, T, F] -> [B, E, T]``."""
+        found = []
+        for i, conv in enumerate(self.convs):
+            if not isinstance(conv, GATv2Conv):
+                raise TypeError(f"attention_weights: convs[{i}] is a {type(conv).__name__}, expected a GATv2Conv")
+            found.append(conv.attention(x, graph))
+            if i < len(self.convs) - 1:
+                x = conv.convolve(x, graph, "leaky_relu", self.backend)
+        return found
 
 
 class GCN(_ConvStack):
     r"""A stack of GCN convolutions (arXiv 1609.02907).
 
     Args:
-        in_channels, hidden_size, conv_layers, conv_activation, backend: as for :class:`GAT`.
+        in_channels, hidden_size, conv_layers, layer_sizes, bias, conv_activation, backend: as for :class:`GAT`.
+        improved (bool): a node without a self loop gets one of weight 2, not 1. (default: ``False``)
     """
 
     def __init__(
         self,
         in_channels: int,
-        hidden_size: int,
-        conv_layers: int = 2,
+        hidden_size: int | Sequence[int] | None = None,
+        conv_layers: int | None = None,
         *,
+        layer_sizes: Sequence[int] | None = None,
+        bias: bool = True,
+        improved: bool = False,
         conv_activation: str = "between",
         backend: str = "auto",
     ) -> None:
-        options = LayerOptions.of_modules(False, conv_layers, None, conv_activation)
-        sizes = _channels(in_channels, hidden_size, options.conv_layers)
-        super().__init__([GCNConv(*pair) for pair in sizes], options, backend)
+        pairs = _channels(in_channels, hidden_size, conv_layers, layer_sizes)
+        options = LayerOptions.of_modules(False, len(pairs), None, conv_activation)
+        super().__init__([GCNConv(*pair, bias=bias, improved=improved) for pair in pairs], options, backend)
 
 
-def _channels(in_channels: object, hidden_size: object, conv_layers: int) -> list[tuple[int, int]]:
+def _channels(
+    in_channels: object, hidden_size: object, conv_layers: object, layer_sizes: object
+) -> list[tuple[int, int]]:
     """Input and output channels of each convolution."""
     inputs = check_integer("in_channels", in_channels, 1)
-    hidden = check_integer("hidden_size", hidden_size, 1)
-    return [(hidden if i else inputs, hidden) for i in range(conv_layers)]
-
-
-def _glorot(tensor: Tensor) -> None:
-    bound = math.sqrt(6.0 / (tensor.size(-2) + tensor.size(-1)))
-    nn.init.uniform_(tensor, -bound, bound)
+    name = "hidden_size" if layer_sizes is None else "layer_sizes"
+    if layer_sizes is not None and hidden_size is not None:
+        raise ValueError(f"layer_sizes: hidden_size={hidden_size!r} gives the sizes already; pass one of the two")
+    if isinstance(conv_layers, bool):
+        raise TypeError(f"conv_layers: expected an integer, got {conv_layers}; pass a bias by name, bias={conv_layers}")
+    given = hidden_size if layer_sizes is None else layer_sizes
+    if isinstance(given, (list, tuple)):
+        sizes = [check_integer(f"{name}[{i}]", size, 1) for i, size in enumerate(given)]
+        if not sizes or conv_layers not in (None, len(sizes)):
+            raise ValueError(f"{name}: expected {conv_layers or 'one or more'} sizes, got {len(sizes)}")
+    else:
+        hidden = 32 if given is None else check_integer(name, given, 1)
+        sizes = [hidden] * (2 if conv_layers is None else check_integer("conv_layers", conv_layers, 1))
+    return list(zip([inputs, *sizes], sizes, strict=False))

@@ -9,11 +9,14 @@ from torch import nn
 
 from hiermt import windows as gather
 from hiermt.native import dispatch
-from hiermt.nn import TGCN, TGCN_HierarchicalMT
+from hiermt.nn import A3TGCN, TGCN, MultiTaskTGCN, TGCN_HierarchicalMT
+from hiermt.nn.headed import Headed
 from hiermt.nn.parameters import runs
 from hiermt.windows import Windows
 
-_TWO_HEADED, _BACKBONE = TGCN_HierarchicalMT.forward, TGCN.forward
+# The forwards that take windows, of models with heads and of those without.
+_HEADED = {TGCN_HierarchicalMT: TGCN_HierarchicalMT.forward, MultiTaskTGCN: MultiTaskTGCN.forward}
+_BARE = {TGCN: TGCN.forward, A3TGCN: A3TGCN.forward}
 
 # Sharing pays if the distinct days of a batch are at most this fraction of the days of its windows, overlaps counted;
 # docs/benchmarks.md has the measurements.
@@ -97,15 +100,16 @@ def why_not_shared(model: nn.Module, batch: Any) -> str | None:
 def _backbone(model: nn.Module) -> TGCN | None:
     if isinstance(model, nn.parallel.DistributedDataParallel):
         model = model.module
-    if isinstance(model, TGCN_HierarchicalMT) and runs(model, _TWO_HEADED):
-        model = model.tgcn_backbone
-    return model if isinstance(model, TGCN) and runs(model, _BACKBONE) else None
+    if any(isinstance(model, kind) and runs(model, forward) for kind, forward in _HEADED.items()):
+        model = model.tgcn_backbone  # type: ignore[assignment]
+    takes = any(isinstance(model, kind) and runs(model, forward) for kind, forward in _BARE.items())
+    return model if takes else None  # type: ignore[return-value]
 
 
 def _layout(model: nn.Module) -> str | None:
     """Layout of x for a model that is or contains one of this package; ``None`` for any other model."""
-    if isinstance(model, TGCN_HierarchicalMT):
-        return model.tgcn_backbone.layout
+    if isinstance(model, Headed):
+        return model.layout
     return next((part.layout for part in model.modules() if isinstance(part, TGCN)), None)
 
 

@@ -95,6 +95,19 @@ def read(parts: Iterable[tuple[nn.Module, Parts]]) -> list[Tensor] | None:
     return tensors if all_run(linears) else None
 
 
+def reset(*modules: Any) -> None:
+    """Draws the parameters of modules anew, in the order in which their constructor makes them.
+
+    Raises:
+        TypeError: one of them, put in place of another by the user, cannot.
+    """
+    for module in modules:
+        if not callable(getattr(module, "reset_parameters", None)):
+            raise TypeError(f"reset_parameters: a {type(module).__name__} has no reset_parameters")
+    for module in modules:
+        module.reset_parameters()
+
+
 def _parameter(module: nn.Module, name: str) -> Tensor | None:
     """``module.<name>``; ``None`` if it is, or if a second read may give another tensor."""
     found = module._parameters.get(name)

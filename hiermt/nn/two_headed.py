@@ -9,24 +9,27 @@ import torch
 from torch import Tensor, nn
 
 from hiermt import functional
-from hiermt.data.feature_names import FeatureNames
 from hiermt.graph import Graph
 from hiermt.nn.backbone import ASSUMED_NTF, TGCN
+from hiermt.nn.headed import Headed
 from hiermt.nn.parameters import LINEAR, Parts, all_run, has_global_hook, read, runs
-from hiermt.nn.pretrained import Pretrained
 from hiermt.windows import Windows
 
+_TASKS = {"signal": 2, "direction": 2}
 _HEADS: Parts = (("signal_head", LINEAR), ("direction_head", LINEAR))
 
 
-class TGCN_HierarchicalMT(FeatureNames, Pretrained, nn.Module):
+class TGCN_HierarchicalMT(Headed):
     r"""T-GCN with two heads that decide hierarchically: signal or noise, then up or down.
 
     Args:
         hidden_size (int): ``H``. (default: ``16``)
-        in_channels, layers_nb, use_gat, conv_layers, edge_dim, conv_activation, layout, feature_names, backend: as for
-            :class:`hiermt.TGCN`.
+        in_channels, layers_nb, use_gat, conv_layers, edge_dim, conv_activation, layout, dropout, feature_names,
+            backend: as for :class:`hiermt.TGCN`.
     """
+
+    # A class attribute, because models pickled by earlier versions lack it.
+    heads = _TASKS
 
     def __init__(
         self,
@@ -39,13 +42,13 @@ class TGCN_HierarchicalMT(FeatureNames, Pretrained, nn.Module):
         edge_dim: int | None = 1,
         conv_activation: str = "between",
         layout: str = ASSUMED_NTF,
+        dropout: float = 0.0,
         feature_names: Sequence[str] | None = None,
         backend: str = "auto",
     ) -> None:
-        super().__init__()
-        self.tgcn_backbone = TGCN(
+        super().__init__(
+            dict(_TASKS),
             in_channels,
-            hidden_size,
             hidden_size,
             layers_nb,
             None,
@@ -54,72 +57,51 @@ class TGCN_HierarchicalMT(FeatureNames, Pretrained, nn.Module):
             edge_dim=edge_dim,
             conv_activation=conv_activation,
             layout=layout,
+            dropout=dropout,
+            feature_names=feature_names,
             backend=backend,
         )
-        hidden_size = self.tgcn_backbone.hidden_size
-        self.signal_head = nn.Linear(hidden_size, 2)
-        self.direction_head = nn.Linear(hidden_size, 2)
-        self.config = {k: v for k, v in self.tgcn_backbone.config.items() if k != "out_channels"}
-        self.feature_names = feature_names
-
-    @property
-    def backend(self) -> str:
-        """Implementation; assign ``"auto"``, ``"native"`` or ``"reference"`` to change it."""
-        return getattr(self.tgcn_backbone, "backend", "auto")
-
-    @backend.setter
-    def backend(self, backend: str) -> None:
-        self.tgcn_backbone.backend = backend
-
-    @property
-    def layout(self) -> str:
-        """Order of x, ``"NTF"`` or ``"NFT"``; the value given to the constructor if the backbone has no layout."""
-        return getattr(self.tgcn_backbone, "layout", self.config["layout"])  # type: ignore[no-any-return]
 
     def forward(
-        self, x: Tensor | Windows, edge_index: Tensor | Graph, edge_weight: Tensor | None = None
-    ) -> tuple[Tensor, Tensor]:
+        self,
+        x: Tensor | Windows,
+        edge_index: Tensor | Graph | None = None,
+        edge_weight: Tensor | None = None,
+        h: Sequence[Tensor] | Tensor | None = None,
+        return_sequence: bool = False,
+        return_state: bool = False,
+    ) -> Any:
         """Logits of both heads.
 
         Args:
-            x, edge_index, edge_weight: as for :meth:`hiermt.TGCN.forward`.
+            x, edge_index, edge_weight, h, return_sequence, return_state: as for :meth:`hiermt.TGCN.forward`.
 
         Shapes:
-            - **returns:** signal logits and direction logits, each ``[N, 2]`` or, for a batch or windows,
-              ``[B, N, 2]``
+            - **returns:** signal logits and direction logits, each ``[N, 2]`` or, for a batch or windows, ``[B, N,
+              2]``, with ``T`` before the 2 if `return_sequence`; third, the states if `return_state`
 
         Raises:
-            ValueError: x contradicts the layout or the graph.
+            ValueError, TypeError: as :meth:`hiermt.TGCN.forward`.
         """
         params = self._head_params()
         if params is None:
-            return self._call_parts(x, edge_index, edge_weight)
+            logits, states = self._call_parts(x, edge_index, edge_weight, h, return_sequence, return_state)
+            signal, direction = logits["signal"], logits["direction"]
+            return (signal, direction, states) if return_state else (signal, direction)
         backbone: Any = self._modules.get("tgcn_backbone") or self.tgcn_backbone
-        h = backbone.last_state(x, edge_index, edge_weight)
-        flat = h if h.dim() == 2 else h.flatten(0, -2)
+        states = [] if return_state else None
+        y = backbone.last_state(x, edge_index, edge_weight, h, return_sequence, states)
+        flat = y if y.dim() == 2 else y.flatten(0, -2)
         signal, direction = functional.heads(flat, params, backend=backbone._backend)
-        if h.dim() == 2:
-            return signal, direction
-        return signal.reshape(*h.shape[:-1], 2), direction.reshape(*h.shape[:-1], 2)
-
-    def _call_parts(
-        self, x: Tensor | Windows, edge_index: Tensor | Graph, edge_weight: Tensor | None
-    ) -> tuple[Tensor, Tensor]:
-        """Calls the backbone and the heads."""
-        backbone = self.tgcn_backbone
-        if isinstance(x, Windows) and not runs(backbone, _BACKBONE_FORWARD):
-            x = x.gather() if self.layout == "NTF" else x.gather().transpose(-1, -2)
-        features = backbone(x, edge_index, edge_weight)
-        if features.dim() == 2:
-            return self.signal_head(features), self.direction_head(features)
-        lead, flat = features.shape[:-1], features.flatten(0, -2)
-        return self.signal_head(flat).unflatten(0, lead), self.direction_head(flat).unflatten(0, lead)
+        if y.dim() > 2:
+            signal, direction = signal.reshape(*y.shape[:-1], 2), direction.reshape(*y.shape[:-1], 2)
+        return (signal, direction, states) if return_state else (signal, direction)
 
     @torch.no_grad()
     def decide(
         self,
         x: Tensor | Windows,
-        edge_index: Tensor | Graph,
+        edge_index: Tensor | Graph | None = None,
         edge_weight: Tensor | None = None,
         threshold: float = 0.5,
     ) -> tuple[Tensor, Tensor, Tensor]:

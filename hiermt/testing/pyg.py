@@ -6,6 +6,8 @@ Independent oracle of the tests and baseline of the benchmarks. Importing this m
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -73,13 +75,34 @@ class Backbone(nn.Module):
         )
         self.out = nn.Sequential(nn.Linear(hidden_size, out_channels), nn.Identity())
 
-    def forward(self, x: Tensor, edge_index: Tensor, edge_weight: Tensor | None = None) -> Tensor:
-        states = [x.new_zeros(x.size(0), self.hidden_size) for _ in self.cells]
+    def run(
+        self, x: Tensor, edge_index: Tensor, edge_weight: Tensor | None, h: list[Tensor] | None = None
+    ) -> tuple[Tensor, list[Tensor]]:
+        """States of the last cell ``[N, T, H]``, and the last state of each cell."""
+        states = h or [x.new_zeros(x.size(0), self.hidden_size) for _ in self.cells]
+        sequence = []
         for t in range(x.size(1)):
             layer_input = x[:, t]
             for i, cell in enumerate(self.cells):
-                states[i] = layer_input = cell(layer_input, edge_index, edge_weight, states[i])
-        return self.out(states[-1])  # type: ignore[no-any-return]
+                layer_input = cell(layer_input, edge_index, edge_weight, states[i])
+                states = [*states[:i], layer_input, *states[i + 1 :]]
+            sequence.append(layer_input)
+        return torch.stack(sequence, dim=1), states
+
+    def forward(self, x: Tensor, edge_index: Tensor, edge_weight: Tensor | None = None) -> Tensor:
+        return self.out(self.run(x, edge_index, edge_weight)[1][-1])  # type: ignore[no-any-return]
+
+
+class AttentionBackbone(Backbone):
+    """The published A3T-GCN: attention over the states of the last cell."""
+
+    def __init__(self, in_channels: int, out_channels: int, hidden_size: int, *args: Any, **conv: Any) -> None:
+        super().__init__(in_channels, out_channels, hidden_size, *args, **conv)
+        self.attention = nn.Sequential(nn.Linear(hidden_size, 1), nn.Softmax(dim=1))
+
+    def forward(self, x: Tensor, edge_index: Tensor, edge_weight: Tensor | None = None) -> Tensor:
+        sequence, _ = self.run(x, edge_index, edge_weight)
+        return self.out(torch.sum(sequence * self.attention(sequence), dim=1))  # type: ignore[no-any-return]
 
 
 class HierarchicalMT(nn.Module):
@@ -98,7 +121,7 @@ class HierarchicalMT(nn.Module):
 
 def like(model: TGCN_HierarchicalMT) -> HierarchicalMT:
     """The PyG model with the sizes and a copy of the weights of `model`."""
-    config = {key: value for key, value in model.config.items() if key not in ("layout", "feature_names")}
+    config = {key: value for key, value in model.config.items() if key not in ("layout", "feature_names", "dropout")}
     parameter = next(model.parameters())
     twin = HierarchicalMT(**config).to(parameter.device, parameter.dtype)
     twin.load_state_dict(model.state_dict(), strict=True)
