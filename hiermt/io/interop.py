@@ -11,11 +11,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from hiermt.io import temporal
 from hiermt.io.checkpoint import CONFIG, read_config
 from hiermt.io.probe import Different, agree
-from hiermt.io.state_dicts import BACKBONE, Found, check_exactly, check_tensors, find, refuse, sizes
+from hiermt.io.state_dicts import BACKBONE, Found, check_exactly, check_tensors, find, head_sizes, refuse, sizes
 from hiermt.io.tensor_files import read_tensor_file
-from hiermt.nn import TGCN, TGCN_HierarchicalMT
+from hiermt.nn import A3TGCN, TGCN, MultiTaskTGCN, TGCN_HierarchicalMT
+
+Model = TGCN_HierarchicalMT | MultiTaskTGCN | TGCN
+_KINDS: tuple[type[Model], ...] = (TGCN_HierarchicalMT, MultiTaskTGCN, A3TGCN, TGCN)
+_TWO_HEADS = {"signal": 2, "direction": 2}
 
 # Wrapper modules by class name, which needs neither their packages nor devices, and their inner module.
 _WRAPPERS = {
@@ -41,7 +46,7 @@ def from_reference(
     conv_activation: str | None = None,
     backend: str = "auto",
     verbose: bool = True,
-) -> TGCN_HierarchicalMT | TGCN:
+) -> Model | temporal.Cell:
     r"""Converts a model that runs on PyG; every hyper-parameter is inferred from names and shapes.
 
     Given a module, the new model shares its ``Parameter`` objects, so an optimizer over either trains both. Copies of
@@ -56,8 +61,9 @@ def from_reference(
     refused.
 
     Args:
-        source (Module, mapping or path): two-headed model or bare backbone; a module takes
-            ``(x, edge_index, edge_weight)``.
+        source (Module, mapping or path): model with heads, bare T-GCN or A3T-GCN, whose module takes ``(x, edge_index,
+            edge_weight)``; or a ``TGCN``, ``TGCN2``, ``A3TGCN`` or ``A3TGCN2`` of PyTorch Geometric Temporal, which
+            become those of :mod:`hiermt.nn.temporal`.
         layout (str, optional): order of x in the new model. (default: ``None``: that of a folder or a hiermt model;
             else ``"NFT"``, as published modules read ``[N, F, T]``)
         conv_activation (str, optional): place of the leaky_relu. (default: ``None``: that of a folder or of a run of
@@ -72,8 +78,15 @@ def from_reference(
         FileNotFoundError: the file does not exist.
     """
     if isinstance(source, nn.Module):
-        model, notes = _from_module(_unwrapped(source), layout, conv_activation, backend)
+        module = _unwrapped(source)
+        name, content = type(module).__name__, module.state_dict()
+        temporal.refuse_other_families([type(part).__name__ for part in module.modules()], content, name)
+        if temporal.find_cell(content) is not None:
+            return _cell(*temporal.from_module(module, name, backend), layout, conv_activation, verbose)
+        model, notes = _from_module(module, layout, conv_activation, backend)
     elif isinstance(source, Mapping):
+        if (cell := _cell_of_state(source, "the state_dict", backend)) is not None:
+            return _cell(*cell, layout, conv_activation, verbose)
         model, notes = _from_state(source, "the state_dict", layout, conv_activation, backend)
     elif isinstance(source, (str, os.PathLike)):
         path = Path(source)
@@ -81,6 +94,8 @@ def from_reference(
             given = {"layout": layout, "conv_activation": conv_activation}
             return _from_folder(path, backend, {k: v for k, v in given.items() if v is not None})
         content, _ = read_tensor_file(path)
+        if (cell := _cell_of_state(content, str(path), backend)) is not None:
+            return _cell(*cell, layout, conv_activation, verbose)
         model, notes = _from_state(content, str(path), layout, conv_activation, backend)
     else:
         raise TypeError(f"source: expected a Module, a state_dict or a path, got {type(source).__name__}")
@@ -90,9 +105,31 @@ def from_reference(
     return model
 
 
-def _from_folder(folder: Path, backend: str, changes: dict[str, Any]) -> TGCN_HierarchicalMT | TGCN:
+def _cell_of_state(content: Mapping[str, Any], name: str, backend: str) -> tuple[temporal.Cell, list[str]] | None:
+    """A cell of PyTorch Geometric Temporal, if `content` is the state of one."""
+    found = temporal.find_cell(content)
+    if found is not None:
+        return temporal.from_state(found, name, backend)
+    for mapping in (content, *(value for value in content.values() if isinstance(value, Mapping))):
+        temporal.refuse_other_families((), mapping, name)
+    return None
+
+
+def _cell(
+    model: temporal.Cell, notes: list[str], layout: str | None, conv_activation: str | None, verbose: bool
+) -> temporal.Cell:
+    for name, value in (("layout", layout), ("conv_activation", conv_activation)):
+        if value is not None:
+            raise ValueError(f"{name}: a cell of PyTorch Geometric Temporal has none; leave it out")
+    if verbose:
+        sizes = f"in_channels={model.in_channels}, out_channels={model.out_channels}, improved={model.improved}"
+        print("\n  ".join([f"hiermt.from_reference: nn.temporal.{type(model).__name__}({sizes})", *notes]))
+    return model
+
+
+def _from_folder(folder: Path, backend: str, changes: dict[str, Any]) -> Model:
     name = read_config(folder).get("model")
-    for kind in (TGCN_HierarchicalMT, TGCN):
+    for kind in _KINDS:
         if name == kind.__name__:
             return kind._load(folder, backend, changes)
     raise ValueError(f"{folder / CONFIG}: unknown model {name!r}")
@@ -109,14 +146,14 @@ def _unwrapped(module: nn.Module) -> nn.Module:
 
 def _from_module(
     module: nn.Module, layout: str | None, conv_activation: str | None, backend: str
-) -> tuple[TGCN_HierarchicalMT | TGCN, list[str]]:
+) -> tuple[Model, list[str]]:
     name = type(module).__name__
     if any(nn.parameter.is_lazy(tensor) for tensor in (*module.parameters(), *module.buffers())):
         raise ValueError(f"{name}: has parameters without a shape yet; run it once on some data")
     found = find(dict(module.state_dict()), name)
     arguments = sizes(found, name)
     check_tensors(found.state, name, values=False)
-    own = module if isinstance(module, (TGCN, TGCN_HierarchicalMT)) else None
+    own = module if isinstance(module, _KINDS) else None
     choices = ("between", "after") if conv_activation is None else (conv_activation,)
     build = partial(_build, found, arguments, name)
     build(module, choices[0])  # raises for names and shapes before anything runs
@@ -156,7 +193,7 @@ def _from_module(
 
 def _from_state(
     content: object, name: str, layout: str | None, conv_activation: str | None, backend: str
-) -> tuple[TGCN_HierarchicalMT | TGCN, list[str]]:
+) -> tuple[Model, list[str]]:
     found = find(content, name)
     arguments = sizes(found, name)
     check_tensors(found.state, name)
@@ -176,18 +213,22 @@ def _build(
     *,
     layout: str = "NTF",
     backend: str = "reference",
-) -> TGCN_HierarchicalMT | TGCN:
+) -> Model:
     """A model with the parameters of `module`, or with copies of the tensors found."""
-    model: TGCN_HierarchicalMT | TGCN
+    model: Model
     # The parameters are replaced at once: allocate no memory and draw no random numbers.
     with torch.device("meta"):
         options: dict[str, Any] = {"conv_activation": conv_activation, "layout": layout, "backend": backend}
-        if found.two_headed:
+        heads = head_sizes(found, arguments["hidden_size"])
+        if found.two_headed and (heads == _TWO_HEADS or heads.keys() < _TWO_HEADS.keys()):
             model = TGCN_HierarchicalMT(**arguments, **options)
+        elif found.two_headed:
+            model = MultiTaskTGCN(**arguments, heads=heads, **options)
         else:
             parts = [] if module is None else _after_linear(module, found)
             activation = parts[0] if len(parts) == 1 else nn.Sequential(*parts) if parts else None
-            model = TGCN(**arguments, output_activation=activation, **options)
+            kind = A3TGCN if "attention.0.weight" in found.state else TGCN
+            model = kind(**arguments, output_activation=activation, **options)
     check_exactly(model, found.state, name)
     given = _copies(found.state) if module is None else _parameters(module, found, name)
     for key, parameter in given.items():
@@ -240,7 +281,7 @@ def _after_linear(module: nn.Module, found: Found) -> list[nn.Module]:
     return [part for part in parts if not isinstance(part, nn.Identity)]
 
 
-def _assume_layout(model: TGCN_HierarchicalMT | TGCN, assumed: bool) -> None:
+def _assume_layout(model: Model, assumed: bool) -> None:
     backbone = model if isinstance(model, TGCN) else model.tgcn_backbone
     backbone.layout_assumed = assumed
 

@@ -241,7 +241,8 @@ class _Comparison:
                 reason = reason or f"{type(error).__name__}: {_first_line(error)}"
         else:
             raise _NotRun(reason)
-        outputs = tuple(found) if isinstance(found, (tuple, list)) else (found,)
+        own = isinstance(found, dict) and getattr(self.source, "heads", {}).keys() == found.keys()
+        outputs = _as_tuple(found) if own or not isinstance(found, dict) else (found,)
         if not outputs or not all(isinstance(value, Tensor) and value.is_floating_point() for value in outputs):
             raise Different(f"its forward returns {_described(found)}; expected the logits alone")
         return outputs
@@ -305,8 +306,13 @@ def _takes_weights(source: nn.Module) -> bool:
 
 
 def _values(model: nn.Module, case: _Case) -> Outputs:
-    found = model(case.x, case.edge_index, case.edge_weight)
-    return found if isinstance(found, tuple) else (found,)
+    return _as_tuple(model(case.x, case.edge_index, case.edge_weight))
+
+
+def _as_tuple(found: Any) -> tuple[Any, ...]:
+    if isinstance(found, dict):
+        return tuple(found.values())
+    return tuple(found) if isinstance(found, (tuple, list)) else (found,)
 
 
 def _difference(theirs: Outputs, ours: Outputs) -> float:

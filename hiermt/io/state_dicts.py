@@ -17,6 +17,7 @@ _WRAPPERS = {"_orig_mod", "_checkpoint_wrapped_module", "_fsdp_wrapped_module"}
 # Counter of torch.optim.swa_utils.AveragedModel.
 _COUNTERS = {"n_averaged"}
 _CONV = re.compile(r"(?:^|(?<=\.))cells\.(\d{1,9})\.gcn\.convs\.(\d{1,9})\.")
+_HEAD = re.compile(r"([^\W\d]\w{0,99})_head\.weight")
 _DEEPEST = 5
 
 
@@ -162,6 +163,12 @@ def sizes(found: Found, name: str) -> dict[str, Any]:
     if min(in_channels, hidden, result.get("out_channels", 1)) < 1:
         refuse(name, [f"a size is 0: {result}"], state)
     return result
+
+
+def head_sizes(found: Found, hidden: int) -> dict[str, int]:
+    """Number of classes of each head that reads `hidden` channels, by the name of its task."""
+    matches = ((_HEAD.fullmatch(key), value) for key, value in found.state.items())
+    return {match[1]: value.size(0) for match, value in matches if match and value.shape[1:] == (hidden,)}
 
 
 def check_tensors(state: Mapping[str, Tensor], name: object, *, values: bool = True) -> torch.dtype:

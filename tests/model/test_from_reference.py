@@ -48,6 +48,49 @@ def test_takes_the_published_modules(stack: str, dtype: torch.dtype) -> None:
         assert_same(ours, bare, x, weight)
 
 
+@pytest.mark.parametrize("stack", ["gat", "gcn"])
+def test_takes_attention_over_time(stack: str, tmp_path: Any) -> None:
+    theirs = published.A3TGCN(5, 3, 7, 2, nn.Sigmoid(), stack)
+    x, weight = torch.randn(20, 5, 6), published.weight_of(stack, EDGES[1])
+    ours = hiermt.from_reference(theirs, verbose=False)
+    assert isinstance(ours, hiermt.A3TGCN)
+    assert ours.attention[0].weight is theirs.attention[0].weight
+    assert_same(ours, theirs, x, weight)
+    torch.save({"model": theirs.state_dict()}, tmp_path / "checkpoint.pt")
+    for source in (theirs.state_dict(), tmp_path / "checkpoint.pt"):
+        again = hiermt.from_reference(source, verbose=False)
+        assert isinstance(again, hiermt.A3TGCN)
+        testing.assert_close(torch.sigmoid(again(x, EDGES[0], weight)), theirs(x, EDGES[0], weight))
+    theirs.attention[1] = nn.Softmax(dim=-1)
+    with pytest.raises(ValueError, match="cannot be mapped to a T-GCN: the results in evaluation mode differ"):
+        hiermt.from_reference(theirs, verbose=False)
+
+
+class FourHeads(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.tgcn_backbone = published.TGCN(5, 7, 7)
+        self.signal_head, self.direction_head = nn.Linear(7, 2), nn.Linear(7, 2)
+        self.regime_head, self.return_head = nn.Linear(7, 3), nn.Linear(7, 1)
+
+    def forward(self, *arguments: Any) -> tuple[Tensor, ...]:
+        features = self.tgcn_backbone(*arguments)
+        heads = (self.signal_head, self.direction_head, self.regime_head, self.return_head)
+        return tuple(head(features) for head in heads)
+
+
+def test_takes_any_heads() -> None:
+    theirs, x = FourHeads(), torch.randn(20, 5, 6)
+    for source in (theirs, theirs.state_dict()):
+        ours = hiermt.from_reference(source, verbose=False)
+        assert isinstance(ours, hiermt.MultiTaskTGCN)
+        assert ours.heads == {"signal": 2, "direction": 2, "regime": 3, "return": 1}
+        for one, other in zip(ours(x, *EDGES).values(), theirs(x, *EDGES), strict=True):
+            testing.assert_close(one, other)
+    again = hiermt.from_reference(ours, verbose=False)
+    assert isinstance(again, hiermt.MultiTaskTGCN) and again.regime_head.weight is ours.regime_head.weight
+
+
 @pytest.mark.parametrize("sizes", [(1, 1, 1), (3, 1, 2), (5, 4, 1), (2, 3, 3), (9, 2, 2), (600, 3, 2)])
 @pytest.mark.parametrize("stack", ["gat", "gcn"])
 def test_takes_every_size(sizes: tuple[int, int, int], stack: str) -> None:

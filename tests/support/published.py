@@ -109,6 +109,24 @@ class TGCN(nn.Module):
         return self.out(h_prev[-1])  # type: ignore[no-any-return]
 
 
+class A3TGCN(TGCN):
+    """Attention over the states of the last cell, in place of the last one."""
+
+    def __init__(self, in_channels: int, out_channels: int, hidden_size: int, *args: Any, **options: Any) -> None:
+        super().__init__(in_channels, out_channels, hidden_size, *args, **options)
+        self.attention = nn.Sequential(nn.Linear(hidden_size, 1), nn.Softmax(dim=1))
+
+    def forward(self, x: Tensor, edge_index: Tensor, edge_weight: Tensor | None = None) -> Tensor:
+        h_prev = [torch.zeros(x.shape[0], self.hidden_size) for _ in range(len(self.cells))]
+        states = torch.zeros(x.shape[0], x.shape[-1], self.hidden_size)
+        for t in range(x.shape[-1]):
+            h = x[:, :, t]
+            for i, cell in enumerate(self.cells):
+                h = h_prev[i] = cell(h, edge_index, edge_weight, h_prev[i])
+            states[:, t, :] = h
+        return self.out(torch.sum(states * self.attention(states), dim=1))  # type: ignore[no-any-return]
+
+
 class TGCN_HierarchicalMT(nn.Module):
     def __init__(self, in_channels: int, hidden_size: int, layers_nb: int = 2, stack: str = "gat") -> None:
         super().__init__()
