@@ -120,8 +120,7 @@ class TGCNCell(NotScriptable, nn.Module):
         sequence: bool,
         h0: Tensor | None = None,
     ) -> Tensor:
-        """All time steps from the state `h0`, zeros by default: ``[N, T, F] -> [N, T, H]``, or ``[N, H]`` if not
-        `sequence`.
+        """All time steps: ``[N, T, F] -> [N, T, H]``, or ``[N, H]`` if not `sequence`; `h0` is zeros by default.
 
         With windows, a node is ``window * S + stock``, and each day of the series is convolved once. `params` is the
         result of :meth:`op_parameters`.
