@@ -1,6 +1,6 @@
 """The pure-PyTorch twin of every native operator: the oracle of the tests and the fallback at run time.
 
-Every function has the arguments of the operator of the same name in ``torch.ops.hiermt``, uses stock PyTorch only, and
+Every function has the arguments of the function of the same name in :mod:`hiermt.ops`, uses stock PyTorch only, and
 is differentiated by autograd. A graph convolution reads the input sequence and never the hidden state, so it processes
 all ``T`` steps in one batch. Only the recurrence of the gates, which reads no edge, loops over time.
 
