@@ -164,7 +164,11 @@ class Graph:
         trained = weighted and self.edge_weight is not None and is_differentiated(self.edge_weight)
         if trained:
             return csr
-        kept = known[key] = csr if whole else template(csr)
+        kept = csr if whole else template(csr)
+        if kept.rowptr.is_cuda:
+            # The next call may come on another stream, which does not wait for this one.
+            torch.cuda.current_stream(kept.rowptr.device).synchronize()
+        known[key] = kept
         if kept is csr:
             known[rule, weighted, dtype, True, loop_weight] = csr
         return kept

@@ -211,6 +211,19 @@ def test_second_device_while_the_first_is_current() -> None:
     assert torch.equal(found.to("cuda:0"), expected)
 
 
+def test_a_graph_prepared_on_one_stream_serves_another() -> None:
+    model, x, edges, weights = problem(VARIANTS[0], torch.float32)
+    expected = model(x, edges, weights)[0]
+    graph = Graph(edges, weights, x.size(0))
+    busy = torch.randn(4096, 4096, device="cuda")
+    torch.cuda.synchronize()
+    with torch.cuda.stream(torch.cuda.Stream()):
+        for _ in range(20):
+            busy = busy @ busy
+        graph.csr(reference.GATV2_RULE, True, torch.float32)
+    assert torch.equal(model(x, graph)[0], expected)
+
+
 def test_strided_and_stride_zero_inputs() -> None:
     model, x, edges, weights = problem(VARIANTS[0], torch.float32)
     expected = model(x, edges, weights)[0]

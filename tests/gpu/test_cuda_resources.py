@@ -4,7 +4,17 @@ from __future__ import annotations
 
 import pytest
 
-from support.cuda_resources import ARCHITECTURES, Kernel, collect, nvcc, of_build, parse, selected_architectures, table
+from support.cuda_resources import (
+    ARCHITECTURES,
+    Kernel,
+    build_logs,
+    collect,
+    nvcc,
+    of_build,
+    parse,
+    selected_architectures,
+    table,
+)
 
 REPORT = """
 ptxas info    : Compiling entry function '_ZN6hiermt4cuda6kernelIfLi16EEEvi' for 'sm_90'
@@ -26,6 +36,14 @@ def test_the_report_is_read() -> None:
 )
 def test_selected_architectures(listed: str, expected: tuple[int, ...]) -> None:
     assert selected_architectures({"TORCH_CUDA_ARCH_LIST": listed}) == expected
+
+
+def test_nvcc_warns_of_nothing() -> None:
+    logs = build_logs()
+    if not logs:
+        pytest.skip("no build of the present sources has CUDA kernels")
+    said = [f"{name}: {line}" for name, text in logs.items() for line in text.splitlines() if "warning" in line]
+    assert not said
 
 
 @pytest.fixture(scope="module")

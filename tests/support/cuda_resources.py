@@ -119,13 +119,18 @@ def selected_architectures(environment: Mapping[str, str] = os.environ) -> tuple
 
 
 def of_build() -> list[Kernel]:
-    """Kernels of the last build, from its logs; empty if a log is missing or older than its source."""
+    """Kernels of the last build; empty if a log is missing or older than its source."""
+    return [kernel for text in build_logs().values() for kernel in parse(text)]
+
+
+def build_logs() -> dict[str, str]:
+    """What nvcc said of each source in the last build; empty if a log is missing or older than its source."""
     sources = sorted((ROOT / "csrc" / "cuda").rglob("*.cu"))
     for folder in (ROOT / "build").glob("*/CMakeFiles/hiermt_cuda.dir/csrc/cuda"):
         logs = {source: folder / f"{source.relative_to(ROOT / 'csrc' / 'cuda')}.o.log" for source in sources}
         if all(log.exists() and log.stat().st_mtime >= _newest(source) for source, log in logs.items()):
-            return [kernel for log in logs.values() for kernel in parse(log.read_text())]
-    return []
+            return {source.name: log.read_text() for source, log in logs.items()}
+    return {}
 
 
 def _newest(source: Path) -> float:
