@@ -7,6 +7,7 @@ import dataclasses
 import errno
 import json
 import os
+import signal
 import subprocess
 import sys
 
@@ -15,12 +16,14 @@ import pytest
 import torch
 
 from hiermt import TGCN_HierarchicalMT, data
-from hiermt.cli import artefacts, demo, options, report, speed, train
+from hiermt.cli import artefacts, demo, epochs, options, report, speed, train
 from hiermt.cli.experiment import Experiment
 from hiermt.cli.main import FAILED, INTERRUPTED, USER_ERROR, main
 from hiermt.cli.options import pick_device
 from hiermt.cli.settings import Settings
 from hiermt.cli.trained import Trained
+from hiermt.inference import rolling
+from hiermt.io.checkpoint import WEIGHTS
 from support.price_tables import bars, decided, fails, ready_features
 
 pd = pytest.importorskip("pandas")
@@ -181,6 +184,47 @@ class TestTrain:
         monkeypatch.setattr(report.Report, "html", fail)
         assert main([*command, "--seed", "9"]) == (INTERRUPTED if isinstance(fault, KeyboardInterrupt) else USER_ERROR)
         assert snapshot(tmp_path) == before
+
+
+class TestCtrlC:
+    """A real signal in the middle of each long command: exit code 130, and every file whole."""
+
+    @staticmethod
+    def interrupting(monkeypatch, owner, name, when=lambda *_: True):
+        real = getattr(owner, name)
+
+        def signalled(*args, **kwargs):
+            result = real(*args, **kwargs)
+            if when(*args):
+                os.kill(os.getpid(), signal.SIGINT)
+            return result
+
+        monkeypatch.setattr(owner, name, signalled)
+
+    def test_training_continues_where_it_was(self, tmp_path, prices, monkeypatch, capsys):
+        command = ["train", "--prices", str(prices), *TRAIN, "--epochs", "3"]
+        state = ["--checkpoint", str(tmp_path / "state")]
+        with monkeypatch.context() as patch:
+            self.interrupting(patch, epochs.Epochs, "__call__", lambda _, epoch, __: epoch == 2)
+            assert main([*command, "--out", str(tmp_path / "m"), *state]) == INTERRUPTED
+        told = capsys.readouterr()
+        assert told.err.strip() == f"interrupted; --resume continues from {tmp_path / 'state'}"
+        assert not list((tmp_path / "m").iterdir())
+        assert main([*command, "--out", str(tmp_path / "m"), *state, "--resume"]) == 0
+        assert "epoch 2/3" in (told := capsys.readouterr().out) and "epoch 1/3" not in told
+        assert main([*command, "--out", str(tmp_path / "whole")]) == 0
+        assert (tmp_path / "m" / WEIGHTS).read_bytes() == (tmp_path / "whole" / WEIGHTS).read_bytes()
+
+    def test_predictions_and_evaluations_leave_the_old_file(self, tmp_path, prices, trained, monkeypatch):
+        common = ["--model", str(trained), "--prices", str(prices)]
+        (tmp_path / "old.csv").write_text("old")
+        self.interrupting(monkeypatch, rolling, "_check_finite")
+        assert main(["predict", *common, "--rolling", "--out", str(tmp_path / "old.csv")]) == INTERRUPTED
+        assert main(["evaluate", *common, "--out", str(tmp_path / "e")]) == INTERRUPTED
+        walk = ["evaluate", "--walk-forward", "2", "--prices", str(prices), "--window", "8", "--epochs", "1"]
+        assert main([*walk, "--hidden", "4", "--out", str(tmp_path / "e")]) == INTERRUPTED
+        assert (tmp_path / "old.csv").read_text() == "old"
+        assert not list((tmp_path / "e").iterdir())
 
 
 class TestPredict:
