@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib
+import importlib.util
+import json
 import re
 import subprocess
 import sys
@@ -34,6 +36,21 @@ def test_code_blocks_run(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyP
         predictions = names["predictions"]
         assert isinstance(predictions, torch.Tensor) and predictions.shape == (3200,)
         assert set(predictions.tolist()) <= {0, 1, 2}
+
+
+def test_the_notebook_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    plt = pytest.importorskip("matplotlib.pyplot")
+    if importlib.util.find_spec("skfolio") is None:
+        pytest.skip("the prices are in skfolio")
+    plt.switch_backend("Agg")
+    monkeypatch.chdir(tmp_path)
+    cells = json.loads((ROOT / "examples" / "quickstart.ipynb").read_text("utf-8"))["cells"]
+    names: dict[str, object] = {"__name__": "__main__"}
+    for cell in cells:
+        if cell["cell_type"] == "code":
+            assert not cell["outputs"], "commit the notebook without outputs"
+            exec("".join(cell["source"]), names)
+    plt.close("all")
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
