@@ -134,7 +134,16 @@ def test_a_graph_that_is_written_to_is_captured_anew(captures: list[int], what: 
     assert all(torch.equal(one, other) for one, other in zip(found[1], expected[1], strict=True))
 
 
-def test_a_capture_keeps_its_graph_and_nothing_else_does(captures: list[int]) -> None:
+@pytest.mark.usefixtures("captures")
+def test_a_capture_keeps_its_graph_and_nothing_else_does(monkeypatch: pytest.MonkeyPatch) -> None:
+    # As a CUDA graph it knows addresses only.
+    class Blind:
+        def replay(self) -> None: ...
+
+    def capture(self: _capture.CapturedSteps, fixed: tuple[Any, ...], batch: PlannedBatch) -> Any:
+        return _capture.Capture(fixed, Blind(), batch.starts.clone(), torch.zeros(3, dtype=torch.float64))
+
+    monkeypatch.setattr(_capture.CapturedSteps, "_capture", capture)
     loader = data.WindowLoader(dataset(), range(24), 8)
     model = TGCN_HierarchicalMT(FEATURES, 4)
     steps = _capture.CapturedSteps(loader, training.adam(model), lambda batch: torch.zeros(3, dtype=torch.float64))
@@ -148,7 +157,6 @@ def test_a_capture_keeps_its_graph_and_nothing_else_does(captures: list[int]) ->
 
     replayed, plain = run(6), run(1)
     gc.collect()
-    assert captures == [8]
     # Its lists are read by the replay; another graph in its place would be taken for it.
     assert replayed() is not None and plain() is None
     assert list(steps.captured) == [replayed()] and list(steps.prepared) == [replayed()]
