@@ -23,18 +23,17 @@ struct GatV2Traits {
   static_assert(kThreads % kWarp == 0);
 };
 
-// lin_l and lin_r as one matrix with 2H columns.
+// lin_l and lin_r as two groups of H channels.
 template <class S>
 struct PairWeights {
   GatV2Weights<S> weights;
-  int inputs, hidden;
+  int inputs;
 
-  __device__ Compute<S> weight(int k, int n) const {
-    return n < hidden ? load(weights.lin_l_weight + n * inputs + k)
-                      : load(weights.lin_r_weight + (n - hidden) * inputs + k);
+  __device__ Compute<S> weight(int k, int group, int c) const {
+    return load((group == 0 ? weights.lin_l_weight : weights.lin_r_weight) + c * inputs + k);
   }
-  __device__ Compute<S> bias(int n) const {
-    return n < hidden ? load(weights.lin_l_bias + n) : load(weights.lin_r_bias + n - hidden);
+  __device__ Compute<S> bias(int group, int c) const {
+    return load((group == 0 ? weights.lin_l_bias : weights.lin_r_bias) + c);
   }
 };
 
@@ -44,9 +43,9 @@ cudaError_t project_pair(const GatV2ConvForward<S>& p, Compute<S>* x_l, Compute<
                          cudaStream_t stream) {
   const int hidden = static_cast<int>(p.hidden), channels = static_cast<int>(p.x.channels);
   const int64_t rows = p.graph.copies * p.graph.num_nodes * p.steps;
-  return linear<Compute<S>>(SequenceRows<S>::of(p), PairWeights<S>{p.weights, channels, hidden},
-                            PairOut<Compute<S>>{x_l, x_r, hidden}, rows, channels, 2 * hidden, stream,
-                            use_tensor_cores<S>(p.tf32));
+  return linear<Compute<S>, 2>(SequenceRows<S>::of(p), PairWeights<S>{p.weights, channels},
+                               DenseOut<Compute<S>>{x_l, hidden, p.hidden, x_r - x_l}, rows, p.hidden, stream,
+                               use_tensor_cores<S>(p.tf32));
 }
 
 // leaky_relu as a maximum, which needs no comparison. leaky_relu(NaN) is NaN, since both operands are.

@@ -10,6 +10,7 @@
 // owner in a fixed order.
 #include "cuda/dense/gatv2_conv.cuh"
 #include "cuda/dense/gatv2_grads.cuh"
+#include "cuda/dense/weight_grad.cuh"
 
 namespace hiermt::cuda {
 namespace {
@@ -292,16 +293,16 @@ int gatv2_conv_backward(const GatV2ConvBackward<S, Compute<S>>& p, Accumulate ac
     HIERMT_CUDA_RETURN_IF_ERROR(
         ordered_sum<C>(memory.partial, 0, 3 * f.hidden, VectorGrads<C>{p.grads, hidden}, stream));
   }
-  const PairRows<C> d_projections{memory.x_l, memory.d_x_r, hidden};
+  const auto tensor = use_tensor_cores<S>(f.tf32);
+  const DenseRows<C, 2> d_projections{memory.x_l, hidden, f.hidden, memory.d_x_r - memory.x_l};
   if (wants_matrices(p.grads)) {
-    HIERMT_CUDA_RETURN_IF_ERROR(weight_grad<C>(
-        d_projections, SequenceRows<S>::of(f), rows, 2 * f.hidden, f.x.channels, memory.partial,
-        MatrixGrads<C>{p.grads, hidden, channels}, stream, use_tensor_cores<S>(f.tf32)));
+    HIERMT_CUDA_RETURN_IF_ERROR(weight_grad(d_projections, SequenceRows<S>::of(f), rows, memory.partial,
+                                            MatrixGrads<C>{p.grads, hidden, channels}, stream, tensor));
   }
   if (p.d_x == nullptr) return cudaSuccess;
-  return linear<C>(d_projections, Transposed<PairWeights<S>>{{f.weights, channels, hidden}},
-                   DenseOut<S>{p.d_x, channels, accumulate.d_x}, rows, 2 * f.hidden, f.x.channels, stream,
-                   use_tensor_cores<S>(f.tf32));
+  return linear<C, 1>(d_projections, Transposed<PairWeights<S>>{{f.weights, channels}, hidden},
+                      DenseOut<S>{p.d_x, channels, channels, 0, accumulate.d_x}, rows, channels, stream,
+                      tensor);
 }
 
 #define HIERMT_INSTANTIATE(S)                                                                \

@@ -8,6 +8,7 @@
 // One launch projects all rows (W x), one sums over the entries; a group of lanes owns a row (node, step).
 #include "cuda/dense/gcn_conv.h"
 #include "cuda/dense/linear.cuh"
+#include "cuda/dense/weight_grad.cuh"
 
 namespace hiermt::cuda {
 namespace {
@@ -165,10 +166,10 @@ struct LinGrad {
 
 template <class S>
 cudaError_t project(const GcnConvForward<S>& p, Compute<S>* projected, int64_t rows, cudaStream_t stream) {
-  return linear<Compute<S>>(SequenceRows<S>::of(p),
-                            PlainWeight<S>{p.weights.lin_weight, 1, static_cast<int>(p.x.channels)},
-                            PairOut<Compute<S>>{projected, nullptr, static_cast<int>(p.hidden)}, rows,
-                            p.x.channels, p.hidden, stream, use_tensor_cores<S>(p.tf32));
+  const int hidden = static_cast<int>(p.hidden);
+  return linear<Compute<S>, 1>(
+      SequenceRows<S>::of(p), PlainWeight<S>{p.weights.lin_weight, 1, static_cast<int>(p.x.channels)},
+      DenseOut<Compute<S>>{projected, hidden, hidden, 0}, rows, hidden, stream, use_tensor_cores<S>(p.tf32));
 }
 
 template <class C>
@@ -261,16 +262,16 @@ int gcn_conv_backward(const GcnConvBackward<S, Compute<S>>& p, Accumulate accumu
                   dim3(GcnTraits::kThreads), 0, stream, f, memory.d_y, memory.projected,
                   static_cast<int>(rows));
   }));
-  const PairRows<C> d_projected{memory.projected, nullptr, static_cast<int>(f.hidden)};
+  const auto tensor = use_tensor_cores<S>(f.tf32);
+  const DenseRows<C, 1> d_projected{memory.projected, static_cast<int>(f.hidden), f.hidden, 0};
   if (p.grads.lin_weight != nullptr) {
-    HIERMT_CUDA_RETURN_IF_ERROR(
-        weight_grad<C>(d_projected, SequenceRows<S>::of(f), rows, f.hidden, f.x.channels, memory.partial,
-                       LinGrad<C>{p.grads.lin_weight, channels}, stream, use_tensor_cores<S>(f.tf32)));
+    HIERMT_CUDA_RETURN_IF_ERROR(weight_grad(d_projected, SequenceRows<S>::of(f), rows, memory.partial,
+                                            LinGrad<C>{p.grads.lin_weight, channels}, stream, tensor));
   }
   if (p.d_x == nullptr) return cudaSuccess;
-  return linear<C>(d_projected, PlainWeight<S>{f.weights.lin_weight, channels, 1},
-                   DenseOut<S>{p.d_x, channels, accumulate.d_x}, rows, f.hidden, f.x.channels, stream,
-                   use_tensor_cores<S>(f.tf32));
+  return linear<C, 1>(d_projected, PlainWeight<S>{f.weights.lin_weight, channels, 1},
+                      DenseOut<S>{p.d_x, channels, channels, 0, accumulate.d_x}, rows, channels, stream,
+                      tensor);
 }
 
 #define HIERMT_INSTANTIATE(S)                                                            \

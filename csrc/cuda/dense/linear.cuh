@@ -1,312 +1,146 @@
-// Dense layers over the rows of a sequence. Two kernels serve the convolutions, the gates and the gradients
-// of both; small functors read the operands and write the result:
+// Dense layers over rows (rows.cuh). Columns of the output are groups of H channels, such as the gates:
 //
-//   linear_kernel        out(row, n) = bias(n) + sum_k in(row, k) * weight(k, n)
-//   weight_grad_kernel   partial(chunk, m, k) = sum_row cotangent(row, m) * in(row, k)   rows of a chunk
+//   linear_kernel        out(row, group, c) = bias(group, c) + sum_k in(row, k) weight(k, group, c)
 //
-// In:      struct Row; Row row(int r); C load(const Row&, int k)
-// Weight:  C weight(int k, int n); C bias(int n)
-// Out:     void write(int row, int n, C value)
+// Weight:  C weight(int k, int group, int c); C bias(int group, int c)
+// Out:     void write(int row, int group, int c, values)
 #pragma once
 
-#include <type_traits>
-
+#include "cuda/dense/rows.cuh"
 #include "cuda/dense/tile_product.cuh"
-#include "cuda/support/device.cuh"
 
 namespace hiermt::cuda {
 
-// Keeps four neighbours of a row 16-byte aligned, and the loads of a warp in different banks.
-constexpr int kTilePad = 8;
-
 struct LinearTraits {
-  static constexpr int kRows = 64, kColumns = 32;  // of the output tile of a block
-  static constexpr int kInner = 16;                // values of k in shared memory at once
-  static constexpr int kThreads = kRows * kColumns / (TileTraits::kThreadTile * TileTraits::kThreadTile);
-  static constexpr int kMinBlocks = 8;  // per multiprocessor: hides the latency of the loads
-  static constexpr int kInStride = kRows + kTilePad, kWeightStride = kColumns + kTilePad;
-  static_assert(kColumns == TileTraits::kWarpColumns && kRows == kThreads / kWarp * TileTraits::kWarpRows,
-                "the warps of a block cover the tile on tensor cores");
-  static_assert(kInner % TileTraits::kMmaInner == 0);
+  static constexpr int kThreads = 128;
+  static constexpr int kRows = kThreads / kWarp * ProductTraits::kWarpRows;
+  // Threads that stage a weight of one channel and group: neighbouring k of eight lanes coalesce.
+  static constexpr int kWeightThreads = kThreads / ProductTraits::kChannels;
 };
 
-template <class C, bool kTensor, class In, class Weight, class Out>
-__global__ void __launch_bounds__(LinearTraits::kThreads, LinearTraits::kMinBlocks)
-    linear_kernel(In in, Weight weight, Out out, int rows, int inner, int columns) {
-  using T = LinearTraits;
-  SharedMemory memory;
-  typename In::Row* row_of = memory.take<typename In::Row>(T::kRows);
-  C* in_tile = memory.take<C>(T::kInner * T::kInStride);
-  C* weight_tile = memory.take<C>(T::kInner * T::kWeightStride);
-  const int thread = static_cast<int>(threadIdx.x);
-  const int first_row = static_cast<int>(blockIdx.x) * T::kRows;
-  const int first_column = static_cast<int>(blockIdx.y) * T::kColumns;
-  TileProduct<C, kTensor, T::kInStride, T::kWeightStride> product(thread, T::kColumns);
-  using Product = decltype(product);
+// The tile of rows of a block in shared memory, and the weights of kGroups groups.
+template <class C, int kGroups, class Rows>
+struct LinearTile {
+  using T = ProductTraits;
+  typename Rows::Row* row_of;
+  C *in, *weights;
+  int first_row, rows;
+  int staged = 0;  // columns of a row that the tile holds already
 
-  for (int r = thread; r < T::kRows; r += T::kThreads) {
-    row_of[r] = in.row(first_row + r < rows ? first_row + r : rows - 1);
+  __device__ LinearTile(const Rows& rows_in, int rows_) : rows(rows_) {
+    SharedMemory memory;
+    row_of = memory.take<typename Rows::Row>(LinearTraits::kRows);
+    in = memory.take<C>(LinearTraits::kRows * T::kInStride);
+    weights = memory.take<C>(T::kColumns * T::kGroupStride<kGroups>);
+    const int thread = static_cast<int>(threadIdx.x);
+    first_row = static_cast<int>(blockIdx.x) * LinearTraits::kRows;
+    // Rows past the end repeat the last one and are not written.
+    row_of[thread] = rows_in.row(first_row + thread < rows ? first_row + thread : rows - 1);
   }
-  for (int first = 0; first < inner; first += T::kInner) {
-    __syncthreads();
-    for (int i = thread; i < T::kRows * T::kInner; i += T::kThreads) {
-      const int r = i / T::kInner, k = i % T::kInner;
-      in_tile[k * T::kInStride + r] =
-          first + k < inner ? Product::operand(in.load(row_of[r], first + k)) : C(0);
-    }
-    for (int i = thread; i < T::kColumns * T::kInner; i += T::kThreads) {
-      const int n = i / T::kInner, k = i % T::kInner;
-      weight_tile[k * T::kWeightStride + n] =
-          first + k < inner && first_column + n < columns
-              ? Product::operand(weight.weight(first + k, first_column + n))
-              : C(0);
-    }
-    __syncthreads();
-    const int count = inner - first < T::kInner ? inner - first : T::kInner;
-#pragma unroll 4
-    for (int k = 0; k < count; k += Product::kInner) {
-      product.step(in_tile + k * T::kInStride, weight_tile + k * T::kWeightStride);
-    }
+  static size_t bytes() {
+    return padded_bytes<typename Rows::Row>(LinearTraits::kRows) +
+           padded_bytes<C>(LinearTraits::kRows * T::kInStride) +
+           padded_bytes<C>(T::kColumns * T::kGroupStride<kGroups>);
   }
-  product.for_each([&](int m, int n, C sum) {
-    const int row = first_row + m, column = first_column + n;
-    if (row < rows && column < columns) out.write(row, column, sum + weight.bias(column));
-  });
-}
-
-// `tensor` is the result of use_tensor_cores.
-template <class C, class In, class Weight, class Out, class Tensor>
-cudaError_t linear(const In& in, const Weight& weight, const Out& out, int64_t rows, int64_t inner,
-                   int64_t columns, cudaStream_t stream, Tensor tensor) {
-  using T = LinearTraits;
-  const size_t shared = padded_bytes<typename In::Row>(T::kRows) + padded_bytes<C>(T::kInner * T::kInStride) +
-                        padded_bytes<C>(T::kInner * T::kWeightStride);
-  const dim3 grid(static_cast<unsigned>(ceil_div<int64_t>(rows, T::kRows)),
-                  static_cast<unsigned>(ceil_div<int64_t>(columns, T::kColumns)));
-  return dispatch_tensor_cores(tensor, [&](auto constant) {
-    return launch(linear_kernel<C, decltype(constant)::value, In, Weight, Out>, grid, dim3(T::kThreads),
-                  shared, stream, in, weight, out, static_cast<int>(rows), static_cast<int>(inner),
-                  static_cast<int>(columns));
-  });
-}
-
-struct WeightGradTraits {
-  static constexpr int kTile = 32;   // outputs and inputs of a block
-  static constexpr int kRows = 32;   // rows in shared memory at once
-  static constexpr int kSlices = 4;  // threads that share a sum; each takes every fourth row
-  static constexpr int kSliceThreads = kTile * kTile / (TileTraits::kThreadTile * TileTraits::kThreadTile);
-  static constexpr int kThreads = kSliceThreads * kSlices;
-  static constexpr int kStride = kTile + kTilePad;
-  static constexpr int64_t kMaxChunks = 512;      // partial sums per gradient
-  static constexpr int64_t kMinRows = 4 * kRows;  // of a chunk: amortise its partial sum
-  static_assert(kTile == TileTraits::kWarpColumns && kTile == kSliceThreads / kWarp * TileTraits::kWarpRows,
-                "the warps of a slice cover the tile on tensor cores");
-  static_assert(kRows % (kSlices * TileTraits::kMmaInner) == 0);
 };
+static_assert(LinearTraits::kRows == LinearTraits::kThreads, "a thread finds the addresses of a row");
 
-// Column `inputs` of the input is ones: its gradient is that of the bias.
-template <class C, bool kTensor, class Cotangent, class In>
-__global__ void __launch_bounds__(WeightGradTraits::kThreads)
-    weight_grad_kernel(Cotangent cotangent, In in, int rows, int rows_per_chunk, int outputs, int inputs,
-                       C* partial) {
-  using T = WeightGradTraits;
-  constexpr int kStride = T::kStride;
-  SharedMemory memory;
-  C* left = memory.take<C>(T::kRows * kStride);
-  C* right = memory.take<C>(T::kRows * kStride);
-  C* slices = memory.take<C>(T::kSlices * T::kTile * T::kTile);
-  const int thread = static_cast<int>(threadIdx.x);
-  const int slice = thread / T::kSliceThreads, member = thread % T::kSliceThreads;
-  TileProduct<C, kTensor, kStride, kStride> product(member, T::kTile);
-  using Product = decltype(product);
-  const int first_output = static_cast<int>(blockIdx.y) * T::kTile;
-  const int first_input = static_cast<int>(blockIdx.z) * T::kTile;
-  const int begin = static_cast<int>(blockIdx.x) * rows_per_chunk;
-  const int end = rows - begin < rows_per_chunk ? rows : begin + rows_per_chunk;
-
-  for (int first = begin; first < end; first += T::kRows) {
+// Channels from first_channel on of kGroups groups. `tile` may hold the rows' first columns from the last
+// call, if a row fits it. With kAlternative it reads load_alternative instead of the last piece.
+template <bool kTensor, int kGroups, bool kAlternative, class C, int kTileGroups, class Rows, class Weight,
+          class Out>
+__device__ void linear_tile(LinearTile<C, kTileGroups, Rows>& tile, const Rows& in, const Weight& weight,
+                            const Out& out, int first_channel, int channels) {
+  using T = ProductTraits;
+  using Product = RowsProduct<C, kTensor, kGroups>;
+  constexpr int kWeightThreads = LinearTraits::kWeightThreads, kStride = T::kGroupStride<kGroups>;
+  static_assert(kGroups <= kTileGroups);
+  const TileColumns<Rows::kPieces> columns(in);
+  const int thread = static_cast<int>(threadIdx.x), end = columns.count();
+  const int staged_channel = thread / kWeightThreads;
+  Product product(thread, [&](int group, int channel) {
+    channel += first_channel;
+    return channel < channels ? weight.bias(group, channel) : C(0);
+  });
+  for (int first = 0; first < end; first += T::kColumns) {
+    const int count = end - first < T::kColumns ? end - first : T::kColumns;
     __syncthreads();
-    for (int i = thread; i < T::kRows * T::kTile; i += T::kThreads) {
-      const int r = i / T::kTile, c = i % T::kTile;
-      const bool inside = first + r < end;
-      const int output = first_output + c, input = first_input + c;
-      left[r * kStride + c] = inside && output < outputs
-                                  ? Product::operand(cotangent.load(cotangent.row(first + r), output))
-                                  : C(0);
-      right[r * kStride + c] = !inside || input > inputs ? C(0)
-                               : input == inputs ? C(1)
-                                                 : Product::operand(in.load(in.row(first + r), input));
+    for_each_quad<LinearTraits::kRows, LinearTraits::kThreads>(
+        columns, first + tile.staged, first + count, [&](int r, int column, const Place& at) {
+          C values[4];
+          in.load(tile.row_of[r], at, values);
+          if constexpr (kAlternative) {
+            if (at.piece == Rows::kPieces - 1) in.load_alternative(tile.row_of[r], at, values, values);
+          }
+#pragma unroll
+          for (int i = 0; i < 4; ++i) values[i] = Product::operand(values[i]);
+          store_quad(tile.in + quad_index(r * T::kInStride + column - first), values);
+        });
+    for (int k = thread % kWeightThreads; k < count; k += kWeightThreads) {
+      const auto at = columns.place(first + k);
+      const bool inside = at.offset < at.width && first_channel + staged_channel < channels;
+#pragma unroll
+      for (int group = 0; group < kGroups; ++group) {
+        tile.weights[k * kStride + group * T::kChannels + staged_channel] =
+            inside ? Product::operand(weight.weight(at.source, group, first_channel + staged_channel)) : C(0);
+      }
     }
     __syncthreads();
 #pragma unroll 2
-    for (int r = slice * Product::kInner; r < T::kRows; r += T::kSlices * Product::kInner) {
-      product.step(left + r * kStride, right + r * kStride);
+    for (int k = 0; k < count; k += Product::kInner) product.step(tile.in + k, tile.weights + k * kStride);
+  }
+  if (end <= T::kColumns) tile.staged = end;
+  product.for_each([&](int r, int group, int channel, const auto& sums) {
+    channel += first_channel;
+    if (tile.first_row + r < tile.rows && channel < channels) {
+      out.write(tile.first_row + r, group, channel, sums);
     }
-  }
-  product.for_each([&](int m, int n, C sum) { slices[(slice * T::kTile + m) * T::kTile + n] = sum; });
-  __syncthreads();
-  for (int i = thread; i < T::kTile * T::kTile; i += T::kThreads) {
-    const int output = first_output + i / T::kTile, input = first_input + i % T::kTile;
-    if (output >= outputs || input > inputs) continue;
-    C total = C(0);
-#pragma unroll
-    for (int s = 0; s < T::kSlices; ++s) total += slices[s * T::kTile * T::kTile + i];
-    partial[(static_cast<int64_t>(blockIdx.x) * outputs + output) * (inputs + 1) + input] = total;
-  }
+  });
 }
 
-inline RowChunks grad_chunks(int64_t rows) {
-  using T = WeightGradTraits;
-  return RowChunks(rows, T::kMaxChunks, T::kMinRows, T::kRows);
+template <class C, bool kTensor, int kGroups, class Rows, class Weight, class Out>
+__global__ void __launch_bounds__(LinearTraits::kThreads)
+    linear_kernel(Rows in, Weight weight, Out out, int rows, int channels) {
+  LinearTile<C, kGroups, Rows> tile(in, rows);
+  const int first_channel = static_cast<int>(blockIdx.y) * ProductTraits::kChannels;
+  linear_tile<kTensor, kGroups, false>(tile, in, weight, out, first_channel, channels);
 }
 
-struct OrderedSumTraits {
-  static constexpr int kColumns = 32;  // neighbouring sums of a block: one warp reads a row of them
-  static constexpr int kSlices = 16;   // threads that share a sum
-  static constexpr int kThreads = kColumns * kSlices;
-};
-
-// out.write(i, sum over the chunks of partial[chunk, i]), in a fixed order.
-template <class C, class Out>
-__global__ void __launch_bounds__(OrderedSumTraits::kThreads)
-    ordered_sum_kernel(const C* partial, int64_t chunks, int count, Out out) {
-  using T = OrderedSumTraits;
-  SharedMemory memory;
-  C* slices = memory.take<C>(T::kThreads);
-  const int column = static_cast<int>(threadIdx.x) % T::kColumns;
-  const int slice = static_cast<int>(threadIdx.x) / T::kColumns;
-  const int i = static_cast<int>(blockIdx.x) * T::kColumns + column;
-  C sum = C(0);
-  if (i < count) {
-#pragma unroll 4
-    for (int64_t chunk = slice; chunk < chunks; chunk += T::kSlices) sum += partial[chunk * count + i];
-  }
-  slices[threadIdx.x] = sum;
-  __syncthreads();
-  if (slice != 0 || i >= count) return;
-  C total = C(0);
-#pragma unroll
-  for (int s = 0; s < T::kSlices; ++s) total += slices[s * T::kColumns + column];
-  out.write(i, total);
+// `tensor` is the result of use_tensor_cores.
+template <class C, int kGroups, class Rows, class Weight, class Out, class Tensor>
+cudaError_t linear(const Rows& in, const Weight& weight, const Out& out, int64_t rows, int64_t channels,
+                   cudaStream_t stream, Tensor tensor) {
+  const dim3 grid(static_cast<unsigned>(ceil_div<int64_t>(rows, LinearTraits::kRows)),
+                  static_cast<unsigned>(ceil_div<int64_t>(channels, ProductTraits::kChannels)));
+  return dispatch_tensor_cores(tensor, [&](auto constant) {
+    return launch(linear_kernel<C, decltype(constant)::value, kGroups, Rows, Weight, Out>, grid,
+                  dim3(LinearTraits::kThreads), LinearTile<C, kGroups, Rows>::bytes(), stream, in, weight,
+                  out, static_cast<int>(rows), static_cast<int>(channels));
+  });
 }
 
-// The sum over no chunks is zero, the gradient of an empty batch.
-template <class C, class Out>
-cudaError_t ordered_sum(const C* partial, int64_t chunks, int64_t count, const Out& out,
-                        cudaStream_t stream) {
-  using T = OrderedSumTraits;
-  return launch(ordered_sum_kernel<C, Out>,
-                dim3(static_cast<unsigned>(ceil_div<int64_t>(count, T::kColumns))), dim3(T::kThreads),
-                padded_bytes<C>(T::kThreads), stream, partial, chunks, static_cast<int>(count), out);
-}
-
-inline int64_t weight_grad_values(int64_t rows, int64_t outputs, int64_t inputs) {
-  return grad_chunks(rows).count * outputs * (inputs + 1);
-}
-
-// `partial` holds weight_grad_values(...) values. Element m * (inputs + 1) + k of `out` is the gradient of
-// weight (m, k); k == inputs is the bias.
-template <class C, class Cotangent, class In, class Out, class Tensor>
-cudaError_t weight_grad(const Cotangent& cotangent, const In& in, int64_t rows, int64_t outputs,
-                        int64_t inputs, C* partial, const Out& out, cudaStream_t stream, Tensor tensor) {
-  using T = WeightGradTraits;
-  const RowChunks chunks = grad_chunks(rows);
-  const dim3 grid(static_cast<unsigned>(chunks.count),
-                  static_cast<unsigned>(ceil_div<int64_t>(outputs, T::kTile)),
-                  static_cast<unsigned>(ceil_div<int64_t>(inputs + 1, T::kTile)));
-  const size_t shared =
-      2 * padded_bytes<C>(T::kRows * T::kStride) + padded_bytes<C>(T::kSlices * T::kTile * T::kTile);
-  HIERMT_CUDA_RETURN_IF_ERROR(dispatch_tensor_cores(tensor, [&](auto constant) {
-    return launch(weight_grad_kernel<C, decltype(constant)::value, Cotangent, In>, grid, dim3(T::kThreads),
-                  shared, stream, cotangent, in, static_cast<int>(rows), static_cast<int>(chunks.rows),
-                  static_cast<int>(outputs), static_cast<int>(inputs), partial);
-  }));
-  return ordered_sum<C>(partial, chunks.count, outputs * (inputs + 1), out, stream);
-}
-
-// Rows of a sequence view.
-template <class S>
-struct SequenceRows {
-  struct Row {
-    int64_t offset;
-  };
-  SequenceView<S> view;
-  int num_nodes, steps;
-
-  template <class P>
-  static SequenceRows of(const P& conv) {
-    return {conv.x, static_cast<int>(conv.graph.num_nodes), static_cast<int>(conv.steps)};
-  }
-  __device__ Row row(int r) const { return {sequence_offset(view, RowIndex(r, num_nodes, steps))}; }
-  __device__ Compute<S> load(const Row& row, int k) const {
-    return cuda::load(view.data + row.offset + k * view.stride_channel);
-  }
-};
-
-// A matrix of parameters without a bias: weight(k, n) = data[k * stride_inner + n * stride_column].
+// A matrix of parameters without a bias: weight(k, c) = data[k * stride_inner + c * stride_channel].
 template <class S>
 struct PlainWeight {
   const S* data;
-  int stride_inner, stride_column;
+  int stride_inner, stride_channel;
 
-  __device__ Compute<S> weight(int k, int n) const {
-    return load(data + k * stride_inner + n * stride_column);
+  __device__ Compute<S> weight(int k, int, int c) const {
+    return load(data + k * stride_inner + c * stride_channel);
   }
-  __device__ Compute<S> bias(int) const { return Compute<S>(0); }
+  __device__ Compute<S> bias(int, int) const { return Compute<S>(0); }
 };
 
-// The transpose of a Weight, without its bias.
+// The transpose of a Weight with groups of `hidden` channels, without its bias.
 template <class Weight>
 struct Transposed {
   Weight weights;
+  int hidden;
 
-  __device__ auto weight(int k, int n) const { return weights.weight(n, k); }
-  __device__ auto bias(int) const { return decltype(weights.weight(0, 0))(0); }
-};
-
-// Rows of one or two dense arrays of the same width, side by side.
-template <class C>
-struct PairRows {
-  struct Row {
-    int64_t offset;
-  };
-  const C* left;
-  const C* right;
-  int width;
-
-  __device__ Row row(int r) const { return {static_cast<int64_t>(r) * width}; }
-  __device__ C load(const Row& row, int k) const {
-    return k < width ? left[row.offset + k] : right[row.offset + k - width];
+  __device__ auto weight(int k, int, int c) const {
+    return weights.weight(c, k / hidden, k - k / hidden * hidden);
   }
-};
-
-template <class C>
-struct PairOut {
-  C* left;
-  C* right;
-  int width;
-
-  __device__ void write(int row, int n, C value) const {
-    const int64_t offset = static_cast<int64_t>(row) * width;
-    if (n < width) {
-      left[offset + n] = value;
-    } else {
-      right[offset + n - width] = value;
-    }
-  }
-};
-
-// A dense tensor of the caller, overwritten or added to.
-template <class S>
-struct DenseOut {
-  S* out;
-  int width;
-  bool accumulate;
-
-  __device__ void write(int row, int n, Compute<S> value) const {
-    S* at = out + static_cast<int64_t>(row) * width + n;
-    store(at, accumulate ? load(at) + value : value);
-  }
+  __device__ auto bias(int, int) const { return decltype(weights.weight(0, 0, 0))(0); }
 };
 
 }  // namespace hiermt::cuda

@@ -5,6 +5,7 @@
 #pragma once
 
 #include "cuda/dense/gatv2_grads.cuh"
+#include "cuda/dense/weight_grad.cuh"
 #include "cuda/fused/gatv2_stack.h"
 #include "cuda/fused/gatv2_stack_backward.cuh"
 #include "cuda/fused/stack_forward.cuh"

@@ -1,20 +1,20 @@
 // Dense layers of the backward of the gated scan, over the nodes of a batch or the windows of a series.
 #pragma once
 
+#include "cuda/dense/weight_grad.cuh"
 #include "cuda/scan/gated_scan.cuh"
 
 namespace hiermt::cuda {
 
-// Gradients of the gates from first_gate on: `width` columns of their weights from first_column on, and the
-// bias.
+// Gradients of the gates: `width` columns of their weights from first_column on, and the bias.
 template <class C>
 struct GateGradsOut {
   GateGrads<C> grads;
-  int columns, hidden, first_gate, first_column, width;
+  int columns, hidden, first_column, width;
 
   __device__ void write(int i, C value) const {
     const int m = i / (width + 1), k = i - m * (width + 1);
-    const int gate = first_gate + m / hidden, c = m % hidden;
+    const int gate = m / hidden, c = m - gate * hidden;
     C* weight = gate == 0 ? grads.u_weight : gate == 1 ? grads.r_weight : grads.c_weight;
     C* bias = gate == 0 ? grads.u_bias : gate == 1 ? grads.r_bias : grads.c_bias;
     if (k < width && weight != nullptr) weight[c * columns + first_column + k] = value;
@@ -22,31 +22,28 @@ struct GateGradsOut {
   }
 };
 
-// Columns of the cotangents of the gates, [N * T, 3H] or [V * D, 3H], from column `first` on.
+// The cotangents of the gates as groups of H channels.
 template <class C>
-struct GateRows {
-  struct Row {
-    int64_t offset;
-  };
-  const C* d_gates;
-  int width, first;
+DenseRows<C, 3> gate_cotangents(const C* d_gates, int64_t hidden) {
+  return {d_gates, static_cast<int>(hidden), 3 * hidden, hidden};
+}
 
-  __device__ Row row(int r) const { return {static_cast<int64_t>(r) * width + first}; }
-  __device__ C load(const Row& row, int k) const { return d_gates[row.offset + k]; }
-};
-
-// Applies the nonlinearity and stores the gates from first_gate on; r goes where `reset` points.
+// Applies the nonlinearity and stores the gates: u and r, or c if `candidate`; r goes where `reset` points.
 template <class S>
 struct GateOut {
   S* gates;  // [N * T, 3H]
   ResetGate<S> reset;
-  int hidden, first_gate;
+  int hidden;
+  bool candidate;
 
-  __device__ void write(int row, int n, Compute<S> value) const {
-    S* to = gates + static_cast<int64_t>(row) * 3 * hidden + first_gate * hidden + n;
-    if (first_gate == 0 && n >= hidden)
-      to = reset.data + static_cast<int64_t>(row) * reset.stride + n - hidden;
-    store(to, first_gate == 2 ? tanh(value) : sigmoid(value));
+  template <class C, int n>
+  __device__ __forceinline__ void write(int row, int group, int channel, const C (&values)[n]) const {
+    S* to = gates + static_cast<int64_t>(row) * 3 * hidden + (candidate ? 2 * hidden : 0);
+    if (group == 1) to = reset.data + static_cast<int64_t>(row) * reset.stride;
+    C gate[n];
+#pragma unroll
+    for (int i = 0; i < n; ++i) gate[i] = candidate ? tanh(values[i]) : sigmoid(values[i]);
+    store_part(to, channel, hidden, gate);
   }
 };
 
@@ -73,19 +70,33 @@ struct GateWorkspace {
   }
 };
 
-// Recomputes the gates, [N * T, 3H]: u and r from rows [x, g, h_{t-1}] (`inputs`), then c from rows
-// [x, g, r * h_{t-1}] (`reset_inputs`).
-template <class S, class Inputs, class ResetInputs>
-cudaError_t compute_gates(const GatedScanForward<S>& f, const Inputs& inputs, const ResetInputs& reset_inputs,
-                          const ResetGate<S>& reset, int64_t rows, cudaStream_t stream) {
+// Recomputes the gates, [N * T, 3H], of a block's rows: u and r, then c, which reads r * h_{t-1}. The tile keeps
+// the columns that both read.
+template <class S, bool kTensor>
+__global__ void __launch_bounds__(LinearTraits::kThreads) gates_kernel(GateRows<S> in, S* gates, int rows) {
   using C = Compute<S>;
-  const int hidden = static_cast<int>(f.hidden), columns = static_cast<int>(f.x.channels) + 2 * hidden;
-  const auto tensor = use_tensor_cores<S>(f.tf32);
-  HIERMT_CUDA_RETURN_IF_ERROR(linear<C>(inputs, GateColumns<S>{f.weights, columns, hidden, 0},
-                                        GateOut<S>{f.gates, reset, hidden, 0}, rows, columns, 2 * f.hidden,
-                                        stream, tensor));
-  return linear<C>(reset_inputs, GateColumns<S>{f.weights, columns, hidden, 2},
-                   GateOut<S>{f.gates, reset, hidden, 2}, rows, columns, f.hidden, stream, tensor);
+  LinearTile<C, 2, GateRows<S>> tile(in, rows);
+  const int hidden = static_cast<int>(in.p.hidden), columns = in.widths[0] + 2 * hidden;
+  const GateColumns<S> of_state{in.p.weights, columns}, of_candidate{in.p.weights, columns, 2};
+  const GateOut<S> out{gates, in.reset, hidden, false}, out_candidate{gates, in.reset, hidden, true};
+  for (int c = 0; c < hidden; c += ProductTraits::kChannels) {
+    linear_tile<kTensor, 2, false>(tile, in, of_state, out, c, hidden);
+  }
+  const int state = TileColumns<3>(in).first[2];
+  if (tile.staged > state) tile.staged = state;
+  for (int c = 0; c < hidden; c += ProductTraits::kChannels) {
+    linear_tile<kTensor, 1, true>(tile, in, of_candidate, out_candidate, c, hidden);
+  }
+}
+
+template <class S>
+cudaError_t compute_gates(const GateRows<S>& in, S* gates, int64_t rows, cudaStream_t stream) {
+  return dispatch_tensor_cores(use_tensor_cores<S>(in.p.tf32), [&](auto constant) {
+    return launch(gates_kernel<S, decltype(constant)::value>,
+                  dim3(static_cast<unsigned>(ceil_div<int64_t>(rows, LinearTraits::kRows))),
+                  dim3(LinearTraits::kThreads), LinearTile<Compute<S>, 2, GateRows<S>>::bytes(), stream, in,
+                  gates, static_cast<int>(rows));
+  });
 }
 
 // d_x [rows, F] and d_g [rows, H] from the cotangents of the gates, each if it is given.
@@ -97,19 +108,16 @@ cudaError_t input_gradients(const GatedScanForward<S>& f, const Compute<S>* d_ga
   const auto tensor = use_tensor_cores<S>(f.tf32);
   // The columns of the gates from column `first` on, transposed.
   const auto weights = [&](int first) {
-    const GateWeights<S>& w = f.weights;
-    const GateWeights<S> shifted{w.u_weight + first, w.u_bias,           w.r_weight + first,
-                                 w.r_bias,           w.c_weight + first, w.c_bias};
-    return Transposed<GateColumns<S>>{{shifted, channels + 2 * hidden, hidden, 0}};
+    return Transposed<GateColumns<S>>{{f.weights, channels + 2 * hidden, 0, first}, hidden};
   };
-  const GateRows<C> d_rows{d_gates, 3 * hidden, 0};
+  const DenseRows<C, 3> d_rows = gate_cotangents(d_gates, f.hidden);
   if (d_x != nullptr) {
-    HIERMT_CUDA_RETURN_IF_ERROR(linear<C>(d_rows, weights(0), DenseOut<S>{d_x, channels, false}, rows,
-                                          3 * f.hidden, channels, stream, tensor));
+    HIERMT_CUDA_RETURN_IF_ERROR(linear<C, 1>(d_rows, weights(0), DenseOut<S>{d_x, channels, channels, 0},
+                                             rows, channels, stream, tensor));
   }
   if (d_g == nullptr) return cudaSuccess;
-  return linear<C>(d_rows, weights(channels), DenseOut<S>{d_g, hidden, false}, rows, 3 * f.hidden, f.hidden,
-                   stream, tensor);
+  return linear<C, 1>(d_rows, weights(channels), DenseOut<S>{d_g, hidden, hidden, 0}, rows, hidden, stream,
+                      tensor);
 }
 
 // Backward of the recurrence alone, from the gates and h. Writes the cotangents of the gates before their

@@ -32,15 +32,6 @@ __device__ __forceinline__ const S* gate_bias(const GateWeights<S>& weights, int
   return gate == 0 ? weights.u_bias : gate == 1 ? weights.r_bias : weights.c_bias;
 }
 
-// Four consecutive values in shared memory, at an address aligned to them.
-__device__ __forceinline__ void load_four(const float* from, float (&values)[4]) {
-  load_quad(from, values);
-}
-__device__ __forceinline__ void load_four(const double* from, double (&values)[4]) {
-#pragma unroll
-  for (int i = 0; i < 4; ++i) values[i] = from[i];
-}
-
 // A thread of a scan with the weights in registers: channel `channel` of node `node`. Threads past the last
 // node repeat it and write nothing.
 template <int kHidden>
@@ -90,7 +81,7 @@ __device__ __forceinline__ C dot(const C (&weights)[kHidden], const C* state) {
 #pragma unroll
   for (int k = 0; k < kHidden; k += 4) {
     C values[4];
-    load_four(state + k, values);
+    load_quad(state + k, values);
 #pragma unroll
     for (int i = 0; i < 4; ++i) sums[i] += weights[k + i] * values[i];
   }
@@ -188,19 +179,17 @@ cudaError_t dispatch_scan(int64_t hidden, F&& in_registers, G&& in_memory) {
   return in_memory(std::integral_constant<int, 0>{});
 }
 
-// Weights of the gates from `first_gate` on as one matrix [F + 2H, gates * H].
+// Weights of the gates from `first_gate` on, [F + 2H, H] each, from row `first` on.
 template <class S>
 struct GateColumns {
   GateWeights<S> weights;
-  int columns, hidden, first_gate;
+  int columns, first_gate = 0, first = 0;
 
-  __device__ Compute<S> weight(int k, int n) const {
-    const int gate = n / hidden;
-    return load(gate_weight(weights, first_gate + gate) + (n - gate * hidden) * columns + k);
+  __device__ Compute<S> weight(int k, int gate, int c) const {
+    return load(gate_weight(weights, first_gate + gate) + c * columns + first + k);
   }
-  __device__ Compute<S> bias(int n) const {
-    const int gate = n / hidden;
-    return load(gate_bias(weights, first_gate + gate) + n - gate * hidden);
+  __device__ Compute<S> bias(int gate, int c) const {
+    return load(gate_bias(weights, first_gate + gate) + c);
   }
 };
 
@@ -211,35 +200,60 @@ struct ResetGate {
   int stride;
 };
 
-// Row [x_t, g_t, h_{t-1}], or [x_t, g_t, r_t * h_{t-1}] if kReset. Linear layers may read a part of it.
-template <class S, bool kReset>
-struct GateInputs {
-  struct Row {
-    int64_t x, dense, node, reset;
-    bool first_step;
-  };
+// Rows [x_t, g_t, h_{t-1}] of the steps of nodes, of windows of a series (x and g of the day), or of its days
+// (without h). The alternative of h_{t-1} is r_t * h_{t-1}.
+template <class S>
+struct GateRows {
+  static constexpr int kPieces = 3;
+  static constexpr bool kAlternative = true;
+  using Row = RowAddresses<S, 4>;
   GatedScanForward<S> p;
+  int widths[kPieces];  // 0 leaves a piece out
   ResetGate<S> reset = {};
+  WindowDays windows = {};  // if it has starts
+  const int* used =
+      nullptr;          // [D]: x and g of days outside all windows are zeros, so that not even a NaN counts
+  bool scaled = false;  // whether `load` returns the alternative
 
+  GateRows(const GatedScanForward<S>& p_, bool inputs, bool state)
+      : p(p_),
+        widths{inputs ? static_cast<int>(p.x.channels) : 0, inputs ? static_cast<int>(p.hidden) : 0,
+               state ? static_cast<int>(p.hidden) : 0} {}
+
+  __host__ __device__ int width(int piece) const { return widths[piece]; }
   __device__ Row row(int r) const {
     const int steps = static_cast<int>(p.steps);
-    const RowIndex at(r, static_cast<int>(p.num_nodes), steps);
-    return {sequence_offset(p.x, at), static_cast<int64_t>(r) * p.hidden,
-            static_cast<int64_t>(r / steps) * p.hidden, static_cast<int64_t>(r) * reset.stride, at.step == 0};
-  }
-  __device__ Compute<S> load(const Row& row, int k) const {
-    const int channels = static_cast<int>(p.x.channels), hidden = static_cast<int>(p.hidden);
-    if (k < channels) return cuda::load(p.x.data + row.x + k * p.x.stride_channel);
-    k -= channels;
-    if (k < hidden) return cuda::load(p.g + row.dense + k);
-    k -= hidden;
-    Compute<S> state = Compute<S>(0);
-    if (!row.first_step) {
-      state = cuda::load(p.h + row.dense - hidden + k);
-    } else if (p.h0 != nullptr) {
-      state = cuda::load(p.h0 + row.node + k);
+    RowIndex at(r, static_cast<int>(p.num_nodes), steps);
+    const int64_t node = r / steps, step = at.step;
+    int64_t row_g = r;
+    if (windows.starts != nullptr) {
+      at.step += windows.first(at.copy);
+      row_g = static_cast<int64_t>(at.node) * windows.days + at.step;
+      at.copy = 0;
     }
-    return kReset ? state * cuda::load(reset.data + row.reset + k) : state;
+    Row row = {};
+    if (used == nullptr || used[at.step] != 0) {
+      row.at[0] = p.x.data + sequence_offset(p.x, at);
+      row.at[1] = p.g + row_g * p.hidden;
+    }
+    if (widths[2] == 0) return row;
+    row.at[2] = step > 0          ? p.h + (int64_t{r} - 1) * p.hidden
+                : p.h0 != nullptr ? p.h0 + node * p.hidden
+                                  : nullptr;
+    row.at[3] = reset.data + static_cast<int64_t>(r) * reset.stride;
+    return row;
+  }
+  __device__ __forceinline__ void load(const Row& row, const Place& at, Compute<S> (&values)[4]) const {
+    load_part(row.at[at.piece], at.offset, at.width, at.piece == 0 ? p.x.stride_channel : 1, values);
+  }
+  // From the values of the last piece.
+  __device__ __forceinline__ void load_alternative(const Row& row, const Place& at,
+                                                   const Compute<S> (&state)[4],
+                                                   Compute<S> (&values)[4]) const {
+    Compute<S> r[4];
+    load_part(row.at[3], at.offset, at.width, 1, r);
+#pragma unroll
+    for (int i = 0; i < 4; ++i) values[i] = state[i] * r[i];
   }
 };
 
@@ -260,10 +274,10 @@ struct ScanMemory {
 template <class S>
 cudaError_t project_input(const GatedScanForward<S>& p, Compute<S>* out, cudaStream_t stream) {
   using C = Compute<S>;
-  const int hidden = static_cast<int>(p.hidden), channels = static_cast<int>(p.x.channels);
-  return linear<C>(GateInputs<S, false>{p}, GateColumns<S>{p.weights, channels + 2 * hidden, hidden, 0},
-                   PairOut<C>{out, nullptr, 3 * hidden}, p.copies * p.num_nodes * p.steps, channels + hidden,
-                   3 * p.hidden, stream, use_tensor_cores<S>(p.tf32));
+  const int hidden = static_cast<int>(p.hidden), columns = static_cast<int>(p.x.channels) + 2 * hidden;
+  return linear<C, 3>(GateRows<S>(p, true, false), GateColumns<S>{p.weights, columns},
+                      DenseOut<C>{out, hidden, 3 * p.hidden, p.hidden}, p.copies * p.num_nodes * p.steps,
+                      p.hidden, stream, use_tensor_cores<S>(p.tf32));
 }
 
 // The recurrence alone, over the windows that p describes. day_projection [V * D, 3H] is the input projection

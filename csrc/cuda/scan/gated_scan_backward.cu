@@ -169,7 +169,7 @@ struct BackwardMemory {
     const int64_t hidden = p.forward.hidden;
     packed = memory.template take<C>(3 * hidden * hidden);
     partial =
-        memory.template take<C>(weight_grad_values(rows, 2 * hidden, p.forward.x.channels + 2 * hidden));
+        memory.template take<C>(weight_grad_values(rows, 3 * hidden, p.forward.x.channels + 2 * hidden));
   }
 };
 
@@ -216,28 +216,20 @@ int gated_scan_backward(const GatedScanBackward<S, Compute<S>>& given, void* wor
   const int64_t nodes = f.copies * f.num_nodes, rows = nodes * f.steps;
   if (!supported(nodes, f.steps, f.hidden)) return cudaErrorInvalidValue;
   const BackwardMemory<S> memory(workspace, p, rows);
+  GateRows<S> in(f, true, true);
+  in.reset = memory.gates.reset;
   if (f.gates == nullptr) {
     p.forward.gates = memory.gates.values;
-    HIERMT_CUDA_RETURN_IF_ERROR(compute_gates(f, GateInputs<S, false>{f},
-                                              GateInputs<S, true>{f, memory.gates.reset}, memory.gates.reset,
-                                              rows, stream));
+    HIERMT_CUDA_RETURN_IF_ERROR(compute_gates(in, p.forward.gates, rows, stream));
   }
-  const int hidden = static_cast<int>(f.hidden), columns = static_cast<int>(f.x.channels) + 2 * hidden;
-  const auto tensor = use_tensor_cores<S>(f.tf32);
-
   HIERMT_CUDA_RETURN_IF_ERROR(scan_backward(p, memory.gates, memory.packed, stream));
 
   const GateGrads<C>& grads = p.grads;
-  if (grads.u_weight || grads.u_bias || grads.r_weight || grads.r_bias) {
-    HIERMT_CUDA_RETURN_IF_ERROR(weight_grad<C>(
-        GateRows<C>{memory.gates.d_gates, 3 * hidden, 0}, GateInputs<S, false>{f}, rows, 2 * f.hidden,
-        columns, memory.partial, GateGradsOut<C>{grads, columns, hidden, 0, 0, columns}, stream, tensor));
-  }
-  if (grads.c_weight || grads.c_bias) {
-    HIERMT_CUDA_RETURN_IF_ERROR(
-        weight_grad<C>(GateRows<C>{memory.gates.d_gates, 3 * hidden, 2 * hidden},
-                       GateInputs<S, true>{f, memory.gates.reset}, rows, f.hidden, columns, memory.partial,
-                       GateGradsOut<C>{grads, columns, hidden, 2, 0, columns}, stream, tensor));
+  if (grads.u_weight || grads.u_bias || grads.r_weight || grads.r_bias || grads.c_weight || grads.c_bias) {
+    const int hidden = static_cast<int>(f.hidden), columns = static_cast<int>(f.x.channels) + 2 * hidden;
+    HIERMT_CUDA_RETURN_IF_ERROR(weight_grad(
+        gate_cotangents<C>(memory.gates.d_gates, hidden), in, rows, memory.partial,
+        GateGradsOut<C>{grads, columns, hidden, 0, columns}, stream, use_tensor_cores<S>(f.tf32)));
   }
   return input_gradients(f, memory.gates.d_gates, p.d_x, p.d_g, rows, stream);
 }

@@ -64,75 +64,6 @@ __global__ void __launch_bounds__(SumWindowsTraits::kThreads)
   if (stock == 0 && first == 0) used[day] = found;
 }
 
-// The saved state h_{t-1} of a row, or r_t * h_{t-1} if kReset.
-template <class S, bool kReset>
-struct WindowStates {
-  struct Row {
-    const S* before;  // nullptr: zeros
-    int64_t reset;
-  };
-  const S* h;
-  const S* h0;  // or nullptr
-  ResetGate<S> reset;
-  int steps, hidden;
-
-  __device__ Row row(int r) const {
-    const int node = r / steps;
-    const S* before = r != node * steps ? h + static_cast<int64_t>(r - 1) * hidden
-                      : h0 != nullptr   ? h0 + static_cast<int64_t>(node) * hidden
-                                        : nullptr;
-    return {before, static_cast<int64_t>(r) * reset.stride};
-  }
-  __device__ Compute<S> load(const Row& row, int k) const {
-    const Compute<S> state = row.before == nullptr ? Compute<S>(0) : cuda::load(row.before + k);
-    return kReset ? state * cuda::load(reset.data + row.reset + k) : state;
-  }
-};
-
-// Row [x, g, state] of a step of a window: x and g of its day.
-template <class S, bool kReset>
-struct WindowInputs {
-  struct Row {
-    int64_t x, g;
-    typename WindowStates<S, kReset>::Row state;
-  };
-  SequenceView<S> x;
-  const S* g;
-  WindowDays days;
-  WindowStates<S, kReset> states;
-
-  __device__ Row row(int r) const {
-    const int node = r / days.steps, step = r - node * days.steps;
-    const int window = node / days.num_nodes, stock = node - window * days.num_nodes;
-    const int day = days.first(window) + step;
-    return {stock * x.stride_node + day * x.stride_time,
-            (static_cast<int64_t>(stock) * days.days + day) * states.hidden, states.row(r)};
-  }
-  __device__ Compute<S> load(const Row& row, int k) const {
-    const int channels = static_cast<int>(x.channels);
-    if (k < channels) return cuda::load(x.data + row.x + k * x.stride_channel);
-    k -= channels;
-    if (k < states.hidden) return cuda::load(g + row.g + k);
-    return states.load(row.state, k - states.hidden);
-  }
-};
-
-// Row [x, g] of a day. Zeros if no window contains it, so that not even a NaN there reaches a gradient.
-template <class S>
-struct DayInputs {
-  struct Row {
-    typename GateInputs<S, false>::Row inputs;
-    bool used;
-  };
-  GateInputs<S, false> days;
-  const int* used;
-
-  __device__ Row row(int r) const { return {days.row(r), used[r % static_cast<int>(days.p.steps)] != 0}; }
-  __device__ Compute<S> load(const Row& row, int k) const {
-    return row.used ? days.load(row.inputs, k) : Compute<S>(0);
-  }
-};
-
 template <class S>
 struct BackwardMemory {
   using C = Compute<S>;
@@ -151,7 +82,7 @@ struct BackwardMemory {
     packed = memory.template take<C>(3 * p.hidden * p.hidden);
     used = memory.template take<int>(p.steps);
     const int64_t of_days = weight_grad_values(day_rows, 3 * p.hidden, p.x.channels + p.hidden);
-    const int64_t of_states = weight_grad_values(rows, 2 * p.hidden, p.hidden);
+    const int64_t of_states = weight_grad_values(rows, 3 * p.hidden, p.hidden);
     partial = memory.template take<C>(of_days > of_states ? of_days : of_states);
   }
 };
@@ -173,21 +104,18 @@ cudaError_t weight_grads(const GatedScanBackward<S, Compute<S>>& p, const Backwa
   const GatedScanForward<S>& f = p.forward;
   const int64_t day_rows = f.num_nodes * f.steps, rows = f.windows->count * f.num_nodes * f.windows->steps;
   const int hidden = static_cast<int>(f.hidden), inputs = static_cast<int>(f.x.channels) + hidden;
-  const int steps = static_cast<int>(f.windows->steps), columns = inputs + hidden, width = 3 * hidden;
+  const int columns = inputs + hidden;
   const auto tensor = use_tensor_cores<S>(f.tf32);
   const GateGrads<C>& all = p.grads;
   const GateGrads<C> weights{all.u_weight, nullptr, all.r_weight, nullptr, all.c_weight, nullptr};
-  HIERMT_CUDA_RETURN_IF_ERROR(weight_grad<C>(
-      GateRows<C>{memory.gates.d_gates, width, 0},
-      WindowStates<S, false>{f.h, f.h0, memory.gates.reset, steps, hidden}, rows, 2 * f.hidden, hidden,
-      memory.partial, GateGradsOut<C>{weights, columns, hidden, 0, inputs, hidden}, stream, tensor));
-  HIERMT_CUDA_RETURN_IF_ERROR(weight_grad<C>(
-      GateRows<C>{memory.gates.d_gates, width, 2 * hidden},
-      WindowStates<S, true>{f.h, f.h0, memory.gates.reset, steps, hidden}, rows, f.hidden, hidden,
-      memory.partial, GateGradsOut<C>{weights, columns, hidden, 2, inputs, hidden}, stream, tensor));
-  return weight_grad<C>(GateRows<C>{memory.d_days, width, 0}, DayInputs<S>{{over_days(f)}, memory.used},
-                        day_rows, 3 * f.hidden, inputs, memory.partial,
-                        GateGradsOut<C>{all, columns, hidden, 0, 0, inputs}, stream, tensor);
+  GateRows<S> states(over_windows(f), false, true), of_days(over_days(f), true, false);
+  states.reset = memory.gates.reset;
+  of_days.used = memory.used;
+  HIERMT_CUDA_RETURN_IF_ERROR(
+      weight_grad(gate_cotangents<C>(memory.gates.d_gates, hidden), states, rows, memory.partial,
+                  GateGradsOut<C>{weights, columns, hidden, inputs, hidden}, stream, tensor));
+  return weight_grad(gate_cotangents<C>(memory.d_days, hidden), of_days, day_rows, memory.partial,
+                     GateGradsOut<C>{all, columns, hidden, 0, inputs}, stream, tensor);
 }
 
 }  // namespace
@@ -206,7 +134,6 @@ int gated_scan_windows_backward(const GatedScanBackward<S, Compute<S>>& p, void*
   const BackwardMemory<S> memory(workspace, f);
   const WindowDays days = window_days(f);
   const int64_t day_rows = f.num_nodes * f.steps, rows = f.windows->count * f.num_nodes * f.windows->steps;
-  const int hidden = static_cast<int>(f.hidden), steps = static_cast<int>(f.windows->steps);
 
   GatedScanBackward<S, C> scan{};
   scan.forward = over_windows(f);
@@ -214,13 +141,10 @@ int gated_scan_windows_backward(const GatedScanBackward<S, Compute<S>>& p, void*
   scan.d_h = p.d_h;
   scan.d_h_last = p.d_h_last;
   scan.d_h0 = p.d_h0;
-  HIERMT_CUDA_RETURN_IF_ERROR(
-      compute_gates(scan.forward,
-                    WindowInputs<S, false>{
-                        f.x, f.g, days, WindowStates<S, false>{f.h, f.h0, memory.gates.reset, steps, hidden}},
-                    WindowInputs<S, true>{
-                        f.x, f.g, days, WindowStates<S, true>{f.h, f.h0, memory.gates.reset, steps, hidden}},
-                    memory.gates.reset, rows, stream));
+  GateRows<S> in(scan.forward, true, true);
+  in.reset = memory.gates.reset;
+  in.windows = days;
+  HIERMT_CUDA_RETURN_IF_ERROR(compute_gates(in, scan.forward.gates, rows, stream));
   HIERMT_CUDA_RETURN_IF_ERROR(scan_backward(scan, memory.gates, memory.packed, stream));
   HIERMT_CUDA_RETURN_IF_ERROR(sum_windows(memory.gates.d_gates, days, f.windows->count, day_rows,
                                           3 * f.hidden, memory.d_days, memory.used, stream));

@@ -37,16 +37,54 @@ __device__ __forceinline__ void store(Half* at, float value) {
   at->bits = __half_as_ushort(__float2half_rn(value));
 }
 
-// Four consecutive values; the address in memory is 16-byte aligned.
-__device__ __forceinline__ void load_quad(const float4* from, float* to) {
-  const float4 quad = *from;
-  to[0] = quad.x, to[1] = quad.y, to[2] = quad.z, to[3] = quad.w;
+// Four consecutive values, as one access (two for float64) to an address aligned to it.
+template <class S>
+struct alignas(sizeof(S) == 8 ? 16 : 4 * sizeof(S)) Quad {
+  S values[4];
+};
+template <class S, class C>
+__device__ __forceinline__ void load_quad(const S* from, C* to) {
+  const Quad<S> quad = *reinterpret_cast<const Quad<S>*>(from);
+#pragma unroll
+  for (int i = 0; i < 4; ++i) to[i] = load(quad.values + i);
 }
-__device__ __forceinline__ void load_quad(const float* from, float* to) {
-  load_quad(reinterpret_cast<const float4*>(from), to);
+__device__ __forceinline__ void load_quad(const float4* from, float* to) {
+  load_quad(reinterpret_cast<const float*>(from), to);
+}
+template <class S, class C>
+__device__ __forceinline__ void store_quad(S* to, const C* from) {
+  Quad<S> quad;
+#pragma unroll
+  for (int i = 0; i < 4; ++i) store(quad.values + i, from[i]);
+  *reinterpret_cast<Quad<S>*>(to) = quad;
 }
 __device__ __forceinline__ void store_quad(float* to, const float* from) {
   *reinterpret_cast<float4*>(to) = float4{from[0], from[1], from[2], from[3]};
+}
+template <class S>
+__device__ __forceinline__ bool quad_aligned(const S* at) {
+  return reinterpret_cast<uintptr_t>(at) % alignof(Quad<S>) == 0;
+}
+
+// Values k to k + 3 of a row of `width` values, which lie `stride` apart: zeros behind its end and of a row
+// without an address.
+template <class S, class C>
+__device__ __forceinline__ void load_part(const S* row, int k, int width, int64_t stride, C (&values)[4]) {
+  if (row == nullptr) width = 0;
+  if (stride == 1 && k + 4 <= width && quad_aligned(row + k)) return load_quad(row + k, values);
+#pragma unroll
+  for (int i = 0; i < 4; ++i) values[i] = k + i < width ? load(row + (k + i) * stride) : C(0);
+}
+// Stores the values of a row of `width` values from k on that are inside it.
+template <class S, class C, int n>
+__device__ __forceinline__ void store_part(S* row, int k, int width, const C (&values)[n]) {
+  if constexpr (n == 4) {
+    if (k + 4 <= width && quad_aligned(row + k)) return store_quad(row + k, values);
+  }
+#pragma unroll
+  for (int i = 0; i < n; ++i) {
+    if (k + i < width) store(row + k + i, values[i]);
+  }
 }
 
 __device__ __forceinline__ float exp(float x) {

@@ -107,9 +107,9 @@ cudaError_t launch(void (*kernel)(Parameters...), dim3 grid, dim3 block, size_t 
 
 }  // namespace hiermt::cuda
 
-// Returns from the enclosing launcher if `expression` is an error.
-#define HIERMT_CUDA_RETURN_IF_ERROR(expression)           \
+// Returns from the enclosing launcher if the expression is an error.
+#define HIERMT_CUDA_RETURN_IF_ERROR(...)                  \
   do {                                                    \
-    const cudaError_t hiermt_error = (expression);        \
+    const cudaError_t hiermt_error = (__VA_ARGS__);       \
     if (hiermt_error != cudaSuccess) return hiermt_error; \
   } while (0)
