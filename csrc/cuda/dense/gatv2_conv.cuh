@@ -99,7 +99,7 @@ struct OnlineSoftmax {
   __device__ __forceinline__ void update(C score) {
     const C distance = score - max;
     const bool higher = distance > C(0);
-    const C smaller = exp(higher ? -distance : distance);
+    const C smaller = softmax_weight(higher ? -distance : distance);
     rescale = higher ? smaller : C(1);
     // An entry at -inf has weight 0, even if the maximum is -inf too.
     weight = higher ? C(1) : score == C(-INFINITY) ? C(0) : smaller;
@@ -110,9 +110,9 @@ struct OnlineSoftmax {
   __device__ __forceinline__ void update(C first, C second) {
     const C higher = fmax(max, fmax(first, second));
     const C shift = higher == C(-INFINITY) ? C(0) : higher;
-    rescale = exp(max - shift);
-    weight = exp(first - shift);
-    second_weight = exp(second - shift);
+    rescale = softmax_weight(max - shift);
+    weight = softmax_weight(first - shift);
+    second_weight = softmax_weight(second - shift);
     max = higher;
     sum = sum * rescale + (weight + second_weight);
   }

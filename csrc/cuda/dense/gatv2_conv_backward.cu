@@ -111,7 +111,7 @@ __global__ void __launch_bounds__(GatV2Traits::kThreads)
       const C score = __shfl_sync(kFullMask, state.alpha, 0, split.lanes);
       const C d_alpha = __shfl_sync(kFullMask, state.d_score, 0, split.lanes);
       if (!active) continue;
-      const C alpha = exp(score - softmax.max) * scale;
+      const C alpha = softmax_weight(score - softmax.max) * scale;
       const C d_score = alpha * (d_alpha - mean);
       if (member == 0) edges[k * instances] = {alpha, d_score};
       C x_j[kChannels];

@@ -29,7 +29,7 @@ struct EdgeCotangent {
   float alpha, d_score;
 
   __device__ __forceinline__ EdgeCotangent(float score, float d_alpha, float max, float scale, float mean)
-      : alpha(exp(score - max) * scale), d_score(alpha * (d_alpha - mean)) {}
+      : alpha(softmax_weight(score - max) * scale), d_score(alpha * (d_alpha - mean)) {}
 };
 
 // d_score leaky'(z)
