@@ -168,7 +168,7 @@ __global__ void __launch_bounds__(BackwardTraits<kHidden>::threads(kEdges), 1)
   float* d_y_data = memory.take<float>(room);
   float* input_data = memory.take<float>(Sizes::input_values(nodes, p.chunk));
 
-  order_by_degree(p.graph, nodes, order);
+  order_by_degree(p.graph, nodes, reinterpret_cast<int*>(x_l_data), order);
   if constexpr (!T::kShareWeightMemory)
     fill_gate_weights<S, kHidden>(p.gates, channels + kHidden, gate_weights);
   __syncthreads();

@@ -13,23 +13,19 @@ namespace {
 template <class S, int kHidden>
 __global__ void __launch_bounds__(StackTraits<kHidden>::kThreads, StackTraits<kHidden>::kMinBlocks)
     gatv2_stack_fwd_kernel(StackForward<S, GatV2Weights<S>> p) {
-  SharedMemory memory;
-  const int nodes = static_cast<int>(p.graph.num_nodes);
-  const StackBlock block(p.steps, p.chunk);
-  const StackInput<S> x(p.x, block.copy, block.first_step);
   // x_l is read by neighbours. Only the owner accesses `own`: input of a convolution, then x_r, then its
   // output.
-  const Tile<kHidden> x_l{memory.take<float>(static_cast<size_t>(nodes) * p.chunk * kHidden), block.steps};
-  const Tile<kHidden> own{memory.take<float>(static_cast<size_t>(nodes) * p.chunk * kHidden), block.steps};
-  const GateMemory<kHidden> gates(memory, x.channels);
-  const ConvMemory<kHidden> conv(memory, static_cast<int>(max_inputs(x.channels, kHidden, p.conv_layers)));
+  StackFrame<S, Tile<kHidden>> frame(p);
+  const StackInput<S>& x = frame.x;
+  const Tile<kHidden>&x_l = frame.first, &own = frame.second;
+  const StackItems& items = frame.items;
+  const GateMemory<kHidden> gates(frame.memory, x.channels);
+  const ConvMemory<kHidden> conv(frame.memory,
+                                 static_cast<int>(max_inputs(x.channels, kHidden, p.conv_layers)));
   float* linear = nullptr;
   if constexpr (StackTraits<kHidden>::kSplitScores)
-    linear = memory.take<float>(static_cast<size_t>(nodes) * p.chunk);
-  int* order = memory.take<int>(nodes);
-  const StackItems items{nodes, block.steps, order};
+    linear = frame.memory.template take<float>(static_cast<size_t>(items.nodes) * p.chunk);
 
-  order_by_degree(p.graph, nodes, order);
   if (p.input_projection != nullptr) gates.fill(p.gates, x.channels);
 
   for (int layer = 0; layer < p.conv_layers; ++layer) {
@@ -54,27 +50,21 @@ __global__ void __launch_bounds__(StackTraits<kHidden>::kThreads, StackTraits<kH
   }
 
   // No barrier: a thread reads only its own items.
-  items.for_each_pair([&](const auto& group) { p.finish(gates, x, block, own, group); });
+  items.for_each_pair([&](const auto& group) { p.finish(gates, x, frame.block, own, group); });
 }
 
 template <class S, int kHidden>
 __global__ void __launch_bounds__(StackTraits<kHidden>::kThreads, StackTraits<kHidden>::kMinBlocks)
     gatv2_stack_multilane_fwd_kernel(StackForward<S, GatV2Weights<S>> p) {
-  constexpr int kLanes = StackTraits<kHidden>::kLanes;
-  using Items = Tile<kHidden, kLanes>;
-  SharedMemory memory;
-  const int nodes = static_cast<int>(p.graph.num_nodes);
-  const StackBlock block(p.steps, p.chunk);
-  const StackInput<S> x(p.x, block.copy, block.first_step);
-  const Items x_l{memory.take<float>(Items::values(nodes, p.chunk)), block.steps};
-  const Items own{memory.take<float>(Items::values(nodes, p.chunk)), block.steps};
+  using Items = Tile<kHidden, StackTraits<kHidden>::kLanes>;
+  StackFrame<S, Items> frame(p);
+  const StackInput<S>& x = frame.x;
+  const Items &x_l = frame.first, &own = frame.second;
+  const StackItems& items = frame.items;
   const StagedMatrix<kHidden> matrix{
-      memory.take<float>(staged_matrix_values<kHidden>(x.channels, p.conv_layers, 2))};
-  const ConvVectors<kHidden> vectors(memory);
-  int* order = memory.take<int>(nodes);
-  const StackItems items{nodes, block.steps, order};
+      frame.memory.template take<float>(staged_matrix_values<kHidden>(x.channels, p.conv_layers, 2))};
+  const ConvVectors<kHidden> vectors(frame.memory);
 
-  order_by_degree(p.graph, nodes, order);
   stage_rows(items, x, own);
   for (int layer = 0; layer < p.conv_layers; ++layer) {
     const int inputs = layer == 0 ? x.channels : kHidden, quads = ceil_div(inputs, 4);
@@ -92,7 +82,7 @@ __global__ void __launch_bounds__(StackTraits<kHidden>::kThreads, StackTraits<kH
     attend(items, p.graph, p.edge_weight, vectors, p.activation(layer), x_l, own);
   }
   __syncthreads();
-  finish_multilane(p, block, items, x, matrix, own, x_l);
+  finish_multilane(p, frame.block, items, x, matrix, own, x_l);
 }
 
 struct GatV2Stack {

@@ -57,19 +57,14 @@ __device__ __forceinline__ void sum_neighbours(const StackForward<S, GcnWeights<
 template <class S, int kHidden>
 __global__ void __launch_bounds__(StackTraits<kHidden>::kThreads, StackTraits<kHidden>::kMinBlocks)
     gcn_stack_fwd_kernel(StackForward<S, GcnWeights<S>> p) {
-  SharedMemory memory;
-  const int nodes = static_cast<int>(p.graph.num_nodes);
-  const StackBlock block(p.steps, p.chunk);
-  const StackInput<S> x(p.x, block.copy, block.first_step);
   // W x of the current convolution and of the next one.
-  Tile<kHidden> projected{memory.take<float>(static_cast<size_t>(nodes) * p.chunk * kHidden), block.steps};
-  Tile<kHidden> next{memory.take<float>(static_cast<size_t>(nodes) * p.chunk * kHidden), block.steps};
-  const GateMemory<kHidden> gates(memory, x.channels);
-  const GcnMemory<kHidden> convs(memory, x.channels, p.conv_layers);
-  int* order = memory.take<int>(nodes);
-  const StackItems items{nodes, block.steps, order};
+  StackFrame<S, Tile<kHidden>> frame(p);
+  Tile<kHidden> projected = frame.first, next = frame.second;
+  const StackInput<S>& x = frame.x;
+  const StackItems& items = frame.items;
+  const GateMemory<kHidden> gates(frame.memory, x.channels);
+  const GcnMemory<kHidden> convs(frame.memory, x.channels, p.conv_layers);
 
-  order_by_degree(p.graph, nodes, order);
   if (p.input_projection != nullptr) gates.fill(p.gates, x.channels);
   convs.fill(p, x.channels);
   __syncthreads();
@@ -100,7 +95,7 @@ __global__ void __launch_bounds__(StackTraits<kHidden>::kThreads, StackTraits<kH
       next.write(node, step, y);
     });
     items.for_each_pair([&](const auto& group) {
-      if (is_last) return p.finish(gates, x, block, next, group);
+      if (is_last) return p.finish(gates, x, frame.block, next, group);
       project(next, group, layer + 1, next);
     });
     const Tile<kHidden> used = projected;
@@ -114,18 +109,13 @@ __global__ void __launch_bounds__(StackTraits<kHidden>::kThreads, StackTraits<kH
     gcn_stack_multilane_fwd_kernel(StackForward<S, GcnWeights<S>> p) {
   constexpr int kLanes = StackTraits<kHidden>::kLanes;
   using Items = Tile<kHidden, kLanes>;
-  SharedMemory memory;
-  const int nodes = static_cast<int>(p.graph.num_nodes);
-  const StackBlock block(p.steps, p.chunk);
-  const StackInput<S> x(p.x, block.copy, block.first_step);
-  const Items projected{memory.take<float>(Items::values(nodes, p.chunk)), block.steps};
-  const Items own{memory.take<float>(Items::values(nodes, p.chunk)), block.steps};
+  StackFrame<S, Items> frame(p);
+  const StackInput<S>& x = frame.x;
+  const Items &projected = frame.first, &own = frame.second;
+  const StackItems& items = frame.items;
   const StagedMatrix<kHidden> matrix{
-      memory.take<float>(staged_matrix_values<kHidden>(x.channels, p.conv_layers, 1))};
-  int* order = memory.take<int>(nodes);
-  const StackItems items{nodes, block.steps, order};
+      frame.memory.template take<float>(staged_matrix_values<kHidden>(x.channels, p.conv_layers, 1))};
 
-  order_by_degree(p.graph, nodes, order);
   stage_rows(items, x, own);
   for (int layer = 0; layer < p.conv_layers; ++layer) {
     const int inputs = layer == 0 ? x.channels : kHidden;
@@ -146,7 +136,7 @@ __global__ void __launch_bounds__(StackTraits<kHidden>::kThreads, StackTraits<kH
     });
   }
   __syncthreads();
-  finish_multilane(p, block, items, x, matrix, own, projected);
+  finish_multilane(p, frame.block, items, x, matrix, own, projected);
 }
 
 struct GcnStack {

@@ -73,17 +73,19 @@ __device__ __forceinline__ void add_scaled(const float* weights, const float (&v
 template <int kHidden, int kLanes = 1>
 struct Tile {
   static constexpr int kQuads = kHidden / 4, kOwn = kQuads / kLanes;
-  // A quarter of a warp reads items of several nodes at once; the padding puts them into different banks.
   static constexpr int kPad = kLanes > 1 && kLanes < 8 ? kLanes : 0;
   float* data;
   int chunk;
+  // Quads between the nodes. A quarter of a warp reads items of several nodes at once, unless it has eight lanes
+  // or eight steps of the same one; the padding puts them into different banks.
+  int pad = kPad;
 
-  __host__ __device__ static constexpr int64_t values(int64_t nodes, int64_t chunk) {
-    return nodes * (kQuads * chunk + kPad) * 4;
+  __host__ __device__ static constexpr int64_t values(int64_t nodes, int64_t chunk, int64_t pad = kPad) {
+    return nodes * (kQuads * chunk + pad) * 4;
   }
   // The first quad of an item; quad q is at + q * chunk.
   __device__ __forceinline__ float4* at(int node, int step) const {
-    return reinterpret_cast<float4*>(data) + node * (kQuads * chunk + kPad) + step;
+    return reinterpret_cast<float4*>(data) + node * (kQuads * chunk + pad) + step;
   }
   // read and write access the channels of this lane.
   __device__ __forceinline__ void read(int node, int step, float (&values)[kHidden / kLanes]) const {
@@ -100,17 +102,33 @@ struct Tile {
   }
 };
 
-// order[rank] = node by decreasing degree, so that the nodes of a warp have similar numbers of entries.
-__device__ inline void order_by_degree(const CsrGraph& graph, int nodes, int* order) {
-  for (int node = static_cast<int>(threadIdx.x); node < nodes; node += static_cast<int>(blockDim.x)) {
-    const int degree = graph.rowptr[node + 1] - graph.rowptr[node];
-    int rank = node;
-    if (nodes <= kMaxSortedNodes) {
-      rank = 0;
-      for (int other = 0; other < nodes; ++other) {
-        const int other_degree = graph.rowptr[other + 1] - graph.rowptr[other];
-        rank += other_degree > degree || (other_degree == degree && other < node) ? 1 : 0;
-      }
+// order[rank] = node by decreasing degree, so that the nodes of a warp have similar numbers of entries. `scratch`
+// holds a value per node, 16-byte aligned and rounded up to quads. Synchronises the block.
+__device__ inline void order_by_degree(const CsrGraph& graph, int nodes, int* scratch, int* order) {
+  const int thread = static_cast<int>(threadIdx.x), width = static_cast<int>(blockDim.x);
+  if (nodes > kMaxSortedNodes) {
+    for (int node = thread; node < nodes; node += width) order[node] = node;
+    return;
+  }
+  // Keys are distinct: the degree, then the node. Larger degrees than this are sorted by node alone.
+  constexpr int kMostEntries = (1 << 20) - 1;
+  for (int node = thread; node < ceil_div(nodes, 4) * 4; node += width) {
+    int key = -1;
+    if (node < nodes) {
+      const int degree = graph.rowptr[node + 1] - graph.rowptr[node];
+      key = (degree < kMostEntries ? degree : kMostEntries) * kMaxSortedNodes + kMaxSortedNodes - 1 - node;
+    }
+    scratch[node] = key;
+  }
+  __syncthreads();
+  for (int node = thread; node < nodes; node += width) {
+    const int key = scratch[node];
+    int rank = 0;
+#pragma unroll 4
+    for (int first = 0; first < nodes; first += 4) {
+      const Quad<int> keys = *reinterpret_cast<const Quad<int>*>(scratch + first);
+#pragma unroll
+      for (int i = 0; i < 4; ++i) rank += keys.values[i] > key ? 1 : 0;
     }
     order[rank] = node;
   }

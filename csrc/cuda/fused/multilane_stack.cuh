@@ -179,13 +179,12 @@ __host__ __device__ constexpr int64_t staged_matrix_values(int64_t channels, int
   return convs > gate ? convs : gate;
 }
 
-// Shared memory of two tiles, the matrices and the order of the nodes.
+// Shared memory of a frame and the matrices.
 template <int kHidden, class S>
 size_t multilane_stack_bytes(const ConvStackForward<S>& p, int64_t chunk, int64_t at_once) {
-  const int64_t nodes = p.graph.num_nodes;
-  return 2 * padded_bytes<float>(Tile<kHidden, StackTraits<kHidden>::kLanes>::values(nodes, chunk)) +
-         padded_bytes<float>(staged_matrix_values<kHidden>(p.x.channels, p.conv_layers, at_once)) +
-         padded_bytes<int>(nodes);
+  using Frame = StackFrame<S, Tile<kHidden, StackTraits<kHidden>::kLanes>>;
+  return Frame::bytes(p.graph.num_nodes, chunk) +
+         padded_bytes<float>(staged_matrix_values<kHidden>(p.x.channels, p.conv_layers, at_once));
 }
 
 }  // namespace hiermt::cuda

@@ -39,6 +39,40 @@ struct StackForward : StackProblem<S, Weights> {
   }
 };
 
+// What every forward kernel begins with: the steps of the block, x, two tiles and the order of the nodes, which
+// needs a barrier.
+template <class S, class Items>
+struct StackFrame {
+  // Eight steps of a node are in different banks without a pad.
+  __host__ __device__ static constexpr int pad(int64_t steps) {
+    return Items::kQuads == Items::kOwn && steps < 8 ? 1 : Items::kPad;
+  }
+  __host__ __device__ static constexpr int64_t values(int64_t nodes, int64_t chunk) {
+    return Items::values(nodes, chunk, pad(chunk));
+  }
+
+  SharedMemory memory;
+  StackBlock block;
+  StackInput<S> x;
+  Items first, second;
+  int* order;
+  StackItems items;
+
+  template <class Weights>
+  __device__ explicit StackFrame(const StackForward<S, Weights>& p)
+      : block(p.steps, p.chunk),
+        x(p.x, block.copy, block.first_step),
+        first{memory.take<float>(values(p.graph.num_nodes, p.chunk)), block.steps, pad(block.steps)},
+        second{memory.take<float>(values(p.graph.num_nodes, p.chunk)), block.steps, pad(block.steps)},
+        order(memory.take<int>(p.graph.num_nodes)),
+        items{static_cast<int>(p.graph.num_nodes), block.steps, order} {
+    order_by_degree(p.graph, items.nodes, reinterpret_cast<int*>(first.data), order);
+  }
+  static size_t bytes(int64_t nodes, int64_t chunk) {
+    return 2 * padded_bytes<float>(values(nodes, chunk)) + padded_bytes<int>(nodes);
+  }
+};
+
 // Calls f with the number of channels of a stack as a constant, or returns `otherwise`.
 template <class F, class R>
 R dispatch_stack(int64_t hidden, F&& f, R otherwise) {
@@ -49,12 +83,11 @@ R dispatch_stack(int64_t hidden, F&& f, R otherwise) {
   return otherwise;
 }
 
-// Shared memory of two tiles, the gates' weights and the order of the nodes, for a block with `chunk` steps.
+// Shared memory of a frame and the gates' weights, for a block with `chunk` steps.
 template <int kHidden, class S>
 size_t stack_bytes(const ConvStackForward<S>& p, int64_t chunk) {
-  const int64_t nodes = p.graph.num_nodes;
-  return 2 * padded_bytes<float>(nodes * chunk * kHidden) + GateMemory<kHidden>::bytes(p.x.channels) +
-         padded_bytes<int>(nodes);
+  return StackFrame<S, Tile<kHidden>>::bytes(p.graph.num_nodes, chunk) +
+         GateMemory<kHidden>::bytes(p.x.channels);
 }
 
 // Stack names the kind of convolution:
