@@ -15,7 +15,7 @@ COMPETITORS = {"pyg": ("PyG", "#b0b7c3"), "twin": ("hiermt, PyTorch twin", "#8fb
 WIDTH, BAR, GAP, LEFT, RIGHT, TOP = 760, 15, 3, 250, 90, 44
 
 
-def svg(entries: list[dict[str, Any]], title: str) -> str:
+def svg(entries: list[dict[str, Any]], heading: str) -> str:
     """Bars of the median times, on a logarithmic axis; each says how many times as fast as PyG it is."""
     times = {(e["case"], e["direction"], e["competitor"]): e["median_ms"] for e in entries}
     rows = [
@@ -32,7 +32,7 @@ def svg(entries: list[dict[str, Any]], title: str) -> str:
     lines = [
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height}" font-family="sans-serif" font-size="11">',
         f'<rect width="{WIDTH}" height="{height}" fill="white"/>',
-        f'<text x="10" y="16" font-size="13" font-weight="bold">{escape(title)}</text>',
+        f'<text x="10" y="16" font-size="13" font-weight="bold">{escape(heading)}</text>',
     ]
     at = LEFT
     for label, color in COMPETITORS.values():
@@ -54,15 +54,19 @@ def svg(entries: list[dict[str, Any]], title: str) -> str:
     return "\n".join([*lines, "</svg>", ""])
 
 
+def title(entry: dict[str, Any]) -> str:
+    """The machine of a record."""
+    where = entry["cpu"] if entry["device"] == "cpu" else entry["device"]
+    return f"Time of a call, {where}, {entry['cores']} cores, float32"
+
+
 def main(arguments: list[str]) -> int:
     """The command line."""
     if len(arguments) != 2:
         print(__doc__, file=sys.stderr)
         return 2
     entries = json.loads(Path(arguments[0]).read_text(encoding="utf-8"))
-    where = entries[0]["cpu"] if entries[0]["device"] == "cpu" else entries[0]["device"]
-    title = f"Time of a call, {where}, {entries[0]['cores']} cores, float32"
-    Path(arguments[1]).write_text(svg(entries, title), encoding="utf-8")
+    Path(arguments[1]).write_text(svg(entries, title(entries[0])), encoding="utf-8")
     return 0
 
 

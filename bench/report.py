@@ -2,7 +2,8 @@
 
 python bench/report.py A.json              the table of a run
 python bench/report.py A.json B.json       B against A; exits 1 if anything is more than 5 % slower
-python bench/report.py --readme            writes the tables of bench/results into README.md
+python bench/report.py --readme            writes the tables of bench/results into README.md and docs/benchmarks.md, and
+                                           the picture docs/speed.svg
 """
 
 from __future__ import annotations
@@ -88,29 +89,41 @@ def compare(before: list[dict[str, Any]], after: list[dict[str, Any]]) -> int:
 
 
 def write_readme() -> int:
-    """Writes the table of every machine between its marks in README.md."""
+    """Writes the first cases into README.md, all of them into docs/benchmarks.md, and the picture."""
+    import picture
     from on_gpu import tables
 
     from hiermt.io.files import atomic_write
 
-    readme = HERE.parent / "README.md"
-    text = readme.read_text(encoding="utf-8")
-    text = _between(text, GPU_BEGIN, GPU_END, tables.parts(HERE / "results"))
-    parts = []
+    root = HERE.parent
+    short, whole = [], []
     for path in sorted((HERE / "results").glob("*.json")):
         entries = load(path)
-        if not entries:
+        if not entries or "case" not in entries[0]:
             continue
         first = entries[0]
         where = first["cpu"] if first["device"] == "cpu" else first["device"]
         isa = next((e["isa"] for e in entries if e["competitor"] == "native"), None)
-        parts.append(
+        head = (
             f"**{where}**, {first['cores']} cores, {isa or 'GPU'}, torch {first['torch']}, float32 "
             f"(`bench/results/{path.name}`, {first['date']}). Median; in brackets the ratio to PyG eager, each in a "
-            f"process of its own.\n\n{table(entries)}"
+            "process of its own."
         )
-    with atomic_write(readme) as temporary:
-        temporary.write_text(_between(text, BEGIN, END, parts), encoding="utf-8")
+        chosen = [e for e in entries if e["case"] in picture.CASES and e["competitor"] in picture.COMPETITORS]
+        short.append(f"{head}\n\n{table(chosen)}")
+        whole.append(f"{head}\n\n{table(entries)}")
+        if first["device"] == "cpu":
+            (root / "docs" / "speed.svg").write_text(picture.svg(entries, picture.title(first)), encoding="utf-8")
+    texts = {
+        root / "README.md": [(BEGIN, END, short), (GPU_BEGIN, GPU_END, tables.parts(HERE / "results"))],
+        root / "docs" / "benchmarks.md": [(BEGIN, END, whole)],
+    }
+    for path, marks in texts.items():
+        text = path.read_text(encoding="utf-8")
+        for begin, end, parts in marks:
+            text = _between(text, begin, end, parts)
+        with atomic_write(path) as temporary:
+            temporary.write_text(text, encoding="utf-8")
     return 0
 
 
