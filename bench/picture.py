@@ -1,4 +1,7 @@
-"""Draws how fast the first cases are, from the records of one machine: ``python bench/picture.py RESULTS.json OUT.svg``."""
+"""Draws how fast the first cases are, from the records of a machine.
+
+python bench/picture.py RESULTS.json OUT.svg
+"""
 
 from __future__ import annotations
 
@@ -10,7 +13,11 @@ from pathlib import Path
 from typing import Any
 
 # The rows that README shows.
-CASES = {"stocks-3200": "32 graphs of 100 stocks, GATv2", "stocks-100": "100 stocks, GATv2", "gcn-3200": "32 graphs, GCN"}
+CASES = {
+    "stocks-3200": "32 graphs of 100 stocks, GATv2",
+    "stocks-100": "100 stocks, GATv2",
+    "gcn-3200": "32 graphs of 100 stocks, GCN",
+}
 COMPETITORS = {"pyg": ("PyG", "#b0b7c3"), "twin": ("hiermt, PyTorch twin", "#8fb3dd"), "native": ("hiermt", "#1f5fa8")}
 WIDTH, BAR, GAP, LEFT, RIGHT, TOP = 760, 15, 3, 250, 90, 44
 
@@ -30,7 +37,8 @@ def svg(entries: list[dict[str, Any]], heading: str) -> str:
     step = len(COMPETITORS) * (BAR + GAP) + 12
     height = TOP + len(rows) * step + 24
     lines = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height}" font-family="sans-serif" font-size="11">',
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height}" '
+        'font-family="sans-serif" font-size="11">',
         f'<rect width="{WIDTH}" height="{height}" fill="white"/>',
         f'<text x="10" y="16" font-size="13" font-weight="bold">{escape(heading)}</text>',
     ]
@@ -49,7 +57,8 @@ def svg(entries: list[dict[str, Any]], heading: str) -> str:
         for k, (who, time) in enumerate(found.items()):
             top, length = y + k * (BAR + GAP), (math.log10(time) - low) * scale
             ratio = "" if who == "pyg" else f" ({found['pyg'] / time:.0f}x)"
-            lines.append(f'<rect x="{LEFT}" y="{top}" width="{length:.1f}" height="{BAR}" fill="{COMPETITORS[who][1]}"/>')
+            color = COMPETITORS[who][1]
+            lines.append(f'<rect x="{LEFT}" y="{top}" width="{length:.1f}" height="{BAR}" fill="{color}"/>')
             lines.append(f'<text x="{LEFT + length + 5:.1f}" y="{top + 12}">{time:.3g} ms{ratio}</text>')
     return "\n".join([*lines, "</svg>", ""])
 

@@ -26,8 +26,7 @@ class MultiTaskTGCN(Headed):
     Args:
         heads (mapping of str to int): number of classes of each task, 1 for a regression.
         hidden_size (int): ``H``. (default: ``16``)
-        in_channels, layers_nb, use_gat, conv_layers, edge_dim, conv_activation, layout, dropout, feature_names,
-            backend: as for :class:`hiermt.TGCN`.
+        in_channels, layers_nb, use_gat, and the keywords: as for :class:`hiermt.TGCN`.
 
     Example:
         >>> model = hiermt.MultiTaskTGCN(13, heads={"signal": 2, "direction": 2, "regime": 3, "return": 1})

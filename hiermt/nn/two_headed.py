@@ -24,8 +24,7 @@ class TGCN_HierarchicalMT(Headed):
 
     Args:
         hidden_size (int): ``H``. (default: ``16``)
-        in_channels, layers_nb, use_gat, conv_layers, edge_dim, conv_activation, layout, dropout, feature_names,
-            backend: as for :class:`hiermt.TGCN`.
+        in_channels, layers_nb, use_gat, and the keywords: as for :class:`hiermt.TGCN`.
     """
 
     # A class attribute, because models pickled by earlier versions lack it.
