@@ -1,12 +1,15 @@
-"""Builds the CUDA kernels for the host (``shim/``) and runs them, one process per call.
+"""Builds the CUDA kernels and the host entries for the host (``shim/``) and runs operators, one process per call.
 
-The process is built with AddressSanitizer and UndefinedBehaviorSanitizer; a fault of a kernel ends it, and
-:class:`SimtFault` carries what it said.
+:class:`Simt` redirects every call of ``torch.ops.hiermt`` within it, so that whatever calls an operator runs on the
+kernels: :mod:`hiermt.ops` with its gradients, a problem of :mod:`support.problems`. The process is built with
+AddressSanitizer and UndefinedBehaviorSanitizer; a fault of a kernel ends it, and :class:`SimtFault` carries what it
+said.
 """
 
 from __future__ import annotations
 
 import fcntl
+import io
 import os
 import shutil
 import struct
@@ -14,23 +17,35 @@ import subprocess
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 ROOT = Path(__file__).resolve().parents[2]
 BUILD = ROOT / "build" / "simt"
-# runtime.cu speaks to the driver alone and holds no kernel.
-SOURCES = sorted((ROOT / "tests" / "simt" / "shim").glob("*.c*")) + sorted(
-    path for path in (ROOT / "csrc" / "cuda").rglob("*.cu") if path.name != "runtime.cu"
-)
+# Without what asks torch for its stream and its threads, and the driver.
+SOURCES = [
+    *sorted((ROOT / "tests" / "simt" / "shim").glob("*.c*")),
+    *sorted(path for path in (ROOT / "csrc" / "host").glob("*.cpp") if path.stem not in ("cuda_call", "thread_pool")),
+    *sorted(path for path in (ROOT / "csrc" / "cuda").rglob("*.cu") if path.name != "runtime.cu"),
+]
 FLAGS = [
     *("-std=c++17", "-O1", "-g1", "-ffp-contract=off", "-fno-omit-frame-pointer"),
     *("-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-fPIC"),
     *("-Wall", "-Wextra", "-Wno-unknown-pragmas"),
-    *("-DHIERMT_SIMT", f"-I{ROOT / 'tests' / 'simt' / 'shim'}", f"-I{ROOT / 'csrc'}"),
+    *("-DHIERMT_SIMT", "-DHIERMT_WITH_CUDA=1", "-Itests/simt/shim", "-Icsrc"),
 ]
 ENVIRONMENT = {"ASAN_OPTIONS": "detect_leaks=0:allocator_may_return_null=1", "UBSAN_OPTIONS": "print_stacktrace=1"}
+
+
+# By torch's numbers of them.
+DTYPES = [torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64, torch.float16, torch.float32, torch.float64]
+DTYPES += [torch.complex32, torch.complex64, torch.complex128, torch.bool]
+DTYPES += [torch.qint8, torch.quint8, torch.qint32, torch.bfloat16]
+# A tensor keeps its distance from an address of such alignment.
+ALIGNMENT = 64
 
 
 class SimtFault(RuntimeError):
@@ -53,7 +68,7 @@ def build() -> Path:
 def _build() -> Path:
     gxx = compiler()
     assert gxx is not None
-    headers = [*ROOT.glob("tests/simt/shim/*.h"), *ROOT.glob("csrc/**/*.h")]
+    headers = [*ROOT.glob("tests/simt/shim/**/*.h"), *ROOT.glob("csrc/**/*.h")]
     headers += [*ROOT.glob("csrc/cuda/**/*.cuh"), Path(__file__)]
     newest = max(path.stat().st_mtime for path in headers)
     objects = [BUILD / f"{source.name}.o" for source in SOURCES]
@@ -62,7 +77,8 @@ def _build() -> Path:
         if target.exists() and target.stat().st_mtime > max(newest, source.stat().st_mtime):
             return False
         partial = target.with_suffix(f".{os.getpid()}.o")
-        subprocess.run([gxx, *FLAGS, "-x", "c++", "-c", str(source), "-o", str(partial)], check=True)
+        relative = str(source.relative_to(ROOT))
+        subprocess.run([gxx, *FLAGS, "-x", "c++", "-c", relative, "-o", str(partial)], check=True, cwd=ROOT)
         partial.replace(target)
         return True
 
@@ -71,74 +87,124 @@ def _build() -> Path:
     runner = BUILD / "runner"
     if any(changed) or not runner.exists():
         partial = BUILD / f"runner.{os.getpid()}"
-        subprocess.run([gxx, "-fsanitize=address,undefined", *map(str, objects), "-o", str(partial)], check=True)
+        # The list of launch bounds names kernels that the linker drops as duplicates; their entries become zero.
+        flags = ["-fsanitize=address,undefined", "-Wl,--noinhibit-exec"]
+        linked = [gxx, *flags, *map(str, objects), "-o", str(partial)]
+        subprocess.run(linked, check=True, stderr=subprocess.DEVNULL)
         partial.replace(runner)
     return runner
 
 
-def run(
-    op: str,
-    dtype: torch.dtype,
-    integers: Sequence[int],
-    inputs: Sequence[Tensor | None],
-    outputs: Sequence[tuple[tuple[int, ...], torch.dtype] | Tensor | None],
-    environment: dict[str, str] | None = None,
-) -> list[Tensor | None]:
-    """Runs the launcher `op`, which reads its arguments in the order ``shim/runner.cpp`` names them.
+class Result(NamedTuple):
+    """Tensors that an operator returned, and the kernels it launched."""
 
-    An input is sent as the bytes of its whole storage, so a strided view arrives with its holes. An output is a
-    shape and a dtype, or ``None`` for a null pointer. Outputs start as NaN bits.
+    tensors: list[Tensor]
+    launches: int
+
+
+def send(op: str, arguments: Sequence[Any], environment: dict[str, str] | None = None) -> Result:
+    """Runs `op` in a process of its own with arguments in the order of its schema.
+
+    A tensor is sent with its strides and the bytes of its storage from its first element on. All tensors count as
+    CUDA tensors but the last of a list of int32, the blocks of a CSR. What the operator allocates starts as NaN bits.
 
     Raises:
         SimtFault: a detector fired.
+        RuntimeError: the operator refused its arguments or returned an error.
     """
-    message = [struct.pack(f"<q{len(integers)}q", len(integers), *integers), struct.pack("<q", len(inputs))]
-    for tensor in inputs:
-        raw = None if tensor is None else _bytes(tensor)
-        message.append(struct.pack("<q", -1 if raw is None else len(raw)))
-        message.append(raw or b"")
-    message.append(struct.pack("<q", len(outputs)))
-    sizes = []
-    for output in outputs:
-        size = -1 if output is None else _count(output[0]) * torch.empty(0, dtype=output[1]).element_size()
-        sizes.append(size)
-        message.append(struct.pack("<q", size))
-    name = str(dtype).removeprefix("torch.")
+    message = io.BytesIO()
+    for argument in arguments:
+        _pack(message, argument)
     result = subprocess.run(
-        [str(build()), op, name],
-        input=b"".join(message),
+        [str(build()), op],
+        input=message.getvalue(),
         capture_output=True,
         env={**os.environ, **ENVIRONMENT, **(environment or {})},
         timeout=300,
         check=False,
     )
     if result.returncode != 0:
-        raise SimtFault(f"{op} [{name}] exit {result.returncode}: {result.stderr.decode(errors='replace')[:4000]}")
-    (status,) = struct.unpack_from("<q", result.stdout)
+        raise SimtFault(f"{op}: exit {result.returncode}: {result.stderr.decode(errors='replace')[:4000]}")
+    status, launches = struct.unpack_from("<qq", result.stdout)
     if status != 0:
-        raise ValueError(f"{op} [{name}]: the launcher returned error {status}")
-    received: list[Tensor | None] = []
-    at = 8
-    for output, size in zip(outputs, sizes, strict=True):
-        if output is None:
-            received.append(None)
-            continue
-        flat = torch.frombuffer(bytearray(result.stdout[at : at + size]), dtype=output[1]) if size else torch.empty(0)
-        received.append(flat.to(output[1]).reshape(output[0]))
+        raise RuntimeError(result.stdout[16:].decode(errors="replace"))
+    return Result(_unpack(result.stdout, 16), launches)
+
+
+def _pack(message: io.BytesIO, value: Any, cuda: bool = True) -> None:
+    if value is None:
+        message.write(b"n")
+    elif isinstance(value, float):
+        message.write(struct.pack("<cd", b"d", value))
+    elif isinstance(value, int):
+        message.write(struct.pack("<cq", b"i", value))
+    elif isinstance(value, Tensor):
+        data, offset = _bytes(value)
+        sizes = [*value.shape, *value.stride()]
+        head = [DTYPES.index(value.dtype), value.dim(), *sizes, cuda, offset % ALIGNMENT, len(data)]
+        message.write(struct.pack(f"<c{len(head)}q", b"t", *head))
+        message.write(data)
+    else:
+        message.write(struct.pack("<cq", b"l", len(value)))
+        blocks = len(value) - 1 if value and all(one.dtype == torch.int32 for one in value) else -1
+        for i, one in enumerate(value):
+            _pack(message, one, i != blocks)
+
+
+def _bytes(tensor: Tensor) -> tuple[bytes, int]:
+    """Bytes of the storage from the tensor's first element on, and how many are before it."""
+    storage = tensor.untyped_storage()
+    offset = tensor.storage_offset() * tensor.element_size()
+    raw = torch.empty(0, dtype=torch.uint8).set_(storage, 0, (storage.size(),))  # type: ignore[call-overload]
+    return raw[offset:].numpy().tobytes(), offset
+
+
+def _unpack(reply: bytes, at: int) -> list[Tensor]:
+    tensors = []
+    while at < len(reply):
+        kind, dims = struct.unpack_from("<qq", reply, at)
+        shape = struct.unpack_from(f"<{dims}q", reply, at + 16)
+        at += 16 + 8 * dims
+        tensor = torch.empty(shape, dtype=DTYPES[kind])
+        size = tensor.numel() * tensor.element_size()
+        if size:
+            tensor = torch.frombuffer(bytearray(reply[at : at + size]), dtype=tensor.dtype).reshape(shape)
+        tensors.append(tensor)
         at += size
-    return received
+    return tensors
 
 
-def _bytes(tensor: Tensor) -> bytes:
-    flat = tensor.as_strided((tensor.untyped_storage().size() // tensor.element_size(),), (1,), 0)
-    return flat[tensor.storage_offset() :].contiguous().view(torch.uint8).numpy().tobytes()
+class Simt(TorchDispatchMode):
+    """Within it, operators of the namespace ``hiermt`` run in the harness, forward and backward.
 
+    Args:
+        environment (dict, optional): of the process: ``HIERMT_SIMT_ORDER``, ``HIERMT_SIMT_SHARED_BYTES``, ...
+        tf32 (bool): allow the operators TF32. (default: ``False``)
 
-def _count(shape: tuple[int, ...]) -> int:
-    count = 1
-    for size in shape:
-        count *= size
-    return count
+    ``calls`` lists the operators that ran and the kernels each launched.
+    """
+
+    def __init__(self, environment: dict[str, str] | None = None, tf32: bool = False) -> None:
+        super().__init__()
+        self.environment, self.tf32 = environment, tf32
+        self.calls: list[tuple[str, int]] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func.namespace != "hiermt":
+            return func(*args, **(kwargs or {}))
+        op = func._schema.name.removeprefix("hiermt::")
+        given = dict(zip((one.name for one in func._schema.arguments), args, strict=False)) | (kwargs or {})
+        if "tf32" in given:
+            given["tf32"] = self.tf32
+        values = [given.get(one.name, one.default_value) for one in func._schema.arguments]
+        floats = [isinstance(one.type, torch.FloatType) for one in func._schema.arguments]
+        values = [float(value) if wide else value for value, wide in zip(values, floats, strict=True)]
+        result = send(op, values, self.environment)
+        self.calls.append((op, result.launches))
+        returns = func._schema.returns
+        if len(returns) > 1:
+            return tuple(result.tensors)
+        return result.tensors if isinstance(returns[0].type, torch.ListType) else result.tensors[0]
 
 
 if __name__ == "__main__" and compiler() is not None:

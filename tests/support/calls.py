@@ -202,14 +202,18 @@ def assert_equal(found: Found, expected: Found) -> None:
             assert one.shape == other.shape and torch.equal(one.nan_to_num(7), other.nan_to_num(7)), f"result {i}"
 
 
-def compare(problem: Problem, dtype: torch.dtype, device: str = "cpu") -> None:
-    """The native operator against the twin in float64, which reads the same rounded numbers."""
+def compare(problem: Problem, dtype: torch.dtype, device: str = "cpu", **how: Any) -> Found:
+    """Results of the native operator, checked against the twin in float64, which reads the same rounded numbers.
+
+    `how` says which leaves require grad and in which layout they are, as for :func:`prepare`.
+    """
     # What has no gradient decides by probabilities rounded to the dtype, as the twin in the same dtype does.
     precise = torch.float64 if problem.gradient else dtype
-    exact = run(problem, False, precise, rounded=dtype)
-    found = run(problem, True, dtype, device=device)
+    exact = run(problem, False, precise, rounded=dtype, **how)
+    found = run(problem, True, dtype, device=device, **how)
     cancelled = () if dtype in (torch.float32, torch.float64) else _cancelled(problem, exact, dtype)
     assert_found(found, exact, dtype, cancelled, problem.large)
+    return found
 
 
 def _cancelled(problem: Problem, exact: Found, dtype: torch.dtype) -> list[int]:

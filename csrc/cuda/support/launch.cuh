@@ -86,10 +86,6 @@ cudaError_t launch(void (*kernel)(Parameters...), dim3 grid, dim3 block, size_t 
                    cudaStream_t stream, const Arguments&... arguments) {
   if (grid.x == 0 || grid.y == 0 || grid.z == 0 || block.x == 0 || block.y == 0 || block.z == 0)
     return cudaSuccess;
-#ifdef HIERMT_SIMT
-  (void)stream;
-  return simt::launch(grid, block, shared_bytes, [&] { kernel(arguments...); });
-#else
   if (shared_bytes > kDefaultSharedBytes) {
     // Always the most that a block can have. The attribute belongs to the kernel: with the size of this launch, another
     // host thread could lower it between here and the launch. No kernel has static shared memory beside it.
@@ -100,6 +96,10 @@ cudaError_t launch(void (*kernel)(Parameters...), dim3 grid, dim3 block, size_t 
       return error;
     }
   }
+#ifdef HIERMT_SIMT
+  (void)stream;
+  return simt::launch(kernel, grid, block, shared_bytes, arguments...);
+#else
   kernel<<<grid, block, shared_bytes, stream>>>(arguments...);
   return cudaGetLastError();
 #endif

@@ -18,7 +18,17 @@ enum Fault {
   kRace,
   kOverflow,
   kSharedTooSmall,
+  kGridTooTall,
+  kBlockTooLarge,
+  kBlockAboveItsBound,
+  kSharedNotAllowed,
 };
+
+constexpr int kBound = 96;
+
+__global__ void __launch_bounds__(kBound, 2) bounded_kernel(float* out) {
+  out[threadIdx.x] = 1;
+}
 
 __global__ void fault_kernel(int fault, const float* in, float* out, int n) {
   SharedMemory memory;
@@ -50,6 +60,13 @@ __global__ void fault_kernel(int fault, const float* in, float* out, int n) {
 }  // namespace
 
 cudaError_t run_fault(int fault, const float* in, float* out, int n, cudaStream_t stream) {
+  if (fault == kGridTooTall) return launch(bounded_kernel, dim3(1, 65536), dim3(1), 0, stream, out);
+  if (fault == kBlockTooLarge) return launch(fault_kernel, dim3(1), dim3(1056), 0, stream, fault, in, out, n);
+  if (fault == kBlockAboveItsBound) return launch(bounded_kernel, dim3(1), dim3(n + 64), 0, stream, out);
+#ifdef HIERMT_SIMT
+  if (fault == kSharedNotAllowed)
+    return simt::launch(bounded_kernel, dim3(1), dim3(1), kDefaultSharedBytes + 1, out);
+#endif
   const size_t bytes = fault == kSharedTooSmall ? padded_bytes<float>(n - 8) : padded_bytes<float>(n);
   return launch(fault_kernel, dim3(1), dim3(n), bytes, stream, fault, in, out, n);
 }

@@ -12,6 +12,7 @@
 #include <memory>
 #include <numeric>
 #include <random>
+#include <utility>
 #include <vector>
 
 #if defined(__SANITIZE_ADDRESS__)
@@ -26,6 +27,7 @@ namespace {
 
 constexpr size_t kStackBytes = 256 * 1024;
 constexpr int kWarpLanes = 32;
+constexpr size_t kMaxThreads = 1024;
 // A NaN as float and as double, and a negative index as int32.
 constexpr uint32_t kPoison = 0xfff7deadu;
 
@@ -53,7 +55,8 @@ struct Block {
   std::vector<Fiber> fibers;
   size_t threads = 0;
   size_t shared_bytes = 0;
-  std::map<size_t, Piece> shared;
+  // By offset; an empty piece begins where the next one does.
+  std::map<std::pair<size_t, bool>, Piece> shared;
   const std::function<void()>* body = nullptr;
 };
 
@@ -277,7 +280,8 @@ void* shared(size_t begin, size_t bytes) {
   if (begin + bytes > block.shared_bytes) {
     fail("shared memory", "%zu bytes taken, the launch gave %zu", begin + bytes, block.shared_bytes);
   }
-  const auto found = block.shared.find(begin);
+  const std::pair<size_t, bool> place{begin, bytes == 0};
+  const auto found = block.shared.find(place);
   if (found != block.shared.end()) {
     if (found->second.bytes != bytes) fail("shared memory", "threads disagree about the piece at %zu", begin);
     return found->second.memory.get();
@@ -285,36 +289,77 @@ void* shared(size_t begin, size_t bytes) {
   void* memory = nullptr;
   if (posix_memalign(&memory, 16, bytes == 0 ? 1 : bytes) != 0) fail("harness", "out of memory");
   for (size_t i = 0; i < bytes; ++i) static_cast<unsigned char*>(memory)[i] = kPoison >> (i % 4 * 8) & 0xff;
-  block.shared.emplace(begin, Piece{bytes, {memory, &std::free}});
+  block.shared.emplace(place, Piece{bytes, {memory, &std::free}});
   return memory;
 }
 
 namespace {
+constexpr size_t kDefaultSharedBytes = 48 * 1024;
+int64_t launch_count = 0;
+// Kernels that may have more shared memory than every kernel may.
+std::map<const void*, size_t> allowed_shared;
+}  // namespace
 
-// Written to the file HIERMT_SIMT_LAUNCHES at the end of the process.
-struct LaunchCount {
-  int64_t launches = 0;
-  ~LaunchCount() {
-    const char* path = std::getenv("HIERMT_SIMT_LAUNCHES");
-    std::FILE* file = path != nullptr ? std::fopen(path, "w") : nullptr;
-    if (file == nullptr) return;
-    std::fprintf(file, "%lld", static_cast<long long>(launches));
-    std::fclose(file);
+int64_t launches() {
+  return launch_count;
+}
+
+cudaError_t allow_shared(const void* kernel, size_t bytes) {
+  int limit = 0;
+  cudaDeviceGetAttribute(&limit, cudaDevAttrMaxSharedMemoryPerBlockOptin, 0);
+  if (bytes > std::max(kDefaultSharedBytes, static_cast<size_t>(limit))) return cudaErrorInvalidValue;
+  allowed_shared[kernel] = bytes;
+  return cudaSuccess;
+}
+
+namespace {
+
+// Addresses of the paddings that __launch_bounds__ leaves, one for each kernel that has it.
+extern "C" const uintptr_t __start___patchable_function_entries[], __stop___patchable_function_entries[];
+
+// Threads that __launch_bounds__ allows a block of `kernel`; 0 if it says nothing.
+size_t launch_bound(const void* kernel) {
+  const auto entry = reinterpret_cast<uintptr_t>(kernel);
+  uintptr_t padding = 0;
+  for (const uintptr_t* at = __start___patchable_function_entries; at != __stop___patchable_function_entries;
+       ++at) {
+    if (*at <= entry) padding = std::max(padding, *at);
   }
-} launch_count;
+  constexpr unsigned char kNop = 0x90;
+  for (uintptr_t at = padding; padding != 0 && at < entry; ++at) {
+    if (*reinterpret_cast<const unsigned char*>(at) != kNop) padding = 0;
+  }
+  return padding == 0 ? 0 : entry - padding;
+}
+
+// Ends the process where a GPU would not launch.
+void check_launch(const void* kernel, dim3 grid, dim3 threads, size_t shared_bytes) {
+  constexpr unsigned kMaxGridX = 0x7fffffff, kMaxGridYZ = 65535, kMaxThreadsZ = 64;
+  blockIdx = {};
+  if (grid.x > kMaxGridX || grid.y > kMaxGridYZ || grid.z > kMaxGridYZ) {
+    fail("grid", "%u x %u x %u blocks", grid.x, grid.y, grid.z);
+  }
+  const size_t count = size_t{threads.x} * threads.y * threads.z;
+  if (count > kMaxThreads || threads.z > kMaxThreadsZ) {
+    fail("grid", "%u x %u x %u threads a block", threads.x, threads.y, threads.z);
+  }
+  const auto allowed = allowed_shared.find(kernel);
+  const size_t limit = allowed == allowed_shared.end() ? kDefaultSharedBytes : allowed->second;
+  if (shared_bytes > limit)
+    fail("grid", "%zu bytes of shared memory, the kernel may have %zu", shared_bytes, limit);
+  const size_t bound = launch_bound(kernel);
+  if (bound != 0 && count > bound) {
+    fail("launch bounds", "%zu threads a block, the kernel allows %zu", count, bound);
+  }
+}
 
 }  // namespace
 
-cudaError_t launch(dim3 grid, dim3 threads, size_t shared_bytes, const std::function<void()>& body) {
-  ++launch_count.launches;
-  constexpr size_t kMaxThreads = 1024, kDefaultSharedBytes = 48 * 1024;
-  int limit = 0;
-  cudaDeviceGetAttribute(&limit, cudaDevAttrMaxSharedMemoryPerBlockOptin, 0);
-  const size_t shared_limit = std::max(kDefaultSharedBytes, static_cast<size_t>(limit));
+cudaError_t launch(const void* kernel, dim3 grid, dim3 threads, size_t shared_bytes,
+                   const std::function<void()>& body) {
+  ++launch_count;
+  check_launch(kernel, grid, threads, shared_bytes);
   const size_t count = size_t{threads.x} * threads.y * threads.z;
-  if (count > kMaxThreads || shared_bytes > shared_limit || grid.y > 65535 || grid.z > 65535) {
-    return cudaErrorInvalidConfiguration;
-  }
   if (block.fibers.size() < count) block.fibers.resize(kMaxThreads);
   block.threads = count;
   block.shared_bytes = shared_bytes;

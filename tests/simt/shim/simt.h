@@ -4,6 +4,8 @@
 // A fault of a kernel ends the process with one line on stderr:
 //   divergence     a thread exits or waits elsewhere while others wait at a barrier or a warp function
 //   shared memory  more is taken than the launch provides, or the layout differs between threads
+//   launch bounds  a block has more threads than __launch_bounds__ allows its kernel
+//   grid           a grid, a block or its shared memory exceeds what every GPU allows
 //   out of bounds  AddressSanitizer: each piece of shared memory is a separate allocation
 // Shared memory is initialised with NaN, which is also an index out of range, so that a read before the write
 // shows in the result. HIERMT_SIMT_ORDER=<seed> permutes threads and blocks: a result that depends on it is a
@@ -16,11 +18,16 @@
 #include <cstring>
 #include <functional>
 
-#define __global__
+// Static: entries of a section below must not be those of a function that the linker drops.
+#define __global__ static
 #define __device__
 #define __host__
 #define __forceinline__ inline __attribute__((always_inline))
-#define __launch_bounds__(...)
+// The bound stays in the program as so many bytes of padding before the kernel, of which the compiler keeps a
+// list: a function type cannot carry it.
+#define __launch_bounds__(...) \
+  __attribute__((noinline,     \
+                 patchable_function_entry(simt::max_threads(__VA_ARGS__), simt::max_threads(__VA_ARGS__))))
 #define __align__(n) alignas(n)
 // __shared__ and __constant__ are missing on purpose: kernels use SharedMemory.
 
@@ -38,6 +45,7 @@ struct alignas(16) float4 {
 struct CUstream_st;
 using cudaStream_t = CUstream_st*;
 enum cudaError_t { cudaSuccess = 0, cudaErrorInvalidValue = 1, cudaErrorInvalidConfiguration = 9 };
+enum cudaFuncAttribute { cudaFuncAttributeMaxDynamicSharedMemorySize = 8 };
 enum cudaDeviceAttr { cudaDevAttrMultiProcessorCount = 16, cudaDevAttrMaxSharedMemoryPerBlockOptin = 97 };
 
 inline cudaError_t cudaGetDevice(int* device) {
@@ -45,15 +53,36 @@ inline cudaError_t cudaGetDevice(int* device) {
   return cudaSuccess;
 }
 cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int device);
+inline cudaError_t cudaGetLastError() {
+  return cudaSuccess;
+}
 
 extern uint3 threadIdx, blockIdx;
 extern dim3 blockDim, gridDim;
 
 namespace simt {
 
+// Of the arguments of __launch_bounds__, the one that a launch must keep.
+constexpr int max_threads(int threads, int = 0) {
+  return threads;
+}
+
 enum class Collective : int { kBarrier, kSyncWarp, kShuffle, kVote, kReduce };
 
-cudaError_t launch(dim3 grid, dim3 block, size_t shared_bytes, const std::function<void()>& body);
+// Kernels launched so far.
+int64_t launches();
+// Lets `kernel` have so much shared memory; an error if the device has less.
+cudaError_t allow_shared(const void* kernel, size_t bytes);
+// Runs `body` once for each thread of a launch of `kernel`.
+cudaError_t launch(const void* kernel, dim3 grid, dim3 block, size_t shared_bytes,
+                   const std::function<void()>& body);
+template <class... Parameters, class... Arguments>
+cudaError_t launch(void (*kernel)(Parameters...), dim3 grid, dim3 block, size_t shared_bytes,
+                   const Arguments&... arguments) {
+  return launch(reinterpret_cast<const void*>(kernel), grid, block, shared_bytes,
+                [&] { kernel(arguments...); });
+}
+
 void* shared(size_t begin, size_t bytes);
 [[noreturn]] void fail(const char* detector, const char* format, ...);
 
@@ -99,6 +128,11 @@ T fold(unsigned mask, T value, int line, F&& f) {
 }
 
 }  // namespace simt
+
+template <class... Parameters>
+cudaError_t cudaFuncSetAttribute(void (*kernel)(Parameters...), cudaFuncAttribute, int bytes) {
+  return simt::allow_shared(reinterpret_cast<const void*>(kernel), static_cast<size_t>(bytes));
+}
 
 inline void __syncthreads(int line = __builtin_LINE()) {
   simt::meet(simt::Collective::kBarrier, ~0u, 0, line);
