@@ -23,7 +23,7 @@ help: ## this list
 	@awk -F ':.*## ' '/^[a-z -]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
 
 # What exercises every CPU kernel, odd sizes included, without compilers or subprocesses.
-SANITIZE_TESTS := tests/model/test_model.py tests/model/test_graph.py tests/ops/test_decision.py -k "native and not compile"
+SANITIZE_TESTS := tests/model/test_model.py tests/model/test_graph.py tests/ops/test_heads.py -k "native and not compile"
 
 env: $(VENV)/.env-dev ## the environment .venv with everything that developers need
 

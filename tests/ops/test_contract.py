@@ -30,7 +30,7 @@ from support.calls import (
     run,
 )
 from support.graphs import small_graphs
-from support.problems import VARIANTS, Problem, problems, small_problems
+from support.problems import VARIANTS, Maker, Problem, problems, small_problems
 from support.properties import given, settings
 
 if (_reason := extension.why_not_native("cpu")) is not None:
@@ -65,6 +65,10 @@ def threads() -> Iterator[None]:
     torch.set_num_threads(before)
 
 
+def has_windows(problem: Problem) -> bool:
+    return "windows" in problem.label and problem.arguments[-1].numel() > 0 and problem.options["steps"] > 0
+
+
 def test_every_operator_has_problems() -> None:
     forward = {name for name in extension.OPERATORS if not name.endswith("_backward")}
     assert {problem.op for problem in PROBLEMS} == forward
@@ -85,7 +89,7 @@ def test_equals_pyg_or_plain_torch(problem: Problem) -> None:
     oracles.compare(problem)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(small_graphs())
 def test_equals_pyg_on_any_small_graph(graph: tuple[int, Tensor, Tensor]) -> None:
     """Loops, duplicates and isolated nodes as they come."""
@@ -115,6 +119,68 @@ def test_inputs_whose_elements_share_memory(variant: str, layout: str) -> None:
         outputs = outputs_of(problem.op, call, True)
         found.append(Found(outputs, [], gradients(outputs, call.leaves)))
     assert_equal(*found)
+
+
+@pytest.mark.parametrize("dtype", DTYPES[:2], ids=str)
+@pytest.mark.parametrize("problem", [p for p in SMALL if has_windows(p)], ids=str)
+def test_windows_equal_the_call_on_copies_of_them(problem: Problem, dtype: torch.dtype) -> None:
+    """The same bits forward and from the states; gradients of what windows share are sums in another order."""
+    shared, copied = prepare(problem, dtype), prepare(problem, dtype)
+    starts, steps = problem.arguments[-1], problem.options["steps"]
+    series = (0, 1) if problem.op == "gated_scan" else (0,)
+    arguments = list(copied.arguments)
+    for i in series:
+        arguments[i] = oracles.gathered(arguments[i], starts, steps)
+    alone = copied._replace(arguments=(*arguments[:-1], None), options={**problem.options, "steps": 0})
+    outputs = [outputs_of(problem.op, call, True) for call in (shared, alone)]
+    assert torch.equal(outputs[0][0], outputs[1][0])
+    pairs = zip(
+        *(gradients(out, call.leaves) for out, call in zip(outputs, (shared, copied), strict=True)), strict=True
+    )
+    for one, other in pairs:
+        assert_close(one, other, gradient=True, scaled=True)
+
+
+def test_a_day_of_no_window_counts_for_nothing() -> None:
+    problem = Maker().windows("gaps", (3, 40, 5, 4, 16), [0, 12, 30], True)
+    x, g, *rest = problem.arguments
+    unused = torch.ones(40, dtype=torch.bool)
+    for start in (0, 12, 30):
+        unused[start : start + 5] = False
+    spoilt = x.clone(), g.clone()
+    spoilt[0][:, unused], spoilt[1][:, unused] = torch.nan, torch.inf
+    found = run(problem._replace(arguments=(*spoilt, *rest)), True)
+    assert_equal(found, run(problem, True))
+    assert not any(gradient[:, unused].any() for gradient in found.gradients[:2])
+
+
+@pytest.mark.parametrize(("variant", "kept"), [("gated_scan, last", 4), ("tgcn_layer", 5), ("tgcn_layer, last", 5)])
+def test_what_is_kept_for_the_backward(variant: str, kept: int) -> None:
+    """So many states a node and step: h, three gates and, in a layer, g; nothing at all without a gradient."""
+    problem = VARIANTS[variant](2)
+    call = prepare(problem)
+    saved: dict[int, int] = {}
+
+    def pack(tensor: Tensor) -> Tensor:
+        saved[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        out = outputs_of(problem.op, call, True)[0]
+    for tensor in _tensors(call.arguments):
+        saved.pop(tensor.untyped_storage().data_ptr(), None)
+    nodes, steps, hidden = call.arguments[0].size(0), call.arguments[0].size(1), out.size(-1)
+    assert sum(saved.values()) == kept * nodes * steps * hidden * 4
+    with torch.no_grad():
+        ((_, arguments, options),) = recorded(lambda: outputs_of(problem.op, call, True))
+        _, *others = getattr(torch.ops.hiermt, problem.op)(*arguments, **options)
+    assert all(one.numel() == 0 for one in others)
+
+
+def _tensors(value: Any) -> list[Tensor]:
+    if isinstance(value, Tensor):
+        return [value]
+    return [one for each in value for one in _tensors(each)] if isinstance(value, (list, tuple)) else []
 
 
 @differentiable

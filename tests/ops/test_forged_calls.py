@@ -14,7 +14,6 @@ from torch import Tensor
 import hiermt
 from hiermt import functional, testing
 from hiermt.native import extension
-from support.single_convolutions import ops
 
 needs_native = pytest.mark.skipif(not extension.native_status().available, reason="needs the extension")
 
@@ -49,9 +48,11 @@ def wrapping(count: int, per_conv: int) -> list[int]:
 
 
 @needs_native
-@pytest.mark.parametrize(("gat", "edge", "per_conv"), [(True, True, 7), (True, False, 6), (False, False, 2)])
+@pytest.mark.parametrize("per_conv", [7, 6, 2])
 @pytest.mark.parametrize("count", [0, 1, 2, 3, 7, 12, 14, 28])
-def test_a_number_of_convolutions_that_wraps_around(gat: bool, edge: bool, per_conv: int, count: int) -> None:
+def test_a_number_of_convolutions_that_wraps_around(per_conv: int, count: int) -> None:
+    from hiermt import ops
+
     convs = [torch.randn(8, 5) for _ in range(count)]
     x, csr = (
         torch.randn(13, 4, 5),
@@ -62,7 +63,9 @@ def test_a_number_of_convolutions_that_wraps_around(gat: bool, edge: bool, per_c
         if conv_layers * per_conv == count:
             continue
         with pytest.raises(RuntimeError, match=r"conv_layers|conv_params"):
-            ops.tgcn_layer(x, csr, None, convs, gates, conv_layers, gat, edge, True, True)
+            ops.tgcn_layer(
+                x, csr, None, convs, gates, None, None, steps=0, conv_layers=conv_layers, between=True, sequence=True
+            )
 
 
 @pytest.mark.parametrize("conv_layers", [0, -1, 2**63 - 1, 2 * pow(7, -1, 2**64) % 2**63, 3, 14, True, 2.0, "2"])

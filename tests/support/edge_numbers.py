@@ -31,11 +31,13 @@ class Place(NamedTuple):
     at: int
 
 
-def places(problem: Problem) -> Iterator[Place]:
-    """Some elements of every tensor: the first, the last, and one between."""
+def places(problem: Problem) -> Iterator[tuple[Place, str, float]]:
+    """Every number in every tensor: in turn in its first and last element and in one between."""
     for leaf, tensor in enumerate(prepare(problem).leaves):
-        for at in sorted({0, tensor.numel() // 2, tensor.numel() - 1} - {-1}):
-            yield Place(leaf, at)
+        elements = sorted({0, tensor.numel() // 2, tensor.numel() - 1} - {-1})
+        for i, (name, number) in enumerate(NUMBERS.items()):
+            if elements:
+                yield Place(leaf, elements[(leaf + i) % len(elements)]), name, number
 
 
 def run(problem: Problem, place: Place, number: float, native: bool) -> list[Tensor | None]:

@@ -119,7 +119,7 @@ def _gated_scan(
 ) -> list[Tensor]:
     """Equations 3 to 6 of arXiv 1811.05320."""
     if starts is not None:
-        x, g = _gathered(x, starts, steps), _gathered(g, starts, steps)
+        x, g = gathered(x, starts, steps), gathered(g, starts, steps)
     h = x.new_zeros(x.size(0), gates[0].size(0)) if h0 is None else h0
     states = []
     for t in range(x.size(1)):
@@ -131,7 +131,7 @@ def _gated_scan(
     return [torch.stack(states, 1) if sequence else h]
 
 
-def _gathered(x: Tensor, starts: Tensor, steps: int) -> Tensor:
+def gathered(x: Tensor, starts: Tensor, steps: int) -> Tensor:
     return torch.cat([x[:, start : start + steps] for start in starts.tolist()])
 
 
