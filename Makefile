@@ -36,6 +36,7 @@ build: $(VENV)/.env ## the library in place; what an earlier `make test` built f
 test: $(VENV)/.env-test ## build, with the CUDA kernels where nvcc is, and run all tests
 	$(WITH_CUDA) $(BIN)/python setup.py -q build_ext --inplace
 	$(BIN)/python tests/simt/harness.py
+	PYTHONPATH=tests $(BIN)/python -m ptx.sources
 	$(BIN)/python -m pytest -n $(TEST_WORKERS) --dist loadfile $(PYTEST_ARGS)
 
 # Lint, types and the fast tier: about a minute on a warm build. For every commit.

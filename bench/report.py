@@ -1,7 +1,8 @@
 """Tables of the figures of one machine, and a comparison of two runs.
 
 python bench/report.py A.json              the table of a run
-python bench/report.py A.json B.json       B against A; exits 1 if anything is more than 5 % slower
+python bench/report.py A.json B.json       B against A; exits 1 if anything is more than 5 % slower, or, of two files
+                                           of bench/counts.py, if a pass has more than 3 % more instructions
 python bench/report.py --readme            writes the tables of bench/results into README.md and docs/benchmarks.md, and
                                            the picture docs/speed.svg
 """
@@ -15,6 +16,7 @@ from typing import Any
 
 HERE = Path(__file__).parent
 SLOWER = 1.05
+MORE_INSTRUCTIONS = 1.03
 BEGIN, END = "<!-- bench:begin -->", "<!-- bench:end -->"
 GPU_BEGIN, GPU_END = "<!-- gpu:begin -->", "<!-- gpu:end -->"
 _KEY = ("case", "direction", "competitor")
@@ -88,6 +90,30 @@ def compare(before: list[dict[str, Any]], after: list[dict[str, Any]]) -> int:
     return int(worst)
 
 
+def load_counts(path: Path) -> dict[str, list[dict[str, Any]]]:
+    """The passes of a file of ``bench/counts.py``; empty for another file."""
+    found = json.loads(path.read_text())
+    return found.get("counts", {}) if isinstance(found, dict) else {}
+
+
+def compare_counts(before: dict[str, list[dict[str, Any]]], after: dict[str, list[dict[str, Any]]]) -> int:
+    """Prints each pass and the kernels that changed; returns 1 if a pass has more than 3 % more instructions."""
+    worst = 0
+    for name in after:
+        if name not in before:
+            continue
+        old, new = ({r["kernel"]: r["instructions"] for r in records[name]} for records in (before, after))
+        ratio = sum(new.values()) / max(sum(old.values()), 1)
+        worst |= ratio > MORE_INSTRUCTIONS
+        mark = "more" if ratio > MORE_INSTRUCTIONS else "less" if ratio < 1 / MORE_INSTRUCTIONS else "same"
+        print(f"{name:52} {sum(old.values()) / 1e6:9.2f} -> {sum(new.values()) / 1e6:9.2f} M  {ratio:5.2f}  {mark}")
+        for kernel in dict.fromkeys([*old, *new]):
+            was, now = old.get(kernel, 0), new.get(kernel, 0)
+            if abs(now - was) > (MORE_INSTRUCTIONS - 1) * was:
+                print(f"  {kernel[:50]:50} {was / 1e6:9.2f} -> {now / 1e6:9.2f} M")
+    return int(worst)
+
+
 def write_readme() -> int:
     """Writes the first cases into README.md, all of them into docs/benchmarks.md, and the picture."""
     import picture
@@ -139,6 +165,8 @@ def main(arguments: list[str]) -> int:
     if len(arguments) == 1:
         print(table(load(Path(arguments[0]))))
         return 0
+    if len(arguments) == 2 and load_counts(Path(arguments[0])):
+        return compare_counts(load_counts(Path(arguments[0])), load_counts(Path(arguments[1])))
     if len(arguments) == 2:
         return compare(load(Path(arguments[0])), load(Path(arguments[1])))
     print(__doc__, file=sys.stderr)

@@ -24,19 +24,20 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 ROOT = Path(__file__).resolve().parents[2]
-BUILD = ROOT / "build" / "simt"
 # Without what asks torch for its stream and its threads, and the driver.
 SOURCES = [
     *sorted((ROOT / "tests" / "simt" / "shim").glob("*.c*")),
     *sorted(path for path in (ROOT / "csrc" / "host").glob("*.cpp") if path.stem not in ("cuda_call", "thread_pool")),
     *sorted(path for path in (ROOT / "csrc" / "cuda").rglob("*.cu") if path.name != "runtime.cu"),
 ]
-FLAGS = [
-    *("-std=c++17", "-O1", "-g1", "-ffp-contract=off", "-fno-omit-frame-pointer"),
-    *("-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-fPIC"),
-    *("-Wall", "-Wextra", "-Wno-unknown-pragmas"),
-    *("-DHIERMT_SIMT", "-DHIERMT_WITH_CUDA=1", "-Itests/simt/shim", "-Icsrc"),
+# Runs what nvcc made of the kernels, see tests/ptx.
+MACHINE = sorted((ROOT / "tests" / "ptx" / "vm").glob("*.cpp"))
+COMMON = [
+    *("-std=c++17", "-ffp-contract=off", "-fPIC", "-Wall", "-Wextra", "-Wno-unknown-pragmas"),
+    *("-DHIERMT_SIMT", "-DHIERMT_WITH_CUDA=1", "-Itests/simt/shim", "-Itests/ptx/vm", "-Icsrc"),
 ]
+SANITIZERS = ["-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
+MACHINE_FLAGS = ["-O3", "-march=native", "-fno-strict-aliasing", "-fno-math-errno"]
 ENVIRONMENT = {"ASAN_OPTIONS": "detect_leaks=0:allocator_may_return_null=1", "UBSAN_OPTIONS": "print_stacktrace=1"}
 
 
@@ -48,6 +49,24 @@ DTYPES += [torch.qint8, torch.quint8, torch.qint32, torch.bfloat16]
 ALIGNMENT = 64
 
 
+class Runner(NamedTuple):
+    """A program that runs operators: its folder, its sources and how they are compiled and linked."""
+
+    folder: Path
+    sources: list[Path]
+    flags: list[str]
+    link: list[str]
+    name: str = "runner"
+
+
+SOURCE = Runner(ROOT / "build" / "simt", SOURCES, ["-O1", "-g1", "-fno-omit-frame-pointer", *SANITIZERS], SANITIZERS)
+# Its kernels do not run, so they are compiled as fast as they can be. The machine asks AddressSanitizer about
+# each address, which needs its allocator alone.
+PTX = Runner(ROOT / "build" / "ptx", [*MACHINE, *SOURCES], ["-O0", "-DHIERMT_PTX"], ["-fsanitize=address"])
+# The machine alone, for its own tests.
+PTX_TOOL = PTX._replace(sources=[*MACHINE, ROOT / "tests" / "ptx" / "tool.cpp"], name="tool")
+
+
 class SimtFault(RuntimeError):
     """The harness or a sanitizer ended the process."""
 
@@ -57,42 +76,42 @@ def compiler() -> str | None:
     return shutil.which("g++") if os.uname().machine == "x86_64" else None
 
 
-def build() -> Path:
-    """Compiles what changed since the last call; returns the runner. Of several processes one compiles."""
-    BUILD.mkdir(parents=True, exist_ok=True)
-    with open(BUILD / ".lock", "w") as lock:
+def build(runner: Runner = SOURCE) -> Path:
+    """Compiles what changed since the last call; returns the program. Of several processes one compiles."""
+    runner.folder.mkdir(parents=True, exist_ok=True)
+    with open(runner.folder / ".lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        return _build()
+        return _build(runner)
 
 
-def _build() -> Path:
+def _build(runner: Runner) -> Path:
     gxx = compiler()
     assert gxx is not None
     headers = [*ROOT.glob("tests/simt/shim/**/*.h"), *ROOT.glob("csrc/**/*.h")]
-    headers += [*ROOT.glob("csrc/cuda/**/*.cuh"), Path(__file__)]
+    headers += [*ROOT.glob("csrc/cuda/**/*.cuh"), *ROOT.glob("tests/ptx/vm/*.h"), Path(__file__)]
     newest = max(path.stat().st_mtime for path in headers)
-    objects = [BUILD / f"{source.name}.o" for source in SOURCES]
+    objects = [runner.folder / f"{source.name}.o" for source in runner.sources]
 
-    def compile_one(source: Path, target: Path) -> bool:
+    def compile_one(source: Path, target: Path) -> None:
         if target.exists() and target.stat().st_mtime > max(newest, source.stat().st_mtime):
-            return False
+            return
         partial = target.with_suffix(f".{os.getpid()}.o")
         relative = str(source.relative_to(ROOT))
-        subprocess.run([gxx, *FLAGS, "-x", "c++", "-c", relative, "-o", str(partial)], check=True, cwd=ROOT)
+        flags = [*COMMON, *runner.flags, *(MACHINE_FLAGS if source in MACHINE else [])]
+        subprocess.run([gxx, *flags, "-x", "c++", "-c", relative, "-o", str(partial)], check=True, cwd=ROOT)
         partial.replace(target)
-        return True
 
     with ThreadPoolExecutor(2) as pool:
-        changed = list(pool.map(compile_one, SOURCES, objects))
-    runner = BUILD / "runner"
-    if any(changed) or not runner.exists():
-        partial = BUILD / f"runner.{os.getpid()}"
+        list(pool.map(compile_one, runner.sources, objects))
+    program = runner.folder / runner.name
+    # Runners share objects, so that another one may have compiled them.
+    if not program.exists() or program.stat().st_mtime < max(one.stat().st_mtime for one in objects):
+        partial = program.with_suffix(f".{os.getpid()}")
         # The list of launch bounds names kernels that the linker drops as duplicates; their entries become zero.
-        flags = ["-fsanitize=address,undefined", "-Wl,--noinhibit-exec"]
-        linked = [gxx, *flags, *map(str, objects), "-o", str(partial)]
+        linked = [gxx, *runner.link, "-Wl,--noinhibit-exec", *map(str, objects), "-o", str(partial)]
         subprocess.run(linked, check=True, stderr=subprocess.DEVNULL)
-        partial.replace(runner)
-    return runner
+        partial.replace(program)
+    return program
 
 
 class Result(NamedTuple):
@@ -115,11 +134,13 @@ def send(op: str, arguments: Sequence[Any], environment: dict[str, str] | None =
     message = io.BytesIO()
     for argument in arguments:
         _pack(message, argument)
+    variables = {**os.environ, **ENVIRONMENT, **(environment or {})}
+    program = build(PTX if "HIERMT_SIMT_PTX" in variables else SOURCE)
     result = subprocess.run(
-        [str(build()), op],
+        [str(program), op],
         input=message.getvalue(),
         capture_output=True,
-        env={**os.environ, **ENVIRONMENT, **(environment or {})},
+        env=variables,
         timeout=300,
         check=False,
     )

@@ -24,6 +24,9 @@ FAULTS = {
     13: "simt: launch bounds: .*128 threads a block, the kernel allows 96",
     14: "simt: grid: .*49153 bytes of shared memory",
 }
+# As nvcc compiles them. Shared memory is one piece, and a sum that overflows wraps.
+COMPILED_FAULTS = {**FAULTS, 5: "simt: shared memory", 6: "simt: global memory"}
+COMPILED_FAULTS.pop(9)
 
 
 def run_fault(fault: int, order: int = 0) -> torch.Tensor:
@@ -32,8 +35,11 @@ def run_fault(fault: int, order: int = 0) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("fault", FAULTS)
-def test_detector_fires(fault: int) -> None:
-    with pytest.raises(SimtFault, match=FAULTS[fault]):
+def test_detector_fires(fault: int, kernels: str) -> None:
+    expected = COMPILED_FAULTS.get(fault) if kernels == "ptx" else FAULTS[fault]
+    if expected is None:
+        pytest.skip("undefined in C++, defined in PTX")
+    with pytest.raises(SimtFault, match=expected):
         run_fault(fault)
 
 
@@ -50,7 +56,8 @@ def test_uninitialised_shared_memory_shows() -> None:
 
 
 def test_a_race_depends_on_the_order() -> None:
-    assert not torch.equal(run_fault(8, 1).nan_to_num(), run_fault(8, 2).nan_to_num())
+    results = [run_fault(8, order).nan_to_num() for order in range(5)]
+    assert not all(torch.equal(results[0], other) for other in results[1:])
 
 
 @pytest.mark.parametrize("hidden", [257, 0])

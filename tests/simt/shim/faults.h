@@ -1,6 +1,6 @@
 #pragma once
 
-#include "simt.h"
+#include "cuda/support/launch.cuh"
 
 namespace hiermt::cuda {
 

@@ -15,6 +15,8 @@
 #include <utility>
 #include <vector>
 
+#include "machine.h"
+
 #if defined(__SANITIZE_ADDRESS__)
 #include <sanitizer/common_interface_defs.h>
 #endif
@@ -63,9 +65,9 @@ struct Block {
 Block block;
 Fiber* running = nullptr;
 void* scheduler_stack_pointer = nullptr;
-void* scheduler_fake_stack = nullptr;
-const void* scheduler_stack = nullptr;
-size_t scheduler_stack_bytes = 0;
+[[maybe_unused]] void* scheduler_fake_stack = nullptr;
+[[maybe_unused]] const void* scheduler_stack = nullptr;
+[[maybe_unused]] size_t scheduler_stack_bytes = 0;
 
 #if !defined(__x86_64__)
 #error "the SIMT harness switches stacks on x86-64 only"
@@ -237,10 +239,13 @@ uint64_t order_seed() {
   return text == nullptr ? 0 : std::strtoull(text, nullptr, 10);
 }
 
-std::vector<size_t> make_order(size_t count, std::mt19937_64& random, bool permute) {
+// 0, 1, ... or, with HIERMT_SIMT_ORDER, the next permutation.
+std::vector<size_t> next_order(size_t count) {
+  static const uint64_t seed = order_seed();
+  static std::mt19937_64 random(seed);
   std::vector<size_t> order(count);
   std::iota(order.begin(), order.end(), size_t{0});
-  if (permute) {
+  if (seed != 0) {
     for (size_t i = count; i > 1; --i) std::swap(order[i - 1], order[random() % i]);
   }
   return order;
@@ -356,27 +361,31 @@ void check_launch(const void* kernel, dim3 grid, dim3 threads, size_t shared_byt
 }  // namespace
 
 cudaError_t launch(const void* kernel, dim3 grid, dim3 threads, size_t shared_bytes,
-                   const std::function<void()>& body) {
+                   const std::function<void()>& body, const std::vector<ptx::Argument>& arguments) {
   ++launch_count;
   check_launch(kernel, grid, threads, shared_bytes);
   const size_t count = size_t{threads.x} * threads.y * threads.z;
+#ifdef HIERMT_PTX
+  const ptx::Geometry geometry{{grid.x, grid.y, grid.z}, {threads.x, threads.y, threads.z}, shared_bytes};
+  ptx::launch(kernel, geometry, arguments, next_order);
+  return cudaSuccess;
+#endif
+  (void)arguments;
   if (block.fibers.size() < count) block.fibers.resize(kMaxThreads);
   block.threads = count;
   block.shared_bytes = shared_bytes;
   block.body = &body;
   blockDim = threads;
   gridDim = grid;
-  const uint64_t seed = order_seed();
-  std::mt19937_64 random(seed);
   for (size_t i = 0; i < count; ++i) {
     block.fibers[i].index = {static_cast<unsigned>(i % threads.x),
                              static_cast<unsigned>(i / threads.x % threads.y),
                              static_cast<unsigned>(i / threads.x / threads.y)};
   }
-  for (size_t i : make_order(size_t{grid.x} * grid.y * grid.z, random, seed != 0)) {
+  for (size_t i : next_order(size_t{grid.x} * grid.y * grid.z)) {
     blockIdx = {static_cast<unsigned>(i % grid.x), static_cast<unsigned>(i / grid.x % grid.y),
                 static_cast<unsigned>(i / grid.x / grid.y)};
-    run_block(make_order(count, random, seed != 0));
+    run_block(next_order(count));
   }
   block.shared.clear();
   return cudaSuccess;

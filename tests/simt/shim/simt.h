@@ -17,6 +17,10 @@
 #include <cstdlib>
 #include <cstring>
 #include <functional>
+#include <tuple>
+#include <vector>
+
+#include "argument.h"
 
 // Static: entries of a section below must not be those of a function that the linker drops.
 #define __global__ static
@@ -73,14 +77,22 @@ enum class Collective : int { kBarrier, kSyncWarp, kShuffle, kVote, kReduce };
 int64_t launches();
 // Lets `kernel` have so much shared memory; an error if the device has less.
 cudaError_t allow_shared(const void* kernel, size_t bytes);
-// Runs `body` once for each thread of a launch of `kernel`.
+// Runs `body` once for each thread of a launch of `kernel` or, in the program of tests/ptx, what nvcc made of the
+// kernel.
 cudaError_t launch(const void* kernel, dim3 grid, dim3 block, size_t shared_bytes,
-                   const std::function<void()>& body);
+                   const std::function<void()>& body, const std::vector<ptx::Argument>& arguments);
 template <class... Parameters, class... Arguments>
 cudaError_t launch(void (*kernel)(Parameters...), dim3 grid, dim3 block, size_t shared_bytes,
                    const Arguments&... arguments) {
-  return launch(reinterpret_cast<const void*>(kernel), grid, block, shared_bytes,
-                [&] { kernel(arguments...); });
+  const std::tuple<Parameters...> held(arguments...);
+  const auto list = std::apply(
+      [](const auto&... one) {
+        return std::vector<ptx::Argument>{{static_cast<const void*>(&one), sizeof(one)}...};
+      },
+      held);
+  return launch(
+      reinterpret_cast<const void*>(kernel), grid, block, shared_bytes, [&] { std::apply(kernel, held); },
+      list);
 }
 
 void* shared(size_t begin, size_t bytes);

@@ -1,0 +1,177 @@
+"""Counts what the CUDA kernels of a benchmark case execute, without a GPU.
+
+    python bench/counts.py                          forward and training step of 32 graphs
+    python bench/counts.py --cases stocks-100 --passes forward
+    python bench/counts.py --save                   writes bench/results/counts-sm90.json, too
+
+The kernels run as the PTX that nvcc makes of them, see tests/ptx. Full issue is one instruction a cycle on each of the
+four schedulers of 132 multiprocessors at 1.98 GHz, an H100: no kernel is faster than that.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import re
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import cases
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT / "tests"))
+
+from ptx import sources  # noqa: E402
+from simt.harness import Simt  # noqa: E402
+from support import cuda_resources  # noqa: E402
+
+RESULTS = ROOT / "bench" / "results" / "counts-sm90.json"
+MULTIPROCESSORS, SCHEDULERS, GHZ = 132, 4, 1.98
+SHARED_PER_MULTIPROCESSOR, SHARED_RESERVED, MAX_BLOCKS = 233472, 1024, 32
+# Classes of warp instructions, in the order of the table.
+CLASSES = ("ffma", "float", "double", "mufu", "mma", "integer", "load_shared", "store_shared", "load_global")
+CLASSES += ("store_global", "local", "shuffle", "barrier", "branch")
+SUMS = ("launches", "blocks", "warps", "wavefronts", "sectors", *CLASSES)
+
+
+def full_issue_us(instructions: float) -> float:
+    """Microseconds that an H100 needs to issue so many warp instructions."""
+    return instructions / (MULTIPROCESSORS * SCHEDULERS * GHZ * 1e3)
+
+
+def count(case_name: str, pass_name: str) -> list[dict[str, Any]]:
+    """A record for each kernel of one pass, in the order of the launches."""
+    model, arguments = cases.problem(cases.CASES[case_name], "native")
+    step = {"forward": cases.forward, "training": cases.training}[pass_name](model, arguments)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "counts"
+        environment = {"HIERMT_SIMT_PTX": str(sources.runner_map()), "HIERMT_SIMT_COUNTS": str(path)}
+        with Simt(environment):
+            step()
+        found = [json.loads(line) for line in path.read_text().splitlines()]
+    return merged(found)
+
+
+def merged(found: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """One record a kernel from one for each operator that launched it."""
+    names = sources.plain_names([record["kernel"] for record in found])
+    kernels: dict[str, dict[str, Any]] = {}
+    for name, record in zip(names, found, strict=True):
+        total = kernels.setdefault(name, {**dict.fromkeys(SUMS, 0), "threads": 0, "shared_bytes": 0, "symbol": ""})
+        for key in SUMS:
+            total[key] += record[key]
+        for key in ("threads", "shared_bytes"):
+            total[key] = max(total[key], record[key])
+        total["symbol"] = record["kernel"]
+    records = []
+    for name, total in kernels.items():
+        instructions = sum(total[key] for key in CLASSES)
+        records.append({"kernel": name, "instructions": instructions, **total})
+    return records
+
+
+def registers(symbols: Iterable[str]) -> dict[str, tuple[int, int]]:
+    """Registers of a thread and bytes of its stack for each kernel, from ptxas for sm_90."""
+    wanted = set(symbols)
+    return {kernel.symbol: _registers(kernel) for kernel in sources.kernels() if kernel.symbol in wanted}
+
+
+def _registers(kernel: sources.Kernel) -> tuple[int, int]:
+    """Of one kernel, which is compiled alone and once."""
+    text = kernel.path.read_text()
+    alone = text[: text.index(".entry")].rsplit("\n", 1)[0] + "\n" + text[kernel.begin : kernel.begin + kernel.size]
+    report = sources.BUILD / f"{hashlib.sha256(alone.encode()).hexdigest()[:24]}.ptxas"
+    if not report.exists():
+        source = report.with_suffix(".alone.ptx")
+        source.write_text(alone)
+        command = ["ptxas", "-v", "-arch=sm_90", str(source), "-o", "/dev/null"]
+        result = subprocess.run(command, capture_output=True, text=True, check=True)
+        report.write_text(result.stderr + result.stdout)
+        source.unlink()
+    found = report.read_text()
+    used, stack = re.search(r"Used (\d+) registers", found), re.search(r"(\d+) bytes stack frame", found)
+    if used is None:
+        raise RuntimeError(f"{kernel.name}: ptxas does not tell its registers:\n{found}")
+    return int(used[1]), int(stack[1]) if stack else 0
+
+
+def blocks_per_multiprocessor(registers: int, threads: int, shared_bytes: int) -> int:
+    """How many thread blocks fit: by registers, shared memory, warps and their number."""
+    warps = -(-threads // 32)
+    by_registers = cuda_resources.REGISTERS_PER_MULTIPROCESSOR // (-(-registers * 32 // 256) * 256 * warps)
+    by_shared = SHARED_PER_MULTIPROCESSOR // (shared_bytes + SHARED_RESERVED)
+    return min(by_registers, by_shared, cuda_resources.MAX_WARPS // warps, MAX_BLOCKS)
+
+
+def add_occupancy(records: list[dict[str, Any]]) -> None:
+    """Adds registers, thread blocks and warps of a multiprocessor to each record."""
+    used = registers(record["symbol"] for record in records)
+    for record in records:
+        record["registers"], record["stack_bytes"] = used[record.pop("symbol")]
+        blocks = blocks_per_multiprocessor(record["registers"], record["threads"], record["shared_bytes"])
+        record["blocks_per_multiprocessor"] = blocks
+        record["warps_per_multiprocessor"] = blocks * -(-record["threads"] // 32)
+
+
+def table(records: list[dict[str, Any]]) -> str:
+    """Markdown: a row for each kernel, the largest first, and their sum."""
+    lines = [
+        "| kernel | launches | M instructions | us | ffma | integer | shared M, wavefronts each "
+        "| M sectors | blocks x threads | registers | blocks, warps an SM |",
+        "|---|---|---|---|---|---|---|---|---|---|---|",
+    ]
+    for record in sorted(records, key=lambda record: -record["instructions"]):
+        instructions = max(record["instructions"], 1)
+        shared = record["load_shared"] + record["store_shared"]
+        blocks = record["blocks"] // record["launches"]
+        each = record["wavefronts"] / max(shared, 1)
+        lines.append(
+            f"| {record['kernel'][:70]} | {record['launches']} | {instructions / 1e6:.2f} "
+            f"| {full_issue_us(instructions):.2f} | {record['ffma'] / instructions:.0%} "
+            f"| {record['integer'] / instructions:.0%} | {shared / 1e6:.2f}, {each:.1f} "
+            f"| {record['sectors'] / 1e6:.2f} | {blocks} x {record['threads']} | {record.get('registers', '')} "
+            f"| {record.get('blocks_per_multiprocessor', '')}, {record.get('warps_per_multiprocessor', '')} |"
+        )
+    total = sum(record["instructions"] for record in records)
+    lines.append(
+        f"| sum | {sum(r['launches'] for r in records)} | {total / 1e6:.2f} | {full_issue_us(total):.1f} |" + " |" * 7
+    )
+    return "\n".join(lines)
+
+
+def main() -> int:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--cases", default="stocks-3200", help="comma-separated, see bench/cases.py")
+    parser.add_argument("--passes", default="forward,training", help="comma-separated")
+    parser.add_argument("--no-occupancy", action="store_true", help="without ptxas, which takes a minute")
+    parser.add_argument("--save", action="store_true", help=f"write {RESULTS.name}")
+    options = parser.parse_args()
+    reason = sources.missing()
+    if reason is not None:
+        print(f"bench/counts.py {reason}", file=sys.stderr)
+        return 2
+    found = json.loads(RESULTS.read_text())["counts"] if RESULTS.exists() else {}
+    for case_name in options.cases.split(","):
+        for pass_name in options.passes.split(","):
+            records = count(case_name, pass_name)
+            if not options.no_occupancy:
+                add_occupancy(records)
+            for record in records:
+                record.pop("symbol", None)
+            found[f"{case_name} {pass_name}"] = records
+            print(f"\n{case_name}, {pass_name}\n\n{table(records)}", flush=True)
+    if options.save:
+        RESULTS.write_text(
+            json.dumps({"ghz": GHZ, "multiprocessors": MULTIPROCESSORS, "counts": found}, indent=1) + "\n"
+        )
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
