@@ -15,7 +15,7 @@ NVCC := $(shell command -v nvcc 2>/dev/null || ls /usr/local/cuda/bin/nvcc 2>/de
 WITH_CUDA := $(if $(NVCC),FORCE_CUDA=1,)
 
 .DEFAULT_GOAL := help
-.PHONY: help env install build test test-fast check sanitize coverage aoti matrix wheel audit sbom demo bench gpu gpu-first \
+.PHONY: help env install build test ptx test-fast check sanitize coverage aoti matrix wheel audit sbom demo bench gpu gpu-first \
   gpu-check gpu-peers lint format docs clean
 .DELETE_ON_ERROR:
 
@@ -36,8 +36,13 @@ build: $(VENV)/.env ## the library in place; what an earlier `make test` built f
 test: $(VENV)/.env-test ## build, with the CUDA kernels where nvcc is, and run all tests
 	$(WITH_CUDA) $(BIN)/python setup.py -q build_ext --inplace
 	$(BIN)/python tests/simt/harness.py
-	PYTHONPATH=tests $(BIN)/python -m ptx.sources
 	$(BIN)/python -m pytest -n $(TEST_WORKERS) --dist loadfile $(PYTEST_ARGS)
+
+# `make test` runs the source of the kernels alone; here every test of tests/simt runs once more on what nvcc makes.
+ptx: $(VENV)/.env-test build ## the tests of the CUDA kernels on their PTX, too; needs nvcc, no GPU
+	$(BIN)/python tests/simt/harness.py
+	PYTHONPATH=.:tests $(BIN)/python -m ptx.sources
+	HIERMT_PTX=1 $(BIN)/python -m pytest -n $(TEST_WORKERS) --dist loadfile $(PYTEST_ARGS) tests/ptx tests/simt
 
 # Lint, types and the fast tier: about a minute on a warm build. For every commit.
 check: lint test-fast ## lint, types and the fast tier

@@ -39,6 +39,11 @@ def nvcc() -> str | None:
     return shutil.which("nvcc") or (standard if os.access(standard, os.X_OK) else None)
 
 
+def wanted() -> bool:
+    """Whether HIERMT_PTX=1 asks for the tests on PTX, which compile and run for many minutes: ``make ptx``."""
+    return os.environ.get("HIERMT_PTX") == "1"
+
+
 def missing() -> str | None:
     """Why PTX cannot be made or run here; ``None`` if it can."""
     if harness.compiler() is None:

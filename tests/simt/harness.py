@@ -230,3 +230,4 @@ class Simt(TorchDispatchMode):
 
 if __name__ == "__main__" and compiler() is not None:
     build()
+    build(PTX_TOOL)
