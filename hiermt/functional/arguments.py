@@ -61,11 +61,12 @@ def prepare(
     if not isinstance(x, Tensor) or (graph is not None and x.dim() != 3):
         check_arguments(tensors, expected())
     device = x.device
+    if x.dim():
+        refuse_tracing(x.size(0))
     if graph is not None:
         if graph.edge_index.device != device:
             raise ValueError(f"x is on {device}, the graph on {graph.device}; move one with .to(...)")
         nodes = x.size(0)
-        refuse_tracing(nodes)
         if nodes % max(graph.num_nodes, 1):
             raise ValueError(f"x has {nodes} nodes, which is not a multiple of the graph's {graph.num_nodes}")
     is_autocast = device.type != "meta" and torch.is_autocast_enabled(device.type)  # which raises on meta

@@ -175,7 +175,8 @@ def _compare(module: nn.Module, name: str, options: dict[str, bool]) -> bool:
             for parameter in theirs.parameters():
                 parameter.copy_(random(*parameter.shape)).requires_grad_()
         ours = _shared(theirs, name, options, "reference", batched=False)
-        edge_index = torch.tensor([[0, 1, 2, 3, 4, 5, 6, 0, 2, 2], [1, 2, 0, 4, 3, 6, 5, 3, 2, 4]], device=cpu)
+        ends = [[0, 1, 2, 3, 4, 5, 6, 0, 2, 2], [1, 2, 0, 4, 3, 6, 5, 3, 2, 4]]
+        edge_index = torch.tensor(ends, dtype=torch.int64, device=cpu)
         edge_weight = random(10).abs() + 0.1
         channels, hidden = ours.in_channels, ours.out_channels
         steps = [ours.periods] if isinstance(ours, A3TGCN) else []

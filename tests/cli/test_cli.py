@@ -189,6 +189,8 @@ class TestCtrlC:
     @staticmethod
     def interrupting(monkeypatch, owner, name, when=lambda *_: True):
         real = getattr(owner, name)
+        # A process that was started in the background ignores the signal.
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
         def signalled(*args, **kwargs):
             result = real(*args, **kwargs)

@@ -45,6 +45,8 @@ def test_integers_of_numpy_build_the_same_module(kind: str, use_gat: bool, integ
 @pytest.mark.parametrize("value", NOT_INTEGERS, ids=repr)
 @pytest.mark.parametrize(("kind", "name"), CASES)
 def test_what_is_not_an_integer_builds_nothing(kind: str, name: str, value: Any) -> None:
+    if (kind, name, value) in (("GAT", "hidden_size", [4]), ("GCN", "hidden_size", [4])):
+        pytest.skip("a list holds the size of each convolution")
     with pytest.raises(TypeError, match=f"{name}: expected an integer"):
         getattr(hiermt, kind)(**{**SIZES[kind], name: value})
 

@@ -61,5 +61,5 @@ def test_days_of_a_changing_graph(day: Any) -> None:
 
 
 def test_sparse_edges() -> None:
-    with pytest.raises(TypeError, match="dense"):
+    with pytest.raises(TypeError, match="sparse adjacency matrix"):
         hiermt.TGCN_HierarchicalMT(FEATURES, HIDDEN)(torch.randn(NODES, STEPS, FEATURES), EDGES.to_sparse())

@@ -302,6 +302,7 @@ def test_tests_are_counted_until_they_are_killed(
     record: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, plugins: bool
 ) -> None:
     stages = part("stages")
+    monkeypatch.delenv("PYTEST_XDIST_WORKER", raising=False)  # of the run that this test is part of
     (tmp_path / "test_it.py").write_text(TESTS)
     real = stages.importlib.util.find_spec
     there = real if plugins else lambda name: real(name) if name == "pytest" else None
@@ -314,7 +315,7 @@ def test_tests_are_counted_until_they_are_killed(
     (tmp_path / "pytest.ini").write_text("[pytest]\nmarkers =\n  gpu\n")
     words += ["--rootdir", str(tmp_path), "-c", str(tmp_path / "pytest.ini")]
     command = part("process").Command("tests", words, 60)
-    assert record.stage("tests", 12, lambda limit: record.run(limit, command)) == "failed"
+    assert record.stage("tests", 15, lambda limit: record.run(limit, command)) == "failed"
     found = kept(record)["stages"]["tests"]
     assert found["counts"]["tests"] == {"passed": 1, "failed": 1, "skipped": 1}
     assert "test_wrong" in found["errors"][0] and "assert 1 == 2" in found["errors"][0]

@@ -28,7 +28,6 @@ struct TileColumns {
 
   template <class Rows>
   __host__ __device__ explicit TileColumns(const Rows& rows, bool ones = false) {
-#pragma unroll
     for (int i = 0; i < kPieces; ++i) {
       source[i + 1] = source[i] + rows.width(i);
       first[i + 1] = first[i] + padded_columns(rows.width(i) + (ones && i == 0));
@@ -36,7 +35,6 @@ struct TileColumns {
   }
   // All pieces of `width` columns, a multiple of the alignment.
   __host__ __device__ explicit TileColumns(int width) {
-#pragma unroll
     for (int i = 0; i <= kPieces; ++i) first[i] = source[i] = i * width;
   }
   __host__ __device__ int count() const { return first[kPieces]; }
