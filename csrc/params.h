@@ -293,16 +293,18 @@ struct LossOptions {
   }
 };
 
-// Cross entropy of two heads of two classes; the second one counts over the rows of the mask.
+// Cross entropy of two heads of two classes; the second one counts over the rows of the mask. A row outside
+// row_mask counts for neither.
 template <class S>
 struct MultitaskLossForward {
   int64_t rows;                      // N
   const S* signal_logits;            // [N, 2]
   const S* direction_logits;         // [N, 2]
-  const int64_t* signal_targets;     // [N]   0 or 1
-  const int64_t* direction_targets;  // [N]   0 or 1 in the mask, anything outside
+  const int64_t* signal_targets;     // [N]   0 or 1 where the row counts, anything elsewhere
+  const int64_t* direction_targets;  // [N]   likewise
   const bool* mask;                  // [N] or nullptr: all rows
-  bool masked;                       // whether there is a mask: one of no rows has no address
+  const bool* row_mask;              // [N] or nullptr: all rows
+  bool masked, row_masked;           // whether there are masks: those of no rows have no address
   double lambda_direction;
   LossOptions options;
   S* total;  // scalars

@@ -115,16 +115,16 @@ STABLE_TORCH_LIBRARY(hiermt, m) {
       "decision_from_logits(Tensor signal_logits, Tensor direction_logits, float threshold, int outputs) -> "
       "(Tensor probabilities, Tensor predictions, Tensor confidences)");
 
-  // Cross entropy of the signal head over all rows, plus that of the direction head over the rows of the
-  // mask: the mean, weighted by the class of each row.
-  //   logits [N, 2]; targets [N] int64, 0 or 1, the direction's anything outside the mask; mask [N] bool or
+  // Cross entropy of the signal head, plus that of the direction head over the rows of the mask: the mean,
+  // weighted by the class of each row. A row outside row_mask counts for neither head.
+  //   logits [N, 2]; targets [N] int64, 0 or 1, anything where they do not count; mask, row_mask [N] bool or
   //   all; weights of the classes [2] float64, or 1 each
   //   -> total, signal, direction: scalars; norms [2] float64: weight of the rows that count for each head
   m.def(
       "multitask_loss(Tensor signal_logits, Tensor direction_logits, Tensor signal_targets, "
       "Tensor direction_targets, Tensor? mask, float lambda_direction, Tensor? signal_weight=None, "
-      "Tensor? direction_weight=None, float label_smoothing=0.0, float focal_gamma=0.0) -> "
-      "(Tensor total, Tensor signal, Tensor direction, Tensor norms)");
+      "Tensor? direction_weight=None, float label_smoothing=0.0, float focal_gamma=0.0, "
+      "Tensor? row_mask=None) -> (Tensor total, Tensor signal, Tensor direction, Tensor norms)");
 
   // Cotangents of the three losses, scalars, to those of the logits, [N, 2] each.
   m.def(
@@ -132,5 +132,5 @@ STABLE_TORCH_LIBRARY(hiermt, m) {
       "Tensor signal_logits, Tensor direction_logits, Tensor signal_targets, Tensor direction_targets, "
       "Tensor? mask, Tensor norms, float lambda_direction, bool need_signal, bool need_direction, "
       "Tensor? signal_weight=None, Tensor? direction_weight=None, float label_smoothing=0.0, "
-      "float focal_gamma=0.0) -> (Tensor d_signal_logits, Tensor d_direction_logits)");
+      "float focal_gamma=0.0, Tensor? row_mask=None) -> (Tensor d_signal_logits, Tensor d_direction_logits)");
 }

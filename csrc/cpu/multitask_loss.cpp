@@ -1,4 +1,5 @@
-// Cross entropy of two heads of two classes, the second head over the rows of a mask. Rows are on the lanes.
+// Cross entropy of two heads of two classes over rows that count, fewer of them for the second head. Rows are
+// on the lanes.
 // With a the logit of the target, b that of the other class and d = b - a:
 //
 //   loss = log(exp(a) + exp(b)) - a = max(d, 0) + log(1 + exp(-|d|))
@@ -33,28 +34,6 @@ HIERMT_INLINE V log_one_plus(V e) {
   return (s + s) * sum;
 }
 
-// d of kLanes rows from `row` on; counted is 1 for the rows that count. Rows that do not count get 0,
-// whatever they hold. A label outside 0 and 1 gives NaN, and so does an infinite logit where log_softmax
-// does.
-template <class S, class C>
-HIERMT_INLINE Vec<C> differences(const S* logits, const int64_t* targets, const bool* mask, int64_t row,
-                                 int64_t rows, Vec<C>& counted) {
-  C d[kLanes<C>], weight[kLanes<C>];
-  for (int l = 0; l < kLanes<C>; ++l) {
-    const bool counts = l < rows && (mask == nullptr || mask[row + l]);
-    weight[l] = counts ? C(1) : C(0);
-    d[l] = C(0);
-    if (!counts) continue;
-    const C first = to_compute(logits[2 * (row + l)]), second = to_compute(logits[2 * (row + l) + 1]);
-    const int64_t target = targets[row + l];
-    const C largest = second > first ? second : first;
-    d[l] = (target == 1 ? first - second : second - first) + (largest - largest);
-    if (target != 0 && target != 1) d[l] = __builtin_nan("");
-  }
-  counted = load(weight);
-  return load(d);
-}
-
 template <class V>
 HIERMT_INLINE V cross_entropy(V d) {
   return max(d, V{}) + log_one_plus(exp_nonpositive(negative_abs(d)));
@@ -73,15 +52,16 @@ struct Head {
   using C = Compute<S>;
   const S* logits;
   const int64_t* targets;
-  const bool* mask;
+  const bool *mask, *row_mask;
   C weight[2], own[2], other[2];  // by target
   C smoothing, gamma;
 
-  Head(const S* logits, const int64_t* targets, const bool* mask, const double* weights,
+  Head(const S* logits, const int64_t* targets, const bool* mask, const bool* row_mask, const double* weights,
        const LossOptions& options)
       : logits(logits),
         targets(targets),
         mask(mask),
+        row_mask(row_mask),
         smoothing(static_cast<C>(options.label_smoothing)),
         gamma(static_cast<C>(options.focal_gamma)) {
     const double half = options.label_smoothing / 2;
@@ -93,16 +73,42 @@ struct Head {
       other[target] = static_cast<C>(half * of_other);
     }
   }
+
+  bool counts(int64_t row) const {
+    return (mask == nullptr || mask[row]) && (row_mask == nullptr || row_mask[row]);
+  }
 };
 
 template <class S>
 Head<S> signal_head(const MultitaskLossForward<S>& p) {
-  return {p.signal_logits, p.signal_targets, nullptr, p.options.signal_weight, p.options};
+  return {p.signal_logits, p.signal_targets, nullptr, p.row_mask, p.options.signal_weight, p.options};
 }
 
 template <class S>
 Head<S> direction_head(const MultitaskLossForward<S>& p) {
-  return {p.direction_logits, p.direction_targets, p.mask, p.options.direction_weight, p.options};
+  return {p.direction_logits, p.direction_targets, p.mask, p.row_mask, p.options.direction_weight, p.options};
+}
+
+// d of kLanes rows from `row` on; counted is 1 for the rows that count. Rows that do not count get 0,
+// whatever they hold. A label outside 0 and 1 gives NaN, and so does an infinite logit where log_softmax
+// does.
+template <class S, class C = Compute<S>>
+HIERMT_INLINE Vec<C> differences(const Head<S>& head, int64_t row, int64_t rows, Vec<C>& counted) {
+  C d[kLanes<C>], weight[kLanes<C>];
+  for (int l = 0; l < kLanes<C>; ++l) {
+    const bool counts = l < rows && head.counts(row + l);
+    weight[l] = counts ? C(1) : C(0);
+    d[l] = C(0);
+    if (!counts) continue;
+    const C first = to_compute(head.logits[2 * (row + l)]),
+            second = to_compute(head.logits[2 * (row + l) + 1]);
+    const int64_t target = head.targets[row + l];
+    const C largest = second > first ? second : first;
+    d[l] = (target == 1 ? first - second : second - first) + (largest - largest);
+    if (target != 0 && target != 1) d[l] = __builtin_nan("");
+  }
+  counted = load(weight);
+  return load(d);
 }
 
 // The factors of a head in kLanes rows from `row` on.
@@ -141,7 +147,7 @@ HIERMT_INLINE V focal(const Head<S>& head, V d) {
 template <bool kPlain, class S, class C = Compute<S>>
 HIERMT_INLINE void add_rows(const Head<S>& head, int64_t row, int64_t rows, Vec<C>& sum, Vec<C>& norm) {
   Vec<C> counted;
-  const Vec<C> d = differences<S, C>(head.logits, head.targets, head.mask, row, rows, counted);
+  const Vec<C> d = differences(head, row, rows, counted);
   if constexpr (kPlain) {
     sum += only<C>(counted, cross_entropy(d));
     norm += counted;
@@ -178,7 +184,7 @@ HIERMT_INLINE void gradient(const Head<S>& head, C scale, S* d_logits, const Ran
   for (int64_t row = range.begin; row < range.end; row += L) {
     const int64_t rows = min(range.end - row, L);
     Vec<C> counted;
-    const Vec<C> d = differences<S, C>(head.logits, head.targets, head.mask, row, rows, counted);
+    const Vec<C> d = differences(head, row, rows, counted);
     C other[L];
     store(other, only<C>(counted, broadcast(scale) * slope<kPlain>(head, row, rows, d)));
     for (int64_t l = 0; l < rows; ++l) {
@@ -224,8 +230,8 @@ void forward(const MultitaskLossForward<S>& p) {
   const auto mean = [](C value, double norm, bool may_be_empty) {
     return may_be_empty && norm == 0 ? C(0) : value / static_cast<C>(norm);
   };
-  const C signal = mean(sum.signal, sum.signal_norm, !kPlain);
-  const C direction = mean(sum.direction, sum.direction_norm, !kPlain || p.masked);
+  const C signal = mean(sum.signal, sum.signal_norm, !kPlain || p.row_masked);
+  const C direction = mean(sum.direction, sum.direction_norm, !kPlain || p.masked || p.row_masked);
   from_compute(*p.signal, signal);
   from_compute(*p.direction, direction);
   from_compute(*p.total, signal + static_cast<C>(p.lambda_direction) * direction);

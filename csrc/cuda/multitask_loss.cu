@@ -1,4 +1,4 @@
-// Cross entropy of two heads of two classes, the second one over masked rows.
+// Cross entropy of two heads of two classes over rows that count, fewer of them for the second head.
 //
 // With a the logit of the target, b that of the other class and d = b - a:
 //
@@ -43,11 +43,13 @@ struct Head {
   using C = Compute<S>;
   const S* logits;
   const int64_t* targets;
-  const bool* mask;
+  const bool *mask, *row_mask;
   const double* weights;
   double smoothing, gamma;
 
-  __device__ __forceinline__ bool counts(int64_t row) const { return mask == nullptr || mask[row]; }
+  __device__ __forceinline__ bool counts(int64_t row) const {
+    return (mask == nullptr || mask[row]) && (row_mask == nullptr || row_mask[row]);
+  }
   __device__ __forceinline__ C weight(int64_t row) const {
     return static_cast<C>(weight_of(targets[row] == 1));
   }
@@ -67,13 +69,14 @@ struct Head {
 template <class S>
 __device__ __forceinline__ Head<S> signal_head(const MultitaskLossForward<S>& p) {
   const LossOptions& o = p.options;
-  return {p.signal_logits, p.signal_targets, nullptr, o.signal_weight, o.label_smoothing, o.focal_gamma};
+  return {p.signal_logits, p.signal_targets,  nullptr,      p.row_mask,
+          o.signal_weight, o.label_smoothing, o.focal_gamma};
 }
 
 template <class S>
 __device__ __forceinline__ Head<S> direction_head(const MultitaskLossForward<S>& p) {
   const LossOptions& o = p.options;
-  return {p.direction_logits, p.direction_targets, p.mask,
+  return {p.direction_logits, p.direction_targets, p.mask,       p.row_mask,
           o.direction_weight, o.label_smoothing,   o.focal_gamma};
 }
 
@@ -114,14 +117,14 @@ __global__ void __launch_bounds__(kThreads)
   const int64_t row = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x;
   C signal = C(0), direction = C(0), signal_weight = C(0), direction_weight = C(0);
   if (row < p.rows) {
-    const Head<S> head = direction_head(p);
-    add_row<kPlain>(signal_head(p), row, signal, signal_weight);
-    if (head.counts(row)) add_row<kPlain>(head, row, direction, direction_weight);
+    const Head<S> first = signal_head(p), second = direction_head(p);
+    if (first.counts(row)) add_row<kPlain>(first, row, signal, signal_weight);
+    if (second.counts(row)) add_row<kPlain>(second, row, direction, direction_weight);
   }
   signal = block_sum(signal, scratch);
   direction = block_sum(direction, scratch);
-  // If kPlain, the total weight of the signal is the number of rows.
-  if constexpr (!kPlain) signal_weight = block_sum(signal_weight, scratch);
+  // Where all rows count alike, the total weight of the signal is their number.
+  if (!kPlain || p.row_masked) signal_weight = block_sum(signal_weight, scratch);
   direction_weight = block_sum(direction_weight, scratch);
   if (threadIdx.x == 0) {
     sums[2 * blockIdx.x] = signal;
@@ -155,11 +158,11 @@ __global__ void __launch_bounds__(kThreads)
   }
   signal = block_sum(signal, scratch);
   direction = block_sum(direction, scratch);
-  signal_norm = kPlain ? static_cast<double>(p.rows) : block_sum(signal_norm, norm_scratch);
+  signal_norm = kPlain && !p.row_masked ? static_cast<double>(p.rows) : block_sum(signal_norm, norm_scratch);
   direction_norm = block_sum(direction_norm, norm_scratch);
   if (threadIdx.x != 0) return;
-  signal = mean(signal, signal_norm, !kPlain);
-  direction = mean(direction, direction_norm, !kPlain || p.masked);
+  signal = mean(signal, signal_norm, !kPlain || p.row_masked);
+  direction = mean(direction, direction_norm, !kPlain || p.masked || p.row_masked);
   store(p.signal, signal);
   store(p.direction, direction);
   store(p.total, signal + static_cast<C>(p.lambda_direction) * direction);

@@ -16,13 +16,14 @@ namespace {
 // Checked, and dense from here on.
 struct Arguments {
   Tensor signal_logits, direction_logits, signal_targets, direction_targets;
-  std::optional<Tensor> mask, signal_weight, direction_weight;
+  std::optional<Tensor> mask, signal_weight, direction_weight, row_mask;
   double lambda_direction, label_smoothing, focal_gamma;
 
   Arguments(const char* op, const Tensor& signal_logits_, const Tensor& direction_logits_,
             const Tensor& signal_targets_, const Tensor& direction_targets_,
             const std::optional<Tensor>& mask_, double lambda, const std::optional<Tensor>& signal_weight_,
-            const std::optional<Tensor>& direction_weight_, double smoothing, double gamma)
+            const std::optional<Tensor>& direction_weight_, double smoothing, double gamma,
+            const std::optional<Tensor>& row_mask_)
       : signal_logits(dense(signal_logits_)),
         direction_logits(dense(direction_logits_)),
         signal_targets(dense(signal_targets_)),
@@ -33,11 +34,13 @@ struct Arguments {
     if (mask_) mask = dense(*mask_);
     if (signal_weight_) signal_weight = dense(*signal_weight_);
     if (direction_weight_) direction_weight = dense(*direction_weight_);
+    if (row_mask_) row_mask = dense(*row_mask_);
     check_shape(op, "signal_logits", signal_logits, {"N", 2});
     check_parameter(op, "direction_logits", direction_logits, {rows(), 2}, "signal_logits", signal_logits);
     check_rows(op, "signal_targets", signal_targets, ScalarType::Long);
     check_rows(op, "direction_targets", direction_targets, ScalarType::Long);
     if (mask) check_rows(op, "mask", *mask, ScalarType::Bool);
+    if (row_mask) check_rows(op, "row_mask", *row_mask, ScalarType::Bool);
     check_weight(op, "signal_weight", signal_weight);
     check_weight(op, "direction_weight", direction_weight);
     if (!(smoothing >= 0 && smoothing <= 1)) {
@@ -59,7 +62,9 @@ struct Arguments {
             data<int64_t>(signal_targets),
             data<int64_t>(direction_targets),
             data<bool>(mask),
+            data<bool>(row_mask),
             mask.has_value(),
+            row_mask.has_value(),
             lambda_direction,
             {data<double>(signal_weight), data<double>(direction_weight), label_smoothing, focal_gamma},
             total,
@@ -88,10 +93,12 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> multitask_loss(Tensor signal_logits, 
                                                           std::optional<Tensor> mask, double lambda_direction,
                                                           std::optional<Tensor> signal_weight,
                                                           std::optional<Tensor> direction_weight,
-                                                          double label_smoothing, double focal_gamma) {
+                                                          double label_smoothing, double focal_gamma,
+                                                          std::optional<Tensor> row_mask) {
   constexpr const char* op = "multitask_loss";
   const Arguments a(op, signal_logits, direction_logits, signal_targets, direction_targets, mask,
-                    lambda_direction, signal_weight, direction_weight, label_smoothing, focal_gamma);
+                    lambda_direction, signal_weight, direction_weight, label_smoothing, focal_gamma,
+                    row_mask);
   const Tensor& like = a.signal_logits;
   const Tensor total = empty({}, a.dtype(), like), signal = empty({}, a.dtype(), like);
   const Tensor direction = empty({}, a.dtype(), like), norms = empty({2}, ScalarType::Double, like);
@@ -114,10 +121,11 @@ std::tuple<Tensor, Tensor> multitask_loss_backward(
     Tensor signal_logits, Tensor direction_logits, Tensor signal_targets, Tensor direction_targets,
     std::optional<Tensor> mask, Tensor norms, double lambda_direction, bool need_signal, bool need_direction,
     std::optional<Tensor> signal_weight, std::optional<Tensor> direction_weight, double label_smoothing,
-    double focal_gamma) {
+    double focal_gamma, std::optional<Tensor> row_mask) {
   constexpr const char* op = "multitask_loss_backward";
   const Arguments a(op, signal_logits, direction_logits, signal_targets, direction_targets, mask,
-                    lambda_direction, signal_weight, direction_weight, label_smoothing, focal_gamma);
+                    lambda_direction, signal_weight, direction_weight, label_smoothing, focal_gamma,
+                    row_mask);
   const Tensor& like = a.signal_logits;
   check_shape(op, "norms", norms, {2});
   check_dtype(op, "norms", norms, ScalarType::Double);

@@ -28,6 +28,7 @@ def multitask_loss(
     direction_weight: Tensor | Sequence[float] | None = None,
     label_smoothing: float = 0.0,
     focal_gamma: float = 0.0,
+    row_mask: Tensor | None = None,
     backend: str = "auto",
 ) -> tuple[Tensor, Tensor, Tensor]:
     r"""Cross entropy of the signal head plus that of the direction head over the rows of `mask`.
@@ -38,7 +39,7 @@ def multitask_loss(
 
     Args:
         signal_logits, direction_logits (Tensor): logits of the two heads.
-        signal_targets, direction_targets (Tensor): 0 or 1; the direction may be anything outside `mask`.
+        signal_targets, direction_targets (Tensor): 0 or 1; anything where a row does not count.
         mask (Tensor, optional): rows that count for the direction. (default: all of them)
         lambda_direction (float or Tensor): weight of the direction loss; a Tensor of one element gets its gradient.
             (default: ``1.0``)
@@ -46,13 +47,14 @@ def multitask_loss(
             no gradient. (default: ``None``, 1 each)
         label_smoothing (float): in ``[0, 1]``. (default: ``0.0``)
         focal_gamma (float): exponent of the focal loss, 0 or more. (default: ``0.0``)
+        row_mask (Tensor, optional): rows that count at all, such as those of stocks that are present; the direction
+            counts the rows of `mask` among them. (default: all of them)
         backend (str): implementation. (default: ``"auto"``)
 
     Shapes:
-        - **logits:** ``[N, 2]``; **targets:** ``[N]``; **mask:** ``[N]`` bool; **weights:** ``[2]``
-        - **returns:** total, signal and direction loss, scalars; zero direction loss if `mask` is empty, and zero
-          losses with zero gradients without a row at all, or without one whose class has a weight, where PyTorch's
-          mean of nothing is NaN
+        - **logits:** ``[N, 2]``; **targets:** ``[N]``; **mask**, **row_mask:** ``[N]`` bool; **weights:** ``[2]``
+        - **returns:** total, signal and direction loss, scalars; zero loss with zero gradients for a head
+          without a row that counts, or without one whose class has a weight, where PyTorch's mean of nothing is NaN
 
     Raises:
         ValueError: a shape or device does not fit, a number is out of range, or, on the CPU, a label is outside
@@ -69,6 +71,8 @@ def multitask_loss(
     others = [("signal_targets", signal_targets), ("direction_targets", direction_targets)]
     if mask is not None:
         others.append(("signal_mask", mask))
+    if row_mask is not None:
+        others.append(("row_mask", row_mask))
     for name, tensor in others:
         check_tensor(name, tensor)
         if tensor.shape != (rows,):
@@ -83,15 +87,18 @@ def multitask_loss(
     options: tuple[Any, ...] = ()
     smoothed = type(label_smoothing) is not float or label_smoothing != 0.0
     focal = type(focal_gamma) is not float or focal_gamma != 0.0
-    if smoothed or focal or signal_weight is not None or direction_weight is not None:
+    weighted = signal_weight is not None or direction_weight is not None
+    if smoothed or focal or weighted or row_mask is not None:
         options = (
             _on(signal_logits.device, "signal_weight", class_weight("signal_weight", signal_weight)),
             _on(signal_logits.device, "direction_weight", class_weight("direction_weight", direction_weight)),
             check_number("label_smoothing", label_smoothing, 0.0, 1.0),
             check_number("focal_gamma", focal_gamma, 0.0),
         )
-    _check_labels("signal_targets", signal_targets, None)
-    _check_labels("direction_targets", direction_targets, mask)
+    row_mask = None if row_mask is None else row_mask.bool()
+    mask = None if mask is None else mask.bool()
+    _check_labels("signal_targets", signal_targets, row_mask)
+    _check_labels("direction_targets", direction_targets, _both(mask, row_mask))
     # Under autocast a loss is float32, as torch's own is.
     (signal, direction), run = prepare(
         "multitask_loss", signal_logits, [direction_logits], logits_expected, None, backend, torch.float32
@@ -100,7 +107,7 @@ def multitask_loss(
         of_signal, of_direction = signal.sum(), direction.sum()
         total = of_signal + factor * of_direction
     else:
-        mask = None if mask is None else mask.bool()
+        options += () if row_mask is None else (row_mask,)
         total, of_signal, of_direction = run(
             signal, direction, signal_targets.long(), direction_targets.long(), mask, factor, *options
         )
@@ -160,6 +167,12 @@ def _on(device: torch.device, name: str, weight: Tensor | None) -> Tensor | None
     return weight
 
 
+def _both(mask: Tensor | None, row_mask: Tensor | None) -> Tensor | None:
+    if mask is None or row_mask is None:
+        return row_mask if mask is None else mask
+    return mask & row_mask
+
+
 def _check_labels(name: str, labels: Tensor, mask: Tensor | None) -> None:
     """Refuses labels outside {0, 1}; on a GPU the look would cost a synchronisation, so loaders look there."""
     if labels.device.type != "cpu" or recorded():
@@ -171,6 +184,6 @@ def _check_labels(name: str, labels: Tensor, mask: Tensor | None) -> None:
             return
     wrong = (labels != 0) & (labels != 1)
     if mask is not None:
-        wrong = wrong & mask.bool()
+        wrong = wrong & mask
     if bool(wrong.any()):
         raise ValueError(f"{name}: expected 0 or 1, got {labels[wrong][0].item()}")

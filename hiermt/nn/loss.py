@@ -96,6 +96,7 @@ class MultiTaskLoss(NotScriptable, nn.Module):
         signal_targets: Tensor,
         direction_targets: Tensor,
         signal_mask: Tensor | None = None,
+        row_mask: Tensor | None = None,
     ) -> LossTerms:
         """The three losses as tensors, without a copy to the host; arguments as for :meth:`forward`."""
         for name, logits in (("signal_logits", signal_logits), ("direction_logits", direction_logits)):
@@ -104,6 +105,7 @@ class MultiTaskLoss(NotScriptable, nn.Module):
         signal_logits, direction_logits = signal_logits.reshape(-1, 2), direction_logits.reshape(-1, 2)
         signal_targets, direction_targets = signal_targets.reshape(-1), direction_targets.reshape(-1)
         mask = None if signal_mask is None else signal_mask.reshape(-1)
+        row_mask = None if row_mask is None else row_mask.reshape(-1)
         terms = LossTerms(
             *functional.multitask_loss(
                 signal_logits,
@@ -116,27 +118,34 @@ class MultiTaskLoss(NotScriptable, nn.Module):
                 direction_weight=self.direction_weight,
                 label_smoothing=self.label_smoothing,
                 focal_gamma=self.focal_gamma,
+                row_mask=row_mask,
                 backend=self.backend,
             )
         )
         if self.process_group is None:
             return terms
-        signal, direction = self._shared(terms, signal_targets, direction_targets, mask)
+        signal, direction = self._shared(terms, signal_targets, direction_targets, mask, row_mask)
         factor = self.lambda_direction
         if isinstance(factor, Tensor):
             factor = one_element(factor).to(direction.dtype)
         return LossTerms(signal + factor * direction, signal, direction)
 
     def _shared(
-        self, terms: LossTerms, signal_targets: Tensor, direction_targets: Tensor, mask: Tensor | None
+        self,
+        terms: LossTerms,
+        signal_targets: Tensor,
+        direction_targets: Tensor,
+        mask: Tensor | None,
+        row_mask: Tensor | None,
     ) -> tuple[Tensor, Tensor]:
         """Both losses times this process's share of the weights of the whole batch and the number of processes."""
         from torch import distributed
 
+        both = mask if row_mask is None else row_mask if mask is None else mask.bool() & row_mask.bool()
         own = torch.stack(
             [
-                _counted(signal_targets, None, self.signal_weight),
-                _counted(direction_targets, mask, self.direction_weight),
+                _counted(signal_targets, row_mask, self.signal_weight),
+                _counted(direction_targets, both, self.direction_weight),
             ]
         )
         every = own.clone()
@@ -152,6 +161,7 @@ class MultiTaskLoss(NotScriptable, nn.Module):
         signal_targets: Tensor,
         direction_targets: Tensor,
         signal_mask: Tensor | None = None,
+        row_mask: Tensor | None = None,
     ) -> tuple[Tensor, dict[str, float]]:
         """Computes the loss.
 
@@ -160,16 +170,18 @@ class MultiTaskLoss(NotScriptable, nn.Module):
             signal_targets (Tensor): 0 Noise, 1 Signal.
             direction_targets (Tensor): 0 Down, 1 Up.
             signal_mask (Tensor, optional): rows that count for the direction. (default: all of them)
+            row_mask (Tensor, optional): rows that count at all; targets elsewhere may be anything. (default: all of
+                them)
 
         Shapes:
-            - **logits:** ``[*, 2]``; **targets**, **mask:** any shape with as many elements as there are rows
+            - **logits:** ``[*, 2]``; **targets**, **masks:** any shape with as many elements as there are rows
             - **returns:** scalar, and ``{"signal_loss", "direction_loss", "total_loss"}`` as floats, fetched from the
-              device in one copy; all zero for a batch without rows
+              device in one copy; all zero for a batch without rows that count
 
         Raises:
             ValueError: a shape does not fit.
         """
-        terms = self.terms(signal_logits, direction_logits, signal_targets, direction_targets, signal_mask)
+        terms = self.terms(signal_logits, direction_logits, signal_targets, direction_targets, signal_mask, row_mask)
         total, signal, direction = torch.stack([term.detach().double() for term in terms]).tolist()
         return terms.total, {"signal_loss": signal, "direction_loss": direction, "total_loss": total}
 
@@ -178,7 +190,7 @@ def _counted(targets: Tensor, mask: Tensor | None, weight: Tensor | None) -> Ten
     """Sum of the weights of the rows that count, float64."""
     if weight is None:
         every = torch.full((), targets.numel(), dtype=torch.float64, device=targets.device)
-        return every if mask is None else mask.sum().double()
+        return every if mask is None else mask.bool().sum().double()
     # A target outside the mask may have any value.
     rows = weight.double()[targets.long() if mask is None else targets.long().masked_fill(~mask.bool(), 0)]
     return rows.sum() if mask is None else rows.masked_fill(~mask.bool(), 0.0).sum()

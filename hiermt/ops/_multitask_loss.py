@@ -23,28 +23,33 @@ def multitask_loss(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Total, signal and direction loss; :func:`hiermt.reference.multitask_loss` says what it computes.
 
-    A label in the mask that is no class gives NaN. `options` are class weights ``[2]`` in float64 of each head, label
-    smoothing and gamma of the focal loss.
+    A label that counts and is no class gives NaN. `options` are class weights ``[2]`` in float64 of each head, label
+    smoothing, gamma of the focal loss and the mask of the rows that count.
     """
     arguments = (signal_logits, direction_logits, signal_targets, direction_targets, mask, lambda_direction, *options)
     total, signal, direction, _ = _loss(*arguments)
     return total, signal, direction
 
 
+# Of the options: two class weights, label smoothing, gamma and the mask of rows.
+_DEFAULTS: tuple[Any, ...] = (None, None, 0.0, 0.0, None)
+
+
 def _save(ctx: Any, args: Sequence[Any], output: tuple[Tensor, ...]) -> None:
     *tensors, ctx.lambda_direction = args[:6]
     # Left out of a call, the options have the schema's defaults.
-    signal_weight, direction_weight, *ctx.numbers = args[6:] or (None, None)
-    ctx.save_for_backward(*tensors, output[3], signal_weight, direction_weight)
+    signal_weight, direction_weight, smoothing, gamma, row_mask = [*args[6:], *_DEFAULTS[len(args) - 6 :]]
+    ctx.numbers = smoothing, gamma
+    ctx.save_for_backward(*tensors, output[3], signal_weight, direction_weight, row_mask)
 
 
 def _gradients(ctx: Any, need: Sequence[Any], *cotangents: Tensor | None) -> Sequence[Any]:
-    *tensors, norms, signal_weight, direction_weight = ctx.saved_tensors
+    *tensors, norms, signal_weight, direction_weight, row_mask = ctx.saved_tensors
     need_signal, need_direction, *others = need
     d_signal, d_direction = operator.call(
         torch.ops.hiermt.multitask_loss_backward.default,
         *(*cotangents, *tensors, norms, ctx.lambda_direction, need_signal, need_direction),
-        *((signal_weight, direction_weight, *ctx.numbers) if ctx.numbers else ()),
+        *(signal_weight, direction_weight, *ctx.numbers, row_mask),
     )
     return (d_signal if need_signal else None, d_direction if need_direction else None, *[None] * len(others))
 
@@ -60,6 +65,7 @@ def _fake(
     direction_weight: Tensor | None = None,
     label_smoothing: float = 0.0,
     focal_gamma: float = 0.0,
+    row_mask: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     total, signal, direction = (signal_logits.new_empty(()) for _ in range(3))
     return total, signal, direction, signal_logits.new_empty(2, dtype=torch.float64)
@@ -82,6 +88,7 @@ def _fake_backward(
     direction_weight: Tensor | None = None,
     label_smoothing: float = 0.0,
     focal_gamma: float = 0.0,
+    row_mask: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     rows = signal_logits.size(0)
     return signal_logits.new_empty(rows if need_signal else 0, 2), signal_logits.new_empty(

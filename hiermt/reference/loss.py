@@ -18,11 +18,13 @@ def multitask_loss(
     direction_weight: Tensor | None = None,
     label_smoothing: float = 0.0,
     focal_gamma: float = 0.0,
+    row_mask: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     r"""Cross entropy of the signal head plus that of the direction head over the rows of `mask`.
 
-    Rows outside `mask` are ignored, whatever their logits and targets. An empty `mask`, or one whose rows all have
-    weight zero, gives a loss of zero with zero gradients.
+    Rows outside `mask` are ignored for the direction, and rows outside `row_mask` for both heads, whatever their logits
+    and targets. A head without a row that counts, or whose rows all have weight zero, has a loss of zero with zero
+    gradients.
 
     Args:
         signal_logits, direction_logits (Tensor): logits of the two heads.
@@ -32,12 +34,15 @@ def multitask_loss(
         signal_weight, direction_weight (Tensor, optional): weight of each class; 1 by default.
         label_smoothing (float): as in ``torch.nn.CrossEntropyLoss``.
         focal_gamma (float): exponent of ``1 - p`` in front of each row's loss (arXiv 1708.02002).
+        row_mask (Tensor, optional): rows that count at all; all of them by default.
 
     Shapes:
-        - **logits:** ``[N, 2]``; **targets:** ``[N]`` int64; **mask:** ``[N]`` bool; **weights:** ``[2]``
+        - **logits:** ``[N, 2]``; **targets:** ``[N]`` int64; **mask**, **row_mask:** ``[N]`` bool; **weights:** ``[2]``
         - **returns:** total, signal and direction loss, scalars
     """
-    signal = _cross_entropy(signal_logits, signal_targets, None, signal_weight, label_smoothing, focal_gamma)
+    if row_mask is not None:
+        mask = row_mask if mask is None else mask & row_mask
+    signal = _cross_entropy(signal_logits, signal_targets, row_mask, signal_weight, label_smoothing, focal_gamma)
     direction = _cross_entropy(
         direction_logits, direction_targets, mask, direction_weight, label_smoothing, focal_gamma
     )

@@ -71,7 +71,10 @@ def test_special_values_and_ties(dtype: torch.dtype) -> None:
 
 # Rows of a warp, of a block, one more, and of several blocks.
 PROBLEMS = [
-    Maker(1).loss(rows, name, masked) for rows in (31, 257) for name, masked in (("all", True), ("plain", False))
+    Maker(1).loss(rows, name, masked, selected)
+    for rows in (31, 257)
+    for name, masked in (("all", True), ("plain", False))
+    for selected in (False, True)
 ]
 
 

@@ -189,8 +189,9 @@ def _multitask_loss(
     direction_weight: Tensor | None = None,
     smoothing: float = 0.0,
     gamma: float = 0.0,
+    row_mask: Tensor | None = None,
 ) -> list[Tensor]:
-    """The document's loss: the direction over the rows that are signals."""
+    """The document's loss, of the rows that count: the direction over those that are signals."""
 
     def loss(logits: Tensor, classes: Tensor, class_weight: Tensor | None) -> Tensor:
         if not len(classes):
@@ -200,6 +201,9 @@ def _multitask_loss(
         counted = torch.ones_like(each) if class_weight is None else class_weight[classes]
         return ((1 - sure) ** gamma * each).sum() / counted.sum()
 
+    if row_mask is not None:
+        signal, direction, targets, directions = (one[row_mask] for one in (signal, direction, targets, directions))
+        mask = None if mask is None else mask[row_mask]
     rows = slice(None) if mask is None else mask
     parts = [loss(signal, targets, signal_weight), loss(direction[rows], directions[rows], direction_weight)]
     return [parts[0] + weight * parts[1], *parts]

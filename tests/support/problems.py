@@ -227,12 +227,15 @@ class Maker:
         options = {"threshold": threshold}
         return Problem("decision_from_logits", f"{rows}-{threshold}", arguments, options, rows, (0, 1), gradient=False)
 
-    def loss(self, rows: int, name: str, masked: bool) -> Problem:
+    def loss(self, rows: int, name: str, masked: bool, selected: bool = False) -> Problem:
         signal, direction = 3 * self.random(rows, 2), 3 * self.random(rows, 2)
         targets = torch.randint(2, (2, rows), generator=self.generator)
         mask = torch.randint(3, (rows,), generator=self.generator) == 0 if masked else None
-        arguments = (signal, direction, *targets, mask, 0.7, *LOSSES[name])
-        return Problem("multitask_loss", f"{rows}-{name}{'-mask' if masked else ''}", arguments, {})
+        options = LOSSES[name]
+        if selected:
+            options = (*(options or (None, None, 0.0, 0.0)), torch.randint(3, (rows,), generator=self.generator) > 0)
+        label = f"{rows}-{name}{'-mask' if masked else ''}{'-rows' if selected else ''}"
+        return Problem("multitask_loss", label, (signal, direction, *targets, mask, 0.7, *options), {})
 
     def prepare(self, graph: str, rule: int, dtype: torch.dtype = torch.int64) -> Problem:
         edge_index, _, nodes = GRAPHS[graph]
@@ -303,6 +306,7 @@ def problems() -> Iterator[Problem]:
         for masked in bools:
             yield make.loss(count, "plain", masked)
     yield from (make.loss(count, name, masked) for count in (17, 700) for name in LOSSES for masked in bools)
+    yield from (make.loss(count, name, masked, True) for count in (17, 700) for name in LOSSES for masked in bools)
 
 
 def small_problems(edges: Edges) -> Iterator[Problem]:
@@ -339,4 +343,5 @@ VARIANTS: dict[str, Callable[[int], Problem]] = {
     "decision_from_logits": _of(lambda make, n: make.logits(50 * n, 0.4)),
     "multitask_loss": _of(lambda make, n: make.loss(50 * n, "plain", True)),
     "multitask_loss, options": _of(lambda make, n: make.loss(50 * n, "all", False)),
+    "multitask_loss, rows": _of(lambda make, n: make.loss(50 * n, "plain", True, True)),
 }
