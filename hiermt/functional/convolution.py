@@ -45,7 +45,7 @@ def conv_stack(
         activation (str): ``"none"``, ``"leaky_relu"`` (slope 0.01; not where that is there already) or ``"sigmoid"``,
             behind all of it. (default: ``"none"``)
         loop_weight (float): weight of the self loop that a GCN adds to a node without one: 2 as PyG's
-            ``improved=True``, 0 as its ``add_self_loops=False``. (default: ``1.0``)
+            ``improved=True`` with edge weights, 0 as its ``add_self_loops=False``. (default: ``1.0``)
         backend (str): implementation: ``"auto"``, ``"native"`` or ``"reference"``. (default: ``"auto"``)
 
     Shapes:
@@ -119,7 +119,7 @@ def gcn_conv(
         weight, bias (Tensor): projection, and what is added to the result.
         activation (str): ``"none"``, ``"leaky_relu"`` (slope 0.01) or ``"sigmoid"``. (default: ``"none"``)
         loop_weight (float): weight of the self loop that a GCN adds to a node without one: 2 as PyG's
-            ``improved=True``, 0 as its ``add_self_loops=False``. (default: ``1.0``)
+            ``improved=True`` with edge weights, 0 as its ``add_self_loops=False``. (default: ``1.0``)
         backend (str): implementation: ``"auto"``, ``"native"`` or ``"reference"``. (default: ``"auto"``)
 
     Shapes:

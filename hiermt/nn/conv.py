@@ -198,7 +198,7 @@ class GCN(_ConvStack):
 
     Args:
         in_channels, hidden_size, conv_layers, layer_sizes, bias, conv_activation, backend: as for :class:`GAT`.
-        improved (bool): a node without a self loop gets one of weight 2, not 1. (default: ``False``)
+        improved (bool): as for :class:`hiermt.nn.convolution.GCNConv`. (default: ``False``)
     """
 
     def __init__(

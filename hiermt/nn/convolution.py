@@ -112,7 +112,8 @@ class GCNConv(nn.Module):
         in_channels (int): ``F``.
         out_channels (int): ``H``.
         bias (bool): whether the result has a bias. (default: ``True``)
-        improved (bool): a node without a self loop gets one of weight 2, not 1. (default: ``False``)
+        improved (bool): with edge weights, a node without a self loop gets one of weight 2, not 1. Without edge weights
+            all edges count 1, as in PyG. (default: ``False``)
         add_self_loops (bool): whether a node without a self loop gets one. (default: ``True``)
         backend (str): ``"auto"``, ``"native"`` or ``"reference"``. (default: ``"auto"``)
     """
@@ -158,13 +159,17 @@ class GCNConv(nn.Module):
         """Convolves as PyG does; arguments and shapes are those of :meth:`GCN.forward`."""
         return on_sequence(self, x, edge_index, edge_weight)
 
+    def loop_weight_on(self, graph: Graph) -> float:
+        """Weight of the loop that a node without one gets: without edge weights PyG does not read `improved`."""
+        return self.loop_weight if graph.edge_weight is not None else min(self.loop_weight, 1.0)
+
     def convolve(self, x: Tensor, graph: Graph, activation: str, backend: str) -> Tensor:
         """``[N, T, F] -> [N, T, H]``, and an activation that :mod:`hiermt.functional` knows."""
         params = None if has_global_hook() else self.op_parameters()
         if params is not None:
-            loops = self.loop_weight
+            loops = self.loop_weight_on(graph)
             return functional.gcn_conv(x, graph, *params, activation=activation, loop_weight=loops, backend=backend)
-        y = gcn_projected(self.lin(x), graph, self.loop_weight)
+        y = gcn_projected(self.lin(x), graph, self.loop_weight_on(graph))
         return activate(y if self.bias is None else y + self.bias, activation)
 
 

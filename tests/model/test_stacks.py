@@ -58,6 +58,14 @@ def test_equals_pyg_in_values_and_gradients(kind: str, bias: bool, sizes: list[i
         testing.assert_close(one, other, gradient=i > 0, message=f"result {i}")
 
 
+def test_improved_without_weights_equals_pyg(backend: str) -> None:
+    """PyG reads `improved` where there are edge weights."""
+    ours, theirs = hiermt.GCN(5, [7, 6], improved=True, backend=backend), Published(False, [5, 7, 6], improved=True)
+    ours.load_state_dict(theirs.state_dict(), strict=True)
+    x, edge_index = torch.randn(20, 5), edges(torch.float32)[0]
+    testing.assert_close(ours(x, edge_index), theirs(x, edge_index))
+
+
 def test_loop_weight_zero_equals_pyg_without_self_loops(backend: str) -> None:
     """Loops that are there count, each of them."""
     conv = gnn.GCNConv(5, 6, add_self_loops=False).double()

@@ -96,6 +96,18 @@ def test_a_batch_of_pyg_and_no_weights(backend: str) -> None:
     testing.assert_close(ours(x, graph), theirs(x, edge_index))
 
 
+@pytest.mark.parametrize("options", OPTIONS)
+def test_no_weights_with_every_option(options: Any, backend: str) -> None:
+    """PyG reads `improved` where there are edge weights."""
+    ours, theirs = temporal.TGCN(3, 7, *options, backend=backend), oracle.TGCN(3, 7, *options)
+    ours.load_state_dict(theirs.state_dict())
+    edge_index, x = edges(torch.float32)[0], torch.randn(20, 3, 4)
+    testing.assert_close(ours(x[..., 0], edge_index), theirs(x[..., 0], edge_index))
+    testing.assert_close(ours.sequence(x, edge_index), loop(theirs, x, edge_index, None, None))
+    ours.linear_z = nn.Sequential(ours.linear_z)
+    testing.assert_close(ours.sequence(x, edge_index), loop(theirs, x, edge_index, None, None))
+
+
 class Doubled(temporal.TGCN):
     def forward(self, X: Tensor, *arguments: Any) -> Tensor:  # type: ignore[override]
         return 2 * super().forward(X, *arguments)

@@ -34,7 +34,8 @@ class TGCN(NotScriptable, nn.Module):
     Args:
         in_channels (int): ``F``.
         out_channels (int): ``H``.
-        improved (bool): a node without a self loop gets one of weight 2, not 1. (default: ``False``)
+        improved (bool): with edge weights, a node without a self loop gets one of weight 2, not 1. Without edge weights
+            all edges count 1, as in PyG. (default: ``False``)
         cached (bool): accepted; prepared graphs are always cached, and changed ones always noticed.
             (default: ``False``)
         add_self_loops (bool): whether a node without a self loop gets one. (default: ``True``)
@@ -208,7 +209,7 @@ class TGCN(NotScriptable, nn.Module):
             [same, x.new_zeros(width)],
             conv_layers=1,
             gat=False,
-            loop_weight=self.conv_z.loop_weight,  # type: ignore[arg-type,union-attr]
+            loop_weight=self.conv_z.loop_weight_on(graph),  # type: ignore[operator,union-attr]
             backend=self._backend,
         )
 
