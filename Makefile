@@ -15,7 +15,7 @@ NVCC := $(shell command -v nvcc 2>/dev/null || ls /usr/local/cuda/bin/nvcc 2>/de
 WITH_CUDA := $(if $(NVCC),FORCE_CUDA=1,)
 
 .DEFAULT_GOAL := help
-.PHONY: help env install build test ptx test-fast check sanitize coverage aoti matrix wheel audit sbom demo bench gpu gpu-first \
+.PHONY: help env install build test ptx fuzz test-fast check sanitize coverage aoti matrix wheel audit sbom demo bench gpu gpu-first \
   gpu-check gpu-peers lint format docs clean
 .DELETE_ON_ERROR:
 
@@ -43,6 +43,12 @@ ptx: $(VENV)/.env-test build ## the tests of the CUDA kernels on their PTX, too;
 	$(BIN)/python tests/simt/harness.py
 	PYTHONPATH=.:tests $(BIN)/python -m ptx.sources
 	HIERMT_PTX=1 $(BIN)/python -m pytest -n $(TEST_WORKERS) --dist loadfile $(PYTEST_ARGS) tests/ptx tests/simt
+
+# SECONDS of make and SEED; the seed of a run without one is the date.
+SEED ?= $(shell date +%Y%m%d)
+fuzz: SECONDS ?= 60
+fuzz: $(VENV)/.env-test build ## random models and graphs, native against twin and PyG; SECONDS=600 SEED=7
+	PYTHONPATH=.:tests OMP_WAIT_POLICY=passive $(BIN)/python -m fuzz.differential --seconds $(SECONDS) --seed $(SEED)
 
 # Lint, types and the fast tier: about a minute on a warm build. For every commit.
 check: lint test-fast ## lint, types and the fast tier

@@ -1,0 +1,68 @@
+"""The differential fuzzer itself: a run finds nothing, and a planted fault is found, made small and written down."""
+
+from __future__ import annotations
+
+import random
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from torch import Tensor
+
+from fuzz import differential
+from fuzz.case import CELLS, FUNCTIONS, MODELS, Case, draw, simpler
+from fuzz.needs import needs_both
+from hiermt.native import dispatch
+
+
+@needs_both
+def test_a_few_cases_of_every_kind() -> None:
+    seen: dict[str, int] = dict.fromkeys((*MODELS, *CELLS, *FUNCTIONS), 0)
+    for number in range(1000):
+        case = differential.case_of(7, number)
+        if seen[case.kind] < 2:
+            seen[case.kind] += 1
+            differential.assert_fine(case)
+    assert all(count == 2 for count in seen.values())
+
+
+@needs_both
+def test_a_planted_fault_is_found_made_small_and_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The native scan returns 1.001 times its result where there are three channels or more."""
+    genuine = dispatch.operator
+
+    def planted(name: str, native: bool) -> Callable[..., Any]:
+        operator = genuine(name, native)
+        if name != "gated_scan" or not native:
+            return operator
+
+        def wrong(x: Tensor, g: Tensor, *arguments: Any, **options: Any) -> Tensor:
+            found: Tensor = operator(x, g, *arguments, **options)
+            return found * 1.001 if g.size(2) >= 3 else found
+
+        return wrong
+
+    monkeypatch.setattr(dispatch, "operator", planted)
+    _, paths = differential.run(60, seed=3, most=1, folder=tmp_path)
+    (path,) = paths
+    text = path.read_text()
+    # Three channels are what it needs; everything else is as small as it gets.
+    assert "hidden=3," in text and not any(word in text for word in ("steps=", "channels=", "copies=", "layout="))
+    monkeypatch.undo()
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", f"--rootdir={tmp_path}", str(path)]
+    tests = Path(__file__).parents[1]
+    done = subprocess.run(
+        [*command, "-o", f"pythonpath={tests} {tests.parent}"], capture_output=True, text=True, check=False, timeout=200
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_a_smaller_case_is_consistent_and_every_case_can_be_written() -> None:
+    for number in range(300):
+        case = draw(random.Random(number))
+        assert eval(str(case), {"Case": Case}) == case
+        for smaller in simpler(case):
+            assert smaller.nodes >= 1 and (smaller.kind not in CELLS or not smaller.gat)
