@@ -110,7 +110,7 @@ class FunctionProblem:
             chosen = bool(torch.randint(2, (), generator=self.wanted))
             tensors[name].requires_grad_(case.wanted == 0 or (case.wanted > 0 and chosen))
         # Of nothing, PyTorch's own modules make errors.
-        empty = case.kind not in ("heads", "decision") and not (case.steps and case.copies)
+        empty = not (case.steps and case.copies)
         if exact and not empty:
             found = self._oracle(tensors, weight)
         else:
