@@ -132,7 +132,7 @@ def _sizes(value: object) -> bool:
 
 def _read_torch(path: Path) -> Any:
     if zipfile.is_zipfile(path):
-        _check_zip(path)
+        check_zip(path)
     else:
         with open(path, "rb") as file:
             head = file.read(16)
@@ -150,8 +150,8 @@ def _read_torch(path: Path) -> Any:
         raise Unreadable(f"it is damaged, or not a file of torch.save ({_first_line(reason)})") from None
 
 
-def _check_zip(path: Path) -> None:
-    """Raises for records that claim more bytes than the file has."""
+def check_zip(path: Path) -> None:
+    """Raises :class:`Unreadable` for a TorchScript archive, and for records that claim more bytes than the file has."""
     size = path.stat().st_size
     with zipfile.ZipFile(path) as archive:
         entries = archive.infolist()

@@ -1,4 +1,7 @@
-"""Encodes Python values so that ``torch.load(weights_only=True)`` can read them, with a checksum."""
+"""Encodes Python values so that ``torch.load(weights_only=True)`` can read them, with a checksum.
+
+Decoding makes objects of the listed classes alone, whatever names a file holds: a checksum can be forged.
+"""
 
 from __future__ import annotations
 
@@ -39,7 +42,11 @@ _VALUES: dict[type, tuple[Callable[[Any], Any], Callable[[Any], Any]]] = {
         lambda stored: slice(*map(decode, stored)),
     ),
     Decimal: (str, Decimal),
-    Fraction: (str, Fraction),
+    Fraction: (
+        lambda value: f"{value.numerator}/{value.denominator}",
+        # Of a text with an exponent the class computes a power, of any size.
+        lambda stored: Fraction(*map(int, stored.split("/"))),
+    ),
     datetime.date: (datetime.date.isoformat, datetime.date.fromisoformat),
     datetime.timedelta: (
         lambda value: [value.days, value.seconds, value.microseconds],
@@ -55,9 +62,15 @@ _VALUES: dict[type, tuple[Callable[[Any], Any], Callable[[Any], Any]]] = {
         lambda value: [value.typecode, value.tobytes().hex()],
         lambda stored: array.array(stored[0], bytes.fromhex(stored[1])),
     ),
-    torch.dtype: (lambda value: str(value).removeprefix("torch."), lambda stored: getattr(torch, stored)),
+    torch.dtype: (lambda value: str(value).removeprefix("torch."), lambda stored: _dtype(stored)),
     torch.device: (str, torch.device),
 }
+_PANDAS = ("Timestamp", "Timedelta")
+_BIT_GENERATORS = {
+    f"numpy.random.{kind}": getattr(np.random, kind) for kind in ("MT19937", "PCG64", "PCG64DXSM", "Philox", "SFC64")
+}
+# Counters of numpy's generators and the largest that a sound state has: numpy reads memory at any other.
+_POSITIONS = {"pos": 624, "buffer_pos": 4}
 _BY_NAME = {f"{kind.__module__}.{kind.__qualname__}": made for kind, (_, made) in _VALUES.items()}
 
 
@@ -78,7 +91,7 @@ def has_known_factory(value: defaultdict[Any, Any]) -> bool:
 
 
 def _of_pandas(kind: type) -> bool:
-    return kind.__module__.partition(".")[0] == "pandas" and kind.__name__ in ("Timestamp", "Timedelta")
+    return kind.__module__.partition(".")[0] == "pandas" and kind.__name__ in _PANDAS
 
 
 def _class_name(value: object) -> str:
@@ -129,10 +142,27 @@ def set_generator_state(generator: Any, state: dict[str, Any]) -> None:
     elif isinstance(generator, random.Random):
         generator.setstate(decode(state["state"]))
     elif isinstance(generator, np.random.RandomState):
-        generator.set_state(decode(state["state"]))
+        generator.set_state(numpy_state(state["state"]))
     else:
         bits = generator.bit_generator if isinstance(generator, np.random.Generator) else generator
-        bits.state = decode(state["state"])
+        bits.state = numpy_state(state["state"])
+
+
+def numpy_state(stored: Any) -> dict[str, Any]:
+    """The decoded state of a generator of numpy, which does not check the positions in it.
+
+    Raises:
+        ValueError: it is not a state, or a position in it lies outside the generator's memory.
+    """
+    state = decode(stored)
+    if not isinstance(state, dict):
+        raise ValueError(f"the state of a numpy generator is a {type(state).__name__}, expected a dict")
+    inner = state.get("state")
+    for part in (state, inner if isinstance(inner, dict) else {}):
+        for name, most in _POSITIONS.items():
+            if name in part and not (type(part[name]) is int and 0 <= part[name] <= most):
+                raise ValueError(f"the state of a numpy generator has the {name} {part[name]!r}")
+    return state
 
 
 def new_generator(state: dict[str, Any]) -> Any:
@@ -146,7 +176,7 @@ def new_generator(state: dict[str, Any]) -> Any:
     elif kind == "numpy.random.RandomState":
         made = np.random.RandomState()
     else:
-        made = np.random.Generator(getattr(np.random, kind.removeprefix("numpy.random."))())
+        made = np.random.Generator(_BIT_GENERATORS[kind]())
     set_generator_state(made, state)
     return made
 
@@ -214,6 +244,8 @@ def encode(value: Any, path: str = "value") -> Any:
 
 def _array(stored: dict[str, Any]) -> Any:
     dtype = np.lib.format.descr_to_dtype(decode(stored["dtype"]))
+    if dtype.hasobject:  # whose bytes are addresses
+        raise ValueError("an array of Python objects cannot be read")
     return np.ndarray(stored["shape"], dtype, stored["value"].numpy().tobytes()).copy()
 
 
@@ -231,11 +263,20 @@ def _named(stored: dict[str, Any]) -> Any:
     return found._make(decode(stored["value"]))
 
 
+def _dtype(name: str) -> torch.dtype:
+    found = getattr(torch, name)
+    if not isinstance(found, torch.dtype):
+        raise ValueError(f"there is no dtype {name}")
+    return found
+
+
 def _zone(value: Any) -> Any:
     return None if getattr(value, "tzinfo", None) is None else str(value.tzinfo)
 
 
 def _timestamp(stored: dict[str, Any]) -> Any:
+    if stored["class"] not in _PANDAS:
+        raise ValueError(f"a {stored['class']} of pandas cannot be read")
     import pandas
 
     value = getattr(pandas, stored["class"])(decode(stored["value"]))
@@ -275,6 +316,12 @@ def decode(stored: Any) -> Any:
     return stored
 
 
+def check_stored(tensor: Tensor) -> None:
+    """Raises ``ValueError`` for a tensor of more elements than memory, which a copy of it would need."""
+    if tensor.layout is torch.strided and tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
+        raise ValueError(f"a tensor of shape {list(tensor.shape)} repeats its elements")
+
+
 def checksum(stored: Any) -> str:
     """A digest of types, shapes and values of encoded data; the same before and after a file."""
     digest = hashlib.blake2b(digest_size=16)
@@ -285,6 +332,7 @@ def checksum(stored: Any) -> str:
 def _feed(stored: Any, update: Callable[[Any], None]) -> None:
     if isinstance(stored, Tensor):
         update(f"tensor {stored.dtype} {list(stored.shape)}\n".encode())
+        check_stored(stored)
         dense = stored.detach().cpu()
         if dense.layout is not torch.strided:
             sparse = dense.to_sparse().coalesce()

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from hiermt.training.encoding import decode, encode
+from hiermt.training.encoding import decode, encode, numpy_state
 
 
 def random_state() -> dict[str, Any]:
@@ -29,7 +29,7 @@ def check_random_state(state: dict[str, Any]) -> None:
     for each in state["cuda"]:
         if not isinstance(each, Tensor) or each.dtype != torch.uint8:
             raise ValueError("the state of a GPU's random generator is a tensor of bytes")
-    np.random.RandomState().set_state(decode(state["numpy"]))
+    np.random.RandomState().set_state(numpy_state(state["numpy"]))
     random.Random().setstate(decode(state["python"]))
 
 
@@ -38,5 +38,5 @@ def set_random_state(state: dict[str, Any]) -> None:
     torch.set_rng_state(state["cpu"])
     if torch.cuda.is_available() and len(state["cuda"]) == torch.cuda.device_count():
         torch.cuda.set_rng_state_all(state["cuda"])
-    np.random.mtrand._rand.set_state(decode(state["numpy"]))
+    np.random.mtrand._rand.set_state(numpy_state(state["numpy"]))
     random.setstate(decode(state["python"]))

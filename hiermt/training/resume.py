@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import zipfile
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 from hiermt._version import __version__
 from hiermt.data.feature_names import KEY, check_same, names_of
 from hiermt.io.files import atomic_write, check_writable
+from hiermt.io.tensor_files import check_zip
 from hiermt.training.encoding import checksum, decode, encode
 from hiermt.training.loaders import fresh_workers, start_workers
 from hiermt.training.optimizer_state import check_optimizer, optimizer_change, optimizer_state
@@ -239,6 +241,8 @@ def _read(path: Path, processes: Processes) -> dict[str, Any]:
     if not path.is_file():
         raise FileNotFoundError(f"{path}: not found")
     try:
+        if zipfile.is_zipfile(path):
+            check_zip(path)
         content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # any error of the reader means a bad file
         reason = (str(error) or type(error).__name__).splitlines()[0]
@@ -273,7 +277,11 @@ def _check_parts(path: Path, content: dict[str, Any], parts: dict[str, Any]) -> 
 
 
 def _intact(content: dict[str, Any]) -> bool:
-    return bool(content["checksum"] == checksum({key: value for key, value in content.items() if key != "checksum"}))
+    try:
+        found = checksum({key: value for key, value in content.items() if key != "checksum"})
+    except (ValueError, RecursionError):  # what this package has not written
+        return False
+    return bool(content["checksum"] == found)
 
 
 def _changes(
