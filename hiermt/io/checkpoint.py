@@ -11,7 +11,7 @@ from torch import Tensor
 
 from hiermt._version import __version__
 from hiermt.io.files import atomic_write_all, restore_on_error
-from hiermt.io.state_dicts import check_tensors, find, sizes
+from hiermt.io.state_dicts import check_tensors, find, head_sizes, sizes
 from hiermt.io.tensor_files import parse_json, read_tensor_file, write_tensors
 
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
@@ -83,7 +83,11 @@ def read_folder(folder: Path, model: str, parameters: set[str]) -> Stored:
     state, metadata = read_tensor_file(path)
     _check_one_save(config, metadata, where, path)
     dtype = check_tensors(state, path)
-    _check_config(config, sizes(find(state, str(path)), str(path)), where, path)
+    found = find(state, str(path))
+    expected = sizes(found, str(path))
+    if "heads" in parameters:
+        expected["heads"] = head_sizes(found, expected["hidden_size"])
+    _check_config(config, expected, where, path)
     return Stored(config, state, dtype, _metadata(metadata, _TIED_KEY, path))
 
 
