@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import gzip
+import importlib
 import io
 import itertools
 import warnings
@@ -19,6 +20,13 @@ _EMPTY_CELLS = ["", "NA", "N/A", "NaN", "nan", "null", "NULL", "None"]
 # Far more than the stocks of any market; pandas would take minutes for more.
 _MOST_COLUMNS = 50_000
 _DELIMITERS = ",;\t|"
+# More than any table has: a line of 50,000 cells of 80 characters, twenty years of daily bars of 5,000 stocks, text
+# that gzip packs 200 to 1. A file of a megabyte can hold a gigabyte, and is refused before it is unpacked.
+_LONGEST_LINE = 4 << 20
+_MOST_BYTES = 2 << 30
+_MOST_PACKED, _FREE_BYTES = 200, 64 << 20
+_MOST_CELLS = 1 << 28
+_PIECE = 1 << 20
 _LEVEL_NAMES = {
     "",
     *["price", "prices", "attribute", "attributes", "field", "fields", "tickers", "symbols"],
@@ -70,12 +78,21 @@ def from_parquet(path: Path) -> Any:
     pandas = import_optional("pandas", "reading prices")
     import_optional("pyarrow", "reading Parquet")
     try:
+        _check_cells(path)
         frame = pandas.read_parquet(path)
-    except ImportError:
+    except (ImportError, DataError):
         raise
     except Exception as error:  # pyarrow raises many classes, all of which mean a damaged file
         raise DataError(f"{path.name} is not a readable Parquet file: {first_line(error)}") from error
     return flatten_columns(frame, path.name)
+
+
+def _check_cells(path: Path) -> None:
+    """Refuses a Parquet file of more cells than any table has: a kilobyte can hold a billion equal rows."""
+    found = importlib.import_module("pyarrow.parquet").read_metadata(path)
+    if found.num_rows * found.num_columns > _MOST_CELLS:
+        size = f"{found.num_rows:,} rows of {found.num_columns:,} columns"
+        raise DataError(f"{path.name} holds {size}; expected at most {_MOST_CELLS:,} cells; split it")
 
 
 def flatten_columns(frame: Any, source: str) -> Any:
@@ -114,10 +131,25 @@ def flatten_columns(frame: Any, source: str) -> Any:
 
 
 def _text(path: Path) -> str:
-    raw = gzip.decompress(path.read_bytes()) if path.suffix.lower() == ".gz" else path.read_bytes()
-    if b"\0" in raw:
-        raise DataError(f"{path.name} is not a readable CSV: it contains zero bytes; expected UTF-8 text")
-    return raw.decode("utf-8-sig")
+    """The text of a file, read in pieces up to the first that no table has."""
+    pieces, size, line = [], 0, 0
+    packed = path.suffix.lower() == ".gz"
+    most = min(_MOST_BYTES, max(_MOST_PACKED * path.stat().st_size, _FREE_BYTES)) if packed else _MOST_BYTES
+    open_file: Any = gzip.open if packed else open
+    with open_file(path, "rb") as file:
+        while piece := file.read(_PIECE):
+            if b"\0" in piece:
+                raise DataError(f"{path.name} is not a readable CSV: it contains zero bytes; expected UTF-8 text")
+            pieces.append(piece)
+            size += len(piece)
+            lines = piece.splitlines()
+            if max(line + len(lines[0]), *map(len, lines)) > _LONGEST_LINE:
+                raise DataError(f"{path.name} has a line of more than {_LONGEST_LINE:,} bytes; expected a table")
+            if size > most:
+                raise DataError(f"{path.name} holds more than {most:,} bytes of text; split it, or use Parquet")
+            ended = piece.endswith((b"\n", b"\r"))
+            line = 0 if ended else len(lines[-1]) + (line if len(lines) == 1 else 0)
+    return b"".join(pieces).decode("utf-8-sig")
 
 
 def _parse(text: str, source: str) -> Any:
