@@ -112,7 +112,9 @@ struct GcnGrads {
   C* bias;
 };
 
-// A stack of graph convolutions over all time steps; leaky_relu follows each of them but the last.
+// A stack of graph convolutions over all time steps; leaky_relu follows each of them but the last. A node that
+// is not there at a step is no source, and its rows of the results are zero; its x is finite. Of a GATv2 the
+// weight of a loop, the last entry of its row, is then that of the step: edge_weight is not read there.
 template <class S>
 struct ConvStackForward {
   CsrGraph graph;
@@ -120,6 +122,8 @@ struct ConvStackForward {
   int64_t steps;         // T
   int64_t hidden;        // H
   const S* edge_weight;  // [E] weight (GATv2) or norm d_j^-1/2 w_ij d_i^-1/2 (GCN) in CSR order, or nullptr
+  const bool*
+      present;  // [N, T] which nodes are there, or nullptr: all; then a GCN's edge_weight is w_ij, too
   int64_t conv_layers;
   const GatV2Weights<S>* gat;  // [conv_layers], or nullptr: GCN
   const GcnWeights<S>* gcn;    // [conv_layers] without gat
@@ -170,16 +174,17 @@ struct DayWindows {
 
 // Gates and recurrence of the T-GCN cell. With windows, x and g are those of one series: copies is 1, steps
 // its D days, and h0, h, h_last and gates belong to the N = B * S nodes and T steps of the windows. The input
-// projection is then computed once a day.
+// projection is then computed once a day. Nodes that are not there hold their state.
 template <class S>
 struct GatedScanForward {
-  int64_t copies;     // B
-  int64_t num_nodes;  // S, so that x may be strided
-  int64_t steps;      // T
-  int64_t hidden;     // H
-  SequenceView<S> x;  // F channels
-  const S* g;         // [N, T, H]
-  const S* h0;        // [N, H] or nullptr: zeros
+  int64_t copies;       // B
+  int64_t num_nodes;    // S, so that x may be strided
+  int64_t steps;        // T
+  int64_t hidden;       // H
+  SequenceView<S> x;    // F channels
+  const S* g;           // [N, T, H]
+  const S* h0;          // [N, H] or nullptr: zeros
+  const bool* present;  // [N, T] which nodes are there, or nullptr: all; with windows [S, D] of the series
   GateWeights<S> weights;
   S* h;                       // [N, T, H], or nullptr when only the last state is wanted
   S* h_last;                  // [N, H], or nullptr

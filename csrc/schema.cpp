@@ -27,21 +27,26 @@ STABLE_TORCH_LIBRARY(hiermt, m) {
   // each of them but the last; `activation` follows the last: 0 none, 1 leaky_relu, 2 sigmoid, 3 leaky_relu
   // and then sigmoid.
   //   x [N, T, F], any strides
-  //   edge_weight [E] in CSR order: the weight (GATv2 with an edge term) or the norm (GCN)
+  //   edge_weight [E] in CSR order: the weight (GATv2 with an edge term) or the norm (GCN); with `present` the
+  //     weight of a GCN, too, and that of a GATv2's loop, the last entry of its row, is not read
   //   conv_params, convolution after convolution, inputs F or H:
   //     GATv2 lin_l.weight [H, F], lin_l.bias [H], lin_r.weight [H, F], lin_r.bias [H], att [H], bias [H]
   //     and, with an edge term, lin_edge [H]; GCN lin.weight [H, F], bias [H]
+  //   present [N, T] bool, contiguous: the nodes that are there at a step; all if None. The others are no
+  //     source, to no softmax, degree or mean; their x must be finite, and their rows of the result are zero.
   //   tf32: CUDA may round the operands of dense float32 products to TF32
   //   -> [N, T, H]
   m.def(
-      "conv_stack(Tensor x, Tensor[] csr, Tensor? edge_weight, Tensor[] conv_params, *, int conv_layers, "
-      "int activation, bool tf32) -> Tensor");
+      "conv_stack(Tensor x, Tensor[] csr, Tensor? edge_weight, Tensor[] conv_params, Tensor? present, "
+      "*, "
+      "int conv_layers, int activation, bool tf32) -> Tensor");
 
   // out: what conv_stack returned; d_out: its cotangent, contiguous
   //   -> d_x [N, T, F], the gradients of conv_params and of edge_weight
   m.def(
       "conv_stack_backward(Tensor d_out, Tensor x, Tensor[] csr, Tensor? edge_weight, Tensor[] conv_params, "
-      "Tensor out, *, int conv_layers, int activation, bool tf32, bool need_x, bool need_conv, "
+      "Tensor? present, Tensor out, *, int conv_layers, int activation, bool tf32, bool need_x, bool "
+      "need_conv, "
       "bool need_edge_weight) -> Tensor[]");
 
   // Gates and recurrence of the T-GCN cell, over the steps of x or over windows of a series.
@@ -51,42 +56,46 @@ STABLE_TORCH_LIBRARY(hiermt, m) {
   //     the series, and everything else has N = B * S nodes, node n = window * S + stock, and T = steps. The
   //     input projection is computed once a day. A window outside the series is refused on the CPU; on CUDA
   //     its values mean nothing. Without starts, steps is not read.
+  //   present [N, T] bool, contiguous, with starts [S, D]: where a node is there; all if None. The others hold
+  //     their state; their x and g must be finite.
   //   save: keep what the backward reads, on the CPU 4 H elements a node and step; CUDA keeps h and computes
   //     the gates again
   //   tf32: CUDA may round the operands of dense float32 products to TF32
   //   -> out [N, T, H] if `sequence`, else [N, H]; if saved: h [N, T, H] unless it is `out`; on the CPU
   //      u, r, c [N, T, 3, H]
   m.def(
-      "gated_scan(Tensor x, Tensor g, Tensor? h0, Tensor[] gates, Tensor? starts, *, SymInt steps, "
-      "bool sequence, bool save, bool tf32) -> (Tensor out, Tensor h, Tensor saved)");
+      "gated_scan(Tensor x, Tensor g, Tensor? h0, Tensor[] gates, Tensor? starts, Tensor? present, *, "
+      "SymInt steps, bool sequence, bool save, bool tf32) -> (Tensor out, Tensor h, Tensor saved)");
 
   // d_out: the cotangent of out, contiguous; h: the whole sequence; saved: not read by CUDA
   //   -> d_x and d_g in the shapes of x and g, zero on a day of no window; d_h0 [N, H]; the gradients of the
   //      6 gate parameters
   m.def(
       "gated_scan_backward(Tensor d_out, Tensor x, Tensor g, Tensor? h0, Tensor[] gates, Tensor? starts, "
-      "Tensor h, Tensor saved, *, SymInt steps, bool sequence, bool tf32, bool need_x, bool need_g, "
+      "Tensor? present, Tensor h, Tensor saved, *, SymInt steps, bool sequence, bool tf32, bool need_x, bool "
+      "need_g, "
       "bool need_h0, bool need_gates) -> Tensor[]");
 
   // One T-GCN layer: g = sigmoid(conv_stack of x), then gated_scan of x and g.
   //   x, csr, edge_weight, conv_params, conv_layers, tf32: as for conv_stack
-  //   gate_params, h0, starts, steps, sequence: as for gated_scan; g and the convolutions are computed once a
+  //   gate_params, h0, starts, present, steps, sequence: as for gated_scan; g and the convolutions are computed once a
   //     day
   //   between: leaky_relu between the convolutions only, or after the last one too, before the sigmoid
   //   save: keep what the backward reads, on the CPU 5 H elements a node and step, on CUDA 2 H
   //   -> as gated_scan, and if saved: g [N, T, H], with starts [S, D, H]
   m.def(
       "tgcn_layer(Tensor x, Tensor[] csr, Tensor? edge_weight, Tensor[] conv_params, Tensor[] gate_params, "
-      "Tensor? h0, Tensor? starts, *, SymInt steps, int conv_layers, bool between, bool sequence, bool save, "
-      "bool tf32) -> (Tensor out, Tensor h, Tensor gates, Tensor g)");
+      "Tensor? h0, Tensor? starts, Tensor? present, *, SymInt steps, int conv_layers, bool between, "
+      "bool sequence, bool save, bool tf32) -> (Tensor out, Tensor h, Tensor gates, Tensor g)");
 
   // d_out: the cotangent of out, contiguous; h: the whole sequence; gates: not read by CUDA
   //   -> d_x in the shape of x, the gradients of conv_params and of gate_params, d_h0 [N, H], the gradient of
   //      edge_weight
   m.def(
       "tgcn_layer_backward(Tensor d_out, Tensor x, Tensor[] csr, Tensor? edge_weight, Tensor[] conv_params, "
-      "Tensor[] gate_params, Tensor? h0, Tensor? starts, Tensor h, Tensor gates, Tensor g, *, SymInt steps, "
-      "int conv_layers, bool between, bool sequence, bool tf32, bool need_x, bool need_conv, "
+      "Tensor[] gate_params, Tensor? h0, Tensor? starts, Tensor? present, Tensor h, Tensor gates, Tensor g, "
+      "*, "
+      "SymInt steps, int conv_layers, bool between, bool sequence, bool tf32, bool need_x, bool need_conv, "
       "bool need_gates, bool need_h0, bool need_edge_weight) -> Tensor[]");
 
   // Output linear [K, H], signal and direction heads [2, K], softmax, decision, in one pass over h [N, H]

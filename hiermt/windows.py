@@ -11,6 +11,7 @@ from hiermt import reference
 from hiermt._arguments import check_integer, check_tensor
 from hiermt._tracing import recorded, refuse_tracing
 from hiermt.native import dispatch
+from hiermt.presence import check_present
 
 
 class DayRange(NamedTuple):
@@ -39,18 +40,40 @@ class Windows(NamedTuple):
         series (Tensor): features of each stock and day, in this order for every layout of the model.
         starts (Tensor): first day of each window.
         steps (int): ``T``.
+        present (Tensor, optional): the days on which a stock is there; on the others it is no source of a message and
+            holds its state, and its features are not read. (default: ``None``, all)
 
     Shapes:
-        - **series:** ``[S, D, F]``, **starts:** ``[B]`` int64 on the same device
+        - **series:** ``[S, D, F]``, **starts:** ``[B]`` int64, **present:** ``[S, D]`` bool, on the same device
     """
 
     series: Tensor
     starts: Tensor
     steps: int
+    present: Tensor | None = None
 
     def gather(self, *, backend: str = "auto", check: bool = True) -> Tensor:
         """The copied windows, ``[B, S, T, F]``; see :func:`gather_windows`."""
         return gather_windows(self.series, self.starts, self.steps, backend=backend, check=check)
+
+    def gather_present(self) -> Tensor | None:
+        """The mask of the copied windows, ``[B, S, T]``; ``None`` without one."""
+        if self.present is None:
+            return None
+        present = check_present(self.present, self.series.shape[:2], self.series)
+        starts, steps = self.starts, self.steps
+        if reading_syncs(present):
+            starts = starts.clamp(0, present.size(1) - steps)  # an index out of range is a device assert
+        return reference.gather_windows(present.unsqueeze(-1), starts, steps).squeeze(-1)
+
+    def _of_days(self, days: slice | Tensor, starts: Tensor) -> Windows:
+        """Windows with these first days in the series of some days alone."""
+        present = self.present
+        if present is not None:
+            present = check_present(present, self.series.shape[:2], self.series)
+        cut = [self.series] if present is None else [self.series, present]
+        found = [one[:, days] if isinstance(days, slice) else one.index_select(1, days) for one in cut]
+        return Windows(found[0], starts, self.steps, *found[1:])
 
     def days(self) -> Tensor:
         """The distinct days of all windows, sorted. Waits for the device.
@@ -70,11 +93,11 @@ class Windows(NamedTuple):
         """
         days = self.days()
         if not days.numel():
-            return Windows(self.series[:, : self.steps], torch.zeros_like(self.starts), self.steps)
+            return self._of_days(slice(self.steps), torch.zeros_like(self.starts))
         first, last = int(days[0]), int(days[-1])
         if last - first + 1 == days.numel():
-            return Windows(self.series[:, first : last + 1], self.starts - first, self.steps)
-        return Windows(self.series.index_select(1, days), torch.searchsorted(days, self.starts), self.steps)
+            return self._of_days(slice(first, last + 1), self.starts - first)
+        return self._of_days(days, torch.searchsorted(days, self.starts))
 
     def within(self, day_span: DayRange) -> Windows:
         """The same windows over the days of `day_span` alone, without reading `starts`, which on a GPU is a sync.
@@ -85,16 +108,18 @@ class Windows(NamedTuple):
         if days == stop - first:
             if days == self.series.size(1):
                 return self
-            return Windows(self.series[:, first:stop], self.starts - first, self.steps)
+            return self._of_days(slice(first, stop), self.starts - first)
         if not self.starts.numel():
-            return Windows(self.series[:, first : first + days], self.starts, self.steps)
+            return self._of_days(slice(first, first + days), self.starts)
         begin = self.starts.amin(0, keepdim=True).clamp(first, stop - days)
         series = gather_windows(self.series, begin, days, check=False)[0]
-        return Windows(series, self.starts - begin, self.steps)
+        present = self._replace(starts=begin, steps=days).gather_present()
+        return Windows(series, self.starts - begin, self.steps, None if present is None else present[0])
 
     def to(self, device: torch.device | str) -> Windows:
         """The same windows on another device."""
-        return Windows(self.series.to(device), self.starts.to(device), self.steps)
+        present = None if self.present is None else self.present.to(device)
+        return Windows(self.series.to(device), self.starts.to(device), self.steps, present)
 
 
 def reading_syncs(tensor: Tensor) -> bool:

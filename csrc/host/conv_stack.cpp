@@ -18,14 +18,15 @@ Activation check_activation(const char* op, int64_t activation) {
 }
 
 Tensor conv_stack(Tensor x, std::vector<Tensor> csr, std::optional<Tensor> edge_weight,
-                  std::vector<Tensor> conv_params, int64_t conv_layers, int64_t activation, bool tf32) {
+                  std::vector<Tensor> conv_params, std::optional<Tensor> present, int64_t conv_layers,
+                  int64_t activation, bool tf32) {
   constexpr const char* op = "conv_stack";
-  const StackArguments a = check_stack(op, x, csr, edge_weight, conv_params, conv_layers);
+  const StackArguments a = check_stack(op, x, csr, edge_weight, conv_params, present, conv_layers);
   const Activation last = check_activation(op, activation);
   Tensor out = empty({a.nodes, a.steps, a.hidden}, a.dtype, x);
   dispatch_floating(op, "x", a.dtype, [&](auto type) {
     using S = typename decltype(type)::type;
-    const Stack<S> stack(a, x, edge_weight, conv_params, last, mutable_data<S>(out), tf32);
+    const Stack<S> stack(a, x, edge_weight, conv_params, present, last, mutable_data<S>(out), tf32);
     const ConvStackForward<S>& p = stack.params;
     run_native<S>(
         op, "x", x, [&](const auto& kernels) { kernels.conv_stack_forward(p); },
@@ -39,10 +40,11 @@ Tensor conv_stack(Tensor x, std::vector<Tensor> csr, std::optional<Tensor> edge_
 
 std::vector<Tensor> conv_stack_backward(Tensor d_out, Tensor x, std::vector<Tensor> csr,
                                         std::optional<Tensor> edge_weight, std::vector<Tensor> conv_params,
-                                        Tensor out, int64_t conv_layers, int64_t activation, bool tf32,
-                                        bool need_x, bool need_conv, bool need_edge_weight) {
+                                        std::optional<Tensor> present, Tensor out, int64_t conv_layers,
+                                        int64_t activation, bool tf32, bool need_x, bool need_conv,
+                                        bool need_edge_weight) {
   constexpr const char* op = "conv_stack_backward";
-  const StackArguments a = check_stack(op, x, csr, edge_weight, conv_params, conv_layers);
+  const StackArguments a = check_stack(op, x, csr, edge_weight, conv_params, present, conv_layers);
   const Activation last = check_activation(op, activation);
   check_parameter(op, "d_out", d_out, {a.nodes, a.steps, a.hidden}, "x", x);
   check_parameter(op, "out", out, {a.nodes, a.steps, a.hidden}, "x", x);
@@ -58,7 +60,7 @@ std::vector<Tensor> conv_stack_backward(Tensor d_out, Tensor x, std::vector<Tens
     using S = typename decltype(type)::type;
     using C = Compute<S>;
     // The kernel only reads the saved output.
-    const Stack<S> stack(a, x, edge_weight, conv_params, last, const_cast<S*>(data<S>(out)), tf32);
+    const Stack<S> stack(a, x, edge_weight, conv_params, present, last, const_cast<S*>(data<S>(out)), tf32);
     const StackGrads<C> conv(a, grads, 1, need_conv);
     const ConvStackBackward<S, C> p{stack.params, data<S>(d_out), output<S>(grads[0], need_x),         false,
                                     conv.gat,     conv.gcn,       output<C>(grads.back(), need_weight)};

@@ -55,10 +55,11 @@ struct ScanArguments {
   const DayWindows* windows_or_null() const { return window_arguments ? &windows : nullptr; }
 };
 
-// x [N, T, F], or with `starts` the series [S, D, F] that windows of `steps` days are of.
+// x [N, T, F], or with `starts` the series [S, D, F] that windows of `steps` days are of; present [N, T] or
+// [S, D].
 inline ScanArguments check_scan(const char* op, const Tensor& x, int64_t hidden,
                                 const std::optional<Tensor>& h0, const std::optional<Tensor>& starts,
-                                int64_t steps) {
+                                const std::optional<Tensor>& present, int64_t steps) {
   const int64_t channels = x.size(2);
   check_scan_size(op, "x", x.size(0), x.size(1), channels, hidden);
   check_cuda_limits(op, x, hidden);
@@ -73,6 +74,7 @@ inline ScanArguments check_scan(const char* op, const Tensor& x, int64_t hidden,
     check_cuda_limits(op, x, a.nodes, steps, hidden);
   }
   if (h0) check_parameter(op, "h0", *h0, {a.nodes, hidden}, "x", x);
+  if (present) check_present(op, *present, x);
   return a;
 }
 
@@ -80,7 +82,7 @@ inline ScanArguments check_scan(const char* op, const Tensor& x, int64_t hidden,
 template <class S>
 GatedScanForward<S> scan_params(const ScanArguments& a, const Tensor& x, int64_t num_nodes, int64_t hidden,
                                 const S* g, const std::optional<Tensor>& h0, const std::vector<Tensor>& gates,
-                                bool tf32) {
+                                const std::optional<Tensor>& present, bool tf32) {
   return {num_nodes == 0 ? 0 : x.size(0) / num_nodes,
           num_nodes,
           x.size(1),
@@ -88,6 +90,7 @@ GatedScanForward<S> scan_params(const ScanArguments& a, const Tensor& x, int64_t
           view_of<S>(x, num_nodes),
           g,
           data<S>(h0),
+          data<bool>(present),
           gate_weights<S>(gates),
           nullptr,
           nullptr,

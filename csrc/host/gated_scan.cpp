@@ -12,24 +12,26 @@ namespace {
 
 ScanArguments check_arguments(const char* op, const Tensor& x, const Tensor& g,
                               const std::optional<Tensor>& h0, const std::vector<Tensor>& gates,
-                              const std::optional<Tensor>& starts, int64_t steps) {
+                              const std::optional<Tensor>& starts, const std::optional<Tensor>& present,
+                              int64_t steps) {
   check_shape(op, "x", x, {"N", "T", "F"});
   check_shape(op, "g", g, {x.size(0), x.size(1), "H"});
   check_parameter(op, "g", g, {x.size(0), x.size(1), g.size(2)}, "x", x);
-  ScanArguments a = check_scan(op, x, g.size(2), h0, starts, steps);
+  ScanArguments a = check_scan(op, x, g.size(2), h0, starts, present, steps);
   check_gates(op, gates, x.size(2), g.size(2), "x", x);
   return a;
 }
 
 std::tuple<Tensor, Tensor, Tensor> gated_scan(Tensor x, Tensor g, std::optional<Tensor> h0,
                                               std::vector<Tensor> gates, std::optional<Tensor> starts,
-                                              int64_t steps, bool sequence, bool save, bool tf32) {
+                                              std::optional<Tensor> present, int64_t steps, bool sequence,
+                                              bool save, bool tf32) {
   constexpr const char* op = "gated_scan";
-  const ScanArguments a = check_arguments(op, x, g, h0, gates, starts, steps);
+  const ScanArguments a = check_arguments(op, x, g, h0, gates, starts, present, steps);
   const ScanOutputs outputs(a, g.size(2), sequence, save, x);
   dispatch_floating(op, "x", x.scalar_type(), [&](auto type) {
     using S = typename decltype(type)::type;
-    auto p = scan_params<S>(a, x, x.size(0), g.size(2), data<S>(g), h0, gates, tf32);
+    auto p = scan_params<S>(a, x, x.size(0), g.size(2), data<S>(g), h0, gates, present, tf32);
     outputs.fill(p);
     run_native<S>(
         op, "x", x, [&](const auto& kernels) { kernels.gated_scan_forward(p); },
@@ -42,11 +44,12 @@ std::tuple<Tensor, Tensor, Tensor> gated_scan(Tensor x, Tensor g, std::optional<
 }
 
 std::vector<Tensor> gated_scan_backward(Tensor d_out, Tensor x, Tensor g, std::optional<Tensor> h0,
-                                        std::vector<Tensor> gates, std::optional<Tensor> starts, Tensor h,
-                                        Tensor saved, int64_t steps, bool sequence, bool tf32, bool need_x,
-                                        bool need_g, bool need_h0, bool need_gates) {
+                                        std::vector<Tensor> gates, std::optional<Tensor> starts,
+                                        std::optional<Tensor> present, Tensor h, Tensor saved, int64_t steps,
+                                        bool sequence, bool tf32, bool need_x, bool need_g, bool need_h0,
+                                        bool need_gates) {
   constexpr const char* op = "gated_scan_backward";
-  const ScanArguments a = check_arguments(op, x, g, h0, gates, starts, steps);
+  const ScanArguments a = check_arguments(op, x, g, h0, gates, starts, present, steps);
   const int64_t hidden = g.size(2);
   const ScanCotangent cotangent{sequence, d_out, h, saved};
   cotangent.check(op, a, hidden, x);
@@ -65,7 +68,7 @@ std::vector<Tensor> gated_scan_backward(Tensor d_out, Tensor x, Tensor g, std::o
     using S = typename decltype(type)::type;
     using C = Compute<S>;
     GatedScanBackward<S, C> p{};
-    p.forward = scan_params<S>(a, x, x.size(0), hidden, data<S>(g), h0, gates, tf32);
+    p.forward = scan_params<S>(a, x, x.size(0), hidden, data<S>(g), h0, gates, present, tf32);
     cotangent.fill(p);
     p.d_x = output<S>(grads[0], need_x);
     p.d_g = output<S>(grads[1], need_g);

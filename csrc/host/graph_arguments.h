@@ -97,6 +97,15 @@ SequenceView<S> view_of(const Tensor& x, int64_t nodes) {
   return {data<S>(x), x.size(2), nodes * x.stride(0), x.stride(0), x.stride(1), x.stride(2)};
 }
 
+// Which nodes of x [N, T, F] are there at each step, [N, T].
+inline void check_present(const char* op, const Tensor& present, const Tensor& x) {
+  check_shape(op, "present", present, {x.size(0), x.size(1)});
+  check_dtype(op, "present", present, ScalarType::Bool);
+  check_device(op, "present", present, "x", x);
+  check_contiguous(op, "present", present);
+  fail(op, "present", "the kernels take no mask yet; backend='reference' does");
+}
+
 // A dense parameter whose extents of one do not matter: [1, 1, H] serves as [H].
 inline void check_flat_parameter(const char* op, const char* argument, const Tensor& tensor, int64_t count,
                                  const char* like_name, const Tensor& like) {

@@ -24,8 +24,10 @@ struct StackArguments {
 
 inline StackArguments check_stack(const char* op, const Tensor& x, const std::vector<Tensor>& csr,
                                   const std::optional<Tensor>& edge_weight,
-                                  const std::vector<Tensor>& conv_params, int64_t conv_layers) {
+                                  const std::vector<Tensor>& conv_params,
+                                  const std::optional<Tensor>& present, int64_t conv_layers) {
   const CsrGraph graph = graph_of(op, csr, x);
+  if (present) check_present(op, *present, x);
   if (conv_layers < 1) fail(op, "conv_layers", "expected at least 1, got ", conv_layers);
   const auto count = static_cast<int64_t>(conv_params.size());
   const int64_t per_conv = count % conv_layers == 0 ? count / conv_layers : 0, channels = x.size(2);
@@ -63,7 +65,8 @@ struct Stack {
   ConvStackForward<S> params;
 
   Stack(const StackArguments& a, const Tensor& x, const std::optional<Tensor>& edge_weight,
-        const std::vector<Tensor>& conv_params, Activation last, S* out, bool tf32) {
+        const std::vector<Tensor>& conv_params, const std::optional<Tensor>& present, Activation last, S* out,
+        bool tf32) {
     for (int64_t k = 0; k < a.conv_layers; ++k) {
       const Tensor* p = &conv_params[k * a.per_conv];
       if (a.gat()) {
@@ -78,6 +81,7 @@ struct Stack {
               a.steps,
               a.hidden,
               data<S>(edge_weight),
+              data<bool>(present),
               a.conv_layers,
               a.gat() ? gat.data() : nullptr,
               a.gat() ? nullptr : gcn.data(),

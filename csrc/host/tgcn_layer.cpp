@@ -18,12 +18,13 @@ struct Arguments {
 Arguments check_arguments(const char* op, const Tensor& x, const std::vector<Tensor>& csr,
                           const std::optional<Tensor>& edge_weight, const std::vector<Tensor>& conv_params,
                           const std::vector<Tensor>& gate_params, const std::optional<Tensor>& h0,
-                          const std::optional<Tensor>& starts, int64_t steps, int64_t conv_layers) {
-  const StackArguments stack = check_stack(op, x, csr, edge_weight, conv_params, conv_layers);
+                          const std::optional<Tensor>& starts, const std::optional<Tensor>& present,
+                          int64_t steps, int64_t conv_layers) {
+  const StackArguments stack = check_stack(op, x, csr, edge_weight, conv_params, present, conv_layers);
   const int64_t channels = stack.channels, hidden = stack.hidden;
   check_gates(op, gate_params, channels, hidden, "x", x);
   if (starts) check_shape(op, "x", x, {stack.graph.num_nodes, "D", channels});
-  return {stack, check_scan(op, x, hidden, h0, starts, steps)};
+  return {stack, check_scan(op, x, hidden, h0, starts, present, steps)};
 }
 
 // The parameters of a layer, and the arrays behind some of them. `a` outlives it.
@@ -34,27 +35,29 @@ struct Layer {
 
   Layer(const Arguments& a, const Tensor& x, const std::optional<Tensor>& edge_weight,
         const std::vector<Tensor>& conv_params, const std::vector<Tensor>& gates,
-        const std::optional<Tensor>& h0, bool between, S* g, bool tf32)
-      : stack(a.stack, x, edge_weight, conv_params,
+        const std::optional<Tensor>& h0, const std::optional<Tensor>& present, bool between, S* g, bool tf32)
+      : stack(a.stack, x, edge_weight, conv_params, present,
               between ? Activation::kSigmoid : Activation::kLeakySigmoid, g, tf32),
-        params{stack.params,
-               scan_params<S>(a.scan, x, a.stack.graph.num_nodes, a.stack.hidden, g, h0, gates, tf32)} {}
+        params{stack.params, scan_params<S>(a.scan, x, a.stack.graph.num_nodes, a.stack.hidden, g, h0, gates,
+                                            present, tf32)} {}
 };
 
 std::tuple<Tensor, Tensor, Tensor, Tensor> tgcn_layer(
     Tensor x, std::vector<Tensor> csr, std::optional<Tensor> edge_weight, std::vector<Tensor> conv_params,
-    std::vector<Tensor> gate_params, std::optional<Tensor> h0, std::optional<Tensor> starts, int64_t steps,
-    int64_t conv_layers, bool between, bool sequence, bool save, bool tf32) {
+    std::vector<Tensor> gate_params, std::optional<Tensor> h0, std::optional<Tensor> starts,
+    std::optional<Tensor> present, int64_t steps, int64_t conv_layers, bool between, bool sequence, bool save,
+    bool tf32) {
   constexpr const char* op = "tgcn_layer";
-  const Arguments a =
-      check_arguments(op, x, csr, edge_weight, conv_params, gate_params, h0, starts, steps, conv_layers);
+  const Arguments a = check_arguments(op, x, csr, edge_weight, conv_params, gate_params, h0, starts, present,
+                                      steps, conv_layers);
   const StackArguments& stack = a.stack;
   const ScanOutputs outputs(a.scan, stack.hidden, sequence, save, x);
   const Tensor g =
       save ? empty({stack.nodes, stack.steps, stack.hidden}, stack.dtype, x) : empty({0}, stack.dtype, x);
   dispatch_floating(op, "x", stack.dtype, [&](auto type) {
     using S = typename decltype(type)::type;
-    Layer<S> layer(a, x, edge_weight, conv_params, gate_params, h0, between, output<S>(g, save), tf32);
+    Layer<S> layer(a, x, edge_weight, conv_params, gate_params, h0, present, between, output<S>(g, save),
+                   tf32);
     TgcnLayerForward<S>& p = layer.params;
     outputs.fill(p.scan);
     run_native<S>(
@@ -70,13 +73,13 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> tgcn_layer(
 std::vector<Tensor> tgcn_layer_backward(Tensor d_out, Tensor x, std::vector<Tensor> csr,
                                         std::optional<Tensor> edge_weight, std::vector<Tensor> conv_params,
                                         std::vector<Tensor> gate_params, std::optional<Tensor> h0,
-                                        std::optional<Tensor> starts, Tensor h, Tensor gates, Tensor g,
-                                        int64_t steps, int64_t conv_layers, bool between, bool sequence,
-                                        bool tf32, bool need_x, bool need_conv, bool need_gates, bool need_h0,
-                                        bool need_edge_weight) {
+                                        std::optional<Tensor> starts, std::optional<Tensor> present, Tensor h,
+                                        Tensor gates, Tensor g, int64_t steps, int64_t conv_layers,
+                                        bool between, bool sequence, bool tf32, bool need_x, bool need_conv,
+                                        bool need_gates, bool need_h0, bool need_edge_weight) {
   constexpr const char* op = "tgcn_layer_backward";
-  const Arguments a =
-      check_arguments(op, x, csr, edge_weight, conv_params, gate_params, h0, starts, steps, conv_layers);
+  const Arguments a = check_arguments(op, x, csr, edge_weight, conv_params, gate_params, h0, starts, present,
+                                      steps, conv_layers);
   const StackArguments& stack = a.stack;
   const ScanCotangent cotangent{sequence, d_out, h, gates};
   cotangent.check(op, a.scan, stack.hidden, x);
@@ -98,8 +101,8 @@ std::vector<Tensor> tgcn_layer_backward(Tensor d_out, Tensor x, std::vector<Tens
     using S = typename decltype(type)::type;
     using C = Compute<S>;
     // The kernel only reads what was saved.
-    const Layer<S> layer(a, x, edge_weight, conv_params, gate_params, h0, between, const_cast<S*>(data<S>(g)),
-                         tf32);
+    const Layer<S> layer(a, x, edge_weight, conv_params, gate_params, h0, present, between,
+                         const_cast<S*>(data<S>(g)), tf32);
     const StackGrads<C> conv(stack, grads, 1, need_conv);
     const size_t first_gate = 1 + conv_params.size();
     S* const d_x = output<S>(grads[0], need_x);

@@ -11,6 +11,7 @@ from hiermt._arguments import check_number
 from hiermt.functional.arguments import Expected, prepare, size_of
 from hiermt.functional.options import ACTIVATIONS, LayerOptions
 from hiermt.graph import Graph
+from hiermt.presence import absent_as_zero, backend_for
 
 # Names of the arguments of `gatv2_conv` and `gcn_conv`, for errors.
 _GATV2 = ("lin_l_weight", "lin_l_bias", "lin_r_weight", "lin_r_bias", "att", "bias", "lin_edge_weight")
@@ -28,6 +29,7 @@ def conv_stack(
     conv_activation: str = "between",
     activation: str = "none",
     loop_weight: float = 1.0,
+    present: Tensor | None = None,
     backend: str = "auto",
 ) -> Tensor:
     r"""A stack of graph convolutions over all time steps at once.
@@ -46,10 +48,13 @@ def conv_stack(
             behind all of it. (default: ``"none"``)
         loop_weight (float): weight of the self loop that a GCN adds to a node without one: 2 as PyG's
             ``improved=True`` with edge weights, 0 as its ``add_self_loops=False``. (default: ``1.0``)
+        present (Tensor, optional): where a node is there. The others are no source, to no softmax, degree or mean of
+            the step, and their rows of the result are zero; their x is not read and may be NaN.
+            (default: ``None``, all)
         backend (str): implementation: ``"auto"``, ``"native"`` or ``"reference"``. (default: ``"auto"``)
 
     Shapes:
-        - **x:** ``[N, T, F]``
+        - **x:** ``[N, T, F]``; **present:** ``[N, T]`` bool
         - **returns:** ``[N, T, H]``
 
     Raises:
@@ -57,7 +62,16 @@ def conv_stack(
         TypeError: dtypes differ.
     """
     options = LayerOptions(conv_layers, gat, edge, conv_activation)
-    return run_stack(x, graph, conv_params, options, activation=activation, loop_weight=loop_weight, backend=backend)
+    return run_stack(
+        x,
+        graph,
+        conv_params,
+        options,
+        activation=activation,
+        loop_weight=loop_weight,
+        present=present,
+        backend=backend,
+    )
 
 
 def gatv2_conv(
@@ -72,6 +86,7 @@ def gatv2_conv(
     lin_edge_weight: Tensor | None = None,
     *,
     activation: str = "none",
+    present: Tensor | None = None,
     backend: str = "auto",
 ) -> Tensor:
     r"""GATv2 convolution with one head over all time steps at once (arXiv 2105.14491; PyG ``GATv2Conv``).
@@ -85,10 +100,12 @@ def gatv2_conv(
         bias (Tensor): added to the result.
         lin_edge_weight (Tensor, optional): projection of the edge weight. (default: ``None``, no edge term)
         activation (str): ``"none"``, ``"leaky_relu"`` (slope 0.01) or ``"sigmoid"``. (default: ``"none"``)
+        present (Tensor, optional): as for :func:`conv_stack`. (default: ``None``)
         backend (str): implementation: ``"auto"``, ``"native"`` or ``"reference"``. (default: ``"auto"``)
 
     Shapes:
-        - **x:** ``[N, T, F]``; projections ``[H, F]`` with biases ``[H]``; att ``[1, 1, H]``; edge ``[H, 1]``
+        - **x:** ``[N, T, F]``; projections ``[H, F]`` with biases ``[H]``; att ``[1, 1, H]``; edge ``[H, 1]``;
+          present ``[N, T]``
         - **returns:** ``[N, T, H]``
 
     Raises:
@@ -98,7 +115,7 @@ def gatv2_conv(
     params = [lin_l_weight, lin_l_bias, lin_r_weight, lin_r_bias, att, bias]
     edge = [] if lin_edge_weight is None else [lin_edge_weight]
     options = LayerOptions(1, True, bool(edge))
-    return run_stack(x, graph, params + edge, options, _GATV2, activation=activation, backend=backend)
+    return run_stack(x, graph, params + edge, options, _GATV2, activation=activation, present=present, backend=backend)
 
 
 def gcn_conv(
@@ -109,6 +126,7 @@ def gcn_conv(
     *,
     activation: str = "none",
     loop_weight: float = 1.0,
+    present: Tensor | None = None,
     backend: str = "auto",
 ) -> Tensor:
     r"""GCN convolution over all time steps at once (arXiv 1609.02907; PyG ``GCNConv``).
@@ -120,10 +138,11 @@ def gcn_conv(
         activation (str): ``"none"``, ``"leaky_relu"`` (slope 0.01) or ``"sigmoid"``. (default: ``"none"``)
         loop_weight (float): weight of the self loop that a GCN adds to a node without one: 2 as PyG's
             ``improved=True`` with edge weights, 0 as its ``add_self_loops=False``. (default: ``1.0``)
+        present (Tensor, optional): as for :func:`conv_stack`. (default: ``None``)
         backend (str): implementation: ``"auto"``, ``"native"`` or ``"reference"``. (default: ``"auto"``)
 
     Shapes:
-        - **x:** ``[N, T, F]``; weight ``[H, F]``; bias ``[H]``
+        - **x:** ``[N, T, F]``; weight ``[H, F]``; bias ``[H]``; present ``[N, T]``
         - **returns:** ``[N, T, H]``
 
     Raises:
@@ -132,7 +151,17 @@ def gcn_conv(
     """
     options = LayerOptions(1, False)
     params = [weight, bias]
-    return run_stack(x, graph, params, options, _GCN, activation=activation, loop_weight=loop_weight, backend=backend)
+    return run_stack(
+        x,
+        graph,
+        params,
+        options,
+        _GCN,
+        activation=activation,
+        loop_weight=loop_weight,
+        present=present,
+        backend=backend,
+    )
 
 
 def run_stack(
@@ -144,6 +173,7 @@ def run_stack(
     *,
     activation: str = "none",
     loop_weight: float = 1.0,
+    present: Tensor | None = None,
     backend: str = "auto",
 ) -> Tensor:
     """:func:`conv_stack` of options that are made once; `names` are those of the parameters in errors."""
@@ -154,14 +184,18 @@ def run_stack(
         if options.gat:
             raise ValueError("loop_weight: a GATv2 gives its self loops the mean of a node's incoming weights")
 
+    if present is not None:
+        x = absent_as_zero(x, present)
+        backend = backend_for(backend, present)
+
     def expected() -> list[Expected]:
         channels, hidden = size_of(x, 2, "F"), size_of(conv_params[0], 0, "H")
         return [Expected("x", ("N", "T", "F")), *options.expected(channels, hidden, names)]
 
     (sequence, *params), run = prepare("conv_stack", x, conv_params, expected, graph, backend)
-    csr = graph.csr(options.rule, options.weighted, sequence.dtype, loop_weight=loop_weight)
+    csr = graph.csr(options.rule, options.weighted, sequence.dtype, loop_weight=loop_weight, normalized=present is None)
     return run(  # type: ignore[no-any-return]
-        sequence, csr.tensors, csr.weight, params, conv_layers=options.conv_layers, activation=last
+        sequence, csr.tensors, csr.weight, params, present, conv_layers=options.conv_layers, activation=last
     )
 
 

@@ -9,6 +9,7 @@ from torch import Tensor
 from hiermt.functional.arguments import GATE_PARAMS, Expected, check_length, gates_expected, prepare, size_of
 from hiermt.functional.options import LayerOptions
 from hiermt.graph import Graph
+from hiermt.presence import WINDOWS_HOLD, absent_as_zero, backend_for
 from hiermt.windows import Windows, check_starts, reading_syncs
 
 
@@ -24,6 +25,7 @@ def tgcn_layer(
     conv_activation: str = "between",
     h0: Tensor | None = None,
     sequence: bool = True,
+    present: Tensor | None = None,
     backend: str = "auto",
 ) -> Tensor:
     r"""One T-GCN layer: convolution stack, sigmoid, gated scan (arXiv 1811.05320, eqs. 2 to 6).
@@ -42,11 +44,14 @@ def tgcn_layer(
             (default: ``"between"``)
         h0 (Tensor, optional): state before the first step, of every window its own. (default: zeros)
         sequence (bool): return every state, or only the last. (default: ``True``)
+        present (Tensor, optional): where a node is there. The others are no source, to no softmax, degree or mean of
+            the step, and hold their state; their x is not read and may be NaN. Windows have a mask of their own.
+            (default: ``None``, all)
         backend (str): implementation. (default: ``"auto"``)
 
     Shapes:
         - **x:** ``[N, T, F]``, or windows of a series ``[S, D, F]`` with ``N = B * S``, node ``window * S + stock``
-        - **h0:** ``[N, H]``
+        - **h0:** ``[N, H]``; **present:** ``[N, T]`` bool
         - **returns:** ``[N, T, H]``, or ``[N, H]`` if not `sequence`
 
     Raises:
@@ -55,7 +60,9 @@ def tgcn_layer(
         TypeError: dtypes differ.
     """
     options = LayerOptions(conv_layers, gat, edge, conv_activation)
-    return run_layer(x, graph, conv_params, gate_params, options, h0, sequence=sequence, backend=backend)
+    return run_layer(
+        x, graph, conv_params, gate_params, options, h0, sequence=sequence, present=present, backend=backend
+    )
 
 
 def run_layer(
@@ -67,6 +74,7 @@ def run_layer(
     h0: Tensor | None = None,
     *,
     sequence: bool = True,
+    present: Tensor | None = None,
     backend: str = "auto",
 ) -> Tensor:
     """:func:`tgcn_layer` of options that are made once."""
@@ -75,10 +83,15 @@ def run_layer(
     starts, steps = None, 0
     if isinstance(x, Windows):
         steps = check_starts(x.starts, x.steps, x.series, check_values=not reading_syncs(x.series))
-        x, starts, _ = x
+        if present is not None:
+            raise ValueError(WINDOWS_HOLD)
+        x, starts, _, present = x
         if x.size(0) != graph.num_nodes:
             raise ValueError(f"x: windows of {x.size(0)} stocks, but the graph has {graph.num_nodes} nodes")
     state = [] if h0 is None else [h0]
+    if present is not None:
+        x = absent_as_zero(x, present)
+        backend = backend_for(backend, present)
 
     def expected() -> list[Expected]:
         channels, hidden = size_of(x, 2, "F"), size_of(conv_params[0], 0, "H")
@@ -93,7 +106,7 @@ def run_layer(
     others = [*conv_params, *gate_params, *state]
     (series, *params), run = prepare("tgcn_layer", x, others, expected, graph, backend)
     # The days of a series have as many nodes as the CSR has rows.
-    csr = graph.csr(options.rule, options.weighted, series.dtype, whole=starts is not None)
+    csr = graph.csr(options.rule, options.weighted, series.dtype, whole=starts is not None, normalized=present is None)
     count = len(conv_params)
     return run(  # type: ignore[no-any-return]
         series,
@@ -103,6 +116,7 @@ def run_layer(
         params[count : count + GATE_PARAMS],
         None if h0 is None else params[-1],
         starts,
+        present,
         steps=steps,
         conv_layers=options.conv_layers,
         between=options.between,

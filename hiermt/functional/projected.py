@@ -32,7 +32,7 @@ def gatv2_projected(
     (x_l, x_r, att, *edge), edges = _attention_inputs(x_l, x_r, graph, project_edge, att, whole=False)
     hidden = x_l.size(-1)
 
-    def attend(part: Tensor) -> Tensor:
+    def attend(part: Tensor, _: Tensor | None) -> Tensor:
         return twin.attend(part[:, :hidden], part[:, hidden:], edges, edge[0] if edge else None, att)
 
     by_pieces = without_autocast(twin.by_pieces)
@@ -110,7 +110,7 @@ def gcn_projected(x: Tensor, graph: Graph, loop_weight: float = 1.0) -> Tensor:
     edges, norm = twin.Edges(csr.tensors), csr.weight
     assert norm is not None
     by_pieces = without_autocast(twin.by_pieces)
-    return by_pieces(x, edges, x.size(-1), lambda part: twin.propagate(part, edges, norm))  # type: ignore[no-any-return]
+    return by_pieces(x, edges, x.size(-1), lambda part, _: twin.propagate(part, edges, norm))  # type: ignore[no-any-return]
 
 
 def activate(x: Tensor, activation: str) -> Tensor:

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from hiermt._arguments import check_tensor
 from hiermt.functional.arguments import GATE_PARAMS, Expected, check_length, gates_expected, prepare, size_of
+from hiermt.presence import absent_as_zero, backend_for
 from hiermt.windows import check_starts, reading_syncs
 
 
@@ -18,6 +19,7 @@ def gated_scan(
     gates: Sequence[Tensor],
     *,
     sequence: bool = True,
+    present: Tensor | None = None,
     backend: str = "auto",
 ) -> Tensor:
     r"""The recurrence of the T-GCN cell (arXiv 1811.05320, eqs. 3 to 6).
@@ -28,10 +30,13 @@ def gated_scan(
         h0 (Tensor, optional): state before the first step. (default: zeros)
         gates (sequence of Tensor): ``u.weight, u.bias, r.weight, r.bias, c.weight, c.bias``.
         sequence (bool): return every state, or only the last. (default: ``True``)
+        present (Tensor, optional): where a node is there. The others hold their state; their x and g are not read and
+            may be NaN. (default: ``None``, all)
         backend (str): implementation. (default: ``"auto"``)
 
     Shapes:
-        - **x:** ``[N, T, F]``; **g:** ``[N, T, H]``; **h0:** ``[N, H]``; weights ``[H, F + 2H]``, biases ``[H]``
+        - **x:** ``[N, T, F]``; **g:** ``[N, T, H]``; **h0:** ``[N, H]``; weights ``[H, F + 2H]``, biases ``[H]``;
+          **present:** ``[N, T]`` bool
         - **returns:** ``[N, T, H]``, or ``[N, H]`` if not `sequence`
 
     Raises:
@@ -40,6 +45,9 @@ def gated_scan(
     """
     check_length("gates", gates, GATE_PARAMS)
     state = [] if h0 is None else [h0]
+    if present is not None:
+        x, g = absent_as_zero(x, present), absent_as_zero(g, present, "g")
+        backend = backend_for(backend, present)
 
     def expected() -> list[Expected]:
         initial = Expected("h0", (size_of(x, 0, "N"), size_of(g, 2, "H")))
@@ -47,7 +55,8 @@ def gated_scan(
 
     (inputs, convolved, *rest), run = prepare("gated_scan", x, [g, *gates, *state], expected, None, backend)
     initial = None if h0 is None else rest[-1]
-    return run(inputs, convolved, initial, rest[:GATE_PARAMS], sequence=sequence)  # type: ignore[no-any-return]
+    gates = rest[:GATE_PARAMS]
+    return run(inputs, convolved, initial, gates, None, present, sequence=sequence)  # type: ignore[no-any-return]
 
 
 def gated_scan_windows(
@@ -58,6 +67,7 @@ def gated_scan_windows(
     gates: Sequence[Tensor],
     *,
     sequence: bool = True,
+    present: Tensor | None = None,
     backend: str = "auto",
 ) -> Tensor:
     r"""The recurrence of :func:`gated_scan` from a zero state, over windows of consecutive days of one series.
@@ -72,6 +82,8 @@ def gated_scan_windows(
         steps (int): ``T``, days in a window.
         gates (sequence of Tensor): ``u.weight, u.bias, r.weight, r.bias, c.weight, c.bias``.
         sequence (bool): return every state, or only the last. (default: ``True``)
+        present (Tensor, optional): where a node is there. The others hold their state; their x and g are not read and
+            may be NaN. (default: ``None``, all)
         backend (str): implementation. (default: ``"auto"``)
 
     Shapes:
@@ -87,12 +99,17 @@ def gated_scan_windows(
     check_length("gates", gates, GATE_PARAMS)
     check_tensor("x", x)
     steps = check_starts(starts, steps, x, check_values=not reading_syncs(x))
+    if present is not None:
+        x, g = absent_as_zero(x, present), absent_as_zero(g, present, "g")
+        backend = backend_for(backend, present)
 
     def expected() -> list[Expected]:
         return _scan_expected(x, g, ("S", "D"))
 
     (series, convolved, *params), run = prepare("gated_scan", x, [g, *gates], expected, None, backend)
-    return run(series, convolved, None, params, starts, steps=steps, sequence=sequence)  # type: ignore[no-any-return]
+    return run(  # type: ignore[no-any-return]
+        series, convolved, None, params, starts, present, steps=steps, sequence=sequence
+    )
 
 
 def _scan_expected(x: Tensor, g: Tensor, dims: tuple[str, str]) -> list[Expected]:

@@ -11,7 +11,7 @@ from hiermt._arguments import check_integer
 from hiermt._tracing import recorded, refuse_tracing
 from hiermt.graph.checks import check_edges, check_range, is_differentiated
 from hiermt.graph.csr import CSR, template
-from hiermt.graph.norm import gatv2_weight, gcn_norm
+from hiermt.graph.norm import gatv2_weight, gcn_norm, gcn_weight
 from hiermt.graph.writes import Writes
 from hiermt.native import dispatch
 from hiermt.reference import GCN_RULE
@@ -82,7 +82,7 @@ class Graph:
         self._reset()
 
     def _reset(self) -> None:
-        self._csr: dict[tuple[int, bool, torch.dtype, bool, float], CSR] = {}
+        self._csr: dict[tuple[int, bool, torch.dtype, bool, float, bool], CSR] = {}
         self._writes = Writes() if self._traced else Writes(self.edge_index, self.edge_weight)
         self._versions = self._writes.counts()
 
@@ -129,7 +129,14 @@ class Graph:
         return edge_index, None if self.edge_weight is None else self.edge_weight.repeat(copies)
 
     def csr(
-        self, rule: int, weighted: bool, dtype: torch.dtype, *, whole: bool = False, loop_weight: float = 1.0
+        self,
+        rule: int,
+        weighted: bool,
+        dtype: torch.dtype,
+        *,
+        whole: bool = False,
+        loop_weight: float = 1.0,
+        normalized: bool = True,
     ) -> CSR:
         """The CSR and its weights under the self-loop rule of a convolution, computed once per combination.
 
@@ -140,8 +147,10 @@ class Graph:
             whole (bool): return every row, also of a graph of equal copies. The operators need that where x is a
                 series ``[S, D, F]``; elsewhere they repeat the template over the nodes of x. (default: ``False``)
             loop_weight (float): weight of the loop that a GCN adds to a node without one. (default: ``1.0``)
+            normalized (bool): the norms of a GCN, or its weights, which the operators norm step by step where nodes
+                come and go. (default: ``True``)
         """
-        key = (rule, weighted, dtype, whole, loop_weight)
+        key = (rule, weighted, dtype, whole, loop_weight, normalized)
         compiling = self._traced or recorded()
         if not compiling and self._versions != (versions := self._writes.counts()):
             # The weights may change at every training step, which must not sync: check new indices only.
@@ -153,13 +162,14 @@ class Graph:
         if key in known:
             return known[key]
         if compiling:
-            return self._prepare(rule, weighted, dtype, loop_weight, traced=True)
+            return self._prepare(rule, weighted, dtype, loop_weight, normalized, traced=True)
         if torch.is_inference_mode_enabled():
             # A training step may use the cached CSR too: autograd cannot save inference tensors.
             with torch.inference_mode(False), torch.no_grad():
-                return self.csr(rule, weighted, dtype, whole=whole, loop_weight=loop_weight)
-        csr = known.get((rule, weighted, dtype, True, loop_weight))
-        csr = csr or self._prepare(rule, weighted, dtype, loop_weight)
+                return self.csr(rule, weighted, dtype, whole=whole, loop_weight=loop_weight, normalized=normalized)
+        whole_key = (rule, weighted, dtype, True, loop_weight, normalized)
+        csr = known.get(whole_key)
+        csr = csr or self._prepare(rule, weighted, dtype, loop_weight, normalized)
         # Do not cache what belongs to the autograd graph of one call.
         trained = weighted and self.edge_weight is not None and is_differentiated(self.edge_weight)
         if trained:
@@ -170,14 +180,22 @@ class Graph:
             torch.cuda.current_stream(kept.rowptr.device).synchronize()
         known[key] = kept
         if kept is csr:
-            known[rule, weighted, dtype, True, loop_weight] = csr
+            known[whole_key] = csr
         return kept
 
     def __repr__(self) -> str:
         weights = "no weights" if self.edge_weight is None else "weights"
         return f"Graph(num_nodes={self.num_nodes}, num_edges={self.num_edges}, {weights}, device='{self.device}')"
 
-    def _prepare(self, rule: int, weighted: bool, dtype: torch.dtype, loop_weight: float, traced: bool = False) -> CSR:
+    def _prepare(
+        self,
+        rule: int,
+        weighted: bool,
+        dtype: torch.dtype,
+        loop_weight: float,
+        normalized: bool,
+        traced: bool = False,
+    ) -> CSR:
         # Under tracing the number of entries is unknown: keep the padding.
         prepare = dispatch.operator("graph_prepare", dispatch.native(self._backend, self.device))
         rowptr, col, e_id, colptr, row, csr2csc, blocks = prepare(self.edge_index, self.num_nodes, rule)
@@ -190,7 +208,8 @@ class Graph:
             blocks = rowptr.new_empty(0)
         edge_weight = self.edge_weight if weighted else None
         if rule == GCN_RULE:
-            weight: Tensor | None = gcn_norm(self.edge_index, rowptr, col, e_id, edge_weight, dtype, loop_weight)
+            raw = gcn_weight(self.edge_index, rowptr, col, e_id, edge_weight, dtype, loop_weight)
+            weight: Tensor | None = (gcn_norm(rowptr, col, raw) if normalized else raw).to(dtype)
         elif edge_weight is not None:
             weight = gatv2_weight(rowptr, e_id, edge_weight).to(dtype)
         else:

@@ -19,7 +19,7 @@ def gatv2_weight(rowptr: Tensor, e_id: Tensor, edge_weight: Tensor) -> Tensor:
     return torch.where(e_id < 0, mean.index_select(0, row), weight)
 
 
-def gcn_norm(
+def gcn_weight(
     edges: Tensor,
     rowptr: Tensor,
     col: Tensor,
@@ -28,11 +28,10 @@ def gcn_norm(
     dtype: torch.dtype,
     loop_weight: float = 1.0,
 ) -> Tensor:
-    """``d_j^-1/2 w_ij d_i^-1/2`` of each entry; an added loop weighs `loop_weight`.
+    """Weight of each entry of a GCN, at least in float32; an added loop weighs `loop_weight`.
 
     With a `loop_weight` of 0 no loop counts that was not in `edges`, and repeated loops have the sum of their weights.
     """
-    row = entry_rows(rowptr, e_id.numel())
     accumulate = torch.float64 if dtype == torch.float64 else torch.float32
     if edge_weight is None:
         weight = torch.ones(e_id.shape, dtype=accumulate, device=e_id.device)
@@ -43,11 +42,18 @@ def gcn_norm(
         weight = torch.cat([weight, weight.new_full((1,), loop_weight)])
         weight = weight.index_select(0, torch.where(e_id < 0, edge_weight.numel(), e_id))
     if loop_weight == 0.0:
+        row = entry_rows(rowptr, e_id.numel())
         loops = _loop_weights(edges, None if edge_weight is None else edge_weight.to(accumulate), weight, rowptr)
         weight = torch.where(col == row, _pick(loops, row), weight)
+    return weight
+
+
+def gcn_norm(rowptr: Tensor, col: Tensor, weight: Tensor) -> Tensor:
+    """``d_j^-1/2 w_ij d_i^-1/2`` of each entry."""
+    row = entry_rows(rowptr, col.numel())
     scale = _row_sums(rowptr, weight).pow(-0.5)
     scale = scale.masked_fill(scale == torch.inf, 0.0)
-    return (_pick(scale, col) * weight * _pick(scale, row)).to(dtype)
+    return _pick(scale, col) * weight * _pick(scale, row)
 
 
 def _loop_weights(edges: Tensor, edge_weight: Tensor | None, like: Tensor, rowptr: Tensor) -> Tensor:

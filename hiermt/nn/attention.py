@@ -39,12 +39,14 @@ class A3TGCN(TGCN):
         edge_weight: Tensor | None = None,
         h: Sequence[Tensor] | Tensor | None = None,
         return_state: bool = False,
+        present: Tensor | None = None,
     ) -> Any:
         """Runs the model.
 
         Args:
-            x, edge_index, edge_weight, h, return_state: as for :meth:`hiermt.TGCN.forward`. The attention is over the
-                steps of x alone: a stream in pieces has one attention a piece.
+            x, edge_index, edge_weight, h, return_state, present: as for :meth:`hiermt.TGCN.forward`. The attention is
+                over the steps of x alone: a stream in pieces has one attention a piece. It is over all of them, also
+                those on which a node is absent and holds its state.
 
         Shapes:
             - **returns:** ``[N, out_channels]`` or, for a batch or windows, ``[B, N, out_channels]``; a pair of this
@@ -54,7 +56,7 @@ class A3TGCN(TGCN):
             ValueError, TypeError: as :meth:`hiermt.TGCN.forward`.
         """
         states: list[Tensor] | None = [] if return_state else None
-        sequence = self.last_state(x, edge_index, edge_weight, h, True, states)
+        sequence = self.last_state(x, edge_index, edge_weight, h, True, states, present)
         flat = sequence.flatten(0, -3)
         # Not a matrix product, which is slower for so few rows.
         context = (flat * self.attention(flat)).sum(dim=1)
@@ -67,15 +69,16 @@ class A3TGCN(TGCN):
         edge_index: Tensor | Graph | None = None,
         edge_weight: Tensor | None = None,
         h: Sequence[Tensor] | Tensor | None = None,
+        present: Tensor | None = None,
     ) -> Tensor:
         """Attention of each node on each step.
 
         Args:
-            x, edge_index, edge_weight, h: as for :meth:`forward`.
+            x, edge_index, edge_weight, h, present: as for :meth:`forward`.
 
         Shapes:
             - **returns:** ``[N, T]`` or ``[B, N, T]``
         """
-        sequence = self.last_state(x, edge_index, edge_weight, h, True)
+        sequence = self.last_state(x, edge_index, edge_weight, h, True, None, present)
         flat = sequence.flatten(0, -3)
         return self.attention(flat).squeeze(-1).unflatten(0, sequence.shape[:-2])  # type: ignore[no-any-return]

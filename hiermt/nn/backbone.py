@@ -17,6 +17,7 @@ from hiermt.data.feature_names import FeatureNames
 from hiermt.functional.options import LayerOptions
 from hiermt.graph import Graph, as_graph
 from hiermt.native import dispatch
+from hiermt.nn.absence import Day, mask_of
 from hiermt.nn.cell import TGCNCell, cell_parameters
 from hiermt.nn.conv import GAT, GCN
 from hiermt.nn.explain import attention_weights
@@ -141,6 +142,7 @@ class TGCN(FeatureNames, Pretrained, nn.Module):
         h: Sequence[Tensor] | Tensor | None = None,
         return_sequence: bool = False,
         return_state: bool = False,
+        present: Tensor | None = None,
     ) -> Any:
         """Runs the backbone.
 
@@ -155,10 +157,14 @@ class TGCN(FeatureNames, Pretrained, nn.Module):
                 (default: ``None``, zeros)
             return_sequence (bool): the result of every step, or of the last. (default: ``False``)
             return_state (bool): return the states after the last step, too. (default: ``False``)
+            present (Tensor, optional): the days on which a node is there. On the others it is no source of a message
+                and holds its state, and its features are not read. Windows have a mask of their own.
+                (default: ``None``, all)
 
         Shapes:
             - **x:** ``[N, T, F]``, or ``[B, N, T, F]`` with one shared graph (``F, T`` swapped for layout ``"NFT"``)
             - **h:** ``layers_nb`` tensors ``[N, H]`` or, for a batch or windows, ``[B, N, H]``
+            - **present:** ``[N, T]`` bool or, for a batch, ``[B, N, T]``
             - **returns:** ``[N, out_channels]`` or, for a batch or windows, ``[B, N, out_channels]``; ``[N, T,
               out_channels]`` or ``[B, N, T, out_channels]`` if `return_sequence`; a pair of this and the list of
               states, shaped as `h`, if `return_state`
@@ -168,7 +174,7 @@ class TGCN(FeatureNames, Pretrained, nn.Module):
             TypeError: an argument is not a tensor, or a state has another dtype than x.
         """
         states: list[Tensor] | None = [] if return_state else None
-        y = self.last_state(x, edge_index, edge_weight, h, return_sequence, states)
+        y = self.last_state(x, edge_index, edge_weight, h, return_sequence, states, present)
         # A module put in place of the linear may read more than the last dimension.
         y = self.out(y) if y.dim() == 2 else self.out(y.flatten(0, -2)).unflatten(0, y.shape[:-1])
         return (y, states) if return_state else y
@@ -181,6 +187,7 @@ class TGCN(FeatureNames, Pretrained, nn.Module):
         h: Sequence[Tensor] | Tensor | None = None,
         sequence: bool = False,
         states: list[Tensor] | None = None,
+        present: Tensor | None = None,
     ) -> Tensor:
         """State of the last cell after the last step: as :meth:`forward`, before the output linear.
 
@@ -188,6 +195,7 @@ class TGCN(FeatureNames, Pretrained, nn.Module):
             x, edge_index, edge_weight, h: as for :meth:`forward`.
             sequence (bool): the states of every step. (default: ``False``)
             states (list, optional): the last state of each cell is appended to it. (default: ``None``)
+            present (Tensor, optional): as for :meth:`forward`. (default: ``None``)
         """
         cells = self._cells()
         params = cell_parameters(cells)
@@ -198,12 +206,14 @@ class TGCN(FeatureNames, Pretrained, nn.Module):
         else:
             y, graph, lead = self._sequences(x, edge_index, edge_weight)
         before = None if h is None else check_states(h, len(cells), (*lead, self.hidden_size), y)
+        there = None if present is None and not isinstance(x, Windows) else mask_of(x, present, y, lead)
         if params is None:
-            return self._step_by_step(y, graph, lead, before, sequence, states)  # type: ignore[arg-type]
+            return self._step_by_step(y, graph, lead, before, sequence, states, there)  # type: ignore[arg-type]
         last = len(cells) - 1
         for i, cell in enumerate(cells):
             every = i < last or sequence
-            y = cell.run_sequence(y, graph, params[i], every, None if before is None else before[i])
+            mask = None if isinstance(y, Windows) else there
+            y = cell.run_sequence(y, graph, params[i], every, None if before is None else before[i], mask)
             if states is not None:
                 state = last_of(y, None if before is None else before[i]) if every else y
                 states.append(state.reshape(*lead, self.hidden_size))
@@ -219,6 +229,7 @@ class TGCN(FeatureNames, Pretrained, nn.Module):
         before: list[Tensor] | None,
         sequence: bool,
         final: list[Tensor] | None,
+        there: Tensor | None,
     ) -> Tensor:
         """Calls the cells one time step after the other, as the published model does."""
         edges = graph.edges(x.size(0) // max(graph.num_nodes, 1))
@@ -226,9 +237,11 @@ class TGCN(FeatureNames, Pretrained, nn.Module):
         states = before or [x.new_zeros(x.size(0), self.hidden_size)] * len(cells)
         outputs = []
         step = states[-1]
-        for step in x.unbind(1):
+        for t, step in enumerate(x.unbind(1)):
+            day = None if there is None else Day(edges, there[:, t])
             for i, cell in enumerate(cells):
-                states[i] = step = cell(step, *edges, states[i])
+                step = cell(step, *edges, states[i]) if day is None else day.run(cell, step, states[i])
+                states[i] = step
                 if self.dropout:
                     step = F.dropout(step, self.dropout, self.training)
             outputs.append(step)
@@ -254,6 +267,8 @@ class TGCN(FeatureNames, Pretrained, nn.Module):
         Raises:
             TypeError: the model has no attention, as with ``use_gat=False``.
         """
+        if isinstance(x, Windows) and x.present is not None:
+            raise NotImplementedError("attention_weights: windows with a mask (present) are not supported yet")
         return attention_weights(self._cells(), *self._sequences(x, edge_index, edge_weight))
 
     def _sequences(

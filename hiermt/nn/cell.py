@@ -119,6 +119,7 @@ class TGCNCell(NotScriptable, nn.Module):
         params: tuple[list[Tensor], list[Tensor]],
         sequence: bool,
         h0: Tensor | None = None,
+        present: Tensor | None = None,
     ) -> Tensor:
         """All time steps: ``[N, T, F] -> [N, T, H]``, or ``[N, H]`` if not `sequence`; `h0` is zeros by default.
 
@@ -126,7 +127,8 @@ class TGCNCell(NotScriptable, nn.Module):
         result of :meth:`op_parameters`.
         """
         stack: Any = self._modules.get("gcn") or self.gcn
-        return run_layer(x, graph, *params, stack.options, h0, sequence=sequence, backend=stack._backend)
+        options = {"sequence": sequence, "present": present, "backend": stack._backend}
+        return run_layer(x, graph, *params, stack.options, h0, **options)
 
 
 # The methods that a kernel replaces. A patched or overridden method is a different object.

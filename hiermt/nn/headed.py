@@ -11,6 +11,7 @@ from hiermt.graph import Graph
 from hiermt.nn.backbone import TGCN
 from hiermt.nn.parameters import reset, runs
 from hiermt.nn.pretrained import Pretrained
+from hiermt.presence import WINDOWS_HOLD
 from hiermt.windows import Windows
 
 HEAD = "_head"
@@ -62,15 +63,20 @@ class Headed(FeatureNames, Pretrained, nn.Module):
         edge_index: Tensor | Graph | None,
         edge_weight: Tensor | None,
         *options: Any,
+        present: Tensor | None = None,
     ) -> tuple[dict[str, Tensor], list[Tensor] | None]:
         """Calls the backbone and the heads; the logits of each head, and the states if they are asked for."""
         backbone = self.tgcn_backbone
         if isinstance(x, Windows) and not runs(backbone, TGCN.forward):
+            if present is not None:
+                raise ValueError(WINDOWS_HOLD)
+            present = x.gather_present()
             x = x.gather() if self.layout == "NTF" else x.gather().transpose(-1, -2)
         # A backbone of the user's own may take the three arguments alone.
         h, return_sequence, return_state = options or (None, False, False)
         asked = () if h is None and not return_sequence and not return_state else options
-        features = backbone(x, edge_index, edge_weight, *asked)
+        mask = {} if present is None else {"present": present}
+        features = backbone(x, edge_index, edge_weight, *asked, **mask)
         states = None
         if return_state:
             features, states = features

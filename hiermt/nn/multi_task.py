@@ -75,11 +75,12 @@ class MultiTaskTGCN(Headed):
         h: Sequence[Tensor] | Tensor | None = None,
         return_sequence: bool = False,
         return_state: bool = False,
+        present: Tensor | None = None,
     ) -> Any:
         """Logits of each head.
 
         Args:
-            x, edge_index, edge_weight, h, return_sequence, return_state: as for :meth:`hiermt.TGCN.forward`.
+            x, edge_index, edge_weight, h, return_sequence, return_state, present: as for :meth:`hiermt.TGCN.forward`.
 
         Shapes:
             - **returns:** a dictionary from the name of a task to ``[N, classes]``, with leading ``B`` and with ``T``
@@ -88,7 +89,7 @@ class MultiTaskTGCN(Headed):
         Raises:
             ValueError, TypeError: as :meth:`hiermt.TGCN.forward`.
         """
-        logits, states = self._call_parts(x, edge_index, edge_weight, h, return_sequence, return_state)
+        logits, states = self._call_parts(x, edge_index, edge_weight, h, return_sequence, return_state, present=present)
         return (logits, states) if return_state else logits
 
     @torch.no_grad()
@@ -98,6 +99,7 @@ class MultiTaskTGCN(Headed):
         edge_index: Tensor | Graph | None = None,
         edge_weight: Tensor | None = None,
         threshold: float = 0.5,
+        present: Tensor | None = None,
     ) -> tuple[Tensor, Tensor, Tensor]:
         """The decision of the heads ``signal`` and ``direction``, as :meth:`hiermt.TGCN_HierarchicalMT.decide`.
 
@@ -106,7 +108,7 @@ class MultiTaskTGCN(Headed):
         """
         if self.heads.get("signal") != 2 or self.heads.get("direction") != 2:
             raise ValueError(f"decide: expected the heads 'signal' and 'direction' of 2 classes, got {self.heads}")
-        logits = self(x, edge_index, edge_weight)
+        logits = self(x, edge_index, edge_weight, **({} if present is None else {"present": present}))
         probabilities, predictions, confidences = functional.decision_from_logits(
             logits["signal"], logits["direction"], threshold, backend=self.backend
         )

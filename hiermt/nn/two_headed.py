@@ -69,11 +69,12 @@ class TGCN_HierarchicalMT(Headed):
         h: Sequence[Tensor] | Tensor | None = None,
         return_sequence: bool = False,
         return_state: bool = False,
+        present: Tensor | None = None,
     ) -> Any:
         """Logits of both heads.
 
         Args:
-            x, edge_index, edge_weight, h, return_sequence, return_state: as for :meth:`hiermt.TGCN.forward`.
+            x, edge_index, edge_weight, h, return_sequence, return_state, present: as for :meth:`hiermt.TGCN.forward`.
 
         Shapes:
             - **returns:** signal logits and direction logits, each ``[N, 2]`` or, for a batch or windows, ``[B, N,
@@ -84,12 +85,14 @@ class TGCN_HierarchicalMT(Headed):
         """
         params = self._head_params()
         if params is None:
-            logits, states = self._call_parts(x, edge_index, edge_weight, h, return_sequence, return_state)
+            logits, states = self._call_parts(
+                x, edge_index, edge_weight, h, return_sequence, return_state, present=present
+            )
             signal, direction = logits["signal"], logits["direction"]
             return (signal, direction, states) if return_state else (signal, direction)
         backbone: Any = self._modules.get("tgcn_backbone") or self.tgcn_backbone
         states = [] if return_state else None
-        y = backbone.last_state(x, edge_index, edge_weight, h, return_sequence, states)
+        y = backbone.last_state(x, edge_index, edge_weight, h, return_sequence, states, present)
         flat = y if y.dim() == 2 else y.flatten(0, -2)
         signal, direction = functional.heads(flat, params, backend=backbone._backend)
         if y.dim() > 2:
@@ -103,12 +106,15 @@ class TGCN_HierarchicalMT(Headed):
         edge_index: Tensor | Graph | None = None,
         edge_weight: Tensor | None = None,
         threshold: float = 0.5,
+        present: Tensor | None = None,
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Down (0), Neutral (1) or Up (2) for every node.
 
         Args:
             x, edge_index, edge_weight: as for :meth:`forward`.
             threshold (float): a node has a signal iff ``P(signal) > threshold``. (default: ``0.5``)
+            present (Tensor, optional): as for :meth:`forward`. An absent node is decided by the state that it holds.
+                (default: ``None``)
 
         Shapes:
             - **returns:** predictions ``[N]`` int64, confidences ``[N]``, probabilities ``[N, 4]`` (noise, signal,
@@ -116,13 +122,13 @@ class TGCN_HierarchicalMT(Headed):
         """
         params = self._head_params() if runs(self, _FORWARD) else None
         if params is None:
-            signal, direction = self(x, edge_index, edge_weight)
+            signal, direction = self(x, edge_index, edge_weight, **({} if present is None else {"present": present}))
             probabilities, predictions, confidences = functional.decision_from_logits(
                 signal, direction, threshold, backend=self.backend
             )
             return predictions, confidences, probabilities
         backbone: Any = self._modules.get("tgcn_backbone") or self.tgcn_backbone
-        h = backbone.last_state(x, edge_index, edge_weight)
+        h = backbone.last_state(x, edge_index, edge_weight, present=present)
         *_, probabilities, predictions, confidences = functional.decision(
             h.flatten(0, -2), params, threshold, backend=backbone._backend
         )

@@ -16,6 +16,7 @@ def conv_stack(
     csr: Sequence[Tensor],
     edge_weight: Tensor | None,
     conv_params: Sequence[Tensor],
+    present: Tensor | None = None,
     *,
     conv_layers: int,
     activation: int,
@@ -26,6 +27,7 @@ def conv_stack(
         csr,
         None if edge_weight is None else edge_weight.contiguous(),
         list(map(Tensor.contiguous, conv_params)),
+        None if present is None else present.contiguous(),
         conv_layers=conv_layers,
         activation=activation,
         tf32=allows_tf32(x),
@@ -33,7 +35,12 @@ def conv_stack(
 
 
 def _fake(
-    x: Tensor, csr: list[Tensor], edge_weight: Tensor | None, conv_params: list[Tensor], **options: Any
+    x: Tensor,
+    csr: list[Tensor],
+    edge_weight: Tensor | None,
+    conv_params: list[Tensor],
+    present: Tensor | None,
+    **options: Any,
 ) -> Tensor:
     return x.new_empty(x.size(0), x.size(1), conv_params[0].size(0))
 
@@ -44,6 +51,7 @@ def _fake_backward(
     csr: list[Tensor],
     edge_weight: Tensor | None,
     conv_params: list[Tensor],
+    present: Tensor | None,
     out: Tensor,
     *,
     need_x: bool,
@@ -60,14 +68,14 @@ def _fake_backward(
 
 
 def _save(ctx: Any, args: Sequence[Any], output: Tensor) -> None:
-    x, csr, weight, params = args
+    x, csr, weight, params, present = args
     ctx.entries = len(csr)
-    ctx.save_for_backward(x, output, weight, *csr, *params)
+    ctx.save_for_backward(x, output, weight, present, *csr, *params)
 
 
 def _gradients(ctx: Any, need: Sequence[Any], d_out: Tensor) -> Sequence[Any]:
-    need_x, need_csr, need_weight, need_params = need
-    x, out, weight, *rest = ctx.saved_tensors
+    need_x, need_csr, need_weight, need_params, _ = need
+    x, out, weight, present, *rest = ctx.saved_tensors
     csr, params = rest[: ctx.entries], rest[ctx.entries :]
     d_x, *grads, d_weight = call(
         torch.ops.hiermt.conv_stack_backward.default,
@@ -76,6 +84,7 @@ def _gradients(ctx: Any, need: Sequence[Any], d_out: Tensor) -> Sequence[Any]:
         csr,
         weight,
         params,
+        present,
         out,
         **ctx.options,
         need_x=need_x,
@@ -87,6 +96,7 @@ def _gradients(ctx: Any, need: Sequence[Any], d_out: Tensor) -> Sequence[Any]:
         [None] * len(need_csr),
         d_weight.to(x.dtype) if need_weight else None,
         gradients_of(params, grads, need_params),
+        None,
     )
 
 

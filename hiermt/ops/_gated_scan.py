@@ -18,6 +18,7 @@ def gated_scan(
     h0: Tensor | None,
     gates: Sequence[Tensor],
     starts: Tensor | None = None,
+    present: Tensor | None = None,
     *,
     steps: int = 0,
     sequence: bool,
@@ -33,6 +34,7 @@ def gated_scan(
         None if h0 is None else h0.contiguous(),
         list(map(Tensor.contiguous, gates)),
         starts,
+        None if present is None else present.contiguous(),
         steps=steps,
         sequence=sequence,
         tf32=operator.allows_tf32(x),
@@ -45,6 +47,7 @@ def _fake(
     h0: Tensor | None,
     gates: list[Tensor],
     starts: Tensor | None,
+    present: Tensor | None,
     *,
     steps: int,
     sequence: bool,
@@ -76,17 +79,17 @@ def _fake_backward(
 
 
 def _save(ctx: Any, args: Sequence[Any], output: tuple[Tensor, ...]) -> None:
-    x, g, h0, gates, starts = args
+    x, g, h0, gates, starts, present = args
     out, h, values = output
-    ctx.save_for_backward(x, g, h0, starts, out if ctx.options["sequence"] else h, values, *gates)
+    ctx.save_for_backward(x, g, h0, starts, present, out if ctx.options["sequence"] else h, values, *gates)
 
 
 def _gradients(ctx: Any, need: Sequence[Any], d_out: Tensor) -> Sequence[Any]:
-    need_x, need_g, need_h0, need_gates, _ = need
-    x, g, h0, starts, h, values, *gates = ctx.saved_tensors
+    need_x, need_g, need_h0, need_gates, *_ = need
+    x, g, h0, starts, present, h, values, *gates = ctx.saved_tensors
     d_x, d_g, d_h0, *grads = operator.call(
         torch.ops.hiermt.gated_scan_backward.default,
-        *(d_out.contiguous(), x, g, h0, gates, starts, h, values),
+        *(d_out.contiguous(), x, g, h0, gates, starts, present, h, values),
         **ctx.options,
         need_x=need_x,
         need_g=need_g,
@@ -98,6 +101,7 @@ def _gradients(ctx: Any, need: Sequence[Any], d_out: Tensor) -> Sequence[Any]:
         d_g if need_g else None,
         d_h0 if need_h0 else None,
         gradients_of(gates, grads, need_gates),
+        None,
         None,
     )
 

@@ -20,6 +20,7 @@ def tgcn_layer(
     gate_params: Sequence[Tensor],
     h0: Tensor | None = None,
     starts: Tensor | None = None,
+    present: Tensor | None = None,
     *,
     steps: int = 0,
     conv_layers: int,
@@ -39,6 +40,7 @@ def tgcn_layer(
         list(map(Tensor.contiguous, gate_params)),
         None if h0 is None else h0.contiguous(),
         starts,
+        None if present is None else present.contiguous(),
         steps=steps,
         conv_layers=conv_layers,
         between=between,
@@ -55,6 +57,7 @@ def _fake(
     gate_params: list[Tensor],
     h0: Tensor | None,
     starts: Tensor | None,
+    present: Tensor | None,
     *,
     steps: int,
     sequence: bool,
@@ -92,21 +95,21 @@ def _fake_backward(
 
 
 def _save(ctx: Any, args: Sequence[Any], output: tuple[Tensor, ...]) -> None:
-    x, csr, weight, convs, gates, h0, starts = args
+    x, csr, weight, convs, gates, h0, starts, present = args
     out, h, values, g = output
     ctx.counts = len(csr), len(convs)
     h = out if ctx.options["sequence"] else h
-    ctx.save_for_backward(x, weight, h0, starts, h, values, g, *csr, *convs, *gates)
+    ctx.save_for_backward(x, weight, h0, starts, present, h, values, g, *csr, *convs, *gates)
 
 
 def _gradients(ctx: Any, need: Sequence[Any], d_out: Tensor) -> Sequence[Any]:
-    need_x, need_csr, need_weight, need_convs, need_gates, need_h0, _ = need
-    x, weight, h0, starts, h, values, g, *rest = ctx.saved_tensors
+    need_x, need_csr, need_weight, need_convs, need_gates, need_h0, *_ = need
+    x, weight, h0, starts, present, h, values, g, *rest = ctx.saved_tensors
     entries, count = ctx.counts
     csr, convs, gates = rest[:entries], rest[entries : entries + count], rest[entries + count :]
     d_x, *grads, d_h0, d_weight = operator.call(
         torch.ops.hiermt.tgcn_layer_backward.default,
-        *(d_out.contiguous(), x, csr, weight, convs, gates, h0, starts, h, values, g),
+        *(d_out.contiguous(), x, csr, weight, convs, gates, h0, starts, present, h, values, g),
         **ctx.options,
         need_x=need_x,
         need_conv=any(need_convs),
@@ -121,6 +124,7 @@ def _gradients(ctx: Any, need: Sequence[Any], d_out: Tensor) -> Sequence[Any]:
         gradients_of(convs, grads[:count], need_convs),
         gradients_of(gates, grads[count:], need_gates),
         d_h0 if need_h0 else None,
+        None,
         None,
     )
 

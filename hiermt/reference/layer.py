@@ -18,6 +18,7 @@ def tgcn_layer(
     gate_params: Sequence[Tensor],
     h0: Tensor | None = None,
     starts: Tensor | None = None,
+    present: Tensor | None = None,
     *,
     steps: int = 0,
     conv_layers: int,
@@ -29,7 +30,8 @@ def tgcn_layer(
     Args:
         x (Tensor): input of the layer.
         csr, edge_weight, conv_params, conv_layers: as for :func:`conv_stack`.
-        gate_params, h0, starts, steps: as for :func:`gated_scan`; with `starts`, the days of the series are convolved.
+        gate_params, h0, starts, present, steps: as for :func:`gated_scan`; with `starts`, the days of the series are
+            convolved.
         between (bool): leaky_relu between the convolutions only, or after the last one too.
         sequence (bool): return every state, or only the last.
 
@@ -38,5 +40,5 @@ def tgcn_layer(
         - **returns:** ``[N, T, H]``, or ``[N, H]`` if not `sequence`
     """
     activation = SIGMOID if between else LEAKY_SIGMOID
-    g = conv_stack(x, csr, edge_weight, conv_params, conv_layers=conv_layers, activation=activation)
-    return gated_scan(x, g, h0, gate_params, starts, steps=steps, sequence=sequence)
+    g = conv_stack(x, csr, edge_weight, conv_params, present, conv_layers=conv_layers, activation=activation)
+    return gated_scan(x, g, h0, gate_params, starts, present, steps=steps, sequence=sequence)

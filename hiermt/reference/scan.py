@@ -15,6 +15,7 @@ def gated_scan(
     h0: Tensor | None,
     gates: Sequence[Tensor],
     starts: Tensor | None = None,
+    present: Tensor | None = None,
     *,
     steps: int = 0,
     sequence: bool,
@@ -35,12 +36,15 @@ def gated_scan(
         h0 (Tensor, optional): state before the first step, zeros by default.
         gates (sequence of Tensor): ``u.weight, u.bias, r.weight, r.bias, c.weight, c.bias``.
         starts (Tensor, optional): first day of each window, each in ``[0, D - steps]``. (default: ``None``)
+        present (Tensor, optional): where a node is there; the others hold their state, and their x and g must be
+            finite. (default: ``None``, all)
         steps (int): ``T`` of the windows. (default: ``0``)
         sequence (bool): return every state, or only the last.
 
     Shapes:
         - **x:** ``[N, T, F]``, **g:** ``[N, T, H]``, **h0:** ``[N, H]``, weights ``[H, F + 2H]``; with `starts` ``[B]``
           int64, x is ``[S, D, F]``, g ``[S, D, H]`` and ``N`` is ``B * S``
+        - **present:** ``[N, T]`` bool, or ``[S, D]`` with `starts`
         - **returns:** ``[N, T, H]``, or ``[N, H]`` if not `sequence`
     """
     u_weight, u_bias, r_weight, r_bias, c_weight, c_bias = gates
@@ -58,11 +62,16 @@ def gated_scan(
     ur_weight, c_weight = ur_weight[:, inputs:].t(), c_weight[:, inputs:].t()
 
     h = x.new_zeros(ur.size(1), hidden) if h0 is None else h0
+    masks: Sequence[Tensor | None] = [None] * ur.size(0)
+    if present is not None:
+        there = present.unsqueeze(-1)  # [N, T, 1]
+        masks = (there if starts is None else gather_windows(there, starts, steps).flatten(0, 1)).unbind(1)
     states = []
-    for ur_step, c_step in zip(ur.unbind(0), c.unbind(0), strict=True):
+    for ur_step, c_step, mask in zip(ur.unbind(0), c.unbind(0), masks, strict=True):
         u, r = torch.sigmoid(torch.addmm(ur_step, h, ur_weight)).chunk(2, dim=-1)
         candidate = torch.tanh(torch.addmm(c_step, r * h, c_weight))
-        h = u * h + (1 - u) * candidate
+        after = u * h + (1 - u) * candidate
+        h = after if mask is None else torch.where(mask, after, h)
         if sequence:
             states.append(h)
     if not sequence:

@@ -146,4 +146,4 @@ def test_a_tensor_whose_storage_is_gone(left: int) -> None:
     gates = [torch.randn(8, 18) if i % 2 == 0 else torch.randn(8) for i in range(6)]
     starts = lying(torch.zeros(40, dtype=torch.int64))
     with pytest.raises(RuntimeError, match="starts: its storage of"):
-        torch.ops.hiermt.gated_scan(torch.randn(3, 50, 2), torch.randn(3, 50, 8), None, gates, starts, **SCAN)
+        torch.ops.hiermt.gated_scan(torch.randn(3, 50, 2), torch.randn(3, 50, 8), None, gates, starts, None, **SCAN)

@@ -28,7 +28,7 @@ def evaluate(x: Tensor) -> dict[str, Tensor]:
     gates = [row, torch.zeros(1, dtype=x.dtype)] * 3
     g = torch.zeros(x.numel(), 1, 1, dtype=x.dtype)
     _, _, saved = torch.ops.hiermt.gated_scan(
-        x.reshape(-1, 1, 1), g, None, gates, None, steps=0, sequence=True, save=True, tf32=False
+        x.reshape(-1, 1, 1), g, None, gates, None, None, steps=0, sequence=True, save=True, tf32=False
     )
     return {"sigmoid": saved[:, 0, 0, 0], "tanh": saved[:, 0, 2, 0]}
 

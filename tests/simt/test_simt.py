@@ -64,7 +64,7 @@ def test_a_race_depends_on_the_order() -> None:
 def test_a_width_that_no_kernel_takes_is_refused(hidden: int) -> None:
     x, g = torch.zeros(4, 1, 3), torch.zeros(4, 1, hidden)
     with Simt(), pytest.raises(RuntimeError, match=f"take 1 to 256 hidden channels, got {hidden}"):
-        torch.ops.hiermt.gated_scan(x, g, None, [], None, steps=0, sequence=True, save=False, tf32=False)
+        torch.ops.hiermt.gated_scan(x, g, None, [], None, None, steps=0, sequence=True, save=False, tf32=False)
 
 
 def test_more_rows_than_an_index_counts_are_refused() -> None:
@@ -73,7 +73,7 @@ def test_more_rows_than_an_index_counts_are_refused() -> None:
     x = torch.zeros(1).expand(2**20, 2**11, 3)
     params = [torch.zeros(16, 3), torch.zeros(16)]
     with Simt(), pytest.raises(RuntimeError, match="take up to 1073741824 rows"):
-        torch.ops.hiermt.conv_stack(x, csr, torch.ones(1), params, conv_layers=1, activation=0, tf32=False)
+        torch.ops.hiermt.conv_stack(x, csr, torch.ones(1), params, None, conv_layers=1, activation=0, tf32=False)
 
 
 def test_edges_outside_the_graph_are_dropped_on_the_device() -> None:
