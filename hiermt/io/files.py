@@ -14,7 +14,6 @@ import re
 import secrets
 import shutil
 import stat
-import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -105,17 +104,15 @@ def atomic_write_all(paths: Sequence[str | os.PathLike[str]]) -> Iterator[list[P
 def restore_on_error(*paths: Path) -> Iterator[None]:
     """Restores the files at `paths` if the block raises, also after it replaced some of them."""
     targets = [path.resolve() for path in paths]
+    # While a file is locked, the second name that a killed process left of it could not be swept.
+    for folder in {target.parent for target in targets}:
+        _sweep(folder)
     with contextlib.ExitStack() as stack:
         kept: dict[Path, Path] = {}
         new = [target for target in targets if not target.exists()]
         for target in targets:
             if target.is_file():
-                aside = tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}.")
-                kept[target] = Path(stack.enter_context(aside)) / target.name
-                try:
-                    os.link(target, kept[target])
-                except OSError:  # hard links are not supported
-                    shutil.copy2(target, kept[target])
+                kept[target] = stack.enter_context(_second_name(target))
         try:
             yield
         except BaseException:
@@ -124,6 +121,28 @@ def restore_on_error(*paths: Path) -> Iterator[None]:
             for target in new:
                 target.unlink(missing_ok=True)
             raise
+
+
+@contextlib.contextmanager
+def _second_name(target: Path) -> Iterator[Path]:
+    """Another name of a file, or a copy, which the next write sweeps if this process is killed."""
+    name = _temporary_name(target)
+    with open(target, "rb") as file, contextlib.ExitStack() as stack:
+        # Both names are of one file, so that this lock keeps other processes from sweeping the second.
+        _lock(file.fileno(), shared=True)
+        try:
+            os.link(target, name)
+        except OSError:  # hard links are not supported
+            shutil.copy2(target, name)
+            _lock(stack.enter_context(open(name, "rb")).fileno(), shared=True)
+        try:
+            yield name
+        finally:
+            name.unlink(missing_ok=True)
+
+
+def _temporary_name(target: Path) -> Path:
+    return target.parent / f"{_PREFIX}{secrets.token_hex(8)}{target.suffix[:32]}"
 
 
 def _destination(path: Path) -> Path:
@@ -180,9 +199,9 @@ def _create(path: Path, target: Path) -> _Temporary:
         target.parent.mkdir(parents=True, exist_ok=True)
         _sweep(target.parent)
         while True:
-            temporary = target.parent / f"{_PREFIX}{secrets.token_hex(8)}{target.suffix[:32]}"
+            temporary = _temporary_name(target)
             handle = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666)
-            _lock(handle, wait=True)
+            _lock(handle)
             # Another process may have swept the file before it was locked.
             if os.fstat(handle).st_nlink:
                 break
@@ -238,12 +257,12 @@ def _remove_unless_locked(path: str) -> None:
         os.close(handle)
 
 
-def _lock(handle: int, *, wait: bool) -> bool:
+def _lock(handle: int, *, wait: bool = True, shared: bool = False) -> bool:
     """Locks a file until it is closed or the process ends; whether that succeeded."""
     if fcntl is None:
         return False
     try:
-        fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        fcntl.flock(handle, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | (0 if wait else fcntl.LOCK_NB))
     except OSError:  # locked by another process, or locks are not supported
         return False
     return True
