@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import zipfile
 from pathlib import Path
@@ -60,15 +59,9 @@ def write_tensors(path: Path, state: dict[str, Tensor], metadata: dict[str, str]
     Raises:
         OSError: it cannot be written.
     """
-    try:
-        safetensors_io()[1](state, str(path), metadata=metadata)
-    except Exception as error:
-        # The writer wraps system errors in its own exception.
-        found = re.search(r"os error (\d+)", str(error))
-        if found is None or isinstance(error, OSError):
-            raise
-        raise OSError(int(found[1]), os.strerror(int(found[1])), str(path)) from error
-    _sort_metadata(path)
+    # Through memory: safetensors' own writer puts another file in the place of this one, which then loses its lock, and
+    # a process that writes into the same folder would sweep it.
+    path.write_bytes(_with_sorted_metadata(safetensors_io()[1](state, metadata=metadata)))
 
 
 def parse_json(text: str) -> Any:
@@ -167,26 +160,23 @@ def _first_line(error: Exception | str) -> str:
     return re.sub(r"\x1b\[[0-9;]*m", "", line)[:200]
 
 
-def _sort_metadata(path: Path) -> None:
+def _with_sorted_metadata(content: bytes) -> bytes:
     """Sorts the metadata of a safetensors file: the order of its writer varies between runs."""
-    with open(path, "r+b") as file:
-        length = int.from_bytes(file.read(8), "little")
-        header = json.loads(file.read(length))
-        ordered = {"__metadata__": dict(sorted(header.pop("__metadata__", {}).items())), **header}
-        text = json.dumps(ordered, separators=(",", ":"), ensure_ascii=False).encode()
-        if len(text) <= length:
-            file.seek(8)
-            file.write(text.ljust(length))
+    length = int.from_bytes(content[:8], "little")
+    header = json.loads(content[8 : 8 + length])
+    ordered = {"__metadata__": dict(sorted(header.pop("__metadata__", {}).items())), **header}
+    text = json.dumps(ordered, separators=(",", ":"), ensure_ascii=False).encode()
+    return content if len(text) > length else content[:8] + text.ljust(length) + content[8 + length :]
 
 
 def safetensors_io() -> tuple[Any, Any]:
-    """``load_file`` and ``save_file``.
+    """``load_file`` and ``save``, which returns bytes.
 
     Raises:
         ImportError: the package ``safetensors`` is missing.
     """
     try:
-        from safetensors.torch import load_file, save_file
+        from safetensors.torch import load_file, save
     except ImportError:
         raise ImportError("reading and writing checkpoints needs safetensors: pip install 'hiermt[train]'") from None
-    return load_file, save_file
+    return load_file, save
