@@ -15,8 +15,8 @@ NVCC := $(shell command -v nvcc 2>/dev/null || ls /usr/local/cuda/bin/nvcc 2>/de
 WITH_CUDA := $(if $(NVCC),FORCE_CUDA=1,)
 
 .DEFAULT_GOAL := help
-.PHONY: help env install build test ptx fuzz test-fast check sanitize coverage aoti matrix wheel audit sbom demo bench gpu gpu-first \
-  gpu-check gpu-peers lint format docs clean
+.PHONY: help env install build test ptx fuzz test-fast check sanitize tsan soak coverage aoti matrix wheel audit \
+  sbom demo bench gpu gpu-first gpu-check gpu-peers lint format docs clean
 .DELETE_ON_ERROR:
 
 help: ## this list
@@ -79,6 +79,14 @@ sanitize: $(VENV)/.env-test ## tests of the CPU kernels under AddressSanitizer a
 	LD_PRELOAD="$$(gcc -print-file-name=libasan.so) $$(gcc -print-file-name=libubsan.so)" \
 	  ASAN_OPTIONS=detect_leaks=0:verify_asan_link_order=0 PYTHONPATH=$(SANITIZED) \
 	  $(BIN)/pytest -q -p no:cacheprovider $(SANITIZE_TESTS)
+
+# The CPU kernels without torch, whose pool and allocator ThreadSanitizer does not know.
+tsan: $(VENV)/.env-test ## the CPU kernels on many threads under ThreadSanitizer
+	HIERMT_TSAN=1 $(BIN)/pytest -q -p no:cacheprovider tests/threads
+
+# The figures (times, memory, errors) are in the output.
+soak: $(VENV)/.env-test build ## the long forms of the tests: load, memory, kill -9, rounding; an hour
+	HIERMT_SOAK=1 $(BIN)/python -m pytest -m slow -rP tests/faults tests/ops/test_error_ratios.py
 
 # Lines of Python and C++ that the tests run; the C++ is built without optimisation for the baseline instruction set.
 COVERAGE_TESTS ?= tests/ops tests/model tests/data tests/training tests/inference -m "not slow"

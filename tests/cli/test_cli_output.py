@@ -17,6 +17,7 @@ from hiermt.cli import info
 from hiermt.cli.main import USER_ERROR, main
 
 
+@pytest.mark.hostile("interrupted-write")
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
 def test_a_full_disk_behind_standard_output() -> None:
     with open("/dev/full", "w") as full:
@@ -34,6 +35,7 @@ def test_a_closed_pipe_is_not_an_error() -> None:
     assert done.returncode == 0 and "Traceback" not in done.stderr and "Exception ignored" not in done.stderr
 
 
+@pytest.mark.hostile("memory")
 @pytest.mark.parametrize("text", ["", "Unable to allocate 9 GiB"])
 def test_no_memory(monkeypatch: pytest.MonkeyPatch, capsys: Any, text: str) -> None:
     def fail(_: Any) -> int:

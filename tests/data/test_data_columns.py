@@ -27,6 +27,7 @@ Value Traded|Close Ratio|Index Close|price_change|is_holiday|true_range|target|e
 """.replace("\n", "").split("|")
 
 
+@pytest.mark.hostile("price-columns")
 @pytest.mark.parametrize("field", FIELDS)
 def test_a_field_beside_stocks(field):
     with pytest.raises(DataError, match=r"not a stock|one stock only|does not name a stock|not a number"):

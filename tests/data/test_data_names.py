@@ -57,6 +57,7 @@ class TestStocks:
             assert prices.symbols == tuple(symbols.split())
             np.testing.assert_array_equal(prices.close, table[symbols.split()].T)
 
+    @pytest.mark.hostile("price-columns")
     @pytest.mark.parametrize(
         "columns",
         [
@@ -239,6 +240,7 @@ ADJUSTED = (
 
 
 class TestAdjusted:
+    @pytest.mark.hostile("price-columns")
     @pytest.mark.parametrize("name", ADJUSTED.split("|"))
     def test_every_spelling_is_one(self, name, tmp_path):
         assert is_adjusted(name)
@@ -310,6 +312,7 @@ WRONG_DAYS = {
 
 
 class TestDays:
+    @pytest.mark.hostile("price-columns")
     @pytest.mark.parametrize("cells", WRONG_DAYS.values(), ids=WRONG_DAYS)
     def test_cells_that_are_not_days_are_refused(self, cells, tmp_path):
         table = pd.DataFrame({"Date": cells, "AAA": [1.0, 2, 3], "BBB": [4.0, 5, 6]})

@@ -56,6 +56,7 @@ class TestForms:
         assert prices.symbols == ("BBB", "AAA")
         np.testing.assert_array_equal(prices.close[1], [10.5, 11, 11.2])
 
+    @pytest.mark.hostile("price-cells")
     @pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-8"])
     @pytest.mark.parametrize("newline", ["\n", "\r\n"])
     @pytest.mark.parametrize("delimiter", [",", ";", "\t"])
@@ -195,6 +196,7 @@ REFUSED = {
 
 
 class TestRefusals:
+    @pytest.mark.hostile("price-cells")
     @pytest.mark.filterwarnings("ignore::hiermt.data.DataWarning")
     @pytest.mark.parametrize(("text", "message"), REFUSED.values(), ids=REFUSED)
     def test_message_names_place_and_cause(self, tmp_path, text, message):
@@ -217,6 +219,7 @@ class TestRefusals:
         with pytest.raises(TypeError, match="a path or a pandas DataFrame, got int"):
             read_prices(3)
 
+    @pytest.mark.hostile("price-cells")
     def test_damaged_files(self, tmp_path):
         (tmp_path / "a.parquet").write_bytes(b"PAR1 nonsense")
         (tmp_path / "b.csv").write_bytes(b"Date,AAA,BBB\n2024-01-02,\xff\xfe,2\n")

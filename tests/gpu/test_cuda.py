@@ -54,6 +54,7 @@ def losses(model: nn.Module, x: Tensor, edges: Tensor | Graph, weights: Tensor |
     return logits, (logits * factors).sum()
 
 
+@pytest.mark.hostile("rounding", "dtypes")
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("variant", VARIANTS, ids=str)
 def test_model_and_gradients_match_the_float64_twin(
@@ -121,6 +122,7 @@ def test_graph_prepare_on_the_device(rule: int, dtype: torch.dtype) -> None:
         assert torch.equal(one.cpu(), other)
 
 
+@pytest.mark.hostile("determinism")
 def test_twenty_runs_give_the_same_bits() -> None:
     model, x, edges, weights = problem(VARIANTS[0], torch.float32, copies=32)
     first: list[Tensor] = []
@@ -140,6 +142,7 @@ def test_gradients_of_trained_weights_have_the_same_bits(use_gat: bool) -> None:
     assert all(torch.equal(first, other) for other in others)
 
 
+@pytest.mark.hostile("streams")
 def test_captured_forward_reads_new_data() -> None:
     model, x, edges, weights = problem(VARIANTS[0], torch.float32)
     graph = Graph(edges, weights, x.size(0))
@@ -187,6 +190,7 @@ def test_captured_training_step_learns_as_the_eager_one_does() -> None:
     assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
 
 
+@pytest.mark.hostile("compilers")
 def test_torch_compile_reduce_overhead() -> None:
     model, x, edges, weights = problem(VARIANTS[0], torch.float32)
     graph = Graph(edges, weights, x.size(0))
@@ -201,6 +205,7 @@ def test_torch_compile_reduce_overhead() -> None:
             assert_close(compiled(x, graph)[0].clone(), model(x, graph)[0])
 
 
+@pytest.mark.hostile("streams")
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
 def test_second_device_while_the_first_is_current() -> None:
     model, x, edges, weights = problem(VARIANTS[0], torch.float32)
@@ -211,6 +216,7 @@ def test_second_device_while_the_first_is_current() -> None:
     assert torch.equal(found.to("cuda:0"), expected)
 
 
+@pytest.mark.hostile("streams")
 def test_a_graph_prepared_on_one_stream_serves_another() -> None:
     model, x, edges, weights = problem(VARIANTS[0], torch.float32)
     expected = model(x, edges, weights)[0]
@@ -224,6 +230,7 @@ def test_a_graph_prepared_on_one_stream_serves_another() -> None:
     assert torch.equal(model(x, graph)[0], expected)
 
 
+@pytest.mark.hostile("strides")
 def test_strided_and_stride_zero_inputs() -> None:
     model, x, edges, weights = problem(VARIANTS[0], torch.float32)
     expected = model(x, edges, weights)[0]
@@ -234,6 +241,7 @@ def test_strided_and_stride_zero_inputs() -> None:
     logits.sum().backward()  # the cotangent of a sum has stride 0
 
 
+@pytest.mark.hostile("forged-call", "wrong-tensor")
 def test_context_survives_bad_calls() -> None:
     model, x, edges, weights = problem(VARIANTS[0], torch.float32)
     with pytest.raises(IndexError):

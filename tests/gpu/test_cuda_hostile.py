@@ -60,6 +60,7 @@ def same(model: nn.Module, twin: nn.Module, x: Tensor, edges: Tensor, weights: T
         assert_close(grad, exact, gradient=True, scaled=True)
 
 
+@pytest.mark.hostile("special-numbers")
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
 @pytest.mark.parametrize("variant", VARIANTS, ids=str)
 def test_bad_numbers_in_x(variant: tuple[int, bool], value: float) -> None:
@@ -68,6 +69,7 @@ def test_bad_numbers_in_x(variant: tuple[int, bool], value: float) -> None:
     same(model, twin, x, edges, weights)
 
 
+@pytest.mark.hostile("edge-weight")
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -1.0])
 @pytest.mark.parametrize("variant", VARIANTS, ids=str)
 def test_bad_edge_weights(variant: tuple[int, bool], value: float) -> None:
@@ -76,6 +78,7 @@ def test_bad_edge_weights(variant: tuple[int, bool], value: float) -> None:
     same(model, twin, x, edges, weights)
 
 
+@pytest.mark.hostile("special-numbers")
 @pytest.mark.parametrize("variant", VARIANTS, ids=str)
 def test_saturated_gates(variant: tuple[int, bool]) -> None:
     model, twin, x, edges, weights = make(*variant)
@@ -87,6 +90,7 @@ def test_saturated_gates(variant: tuple[int, bool]) -> None:
     same(model, twin, x, edges, weights)
 
 
+@pytest.mark.hostile("loops", "empty")
 @pytest.mark.parametrize("variant", VARIANTS, ids=str)
 def test_loops_duplicates_and_no_edges(variant: tuple[int, bool]) -> None:
     model, twin, x, edges, weights = make(*variant)
@@ -96,6 +100,7 @@ def test_loops_duplicates_and_no_edges(variant: tuple[int, bool]) -> None:
     same(model, twin, x, edges[:, :0], weights[:0])
 
 
+@pytest.mark.hostile("strides")
 @pytest.mark.parametrize("variant", VARIANTS, ids=str)
 def test_tensors_that_are_aligned_to_an_element_only(variant: tuple[int, bool]) -> None:
     model, twin, x, edges, weights = make(*variant)
@@ -118,6 +123,7 @@ def test_tensors_that_are_aligned_to_an_element_only(variant: tuple[int, bool]) 
         assert torch.equal(one, other)
 
 
+@pytest.mark.hostile("empty")
 @pytest.mark.parametrize("variant", VARIANTS, ids=str)
 def test_no_steps(variant: tuple[int, bool]) -> None:
     model, twin, x, edges, weights = make(*variant)
@@ -127,6 +133,7 @@ def test_no_steps(variant: tuple[int, bool]) -> None:
         assert_close(one, other)
 
 
+@pytest.mark.hostile("large-index")
 def test_more_rows_than_can_be_counted() -> None:
     nodes = 1 << 16
     model = hiermt.TGCN_HierarchicalMT(1, 8, 1, backend="native").to(DEVICE)
@@ -154,6 +161,7 @@ def test_a_refused_launch_leaves_no_error_behind() -> None:
     assert torch.equal(decide(16), torch.ones(3, dtype=torch.int64, device=DEVICE))
 
 
+@pytest.mark.hostile("memory")
 @pytest.mark.parametrize("training", [False, True])
 def test_out_of_memory_is_torch_s_own_exception_and_the_next_call_works(training: bool) -> None:
     model, _, x, edges, weights = make(16, True)
@@ -169,6 +177,7 @@ def test_out_of_memory_is_torch_s_own_exception_and_the_next_call_works(training
     assert torch.equal(model(x, edges, weights)[0], expected)
 
 
+@pytest.mark.hostile("double-backward")
 def test_no_second_derivative() -> None:
     model, _, x, edges, weights = make(16, True)
     (grad,) = torch.autograd.grad(model(x.requires_grad_(), edges, weights)[0].sum(), [x], create_graph=True)
@@ -176,6 +185,7 @@ def test_no_second_derivative() -> None:
         grad.sum().backward()
 
 
+@pytest.mark.hostile("stale-graph")
 def test_edges_changed_in_place() -> None:
     model, twin, x, edges, weights = make(16, True)
     same(model, twin, x, edges, weights)

@@ -55,6 +55,7 @@ def check(found: Decisions, expected: Decisions) -> None:
     assert torch.equal(found.predictions[clear], expected.predictions[clear])
 
 
+@pytest.mark.hostile("equal-parts")
 @pytest.mark.parametrize(
     "options",
     [
@@ -262,6 +263,7 @@ def test_dynamic_graph_refuses(blocks: list[tuple[int, int]], message: str) -> N
         DynamicGraph([(day, Graph(empty, num_nodes=nodes)) for day, nodes in blocks])
 
 
+@pytest.mark.hostile("memory")
 def test_memory_is_bounded_by_the_chunk(backend: str) -> None:
     """No call of the model sees more days than its chunk has, however long the history is."""
     model, graph = make(backend), stocks()

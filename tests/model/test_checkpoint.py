@@ -186,6 +186,7 @@ FORGED: dict[str, bytes] = {
 }
 
 
+@pytest.mark.hostile("weight-file")
 @pytest.mark.parametrize("name", FORGED)
 @pytest.mark.parametrize("suffix", [".safetensors", ".pt"])
 def test_forged_files_get_a_sentence(name: str, suffix: str, tmp_path: Path) -> None:
@@ -224,6 +225,7 @@ def refusal_of(load: Any) -> str | None:
     return None
 
 
+@pytest.mark.hostile("weight-file")
 @settings(max_examples=60, deadline=None)
 @given(st.sampled_from(["pt", "old pt", "safetensors"]), st.floats(0, 1), st.binary(max_size=6), st.booleans())
 def test_any_damage_is_refused_or_harmless(kind: str, where: float, noise: bytes, cut: bool) -> None:
@@ -251,6 +253,7 @@ def test_records_that_unpack_to_more_are_refused(tmp_path: Path) -> None:
         hiermt.from_reference(tmp_path / "b.pt")
 
 
+@pytest.mark.hostile("weight-file", "large-index")
 def test_claims_of_many_layers_cost_nothing() -> None:
     state = model_of().state_dict()
     for key in (

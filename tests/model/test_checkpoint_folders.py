@@ -86,6 +86,7 @@ class Interrupted(BaseException):
     pass
 
 
+@pytest.mark.hostile("interrupted-write")
 @pytest.mark.parametrize("error", [KeyboardInterrupt, Interrupted, OSError(errno.ENOSPC, "No space left on device")])
 @pytest.mark.parametrize("step", range(12))
 def test_a_folder_is_old_or_new(error: Any, step: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

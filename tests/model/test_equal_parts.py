@@ -135,6 +135,7 @@ def check_gradient(found: Tensor | None, expected: Tensor | None, name: str) -> 
         assert (found.double() - expected).norm() <= 0.05 * expected.norm() + 0.05, name
 
 
+@pytest.mark.hostile("equal-parts")
 @pytest.mark.parametrize(
     ("dtype", "trained_weights"),
     [(torch.float64, True), (torch.float64, False), (torch.float32, False), (torch.bfloat16, False)],
@@ -169,6 +170,7 @@ def test_windows_give_the_numbers_of_pyg(
             check_gradient(weight.grad, expected_grads["edge_weight"], "edge_weight")  # type: ignore[union-attr]
 
 
+@pytest.mark.hostile("equal-parts")
 def test_every_way_in_forward(backend: str, options: dict[str, Any], edges: Edges) -> None:
     edge_index, weight, nodes = edges = fitting(edges, options)
     model, series = make(options, backend=backend), history(nodes)
@@ -226,6 +228,7 @@ def trained_by_pyg(model: TGCN_HierarchicalMT, loader: data.WindowLoader, epochs
     return theirs
 
 
+@pytest.mark.hostile("equal-parts")
 @pytest.mark.parametrize("name", ["no edge, 2 nodes", "1 node", "3 equal parts", "3 equal parts, shuffled"])
 @pytest.mark.parametrize("share_days", [None, True, False])
 def test_training_follows_pyg(backend: str, options: dict[str, Any], name: str, share_days: bool | None) -> None:

@@ -32,6 +32,7 @@ pytest.importorskip("fcntl")
 # ---- what is in the place --------------------------------------------------------------------------------------------
 
 
+@pytest.mark.hostile("outputs")
 @pytest.mark.parametrize("links", [1, 2, 5])
 @pytest.mark.parametrize("relative", [True, False])
 @pytest.mark.parametrize("exists", [True, False])
@@ -105,6 +106,7 @@ def kinds(folder: Path) -> dict[str, tuple[int, int]]:
     return {path.name: (path.lstat().st_mode, path.lstat().st_ino) for path in folder.iterdir()}
 
 
+@pytest.mark.hostile("outputs")
 def test_anything_else_is_refused_before_it_is_touched(hostile: tuple[Path, type[OSError], str]) -> None:
     path, error, words = hostile
     before = kinds(path.parent)
@@ -115,6 +117,7 @@ def test_anything_else_is_refused_before_it_is_touched(hostile: tuple[Path, type
         assert kinds(path.parent) == before
 
 
+@pytest.mark.hostile("outputs")
 @pytest.mark.parametrize("path", ["/dev/null", "/dev/stdout", "/dev/fd/1", "/proc/self/fd/1", "/dev/tty", "."])
 def test_streams_and_devices_are_refused(path: str) -> None:
     with pytest.raises(OSError, match=r"device|pipe|folder"):
@@ -303,6 +306,7 @@ WRITERS: dict[str, Callable[[Path], None]] = {
 }
 
 
+@pytest.mark.hostile("interrupted-write")
 @pytest.mark.parametrize("writer", WRITERS.values(), ids=list(WRITERS))
 @pytest.mark.parametrize("most", [0, 100, 5_000])
 def test_a_used_up_quota_leaves_the_old_file(tmp_path: Path, quota: Any, most: int, writer: Any) -> None:
@@ -317,6 +321,7 @@ def test_a_used_up_quota_leaves_the_old_file(tmp_path: Path, quota: Any, most: i
     assert {file.name: file.read_bytes() for file in folder.iterdir()} == before
 
 
+@pytest.mark.hostile("interrupted-write")
 @pytest.mark.parametrize("code", [errno.ENOSPC, errno.EDQUOT, errno.EIO])
 @pytest.mark.parametrize("when", ["fsync", "replace", "open"])
 def test_a_failing_disk_leaves_the_old_file(

@@ -50,6 +50,7 @@ def test_what_a_killed_process_left_is_swept(tmp_path: Path) -> None:
     assert living.returncode == 0 and names(tmp_path) == ["state.pt"] and len(path.read_bytes()) == 100_000
 
 
+@pytest.mark.hostile("killed")
 @pytest.mark.parametrize("through_a_link", [False, True])
 def test_killed_again_and_again(tmp_path: Path, through_a_link: bool) -> None:
     folder = tmp_path / "real"
@@ -85,6 +86,7 @@ def test_files_of_others_are_left_alone(tmp_path: Path) -> None:
     assert names(tmp_path) == sorted([*before, "state.pt"])
 
 
+@pytest.mark.hostile("writers")
 def test_many_threads_write_one_file(tmp_path: Path) -> None:
     path, failures = tmp_path / "file", []
 

@@ -152,6 +152,7 @@ def test_takes_a_module_of_distributed_training(tmp_path: Any) -> None:
         distributed.destroy_process_group()
 
 
+@pytest.mark.hostile("foreign-module")
 @pytest.mark.parametrize("name", MUTATIONS)
 def test_refuses_what_computes_another_thing(name: str) -> None:
     theirs = two_headed()
@@ -186,6 +187,7 @@ def test_refuses_other_options_of_gcn(option: str) -> None:
         hiermt.from_reference(theirs, verbose=False)
 
 
+@pytest.mark.hostile("foreign-module")
 def test_the_refusal_tells_how_much_and_what_was_assumed() -> None:
     theirs = two_headed()
     MUTATIONS["gate swapped"](theirs)

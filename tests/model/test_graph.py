@@ -28,6 +28,7 @@ def dense(entries: CSR, num_nodes: int, weight: Tensor | None) -> Tensor:
     )
 
 
+@pytest.mark.hostile("loops")
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(graph=small_graphs())
 def test_entries_equal_pyg(graph: tuple[int, Tensor, Tensor], backend: str) -> None:
@@ -108,6 +109,7 @@ def test_copies_that_differ_in_one_weight_are_not_folded(backend: str) -> None:
     assert entries.rowptr.numel() == 81
 
 
+@pytest.mark.hostile("edge-outside")
 @pytest.mark.parametrize("bad", [-1, 20, 2**62, -(2**62)])
 def test_index_out_of_range(bad: int, backend: str) -> None:
     edge_index, edge_weight = testing.stock_graph(20, 60)
@@ -119,6 +121,7 @@ def test_index_out_of_range(bad: int, backend: str) -> None:
         model(torch.randn(20, 6, 5), edge_index, edge_weight)
 
 
+@pytest.mark.hostile("edge-form")
 def test_wrong_edges_are_refused() -> None:
     edge_index, edge_weight = testing.stock_graph(20, 60)
     for bad, error in (
@@ -140,6 +143,7 @@ def test_wrong_edges_are_refused() -> None:
     hiermt.Graph(edge_index, edge_weight.view(-1, 1), 20)
 
 
+@pytest.mark.hostile("large-index")
 def test_too_large_for_32_bit_offsets_is_refused() -> None:
     for bad in (-1, 12.5):
         with pytest.raises(ValueError, match="num_nodes"):
@@ -148,6 +152,7 @@ def test_too_large_for_32_bit_offsets_is_refused() -> None:
         hiermt.Graph(torch.zeros(2, 0, dtype=torch.long), None, 2**31)
 
 
+@pytest.mark.hostile("edge-weight")
 def test_graph_refuses_a_second_set_of_weights_and_other_sizes() -> None:
     edge_index, edge_weight = testing.stock_graph(20, 60)
     graph = hiermt.Graph(edge_index, edge_weight, 20)
@@ -172,6 +177,7 @@ def test_raw_edges_are_prepared_once_until_they_change() -> None:
     assert as_graph(edge_index, edge_weight, 25).num_nodes == 25
 
 
+@pytest.mark.hostile("stale-graph")
 def test_edges_changed_in_place_give_the_new_result(backend: str) -> None:
     model = hiermt.TGCN_HierarchicalMT(5, 8, backend=backend)
     edge_index, edge_weight = testing.stock_graph(20, 60)
@@ -183,6 +189,7 @@ def test_edges_changed_in_place_give_the_new_result(backend: str) -> None:
     testing.assert_close(after, model(x, edge_index.clone(), edge_weight.clone())[0])
 
 
+@pytest.mark.hostile("stale-graph")
 def test_replaced_data_gives_the_new_result() -> None:
     model = hiermt.TGCN_HierarchicalMT(5, 8)
     edge_index, edge_weight = testing.stock_graph(20, 60)
@@ -192,6 +199,7 @@ def test_replaced_data_gives_the_new_result() -> None:
     assert torch.equal(model(x, edge_index, edge_weight)[0], model(x, edge_index.clone(), edge_weight)[0])
 
 
+@pytest.mark.hostile("stale-graph")
 def test_freed_and_reused_storage_gives_the_new_result() -> None:
     model = hiermt.TGCN_HierarchicalMT(5, 8)
     x = torch.randn(20, 6, 5)

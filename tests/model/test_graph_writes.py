@@ -84,6 +84,7 @@ def test_writes_in_place(model: Any, x: Tensor, write: Any, raw: bool, made: boo
             check(model, x, model(x, *arguments), edge_index, edge_weight)
 
 
+@pytest.mark.hostile("edge-outside", "stale-graph")
 @pytest.mark.parametrize("made", INFERENCE)
 def test_an_index_out_of_range_is_found_after_a_write(model: Any, x: Tensor, made: bool) -> None:
     edge_index, edge_weight = testing.stock_graph(NODES, 60)
@@ -167,6 +168,7 @@ def test_a_raw_tensor_that_is_resized(x: Tensor, backend: str) -> None:
             check(model, x, model(x, edge_index), edge_index, None)
 
 
+@pytest.mark.hostile("stale-graph")
 def test_memory_that_is_used_again(model: Any, x: Tensor) -> None:
     with torch.no_grad():
         for seed in range(20):
@@ -176,6 +178,7 @@ def test_memory_that_is_used_again(model: Any, x: Tensor) -> None:
             del edge_index, edge_weight
 
 
+@pytest.mark.hostile("edge-form", "strides")
 def test_any_strides_and_integers(model: Any, x: Tensor) -> None:
     edge_index, edge_weight = testing.stock_graph(NODES, 60)
     wide, column = torch.zeros(2, 120, dtype=torch.int64), torch.zeros(60, 3)
@@ -195,6 +198,7 @@ def test_whole_numbers_of_nodes(kind: Any) -> None:
     assert graph.num_nodes == NODES and type(graph.num_nodes) is int
 
 
+@pytest.mark.hostile("scalars")
 @pytest.mark.parametrize("bad", [True, False, np.True_, 20.0, np.float64(20), "20", torch.tensor(20), -1, np.int64(-1)])
 def test_other_numbers_of_nodes_are_refused(bad: Any) -> None:
     with pytest.raises(ValueError, match="num_nodes"):
@@ -247,6 +251,7 @@ class Graphs(torch.utils.data.Dataset[Any]):
         return self.graph
 
 
+@pytest.mark.hostile("workers")
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize("start", ["fork", "spawn"])
 def test_workers_of_a_data_loader(model: Any, x: Tensor, start: str) -> None:
@@ -260,6 +265,7 @@ def test_workers_of_a_data_loader(model: Any, x: Tensor, start: str) -> None:
             check(model, x, model(x, found), graph.edge_index, graph.edge_weight)
 
 
+@pytest.mark.hostile("workers")
 def test_threads_prepare_one_graph_at_once(model: Any, x: Tensor) -> None:
     edge_index, edge_weight = testing.stock_graph(NODES, 60)
     with torch.no_grad():

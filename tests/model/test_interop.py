@@ -167,6 +167,7 @@ class Bomb:
         return (Path("exploded").touch, ())
 
 
+@pytest.mark.hostile("weight-file")
 def test_pickled_code_is_not_executed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     for name, write in (("torch.pt", torch.save), ("raw.pt", lambda o, p: p.write_bytes(pickle.dumps(o)))):
@@ -176,6 +177,7 @@ def test_pickled_code_is_not_executed(tmp_path: Path, monkeypatch: pytest.Monkey
     assert not (tmp_path / "exploded").exists()
 
 
+@pytest.mark.hostile("weight-file")
 @pytest.mark.parametrize("name", ["model.pt", "model.safetensors"])
 def test_damaged_files_are_refused(name: str, tmp_path: Path) -> None:
     from safetensors.torch import save_file
@@ -235,6 +237,7 @@ def test_load_refuses_what_does_not_fit(tmp_path: Path) -> None:
         hiermt.TGCN_HierarchicalMT.from_pretrained(tmp_path)
 
 
+@pytest.mark.hostile("interrupted-write")
 @pytest.mark.parametrize("interruption", [KeyboardInterrupt, OSError(errno.ENOSPC, "No space left on device")])
 def test_an_interrupted_save_leaves_the_old_file(
     interruption: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

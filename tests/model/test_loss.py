@@ -40,6 +40,7 @@ def test_equals_indexing_with_the_mask(weight: float, masked: bool) -> None:
         torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-8)
 
 
+@pytest.mark.hostile("labels")
 def test_no_signal_gives_a_zero_direction_loss_with_a_graph() -> None:
     signal, direction, _, direction_targets = batch()
     none = torch.zeros(50, dtype=torch.long)
@@ -85,6 +86,7 @@ def test_labels_and_logits_with_extra_dimensions() -> None:
     assert flat == column == shared
 
 
+@pytest.mark.hostile("labels")
 def test_wrong_input_is_refused() -> None:
     signal, direction, signal_targets, direction_targets = batch()
     loss = hiermt.MultiTaskLoss()

@@ -60,6 +60,7 @@ WRONG: list[tuple[Any, type[Exception]]] = [
 ]
 
 
+@pytest.mark.hostile("scalars")
 @pytest.mark.parametrize(("value", "error"), WRONG, ids=str)
 def test_wrong_numbers_are_refused(value: Any, error: type[Exception]) -> None:
     for name in ("lambda_direction", "label_smoothing", "focal_gamma"):

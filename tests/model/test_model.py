@@ -72,6 +72,7 @@ def test_state_dict_loads_strictly_both_ways(variant: dict[str, Any]) -> None:
     theirs.load_state_dict(ours.state_dict(), strict=True)
 
 
+@pytest.mark.hostile("loops")
 @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(graph=small_graphs())
 @pytest.mark.parametrize("use_gat", [True, False])
@@ -142,6 +143,7 @@ def test_layout_nft_reads_the_same_numbers(backend: str) -> None:
         testing.assert_close(ours, theirs)
 
 
+@pytest.mark.hostile("edge-form")
 def test_int32_edges_and_no_weights(backend: str) -> None:
     edge_index, edge_weight = testing.stock_graph(20, 60)
     x = torch.randn(20, 6, 5)
@@ -185,6 +187,7 @@ def test_bfloat16_stays_near_float32(backend: str) -> None:
     testing.assert_close(half, expected)
 
 
+@pytest.mark.hostile("rounding")
 def test_float32_error_is_at_most_twice_that_of_pyg(variant: dict[str, Any], backend: str) -> None:
     model = hiermt.TGCN_HierarchicalMT(13, 16, 2, **variant, backend=backend)
     edge_index, edge_weight = graph_for(variant, torch.float32)
@@ -199,6 +202,7 @@ def test_float32_error_is_at_most_twice_that_of_pyg(variant: dict[str, Any], bac
     assert (ours - truth).square().mean().sqrt() <= 2 * (theirs - truth).square().mean().sqrt()
 
 
+@pytest.mark.hostile("empty")
 def test_empty_sequences_and_batches(backend: str) -> None:
     model = hiermt.TGCN_HierarchicalMT(5, 8, backend=backend)
     edges = testing.stock_graph(20, 60)
@@ -209,6 +213,7 @@ def test_empty_sequences_and_batches(backend: str) -> None:
     assert lonely[0].isfinite().all()
 
 
+@pytest.mark.hostile("special-numbers")
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf"), 1e30])
 def test_bad_numbers_spread_as_in_pyg(value: float, variant: dict[str, Any], backend: str) -> None:
     model = hiermt.TGCN_HierarchicalMT(5, 8, 2, **variant, backend=backend)
@@ -220,6 +225,7 @@ def test_bad_numbers_spread_as_in_pyg(value: float, variant: dict[str, Any], bac
         testing.assert_close(ours, theirs)
 
 
+@pytest.mark.hostile("edge-weight")
 @pytest.mark.parametrize("weight", [float("nan"), -1.0, float("inf")])
 def test_bad_weights_spread_as_in_pyg(weight: float, backend: str) -> None:
     edge_index, edge_weight = testing.stock_graph(20, 60, isolated=2)
@@ -233,6 +239,7 @@ def test_bad_weights_spread_as_in_pyg(weight: float, backend: str) -> None:
             assert torch.equal(ours.isnan(), theirs.isnan())
 
 
+@pytest.mark.hostile("strides")
 def test_strided_inputs_give_the_same_numbers(backend: str) -> None:
     model = hiermt.TGCN_HierarchicalMT(5, 8, backend=backend)
     edges = testing.stock_graph(20, 60)
@@ -246,6 +253,7 @@ def test_strided_inputs_give_the_same_numbers(backend: str) -> None:
     assert torch.equal(model(stride_zero, *edges)[0], model(stride_zero.contiguous(), *edges)[0])
 
 
+@pytest.mark.hostile("determinism")
 def test_bitwise_equal_over_runs_and_threads(variant: dict[str, Any], backend: str) -> None:
     model = hiermt.TGCN_HierarchicalMT(13, 16, 2, **variant, backend=backend)
     edges = graph_for(variant, torch.float32)

@@ -174,6 +174,7 @@ CHANGES: dict[str, Change] = {
 }
 
 
+@pytest.mark.hostile("replaced-part")
 @pytest.mark.parametrize("name", CHANGES)
 def test_a_part_of_the_users(name: str, backend: str) -> None:
     compare(*pair("gat", CHANGES[name], backend), "gat")
@@ -205,6 +206,7 @@ def test_a_linear_class_that_is_patched(monkeypatch: pytest.MonkeyPatch, backend
     compare(ours, theirs, "gcn")
 
 
+@pytest.mark.hostile("replaced-part")
 def test_hooks_on_every_module(backend: str) -> None:
     ours, _ = pair("gat", lambda model: None, backend)
     seen: list[str] = []
@@ -240,6 +242,7 @@ def test_a_model_with_a_forward_of_its_own_decides_by_it(backend: str) -> None:
     assert not (predictions == 1).any()
 
 
+@pytest.mark.hostile("replaced-part")
 def test_adapters_learn(backend: str) -> None:
     peft = pytest.importorskip("peft")
     torch.manual_seed(0)

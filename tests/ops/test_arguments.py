@@ -42,6 +42,7 @@ def test_integers_of_numpy_build_the_same_module(kind: str, use_gat: bool, integ
         assert type(getattr(built, "hidden_size", 4)) is int
 
 
+@pytest.mark.hostile("scalars")
 @pytest.mark.parametrize("value", NOT_INTEGERS, ids=repr)
 @pytest.mark.parametrize(("kind", "name"), CASES)
 def test_what_is_not_an_integer_builds_nothing(kind: str, name: str, value: Any) -> None:
@@ -131,6 +132,7 @@ def decisions(threshold: Any) -> list[Any]:
     ]
 
 
+@pytest.mark.hostile("scalars")
 @pytest.mark.parametrize(
     "value",
     [torch.tensor(0.4), torch.tensor(0.4, requires_grad=True), nn.Parameter(torch.tensor(0.4)), torch.tensor([0.4])],
@@ -156,6 +158,7 @@ def test_a_threshold_is_a_probability(value: Any) -> None:
             run()
 
 
+@pytest.mark.hostile("scalars")
 @pytest.mark.parametrize("value", [0, 1, np.float64(0.25), np.float32(0.25), np.float16(0.25), np.int64(1)], ids=repr)
 def test_thresholds_of_numpy_are_accepted(value: Any) -> None:
     torch.manual_seed(0)

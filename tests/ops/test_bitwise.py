@@ -63,6 +63,7 @@ def graph_of(options: dict[str, Any], dtype: torch.dtype, weight: Tensor | None 
     return hiermt.Graph(edge_index, own if weighted else None, STOCKS, backend="native")
 
 
+@pytest.mark.hostile("determinism", "equal-parts")
 def test_raw_graphs_without_equal_parts_on_any_number_of_threads() -> None:
     edge_index, edge_weight = testing.stock_graph(501, 5000, isolated=9)
     x = torch.randn(501, STEPS, FEATURES).requires_grad_()
@@ -71,6 +72,7 @@ def test_raw_graphs_without_equal_parts_on_any_number_of_threads() -> None:
         same_on_all_threads(lambda model=model: model(x, edge_index, edge_weight), [x, *model.parameters()])
 
 
+@pytest.mark.hostile("determinism")
 @pytest.mark.parametrize(
     ("name", "hidden", "dtype"),
     [

@@ -75,6 +75,7 @@ def test_every_operator_has_problems() -> None:
     assert {make(1).op for make in VARIANTS.values()} == forward - {"graph_prepare"}
 
 
+@pytest.mark.hostile("empty", "loops", "dtypes", "unwritten")
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @every_problem
 def test_equals_twin(problem: Problem, dtype: torch.dtype, device: str) -> None:
@@ -97,6 +98,7 @@ def test_equals_pyg_on_any_small_graph(graph: tuple[int, Tensor, Tensor]) -> Non
         oracles.compare(problem)
 
 
+@pytest.mark.hostile("strides")
 @pytest.mark.parametrize("layout", LAYOUTS)
 @every_problem
 def test_any_layout_of_the_inputs_gives_the_same_bits(problem: Problem, layout: str) -> None:
@@ -183,6 +185,7 @@ def _tensors(value: Any) -> list[Tensor]:
     return [one for each in value for one in _tensors(each)] if isinstance(value, (list, tuple)) else []
 
 
+@pytest.mark.hostile("strides")
 @differentiable
 def test_any_layout_of_the_cotangents_gives_the_same_bits(variant: str) -> None:
     problem = VARIANTS[variant](2)
@@ -196,6 +199,7 @@ def test_any_layout_of_the_cotangents_gives_the_same_bits(variant: str) -> None:
         assert all(torch.equal(one, other) for one, other in zip(found, expected, strict=True))
 
 
+@pytest.mark.hostile("determinism")
 @every_problem
 @pytest.mark.usefixtures("threads")
 def test_the_same_bits_on_any_number_of_threads(problem: Problem) -> None:
@@ -218,6 +222,7 @@ def test_the_same_bits_of_many_tasks(variant: str, dtype: torch.dtype) -> None:
         assert_equal(run(problem, True, dtype), expected)
 
 
+@pytest.mark.hostile("determinism", "streams")
 @every_variant
 def test_twenty_runs_on_a_stream_give_the_same_bits(variant: str, device: str) -> None:
     expected = run(VARIANTS[variant](9), True, device=device)
@@ -257,6 +262,7 @@ def _recorded(outputs: list[Tensor]) -> list[Tensor]:
     return [one for one in outputs if one.requires_grad]
 
 
+@pytest.mark.hostile("rounding")
 @every_variant
 def test_error_is_at_most_twice_the_twins(variant: str) -> None:
     """In float32 against float64, at about the size that users have: values, the first gradient, all other gradients.
@@ -352,6 +358,7 @@ def test_opcheck_of_a_graph(problem: Problem) -> None:
     torch.library.opcheck(torch.ops.hiermt.graph_prepare.default, problem.arguments)
 
 
+@pytest.mark.hostile("double-backward")
 @differentiable
 def test_double_backward_is_refused_by_name(variant: str) -> None:
     problem = VARIANTS[variant](1)
@@ -362,6 +369,7 @@ def test_double_backward_is_refused_by_name(variant: str) -> None:
         torch.autograd.grad(sum(grad.sum() for grad in grads), call.leaves)
 
 
+@pytest.mark.hostile("dtypes")
 @pytest.mark.parametrize("variant", [name for name in VARIANTS if not name.startswith("decision_from")])
 def test_autocast(variant: str) -> None:
     """The operator computes in the dtype of autocast, the loss in float32; gradients have the dtype of the inputs."""
@@ -379,6 +387,7 @@ def test_autocast(variant: str) -> None:
         assert gradient.dtype == torch.float32
 
 
+@pytest.mark.hostile("compilers")
 @every_variant
 def test_compiles_without_a_graph_break_for_any_size(variant: str) -> None:
     torch._dynamo.reset()

@@ -198,6 +198,7 @@ def test_native_refuses_dual_tensors_by_name() -> None:
     function(at)
 
 
+@pytest.mark.hostile("double-backward")
 @needs_native
 @pytest.mark.parametrize("vectorize", [True, False])
 @pytest.mark.parametrize(

@@ -40,6 +40,7 @@ def small_problems() -> Iterator[Problem]:
     yield from (make.heads(*size) for size in ((3, 5, 4), (37, 8, 8), (5, 37, 5), (70, 16, 16)))
 
 
+@pytest.mark.hostile("special-numbers")
 @needs_native
 @pytest.mark.parametrize("problem", list(small_problems()), ids=str)
 def test_one_number_goes_through_as_in_the_twin(problem: Problem) -> None:
@@ -55,6 +56,7 @@ def test_one_number_goes_through_as_in_the_twin(problem: Problem) -> None:
                 testing.assert_close(found, expected, message=f"{name} in {place}")
 
 
+@pytest.mark.hostile("special-numbers")
 @needs_native
 def test_a_source_at_minus_infinity_gets_no_attention() -> None:
     """Its score is -inf where att is positive: out of the softmax, although 0.6 z + 0.4 |z| would be NaN."""
@@ -91,6 +93,7 @@ def test_a_convolution_with_such_a_bias_equals_pyg(hidden: int, number: float, b
             leaf.copy_(kept)
 
 
+@pytest.mark.hostile("special-numbers")
 @pytest.mark.parametrize("number", [float("inf"), float("-inf"), float("nan"), 1e30])
 @pytest.mark.parametrize("unused", ["signal", "direction"])
 @pytest.mark.parametrize("hidden", [5, 16, 37])
@@ -145,6 +148,7 @@ def test_the_slope_after_a_convolution_is_that_of_its_side(
     testing.assert_close(found, exact, gradient=True, dtype=dtype)
 
 
+@pytest.mark.hostile("special-numbers")
 @needs_native
 @pytest.mark.parametrize("use_gat", [True, False])
 @pytest.mark.parametrize("number", [float("inf"), float("-inf"), float("nan")])
@@ -160,3 +164,29 @@ def test_a_model_equals_pyg(number: float, use_gat: bool) -> None:
             assert torch.equal(pattern(ours.detach()), pattern(expected.detach())), name
         with torch.no_grad():
             leaf.copy_(kept)
+
+
+@needs_native
+@pytest.mark.hostile("special-numbers")
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("flushed", [False, True])
+@pytest.mark.parametrize("gat", [True, False])
+def test_subnormal_numbers_are_those_of_the_twin(gat: bool, flushed: bool, threads: int) -> None:
+    """Kept to the last bits, or, where the caller flushes them to zero, gone or below the normal numbers."""
+    problem = Maker().conv("stock", (2, 3, 5, 16), Stack(1, gat), 0)
+    x, _, _, params = problem.arguments
+    x.mul_(1e-39)
+    for bias in params[1::2] if not gat else [params[1], params[3], params[5]]:
+        bias.zero_()
+    before = torch.get_num_threads()
+    if not torch.set_flush_denormal(flushed):
+        pytest.skip("this processor flushes nothing")
+    torch.set_num_threads(threads)
+    try:
+        (found,), (expected,) = (outputs_of(problem.op, prepare(problem), native) for native in (True, False))
+    finally:
+        torch.set_num_threads(before)
+        torch.set_flush_denormal(False)
+    smallest = torch.finfo(torch.float32).tiny
+    assert flushed or (0 < expected.abs().max() < smallest)
+    assert (found.double() - expected.double()).abs().max() <= (smallest if flushed else 64 * 2.0**-149)

@@ -18,6 +18,7 @@ from hiermt.native import extension
 needs_native = pytest.mark.skipif(not extension.native_status().available, reason="needs the extension")
 
 
+@pytest.mark.hostile("forged-call")
 @needs_native
 @pytest.mark.parametrize("seed", [0, 1])
 def test_forged_calls_of_every_operator_come_back(seed: int) -> None:
@@ -118,6 +119,7 @@ def sizes_without_elements() -> list[tuple[str, tuple[Any, ...]]]:
     ]
 
 
+@pytest.mark.hostile("large-index", "forged-call")
 @needs_native
 @pytest.mark.parametrize("call", sizes_without_elements(), ids=lambda call: call[0])
 def test_sizes_whose_product_wraps_around(call: tuple[str, tuple[Any, ...]]) -> None:

@@ -68,6 +68,7 @@ def test_scan_goes_on_from_a_state(backend: str) -> None:
     testing.assert_close(last, whole[:, -1])
 
 
+@pytest.mark.hostile("wrong-tensor")
 @pytest.mark.parametrize("shape", [(20, 6, 4), (20, 5), (20, 6, 5, 1, 1)])
 def test_wrong_shapes_are_one_sentence(shape: tuple[int, ...], backend: str) -> None:
     model = hiermt.TGCN_HierarchicalMT(5, 8, backend=backend)
@@ -83,6 +84,7 @@ def test_the_other_layout_is_named() -> None:
         hiermt.TGCN_HierarchicalMT(5, 8, layout="NFT")(x.transpose(1, 2), *EDGES)
 
 
+@pytest.mark.hostile("wrong-tensor")
 def test_wrong_dtypes_are_one_sentence(backend: str) -> None:
     model = hiermt.TGCN_HierarchicalMT(5, 8, backend=backend)
     with pytest.raises(TypeError, match=r"x is torch.float64, .* torch.float32"):
@@ -93,6 +95,7 @@ def test_wrong_dtypes_are_one_sentence(backend: str) -> None:
         model([[1.0]], *EDGES)
 
 
+@pytest.mark.hostile("wrong-tensor")
 def test_another_device_is_one_sentence() -> None:
     model = hiermt.TGCN_HierarchicalMT(5, 8)
     with pytest.raises(ValueError, match="x is on meta, the graph on cpu"):
@@ -101,6 +104,7 @@ def test_another_device_is_one_sentence() -> None:
         model(torch.randn(20, 6, 5), EDGES[0], EDGES[1].to("meta"))
 
 
+@pytest.mark.hostile("edge-weight")
 def test_weights_are_never_ignored(backend: str) -> None:
     model = hiermt.TGCN_HierarchicalMT(5, 8, edge_dim=None, backend=backend)
     with pytest.raises(ValueError, match=r"edge_weight=None, or build the model with edge_dim=1"):
@@ -143,6 +147,7 @@ def test_autocast_computes_in_its_dtype(dtype: torch.dtype) -> None:
     assert model.signal_head.weight.grad.dtype == torch.float32
 
 
+@pytest.mark.hostile("dtypes")
 def test_grad_scaler_step_equals_a_plain_step() -> None:
     models = [hiermt.TGCN_HierarchicalMT(5, 8) for _ in range(2)]
     models[1].load_state_dict(models[0].state_dict())
@@ -160,6 +165,7 @@ def test_grad_scaler_step_equals_a_plain_step() -> None:
         testing.assert_close(ours, theirs)
 
 
+@pytest.mark.hostile("compilers")
 @pytest.mark.parametrize("use_gat", [True, False])
 def test_compiles_without_a_break_for_any_size(use_gat: bool, backend: str) -> None:
     torch._dynamo.reset()
@@ -206,6 +212,7 @@ compiled(torch.randn(20, 4, 5), *stock_graph(20, 60), torch.ones(20, dtype=torch
     assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.hostile("compilers")
 @pytest.mark.parametrize(("use_gat", "strict"), [(True, False), (False, True)])
 def test_exports_for_any_number_of_nodes_and_edges(use_gat: bool, strict: bool, backend: str) -> None:
     model = hiermt.TGCN_HierarchicalMT(5, 8, 1, use_gat, backend=backend)
@@ -222,6 +229,7 @@ def test_exports_for_any_number_of_nodes_and_edges(use_gat: bool, strict: bool, 
             testing.assert_close(found, wanted)
 
 
+@pytest.mark.hostile("double-backward")
 def test_double_backward_is_refused_by_name() -> None:
     reason = extension.why_not_native("cpu")
     if reason:
@@ -269,6 +277,7 @@ def test_a_number_of_nodes_that_fits_no_copy_is_one_sentence(backend: str) -> No
         )
 
 
+@pytest.mark.hostile("strides")
 def test_stride_zero_and_transposed_gradients(backend: str) -> None:
     cell = layer()
     x = torch.randn(20, 6, 5)
@@ -286,6 +295,7 @@ def test_stride_zero_and_transposed_gradients(backend: str) -> None:
     testing.assert_close(found[2], found[1])
 
 
+@pytest.mark.hostile("workers")
 def test_threads_at_once_give_the_same_numbers(backend: str) -> None:
     model = hiermt.TGCN_HierarchicalMT(5, 8, backend=backend)
     xs = [torch.randn(20, 6, 5) for _ in range(8)]
@@ -320,6 +330,7 @@ class _InWorker(torch.utils.data.Dataset[Tensor]):
             return self.model(torch.full((20, 6, 5), float(index)), *EDGES)[0]  # type: ignore[no-any-return]
 
 
+@pytest.mark.hostile("workers")
 @pytest.mark.parametrize("context", ["fork", "spawn"])
 def test_forward_in_a_worker_after_a_forward_in_the_parent(context: str, backend: str) -> None:
     dataset = _InWorker(hiermt.TGCN_HierarchicalMT(5, 8, backend=backend))

@@ -112,6 +112,7 @@ def test_masked_rows_never_spread(backend: str, garbage: float) -> None:
     assert not dirty[4][~mask].any()
 
 
+@pytest.mark.hostile("special-numbers")
 @needs_native
 @pytest.mark.parametrize("pair", [(80.0, -80.0), (1e30, -1e30), (math.inf, 0.0), (-math.inf, 0.0)])
 @pytest.mark.parametrize("dtype", DTYPES[:2])
@@ -140,11 +141,13 @@ def test_autocast_computes_the_loss_in_float32(backend: str) -> None:
     assert loss.dtype == torch.float32
 
 
+@pytest.mark.hostile("empty", "labels")
 def test_no_rows(backend: str) -> None:
     *found, first, second = losses(problem(0), None, backend)
     assert not any(found) and first.shape == second.shape == (0, 2)
 
 
+@pytest.mark.hostile("labels")
 @pytest.mark.parametrize("name", ["signal_targets", "direction_targets", "signal_mask"])
 def test_refuses_another_length(backend: str, name: str) -> None:
     signal, direction, targets, directions, mask = problem(10)
@@ -154,6 +157,7 @@ def test_refuses_another_length(backend: str, name: str) -> None:
         functional.multitask_loss(signal, direction, *parts.values(), backend=backend)
 
 
+@pytest.mark.hostile("labels")
 def test_refuses_labels_and_dtypes(backend: str) -> None:
     signal, direction, targets, directions, mask = problem(10)
     with pytest.raises(ValueError, match="signal_targets: expected 0 or 1, got 2"):

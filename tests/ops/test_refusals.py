@@ -87,6 +87,7 @@ CASES: list[tuple[Problem, dict[str, Any], str]] = [
 ]
 
 
+@pytest.mark.hostile("wrong-tensor", "forged-call")
 @pytest.mark.parametrize(("problem", "changes", "message"), CASES, ids=[f"{c[0].op}-{c[2]}" for c in CASES])
 def test_a_wrong_argument_is_named(problem: Problem, changes: dict[str, Any], message: str) -> None:
     overload = getattr(torch.ops.hiermt, problem.op).default
@@ -100,6 +101,7 @@ def test_a_wrong_argument_is_named(problem: Problem, changes: dict[str, Any], me
         getattr(ops, problem.op)(*arguments, **options)
 
 
+@pytest.mark.hostile("dtypes")
 def test_dtypes_that_no_kernel_takes_are_named() -> None:
     for dtype, message in (("int32", "expected dtype Float, Double, BFloat16 or Half"), ("half", "got Half")):
         arguments = [one.to(getattr(torch, dtype)) for one in HEADS.arguments]
@@ -113,6 +115,7 @@ def refuses_csr(csr: list[torch.Tensor], message: str) -> None:
         ops.conv_stack(x, csr, weight, params, conv_layers=1, activation=0)
 
 
+@pytest.mark.hostile("forged-call")
 def test_forged_lists_of_a_graph_are_refused() -> None:
     for index, name in enumerate(["rowptr", "col", "colptr", "row", "csr2csc"]):
         for position, value in ((0, -1), (0, 1 << 30), (1, 1 << 20)):

@@ -50,6 +50,7 @@ def run(body: str, threads: int = 2) -> list[float]:
     return [float(line) for line in done.stdout.split()]
 
 
+@pytest.mark.hostile("memory")
 @pytest.mark.parametrize("threads", [1, 2])
 @pytest.mark.parametrize("call", ["forward", "step"])
 def test_growing_sizes_hold_what_the_largest_needs(call: str, threads: int) -> None:
@@ -106,6 +107,7 @@ print((resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before) / 20)
     assert faults < 3000  # torch's own outputs
 
 
+@pytest.mark.hostile("workers")
 def test_release_while_other_threads_compute() -> None:
     graph, model = hiermt.Graph(*testing.stock_graph(50), 50), hiermt.TGCN_HierarchicalMT(13, backend="native")
     x = torch.randn(50, 25, 13)
@@ -127,6 +129,7 @@ def test_release_while_other_threads_compute() -> None:
     assert len(right) == 180 and all(right)
 
 
+@pytest.mark.hostile("memory")
 @pytest.mark.parametrize("threads", [1, 2])
 @pytest.mark.parametrize("call", ["forward", "step"])
 def test_out_of_memory_is_an_exception_and_the_next_call_works(call: str, threads: int) -> None:
@@ -169,6 +172,7 @@ def test_out_of_memory_on_a_gpu_is_torch_s_own_exception(text: str, kind: type[E
     assert type(caught.value) is kind and str(caught.value) == text
 
 
+@pytest.mark.hostile("memory")
 @pytest.mark.parametrize("gigabytes", [0.1, 0.3, 1.0])
 def test_out_of_memory_in_the_midst_of_a_call(gigabytes: float) -> None:
     """Wherever the memory ends: in an output, in the tiles of a task, in a gradient."""

@@ -32,10 +32,12 @@ def copy(tmp_path: Path) -> Path:
     return tmp_path / "hiermt"
 
 
+@pytest.mark.hostile("no-extension")
 def test_missing_binary(copy: Path) -> None:
     assert_fell_back(outcome(copy), "is not built", "pip install --no-cache-dir")
 
 
+@pytest.mark.hostile("no-extension")
 @pytest.mark.parametrize("content", [b"", b"not a library", b"\x7fELF" + b"\0" * 64], ids=["empty", "text", "stub"])
 def test_corrupt_binary(copy: Path, content: bytes) -> None:
     (copy / LIBRARY).write_bytes(content)
@@ -66,6 +68,7 @@ def test_binary_that_misses_a_symbol_of_this_torch(copy: Path) -> None:
     assert_fell_back(outcome(copy), "undefined symbol", f"torch than {torch.__version__}")
 
 
+@pytest.mark.hostile("no-extension")
 @needs_binary
 def test_binary_of_another_version(copy: Path) -> None:
     shutil.copy(BINARY, copy)
@@ -83,6 +86,7 @@ def test_binary_that_lacks_an_operator(copy: Path) -> None:
     assert_fell_back(outcome(copy), "older than the sources", "operator_of_tomorrow")
 
 
+@pytest.mark.hostile("no-extension")
 def test_old_torch(copy: Path) -> None:
     script = "import torch; torch.__version__ = '2.10.1+cpu'\n" + PROBE
     done = probe(copy, script)

@@ -51,6 +51,7 @@ def test_a_kernel_without_fault_passes_in_every_order() -> None:
         assert torch.equal(run_fault(0, order), expected)
 
 
+@pytest.mark.hostile("unwritten")
 def test_uninitialised_shared_memory_shows() -> None:
     assert run_fault(7).isnan().any()
 
@@ -67,6 +68,7 @@ def test_a_width_that_no_kernel_takes_is_refused(hidden: int) -> None:
         torch.ops.hiermt.gated_scan(x, g, None, [], None, None, steps=0, sequence=True, save=False, tf32=False)
 
 
+@pytest.mark.hostile("large-index")
 def test_more_rows_than_an_index_counts_are_refused() -> None:
     """A stack takes x of any strides, so that it needs no memory."""
     csr = [torch.zeros(size, dtype=torch.int32) for size in (2, 1, 2, 1, 1, 2)]
@@ -76,6 +78,7 @@ def test_more_rows_than_an_index_counts_are_refused() -> None:
         torch.ops.hiermt.conv_stack(x, csr, torch.ones(1), params, None, conv_layers=1, activation=0, tf32=False)
 
 
+@pytest.mark.hostile("edge-outside", "forged-call")
 def test_edges_outside_the_graph_are_dropped_on_the_device() -> None:
     edge_index = torch.tensor([[0, 5, -1, 2**62], [1, 1, 0, 2]])
     expected = torch.ops.hiermt.graph_prepare(torch.tensor([[0], [1]]), 3, 0)

@@ -16,17 +16,20 @@ SMALL = [problem for problem in problems() if not problem.large]
 every_variant = pytest.mark.parametrize("variant", VARIANTS)
 
 
+@pytest.mark.hostile("empty", "loops", "unwritten")
 @pytest.mark.parametrize("problem", SMALL, ids=str)
 def test_equals_twin(problem: Problem) -> None:
     check(problem)
 
 
+@pytest.mark.hostile("dtypes")
 @pytest.mark.parametrize("dtype", [dtype for dtype in DTYPES if dtype != torch.float32], ids=str)
 @every_variant
 def test_equals_twin_in_every_dtype(variant: str, dtype: torch.dtype) -> None:
     check(VARIANTS[variant](3), dtype)
 
 
+@pytest.mark.hostile("strides")
 @pytest.mark.parametrize("layout", LAYOUTS)
 @every_variant
 def test_any_layout_of_the_inputs_gives_the_same_bits(variant: str, layout: str) -> None:
@@ -35,6 +38,7 @@ def test_any_layout_of_the_inputs_gives_the_same_bits(variant: str, layout: str)
     assert_same(found, bits(VARIANTS[variant](2)))
 
 
+@pytest.mark.hostile("determinism")
 @every_variant
 def test_every_order_of_threads_gives_the_same_bits(variant: str) -> None:
     first = bits(VARIANTS[variant](9))

@@ -57,6 +57,7 @@ def test_only_what_was_asked_for() -> None:
                 assert torch.equal(one, everything[index]) if wanted & bit else one.numel() == 0
 
 
+@pytest.mark.hostile("special-numbers")
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_special_values_and_ties(dtype: torch.dtype) -> None:
     special = [math.nan, math.inf, -math.inf, 0.0, 1.0, 200.0]
@@ -101,6 +102,7 @@ def problem(rows: int, name: str) -> list[Any]:
 every_option = pytest.mark.parametrize("name", ["plain", "all"])
 
 
+@pytest.mark.hostile("labels")
 @every_option
 def test_masked_rows_never_spread(name: str) -> None:
     args = problem(300, name)

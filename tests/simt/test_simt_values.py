@@ -18,6 +18,7 @@ pytestmark = needs_harness
 SPECIAL = [float("nan"), float("inf"), -float("inf")]
 
 
+@pytest.mark.hostile("special-numbers")
 @pytest.mark.parametrize("value", SPECIAL)
 @pytest.mark.parametrize(
     "problem",

@@ -126,18 +126,23 @@ Floats step(const Problem& q) {
   TgcnLayerForward<float> forward{};
   const SequenceView<float> x{q.x.data(),         kChannels, kNodes * kSteps * kChannels,
                               kSteps * kChannels, kChannels, 1};
-  forward.stack = {own.view(),           x,       kSteps, kHidden, q.edge_weight.data(), 2, conv, nullptr,
-                   Activation::kSigmoid, g.data()};
-  forward.scan = {kCopies, kNodes, kSteps,   kHidden, x,        nullptr,
-                  nullptr, {},     h.data(), nullptr, u.data(), nullptr};
+  ConvStackForward<float>& stack = forward.stack;
+  stack.graph = own.view(), stack.x = x, stack.steps = kSteps, stack.hidden = kHidden;
+  stack.edge_weight = q.edge_weight.data(), stack.conv_layers = 2, stack.gat = conv;
+  stack.last = Activation::kSigmoid, stack.out = g.data();
+  GatedScanForward<float>& scan = forward.scan;
+  scan.copies = kCopies, scan.num_nodes = kNodes, scan.steps = kSteps, scan.hidden = kHidden, scan.x = x;
+  scan.h = h.data(), scan.gates = u.data();
   const Floats* w = q.gates;
-  forward.scan.weights = {w[0].data(), w[1].data(), w[2].data(), w[3].data(), w[4].data(), w[5].data()};
+  scan.weights = {w[0].data(), w[1].data(), w[2].data(), w[3].data(), w[4].data(), w[5].data()};
   kernels.tgcn_layer_forward(forward);
 
   TgcnLayerBackward<float, float> backward{};
   Floats d_edge(kEntries);
-  backward.stack = {forward.stack, nullptr, d_x.data(), true, conv_grads, nullptr, d_edge.data()};
-  backward.scan = {forward.scan, q.d_h.data(), nullptr, d_x.data(), nullptr, nullptr, {}};
+  backward.stack.forward = stack, backward.scan.forward = scan;
+  backward.stack.d_x = backward.scan.d_x = d_x.data(), backward.stack.accumulate_d_x = true;
+  backward.stack.gat = conv_grads, backward.stack.d_edge_weight = d_edge.data();
+  backward.scan.d_h = q.d_h.data();
   Floats* d = d_gates;
   backward.scan.grads = {d[0].data(), d[1].data(), d[2].data(), d[3].data(), d[4].data(), d[5].data()};
   kernels.tgcn_layer_backward(backward);

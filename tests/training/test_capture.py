@@ -83,6 +83,7 @@ def train(capture: bool, changing: bool = False, callback: Any = None) -> tuple[
     return result, {name: tensor.clone() for name, tensor in model.state_dict().items()}
 
 
+@pytest.mark.hostile("streams")
 @pytest.mark.parametrize("gpu", [False, True])
 @pytest.mark.parametrize("changing", [False, True])
 def test_bitwise_equal_to_plain_steps(

@@ -51,6 +51,7 @@ def assert_same(one: dict[str, Tensor], other: dict[str, Tensor]) -> None:
     assert all(torch.equal(one[name], other[name]) for name in one)
 
 
+@pytest.mark.hostile("resume")
 @pytest.mark.parametrize(("cut", "patience"), [(1, None), (3, 2), (5, 2)])
 def test_bitwise_equal_after_a_resume(tmp_path: Path, cut: int, patience: int | None) -> None:
     whole = parts()
@@ -91,6 +92,7 @@ def test_every_few_epochs_and_the_last(tmp_path: Path, monkeypatch: pytest.Monke
     assert stored == [3, 6, 7]
 
 
+@pytest.mark.hostile("killed")
 def test_killed_in_mid_epoch(tmp_path: Path) -> None:
     """kill -9 inside the third epoch leaves the state of the second; what follows equals a quiet training."""
     path = tmp_path / "state.pt"
@@ -176,6 +178,7 @@ class Evil:
         return Path.touch, (self.target,)
 
 
+@pytest.mark.hostile("damaged-state")
 def test_pickled_code_is_not_run(tmp_path: Path) -> None:
     path, target = tmp_path / "state.pt", tmp_path / "executed"
     torch.save({"format": resume.FORMAT, "model": Evil(target)}, path)

@@ -136,6 +136,7 @@ def same(one: Any, other: Any) -> bool:
     return type(one) is type(other) and not isinstance(one, Tensor) and repr(one) == repr(other)
 
 
+@pytest.mark.hostile("damaged-state")
 @pytest.mark.parametrize("sealed", [False, True], ids=["damaged", "forged"])
 def test_every_damaged_state_is_refused_and_changes_nothing(
     sealed: bool, good: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -186,6 +187,7 @@ def test_every_damaged_state_is_refused_and_changes_nothing(
     assert loaded < count / 2
 
 
+@pytest.mark.hostile("damaged-state")
 def test_bytes_that_flip(good: dict[str, Any], tmp_path: Path) -> None:
     buffer = io.BytesIO()
     torch.save(good, buffer)

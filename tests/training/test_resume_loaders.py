@@ -135,6 +135,7 @@ def epochs_told(made: Parts) -> Any:
     return callback
 
 
+@pytest.mark.hostile("resume")
 @pytest.mark.parametrize(("name", "workers"), CASES)
 def test_resumes(name: str, workers: int, tmp_path: Path) -> None:
     assert_goes_on(

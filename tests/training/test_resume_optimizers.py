@@ -52,6 +52,7 @@ def making(name: str, options: dict[str, Any]) -> Callable[[nn.Module], torch.op
     return make
 
 
+@pytest.mark.hostile("resume")
 @pytest.mark.parametrize(("name", "options"), CASES, ids=lambda value: str(value))
 def test_resumes(name: str, options: dict[str, Any], tmp_path: Path) -> None:
     assert_goes_on(lambda: parts(making(name, options)), tmp_path)

@@ -100,6 +100,7 @@ def test_bitwise_equal_after_a_resume(results: list[dict[str, Any]]) -> None:
     assert results[0]["losses"] != results[1]["losses"]  # on data of their own
 
 
+@pytest.mark.hostile("writers")
 def test_the_first_process_writes(results: list[dict[str, Any]]) -> None:
     assert [found["there"] for found in results] == [[True, False]] * 2
 

@@ -76,6 +76,7 @@ def test_no_scheduler_is_left_out() -> None:
     assert {name.split()[0] for name in SCHEDULERS} >= set(lrs.__all__) - {"LRScheduler"}
 
 
+@pytest.mark.hostile("resume")
 @pytest.mark.parametrize("tensor", [False, True], ids=["number", "tensor"])
 @pytest.mark.parametrize("name", SCHEDULERS)
 def test_resumes(name: str, tensor: bool, tmp_path: Path) -> None:

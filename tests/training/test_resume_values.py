@@ -171,6 +171,7 @@ def test_a_replaced_object_is_refused(start: Any, later: Any, tmp_path: Path) ->
         make().run(4, checkpoint=tmp_path / "state.pt", resume=True)
 
 
+@pytest.mark.hostile("resume")
 def test_resuming_with_the_objects_of_the_training(tmp_path: Path) -> None:
     def make(start: Any) -> Parts:
         return parts(model=Heads, train=lambda: Stream(start, lambda v: second, lambda v: v(), once=True))
@@ -181,6 +182,7 @@ def test_resuming_with_the_objects_of_the_training(tmp_path: Path) -> None:
     assert made.train.epoch == 4
 
 
+@pytest.mark.hostile("resume")
 def test_an_object_that_changes_and_cannot_be_stored_is_refused(tmp_path: Path) -> None:
     pandas = pytest.importorskip("pandas")
     made = parts(model=Heads, train=lambda: Stream(pandas.Series([1]), lambda v: v + 1, lambda v: v.sum(), once=False))

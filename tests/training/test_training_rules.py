@@ -115,6 +115,7 @@ def nan_from(epoch: int) -> Any:
     return callback
 
 
+@pytest.mark.hostile("divergence")
 def test_a_loss_that_turns_nan_stops_and_the_last_good_state_stays(tmp_path: Path) -> None:
     path, other = tmp_path / "state.pt", tmp_path / "other.pt"
     seed(0)
@@ -129,6 +130,7 @@ def test_a_loss_that_turns_nan_stops_and_the_last_good_state_stays(tmp_path: Pat
     assert [file.name for file in sorted(tmp_path.iterdir())] == ["other.pt", "state.pt"]
 
 
+@pytest.mark.hostile("divergence")
 def test_weights_that_turn_nan_in_the_last_step_are_not_stored(tmp_path: Path) -> None:
     """The losses of that epoch are still finite."""
 
@@ -290,6 +292,7 @@ def test_the_criterion_is_moved_to_the_device() -> None:
     assert moved == [made.options["criterion"]]
 
 
+@pytest.mark.hostile("labels")
 @pytest.mark.parametrize("name", ["train", "test"])
 @pytest.mark.parametrize(
     ("loader", "hint"),
