@@ -58,7 +58,8 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     days = dataset.num_windows if args.rolling else args.days
     if days > dataset.num_windows:
         raise DataError(
-            f"--days {days}: the table has {dataset.num_windows} days with a full window of {trained.window}"
+            f"--days {days}: expected at most the table's {dataset.num_windows} days with a full window of "
+            f"{trained.window}"
         )
     starts = range(dataset.num_windows - days, dataset.num_windows)
     confidence = trained.confidence if args.confidence is None else args.confidence

@@ -91,7 +91,7 @@ def _parsed(described: dict[str, Any], model: TGCN_HierarchicalMT) -> Trained:
     weights = None if weight is None else torch.tensor(weight, dtype=torch.float32, device="cpu")
     as_graph(edges, weights, len(symbols))
     if weights is not None and not bool(weights.isfinite().all()):
-        raise ValueError("weight: expected finite edge weights")
+        raise ValueError(f"weight: expected finite edge weights, got {weights[~weights.isfinite()][0]:g}")
     return Trained(
         model=model,
         symbols=symbols,

@@ -88,7 +88,8 @@ class WindowDataset:
                 raise DataError(f"{name}: expected 0 and 1 only, got {sorted(set(labels.flatten().tolist()))[:5]}")
         shapes = {tuple(t.shape) for t in (self.signal_labels, self.direction_labels) if t is not None}
         if len(shapes) > 1:
-            raise DataError("signal_labels, direction_labels: expected the same shape")
+            given = " and ".join(str(list(shape)) for shape in sorted(shapes))
+            raise DataError(f"signal_labels, direction_labels: expected the same shape, got {given}")
         self._check_targets()
         if self.graphs is not None and self.graphs.num_nodes != self.num_stocks:
             raise DataError(f"graphs: expected {self.num_stocks} nodes, one per stock, got {self.graphs.num_nodes}")

@@ -40,7 +40,12 @@ class Scale:
                 f"{list(self.deviation.shape)}"
             )
         if not bool((torch.isfinite(self.mean) & torch.isfinite(self.deviation) & (self.deviation > 0)).all()):
-            raise DataError("scale: expected finite means and deviations above 0; fit it again")
+            wrong = ~(torch.isfinite(self.mean) & torch.isfinite(self.deviation) & (self.deviation > 0))
+            i = int(wrong.nonzero()[0])
+            raise DataError(
+                f"scale: expected finite means and deviations above 0, got {self.mean[i]:g} and "
+                f"{self.deviation[i]:g} for feature {i}; fit it again"
+            )
         object.__setattr__(self, "names", as_names(self.names, self.mean.numel()))
 
     @classmethod

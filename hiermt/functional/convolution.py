@@ -182,7 +182,10 @@ def run_stack(
     if loop_weight != 1.0:
         loop_weight = check_number("loop_weight", loop_weight, 0.0)
         if options.gat:
-            raise ValueError("loop_weight: a GATv2 gives its self loops the mean of a node's incoming weights")
+            raise ValueError(
+                "loop_weight: expected 1.0 with a GATv2, whose self loops get the mean of a node's incoming weights, "
+                f"got {loop_weight}"
+            )
 
     if present is not None:
         x = absent_as_zero(x, present)

@@ -132,7 +132,8 @@ def _from_folder(folder: Path, backend: str, changes: dict[str, Any]) -> Model:
     for kind in _KINDS:
         if name == kind.__name__:
             return kind._load(folder, backend, changes)
-    raise ValueError(f"{folder / CONFIG}: unknown model {name!r}")
+    kinds = ", ".join(kind.__name__ for kind in _KINDS)
+    raise ValueError(f"{folder / CONFIG}: model: expected one of {kinds}, got {name!r}")
 
 
 def _unwrapped(module: nn.Module) -> nn.Module:

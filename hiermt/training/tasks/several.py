@@ -32,7 +32,7 @@ class Several(Task):
     def __init__(self, tasks: Mapping[str, Task], weights: Mapping[str, float] | None = None) -> None:
         super().__init__()
         if not isinstance(tasks, Mapping) or not tasks:
-            raise ValueError("tasks: expected a mapping from the name of each head to its task")
+            raise ValueError(f"tasks: expected a mapping from the name of each head to its task, got {tasks!r}")
         for name, task in tasks.items():
             if not isinstance(task, Task):
                 raise TypeError(f"tasks[{name!r}]: expected a Task, got {type(task).__name__}")
