@@ -145,10 +145,10 @@ def training(o: Objects, folder: Path, criterion: Any = None, **options: Any) ->
         model = copy.deepcopy(o.model)
         dataset = options.get("dataset") or o.dataset()
         loaders = (
-            data.WindowLoader(dataset, range(30), 8, shuffle=shuffle),
-            data.WindowLoader(dataset, range(37, 50), 8),
+            data.WindowLoader(dataset, range(12), 8, shuffle=shuffle),
+            data.WindowLoader(dataset, range(37, 47), 8),
         )
-        for epochs, resume in ((2, False), (4, True)):
+        for epochs, resume in ((1, False), (3, True)):
             losses.append(
                 hiermt.train_hierarchical(
                     model,

@@ -146,6 +146,8 @@ def test_windows_give_the_numbers_of_pyg(
     edge_index, weight, nodes = fitting(edges, options)
     if trained_weights and weight is None:
         pytest.skip("no weights to train")
+    if backend == "reference" and (dtype, trained_weights) in ((torch.float32, False), (torch.float64, False)):
+        pytest.skip("the twin has one way for both")
     model, series = make(options, dtype, backend), history(nodes, dtype)
     expected, expected_grads = oracle(
         model, Windows(series, torch.tensor(STARTS), WINDOW).gather(), (edge_index, weight, nodes)
@@ -264,9 +266,9 @@ def check_training(source: data.WindowDataset, model: TGCN_HierarchicalMT, share
     def loader() -> data.WindowLoader:
         return data.WindowLoader(source, batch_size=4, shuffle=True, seed=5)
 
-    theirs = trained_by_pyg(model, loader(), 2)
+    theirs = trained_by_pyg(model, loader(), 1)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.3)
-    train_hierarchical(model, optimizer, None, loader(), loader(), 2, progress=False, share_days=share_days)
+    train_hierarchical(model, optimizer, None, loader(), loader(), 1, progress=False, share_days=share_days)
     for (name, found), expected in zip(model.named_parameters(), theirs.parameters(), strict=True):
         torch.testing.assert_close(found, expected, rtol=1e-7, atol=1e-9, msg=lambda text, name=name: f"{name}: {text}")
     batch = data.WindowLoader(source, batch_size=64).gather(torch.arange(3))

@@ -211,8 +211,13 @@ def compare(problem: Problem, dtype: torch.dtype, device: str = "cpu", **how: An
     precise = torch.float64 if problem.gradient else dtype
     exact = run(problem, False, precise, rounded=dtype, **how)
     found = run(problem, True, dtype, device=device, **how)
-    cancelled = () if dtype in (torch.float32, torch.float64) else _cancelled(problem, exact, dtype)
-    assert_found(found, exact, dtype, cancelled, problem.large)
+    try:
+        assert_found(found, exact, dtype, (), problem.large)
+    except AssertionError:
+        if dtype in (torch.float32, torch.float64):
+            raise
+        # Only now, because the twin in a 16-bit type takes longer than all the rest.
+        assert_found(found, exact, dtype, _cancelled(problem, exact, dtype), problem.large)
     return found
 
 

@@ -94,7 +94,7 @@ WINDOWS: dict[str, tuple[int, int, int, int, int, Sequence[int]]] = {
     "many groups": (8, 60, 4, 3, 17, range(0, 57, 2)),
     "many tiles": (203, 12, 5, 6, 4, [1, 7, 3]),
     "long": (2, 170, 90, 3, 33, [0, 40, 80, 1]),
-    "wide": (3, 12, 4, 35, 65, [0, 3, 8]),
+    "many channels": (3, 12, 4, 35, 65, [0, 3, 8]),
 }
 
 
