@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import hiermt
+from support import scripts
 
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGE = Path(hiermt.__file__).parent
@@ -36,14 +37,7 @@ print(json.dumps({
 
 def probe(package: Path, script: str = PROBE, **environment: str) -> subprocess.CompletedProcess[str]:
     inherited = {k: v for k, v in os.environ.items() if not k.startswith("HIERMT_")}
-    return subprocess.run(
-        [sys.executable, "-c", script],
-        cwd=package.parent,
-        env={**inherited, "PYTHONPATH": str(package.parent), **environment},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    return scripts.run(script, package.parent, {**inherited, **environment})
 
 
 def outcome(package: Path, **environment: str) -> dict:

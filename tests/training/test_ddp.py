@@ -10,12 +10,13 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, distributed, multiprocessing
+from torch import Tensor, distributed
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DistributedSampler
 
 from hiermt import MultiTaskLoss, TGCN_HierarchicalMT, data, train_hierarchical
 from hiermt.testing import stock_graph
+from support.processes import two_processes
 
 STOCKS, DAYS, FEATURES, WINDOW, EPOCHS = 6, 40, 3, 5, 3
 ROOT = Path(__file__).resolve().parents[2]
@@ -68,7 +69,7 @@ def worker(rank: int, world: int, rendezvous: str, results: str, name: str) -> N
 @pytest.mark.parametrize("options", OPTIONS)
 def test_two_processes_equal_one_with_the_doubled_batch(tmp_path: Path, options: str) -> None:
     results = tmp_path / "result"
-    multiprocessing.spawn(worker, args=(2, str(tmp_path / "rendezvous"), str(results), options), nprocs=2)
+    two_processes(worker, 2, str(tmp_path / "rendezvous"), str(results), options)
     expected, losses = trained(0, 1, 8, options)
     found = [torch.load(f"{results}.{rank}", weights_only=True) for rank in range(2)]
     for name, tensor in expected.items():

@@ -7,11 +7,12 @@ from typing import Any
 
 import pytest
 import torch
-from torch import distributed, multiprocessing
+from torch import distributed
 from torch.nn.parallel import DistributedDataParallel
 
 from hiermt import MultiTaskLoss, TGCN_HierarchicalMT, data, train_hierarchical
 from hiermt.testing import stock_graph
+from support.processes import two_processes
 
 STOCKS, DAYS, FEATURES, WINDOW = 6, 40, 3, 5
 pytestmark = pytest.mark.skipif(not distributed.is_available(), reason="torch without distributed")
@@ -91,7 +92,7 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     loader = data.WindowLoader(dataset(), range(8), 8)
     optimizer = torch.optim.Adam(model.parameters())
     train_hierarchical(model, optimizer, None, loader, loader, 1, progress=False, checkpoint=folder / "alone.pt")
-    multiprocessing.spawn(worker, args=(folder,), nprocs=2)
+    two_processes(worker, folder)
     return [torch.load(folder / f"result{rank}", weights_only=True) for rank in range(2)]
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, distributed, multiprocessing
+from torch import Tensor, distributed
 from torch.nn.parallel import DistributedDataParallel
 
 from hiermt import (
@@ -24,6 +24,7 @@ from hiermt import (
 )
 from hiermt.nn import inputs as _inputs
 from hiermt.testing import assert_close, stock_graph
+from support.processes import two_processes
 
 STOCKS, DAYS, FEATURES, WINDOW = 9, 50, 4, 6
 VARIANTS = [
@@ -221,7 +222,7 @@ def worker(rank: int, rendezvous: str, out: str) -> None:
 
 @pytest.mark.skipif(not distributed.is_available(), reason="torch without distributed")
 def test_two_processes_share_too(tmp_path: Path) -> None:
-    multiprocessing.spawn(worker, args=(str(tmp_path / "rendezvous"), str(tmp_path / "out")), nprocs=2)
+    two_processes(worker, str(tmp_path / "rendezvous"), str(tmp_path / "out"))
     one, other = (torch.load(tmp_path / f"out.{rank}", weights_only=True) for rank in range(2))
     for name, tensor in one[0].items():
         torch.testing.assert_close(one[1][name], tensor, rtol=1e-9, atol=1e-12)
