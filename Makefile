@@ -11,8 +11,10 @@ SKFOLIO ?= skfolio
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 NVCC := $(shell command -v nvcc 2>/dev/null || ls /usr/local/cuda/bin/nvcc 2>/dev/null)
-# Tests build the CUDA kernels also against a CPU-only torch: they have to compile, link and import there.
-WITH_CUDA := $(if $(NVCC),FORCE_CUDA=1,)
+# Tests build the CUDA kernels also against a CPU-only torch: they have to compile, link and import there. Where no GPU
+# could run them, for one architecture: nvcc takes several minutes for all of them, which `make ptx` looks at.
+GPU := $(shell command -v nvidia-smi 2>/dev/null)
+WITH_CUDA := $(if $(NVCC),FORCE_CUDA=1 $(if $(GPU)$(TORCH_CUDA_ARCH_LIST),,TORCH_CUDA_ARCH_LIST=9.0),)
 
 .DEFAULT_GOAL := help
 .PHONY: help env install build test ptx fuzz test-fast check sanitize tsan soak coverage aoti matrix wheel audit \
@@ -35,14 +37,15 @@ build: $(VENV)/.env ## the library in place; what an earlier `make test` built f
 
 test: $(VENV)/.env-test ## build, with the CUDA kernels where nvcc is, and run all tests
 	$(WITH_CUDA) $(BIN)/python setup.py -q build_ext --inplace
-	$(BIN)/python tests/simt/harness.py
-	$(BIN)/python -m pytest -n $(TEST_WORKERS) --dist loadfile $(PYTEST_ARGS)
+	PYTHONPATH=.:tests $(BIN)/python -m simt.harness
+	$(BIN)/python -m pytest -n $(TEST_WORKERS) --dist worksteal $(PYTEST_ARGS)
 
 # `make test` runs the source of the kernels alone; here every test of tests/simt runs once more on what nvcc makes.
 ptx: $(VENV)/.env-test build ## the tests of the CUDA kernels on their PTX, too; needs nvcc, no GPU
-	$(BIN)/python tests/simt/harness.py
+	PYTHONPATH=.:tests $(BIN)/python -m simt.harness
 	PYTHONPATH=.:tests $(BIN)/python -m ptx.sources
-	HIERMT_PTX=1 $(BIN)/python -m pytest -n $(TEST_WORKERS) --dist loadfile $(PYTEST_ARGS) tests/ptx tests/simt
+	HIERMT_PTX=1 $(BIN)/python -m pytest -n $(TEST_WORKERS) --dist worksteal $(PYTEST_ARGS) tests/ptx tests/simt
+	HIERMT_PTX=1 $(BIN)/python -m pytest $(PYTEST_ARGS) tests/gpu/test_cuda_resources.py
 
 # SECONDS of make and SEED; the seed of a run without one is the date.
 SEED ?= $(shell date +%Y%m%d)
@@ -78,7 +81,7 @@ sanitize: $(VENV)/.env-test ## tests of the CPU kernels under AddressSanitizer a
 	  $(BIN)/python setup.py -q build --build-lib $(SANITIZED)
 	LD_PRELOAD="$$(gcc -print-file-name=libasan.so) $$(gcc -print-file-name=libubsan.so)" \
 	  ASAN_OPTIONS=detect_leaks=0:verify_asan_link_order=0 PYTHONPATH=$(SANITIZED) \
-	  $(BIN)/pytest -q -p no:cacheprovider $(SANITIZE_TESTS)
+	  $(BIN)/pytest -q -p no:cacheprovider -n $(TEST_WORKERS) $(SANITIZE_TESTS)
 
 # The CPU kernels without torch, whose pool and allocator ThreadSanitizer does not know.
 tsan: $(VENV)/.env-test ## the CPU kernels on many threads under ThreadSanitizer
@@ -143,34 +146,27 @@ clean: ## remove the environment and everything that was built
 
 SOURCES = $(shell find csrc tests -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
 
+# Python compiles what it imports; pip would compile tens of thousands of files that nothing imports.
+INSTALL := $(PIP) install -q --no-compile
+EDITABLE := $(INSTALL) --no-build-isolation -e
+
 $(VENV)/.env:
 	$(PYTHON) -m venv $(VENV)
-	$(PIP) install -q $(TORCH)
-	$(PIP) install -q "setuptools>=77.0.3" "cmake>=3.20" ninja
+	$(INSTALL) $(TORCH)
+	$(INSTALL) "setuptools>=77.0.3" "cmake>=3.20" ninja
 	touch $@
 
+# Each installs what it needs at once, instead of one after the other.
 # The prices inside skfolio are all that is read of it, so its solvers are not installed.
-$(VENV)/.env-demo: $(VENV)/.env pyproject.toml
-	$(PIP) install -q --no-build-isolation -e ".[demo]"
-	$(PIP) install -q --no-deps $(SKFOLIO)
-	touch $@
+$(VENV)/.env-demo $(VENV)/.env-test $(VENV)/.env-dev: $(VENV)/.env-%: $(VENV)/.env pyproject.toml
+	$(EDITABLE) ".[demo,$*]"
+	$(INSTALL) --no-deps $(SKFOLIO)
+	touch $(patsubst %,$(VENV)/.env-%,demo $(if $(filter test dev,$*),test) $(filter dev,$*))
 
-$(VENV)/.env-test: $(VENV)/.env-demo
-	$(PIP) install -q --no-build-isolation -e ".[test]"
-	touch $@
-
-$(VENV)/.env-dev: $(VENV)/.env-test
-	$(PIP) install -q --no-build-isolation -e ".[dev]"
-	touch $@
-
-$(VENV)/.env-docs: $(VENV)/.env-test
-	$(PIP) install -q --no-build-isolation -e ".[docs]"
-	touch $@
-
-$(VENV)/.env-coverage: $(VENV)/.env-test
-	$(PIP) install -q --no-build-isolation -e ".[coverage]"
+$(VENV)/.env-docs $(VENV)/.env-coverage: $(VENV)/.env-%: $(VENV)/.env-test
+	$(EDITABLE) ".[$*]"
 	touch $@
 
 $(VENV)/.env-release: $(VENV)/.env
-	$(PIP) install -q --no-build-isolation -e ".[release]"
+	$(EDITABLE) ".[release]"
 	touch $@

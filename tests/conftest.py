@@ -35,7 +35,8 @@ NOT_FAST = ("wide", "float16", "float64")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Marks the fast tier."""
+    """Marks the fast tier, and lets the longest tests begin first, so that no worker waits for them at the end."""
+    items.sort(key=lambda item: item.get_closest_marker("slow") is None)
     tests = Path(__file__).parent
     for item in items:
         path = item.path.relative_to(tests).as_posix()
