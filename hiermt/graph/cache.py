@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.utils.weak import WeakIdKeyDictionary
 
-from hiermt._tracing import recorded
+from hiermt._tracing import recorded, without_values
 from hiermt.graph.checks import check_edges, is_differentiated
 from hiermt.graph.graph import Graph
 
@@ -52,7 +52,7 @@ def as_graph(
     if not isinstance(edge_index, Tensor) or edge_index.layout != torch.strided:
         check_edges(edge_index, edge_weight)
     assert isinstance(edge_index, Tensor)
-    if recorded() or edge_index.is_inference():
+    if recorded() or edge_index.is_inference() or without_values(edge_index):
         return Graph(edge_index, edge_weight, num_nodes, backend=backend)
     hit: _Cached | None = _cache.get(edge_index)  # type: ignore[no-untyped-call]
     if (

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from hiermt._arguments import check_integer
-from hiermt._tracing import recorded, refuse_tracing
+from hiermt._tracing import recorded, refuse_tracing, without_values
 from hiermt.graph.checks import check_edges, check_range, is_differentiated
 from hiermt.graph.csr import CSR, template
 from hiermt.graph.norm import gatv2_weight, gcn_norm, gcn_weight
@@ -60,7 +60,7 @@ class Graph:
         check_edges(edge_index, edge_weight)
         dispatch.check(backend)
         refuse_tracing(edge_index.size(1))
-        traced = recorded()
+        traced = recorded() or without_values(edge_index)
         if num_nodes is not None:
             num_nodes = num_nodes if traced else check_integer("num_nodes", num_nodes, 0)
         else:

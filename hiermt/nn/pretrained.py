@@ -74,7 +74,7 @@ class Pretrained(NotScriptable):
     def _load(cls: type[Model], folder: Path, backend: str, changes: dict[str, Any]) -> Model:
         """Builds the model with `changes` in place of constructor arguments of the folder."""
         name = cls.__name__
-        parameters = set(inspect.signature(cls).parameters) - {"output_activation", "backend"}
+        parameters = set(inspect.signature(cls.__init__).parameters) - {"self", "output_activation", "backend"}
         stored = read_folder(folder, name, parameters)
         try:
             with torch.device("cpu"):

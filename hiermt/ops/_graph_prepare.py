@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
+
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import DynamicOutputShapeException
 
 from hiermt.ops.operator import register_fake, typed
 
@@ -33,7 +36,10 @@ def _fake(edge_index: Tensor, num_nodes: int, rule: int) -> tuple[Tensor, ...]:
     def ints(count: int) -> Tensor:
         return edge_index.new_empty(count, dtype=torch.int32)
 
-    cuts = torch.library.get_ctx().new_dynamic_size()
+    cuts: int | torch.SymInt = 2
+    # A FakeTensorMode without symbols raises; no other shape depends on this one.
+    with suppress(DynamicOutputShapeException):
+        cuts = torch.library.get_ctx().new_dynamic_size()
     return (
         ints(num_nodes + 1),
         ints(entries),

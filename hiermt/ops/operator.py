@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves, tree_map
 
+from hiermt._tracing import refuse_onnx
 from hiermt.native import extension
 from hiermt.ops import batched
 
@@ -198,6 +199,7 @@ def register_fake(name: str, fake: Callable[..., Any]) -> None:
     """
 
     def checked(*args: Any, **options: Any) -> Any:
+        refuse_onnx()
         kinds = {one.device.type for one in tree_leaves((args, options)) if isinstance(one, Tensor)}
         if "meta" in kinds and len(kinds) > 1:
             raise RuntimeError(f"hiermt::{name}: some arguments are on meta, others on {max(kinds - {'meta'})}")

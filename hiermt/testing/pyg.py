@@ -6,6 +6,7 @@ Independent oracle of the tests and baseline of the benchmarks. Importing this m
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import torch
@@ -13,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch_geometric.nn import GATv2Conv, GCNConv
 
-from hiermt.nn import TGCN_HierarchicalMT
+from hiermt.nn import A3TGCN, TGCN, MultiTaskTGCN, TGCN_HierarchicalMT
 
 
 class ConvStack(nn.Module):
@@ -47,9 +48,9 @@ class ConvStack(nn.Module):
 class Cell(nn.Module):
     """One T-GCN cell on top of :class:`ConvStack`; eqs. 2 to 6 of arXiv 1811.05320."""
 
-    def __init__(self, in_channels: int, hidden_size: int, **conv: object) -> None:
+    def __init__(self, in_channels: int, hidden_size: int, *args: Any, **conv: Any) -> None:
         super().__init__()
-        self.gcn = ConvStack(in_channels, hidden_size, **conv)  # type: ignore[arg-type]
+        self.gcn = ConvStack(in_channels, hidden_size, *args, **conv)
         self.lin_u = nn.Linear(in_channels + 2 * hidden_size, hidden_size)
         self.lin_r = nn.Linear(in_channels + 2 * hidden_size, hidden_size)
         self.lin_c = nn.Linear(in_channels + 2 * hidden_size, hidden_size)
@@ -63,15 +64,22 @@ class Cell(nn.Module):
 
 
 class Backbone(nn.Module):
-    """Cells stepped through time; x is ``[N, T, F]``."""
+    """Cells stepped through time; x is ``[N, T, F]``, or ``[N, F, T]`` with ``layout="NFT"``."""
 
     def __init__(
-        self, in_channels: int, out_channels: int, hidden_size: int, layers_nb: int = 2, **conv: object
+        self,
+        in_channels: int,
+        out_channels: int,
+        hidden_size: int,
+        layers_nb: int = 2,
+        *args: Any,
+        layout: str = "NTF",
+        **conv: Any,
     ) -> None:
         super().__init__()
-        self.hidden_size = hidden_size
+        self.hidden_size, self.layout = hidden_size, layout
         self.cells = nn.ModuleList(
-            Cell(in_channels if i == 0 else hidden_size, hidden_size, **conv) for i in range(layers_nb)
+            Cell(in_channels if i == 0 else hidden_size, hidden_size, *args, **conv) for i in range(layers_nb)
         )
         self.out = nn.Sequential(nn.Linear(hidden_size, out_channels), nn.Identity())
 
@@ -79,6 +87,7 @@ class Backbone(nn.Module):
         self, x: Tensor, edge_index: Tensor, edge_weight: Tensor | None, h: list[Tensor] | None = None
     ) -> tuple[Tensor, list[Tensor]]:
         """States of the last cell ``[N, T, H]``, and the last state of each cell."""
+        x = x.mT if self.layout == "NFT" else x
         states = h or [x.new_zeros(x.size(0), self.hidden_size) for _ in self.cells]
         sequence = []
         for t in range(x.size(1)):
@@ -106,9 +115,9 @@ class AttentionBackbone(Backbone):
 
 
 class HierarchicalMT(nn.Module):
-    """The two-headed model; x is ``[N, T, F]``. State dicts load strictly into the model of ``hiermt`` and back."""
+    """The two-headed model. State dicts load strictly into the model of ``hiermt`` and back."""
 
-    def __init__(self, in_channels: int, hidden_size: int = 16, layers_nb: int = 2, **conv: object) -> None:
+    def __init__(self, in_channels: int, hidden_size: int = 16, layers_nb: int = 2, **conv: Any) -> None:
         super().__init__()
         self.tgcn_backbone = Backbone(in_channels, hidden_size, hidden_size, layers_nb, **conv)
         self.signal_head = nn.Linear(hidden_size, 2)
@@ -119,10 +128,53 @@ class HierarchicalMT(nn.Module):
         return self.signal_head(features), self.direction_head(features)
 
 
-def like(model: TGCN_HierarchicalMT) -> HierarchicalMT:
-    """The PyG model with the sizes and a copy of the weights of `model`."""
-    config = {key: value for key, value in model.config.items() if key not in ("layout", "feature_names", "dropout")}
+class MultiTask(nn.Module):
+    """A model of any number of heads; returns a dictionary of logits."""
+
+    def __init__(
+        self, in_channels: int, hidden_size: int = 16, layers_nb: int = 2, *, heads: dict[str, int], **conv: Any
+    ) -> None:
+        super().__init__()
+        self.heads = heads
+        self.tgcn_backbone = Backbone(in_channels, hidden_size, hidden_size, layers_nb, **conv)
+        for name, classes in heads.items():
+            self.add_module(f"{name}_head", nn.Linear(hidden_size, classes))
+
+    def forward(self, x: Tensor, edge_index: Tensor, edge_weight: Tensor | None = None) -> dict[str, Tensor]:
+        features = self.tgcn_backbone(x, edge_index, edge_weight)
+        return {name: self.get_submodule(f"{name}_head")(features) for name in self.heads}
+
+
+_TWINS: dict[type[nn.Module], type[nn.Module]] = {
+    TGCN_HierarchicalMT: HierarchicalMT,
+    TGCN: Backbone,
+    A3TGCN: AttentionBackbone,
+    MultiTaskTGCN: MultiTask,
+}
+
+
+def like(model: nn.Module) -> Any:
+    """The model on PyG's convolutions, with the sizes, the layout and a copy of the weights of `model`.
+
+    It is made of ordinary modules: for PyG's explainers, for ONNX, for tools that look into convolutions. It takes the
+    edges as tensors, and has no dropout.
+
+    Args:
+        model (nn.Module): a model of hiermt, none of whose parts was replaced.
+
+    Raises:
+        TypeError: `model` is not one of the models of hiermt.
+        RuntimeError: its parameters are not those that its class makes.
+    """
+    if type(model) not in _TWINS:
+        kinds = ", ".join(kind.__name__ for kind in _TWINS)
+        raise TypeError(f"like: expected one of {kinds}, got {type(model).__name__}")
+    own: Any = model
+    config = {key: value for key, value in own.config.items() if key not in ("feature_names", "dropout")}
+    twin = _TWINS[type(model)](**config)
+    if isinstance(model, TGCN):
+        twin.out = copy.deepcopy(model.out)
     parameter = next(model.parameters())
-    twin = HierarchicalMT(**config).to(parameter.device, parameter.dtype)
+    twin = twin.to(parameter.device, parameter.dtype).train(model.training)
     twin.load_state_dict(model.state_dict(), strict=True)
     return twin

@@ -1,0 +1,132 @@
+"""Models on the Hugging Face Hub: ``pip install 'hiermt[hub]'``."""
+
+from __future__ import annotations
+
+import functools
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from hiermt.io.checkpoint import CONFIG, WEIGHTS
+from hiermt.io.files import atomic_write
+from hiermt.nn.pretrained import Pretrained
+
+CARD = "README.md"
+
+
+@functools.cache
+def on_hub(kind: type[Pretrained]) -> Any:
+    """The class `kind` with the methods of ``huggingface_hub.PyTorchModelHubMixin``.
+
+    ``push_to_hub(repo_id)`` uploads what ``save_pretrained(folder)`` writes: weights, config and a model card. The card
+    has the arguments of the model, the names of its features and, given ``model_card_kwargs={"metrics": {...}}``, the
+    metrics, which may be nested, such as the content of the ``metrics.json`` of a training. A card that is there is
+    kept. ``from_pretrained(repo_id)`` downloads and checks weights and config, or reads them from a folder.
+
+    Args:
+        kind (type): a model class of hiermt.
+
+    Raises:
+        ImportError: the package ``huggingface_hub`` is missing.
+
+    Example:
+        >>> Model = on_hub(hiermt.TGCN_HierarchicalMT)
+        >>> Model.from_pretrained("out/model").push_to_hub("name/stocks")
+        >>> model = Model.from_pretrained("name/stocks")
+    """
+    try:
+        import huggingface_hub
+    except ImportError:
+        raise ImportError(
+            "on_hub needs huggingface_hub, which is not installed; run: pip install 'hiermt[hub]'"
+        ) from None
+    tags = ["temporal-graph-network", "stocks"]
+
+    class OnHub(huggingface_hub.PyTorchModelHubMixin, kind, library_name="hiermt", tags=tags):  # type: ignore[misc, valid-type]
+        def save_pretrained(
+            self,
+            save_directory: str | Path,
+            *,
+            config: Any = None,  # of the mixin; the model has its own
+            repo_id: str | None = None,
+            push_to_hub: bool = False,
+            model_card_kwargs: dict[str, Any] | None = None,
+            **options: Any,
+        ) -> str | None:
+            folder, fields = Path(save_directory), model_card_kwargs or {}
+            card = self.generate_model_card(**fields)
+            kind.save_pretrained(self, folder)
+            if not (folder / CARD).exists():
+                with atomic_write(folder / CARD) as path:
+                    path.write_text(str(card), encoding="utf-8")
+            if not push_to_hub:
+                return None
+            return str(self.push_to_hub(repo_id or folder.name, model_card_kwargs=fields, **options))
+
+        @classmethod
+        def _from_pretrained(cls, *, model_id: str, backend: str = "auto", **options: Any) -> Any:
+            names = ("revision", "cache_dir", "force_download", "local_files_only", "token")
+            of_hub = {name: options.pop(name) for name in names}
+            folder = Path(model_id)
+            if not folder.is_dir():
+                folder = Path(huggingface_hub.snapshot_download(model_id, allow_patterns=[WEIGHTS, CONFIG], **of_hub))
+            return cls._load(folder, backend, options)
+
+        def generate_model_card(self, metrics: Mapping[str, Any] | None = None) -> Any:
+            data = self._hub_mixin_info.model_card_data.to_yaml()
+            return huggingface_hub.ModelCard(f"---\n{data}\n---\n\n{card_text(self, kind.__name__, metrics)}")
+
+    OnHub.__name__ = OnHub.__qualname__ = kind.__name__  # the config names the class
+    return OnHub
+
+
+def card_text(model: Any, name: str, metrics: Mapping[str, Any] | None = None) -> str:
+    """Text of a model card in Markdown, below its header.
+
+    Raises:
+        TypeError: `metrics` is not a mapping.
+    """
+    if metrics is not None and not isinstance(metrics, Mapping):
+        raise TypeError(f"metrics: expected a mapping, got {type(metrics).__name__}")
+    config = dict(model.config)
+    features = config.pop("feature_names", None)
+    count = sum(parameter.numel() for parameter in model.parameters())
+    lines = [
+        f"# {name}",
+        "",
+        f"A temporal graph network for stocks with {count:,} parameters, made with hiermt.",
+        "",
+        "```python",
+        "import hiermt",
+        "from hiermt.nn.hub import on_hub",
+        "",
+        f'model = on_hub(hiermt.{name}).from_pretrained("<name of this repository>")',
+        "```",
+        "",
+        "## Arguments",
+        "",
+        *_table(("argument", "value"), [(key, json.dumps(value)) for key, value in config.items()]),
+    ]
+    if features:
+        lines += ["", "## Features", "", "In this order: " + ", ".join(f"`{feature}`" for feature in features) + "."]
+    if metrics:
+        lines += ["", "## Metrics", "", *_table(("metric", "value"), list(_flat(metrics)))]
+    lines += ["", "Metrics of the past do not promise a profit.", ""]
+    return "\n".join(lines)
+
+
+def _table(head: tuple[str, str], rows: list[tuple[str, str]]) -> list[str]:
+    escaped = [tuple(cell.replace("|", "\\|").replace("\n", " ") for cell in row) for row in rows]
+    return [f"| {head[0]} | {head[1]} |", "|---|---|", *(f"| {one} | {other} |" for one, other in escaped)]
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
+    """Numbers and texts in nested mappings under dotted names; lists, such as those by epoch, are left out."""
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{prefix}{key}.")
+        elif isinstance(value, float):
+            yield f"{prefix}{key}", f"{value:.6g}"
+        elif isinstance(value, (int, str)):
+            yield f"{prefix}{key}", str(value)
