@@ -38,7 +38,7 @@ class Server:
     def close(self) -> None:
         atexit.unregister(self.close)
         self.process.kill()
-        self.process.communicate()
+        self.process.wait()
 
 
 @functools.cache
