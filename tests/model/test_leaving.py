@@ -72,7 +72,8 @@ def test_onnx_runs_the_twin_on_graphs_of_any_size(name: str) -> None:
     pyg = pytest.importorskip("hiermt.pyg", exc_type=ImportError)
     pytest.importorskip("onnx")
     model, file = MODELS[name]().eval(), io.BytesIO()
-    axes = {"x": {0: "nodes"}, "edge_index": {1: "edges"}, "edge_weight": {0: "edges"}}
+    names = ("x", "edge_index", "edge_weight")[: len(arguments(model))]
+    axes = {name: {int(name == "edge_index"): "nodes" if name == "x" else "edges"} for name in names}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         twin = pyg.like(model)
