@@ -1,4 +1,4 @@
-"""Aligns the prices of several stocks: the days they share, with short gaps filled from the past."""
+"""Aligns the prices of several stocks: all days with the gaps kept, or the days they share, filled from the past."""
 
 from __future__ import annotations
 
@@ -12,18 +12,19 @@ Panels = dict[str, npt.NDArray[np.float64]]
 
 
 def one_calendar(
-    symbols: tuple[str, ...], dates: DayArray, panels: Panels, source: str, max_gap: int
+    symbols: tuple[str, ...], dates: DayArray, panels: Panels, source: str, max_gap: int | None
 ) -> tuple[DayArray, Panels]:
     """Drops days without a price, cuts to the days that all stocks share, and fills short gaps with the last close.
 
-    Gaps are filled forward only; the close may be from before the first shared day.
+    Gaps are filled forward only; the close may be from before the first shared day. Without `max_gap` nothing is cut
+    and nothing filled: a missing row stays NaN.
 
     Args:
         symbols (tuple of str): the stocks.
         dates (numpy.ndarray): the days, ascending.
         panels (dict): prices by name, NaN in all of them where a stock has no row.
         source (str): name of the table in messages.
-        max_gap (int): most missing days in a row to fill.
+        max_gap (int, optional): most missing days in a row to fill; ``None`` keeps what is missing.
 
     Shapes:
         - **dates:** ``[D]``; each of **panels:** ``[S, D]``
@@ -43,6 +44,8 @@ def one_calendar(
         )
         dates, there = dates[traded], there[:, traded]
         panels = {name: panel[:, traded] for name, panel in panels.items()}
+    if max_gap is None:
+        return dates, {name: np.ascontiguousarray(panel) for name, panel in panels.items()}
     shared = _shared(symbols, dates, there, source)
     # Before the cut: a gap at its start is filled from an earlier close.
     panels = _carried(symbols, dates, panels, there, shared, source, max_gap)

@@ -24,20 +24,22 @@ class FeatureTable:
     """Features of ``S`` stocks on ``D`` days, with the closing prices for labels and graphs.
 
     Attributes:
-        values (Tensor): the features, finite.
+        values (Tensor): the features, finite where the stock is present.
         names (tuple of str): of the features, each once.
         symbols (tuple of str): of the stocks.
         dates (numpy.ndarray): the days.
-        close (Tensor): closing prices.
+        close (Tensor): closing prices, NaN where there is none.
+        present (Tensor, optional): which stock has features on which day; elsewhere they are NaN. A stock may have a
+            close there, as on the days that its first features look back on. (default: ``None``, all of them)
 
     Shapes:
         - **values:** ``[S, D, F]`` floating point
         - **dates:** ``[D]`` datetime64[D]
-        - **close:** ``[S, D]`` float64
+        - **close:** ``[S, D]`` float64, **present:** ``[S, D]`` bool
 
     Raises:
-        DataError: the shapes do not agree, a name is repeated, or a value is NaN or infinite in the dtype of
-            `values`; the message names stock, day and feature.
+        DataError: the shapes do not agree, a name is repeated, or a value of a stock that is present is NaN or
+            infinite in the dtype of `values`; the message names stock, day and feature.
     """
 
     values: Tensor
@@ -45,6 +47,7 @@ class FeatureTable:
     symbols: tuple[str, ...]
     dates: DayArray
     close: Tensor
+    present: Tensor | None = None
 
     def __post_init__(self) -> None:
         expected = (len(self.symbols), len(self.dates), len(self.names))
@@ -58,6 +61,9 @@ class FeatureTable:
         if again:
             raise DataError(f"names: '{again[0]}' is there twice; give each feature its own name")
         finite = torch.isfinite(self.values)
+        if self.present is not None:
+            check_present(self.present, self.values)
+            finite = finite | ~self.present.unsqueeze(-1)
         if not bool(finite.all()):
             stock, day, feature = (~finite).nonzero()[0].tolist()
             raise DataError(
@@ -87,7 +93,17 @@ class FeatureTable:
             DataError: a stock is missing.
         """
         rows = _positions("stock", symbols, self.symbols)
-        return replace(self, values=self.values[rows], symbols=tuple(symbols), close=self.close[rows])
+        present = None if self.present is None else self.present[rows]
+        return replace(self, values=self.values[rows], symbols=tuple(symbols), close=self.close[rows], present=present)
+
+
+def check_present(present: Tensor, values: Tensor) -> None:
+    """Raises DataError unless `present` is bool ``[S, D]`` beside `values` ``[S, D, F]``."""
+    if not isinstance(present, Tensor) or present.dtype != torch.bool or present.shape != values.shape[:2]:
+        got = f"{present.dtype} {list(present.shape)}" if isinstance(present, Tensor) else type(present).__name__
+        raise DataError(f"present: expected bool [stocks, days] = {list(values.shape[:2])}, got {got}")
+    if present.device != values.device:
+        raise DataError(f"present is on {present.device}, the features on {values.device}; move one with .to(...)")
 
 
 def _positions(kind: str, wanted: Sequence[str], names: Sequence[str]) -> list[int]:
@@ -98,29 +114,39 @@ def _positions(kind: str, wanted: Sequence[str], names: Sequence[str]) -> list[i
 
 
 def read_features(
-    source: Any, *, dtype: torch.dtype = torch.float32, symbols: Sequence[str] | None = None
+    source: Any,
+    *,
+    dtype: torch.dtype = torch.float32,
+    symbols: Sequence[str] | None = None,
+    missing: str = "refuse",
 ) -> FeatureTable:
     """Reads ready features in the published long form.
 
     The table has the columns ``Symbol``, ``Date`` and ``Close``; every other column is a feature, in the order of the
     table. A column of row numbers is left out with a warning. An adjusted close replaces ``Close``, with a warning, and
-    is not a feature: a split must not look like a return. Each stock needs a row for each day. The stocks keep the
-    order in which they first appear, which is the order of the rows of an adjacency file.
+    is not a feature: a split must not look like a return. Each stock needs a row for each day, unless
+    ``missing="keep"``: a stock is then absent on days without a row, and where a cell of its row is empty. The stocks
+    keep the order in which they first appear, which is the order of the rows of an adjacency file.
 
     Args:
         source (str, Path or pandas.DataFrame): CSV (also gzipped), Parquet, or a DataFrame.
         dtype (torch.dtype): of the features. (default: ``torch.float32``)
         symbols (sequence of str, optional): read these stocks only, in this order; faults of other rows are ignored.
             (default: all)
+        missing (str): ``"refuse"`` empty cells and missing rows, or ``"keep"`` them. (default: ``"refuse"``)
 
     Raises:
         FileNotFoundError: the file does not exist.
         DataError: a column is missing or has no name, a cell is empty or not a number, a stock lacks a day, or a
             feature is not finite in `dtype`.
         TypeError: `dtype` is not a floating point dtype, or `symbols` not a sequence of strings.
+        ValueError: `missing` is something else.
         ImportError: pandas is not installed.
     """
     check_floating(dtype)
+    if missing not in ("refuse", "keep"):
+        raise ValueError(f"missing: expected 'refuse' or 'keep', got {missing!r}")
+    keep = missing == "keep"
     wanted = None if symbols is None else symbol_names(symbols)
     table = read_table(source)
     symbol, date, close = table.find(SYMBOL_NAMES), table.find(DATE_NAMES), _closes(table)
@@ -134,26 +160,34 @@ def read_features(
     if not names:
         raise DataError(f"{table.source}: no feature beside Symbol, Date and Close; add one column per feature")
     table, order, stock = rows_of(table, symbol, wanted)
-    columns = [_complete(table, name) for name in names]
+    columns = [table.numbers(name) if keep else _complete(table, name) for name in names]
     prices(table, close, "use prices that are not scaled")
-    closes = _complete(table, close)
+    closes = table.numbers(close) if keep else _complete(table, close)
     days, day = np.unique(table.dates(date), return_inverse=True)
     key = stock * len(days) + day
     counts = np.bincount(key, minlength=len(order) * len(days))
-    if (counts != 1).any():
-        wrong = int((counts != 1).argmax())
+    off = counts > 1 if keep else counts != 1
+    if off.any():
+        wrong = int(off.argmax())
         raise DataError(
             f"{table.source}: {order[wrong // len(days)]} has {counts[wrong]} rows for "
-            f"{days[wrong % len(days)]}; expected exactly one per stock and day"
+            f"{days[wrong % len(days)]}; expected " + ("at most one" if keep else "exactly one") + " per stock and day"
         )
-    cells = np.stack(columns, axis=-1)[np.argsort(key)]
     shape = (len(order), len(days))
+    cells, by_day = np.full((counts.size, len(columns)), np.nan), np.full(counts.size, np.nan)
+    cells[key], by_day[key] = np.stack(columns, axis=-1), closes
+    there = ~np.isnan(cells).any(axis=1) & ~np.isnan(by_day)
+    cells[~there] = np.nan
+    for name, any_day in zip(order, there.reshape(shape).any(axis=1), strict=True):
+        if not any_day:
+            raise DataError(f"{table.source}: {name} has no complete row; remove the stock or fill in its features")
     return FeatureTable(
         torch.from_numpy(cells.reshape(*shape, -1)).to(dtype),
         tuple(names),
         order,
         days,
-        torch.from_numpy(closes[np.argsort(key)].reshape(shape)),
+        torch.from_numpy(by_day.reshape(shape)),
+        None if there.all() else torch.from_numpy(there.reshape(shape)),
     )
 
 
@@ -168,7 +202,10 @@ def _closes(table: Table) -> str | None:
 def _complete(table: Table, name: str) -> FloatArray:
     column = table.numbers(name)
     if (row := first(np.isnan(column))) is not None:
-        reason = "the cell is empty; a ready feature table must be complete: fill it in or drop the day for all stocks"
+        reason = (
+            "the cell is empty; fill it in, drop the day for all stocks, or read with missing='keep', where the stock "
+            "is absent on that day"
+        )
         raise table.error(row, name, reason)
     return column
 

@@ -6,9 +6,10 @@ import numpy as np
 import torch
 from numpy.lib.stride_tricks import sliding_window_view
 
-from hiermt.data._errors import DataError, warn
+from hiermt.data._errors import DataError, some, warn
 from hiermt.data.column_names import OHLC
 from hiermt.data.feature_table import FeatureTable, check_floating
+from hiermt.data.own_days import OwnDays
 from hiermt.data.prices import Prices
 from hiermt.data.table import FloatArray
 
@@ -73,6 +74,10 @@ def compute_features(prices: Prices, *, dtype: torch.dtype = torch.float32) -> F
     weight decays. No feature is scaled (see :class:`Scale`), and a feature of day ``t`` depends on days up to
     ``t`` only. The first :data:`WARM_UP` days, which lack 60 returns, are left out.
 
+    Where stocks are absent (:attr:`Prices.present`), each looks back over its own days alone: "the last 60 log returns"
+    are those between 61 days on which it had a price, and its features are those that its own history gives by itself.
+    It is absent in the result where it has no price, and on the first :data:`WARM_UP` of its own days.
+
     Where a denominator is 0: a stock whose price has not moved for 60 days has 0 for ``Ret_*`` and ``Norm_Ret``; one
     that moved by the same log return on each of them is refused, as the deviation of its returns is 0.
     ``RSI`` is 1 where there has not been a loss since the first day, even without a gain, as in ``ta``.
@@ -86,19 +91,19 @@ def compute_features(prices: Prices, *, dtype: torch.dtype = torch.float32) -> F
         open, high or low.
 
     Raises:
-        DataError: there are not more than :data:`WARM_UP` days, a price is not a positive number, or a feature is not
+        DataError: no stock has more than :data:`WARM_UP` days, a price is not a positive number, or a feature is not
             finite in `dtype`; the message names stock, day and feature.
         TypeError: `dtype` is not a floating point dtype.
     """
     check_floating(dtype)
-    days = len(prices.dates)
-    if days <= WARM_UP:
-        raise DataError(f"{days} days of prices, but features need more than {WARM_UP}; give a longer history")
-    panels = _panels(prices)
+    own = OwnDays.of(prices)
+    if own.most <= WARM_UP:
+        raise DataError(f"{own.most} days of prices, but features need more than {WARM_UP}; give a longer history")
+    panels = {name: own.pack(panel) for name, panel in _panels(prices).items()}
     names: tuple[str, ...] = FEATURES
     # FeatureTable refuses values that overflow.
     with np.errstate(over="ignore", divide="ignore", invalid="ignore"):
-        columns = _close_features(prices, panels["close"])
+        columns = _close_features(prices, own, panels["close"])
         if len(panels) == len(OHLC):
             columns += _bar_features(**panels)
         else:
@@ -107,13 +112,23 @@ def compute_features(prices: Prices, *, dtype: torch.dtype = torch.float32) -> F
                 f"closing prices only: {len(CLOSE_FEATURES)} of the {len(FEATURES)} features are computed; "
                 f"{', '.join(BAR_FEATURES)} need Open, High and Low"
             )
-    values = np.stack([column[:, WARM_UP:] for column in columns], axis=-1)
+    values = torch.from_numpy(np.stack([column[:, WARM_UP:] for column in columns], axis=-1)).to(dtype)
+    if prices.present is None:
+        close = torch.from_numpy(panels["close"][:, WARM_UP:].copy())
+        return FeatureTable(values, names, prices.symbols, prices.dates[WARM_UP:], close)
+    short = [symbol for symbol, days in zip(prices.symbols, own.count, strict=True) if days <= WARM_UP]
+    if short:
+        warn(f"{some(short)}: {WARM_UP} days of prices or fewer, so without features on any day, as if absent")
+    spread, present = own.unpack(values, WARM_UP)
+    first = int(present.any(dim=0).nonzero()[0])
+    close = torch.from_numpy(np.asarray(prices.close, dtype=np.float64)[:, first:].copy())
     return FeatureTable(
-        torch.from_numpy(values).to(dtype),
+        spread[:, first:].contiguous(),
         names,
         prices.symbols,
-        prices.dates[WARM_UP:],
-        torch.from_numpy(panels["close"][:, WARM_UP:].copy()),
+        prices.dates[first:],
+        close,
+        present[:, first:].contiguous(),
     )
 
 
@@ -128,16 +143,18 @@ def _panels(prices: Prices) -> dict[str, FloatArray]:
         if panel.shape != shape:
             raise DataError(f"{name}: expected [stocks, days] = {list(shape)}, got {list(panel.shape)}")
         bad = ~(np.isfinite(panel) & (panel > 0))
+        if prices.present is not None:
+            bad &= prices.present
         if bad.any():
             stock, day = np.argwhere(bad)[0]
             raise DataError(
                 f"{name} of {prices.symbols[stock]} on {prices.dates[day]} is {panel[stock, day]:g}; prices must be "
-                "positive numbers: read them with read_prices, which bridges gaps, or correct the price"
+                "positive numbers: read them with read_prices, which bridges or keeps gaps, or correct the price"
             )
     return panels
 
 
-def _close_features(prices: Prices, close: FloatArray) -> list[FloatArray]:
+def _close_features(prices: Prices, own: OwnDays, close: FloatArray) -> list[FloatArray]:
     ratio = np.ones_like(close)
     ratio[:, 1:] = close[:, 1:] / close[:, :-1]
     log_return = np.log(ratio)
@@ -146,11 +163,12 @@ def _close_features(prices: Prices, close: FloatArray) -> list[FloatArray]:
     steady = still & (np.abs(log_return) > _ROUNDING)
     steady[:, :WARM_UP] = False
     if steady.any():
-        stock, day = np.argwhere(steady)[0]
+        stock, place = np.argwhere(steady)[0]
+        day = prices.dates[own.day(stock, place)]
         raise DataError(
-            f"Norm_Ret of {prices.symbols[stock]} on {prices.dates[day]} is not finite: the price changed by the same "
-            f"factor {ratio[stock, day]:g} on each of the last {_DEVIATION} days, so its log returns have no deviation "
-            "to be divided by; correct the prices or remove the stock"
+            f"Norm_Ret of {prices.symbols[stock]} on {day} is not finite: the price changed by the same "
+            f"factor {ratio[stock, place]:g} on each of the last {_DEVIATION} days, so its log returns have no "
+            "deviation to be divided by; correct the prices or remove the stock"
         )
     deviation[still] = np.inf
     return [

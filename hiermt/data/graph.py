@@ -14,10 +14,14 @@ from torch import Tensor
 from hiermt._arguments import check_integer
 from hiermt.data._errors import DataError, first_line, warn
 from hiermt.data.column_names import SYMBOL_NAMES
+from hiermt.data.feature_table import check_present
 from hiermt.data.table import check_file, read_table
 
 CORRELATION = 0.5
 """Correlation of returns above which two stocks are neighbours."""
+
+MIN_DAYS = 20
+"""Days that two stocks which come and go must share to be neighbours."""
 
 
 def correlation_graph(
@@ -26,6 +30,8 @@ def correlation_graph(
     *,
     sectors: Sequence[str] | None = None,
     sector_bonus: float = 0.1,
+    present: Tensor | None = None,
+    min_days: int = MIN_DAYS,
 ) -> tuple[Tensor, Tensor]:
     """Connects stocks whose returns correlate by more than a threshold.
 
@@ -38,15 +44,19 @@ def correlation_graph(
         threshold (float): in ``[-1, 1)``. (default: ``0.5``)
         sectors (sequence of str, optional): sector of each stock. (default: ``None``, no bonus)
         sector_bonus (float): 0 or more. (default: ``0.1``)
+        present (Tensor, optional): returns that are there; others may be NaN. The correlation of a pair is then that of
+            the days that both have, as in ``pandas.DataFrame.corr``. (default: ``None``, all of them)
+        min_days (int): with `present`, days that a pair must share for an edge, 2 or more. (default: ``20``)
 
     Shapes:
-        - **returns:** ``[S, D]`` with ``D >= 2``
+        - **returns:** ``[S, D]`` with ``D >= 2``; **present:** ``[S, D]`` bool
         - **edge_index:** ``[2, E]`` int64, symmetric, no self loops, sorted by source
         - **edge_weight:** ``[E]`` float32
 
     Raises:
-        ValueError: `threshold` or `sector_bonus` is out of range, or `sectors` has another length.
+        ValueError: `threshold`, `sector_bonus` or `min_days` is out of range, or `sectors` has another length.
         DataError: fewer than two days, or a return that is complex or not finite.
+        TypeError: `min_days` is not an integer.
     """
     if not -1 <= threshold < 1:
         raise ValueError(f"threshold: expected a correlation in [-1, 1), got {threshold}")
@@ -56,34 +66,64 @@ def correlation_graph(
         raise DataError(f"returns: expected [stocks, days] with two days or more, got {list(returns.shape)}")
     if returns.is_complex():
         raise DataError("returns: expected real numbers, got complex ones")
-    if not bool(torch.isfinite(returns).all()):
-        raise DataError("returns: NaN or infinity among them; a correlation needs a price on every day")
+    min_days = check_integer("min_days", min_days, 2)
+    finite = torch.isfinite(returns)
+    if present is not None:
+        check_present(present, returns.unsqueeze(-1))
+        finite = finite | ~present
+    if not bool(finite.all()):
+        raise DataError(
+            "returns: NaN or infinity among them; a correlation needs a price on every day: pass "
+            "present=returns.isfinite() for stocks that come and go"
+        )
     stocks = returns.size(0)
     if sectors is not None and len(sectors) != stocks:
         raise ValueError(f"sectors: expected one for each of {stocks} stocks, got {len(sectors)}")
+    returns = returns.double() if present is None else returns.double().masked_fill(~present, 0.0)
     # Correlation is invariant to scale, and the squares of very large or small returns leave the range of float64.
-    size = returns.double().abs().amax(dim=1, keepdim=True)
-    returns = returns.double() / torch.where(size > 0, size, 1.0)
-    centred = returns - returns.mean(dim=1, keepdim=True)
-    norm = centred.norm(dim=1, keepdim=True)
-    # Rounding gives constant returns a tiny norm; their correlation would be noise.
-    still = (norm <= 1e-12 * returns.norm(dim=1, keepdim=True)).squeeze(1)
-    weight = centred / torch.where(norm > 0, norm, 1.0)
-    weight[still] = 0
-    weight = weight @ weight.t()
-    weight = (weight + weight.t()) / 2
+    size = returns.abs().amax(dim=1, keepdim=True)
+    returns = returns / torch.where(size > 0, size, 1.0)
+    weight, still = _correlation(returns) if present is None else _shared_correlation(returns, present, min_days)
     if sectors is not None:
         codes = {sector: i for i, sector in enumerate(sectors)}
         code = torch.tensor([codes[sector] for sector in sectors], dtype=torch.int64, device=weight.device)
         weight = weight + sector_bonus * (code.unsqueeze(0) == code.unsqueeze(1))
     chosen = weight > threshold
     chosen.fill_diagonal_(False)
-    chosen[still] = False
-    chosen[:, still] = False
+    chosen &= ~still
     edge_index = chosen.nonzero().t().contiguous()
     if not edge_index.size(1):
         warn(f"no pair of stocks correlates by more than {threshold:g}, so the graph has no edges; lower the threshold")
     return edge_index, weight[edge_index[0], edge_index[1]].clamp(max=1).float()
+
+
+def _correlation(returns: Tensor) -> tuple[Tensor, Tensor]:
+    """Correlation of each pair, and the pairs that have none because one of the two does not move."""
+    centred = returns - returns.mean(dim=1, keepdim=True)
+    norm = centred.norm(dim=1, keepdim=True)
+    # Rounding gives constant returns a tiny norm; their correlation would be noise.
+    still = norm <= 1e-12 * returns.norm(dim=1, keepdim=True)
+    weight = centred / torch.where(norm > 0, norm, 1.0)
+    weight = weight.masked_fill(still, 0.0)
+    weight = weight @ weight.t()
+    return (weight + weight.t()) / 2, still | still.t()
+
+
+def _shared_correlation(returns: Tensor, present: Tensor, min_days: int) -> tuple[Tensor, Tensor]:
+    """The same over the days on which both of a pair are there; returns are 0 elsewhere."""
+    there = present.double()
+    # Near their mean the sums below cancel least.
+    returns = (returns - (returns.sum(1, keepdim=True) / there.sum(1, keepdim=True).clamp(min=1))) * there
+    days = there @ there.t()
+    count = days.clamp(min=1)
+    # Row i, column j: of stock i over the days that it shares with j.
+    mean, square = returns @ there.t() / count, (returns**2) @ there.t() / count
+    variance = square - mean**2
+    still = variance <= 1e-12 * square
+    deviation = variance.clamp(min=0).masked_fill(still, 1.0).sqrt()
+    covariance = returns @ returns.t() / count - mean * mean.t()
+    weight = (covariance / (deviation * deviation.t())).clamp(-1, 1)
+    return (weight + weight.t()) / 2, still | still.t() | (days < min_days)
 
 
 def sectors_of(symbols: Sequence[str], sectors: Mapping[str, str]) -> list[str]:

@@ -6,6 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
+
 from hiermt._arguments import check_integer
 from hiermt.data._errors import DataError, some
 from hiermt.data.calendar import one_calendar
@@ -17,16 +20,19 @@ from hiermt.data.table import FloatArray, read_table
 
 @dataclass(frozen=True)
 class Prices:
-    """Prices of ``S`` stocks on the same ``D`` trading days, without gaps.
+    """Prices of ``S`` stocks on the same ``D`` trading days.
 
     Attributes:
         symbols (tuple of str): the stocks, in order of appearance.
         dates (numpy.ndarray): the days, ascending.
         close (numpy.ndarray): closing prices.
         open, high, low (numpy.ndarray, optional): the other prices of a bar, all three or none.
+        present (numpy.ndarray, optional): which stock has prices on which day; elsewhere they are NaN. ``None`` if
+            every stock has them on every day.
 
     Shapes:
         - **dates:** ``[D]`` datetime64[D]
+        - **present:** ``[S, D]`` bool
         - **open**, **high**, **low**, **close:** ``[S, D]`` float64, in the currency of the table
     """
 
@@ -36,6 +42,7 @@ class Prices:
     open: FloatArray | None = None
     high: FloatArray | None = None
     low: FloatArray | None = None
+    present: npt.NDArray[np.bool_] | None = None
 
     @property
     def has_bars(self) -> bool:
@@ -43,7 +50,9 @@ class Prices:
         return self.open is not None
 
 
-def read_prices(source: Any, *, max_gap: int = 5, symbols: Sequence[str] | None = None) -> Prices:
+def read_prices(
+    source: Any, *, max_gap: int = 5, symbols: Sequence[str] | None = None, missing: str = "fill"
+) -> Prices:
     """Reads daily prices and aligns all stocks on one calendar.
 
     A table has one of two forms. Long: the columns ``Symbol`` (or ``Ticker``, ``Name``), ``Date``, ``Close`` and
@@ -88,21 +97,27 @@ def read_prices(source: Any, *, max_gap: int = 5, symbols: Sequence[str] | None 
 
     Warnings are of the class :class:`hiermt.data.DataWarning`.
 
+    With ``missing="keep"`` no history is cut, no gap filled and none refused. A stock that lists late, leaves, or was
+    not traded on a day is absent there: its prices are NaN, and :attr:`Prices.present` says so to everything that
+    follows. A row with an empty price is absent as a whole.
+
     Args:
         source (str, Path or pandas.DataFrame): CSV (also gzipped), Parquet, or a DataFrame.
-        max_gap (int): most missing trading days in a row to fill. (default: ``5``)
+        max_gap (int): most missing trading days in a row to fill; not used with ``missing="keep"``. (default: ``5``)
         symbols (sequence of str, optional): read these stocks only, in this order; faults of other columns and rows are
             ignored. In the wide form a column called ``Open`` or ``Target`` can be made a stock so, but not a close or
             a volume. (default: all)
+        missing (str): ``"fill"`` as in the table above, or ``"keep"``. (default: ``"fill"``)
 
     Raises:
         FileNotFoundError: the file does not exist.
         DataError: the table cannot be used; the message names line, column and what to change.
         TypeError: `symbols` is not a sequence of strings, or `max_gap` not an integer.
-        ValueError: `max_gap` is negative.
+        ValueError: `max_gap` is negative, or `missing` is something else.
         ImportError: pandas is not installed.
     """
     check_integer("max_gap", max_gap, 0)
+    check_missing(missing)
     wanted = None if symbols is None else symbol_names(symbols)
     table = read_table(source)
     rows = read_rows(table, wanted)
@@ -111,8 +126,16 @@ def read_prices(source: Any, *, max_gap: int = 5, symbols: Sequence[str] | None 
             f"{table.source} has prices of one stock only ({some(rows.symbols)}); a graph needs two or more: put "
             "several stocks in one table, told apart by a Symbol column"
         )
-    dates, panels = one_calendar(rows.symbols, *to_panels(rows), table.source, int(max_gap))
-    return Prices(rows.symbols, dates, **panels)
+    gap = None if missing == "keep" else int(max_gap)
+    dates, panels = one_calendar(rows.symbols, *to_panels(rows), table.source, gap)
+    there = ~np.isnan(panels["close"])
+    return Prices(rows.symbols, dates, **panels, present=None if there.all() else there)
+
+
+def check_missing(missing: str) -> None:
+    """Raises ValueError unless `missing` says what to do with what is missing."""
+    if missing not in ("fill", "keep"):
+        raise ValueError(f"missing: expected 'fill' or 'keep', got {missing!r}")
 
 
 def symbol_names(symbols: Sequence[str]) -> tuple[str, ...]:

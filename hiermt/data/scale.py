@@ -10,6 +10,7 @@ from torch import Tensor
 
 from hiermt.data._errors import DataError
 from hiermt.data.feature_names import as_names
+from hiermt.data.feature_table import check_present
 
 
 @dataclass(frozen=True)
@@ -49,24 +50,31 @@ class Scale:
         object.__setattr__(self, "names", as_names(self.names, self.mean.numel()))
 
     @classmethod
-    def fit(cls, values: Tensor, names: Sequence[str] | None = None) -> Scale:
+    def fit(cls, values: Tensor, names: Sequence[str] | None = None, present: Tensor | None = None) -> Scale:
         """Fits a scale; the values must be of training days only, or the test span leaks into them.
 
         Args:
             values (Tensor): features, finite.
             names (sequence of str, optional): of the features. (default: ``None``)
+            present (Tensor, optional): which stock is there on which day; other cells do not count, and may be NaN.
+                (default: ``None``, all of them)
 
         Shapes:
-            - **values:** ``[S, D, F]``
+            - **values:** ``[S, D, F]``; **present:** ``[S, D]`` bool
 
         Raises:
-            DataError: `values` is empty, or a value is NaN or infinite.
+            DataError: `values` is empty, or a value that counts is NaN or infinite.
             ValueError: there are not as many names as features.
         """
         if values.dim() != 3 or not values.size(0) * values.size(1):
             raise DataError(f"values: expected [stocks, days, features] with one row or more, got {list(values.shape)}")
         named = as_names(names, values.size(-1))
         flat = values.double().reshape(-1, values.size(-1))
+        if present is not None:
+            check_present(present, values)
+            flat = flat[present.reshape(-1)]
+            if not len(flat):
+                raise DataError("values: no stock is present on any day; give more days, or a table with more prices")
         finite = torch.isfinite(flat).all(dim=0)
         if not bool(finite.all()):
             feature = int((~finite).nonzero()[0])
