@@ -13,7 +13,7 @@ from torch import Tensor
 
 from hiermt.data._errors import DataError
 from hiermt.data.feature_names import as_names, check_same
-from hiermt.data.feature_table import FeatureTable
+from hiermt.data.feature_table import FeatureTable, check_present
 from hiermt.data.labels import THRESHOLD, hierarchical_labels, next_returns
 from hiermt.data.scale import Scale
 from hiermt.data.windows import num_windows, windows
@@ -21,7 +21,10 @@ from hiermt.graph import DynamicGraph, Graph, as_graph, same_device
 
 # Attributes of a batch that no target may hide.
 _TAKEN = {"x", "edge_index", "edge_weight", "edge_attr", "graph", "windows", "starts", "day_span", "feature_names"}
-_TAKEN |= {"signal_labels", "direction_labels", "num_nodes", "targets", "to", "batch", "ptr"}
+_TAKEN |= {"signal_labels", "direction_labels", "num_nodes", "targets", "to", "batch", "ptr", "present"}
+
+MASK = "target_mask"
+"""The target that says which rows count."""
 
 
 @dataclass(frozen=True)
@@ -40,15 +43,20 @@ class WindowDataset:
         targets (mapping, optional): other targets of each day by name: classes, real numbers of one or several
             horizons, or ``target_mask`` (bool), the rows that count. Batches have attributes of these names, which
             :mod:`hiermt.tasks` reads. NaN is a missing target.
+        present (Tensor, optional): which stock is there on which day. Elsewhere the series may be NaN, a model takes no
+            message from the stock and holds its state, and its row counts in no loss and no score of a window that
+            ends there. (default: ``None``, all of them)
 
     Shapes:
         - **series:** ``[S, D, F]``
         - **edge_index:** ``[2, E]``, **edge_weight:** ``[E]``
         - **signal_labels**, **direction_labels:** ``[S, L]`` int64 with ``L <= D``
         - **targets:** ``[S, L, *]`` with ``L <= D``, each with its own ``L``
+        - **present:** ``[S, D]`` bool
 
     Raises:
-        DataError: a shape or name does not fit, labels are not 0 or 1, or the series holds NaN or infinity.
+        DataError: a shape or name does not fit, labels are not 0 or 1, or the series holds NaN or infinity where a
+            stock is present.
         IndexError: a node of an edge is not in ``[0, S)``.
         TypeError: `window` is not an integer.
         ValueError: `window` is below 1.
@@ -63,16 +71,24 @@ class WindowDataset:
     graphs: DynamicGraph | None = None
     feature_names: tuple[str, ...] | None = None
     targets: Mapping[str, Tensor] | None = None
+    present: Tensor | None = None
 
     def __post_init__(self) -> None:
         windows(self.series, self.window)
         object.__setattr__(self, "window", int(self.window))
         names = as_names(self.feature_names, self.series.size(-1))
         object.__setattr__(self, "feature_names", names)
-        if not bool(torch.isfinite(self.series).all()):
-            stock, day, feature = (~torch.isfinite(self.series)).nonzero()[0].tolist()
+        finite = torch.isfinite(self.series)
+        if self.present is not None:
+            check_present(self.present, self.series)
+            finite = finite | ~self.present.unsqueeze(-1)
+        if not bool(finite.all()):
+            stock, day, feature = (~finite).nonzero()[0].tolist()
             label = feature if names is None else names[feature]
-            raise DataError(f"series: stock {stock}, day {day}, feature {label} is NaN or infinite; repair the series")
+            raise DataError(
+                f"series: stock {stock}, day {day}, feature {label} is NaN or infinite; repair the series"
+                + (", or give present= where stocks are absent" if self.present is None else "")
+            )
         if (self.signal_labels is None) != (self.direction_labels is None):
             raise DataError("signal_labels, direction_labels: give both or neither")
         for name in ("signal_labels", "direction_labels"):
@@ -123,14 +139,31 @@ class WindowDataset:
             threshold (float): of the labels. (default: ``0.0055``)
             horizon (int): trading days ahead. (default: ``1``)
 
+        Where stocks are absent in the table, a day without a price `horizon` days later has no label: the target
+        ``target_mask`` leaves it out.
+
         Raises:
             ValueError: `scale` was fitted on other features, or on the same in another order.
         """
         if scale is not None:
             check_same("table", table.names, scale.names, "the scale")
-        signal, direction = hierarchical_labels(next_returns(table.close, horizon), threshold)
+        returns, targets = next_returns(table.close, horizon), None
+        if table.present is not None:
+            there = torch.isfinite(returns) & table.present[:, : returns.size(1)]
+            returns, targets = returns.where(there, 0.0), {MASK: there}
+        signal, direction = hierarchical_labels(returns, threshold)
         series = table.values if scale is None else scale.apply(table.values)
-        return cls(series, edge_index, edge_weight, window, signal, direction, feature_names=table.names)
+        return cls(
+            series,
+            edge_index,
+            edge_weight,
+            window,
+            signal,
+            direction,
+            feature_names=table.names,
+            targets=targets,
+            present=table.present,
+        )
 
     @classmethod
     def with_graphs(
@@ -143,6 +176,7 @@ class WindowDataset:
         *,
         feature_names: Sequence[str] | None = None,
         targets: Mapping[str, Tensor] | None = None,
+        present: Tensor | None = None,
     ) -> WindowDataset:
         """A dataset whose graph changes over time: a window is computed on the graph of its last day.
 
@@ -153,6 +187,7 @@ class WindowDataset:
             signal_labels, direction_labels (Tensor, optional): labels of each day.
             feature_names (sequence of str, optional): of the series. (default: ``None``)
             targets (mapping, optional): other targets of each day. (default: ``None``)
+            present (Tensor, optional): which stock is there on which day. (default: ``None``)
 
         Raises:
             DataError: a graph has another number of nodes than there are stocks, or the first window has none.
@@ -168,6 +203,7 @@ class WindowDataset:
             graphs,
             as_names(feature_names, series.size(-1)),
             targets,
+            present,
         )
 
     @property

@@ -11,12 +11,13 @@ from torch import Tensor
 from hiermt._arguments import check_integer
 from hiermt.data._errors import DataError
 from hiermt.data.dataset import WindowDataset
+from hiermt.data.feature_table import check_present
 from hiermt.data.window_loader import WindowLoader
 from hiermt.graph import DynamicGraph, Graph
 
 _LABELS = ("signal_labels", "direction_labels")
 # Attributes of a Data that are neither features nor targets.
-_STRUCTURE = {"x", "edge_index", "edge_weight", "edge_attr", "num_nodes", "batch", "ptr", "pos"}
+_STRUCTURE = {"x", "edge_index", "edge_weight", "edge_attr", "num_nodes", "batch", "ptr", "pos", "present"}
 
 
 def from_pyg_dataset(
@@ -38,7 +39,8 @@ def from_pyg_dataset(
 
     Args:
         dataset (sequence or iterable): ``Data`` of consecutive windows, with `x`, `edge_index` and perhaps
-            `edge_weight`, which may change from window to window.
+            `edge_weight`, which may change from window to window, and perhaps `present`, the days on which a stock is
+            there; x is not compared elsewhere.
         batch_size, shuffle, options: as for :class:`WindowLoader`.
         layout (str): order of x in the dataset, ``"NFT"`` as the published datasets or ``"NTF"``. Batches have that of
             a :class:`WindowLoader`, ``[B, S, T, F]``. (default: ``"NFT"``)
@@ -49,8 +51,8 @@ def from_pyg_dataset(
         progress (bool): show a bar, if ``tqdm`` is installed. (default: ``True``)
 
     Shapes:
-        - **x:** ``[S, F, T]`` for layout ``"NFT"``, ``[S, T, F]`` for ``"NTF"``; targets ``[S]``, ``[S, 1]`` or
-          ``[S, K]``
+        - **x:** ``[S, F, T]`` for layout ``"NFT"``, ``[S, T, F]`` for ``"NTF"``; **present:** ``[S, T]`` bool;
+          targets ``[S]``, ``[S, 1]`` or ``[S, K]``
 
     Raises:
         DataError: a window is not a slice of the same series, or differs in its nodes, features or attributes; the
@@ -87,7 +89,9 @@ class _Reader:
         self.names: list[str] | None = None if targets is None else list(targets)
         self.count, self.window = 0, 0
         self.days: list[Tensor] = []
+        self.present: list[Tensor] = []
         self.last: Any = None
+        self.last_present: Tensor | None = None
         self.blocks: list[tuple[int, tuple[Tensor, Tensor | None]]] = []
         self.targets: dict[str, list[Tensor]] = {}
 
@@ -98,20 +102,34 @@ class _Reader:
         if x.dim() != 3:
             raise DataError(f"window {index}: expected x of {_dims(self.layout)}, got {list(x.shape)}")
         x = x.transpose(1, 2) if self.layout == "NFT" else x
+        present = self._present(item, x, index)
+        if present is not None:
+            x = x.masked_fill(~present.unsqueeze(-1), 0.0)
+        new = 0
         if self.count == 0:
             self.window = x.size(1)
             self.names = self._names(item, x.size(0)) if self.names is None else self.names
-            self.days.append(x)
         else:
-            self._check(index, x)
-            self.days.append(x[:, max(self.window - self.stride, 0) :])
-        self.last = x
+            self._check(index, x, present)
+            new = max(self.window - self.stride, 0)
+        self.days.append(x[:, new:])
+        if present is not None:
+            self.present.append(present[:, new:])
+        self.last, self.last_present = x, present
         self._graph(item, index)
         for name in self.names or ():
             self.targets.setdefault(name, []).append(self._target(item, name, index))
         self.count += 1
 
-    def _check(self, index: int, x: Tensor) -> None:
+    def _present(self, item: Any, x: Tensor, index: int) -> Tensor | None:
+        present = getattr(item, "present", None)
+        if (present is None) != (self.last_present is None) and self.count:
+            raise DataError(f"window {index}: give present to all windows or to none of them")
+        if present is not None:
+            check_present(present, x)
+        return present
+
+    def _check(self, index: int, x: Tensor, present: Tensor | None) -> None:
         if x.shape != self.last.shape or x.dtype != self.last.dtype:
             raise DataError(
                 f"window {index}: expected x like that of the windows before, as [S, T, F] {list(self.last.shape)} "
@@ -120,7 +138,10 @@ class _Reader:
         if self.stride > self.window:
             raise ValueError(f"stride: expected at most the length of a window, {self.window}, got {self.stride}")
         both = self.window - self.stride
-        if not torch.equal(x[:, :both], self.last[:, self.stride :]):
+        same = torch.equal(x[:, :both], self.last[:, self.stride :])
+        if present is not None and self.last_present is not None:
+            same = same and torch.equal(present[:, :both], self.last_present[:, self.stride :])
+        if not same:
             other = "NTF" if self.layout == "NFT" else "NFT"
             raise DataError(
                 f"window {index}: is not the window before, moved by {self.stride} of {self.window} days; the windows "
@@ -159,6 +180,7 @@ class _Reader:
         by_day = {name: self._by_day(values) for name, values in self.targets.items()}
         labels = [by_day.pop(name) for name in _LABELS] if by_day.keys() >= set(_LABELS) else [None, None]
         series = torch.cat(self.days, 1)
+        present = torch.cat(self.present, 1) if self.present else None
         nodes = series.size(0)
         names = None if feature_names is None else tuple(feature_names)
         if len(self.blocks) == 1:
@@ -173,10 +195,17 @@ class _Reader:
                 direction,
                 feature_names=names,
                 targets=by_day or None,
+                present=present,
             )
         graphs = DynamicGraph([(day, Graph(*edges, nodes)) for day, edges in self.blocks])
         return WindowDataset.with_graphs(
-            series, graphs, self.window, *labels, feature_names=feature_names, targets=by_day or None
+            series,
+            graphs,
+            self.window,
+            *labels,
+            feature_names=feature_names,
+            targets=by_day or None,
+            present=present,
         )
 
     def _by_day(self, values: list[Tensor]) -> Tensor:

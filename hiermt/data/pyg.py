@@ -17,6 +17,9 @@ from hiermt.data.window_loader import shuffled, start_days
 class PygDataset(torch.utils.data.Dataset[Any]):
     """One PyG ``Data`` per window, with ``x [S, T, F]``, the edges, and labels and targets if there are any.
 
+    Where stocks come and go, it has ``present [S, T]``, too. A model of this package reads both in a batch of a
+    ``DataLoader``: ``model(batch.x, batch.edge_index, batch.edge_weight, present=batch.present)``.
+
     Args:
         dataset (WindowDataset): series, labels and graph.
         starts (iterable of int, optional): first day of each window. (default: all labelled windows)
@@ -44,6 +47,8 @@ class PygDataset(torch.utils.data.Dataset[Any]):
         item = {"x": data.windows[start], "edge_index": edge_index, "num_nodes": data.num_stocks}
         if edge_weight is not None:
             item["edge_weight"] = edge_weight
+        if data.present is not None:
+            item["present"] = data.present[:, start : start + data.window]
         if self.labelled:
             end = start + data.window - 1
             item |= {name: labels[end] for name, labels in data.labels_by_day.items()}

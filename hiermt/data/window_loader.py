@@ -34,9 +34,11 @@ class WindowBatch:
         day_span (DayRange, optional): the days of the windows, as far as known without a sync.
         feature_names (tuple of str, optional): those of the dataset.
         targets (dict): the other targets of the dataset, which are attributes, too: ``batch.y`` for ``"y"``.
+        present (Tensor, optional): the days on which a stock is there, gathered at each access; ``None`` if the dataset
+            has no mask.
 
     Shapes:
-        - **x:** ``[B, S, T, F]``
+        - **x:** ``[B, S, T, F]``; **present:** ``[B, S, T]`` bool
         - **edge_index:** ``[2, E]``, **edge_weight:** ``[E]``
         - **signal_labels**, **direction_labels:** ``[B, S]`` int64
         - **targets:** ``[B, S, *]``
@@ -70,6 +72,11 @@ class WindowBatch:
             # The loader has checked the first days.
             gathered = self.__dict__["_gathered"] = self.windows, self.windows.gather(check=False)
         return gathered[1]
+
+    @property
+    def present(self) -> Tensor | None:
+        """The days on which a stock is there, ``[B, S, T]``."""
+        return self.windows.gather_present()
 
     @property
     def num_nodes(self) -> int:
@@ -216,7 +223,7 @@ class WindowLoader:
         graph = data.graph if graph is None else graph
         own = data.graphs is None
         return WindowBatch(
-            windows=Windows(data.series, starts, data.window),
+            windows=Windows(data.series, starts, data.window, data.present),
             edge_index=data.edge_index if own else graph.edge_index,
             edge_weight=data.edge_weight if own else graph.edge_weight,
             graph=graph,
