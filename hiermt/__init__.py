@@ -7,7 +7,8 @@ from hiermt import data, functional, reference
 from hiermt._version import __version__
 from hiermt.graph import DynamicGraph, Graph
 from hiermt.inference import hierarchical_inference, inference_hierarchical, joint_probabilities
-from hiermt.inference.rolling import LivePredictor, predict_rolling
+from hiermt.inference.live import LivePredictor
+from hiermt.inference.rolling import predict_rolling
 from hiermt.io.interop import from_reference
 from hiermt.native.memory import release_memory
 from hiermt.nn import A3TGCN, GAT, GCN, TGCN, MultiTaskTGCN, TGCN_HierarchicalMT, TGCNCell

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from hiermt import functional
 from hiermt._arguments import check_number
 from hiermt.data.feature_names import check_same, names_of
-from hiermt.nn.inputs import placed, shared_inputs
+from hiermt.nn.inputs import placed, present_rows, run_model
+from hiermt.training.tasks.absent import marked
 
 CLASS_PROBABILITIES = ("p_down", "p_neutral", "p_up")
 
@@ -97,7 +98,9 @@ def inference_hierarchical(
 
     Args:
         model (Module): returns ``(signal_logits, direction_logits)``.
-        data: a PyG ``Batch`` or any object with ``x``, ``edge_index`` (or ``graph``) and optionally ``edge_weight``.
+        data: a PyG ``Batch`` or any object with ``x``, ``edge_index`` (or ``graph``) and optionally ``edge_weight`` and
+            ``present`` (``[N, T]`` bool, the days on which a stock is there). A stock that is absent on the last day
+            has -1 for integers and NaN for other numbers.
         device: to which model and data are moved. (default: ``None``, the data to where the model is)
         confidence_threshold (float): a node has a signal iff ``P(signal)`` is above it; 0.5 equals ``argmax``, ties
             included (a tie is Noise). (default: ``0.5``)
@@ -115,11 +118,17 @@ def inference_hierarchical(
     check_same("data", names_of(data), names_of(model))
     device = placed(model, device)
     model.eval()
-    signal_logits, direction_logits = model(*shared_inputs(model, data, device))
+    rows = present_rows(data)
+    signal_logits, direction_logits = run_model(model, data, device)
     probabilities, predictions, confidences = functional.decision_from_logits(
         signal_logits, direction_logits, confidence_threshold
     )
-    return predictions, confidences, {**_parts(probabilities, confidence_threshold), **_classes(probabilities)}
+    parts = {**_parts(probabilities, confidence_threshold), **_classes(probabilities)}
+    if rows is not None:
+        every = {"predictions": predictions, "confidences": confidences, **parts}
+        parts = marked(every, rows.to(predictions.device))
+        predictions, confidences = parts.pop("predictions"), parts.pop("confidences")
+    return predictions, confidences, parts
 
 
 def _classes(probabilities: Tensor) -> dict[str, Tensor]:

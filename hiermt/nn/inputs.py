@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import inspect
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from hiermt import windows as gather
 from hiermt.native import dispatch
@@ -32,6 +33,47 @@ def placed(model: nn.Module, device: torch.device | str | None) -> torch.device:
         return torch.device(device)
     found = next(model.parameters(), next(model.buffers(), None))
     return torch.device("cpu") if found is None else found.device
+
+
+def run_model(model: nn.Module, batch: Any, device: torch.device | str, share: bool | None = None) -> Any:
+    """The output of `model` for `batch`; stocks that are absent by ``batch.present`` take no part.
+
+    Raises:
+        ValueError: as :func:`shared_inputs`.
+        TypeError: the batch has ``present``, and the model does not take it.
+    """
+    inputs = shared_inputs(model, batch, device, share)
+    present = None if isinstance(inputs[0], Windows) else getattr(batch, "present", None)
+    if present is None:
+        return model(*inputs)
+    if not _takes_present(model):
+        raise TypeError(
+            f"the batches say which stocks are present, which a {type(model).__name__} does not take; give its forward "
+            "an argument present, or train on data without gaps"
+        )
+    if present.dim() > inputs[0].dim() - 1:  # the disjoint union of a model of another package
+        present = present.flatten(0, 1)
+    return model(*inputs, present=present.to(device))
+
+
+def present_rows(batch: Any) -> Tensor | None:
+    """Which rows are of stocks that are present on the last day, ``[N]`` or ``[B, S]``; ``None`` if all are."""
+    windows = getattr(batch, "windows", None)
+    if isinstance(windows, Windows):
+        if windows.present is None:
+            return None
+        return windows.present.index_select(1, windows.starts + (windows.steps - 1)).t()
+    present = getattr(batch, "present", None)
+    return None if present is None else present[..., -1]
+
+
+def _takes_present(model: nn.Module) -> bool:
+    if isinstance(model, nn.parallel.DistributedDataParallel):
+        model = model.module
+    # A compiled module has the forward of any module.
+    model = getattr(model, "_orig_mod", model)
+    parameters = inspect.signature(model.forward).parameters.values()
+    return any(one.name == "present" or one.kind is one.VAR_KEYWORD for one in parameters)
 
 
 def shared_inputs(

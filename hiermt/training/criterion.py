@@ -48,18 +48,24 @@ def is_own(criterion: Any) -> bool:
     return isinstance(criterion, MultiTaskLoss) and runs(criterion, _OWN_FORWARD)
 
 
-def loss_terms(criterion: Any, logits: tuple[Tensor, Tensor], batch: Any) -> tuple[Tensor, ...]:
-    """Total, signal and direction loss of a batch; NaN for parts that another criterion does not return."""
+def loss_terms(
+    criterion: Any, logits: tuple[Tensor, Tensor], batch: Any, row_mask: Tensor | None = None
+) -> tuple[Tensor, ...]:
+    """Total, signal and direction loss of a batch; NaN for parts that another criterion does not return.
+
+    `row_mask` are the rows that count, ``None`` for all; another criterion gets it as a keyword, if there is one.
+    """
     if getattr(batch, "signal_labels", None) is None or getattr(batch, "direction_labels", None) is None:
         raise ValueError("a batch has no signal_labels and direction_labels; training and testing need both")
     signal_targets = batch.signal_labels.reshape(-1)
     direction_targets = batch.direction_labels.reshape(-1)
     mask = signal_targets == 1
     if is_own(criterion):
-        return tuple(criterion.terms(*logits, signal_targets, direction_targets, mask))
+        return tuple(criterion.terms(*logits, signal_targets, direction_targets, mask, row_mask))
     # Other criteria expect the logits of a PyG batch, [N, 2].
     flat = [part.reshape(-1, part.size(-1)) for part in logits]
-    loss, parts = _foreign(criterion(*flat, signal_targets, direction_targets, signal_mask=mask))
+    rows = {} if row_mask is None else {"row_mask": row_mask.reshape(-1)}
+    loss, parts = _foreign(criterion(*flat, signal_targets, direction_targets, signal_mask=mask, **rows))
     return loss, *(
         torch.as_tensor(parts.get(name, float("nan")), dtype=torch.float64, device=loss.device) for name in PARTS
     )

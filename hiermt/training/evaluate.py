@@ -9,9 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from hiermt.data.feature_names import check_same, names_of
-from hiermt.nn.inputs import placed, shared_inputs
+from hiermt.nn.inputs import placed, present_rows, run_model
 from hiermt.training.loaders import check_loader
 from hiermt.training.tasks import Task
+from hiermt.training.tasks.absent import marked
 
 
 @torch.no_grad()
@@ -46,7 +47,7 @@ def evaluate(
     steps = 0
     for batch in loader:
         batch = batch.to(home)
-        output = model(*shared_inputs(model, batch, home))
+        output = run_model(model, batch, home)
         found = torch.stack([loss.to(torch.float64) for loss in task.losses(output, batch)])
         losses = found if losses is None else losses + found
         for name, count in task.count(output, batch).items():
@@ -76,7 +77,7 @@ def predict(model: nn.Module, task: Task, data: Any, device: torch.device | str 
 
     Returns:
         The results of the task by name, such as ``predictions``; those of several batches are concatenated along the
-        first dimension.
+        first dimension. A stock that is absent on the last day has -1 for integers and NaN for other numbers.
 
     Raises:
         ValueError: there is no batch, or the model does not fit the data or the task.
@@ -88,8 +89,14 @@ def predict(model: nn.Module, task: Task, data: Any, device: torch.device | str 
     if not hasattr(data, "x"):
         if not hasattr(type(data), "__iter__"):
             raise TypeError(f"data: expected a batch with x, or an iterable of batches, got {type(data).__name__}")
-        parts = [task.decide(model(*shared_inputs(model, batch.to(home), home))) for batch in data]
+        parts = [_decided(model, task, batch.to(home), home) for batch in data]
         if not parts:
             raise ValueError("data: has no batch")
         return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
-    return task.decide(model(*shared_inputs(model, data, home)))
+    return _decided(model, task, data, home)
+
+
+def _decided(model: nn.Module, task: Task, batch: Any, home: torch.device) -> dict[str, Tensor]:
+    rows = present_rows(batch)
+    decided = task.decide(run_model(model, batch, home))
+    return decided if rows is None else marked(decided, rows.to(home))

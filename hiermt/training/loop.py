@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from hiermt._arguments import check_integer
 from hiermt.data.feature_names import check_same, names_of
-from hiermt.nn.inputs import placed, shared_inputs
+from hiermt.nn.inputs import placed, run_model
 from hiermt.training.capture import CapturedSteps, can_capture
 from hiermt.training.divergence import divergence, finite_weights, largest_weight
 from hiermt.training.early_stopping import EarlyStopping
@@ -62,7 +62,8 @@ def train(
         optimizer (Optimizer): over the model's parameters; any optimiser that needs no closure.
         task (Task): one of :mod:`hiermt.tasks`, or of your own. It is moved to the model's device.
         train_dataloader, test_dataloader (iterable): batches with ``x``, ``edge_index`` or ``graph``,
-            ``edge_weight``, the targets of the task and ``to(device)``; the test loader may be ``None``.
+            ``edge_weight``, the targets of the task and ``to(device)``; the test loader may be ``None``. Stocks that
+            are absent by ``present`` take no part: see :class:`hiermt.data.WindowDataset`.
         num_epochs (int): passes over the training data, 0 or more. (default: ``100``)
         device: where to train. (default: ``None``, where the model is)
         scheduler (LRScheduler, optional): any of ``torch.optim.lr_scheduler``, made for `optimizer`; stepped after
@@ -155,7 +156,7 @@ def train(
 
     def losses_of(batch: Any, optimizer: torch.optim.Optimizer | None) -> Tensor:
         batch = batch.to(model_device)
-        return batch_losses(model, task, shared_inputs(model, batch, model_device, share_days), batch, optimizer)
+        return batch_losses(task, run_model(model, batch, model_device, share_days), batch, optimizer)
 
     captured = None
     if capture and can_capture(model, optimizer, task, train_dataloader, model_device):
@@ -276,14 +277,13 @@ def _run_epoch(
 
 
 def batch_losses(
-    model: nn.Module,
     task: Task,
-    inputs: tuple[Any, ...],
+    output: Any,
     batch: Any,
     optimizer: torch.optim.Optimizer | None,
 ) -> Tensor:
-    """The losses of a batch, float64 on the device; then a step if `optimizer` is given."""
-    terms = task.losses(model(*inputs), batch)
+    """The losses of an output, float64 on the device; then a step if `optimizer` is given."""
+    terms = task.losses(output, batch)
     if optimizer is not None:
         optimizer.zero_grad(set_to_none=True)
         torch.autograd.backward(terms[0])

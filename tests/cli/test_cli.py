@@ -217,7 +217,7 @@ class TestCtrlC:
     def test_predictions_and_evaluations_leave_the_old_file(self, tmp_path, prices, trained, monkeypatch):
         common = ["--model", str(trained), "--prices", str(prices)]
         (tmp_path / "old.csv").write_text("old")
-        self.interrupting(monkeypatch, rolling, "_check_finite")
+        self.interrupting(monkeypatch, rolling, "check_finite")
         assert main(["predict", *common, "--rolling", "--out", str(tmp_path / "old.csv")]) == INTERRUPTED
         assert main(["evaluate", *common, "--out", str(tmp_path / "e")]) == INTERRUPTED
         walk = ["evaluate", "--walk-forward", "2", "--prices", str(prices), "--window", "8", "--epochs", "1"]

@@ -10,9 +10,10 @@ from torch import Tensor, nn
 
 from hiermt import windows
 from hiermt._tracing import recorded
+from hiermt.data.dataset import MASK
+from hiermt.nn.inputs import present_rows
 
 TOTAL = "total_loss"
-MASK = "target_mask"
 
 
 class Task(nn.Module):
@@ -91,14 +92,19 @@ def target_of(task: Task, batch: Any, name: str) -> Tensor:
 
 
 def mask_of(batch: Any, shape: torch.Size) -> Tensor | None:
-    """The attribute ``target_mask`` of a batch, bool, with trailing dimensions to fit `shape`; ``None`` without one.
+    """Which targets of a batch count, bool of `shape`; ``None`` if all do.
+
+    Those are the rows of ``target_mask``, whose stocks are ``present`` on the last day.
 
     Raises:
-        ValueError: it has another number of elements.
+        ValueError: a mask has another number of elements.
     """
-    mask = getattr(batch, MASK, None)
-    if mask is None:
-        return None
+    masks = [_fitted(mask, shape) for mask in (getattr(batch, MASK, None), present_rows(batch)) if mask is not None]
+    return masks[0] & masks[1] if len(masks) > 1 else next(iter(masks), None)
+
+
+def _fitted(mask: Tensor, shape: torch.Size) -> Tensor:
+    """A mask of rows or of targets in the shape of the targets."""
     if mask.numel() == shape.numel():
         return mask.reshape(shape).bool()  # type: ignore[no-any-return]
     rows = shape[: mask.dim()]
