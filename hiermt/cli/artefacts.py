@@ -20,6 +20,7 @@ from hiermt.io.checkpoint import CONFIG, WEIGHTS, to_json
 from hiermt.io.files import atomic_write, atomic_write_all, check_writable
 from hiermt.io.tensor_files import write_tensors
 from hiermt.nn import TGCN_HierarchicalMT
+from hiermt.training.tasks.absent import ABSENT
 
 METRICS, PREDICTIONS, CURVES, CONFUSION = "metrics.json", "predictions.csv", "curves.png", "confusion.png"
 RECORD, REPORT = "run.json", "report.html"
@@ -134,22 +135,31 @@ def write_predictions(path: Path, rows: Iterable[tuple[Any, ...]]) -> None:
 
 
 def prediction_rows(dates: Any, symbols: tuple[str, ...], decisions: Decisions) -> Iterable[tuple[Any, ...]]:
-    """One row of `HEADER` per window and stock; `dates` are the last days of the windows."""
+    """One row of `HEADER` per window and stock that is present; `dates` are the last days of the windows."""
+    return (row for _, row in _placed_rows(dates, symbols, decisions))
+
+
+def _placed_rows(
+    dates: Any, symbols: tuple[str, ...], decisions: Decisions
+) -> Iterable[tuple[tuple[int, int], tuple[Any, ...]]]:
     predictions, confidences = decisions.predictions.tolist(), decisions.confidences.tolist()
     classes, heads = decisions.classes.tolist(), decisions.probabilities.tolist()
     for w, date in enumerate(dates):
         for s, symbol in enumerate(symbols):
+            if predictions[w][s] == ABSENT:
+                continue
             numbers = (confidences[w][s], *classes[w][s], heads[w][s][1], heads[w][s][3])
-            yield date, symbol, CLASSES[predictions[w][s]], *(f"{number:.4f}" for number in numbers)
+            yield (w, s), (date, symbol, CLASSES[predictions[w][s]], *(f"{number:.4f}" for number in numbers))
 
 
 def scored_rows(
     dates: Any, symbols: tuple[str, ...], decisions: Decisions, truth: Tensor, returns: Tensor
 ) -> Iterable[tuple[Any, ...]]:
-    """The same with the true class and the return, each ``[W, S]``."""
-    rows = prediction_rows(dates, symbols, decisions)
-    for row, label, value in zip(rows, truth.flatten().tolist(), returns.flatten().tolist(), strict=True):
-        yield *row, CLASSES[label], f"{value:.6f}"
+    """The same with the true class and the return, each ``[W, S]``; both are empty where there is no later price."""
+    labels, values = truth.tolist(), returns.tolist()
+    for (w, s), row in _placed_rows(dates, symbols, decisions):
+        known = labels[w][s] >= 0
+        yield *row, CLASSES[labels[w][s]] if known else "", f"{values[w][s]:.6f}" if known else ""
 
 
 def _test_rows(experiment: Experiment, decisions: Decisions) -> Iterable[tuple[Any, ...]]:

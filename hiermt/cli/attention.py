@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -29,18 +30,22 @@ class Attention(NamedTuple):
 
 
 @torch.no_grad()
-def mean_attention(model: TGCN_HierarchicalMT, dataset: WindowDataset, starts: range) -> list[Attention]:
+def mean_attention(model: TGCN_HierarchicalMT, dataset: WindowDataset, starts: Sequence[int]) -> list[Attention]:
     r"""Attention of each convolution (:math:`\alpha_{ij}` of :func:`hiermt.functional.gatv2_conv`), averaged.
 
     Args:
         model (TGCN_HierarchicalMT): with GATv2 convolutions; a GCN has no attention.
         dataset (WindowDataset): on the device of the model.
-        starts (range): first days of the windows, of which up to 64, evenly spaced, are read.
+        starts (sequence of int): first days of the windows, of which up to 64, evenly spaced, are read, and of those
+            the ones on whose days every stock is present.
 
     Returns:
         One entry per convolution; none for a GCN.
     """
     starts = starts[:: max(1, -(-len(starts) // _MOST_WINDOWS))]
+    if dataset.present is not None:
+        every = dataset.present.all(dim=0).tolist()
+        starts = [start for start in starts if all(every[start : start + dataset.window])]
     if not len(starts) or not all(isinstance(cell.gcn, GAT) for cell in model.tgcn_backbone.cells):
         return []
     total: Any = 0.0

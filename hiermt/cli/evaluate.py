@@ -11,13 +11,13 @@ import torch
 from hiermt import data
 from hiermt.cli import artefacts, attention, evaluation, options, pictures, record, scores, summary, walk_forward
 from hiermt.cli.argument_types import path, whole
-from hiermt.cli.experiment import decide
+from hiermt.cli.experiment import decide, true_classes
 from hiermt.cli.output import log
 from hiermt.cli.report import Report, png
 from hiermt.cli.settings import Settings
 from hiermt.cli.trained import Trained
 from hiermt.data import DataError
-from hiermt.data.labels import hierarchical_labels, next_returns, three_classes
+from hiermt.data.labels import next_returns
 from hiermt.inference.rolling import Decisions
 
 
@@ -88,7 +88,7 @@ def _of_model(args: argparse.Namespace, device: torch.device) -> dict[str, Any]:
     decisions = decide(model, dataset, starts, trained.confidence, progress=True)
     days = slice(starts.start + trained.window - 1, starts.stop + trained.window - 1)
     all_returns = next_returns(table.close, trained.horizon)
-    truth = three_classes(*hierarchical_labels(all_returns, trained.threshold))[:, days].t()
+    truth = true_classes(table, trained.horizon, trained.threshold)[:, days].t()
     dates = [str(date) for date in table.dates[days]]
     if args.all_days and seen is not None and dates[0] <= seen:
         log.warning("days up to %s are among these, which the training has seen: the figures flatter the model", seen)

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from hiermt.cli import forecasts, scores
 from hiermt.cli.bootstrap import DRAWS, LEVEL, Floats, auc, block_length, day_weights, interval
+from hiermt.data import DataError
 from hiermt.data.optional import import_optional
 from hiermt.inference.rolling import Decisions
 
@@ -25,7 +26,7 @@ def evaluate(
 
     Args:
         decisions (Decisions): of ``W`` days and ``S`` stocks.
-        truth (Tensor): true classes, ``[W, S]``.
+        truth (Tensor): true classes, ``[W, S]``; -1, where a stock is absent or has no label, does not count.
         returns (Tensor): returns to which the decisions refer, ``[W, S]``.
         dates (sequence): last day of each window, as numpy's or ISO dates.
         symbols (sequence of str): names of the stocks.
@@ -34,7 +35,7 @@ def evaluate(
     Returns:
         A dict of numbers, lists and texts only: ``decision``, ``signal``, ``direction`` (see
         :func:`hiermt.cli.scores.evaluate`), each with ``forecast`` (see :mod:`hiermt.cli.forecasts`);
-        ``information_coefficient``, ``by_year``, ``by_symbol``, ``bootstrap``, ``span``.
+        ``information_coefficient``, ``by_year``, ``by_symbol`` (years and stocks that count), ``bootstrap``, ``span``.
 
     Raises:
         ImportError: scikit-learn is not installed.
@@ -43,46 +44,54 @@ def evaluate(
     joint = decisions.classes.double().numpy()
     true, chosen, moves = truth.numpy(), decisions.predictions.numpy(), returns.double().numpy()
     weights = day_weights(len(true), horizon)
-    moved = true != 1
+    counted = true >= 0
+    if not counted.any():
+        raise DataError("no stock is present on a day with a label, so there is nothing to measure")
+    moved = counted & (true != 1)
     result = scores.evaluate(decisions.predictions, decisions.probabilities, truth)
-    result["decision"]["forecast"] = forecasts.classes(joint, true, chosen, weights)
-    result["decision"]["mean_confidence"] = float(decisions.confidences.double().mean())
-    every = np.ones_like(moved)
-    result["signal"]["forecast"] = forecasts.binary(p[..., 1], moved, every, weights)
+    result["decision"]["forecast"] = forecasts.classes(joint, true, chosen, counted, weights)
+    result["decision"]["mean_confidence"] = float(decisions.confidences.double().numpy()[counted].mean())
+    result["signal"]["forecast"] = forecasts.binary(p[..., 1], moved, counted, weights)
     result["direction"]["forecast"] = forecasts.binary(p[..., 3], true == 2, moved, weights)
-    by_day = rank_correlations(joint[..., 2] - joint[..., 0], moves)
+    by_day = rank_correlations(joint[..., 2] - joint[..., 0], moves, counted)
     result["information_coefficient"] = {**mean_and_t(by_day, weights), "by_day": [_number(value) for value in by_day]}
     years = np.array([str(date)[:4] for date in dates])
     result["by_year"] = [
         {
             "year": str(year),
-            **_group(years == year, p, joint, true, chosen),
+            **_group(counted & (years == year)[:, None], p, joint, true, chosen),
             "ic": _number(_mean(by_day[years == year])),
         }
-        for year in np.unique(years)
+        for year in np.unique(years[counted.any(axis=1)])
     ]
     stock = np.arange(len(symbols))
     result["by_symbol"] = [
-        {"symbol": symbol, **_group(stock == i, p, joint, true, chosen, axis=1)} for i, symbol in enumerate(symbols)
+        {"symbol": symbol, **_group(counted & (stock == i), p, joint, true, chosen)}
+        for i, symbol in enumerate(symbols)
+        if counted[:, i].any()
     ]
     result["bootstrap"] = {"draws": DRAWS, "level": LEVEL, "block_days": block_length(len(true), horizon)}
     result["span"] = {"first": str(dates[0]), "last": str(dates[-1]), "days": len(true), "stocks": len(symbols)}
     return result
 
 
-def rank_correlations(score: Floats, returns: Floats) -> Floats:
+def rank_correlations(score: Floats, returns: Floats, there: npt.NDArray[np.bool_] | None = None) -> Floats:
     """Spearman's correlation of score and return over the stocks of each day: the rank information coefficient.
 
-    A day whose scores or returns are all equal, or that has fewer than three stocks, has none: NaN.
+    A day whose scores or returns are all equal, or that has fewer than three stocks, has none: NaN. Stocks that are not
+    `there` do not count.
     """
     rank = import_optional("scipy.stats", "measuring a model").rankdata
     if score.shape[1] < _LEAST_STOCKS:
         return np.full(len(score), math.nan)
-    a, b = (rank(part, axis=1) for part in (score, returns))
-    a, b = (part - part.mean(1, keepdims=True) for part in (a, b))
+    there = np.ones(score.shape, dtype=bool) if there is None else there
+    count = there.sum(1, keepdims=True)
+    # Behind all others, so that these keep their ranks.
+    a, b = (np.where(there, rank(np.where(there, part, np.inf), axis=1), 0.0) for part in (score, returns))
     with np.errstate(invalid="ignore", divide="ignore"):
+        a, b = (np.where(there, part - part.sum(1, keepdims=True) / count, 0.0) for part in (a, b))
         correlations: Floats = (a * b).sum(1) / np.sqrt((a * a).sum(1) * (b * b).sum(1))
-    return correlations
+    return np.where(count[:, 0] < _LEAST_STOCKS, math.nan, correlations)
 
 
 def mean_and_t(by_day: Floats, weights: Floats) -> dict[str, Any]:
@@ -104,17 +113,16 @@ def mean_and_t(by_day: Floats, weights: Floats) -> dict[str, Any]:
 
 
 def _group(
-    chosen_part: npt.NDArray[np.bool_],
+    where: npt.NDArray[np.bool_],
     p: Floats,
     joint: Floats,
     true: npt.NDArray[np.int64],
     chosen: npt.NDArray[np.int64],
-    axis: int = 0,
 ) -> dict[str, Any]:
-    """Figures of the days of a year, or of a stock."""
+    """Figures of the cases of a year, or of a stock."""
     arrays: Any = (p, joint, true, chosen)
-    p, joint, true, chosen = (np.compress(chosen_part, array, axis=axis) for array in arrays)
-    shares = np.bincount(true.ravel(), minlength=3) / true.size
+    p, joint, true, chosen = (array[where] for array in arrays)
+    shares = np.bincount(true, minlength=3) / true.size
     losses = -np.log(np.clip(np.take_along_axis(joint, true[..., None], -1), np.finfo(np.float64).eps, 1))
     moved = true != 1
     return {
@@ -123,7 +131,7 @@ def _group(
         "base_accuracy": float(shares.max()),
         "log_loss": float(losses.mean()),
         "base_log_loss": float(-(shares[shares > 0] * np.log(shares[shares > 0])).sum()),
-        "signal_auc": _area(p[..., 1].ravel(), moved.ravel()),
+        "signal_auc": _area(p[..., 1], moved),
         "direction_auc": _area(p[..., 3][moved], true[moved] == 2),
         "signal_share": float(moved.mean()),
     }

@@ -49,14 +49,18 @@ class Experiment:
             validation=settings.validation,
             test=settings.test,
         )
+        present = table.present
         if edges is None:
+            returns = data.next_returns(table.close)[:, : split.train_days - 1]
             edges = data.correlation_graph(
-                data.next_returns(table.close)[:, : split.train_days - 1],
+                returns,
                 settings.correlation,
                 sectors=None if sectors is None else data.sectors_of(table.symbols, sectors),
                 sector_bonus=settings.sector_bonus,
+                present=None if present is None else returns.isfinite(),
             )
-        scale = Scale.fit(table.values[:, : split.train_days], table.names)
+        known = None if present is None else present[:, : split.train_days]
+        scale = Scale.fit(table.values[:, : split.train_days], table.names, known)
         dataset = WindowDataset.from_table(
             table,
             *edges,
@@ -69,10 +73,8 @@ class Experiment:
 
     @property
     def classes(self) -> Tensor:
-        """The true class of each stock and day, ``[S, L]``: 0 Down, 1 Neutral, 2 Up."""
-        signal, direction = self.dataset.signal_labels, self.dataset.direction_labels
-        assert signal is not None and direction is not None
-        return data.three_classes(signal, direction).cpu()
+        """The true class of each stock and day, ``[S, L]``: 0 Down, 1 Neutral, 2 Up, and -1 where there is none."""
+        return true_classes(self.table, self.settings.horizon, self.settings.threshold)
 
     def labels_of(self, starts: range) -> Tensor:
         """The true class at the end of each window, ``[W, S]``."""
@@ -155,6 +157,7 @@ class Experiment:
         rates: dict[str, dict[str, float]] = {}
         for name in ("train", "validation", "test"):
             truth = self.labels_of(getattr(self.split, name))
+            truth = truth[truth >= 0]
             if truth.numel():
                 moved = truth != 1
                 rates[name] = {"signal": float(moved.double().mean())}
@@ -184,6 +187,16 @@ class Experiment:
         }
 
 
+def true_classes(table: FeatureTable, horizon: int, threshold: float) -> Tensor:
+    """The class of each stock and day, ``[S, L]``: 0 Down, 1 Neutral, 2 Up; -1 if absent, or without a later price."""
+    returns = data.next_returns(table.close, horizon)
+    if table.present is None:
+        return data.three_classes(*data.hierarchical_labels(returns, threshold))
+    there = returns.isfinite() & table.present[:, : returns.size(1)]
+    classes = data.three_classes(*data.hierarchical_labels(returns.where(there, 0.0), threshold))
+    return classes.masked_fill(~there, -1)
+
+
 def decide(
     model: TGCN_HierarchicalMT, dataset: WindowDataset, starts: range, confidence: float, *, progress: bool = False
 ) -> Decisions:
@@ -197,5 +210,6 @@ def decide(
         threshold=confidence,
         progress=progress,
         feature_names=dataset.feature_names,
+        present=None if dataset.present is None else dataset.present[:, days],
     )
     return Decisions(*(part.cpu() for part in decisions))

@@ -109,7 +109,9 @@ def balance(found: Mapping[str, Any]) -> Any:
     """Shares of the classes in each quarter, over training, validation and test."""
     quarters = found["dates"].astype("datetime64[M]").astype(np.int64) // 3
     unique = np.unique(quarters)
-    shares = np.array([[(found["classes"][:, quarters == q] == k).mean() for q in unique] for k in range(3)])
+    # -1 is a stock without a label.
+    counts = [[(found["classes"][:, quarters == q] == k).sum() for q in unique] for k in range(3)]
+    shares = np.array(counts) / np.maximum(np.sum(counts, axis=0), 1)
     days = (unique * 3).astype("datetime64[M]").astype("datetime64[D]").astype(object)
     figure = new_figure(11, 3)
     axes = figure.add_subplot()

@@ -76,21 +76,30 @@ def binary(probability: Floats, truth: npt.NDArray[np.bool_], where: npt.NDArray
     }
 
 
-def classes(probability: Floats, truth: npt.NDArray[np.int64], chosen: npt.NDArray[np.int64], weights: Floats) -> Any:
+def classes(
+    probability: Floats,
+    truth: npt.NDArray[np.int64],
+    chosen: npt.NDArray[np.int64],
+    where: npt.NDArray[np.bool_],
+    weights: Floats,
+) -> Any:
     """The same for the joint probabilities of Down, Neutral and Up, ``[W, S, 3]``.
 
     The Brier score is the sum over the classes. ``mean_probability`` is that of the decided class, the model's estimate
     of its own accuracy, and ``reliability`` compares the two.
     """
     metrics = import_optional("sklearn.metrics", "measuring a model")
-    flat, y = probability.reshape(-1, 3), truth.ravel()
+    if not where.any():
+        return {"count": 0}
+    day = np.broadcast_to(np.arange(len(truth))[:, None], truth.shape)[where]
+    flat, y, chosen = probability[where], truth[where], chosen[where]
     shares = np.bincount(y, minlength=3) / len(y)
-    losses = -np.log(np.clip(np.take_along_axis(probability, truth[..., None], -1)[..., 0], _TINY, 1))
+    losses = -np.log(np.clip(np.take_along_axis(flat, y[:, None], 1)[:, 0], _TINY, 1))
     base = float(-(shares[shares > 0] * np.log(shares[shares > 0])).sum())
-    of_base = -np.log(np.where(shares > 0, shares, 1.0))[truth]
-    counts = np.full(len(truth), float(truth.shape[1]))
-    decided = np.take_along_axis(probability, chosen[..., None], -1)[..., 0].ravel()
-    day = np.repeat(np.arange(len(truth)), truth.shape[1])
+    of_base = -np.log(np.where(shares > 0, shares, 1.0))[y]
+    sums = np.bincount(day, of_base - losses, len(truth))
+    counts = np.bincount(day, minlength=len(truth)).astype(float)
+    decided = np.take_along_axis(flat, chosen[:, None], 1)[:, 0]
     return {
         "count": len(y),
         "base_rates": dict(zip(CLASSES, shares.tolist(), strict=True)),
@@ -100,8 +109,8 @@ def classes(probability: Floats, truth: npt.NDArray[np.int64], chosen: npt.NDArr
         "brier": float(sum(metrics.brier_score_loss(y == k, flat[:, k], pos_label=True) for k in range(3))),
         "base_brier": float((shares * (1 - shares)).sum()),
         "gain": float(base - losses.mean()),
-        "gain_interval": mean_interval((of_base - losses).sum(1), counts, weights),
-        "reliability": reliability(decided, (truth == chosen).ravel(), day, weights),
+        "gain_interval": mean_interval(sums, counts, weights),
+        "reliability": reliability(decided, y == chosen, day, weights),
     }
 
 

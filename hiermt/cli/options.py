@@ -73,7 +73,7 @@ def pick_device(name: str) -> torch.device:
 
 
 def add_table(parser: argparse.ArgumentParser) -> None:
-    """Adds --prices and --features, one of which is required, and --max-gap."""
+    """Adds --prices and --features, one of which is required, --max-gap and --missing."""
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument(
         "--prices",
@@ -94,6 +94,13 @@ def add_table(parser: argparse.ArgumentParser) -> None:
         metavar="DAYS",
         help="most missing days in a row to fill with the last close (default: 5)",
     )
+    parser.add_argument(
+        "--missing",
+        choices=("fill", "keep"),
+        default="fill",
+        help="fill gaps and cut to the days that all stocks share, or keep stocks that list late, leave or miss days: "
+        "they are absent there (default: fill)",
+    )
 
 
 def add_model(parser: argparse.ArgumentParser, *, required: bool = True) -> None:
@@ -111,9 +118,10 @@ def add_graph_files(group: Any) -> None:
 
 def read(args: argparse.Namespace, symbols: tuple[str, ...] | None = None) -> FeatureTable:
     """The table that --prices or --features names."""
+    keep = args.missing == "keep"
     if args.features is not None:
-        return read_features(args.features, symbols=symbols)
-    return compute_features(read_prices(args.prices, max_gap=args.max_gap, symbols=symbols))
+        return read_features(args.features, symbols=symbols, missing="keep" if keep else "refuse")
+    return compute_features(read_prices(args.prices, max_gap=args.max_gap, symbols=symbols, missing=args.missing))
 
 
 def describe_prices(prices: Prices) -> str:

@@ -11,6 +11,7 @@ from hiermt.cli.experiment import decide
 from hiermt.cli.output import log
 from hiermt.cli.trained import Trained
 from hiermt.data import DataError
+from hiermt.data._errors import some
 from hiermt.io.files import check_writable
 
 MEANING = (
@@ -75,12 +76,17 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         trained.horizon,
         100 * trained.threshold,
     )
+    last = [row for row in rows if row[0] == dates[-1]]
     shown = [
         [symbol, decision, *(f"{float(value):.1%}" for value in numbers[1:4]), f"{float(numbers[0]):.1%}"]
-        for _, symbol, decision, *numbers in rows[-len(trained.symbols) :]
+        for _, symbol, decision, *numbers in last
     ]
     columns = ("symbol", "decision", "P(down)", "P(neutral)", "P(up)", "confidence")
     log.info("%s\n\n%s", output.table(columns, shown, left=2), output.prose(MEANING))
+    here = {row[1] for row in last}
+    absent = [symbol for symbol in trained.symbols if symbol not in here]
+    if absent:
+        log.info("\nabsent on that day, so without a decision: %s", some(absent))
     if args.out is not None:
         log.info("\n%s: %s days x %d stocks", args.out, f"{len(dates):,}", len(trained.symbols))
     named = [dict(zip(artefacts.HEADER, [str(row[0]), *row[1:3], *map(float, row[3:])], strict=True)) for row in rows]

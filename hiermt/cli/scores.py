@@ -25,7 +25,7 @@ def evaluate(predictions: Tensor, probabilities: Tensor, truth: Tensor) -> dict[
     Args:
         predictions (Tensor): 0 Down, 1 Neutral, 2 Up.
         probabilities (Tensor): noise, signal, down, up.
-        truth (Tensor): true classes.
+        truth (Tensor): true classes; -1 does not count.
 
     Shapes:
         - **predictions**, **truth:** ``[W, S]``; **probabilities:** ``[W, S, 4]``
@@ -38,10 +38,11 @@ def evaluate(predictions: Tensor, probabilities: Tensor, truth: Tensor) -> dict[
     """
     true, chosen = truth.numpy(), predictions.numpy()
     signal, up = probabilities[..., 1].numpy() > 0.5, probabilities[..., 3].numpy() > probabilities[..., 2].numpy()
-    moved = true != 1
+    counted = true >= 0
+    moved = counted & (true != 1)
     return {
-        "decision": _score(true, chosen, CLASSES),
-        "signal": _score(moved.astype(np.int64), signal.astype(np.int64), NOISE_SIGNAL),
+        "decision": _score(true, chosen, CLASSES, where=counted),
+        "signal": _score(moved.astype(np.int64), signal.astype(np.int64), NOISE_SIGNAL, where=counted),
         "direction": _score(true // 2, up.astype(np.int64), DOWN_UP, where=moved),
     }
 
@@ -50,10 +51,9 @@ def _score(
     true: Labels,
     chosen: Labels,
     classes: tuple[str, ...],
-    where: npt.NDArray[np.bool_] | None = None,
+    where: npt.NDArray[np.bool_],
 ) -> dict[str, Any]:
     metrics = import_optional("sklearn.metrics", "measuring a model")
-    where = np.ones(true.shape, dtype=bool) if where is None else where
     indices = list(range(len(classes)))
     count = int(where.sum())
     if not count:

@@ -65,7 +65,14 @@ class Trained:
     def dataset(self, table: FeatureTable, device: torch.device | str = "cpu") -> WindowDataset:
         """The windows of a table, with features selected and scaled as in the training."""
         series = self.scale.apply(table.select(self.features).values)
-        dataset = WindowDataset(series, self.edge_index, self.edge_weight, self.window, feature_names=self.features)
+        dataset = WindowDataset(
+            series,
+            self.edge_index,
+            self.edge_weight,
+            self.window,
+            feature_names=self.features,
+            present=table.present,
+        )
         return dataset.to(device)
 
 
