@@ -20,6 +20,8 @@ from hiermt.training.tasks import Task
 from hiermt.training.tasks.absent import marked
 from hiermt.windows import Windows
 
+__all__ = ["Decisions", "predict_rolling"]
+
 # Default number of nodes in a chunk: enough for all cores, and small enough for their caches.
 _CHUNK_NODES = 3200
 

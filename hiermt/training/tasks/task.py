@@ -106,11 +106,11 @@ def mask_of(batch: Any, shape: torch.Size) -> Tensor | None:
 def _fitted(mask: Tensor, shape: torch.Size) -> Tensor:
     """A mask of rows or of targets in the shape of the targets."""
     if mask.numel() == shape.numel():
-        return mask.reshape(shape).bool()  # type: ignore[no-any-return]
+        return mask.reshape(shape).bool()
     rows = shape[: mask.dim()]
     if mask.shape != rows:
         raise ValueError(f"{MASK}: expected one value a row or one a target, {list(shape)}, got {list(mask.shape)}")
-    return mask.bool().reshape(*rows, *[1] * (len(shape) - len(rows))).expand(shape)  # type: ignore[no-any-return]
+    return mask.bool().reshape(*rows, *[1] * (len(shape) - len(rows))).expand(shape)
 
 
 def readable(tensor: Tensor) -> bool:
