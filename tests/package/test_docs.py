@@ -20,7 +20,7 @@ PAGES = [*sorted((ROOT / "docs").glob("*.md")), ROOT / "README.md", ROOT / "CONT
 BLOCK = re.compile(r"^```python\n(.*?)^```", re.DOTALL | re.MULTILINE)
 WITH_CODE = [page for page in PAGES if BLOCK.search(page.read_text("utf-8"))]
 # Pages whose blocks need more than the package and PyG.
-NEEDS = {"tutorial.md": ("pandas", "safetensors"), "migrate.md": ("torch_geometric",)}
+NEEDS = {"tutorial.md": ("pandas", "safetensors"), "migrate.md": ("torch_geometric",), "missing.md": ("pandas",)}
 
 
 @pytest.mark.parametrize("page", WITH_CODE, ids=lambda p: p.name)
