@@ -46,7 +46,7 @@ def evaluate(
     weights = day_weights(len(true), horizon)
     counted = true >= 0
     if not counted.any():
-        raise DataError("no stock is present on a day with a label, so there is nothing to measure")
+        raise DataError("table: no stock is present on a day with a label; give more days, or more prices")
     moved = counted & (true != 1)
     result = scores.evaluate(decisions.predictions, decisions.probabilities, truth)
     result["decision"]["forecast"] = forecasts.classes(joint, true, chosen, counted, weights)
