@@ -113,7 +113,7 @@ struct GcnGrads {
 };
 
 // A stack of graph convolutions over all time steps; leaky_relu follows each of them but the last. A node that
-// is not there at a step is no source, and its rows of the results are zero; its x is finite. Of a GATv2 the
+// is not there at a step is no source, its rows of the results are zero, and its x is not read. Of a GATv2 the
 // weight of a loop, the last entry of its row, is then that of the step: edge_weight is not read there.
 template <class S>
 struct ConvStackForward {
@@ -174,7 +174,7 @@ struct DayWindows {
 
 // Gates and recurrence of the T-GCN cell. With windows, x and g are those of one series: copies is 1, steps
 // its D days, and h0, h, h_last and gates belong to the N = B * S nodes and T steps of the windows. The input
-// projection is then computed once a day. Nodes that are not there hold their state.
+// projection is then computed once a day. Absent nodes hold their state; their x and g are not read.
 template <class S>
 struct GatedScanForward {
   int64_t copies;       // B

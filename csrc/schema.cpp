@@ -33,7 +33,7 @@ STABLE_TORCH_LIBRARY(hiermt, m) {
   //     GATv2 lin_l.weight [H, F], lin_l.bias [H], lin_r.weight [H, F], lin_r.bias [H], att [H], bias [H]
   //     and, with an edge term, lin_edge [H]; GCN lin.weight [H, F], bias [H]
   //   present [N, T] bool, contiguous: the nodes that are there at a step; all if None. The others are no
-  //     source, to no softmax, degree or mean; their x must be finite, and their rows of the result are zero.
+  //     source, to no softmax, degree or mean; their rows of the result are zero, and their x is not read.
   //   tf32: CUDA may round the operands of dense float32 products to TF32
   //   -> [N, T, H]
   m.def(
@@ -57,7 +57,7 @@ STABLE_TORCH_LIBRARY(hiermt, m) {
   //     input projection is computed once a day. A window outside the series is refused on the CPU; on CUDA
   //     its values mean nothing. Without starts, steps is not read.
   //   present [N, T] bool, contiguous, with starts [S, D]: where a node is there; all if None. The others hold
-  //     their state; their x and g must be finite.
+  //     their state; their x and g are not read.
   //   save: keep what the backward reads, on the CPU 4 H elements a node and step; CUDA keeps h and computes
   //     the gates again
   //   tf32: CUDA may round the operands of dense float32 products to TF32

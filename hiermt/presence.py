@@ -1,4 +1,4 @@
-"""Masks of stocks that come and go: checked, and applied to the input of a layer."""
+"""Masks of stocks that come and go."""
 
 from __future__ import annotations
 
@@ -29,18 +29,17 @@ def check_present(present: Tensor, shape: Sequence[int], x: Tensor, name: str = 
     return present
 
 
-def absent_as_zero(x: Tensor, present: Tensor, name: str = "x") -> Tensor:
-    """``x [N, T, ...]`` with zeros where a node is absent by a mask ``[N, T]``: what is there may be NaN.
+def check_mask(x: Tensor, present: Tensor | None, backend: str) -> str:
+    """Checks the mask of ``x [N, T, F]``, if there is one, and returns the backend of the call.
 
     Raises:
         TypeError, ValueError: as :func:`check_present`.
     """
-    check_tensor(name, x)
+    if present is None:
+        return backend
+    check_tensor("x", x)
     if x.dim() != 3:
-        raise ValueError(f"{name}: expected 3 dimensions, the first two those of a mask, got {list(x.shape)}")
-    return torch.where(check_present(present, x.shape[:2], x).unsqueeze(-1), x, 0)
-
-
-def backend_for(backend: str, present: Tensor | None) -> str:
-    """The backend of a call that may have a mask: the kernels take none yet."""
-    return backend if present is None else "reference"
+        raise ValueError(f"x: expected 3 dimensions, the first two those of a mask, got {list(x.shape)}")
+    check_present(present, x.shape[:2], x)
+    # The CUDA kernels take no mask yet.
+    return "reference" if x.is_cuda else backend

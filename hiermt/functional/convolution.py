@@ -11,7 +11,7 @@ from hiermt._arguments import check_number
 from hiermt.functional.arguments import Expected, prepare, size_of
 from hiermt.functional.options import ACTIVATIONS, LayerOptions
 from hiermt.graph import Graph
-from hiermt.presence import absent_as_zero, backend_for
+from hiermt.presence import check_mask
 
 # Names of the arguments of `gatv2_conv` and `gcn_conv`, for errors.
 _GATV2 = ("lin_l_weight", "lin_l_bias", "lin_r_weight", "lin_r_bias", "att", "bias", "lin_edge_weight")
@@ -187,9 +187,7 @@ def run_stack(
                 f"got {loop_weight}"
             )
 
-    if present is not None:
-        x = absent_as_zero(x, present)
-        backend = backend_for(backend, present)
+    backend = check_mask(x, present, backend)
 
     def expected() -> list[Expected]:
         channels, hidden = size_of(x, 2, "F"), size_of(conv_params[0], 0, "H")

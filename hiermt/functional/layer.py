@@ -9,7 +9,7 @@ from torch import Tensor
 from hiermt.functional.arguments import GATE_PARAMS, Expected, check_length, gates_expected, prepare, size_of
 from hiermt.functional.options import LayerOptions
 from hiermt.graph import Graph
-from hiermt.presence import WINDOWS_HOLD, absent_as_zero, backend_for
+from hiermt.presence import WINDOWS_HOLD, check_mask
 from hiermt.windows import Windows, check_starts, reading_syncs
 
 
@@ -89,9 +89,7 @@ def run_layer(
         if x.size(0) != graph.num_nodes:
             raise ValueError(f"x: windows of {x.size(0)} stocks, but the graph has {graph.num_nodes} nodes")
     state = [] if h0 is None else [h0]
-    if present is not None:
-        x = absent_as_zero(x, present)
-        backend = backend_for(backend, present)
+    backend = check_mask(x, present, backend)
 
     def expected() -> list[Expected]:
         channels, hidden = size_of(x, 2, "F"), size_of(conv_params[0], 0, "H")

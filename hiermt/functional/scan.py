@@ -8,7 +8,7 @@ from torch import Tensor
 
 from hiermt._arguments import check_tensor
 from hiermt.functional.arguments import GATE_PARAMS, Expected, check_length, gates_expected, prepare, size_of
-from hiermt.presence import absent_as_zero, backend_for
+from hiermt.presence import check_mask
 from hiermt.windows import check_starts, reading_syncs
 
 
@@ -45,9 +45,7 @@ def gated_scan(
     """
     check_length("gates", gates, GATE_PARAMS)
     state = [] if h0 is None else [h0]
-    if present is not None:
-        x, g = absent_as_zero(x, present), absent_as_zero(g, present, "g")
-        backend = backend_for(backend, present)
+    backend = check_mask(x, present, backend)
 
     def expected() -> list[Expected]:
         initial = Expected("h0", (size_of(x, 0, "N"), size_of(g, 2, "H")))
@@ -99,9 +97,7 @@ def gated_scan_windows(
     check_length("gates", gates, GATE_PARAMS)
     check_tensor("x", x)
     steps = check_starts(starts, steps, x, check_values=not reading_syncs(x))
-    if present is not None:
-        x, g = absent_as_zero(x, present), absent_as_zero(g, present, "g")
-        backend = backend_for(backend, present)
+    backend = check_mask(x, present, backend)
 
     def expected() -> list[Expected]:
         return _scan_expected(x, g, ("S", "D"))

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hiermt.ops.operator import Operator, allows_tf32, call, fake_gradients, gradients_of
+from hiermt.ops.operator import Operator, allows_tf32, call, fake_gradients, gradients_of, masked
 
 
 def conv_stack(
@@ -23,7 +23,7 @@ def conv_stack(
 ) -> Tensor:
     """A stack of convolutions; :func:`hiermt.reference.conv_stack` says what it computes."""
     return _conv_stack(  # type: ignore[no-any-return]
-        x,
+        masked(x, present),
         csr,
         None if edge_weight is None else edge_weight.contiguous(),
         list(map(Tensor.contiguous, conv_params)),

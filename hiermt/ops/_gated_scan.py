@@ -29,8 +29,8 @@ def gated_scan(
         IndexError: a window does not lie in the series; looked at on the CPU only.
     """
     return _gated_scan(  # type: ignore[no-any-return]
-        x,
-        g.contiguous(),
+        operator.masked(x, present),
+        operator.masked(g, present).contiguous(),
         None if h0 is None else h0.contiguous(),
         list(map(Tensor.contiguous, gates)),
         starts,

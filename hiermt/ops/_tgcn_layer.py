@@ -33,7 +33,7 @@ def tgcn_layer(
         IndexError: a window does not lie in the series; looked at on the CPU only.
     """
     return _tgcn_layer(  # type: ignore[no-any-return]
-        x,
+        operator.masked(x, present),
         csr,
         None if edge_weight is None else edge_weight.contiguous(),
         list(map(Tensor.contiguous, conv_params)),

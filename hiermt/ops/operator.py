@@ -245,6 +245,11 @@ def allows_tf32(x: Tensor) -> bool:
     return bool(torch.backends.cuda.matmul.fp32_precision == "tf32")
 
 
+def masked(x: Tensor, present: Tensor | None) -> Tensor:
+    """``x [N, T, F]`` as the kernels take it: those of the CPU do not read absent nodes, those of CUDA read zeros."""
+    return x if present is None or not x.is_cuda else torch.where(present.unsqueeze(-1), x, 0)
+
+
 def requires_grad(args: Sequence[Any]) -> bool:
     """Whether one of the arguments, or an element of one, requires a gradient."""
     for arg in args:

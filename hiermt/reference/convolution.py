@@ -52,7 +52,7 @@ def conv_stack(
             lin_r.weight, lin_r.bias, att, bias`` and, with an edge term, ``lin_edge.weight``; GCN: ``lin.weight,
             bias``. Their number distinguishes them.
         present (Tensor, optional): which nodes are there at a step. The others are no source, to no softmax, degree
-            or mean, and their rows of the result are zero; their x must be finite. `edge_weight` is then the weight of
+            or mean, and their rows of the result are zero; their x is not read. `edge_weight` is then the weight of
             a GCN, too, and that of a GATv2's loop, the last entry of its row, is not read. (default: ``None``, all)
         conv_layers (int): number of convolutions.
         activation (int): ``NONE``, ``LEAKY_RELU``, ``SIGMOID`` or ``LEAKY_SIGMOID``, applied to the result.
@@ -64,6 +64,8 @@ def conv_stack(
     """
     edges = Edges(csr)
     per_conv = len(conv_params) // conv_layers
+    if present is not None:
+        x = torch.where(present.unsqueeze(-1), x, 0)
 
     def convolve(part: Tensor, there: Tensor | None) -> Tensor:
         for k in range(conv_layers):

@@ -36,8 +36,8 @@ def gated_scan(
         h0 (Tensor, optional): state before the first step, zeros by default.
         gates (sequence of Tensor): ``u.weight, u.bias, r.weight, r.bias, c.weight, c.bias``.
         starts (Tensor, optional): first day of each window, each in ``[0, D - steps]``. (default: ``None``)
-        present (Tensor, optional): where a node is there; the others hold their state, and their x and g must be
-            finite. (default: ``None``, all)
+        present (Tensor, optional): where a node is there; the others hold their state, and their x and g are
+            not read. (default: ``None``, all)
         steps (int): ``T`` of the windows. (default: ``0``)
         sequence (bool): return every state, or only the last.
 
@@ -47,6 +47,8 @@ def gated_scan(
         - **present:** ``[N, T]`` bool, or ``[S, D]`` with `starts`
         - **returns:** ``[N, T, H]``, or ``[N, H]`` if not `sequence`
     """
+    if present is not None:
+        x, g = (torch.where(present.unsqueeze(-1), one, 0) for one in (x, g))
     u_weight, u_bias, r_weight, r_bias, c_weight, c_bias = gates
     hidden, inputs = u_weight.size(0), u_weight.size(1) - u_weight.size(0)
     ur_weight, ur_bias = torch.cat([u_weight, r_weight]), torch.cat([u_bias, r_bias])

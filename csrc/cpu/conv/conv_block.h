@@ -3,6 +3,7 @@
 #pragma once
 
 #include "cpu/conv/lane_product.h"
+#include "cpu/conv/presence.h"
 #include "cpu/simd/vmath.h"
 #include "params.h"
 
@@ -29,10 +30,11 @@ template <class C>
 struct TileGraph {
   const int32_t* rowptr;
   const int32_t* col;
-  const C* edge_weight;  // [E] weight (nullptr without an edge term) or norm
+  const C* edge_weight;  // [E] weight (nullptr without an edge term) or norm; of a masked GCN the weight
   int64_t first;
   TileSpan<const C> x_l;
-  const C* linear_score;  // [node][lane] 0.6 att . x_l, GATv2 only
+  const C* linear_score;  // [node][lane] 0.6 att . x_l, GATv2 only; -inf of an absent node
+  Presence<C> presence;
   HIERMT_INLINE int64_t source(int64_t entry) const { return col[entry] - first; }
 };
 

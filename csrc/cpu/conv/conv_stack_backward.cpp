@@ -28,6 +28,7 @@ struct StackBackward {
 
   const ConvStackForward<S>& forward() const { return params.forward; }
   bool gat() const { return convs[0].gat(); }
+  bool masked() const { return forward().present != nullptr; }
 
   struct Task {
     const LaneChunk<C>& chunk;
@@ -35,6 +36,7 @@ struct StackBackward {
     const ConvSums<C>* sums;  // [conv_layers] added to
     C* d_edge_weight;         // [E] added to, or nullptr
     EntryScratch<C> scratch;
+    C* d_log_scale;  // [node][lane] of a GCN with a mask
   };
 
   void run(const LaneChunk<C>& chunk, int64_t begin, int64_t end, const ConvSums<C>* sums,
@@ -47,7 +49,8 @@ struct StackBackward {
         end,
         sums,
         d_edge_weight,
-        {frame.take<C>(max_degree * L), frame.take<C>(max_degree * L), frame.take<C>(max_degree * L)}};
+        {frame.take<C>(max_degree * L), frame.take<C>(max_degree * L), frame.take<C>(max_degree * L)},
+        masked() && !gat() ? frame.take<C>(nodes * L) : nullptr};
     TileSpan<C>* inputs = frame.take<TileSpan<C>>(last + 1);
     for (int64_t k = 0; k <= last; ++k)
       inputs[k] = take_tiles<C>(frame, nodes, k == 0 ? convs[0].inputs : padded);
@@ -58,10 +61,21 @@ struct StackBackward {
                            take_tiles<C>(frame, nodes, padded),
                            take_tiles<C>(frame, nodes, padded)};
     C* linear_score = frame.take<C>(nodes * L);
-    const TileGraph<C> g{
-        forward().graph.rowptr, forward().graph.col, edge_weight, begin, tiles.x_l, linear_score};
+    const CsrGraph& graph = forward().graph;
+    const Presence<C> presence = masked() ? Presence<C>::take(frame, nodes, gat()) : Presence<C>{};
+    if (masked()) {
+      gather_presence(presence, forward().present, graph.num_nodes, forward().steps, chunk, begin, begin,
+                      end);
+      if (!gat()) set_scales(presence, graph.rowptr, graph.col, edge_weight, begin, begin, end);
+    }
+    const TileGraph<C> g{graph.rowptr, graph.col, edge_weight, begin, tiles.x_l, linear_score, presence};
 
     gather_tiles(task, inputs[0], tiles.d_out);
+    if (masked()) {
+      // What is not read may be NaN, or have a cotangent.
+      clear_absent(presence, inputs[0], convs[0].inputs, 0, nodes);
+      clear_absent(presence, tiles.d_out, padded, 0, nodes);
+    }
     clear_unused_lanes(task, inputs[0]);
     for (int64_t k = 0; k < last; ++k)
       recompute(k, g, inputs[k], tiles.x_l, inputs[k + 1], linear_score, task);
@@ -97,7 +111,7 @@ struct StackBackward {
   void recompute(int64_t k, const TileGraph<C>& g, const TileSpan<C>& x, const TileSpan<C>& x_l,
                  const TileSpan<C>& out, C* linear_score, const Task& task) const {
     const int64_t nodes = task.end - task.begin;
-    project<C>(convs[k], x, x_l, out, linear_score, 0, nodes);
+    project<C>(convs[k], x, x_l, out, linear_score, g.presence, 0, nodes);
     for (int64_t i = 0; i < nodes; ++i) {
       convolve(convs[k], g, i, out.node(i), task.scratch.score, Activation::kLeakyRelu);
     }
@@ -110,27 +124,43 @@ struct StackBackward {
     std::memset(t.d_x_l.data, 0, static_cast<size_t>(t.nodes * t.d_x_l.node_stride) * sizeof(C));
     const ConvSums<C>& sums = task.sums[k];
     if (gat() || task.d_edge_weight) {
-      project(convs[k], t.x, t.x_l, t.x_r, linear_score, 0, t.nodes);
+      project(convs[k], t.x, t.x_l, t.x_r, linear_score, g.presence, 0, t.nodes);
       clear_unused_lanes(task, t.x_l);
     }
+    if (masked()) {
+      targets_backward<true>(k, g, t, task);
+    } else {
+      targets_backward<false>(k, g, t, task);
+    }
+    clear_unused_lanes(task, t.d_x_l);
+    if (params.gat || params.gcn) add_projection_sums(convs[k], t, sums);
+  }
+
+  template <bool kMasked>
+  void targets_backward(int64_t k, const TileGraph<C>& g, const BackwardTiles<C>& t, const Task& task) const {
+    const ConvSums<C>& sums = task.sums[k];
+    const bool through_scale = kMasked && !gat() && task.d_edge_weight;
+    if (through_scale) std::memset(task.d_log_scale, 0, static_cast<size_t>(t.nodes * L) * sizeof(C));
     for (int64_t i = 0; i < t.nodes; ++i) {
       const C* d_out = t.d_out.node(i);
       C* x_r = t.x_r.node(i);
       if (!gat()) {
-        aggregate_backward(convs[k], g, i, d_out, t.d_x_l, task.d_edge_weight);
+        aggregate_backward<kMasked>(convs[k], g, i, d_out, t.d_x_l, task.d_edge_weight, task.d_log_scale);
       } else if (!edge_weight) {
-        attend_backward<false, false>(convs[k], g, i, d_out, x_r, t.d_x_l, sums, task.scratch,
-                                      task.d_edge_weight);
+        attend_backward<false, false, kMasked>(convs[k], g, i, d_out, x_r, t.d_x_l, sums, task.scratch,
+                                               task.d_edge_weight);
       } else if (!task.d_edge_weight) {
-        attend_backward<true, false>(convs[k], g, i, d_out, x_r, t.d_x_l, sums, task.scratch,
-                                     task.d_edge_weight);
+        attend_backward<true, false, kMasked>(convs[k], g, i, d_out, x_r, t.d_x_l, sums, task.scratch,
+                                              task.d_edge_weight);
       } else {
-        attend_backward<true, true>(convs[k], g, i, d_out, x_r, t.d_x_l, sums, task.scratch,
-                                    task.d_edge_weight);
+        attend_backward<true, true, kMasked>(convs[k], g, i, d_out, x_r, t.d_x_l, sums, task.scratch,
+                                             task.d_edge_weight);
       }
     }
-    clear_unused_lanes(task, t.d_x_l);
-    if (params.gat || params.gcn) add_projection_sums(convs[k], t, sums);
+    for (int64_t i = 0; i < (through_scale ? t.nodes : 0); ++i) {
+      degree_backward(g, i, task.d_log_scale, task.d_edge_weight);
+    }
+    if (kMasked && !gat()) apply_scales(g.presence, t.d_x_l, convs[k].padded, 0, t.nodes);
   }
 
   // GCN only. In a GATv2 an infinity makes the whole node NaN through the softmax, in every lane alike.
@@ -220,7 +250,9 @@ void conv_stack_backward(const ConvStackBackward<S, Compute<S>>& p) {
     totals_size += ConvSums<C>::totals(convs[k]);
     lanes_size += ConvSums<C>::lanes(convs[k]);
   }
-  const int64_t node_bytes = ((f.conv_layers + 3) * convs[0].padded + f.x.channels + 1) * kVectorBytes;
+  const int64_t masks = f.present ? Presence<C>::vectors(f.gat != nullptr) : 0;
+  const int64_t node_bytes =
+      ((f.conv_layers + 3) * convs[0].padded + f.x.channels + 1 + masks) * kVectorBytes;
   const NodeGroups blocks = group_blocks(frame, f.graph, node_bytes);
   const C* edge_weight = compute_weights(frame, f.edge_weight, f.graph.num_entries);
   const StackBackward<S> stack{p, convs, transposed, edge_weight, blocks.degree};

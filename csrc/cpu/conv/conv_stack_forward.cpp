@@ -28,16 +28,32 @@ struct StackForward {
   struct Tiles {
     TileSpan<C> x_l, even, odd;
     C* linear_score;
-    Tiles(ScratchFrame& frame, int64_t nodes, int64_t padded, int64_t conv_layers)
+    Presence<C> presence;
+    Tiles(ScratchFrame& frame, int64_t nodes, int64_t padded, int64_t conv_layers, bool masked, bool gat)
         : x_l(take_tiles<C>(frame, nodes, padded)),
           even(take_tiles<C>(frame, nodes, padded)),
           odd(take_tiles<C>(frame, conv_layers > 1 ? nodes : 0, padded)),
-          linear_score(frame.take<C>(nodes * L)) {}
+          linear_score(frame.take<C>(nodes * L)),
+          presence(masked ? Presence<C>::take(frame, nodes, gat) : Presence<C>{}) {}
     const TileSpan<C>& result(int64_t k) const { return k % 2 == 0 ? even : odd; }
   };
 
   Activation activation(int64_t k) const {
     return k + 1 == params.conv_layers ? params.last : Activation::kLeakyRelu;
+  }
+
+  Tiles take_tiles_of(ScratchFrame& frame, int64_t nodes) const {
+    return Tiles(frame, nodes, convs[0].padded, params.conv_layers, params.present != nullptr,
+                 convs[0].gat());
+  }
+  void gather_nodes(const LaneChunk<C>& chunk, int64_t first, int64_t begin, int64_t end,
+                    const Tiles& tiles) const {
+    gather_presence(tiles.presence, params.present, params.graph.num_nodes, params.steps, chunk, first, begin,
+                    end);
+  }
+  void scale_nodes(int64_t first, int64_t begin, int64_t end, const Tiles& tiles) const {
+    if (tiles.presence.scale == nullptr) return;
+    set_scales(tiles.presence, params.graph.rowptr, params.graph.col, edge_weight, first, begin, end);
   }
 
   // x_l, x_r and the linear scores of convolution k for the nodes [begin, end). Row 0 of the tiles is node
@@ -59,8 +75,8 @@ struct StackForward {
       } else {
         x = tiles.result(k - 1).from(row);
       }
-      project(convs[k], x, tiles.x_l.from(row), tiles.result(k).from(row), tiles.linear_score + row * L, 0,
-              count);
+      project(convs[k], x, tiles.x_l.from(row), tiles.result(k).from(row), tiles.linear_score + row * L,
+              tiles.presence.from(row), 0, count);
     }
   }
 
@@ -71,8 +87,8 @@ struct StackForward {
     C* score = frame.take<C>(max_degree * L);
     const bool last = k + 1 == params.conv_layers;
     const LaneRowsOut<S> rows(params.out, params.graph.num_nodes, params.steps, params.hidden, chunk);
-    const TileGraph<C> g{params.graph.rowptr, params.graph.col,  edge_weight, first,
-                         tiles.x_l.from(0),   tiles.linear_score};
+    const TileGraph<C> g{params.graph.rowptr, params.graph.col,   edge_weight,   first,
+                         tiles.x_l.from(0),   tiles.linear_score, tiles.presence};
     for (int64_t i = begin - first; i < end - first; ++i) {
       C* target = tiles.result(k).node(i);
       convolve(convs[k], g, i, target, score, activation(k));
@@ -83,7 +99,11 @@ struct StackForward {
   // One task: the nodes [begin, end), which no edge leaves, and one chunk of instances.
   void run(const LaneChunk<C>& chunk, int64_t begin, int64_t end) const {
     ScratchFrame frame;
-    const Tiles tiles(frame, end - begin, convs[0].padded, params.conv_layers);
+    const Tiles tiles = take_tiles_of(frame, end - begin);
+    if (params.present) {
+      gather_nodes(chunk, begin, begin, end, tiles);
+      scale_nodes(begin, begin, end, tiles);
+    }
     for (int64_t k = 0; k < params.conv_layers; ++k) {
       project_nodes(k, chunk, begin, begin, end, tiles);
       convolve_nodes(k, chunk, begin, begin, end, tiles);
@@ -94,8 +114,18 @@ struct StackForward {
   // only one.
   void run_phased(const LaneChunk<C>& chunk, int64_t begin, int64_t end) const {
     ScratchFrame frame;
-    const Tiles tiles(frame, end - begin, convs[0].padded, params.conv_layers);
+    const Tiles tiles = take_tiles_of(frame, end - begin);
     const int64_t ranges = min(end - begin, kNodeRanges);
+    if (params.present) {
+      parallel_for(ranges, [&](int64_t index) {
+        const Range range = split(end - begin, ranges, index);
+        gather_nodes(chunk, begin, begin + range.begin, begin + range.end, tiles);
+      });
+      parallel_for(ranges, [&](int64_t index) {
+        const Range range = split(end - begin, ranges, index);
+        scale_nodes(begin, begin + range.begin, begin + range.end, tiles);
+      });
+    }
     for (int64_t k = 0; k < params.conv_layers; ++k) {
       parallel_for(ranges, [&](int64_t index) {
         const Range range = split(end - begin, ranges, index);
@@ -118,7 +148,8 @@ void conv_stack_forward(const ConvStackForward<S>& p) {
   if (instances == 0 || p.graph.num_nodes == 0 || p.hidden == 0) return;
   ScratchFrame frame;
   const PackedConv<C>* convs = pack_convs(frame, p);
-  const int64_t node_bytes = (3 * convs[0].padded + 1) * kVectorBytes;
+  const int64_t masks = p.present ? Presence<C>::vectors(p.gat != nullptr) : 0;
+  const int64_t node_bytes = (3 * convs[0].padded + 1 + masks) * kVectorBytes;
   const NodeGroups groups = group_blocks(frame, p.graph, node_bytes);
   const StackForward<S> stack{p, convs, compute_weights(frame, p.edge_weight, p.graph.num_entries),
                               groups.degree};

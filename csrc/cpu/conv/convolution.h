@@ -17,27 +17,47 @@ PackedConv<C>* pack_convs(ScratchFrame& frame, const ConvStackForward<S>& p) {
   return convs;
 }
 
-// x_l and, for GATv2, x_r and the linear scores of the nodes [begin, end) of the tile x.
+// x_l and, for GATv2, x_r and the linear scores of the nodes [begin, end) of the tile x. With a mask x_l of a
+// GCN is scaled, and all of it is zero in the lanes without the node.
 template <class C>
 HIERMT_INLINE void project(const PackedConv<C>& p, const TileSpan<const C>& x, const TileSpan<C>& x_l,
-                           const TileSpan<C>& x_r, C* linear_score, int64_t begin, int64_t end) {
+                           const TileSpan<C>& x_r, C* linear_score, const Presence<C>& presence,
+                           int64_t begin, int64_t end) {
   product(p.lin_l, x, x_l, begin, end);
-  if (!p.gat()) return;
+  if (!p.gat()) {
+    if (presence.there) apply_scales(presence, x_l, p.padded, begin, end);
+    return;
+  }
   product(p.lin_r, x, x_r, begin, end);
+  if (presence.there) {
+    clear_absent(presence, x_l, p.padded, begin, end);
+    clear_absent(presence, x_r, p.padded, begin, end);
+  }
   linear_scores<C>(p, x_l, begin, end, linear_score);
+  if (presence.there) no_scores(presence, begin, end, linear_score);
+}
+
+template <bool kMasked, class C>
+HIERMT_INLINE void convolve_masked(const PackedConv<C>& p, const TileGraph<C>& g, int64_t i, C* out, C* score,
+                                   Activation activation) {
+  if (!p.gat()) {
+    aggregate<kMasked>(p, g, i, out, activation);
+  } else if (g.edge_weight) {
+    attend<true, kMasked>(p, g, i, out, score, activation);
+  } else {
+    attend<false, kMasked>(p, g, i, out, score, activation);
+  }
 }
 
 // The output of target i after the activation, to `out`, which holds x_r[i] for GATv2. `score` has room for a
-// vector per entry of the target.
+// vector per entry of the target. With a mask it is zero in the lanes without the target.
 template <class C>
 HIERMT_INLINE void convolve(const PackedConv<C>& p, const TileGraph<C>& g, int64_t i, C* out, C* score,
                             Activation activation) {
-  if (!p.gat()) {
-    aggregate(p, g, i, out, activation);
-  } else if (g.edge_weight) {
-    attend<true>(p, g, i, out, score, activation);
+  if (g.presence.there) {
+    convolve_masked<true>(p, g, i, out, score, activation);
   } else {
-    attend<false>(p, g, i, out, score, activation);
+    convolve_masked<false>(p, g, i, out, score, activation);
   }
 }
 

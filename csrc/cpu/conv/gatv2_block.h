@@ -8,6 +8,8 @@
 // The linear part of score_e is a scalar of the source (0.6 att . x_l[j]), a scalar of the entry
 // (0.6 att . W_e w_e) and a scalar of the target, which cancels in the softmax. Each channel of an entry then
 // costs an fma, an add, an absolute value and an fma.
+//
+// With a mask the linear score of an absent node is -inf, so that the coefficients of its entries are zero.
 #pragma once
 
 #include "cpu/conv/conv_block.h"
@@ -53,13 +55,45 @@ HIERMT_INLINE void linear_scores(const PackedConv<C>& p, const TileSpan<const C>
   }
 }
 
+// linear_score[n] = -inf in the lanes without node n.
+template <class C>
+HIERMT_INLINE void no_scores(const Presence<C>& presence, int64_t begin, int64_t end, C* linear_score) {
+  constexpr int L = kLanes<C>;
+  for (int64_t n = begin; n < end; ++n) {
+    const Vec<C> score = load(linear_score + n * L);
+    store(linear_score + n * L, select(presence.at(n), score, broadcast(C(-__builtin_inf()))));
+  }
+}
+
 namespace detail {
 
-// score[e] = score_e without the scalar that cancels, for the entries of one target; returns their maximum.
-template <bool kEdge, class C>
-HIERMT_INLINE Vec<C> scores(const PackedConv<C>& p, const TileGraph<C>& g, int64_t begin, int64_t end,
-                            const C* x_r, C* score) {
+// The weight of an entry: with a mask that of the loop, the last one, is `loop`.
+template <bool kEdge, bool kMasked, class C>
+HIERMT_INLINE Vec<C> weight_of(const TileGraph<C>& g, int64_t e, int64_t end, Vec<C> loop) {
+  if (kEdge && kMasked && e == end - 1) return loop;
+  return broadcast(kEdge ? g.edge_weight[e] : C(0));
+}
+
+template <bool kEdge, bool kMasked, class C>
+HIERMT_INLINE Vec<C> loop_weight(const TileGraph<C>& g, int64_t begin, int64_t end) {
+  if (!kEdge || !kMasked) return zero<C>();
+  return LoopWeight<C>(g.presence, g.col, g.edge_weight, g.first, begin, end).mean;
+}
+
+// What a maximum of scores starts from: of an absent target a number, as it may have no score at all.
+template <bool kMasked, class C>
+HIERMT_INLINE Vec<C> lowest_score(const TileGraph<C>& g, int64_t i) {
+  const Vec<C> lowest = broadcast(C(-__builtin_inf()));
+  if constexpr (kMasked) return select(g.presence.at(i), lowest, zero<C>());
+  return lowest;
+}
+
+// score[e] = score_e without the scalar that cancels, for the entries of target i; returns their maximum.
+template <bool kEdge, bool kMasked, class C>
+HIERMT_INLINE Vec<C> scores(const PackedConv<C>& p, const TileGraph<C>& g, int64_t i, int64_t begin,
+                            int64_t end, const C* x_r, C* score) {
   constexpr int L = kLanes<C>;
+  const Vec<C> loop = loop_weight<kEdge, kMasked>(g, begin, end);
   Vec<C> max_score = zero<C>();
   for (int64_t c = 0; c < p.padded; c += kOutTile) {
     Vec<C> target[kOutTile], edge[kOutTile], att[kOutTile];
@@ -68,11 +102,11 @@ HIERMT_INLINE Vec<C> scores(const PackedConv<C>& p, const TileGraph<C>& g, int64
       edge[k] = broadcast(p.lin_edge[c + k]);
       att[k] = broadcast(p.att_absolute[c + k]);
     }
-    max_score = broadcast(C(-__builtin_inf()));
+    max_score = lowest_score<kMasked>(g, i);
     for (int64_t e = begin; e < end; ++e) {
       const int64_t j = g.source(e);
       const C* source = g.x_l.node(j) + c * L;
-      const Vec<C> weight = broadcast(kEdge ? g.edge_weight[e] : C(0));
+      const Vec<C> weight = weight_of<kEdge, kMasked>(g, e, end, loop);
       Vec<C> even, odd = zero<C>();
       if (c > 0) {
         even = load(score + (e - begin) * L);
@@ -111,21 +145,30 @@ HIERMT_INLINE Vec<C> exponentials(C* score, int64_t degree, Vec<C> max_score) {
 
 // The same by the literal formula in the lanes whose inverse sum is NaN: 0.6 z + 0.4 |z| is NaN for z = -inf,
 // or where a part of the score overflows, although leaky_relu(z) is not.
-template <bool kEdge, class C>
-HIERMT_NOINLINE Vec<C> literal_attention(const PackedConv<C>& p, const TileGraph<C>& g, int64_t begin,
-                                         int64_t end, const C* x_r, C* score, Vec<C> inverse_sum) {
+template <bool kEdge, bool kMasked, class C>
+HIERMT_NOINLINE Vec<C> literal_attention(const PackedConv<C>& p, const TileGraph<C>& g, int64_t i,
+                                         int64_t begin, int64_t end, const C* x_r, C* score,
+                                         Vec<C> inverse_sum) {
   constexpr int L = kLanes<C>;
+  const Vec<C> loop = loop_weight<kEdge, kMasked>(g, begin, end);
   const auto literal_score = [&](int64_t e) {
     const C* source = g.x_l.node(g.source(e));
     Vec<C> sum = zero<C>();
     for (int64_t c = 0; c < p.hidden; ++c) {
       Vec<C> z = load(source + c * L) + load(x_r + c * L);
-      if (kEdge) z += broadcast(p.lin_edge[c] * g.edge_weight[e]);
+      if (kEdge && kMasked) {
+        z += broadcast(p.lin_edge[c]) * weight_of<kEdge, kMasked>(g, e, end, loop);
+      } else if (kEdge) {
+        z += broadcast(p.lin_edge[c] * g.edge_weight[e]);
+      }
       sum += broadcast(p.att[c]) * (z > zero<C>() ? z : z * broadcast(C(kAttentionSlope)));
+    }
+    if constexpr (kMasked) {
+      return select(g.presence.at(g.source(e)), sum, broadcast(C(-__builtin_inf())));
     }
     return sum;
   };
-  Vec<C> max_score = broadcast(C(-__builtin_inf())), sum = zero<C>();
+  Vec<C> max_score = lowest_score<kMasked>(g, i), sum = zero<C>();
   for (int64_t e = begin; e < end; ++e) max_score = max(max_score, literal_score(e));
   const auto is_nan = inverse_sum != inverse_sum;
   for (int64_t e = begin; e < end; ++e) {
@@ -137,15 +180,15 @@ HIERMT_NOINLINE Vec<C> literal_attention(const PackedConv<C>& p, const TileGraph
   return select(is_nan, broadcast(C(1)) / (sum + broadcast(C(kSoftmaxEpsilon))), inverse_sum);
 }
 
-// Scores and softmax of one target: alpha_e = score[e] * result.
-template <bool kEdge, class C>
-HIERMT_INLINE Vec<C> attention(const PackedConv<C>& p, const TileGraph<C>& g, int64_t begin, int64_t end,
-                               const C* x_r, C* score) {
-  const Vec<C> max_score = scores<kEdge>(p, g, begin, end, x_r, score);
+// Scores and softmax of target i: alpha_e = score[e] * result.
+template <bool kEdge, bool kMasked, class C>
+HIERMT_INLINE Vec<C> attention(const PackedConv<C>& p, const TileGraph<C>& g, int64_t i, int64_t begin,
+                               int64_t end, const C* x_r, C* score) {
+  const Vec<C> max_score = scores<kEdge, kMasked>(p, g, i, begin, end, x_r, score);
   const Vec<C> inverse_sum = exponentials(score, end - begin, max_score);
   const C probe = reduce_add(inverse_sum);
   if (__builtin_expect(probe != probe, 0))
-    return literal_attention<kEdge>(p, g, begin, end, x_r, score, inverse_sum);
+    return literal_attention<kEdge, kMasked>(p, g, i, begin, end, x_r, score, inverse_sum);
   return inverse_sum;
 }
 
@@ -153,12 +196,12 @@ HIERMT_INLINE Vec<C> attention(const PackedConv<C>& p, const TileGraph<C>& g, in
 
 // out[i] = activation(sum_e alpha_e x_l[j] + bias) for one target, written over its x_r. `score` has room for
 // a vector per entry of the target.
-template <bool kEdge, class C>
+template <bool kEdge, bool kMasked, class C>
 HIERMT_INLINE void attend(const PackedConv<C>& p, const TileGraph<C>& g, int64_t i, C* x_r, C* score,
                           Activation activation) {
   constexpr int L = kLanes<C>;
   const int64_t begin = g.rowptr[g.first + i], end = g.rowptr[g.first + i + 1];
-  const Vec<C> inverse_sum = detail::attention<kEdge>(p, g, begin, end, x_r, score);
+  const Vec<C> inverse_sum = detail::attention<kEdge, kMasked>(p, g, i, begin, end, x_r, score);
   for (int64_t c = 0; c < p.padded; c += kOutTile) {
     Vec<C> sum[kOutTile] = {};
     for (int64_t e = begin; e < end; ++e) {
@@ -167,8 +210,13 @@ HIERMT_INLINE void attend(const PackedConv<C>& p, const TileGraph<C>& g, int64_t
       for (int k = 0; k < kOutTile; ++k) sum[k] = fma(value, load(source + k * L), sum[k]);
     }
     for (int k = 0; k < kOutTile; ++k) {
-      store(x_r + (c + k) * L,
-            activate<C>(fma(sum[k], inverse_sum, broadcast(p.bias[c + k])), activation, p.above_half));
+      const Vec<C> value =
+          activate<C>(fma(sum[k], inverse_sum, broadcast(p.bias[c + k])), activation, p.above_half);
+      if constexpr (kMasked) {
+        store(x_r + (c + k) * L, select(g.presence.at(i), value, zero<C>()));
+      } else {
+        store(x_r + (c + k) * L, value);
+      }
     }
   }
 }

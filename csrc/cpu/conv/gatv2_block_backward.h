@@ -5,6 +5,8 @@
 //   q_e = d_score_e slope(z_e)                 d_att = sum_e d_score_e leaky_relu(z_e) = sum_e q_e z_e
 //   d_x_l[j] += alpha_e d_out_i + att q_e      d_x_r[i] = att sum_e q_e
 //   d_W_e = att sum_e w_e q_e                  d_w_e = sum_c W_e att q_e
+//
+// With a mask the weight of a loop is the mean of the weights from nodes that are there, which get its gradient.
 #pragma once
 
 #include "cpu/conv/conv_gradients.h"
@@ -23,12 +25,13 @@ struct EntryScratch {
 namespace detail {
 
 // score[e] = alpha_e, d_score[e] = d_score_e
-template <bool kEdge, class C>
-HIERMT_INLINE void score_cotangents(const PackedConv<C>& p, const TileGraph<C>& g, int64_t begin, int64_t end,
-                                    const C* x_r, const C* d_out, const EntryScratch<C>& scratch) {
+template <bool kEdge, bool kMasked, class C>
+HIERMT_INLINE void score_cotangents(const PackedConv<C>& p, const TileGraph<C>& g, int64_t i, int64_t begin,
+                                    int64_t end, const C* x_r, const C* d_out,
+                                    const EntryScratch<C>& scratch) {
   constexpr int L = kLanes<C>;
   const int64_t degree = end - begin;
-  const Vec<C> inverse_sum = attention<kEdge>(p, g, begin, end, x_r, scratch.score);
+  const Vec<C> inverse_sum = attention<kEdge, kMasked>(p, g, i, begin, end, x_r, scratch.score);
   for (int64_t c = 0; c < p.padded; c += kOutTile) {
     Vec<C> d[kOutTile];
     for (int k = 0; k < kOutTile; ++k) d[k] = load(d_out + (c + k) * L);
@@ -58,7 +61,7 @@ HIERMT_INLINE void score_cotangents(const PackedConv<C>& p, const TileGraph<C>& 
 
 // The cotangents of one target: replaces x_r[i] by d_x_r[i], adds to d_x_l of the sources and to `sums`, and
 // with kEdgeGradient the sum over the lanes of d_w_e to d_edge_weight[e].
-template <bool kEdge, bool kEdgeGradient, class C>
+template <bool kEdge, bool kEdgeGradient, bool kMasked, class C>
 HIERMT_INLINE void attend_backward(const PackedConv<C>& p, const TileGraph<C>& graph, int64_t i,
                                    const C* d_out, C* x_r, const TileSpan<C>& d_x_l_tiles,
                                    const ConvSums<C>& sums, const EntryScratch<C>& entry_scratch,
@@ -70,7 +73,8 @@ HIERMT_INLINE void attend_backward(const PackedConv<C>& p, const TileGraph<C>& g
   const TileSpan<C> d_x_l = d_x_l_tiles;
   const EntryScratch<C> scratch = entry_scratch;
   const int64_t begin = g.rowptr[g.first + i], end = g.rowptr[g.first + i + 1];
-  detail::score_cotangents<kEdge>(p, g, begin, end, x_r, d_out, scratch);
+  detail::score_cotangents<kEdge, kMasked>(p, g, i, begin, end, x_r, d_out, scratch);
+  const Vec<C> loop = detail::loop_weight<kEdge, kMasked>(g, begin, end);
   const Vec<C> slope = broadcast(C(kAttentionSlope));
   for (int64_t c = 0; c < p.padded; c += kBlock) {
     Vec<C> target[kBlock], d[kBlock], att[kBlock], edge[kBlock], sum_q[kBlock], sum_qz[kBlock],
@@ -88,7 +92,7 @@ HIERMT_INLINE void attend_backward(const PackedConv<C>& p, const TileGraph<C>& g
       const int64_t j = g.source(e);
       const C* source = g.x_l.node(j) + c * L;
       C* d_source = d_x_l.node(j) + c * L;
-      const Vec<C> weight = broadcast(kEdge ? g.edge_weight[e] : C(0));
+      const Vec<C> weight = detail::weight_of<kEdge, kMasked>(g, e, end, loop);
       const Vec<C> alpha = load(scratch.score + (e - begin) * L);
       const Vec<C> d_score = load(scratch.d_score + (e - begin) * L);
       const Vec<C> d_score_below = d_score * slope;
@@ -111,7 +115,14 @@ HIERMT_INLINE void attend_backward(const PackedConv<C>& p, const TileGraph<C>& g
       if (kEdge) add_to(sums.lin_edge + (c + k) * L, sum_wq[k]);
     }
   }
-  if (kEdgeGradient) {
+  if (kEdgeGradient && kMasked) {
+    const LoopWeight<C> mean(g.presence, g.col, g.edge_weight, g.first, begin, end);
+    const Vec<C> d_mean = load(scratch.d_edge_weight + (end - 1 - begin) * L) / mean.count;
+    for (int64_t e = begin; e < end - 1; ++e) {
+      const Vec<C> own = load(scratch.d_edge_weight + (e - begin) * L);
+      d_edge_weight[e] += reduce_add(own + select(g.presence.at(g.source(e)), d_mean, zero<C>()));
+    }
+  } else if (kEdgeGradient) {
     for (int64_t e = begin; e < end; ++e)
       d_edge_weight[e] += reduce_add(load(scratch.d_edge_weight + (e - begin) * L));
   }

@@ -1,5 +1,6 @@
 // The gated scan, forward. Lanes are hidden channels. A tile of nodes runs through all steps together, with
-// the sums of the input and the state products of a step in registers.
+// the sums of the input and the state products of a step in registers. Where a node is not there, u = 1, r = 0
+// and c = h are saved, so that every gradient of the step but that of h is zero, and h passes through.
 #include "cpu/scan/gated_scan.h"
 
 #include "cpu/simd/vmath.h"
@@ -30,6 +31,7 @@ class ForwardTile {
     z_ = frame.take<C>(3 * kTileRows * padded_);
     x_ = frame.take<C>(kTileRows * (p.x.channels + L));
     g_ = frame.take<C>(kTileRows * (p.hidden + L));
+    held_ = frame.take<C>(p.present == nullptr ? 0 : kTileRows * padded_);
   }
 
   // Nodes [first, first + count), count <= kTileRows; z, if there is a projection, is that of the first.
@@ -42,7 +44,9 @@ class ForwardTile {
         for (int i = 0; i < kTileRows; i += kBlockRows) set_z(v, i, t);
       }
       for (int64_t v = 0; v < packed_.vectors; ++v) gate(v, t);
+      if (p_.present != nullptr) keep_states();
       for (int64_t v = 0; v < packed_.vectors; ++v) update(v, t);
+      if (p_.present != nullptr) hold_states(t);
     }
     if (p_.h_last != nullptr) finish();
   }
@@ -56,6 +60,10 @@ class ForwardTile {
     for (int i = 0; i < kTileRows; ++i) {
       // Rows past the count repeat the first node; their results are not stored.
       const int64_t node = first + (i < count ? i : 0);
+      if (p_.present != nullptr) {
+        present_[i] =
+            projected_ ? z->present + (node - first) * z->stride_present : p_.present + node * p_.steps;
+      }
       if (projected_) {
         z_base_[i] = z->data + (node - first) * z->stride_node;
       } else {
@@ -170,6 +178,27 @@ class ForwardTile {
     }
   }
 
+  void keep_states() {
+    for (int64_t i = 0; i < kTileRows * padded_; i += L) store(held_ + i, load(h_ + i));
+  }
+
+  // Takes back what the step t did to nodes that are not there.
+  void hold_states(int64_t t) {
+    for (int i = 0; i < kTileRows; ++i) {
+      if (present_[i][t]) continue;
+      for (int64_t v = 0; v < packed_.vectors; ++v) {
+        const V h = load(held_ + i * padded_ + v * L);
+        store(h_ + i * padded_ + v * L, h);
+        if (i >= count_) continue;
+        if (p_.h != nullptr) store_channels(p_.h + ((first_ + i) * p_.steps + t) * p_.hidden, v, h);
+        if (p_.gates == nullptr) continue;
+        store_channels(gates_at(i, t, 0), v, broadcast(C(1)));
+        store_channels(gates_at(i, t, 1), v, zero<C>());
+        store_channels(gates_at(i, t, 2), v, h);
+      }
+    }
+  }
+
   void finish() {
     for (int i = 0; i < count_; ++i) {
       for (int64_t v = 0; v < packed_.vectors; ++v) {
@@ -197,14 +226,16 @@ class ForwardTile {
   bool g_in_place_ = false;
   int64_t first_ = 0;
   int count_ = 0;
-  C* h_;   // [kTileRows, vectors L]
-  C* rh_;  // [kTileRows, vectors L] r h
-  C* z_;   // [3, vectors, kTileRows, L] z_u (then u), z_r, z_c
-  C* x_;   // [kTileRows, F + L] copies, if needed
-  C* g_;   // [kTileRows, H + L]
+  C* h_;     // [kTileRows, vectors L]
+  C* rh_;    // [kTileRows, vectors L] r h
+  C* z_;     // [3, vectors, kTileRows, L] z_u (then u), z_r, z_c
+  C* x_;     // [kTileRows, F + L] copies, if needed
+  C* g_;     // [kTileRows, H + L]
+  C* held_;  // [kTileRows, vectors L] h before a step, with a mask
   const S* x_base_[kTileRows];
   const S* g_base_[kTileRows];
   const S* z_base_[kTileRows];
+  const bool* present_[kTileRows];
   const C* x_rows_ = nullptr;
   const C* g_rows_ = nullptr;
   int64_t z_stride_time_ = 0;
@@ -225,7 +256,9 @@ void gated_scan_forward_range(const GatedScanForward<S>& p, const PackedGates<Co
       tile.run(first, count, nullptr);
     } else {
       const S* const data = z->data + (first - begin) * z->stride_node;
-      const InputProjection<S> own{data, z->stride_node, z->stride_time};
+      InputProjection<S> own = *z;
+      own.data = data;
+      if (own.present != nullptr) own.present += (first - begin) * own.stride_present;
       tile.run(first, count, &own);
     }
   }

@@ -49,6 +49,8 @@ struct InputProjection {
   const S* data;
   int64_t stride_node;
   int64_t stride_time;
+  const bool* present;  // of the first node and step, nodes `stride_present` apart; nullptr: all are there
+  int64_t stride_present;
 };
 
 // The nodes [begin, end) of p, on this thread, from the input projection `z` of the nodes from `begin` on, or
@@ -90,6 +92,13 @@ HIERMT_INLINE void input_cotangents(const PackedGatesTransposed<C>& packed, int6
     add_product<kVectors>(d_input, d_z + gate * packed.vectors * L, row_stride, hidden,
                           weights + gate * hidden * kVectors * L);
   }
+}
+
+// to = [1, 0, 0], in place of copy_inputs() for a node that is not there: what it has may be NaN.
+template <class C>
+HIERMT_INLINE void no_inputs(C* to, int64_t channels, int64_t hidden) {
+  to[0] = C(1);
+  for (int64_t c = 1; c < 1 + channels + hidden; ++c) to[c] = C(0);
 }
 
 // to = [1, x, g], the factors of the gradients of the bias and of the columns of x and g. The last store may

@@ -154,6 +154,10 @@ class BackwardTile {
       d_z_row_[gate] = d_z_ + step * count_ * len_.gates + gate * len_.padded;
     if constexpr (!kInputs) return;
     for (int i = 0; i < kTileRows; ++i) {
+      if (f_.present != nullptr && !f_.present[at(i, t)]) {
+        no_inputs(row_ + i * row_length_, f_.x.channels, f_.hidden);
+        continue;
+      }
       const S* g = arguments_.g + (at(i, t) - first_ * f_.steps) * f_.hidden;
       copy_inputs(row_ + i * row_length_, x_row(i, t), f_.x.stride_channel, f_.x.channels, g, f_.hidden);
     }

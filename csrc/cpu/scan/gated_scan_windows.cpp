@@ -94,7 +94,7 @@ void gated_scan_windows_forward(const GatedScanForward<S>& p) {
     const int64_t first = groups.first_node(task), count = min(p.num_nodes - first, kTileRows);
     const int64_t days = group.end_day - group.first_day;
     ScratchFrame task_frame;
-    InputProjection<S> z{nullptr, days * 3 * p.hidden, 3 * p.hidden};
+    InputProjection<S> z{nullptr, days * 3 * p.hidden, 3 * p.hidden, nullptr, p.steps};
     S* const projected = task_frame.take<S>(count * z.stride_node);
     DayProjection<S> projection(p, packed, task_frame);
     for (int64_t i = 0; i < count; ++i) {
@@ -103,6 +103,7 @@ void gated_scan_windows_forward(const GatedScanForward<S>& p) {
     for (int64_t i = group.begin; i < group.end; ++i) {
       const int64_t window = windows.order[i], node = window * p.num_nodes + first;
       z.data = projected + (windows.starts[window] - group.first_day) * z.stride_time;
+      if (p.present != nullptr) z.present = p.present + first * p.steps + windows.starts[window];
       gated_scan_forward_range<S>(scan, packed, node, node + count, &z);
     }
   });

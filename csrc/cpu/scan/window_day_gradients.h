@@ -55,6 +55,10 @@ class DayGradients {
 
  private:
   HIERMT_INLINE void copy_day(int64_t node, int64_t day, C* to) const {
+    if (f_.present != nullptr && !f_.present[node * f_.steps + day]) {
+      no_inputs(to, f_.x.channels, f_.hidden);
+      return;
+    }
     const SequenceView<S>& x = f_.x;
     copy_inputs(to, x.data + node * x.stride_node + day * x.stride_time, x.stride_channel, x.channels,
                 f_.g + (node * f_.steps + day) * f_.hidden, f_.hidden);
