@@ -11,6 +11,8 @@ from torch import Tensor, nn
 import hiermt
 from hiermt import testing
 from hiermt.nn import temporal
+from support.present import masks as present_masks
+from support.present import subgraph
 
 oracle = pytest.importorskip("hiermt.testing.pyg_temporal", reason="the outside oracle needs torch-geometric")
 # improved, cached, add_self_loops
@@ -180,3 +182,37 @@ def test_empty_inputs(backend: str) -> None:
     none = torch.zeros(2, 0, dtype=torch.long)
     assert cell(torch.randn(0, 20, 3), none).shape == (0, 20, 7)
     assert cell(torch.randn(0, 3), none).shape == (0, 7)
+
+
+@pytest.mark.parametrize("options", OPTIONS)
+def test_sequences_with_nodes_that_come_and_go(options: Any, backend: str) -> None:
+    """Each step on the subgraph of the nodes that are there, in PyG; the others hold their state."""
+    ours, theirs = temporal.TGCN(3, 4, *options, backend=backend).double(), oracle.TGCN(3, 4, *options).double()
+    theirs.load_state_dict(ours.state_dict())
+    present = present_masks(20, 6)["random"]
+    x = torch.randn(20, 3, 6, dtype=torch.float64).masked_fill(~present.unsqueeze(1), torch.nan)
+    h = torch.randn(20, 4, dtype=torch.float64, requires_grad=True)
+    edge_index, edge_weight = edges(torch.float64)
+    y = ours.sequence(x, edge_index, edge_weight, h, return_sequence=True, present=present)
+    state, states = h, []
+    for t in range(6):
+        there = present[:, t].nonzero()[:, 0]
+        graph = subgraph((edge_index, edge_weight), there, 20)
+        state = state.index_copy(0, there, theirs(x[there, :, t], *graph, state[there]))
+        states.append(state)
+    truth = torch.stack(states, dim=-1)
+    testing.assert_close(y, truth)
+    seed = torch.randn_like(y)
+    got = torch.autograd.grad(y, [h, *ours.parameters()], seed)
+    want = torch.autograd.grad(truth, [h, *theirs.parameters()], seed)
+    for one, other in zip(got, want, strict=True):
+        testing.assert_close(one, other, gradient=True, scaled=True)
+
+    batch = torch.stack([x.nan_to_num(), x.nan_to_num()])
+    both = ours.sequence(batch, edge_index, edge_weight, present=torch.stack([present, torch.ones_like(present)]))
+    testing.assert_close(both[0], ours.sequence(x, edge_index, edge_weight, present=present))
+    with pytest.raises(ValueError, match=r"present: expected shape \[20, 6\], got \[20, 5\]"):
+        ours.sequence(x, edge_index, edge_weight, present=present[:, :5])
+    ours.conv_r.register_forward_hook(lambda module, args, y: y)
+    with pytest.raises(NotImplementedError, match="present: a part of this cell"):
+        ours.sequence(x, edge_index, edge_weight, present=present)

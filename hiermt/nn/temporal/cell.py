@@ -10,6 +10,7 @@ from hiermt._arguments import check_integer, check_tensor
 from hiermt._tracing import NotScriptable, refuse_tracing
 from hiermt.graph import Graph, as_graph
 from hiermt.native import dispatch
+from hiermt.nn.absence import mask_of
 from hiermt.nn.convolution import GCNConv
 from hiermt.nn.parameters import LINEAR, MATRIX, PARAMETER, Parts, all_run, has_global_hook, read, reset, runs
 from hiermt.nn.states import check_state
@@ -116,6 +117,8 @@ class TGCN(NotScriptable, nn.Module):
         edge_weight: Tensor | None = None,
         H: Tensor | None = None,
         return_sequence: bool = False,
+        *,
+        present: Tensor | None = None,
     ) -> Tensor:
         """All time steps in one call, as a loop of ``H = cell(X[..., t], edge_index, edge_weight, H)`` over ``t``.
 
@@ -123,17 +126,25 @@ class TGCN(NotScriptable, nn.Module):
             X (Tensor): features, time in the last dimension.
             edge_index, edge_weight, H: as for :meth:`forward`.
             return_sequence (bool): the state after each step, or after the last. (default: ``False``)
+            present (Tensor, optional): the steps at which a node is there. At the others it is no source of a message
+                and holds its state, and its features are not read. (default: ``None``, all)
 
         Shapes:
-            - **X:** ``[N, F, T]`` or ``[B, N, F, T]``
+            - **X:** ``[N, F, T]`` or ``[B, N, F, T]``; **present:** ``[N, T]`` bool or, for a batch, ``[B, N, T]``
             - **returns:** ``[N, H]`` or ``[B, N, H]``, with a last dimension ``T`` if `return_sequence`
 
         Raises:
             ValueError, TypeError: as :meth:`forward`.
+            NotImplementedError: there is a mask, and a part of the cell was replaced or hooked.
         """
         check_periods(X, self.in_channels)
+        if present is not None:
+            steps = X.flatten(0, -3).transpose(-1, -2)
+            present = mask_of(X, present, steps, tuple(X.shape[:-2]))
+            if not runs(self, TGCN.forward) or self._folded() is None:
+                raise NotImplementedError("present: a part of this cell was replaced or hooked, which takes no mask")
         if runs(self, TGCN.forward):
-            return self._run(X, edge_index, edge_weight, H, return_sequence)
+            return self._run(X, edge_index, edge_weight, H, return_sequence, present)
         states = [X.new_zeros(*X.shape[:-2], self.out_channels) if H is None else H]
         for step in X.unbind(-1):
             states.append(self(step, edge_index, edge_weight, states[-1]))
@@ -156,7 +167,13 @@ class TGCN(NotScriptable, nn.Module):
         return self._scan(inputs, h, gates, sequence=False).reshape(*lead, steps, hidden)
 
     def _run(
-        self, x: Tensor, edge_index: Tensor | Graph | None, edge_weight: Tensor | None, h: Tensor | None, every: bool
+        self,
+        x: Tensor,
+        edge_index: Tensor | Graph | None,
+        edge_weight: Tensor | None,
+        h: Tensor | None,
+        every: bool,
+        present: Tensor | None = None,
     ) -> Tensor:
         """The last state over ``[..., N, F, T]``, or all of them ``[..., N, H, T]`` if `every`."""
         lead, hidden = x.shape[:-2], self.out_channels
@@ -165,7 +182,7 @@ class TGCN(NotScriptable, nn.Module):
         if gates is None:
             y = self._call_parts(x, graph, h, every)
         else:
-            y = self._scan(self._inputs(x, graph), h, gates, sequence=every)
+            y = self._scan(self._inputs(x, graph, present), h, gates, sequence=every, present=present)
         return y.reshape(*lead, x.size(-1), hidden).transpose(-1, -2) if every else y.reshape(*lead, hidden)
 
     def _checked(
@@ -199,7 +216,7 @@ class TGCN(NotScriptable, nn.Module):
         weight = torch.cat([product[:, :, hidden:channels], first, on_state], dim=-1)
         return [one for pair in zip(weight.unbind(0), bias.unbind(0), strict=True) for one in pair]
 
-    def _inputs(self, x: Tensor, graph: Graph) -> Tensor:
+    def _inputs(self, x: Tensor, graph: Graph, present: Tensor | None = None) -> Tensor:
         """``A x`` of ``[..., N, F, T]`` as ``[N, T, F]``, with zeros up to ``H`` channels."""
         width = max(self.in_channels, self.out_channels)
         same = torch.eye(width, self.in_channels, dtype=x.dtype, device=x.device)
@@ -209,13 +226,16 @@ class TGCN(NotScriptable, nn.Module):
             [same, x.new_zeros(width)],
             conv_layers=1,
             gat=False,
+            present=present,
             loop_weight=self.conv_z.loop_weight_on(graph),  # type: ignore[operator,union-attr]
             backend=self._backend,
         )
 
-    def _scan(self, inputs: Tensor, h: Tensor | None, gates: list[Tensor], sequence: bool) -> Tensor:
+    def _scan(
+        self, inputs: Tensor, h: Tensor | None, gates: list[Tensor], sequence: bool, present: Tensor | None = None
+    ) -> Tensor:
         g, x = inputs[..., : self.out_channels], inputs[..., self.out_channels :]
-        return functional.gated_scan(x, g, h, gates, sequence=sequence, backend=self._backend)
+        return functional.gated_scan(x, g, h, gates, sequence=sequence, present=present, backend=self._backend)
 
     def _call_parts(self, x: Tensor, graph: Graph, h: Tensor | None, every: bool) -> Tensor:
         """Calls the convolutions and linears of each step: the last state ``[N, H]``, or all ``[N, T, H]``."""
