@@ -24,8 +24,6 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from simt.server import started
-
 ROOT = Path(__file__).resolve().parents[2]
 # Without what asks torch for its stream and its threads, and the driver.
 SOURCES = [
@@ -152,6 +150,8 @@ def send(op: str, arguments: Sequence[Any], environment: dict[str, str] | None =
     message = io.BytesIO()
     for argument in arguments:
         _pack(message, argument)
+    from simt.server import started  # here, because this file runs as a script as well
+
     variables = {name: value for name, value in os.environ.items() if name.startswith("HIERMT_SIMT_")}
     variables |= ENVIRONMENT | (environment or {})
     server = started(program("HIERMT_SIMT_PTX" in variables), frozenset(variables.items()))
