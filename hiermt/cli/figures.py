@@ -67,7 +67,8 @@ def ranking(scores: Mapping[str, Any], dates: Sequence[str]) -> Any:
     left.plot(days, values, ".", color=BLUE, markersize=2, alpha=0.5)
     left.axhline(found["mean"] or 0, color=ORANGE, linewidth=1.5, label=f"mean {found['mean'] or 0:+.4f}")
     left.set_title("Rank information coefficient by day", fontsize=10)
-    left.set_ylim(-1.05, 1.05)
+    largest = float(np.nanmax(np.abs(values))) if np.isfinite(values).any() else 1.0
+    left.set_ylim(-1.3 * largest or -1.0, 1.3 * largest or 1.0)
     left.legend(fontsize=8, loc="upper left")
     there = np.isfinite(values)
     band = 1.96 * np.nanstd(values) * np.sqrt(np.cumsum(there)) if there.any() else np.zeros(len(values))
@@ -83,24 +84,31 @@ def ranking(scores: Mapping[str, Any], dates: Sequence[str]) -> Any:
 
 
 def by_group(rows: Sequence[Mapping[str, Any]], name: str) -> Any:
-    """AUC of both heads, and log loss minus that of the base rate, for each year or stock."""
+    """AUC of both heads, and log loss minus that of the base rate, for each year or stock.
+
+    More than can be named are drawn in the order of the value, so that the picture shows how they are spread.
+    """
+    many = len(rows) > _MOST_LABELS
     labels = [row[name] for row in rows]
     figure = new_figure(11, 3.4)
     left, right = figure.add_subplot(1, 2, 1), figure.add_subplot(1, 2, 2)
     at = np.arange(len(rows))
     for key, colour, label in (("signal_auc", BLUE, "signal"), ("direction_auc", ORANGE, "direction")):
         values = np.array([np.nan if row[key] is None else row[key] for row in rows], dtype=np.float64)
-        left.plot(at, values, "o", color=colour, markersize=4, label=label)
+        left.plot(at, np.sort(values) if many else values, "o", color=colour, markersize=2 if many else 4, label=label)
     left.axhline(0.5, color=GREY, linewidth=1.2, linestyle="--", label="no knowledge")
     left.set_title(f"AUC by {name}", fontsize=10)
     left.legend(fontsize=8)
     gain = [row["base_log_loss"] - row["log_loss"] for row in rows]
-    right.bar(at, gain, color=[BLUE if value > 0 else ORANGE for value in gain])
+    gain = sorted(gain) if many else gain
+    right.bar(at, gain, color=[BLUE if value > 0 else ORANGE for value in gain], width=1.0 if many else 0.8)
     right.axhline(0, color=GREY, linewidth=1)
     right.set_title(f"Log loss: base rate of the {name} minus model; above 0 is better", fontsize=10)
     for axes in (left, right):
-        step = max(1, len(rows) // _MOST_LABELS)
-        axes.set_xticks(at[::step], labels[::step], rotation=60 if len(rows) > 8 else 0, fontsize=7)
+        if many:
+            axes.set_xlabel(f"number of the {name} in the order of the value", fontsize=8)
+        else:
+            axes.set_xticks(at, labels, rotation=60 if len(rows) > 8 else 0, fontsize=7)
         axes.grid(alpha=0.25, axis="y")
     return figure
 
@@ -203,7 +211,19 @@ def _matrix(
     limits: tuple[float, float] | None = None,
 ) -> None:
     low, high = limits or (None, None)
-    shown = axes.imshow(matrix, cmap=colours, vmin=low, vmax=high, interpolation="nearest")
+    if len(symbols) > _MOST_LABELS:
+        # Points, because a cell would be smaller than a pixel. With grey edges, those near zero are seen, too.
+        rows, columns = np.nonzero(np.isfinite(matrix))
+        size = float(np.clip(20_000 / max(len(rows), 1), 1.5, 14))
+        points = {"s": size, "linewidths": 0.2, "edgecolors": GREY}
+        shown = axes.scatter(columns, rows, c=matrix[rows, columns], cmap=colours, vmin=low, vmax=high, **points)
+        axes.set_xlim(-1, len(symbols))
+        axes.set_ylim(len(symbols), -1)
+        axes.set_aspect("equal")
+        axes.set_xlabel("number of the stock that is read", fontsize=8)
+        axes.set_ylabel("number of the stock that reads", fontsize=8)
+    else:
+        shown = axes.imshow(matrix, cmap=colours, vmin=low, vmax=high, interpolation="nearest")
     figure.colorbar(shown, ax=axes, shrink=0.8)
     if len(symbols) <= _MOST_LABELS:
         axes.set_xticks(range(len(symbols)), symbols, rotation=90, fontsize=6)

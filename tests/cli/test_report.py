@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from hiermt import TGCN_HierarchicalMT, data
+from hiermt import TGCN_HierarchicalMT, data, testing
 from hiermt.cli import figures, pictures, report
 from hiermt.cli.attention import mean_attention
 from hiermt.cli.main import main
@@ -157,3 +157,18 @@ def test_graphs_that_are_hard_to_draw(edges, tmp_path):
     figure = figures.graph(index, weight, [f"S{i}" for i in range(stocks)])
     pictures.save(figure, tmp_path / "g.png", 30)
     assert (tmp_path / "g.png").stat().st_size > 500
+
+
+def test_pictures_of_hundreds_of_stocks_show_every_edge_and_no_labels_on_top_of_each_other():
+    stocks = 300
+    edge_index, edge_weight = testing.stock_graph(stocks, 900)
+    _, image, *_ = figures.graph(edge_index, edge_weight, [f"S{i}" for i in range(stocks)]).axes
+    (points,) = image.collections
+    assert len(points.get_offsets()) == edge_index.size(1) and points.get_sizes()[0] > 1
+    random = np.random.default_rng(0).random((stocks, 4))
+    names = ("signal_auc", "direction_auc", "log_loss", "base_log_loss")
+    rows = [{"symbol": f"S{i}", **dict(zip(names, row, strict=True))} for i, row in enumerate(random)]
+    left, right = figures.by_group(rows, "symbol").axes
+    assert not any(label.get_text().startswith("S") for axes in (left, right) for label in axes.get_xticklabels())
+    heights = [bar.get_height() for bar in right.patches]
+    assert heights == sorted(heights) and len(heights) == stocks
