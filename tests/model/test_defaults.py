@@ -141,28 +141,27 @@ class Own(torch.nn.Module):
 
 def training(o: Objects, folder: Path, criterion: Any = None, **options: Any) -> Any:
     losses = []
-    for shuffle in (True, False):
-        model = copy.deepcopy(o.model)
-        dataset = options.get("dataset") or o.dataset()
-        loaders = (
-            data.WindowLoader(dataset, range(12), 8, shuffle=shuffle),
-            data.WindowLoader(dataset, range(37, 47), 8),
-        )
-        for epochs, resume in ((1, False), (3, True)):
-            losses.append(
-                hiermt.train_hierarchical(
-                    model,
-                    adam(model),
-                    criterion,
-                    *loaders,
-                    num_epochs=epochs,
-                    progress=False,
-                    checkpoint=folder / f"state-{shuffle}",
-                    resume=resume,
-                    patience=3,
-                )
+    model = copy.deepcopy(o.model)
+    dataset = options.get("dataset") or o.dataset()
+    loaders = (
+        data.WindowLoader(dataset, range(12), 8, shuffle=True),
+        data.WindowLoader(dataset, range(37, 47), 8),
+    )
+    for epochs, resume in ((1, False), (3, True)):
+        losses.append(
+            hiermt.train_hierarchical(
+                model,
+                adam(model),
+                criterion,
+                *loaders,
+                num_epochs=epochs,
+                progress=False,
+                checkpoint=folder / "state",
+                resume=resume,
+                patience=3,
             )
-        losses.append([p.detach().clone() for p in model.parameters()])
+        )
+    losses.append([p.detach().clone() for p in model.parameters()])
     return losses
 
 
