@@ -144,6 +144,7 @@ struct ConvStackBackward {
 };
 
 // The three gates read [x, g, h] (the candidate: [x, g, r * h]); weight [H, F + 2H], columns in that order.
+// Without g they read [x, h]; weight [H, F + H].
 template <class S>
 struct GateWeights {
   const S* u_weight;
@@ -182,7 +183,8 @@ struct GatedScanForward {
   int64_t steps;        // T
   int64_t hidden;       // H
   SequenceView<S> x;    // F channels
-  const S* g;           // [N, T, H]
+  const S* g;           // [N, T, H], or nullptr without
+  int64_t g_channels;   // H, or 0 without g: the gates then read [x, h]
   const S* h0;          // [N, H] or nullptr: zeros
   const bool* present;  // [N, T] which nodes are there, or nullptr: all; with windows [S, D] of the series
   GateWeights<S> weights;

@@ -51,7 +51,8 @@ STABLE_TORCH_LIBRARY(hiermt, m) {
 
   // Gates and recurrence of the T-GCN cell, over the steps of x or over windows of a series.
   //   x [N, T, F], any strides; g [N, T, H]; h0 [N, H], zeros if None
-  //   gates: weight [H, F + 2H] and bias [H] of u, r and c
+  //   gates: weight [H, F + 2H] and bias [H] of u, r and c; without g they read x and h, and the weights are
+  //     [H, F + H]
   //   starts [B] int64: first days of windows of `steps` days; x [S, D, F] and g [S, D, H] are then those of
   //     the series, and everything else has N = B * S nodes, node n = window * S + stock, and T = steps. The
   //     input projection is computed once a day. A window outside the series is refused on the CPU; on CUDA
@@ -64,16 +65,16 @@ STABLE_TORCH_LIBRARY(hiermt, m) {
   //   -> out [N, T, H] if `sequence`, else [N, H]; if saved: h [N, T, H] unless it is `out`; on the CPU
   //      u, r, c [N, T, 3, H]
   m.def(
-      "gated_scan(Tensor x, Tensor g, Tensor? h0, Tensor[] gates, Tensor? starts, Tensor? present, *, "
+      "gated_scan(Tensor x, Tensor? g, Tensor? h0, Tensor[] gates, Tensor? starts, Tensor? present, *, "
       "SymInt steps, bool sequence, bool save, bool tf32) -> (Tensor out, Tensor h, Tensor saved)");
 
   // d_out: the cotangent of out, contiguous; h: the whole sequence; saved: not read by CUDA
   //   -> d_x and d_g in the shapes of x and g, zero on a day of no window; d_h0 [N, H]; the gradients of the
   //      6 gate parameters
   m.def(
-      "gated_scan_backward(Tensor d_out, Tensor x, Tensor g, Tensor? h0, Tensor[] gates, Tensor? starts, "
-      "Tensor? present, Tensor h, Tensor saved, *, SymInt steps, bool sequence, bool tf32, bool need_x, bool "
-      "need_g, "
+      "gated_scan_backward(Tensor d_out, Tensor x, Tensor? g, Tensor? h0, Tensor[] gates, Tensor? starts, "
+      "Tensor? present, Tensor h, Tensor saved, *, SymInt steps, bool sequence, bool tf32, bool need_x, "
+      "bool need_g, "
       "bool need_h0, bool need_gates) -> Tensor[]");
 
   // One T-GCN layer: g = sigmoid(conv_stack of x), then gated_scan of x and g.

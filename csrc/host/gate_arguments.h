@@ -23,12 +23,16 @@ inline void check_scan_size(const char* op, const char* argument, int64_t nodes,
   check_count(op, argument, {hidden, channels + 4 * hidden});
 }
 
-// Weights [H, F + 2H] and biases [H].
-inline void check_gates(const char* op, const std::vector<Tensor>& gates, int64_t channels, int64_t hidden,
-                        const char* like_name, const Tensor& like) {
+inline void check_gate_count(const char* op, const std::vector<Tensor>& gates) {
   if (gates.size() != kGateParams) fail(op, "gates", "expected 6 tensors, got ", gates.size());
+}
+
+// Weights [H, inputs + H], where inputs counts the channels of x and g, and biases [H].
+inline void check_gates(const char* op, const std::vector<Tensor>& gates, int64_t inputs, int64_t hidden,
+                        const char* like_name, const Tensor& like) {
+  check_gate_count(op, gates);
   for (int i = 0; i < kGateParams; i += 2) {
-    check_parameter(op, kGateNames[i], gates[i], {hidden, channels + 2 * hidden}, like_name, like);
+    check_parameter(op, kGateNames[i], gates[i], {hidden, inputs + hidden}, like_name, like);
     check_parameter(op, kGateNames[i + 1], gates[i + 1], {hidden}, like_name, like);
   }
 }
@@ -81,14 +85,16 @@ inline ScanArguments check_scan(const char* op, const Tensor& x, int64_t hidden,
 // Of x with `num_nodes` nodes in a copy; `a` outlives the result.
 template <class S>
 GatedScanForward<S> scan_params(const ScanArguments& a, const Tensor& x, int64_t num_nodes, int64_t hidden,
-                                const S* g, const std::optional<Tensor>& h0, const std::vector<Tensor>& gates,
-                                const std::optional<Tensor>& present, bool tf32) {
+                                const S* g, int64_t g_channels, const std::optional<Tensor>& h0,
+                                const std::vector<Tensor>& gates, const std::optional<Tensor>& present,
+                                bool tf32) {
   return {num_nodes == 0 ? 0 : x.size(0) / num_nodes,
           num_nodes,
           x.size(1),
           hidden,
           view_of<S>(x, num_nodes),
           g,
+          g_channels,
           data<S>(h0),
           data<bool>(present),
           gate_weights<S>(gates),

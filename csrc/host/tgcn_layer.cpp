@@ -22,7 +22,7 @@ Arguments check_arguments(const char* op, const Tensor& x, const std::vector<Ten
                           int64_t steps, int64_t conv_layers) {
   const StackArguments stack = check_stack(op, x, csr, edge_weight, conv_params, present, conv_layers);
   const int64_t channels = stack.channels, hidden = stack.hidden;
-  check_gates(op, gate_params, channels, hidden, "x", x);
+  check_gates(op, gate_params, channels + hidden, hidden, "x", x);
   if (starts) check_shape(op, "x", x, {stack.graph.num_nodes, "D", channels});
   return {stack, check_scan(op, x, hidden, h0, starts, present, steps)};
 }
@@ -38,8 +38,8 @@ struct Layer {
         const std::optional<Tensor>& h0, const std::optional<Tensor>& present, bool between, S* g, bool tf32)
       : stack(a.stack, x, edge_weight, conv_params, present,
               between ? Activation::kSigmoid : Activation::kLeakySigmoid, g, tf32),
-        params{stack.params, scan_params<S>(a.scan, x, a.stack.graph.num_nodes, a.stack.hidden, g, h0, gates,
-                                            present, tf32)} {}
+        params{stack.params, scan_params<S>(a.scan, x, a.stack.graph.num_nodes, a.stack.hidden, g,
+                                            a.stack.hidden, h0, gates, present, tf32)} {}
 };
 
 std::tuple<Tensor, Tensor, Tensor, Tensor> tgcn_layer(

@@ -167,10 +167,14 @@ def check_length(name: str, tensors: Sequence[Tensor], expected: int) -> None:
         raise ValueError(f"{name}: expected {expected} tensors, got {len(tensors)}")
 
 
-def gates_expected(argument: str, channels: Size, hidden: Size) -> list[Expected]:
-    """The parameters of three gates over `channels` inputs, which `argument` holds."""
+def gates_expected(argument: str, channels: Size, hidden: Size, convolved: bool = True) -> list[Expected]:
+    """The parameters of three gates over `channels` inputs, their convolution if `convolved`, and the state.
+
+    `argument` holds them.
+    """
+    times = 2 if convolved else 1
     known = not isinstance(channels, str) and not isinstance(hidden, str)
-    inputs: Any = channels + 2 * hidden if known else f"{channels} + 2 * {hidden}"  # type: ignore[operator]
+    inputs: Any = channels + times * hidden if known else f"{channels} + {times} * {hidden}"  # type: ignore[operator]
     found = []
     for gate in ("u", "r", "c"):
         found.append(Expected(f"{argument}: {gate}.weight", (hidden, inputs)))

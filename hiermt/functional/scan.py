@@ -14,7 +14,7 @@ from hiermt.windows import check_starts, reading_syncs
 
 def gated_scan(
     x: Tensor,
-    g: Tensor,
+    g: Tensor | None,
     h0: Tensor | None,
     gates: Sequence[Tensor],
     *,
@@ -26,7 +26,8 @@ def gated_scan(
 
     Args:
         x (Tensor): input of the layer.
-        g (Tensor): its graph convolution after the sigmoid (eq. 2).
+        g (Tensor, optional): its graph convolution after the sigmoid (eq. 2). With ``None`` the gates read x and h
+            alone, as in a GRU whose reset gate is applied before the product.
         h0 (Tensor, optional): state before the first step. (default: zeros)
         gates (sequence of Tensor): ``u.weight, u.bias, r.weight, r.bias, c.weight, c.bias``.
         sequence (bool): return every state, or only the last. (default: ``True``)
@@ -35,8 +36,8 @@ def gated_scan(
         backend (str): implementation. (default: ``"auto"``)
 
     Shapes:
-        - **x:** ``[N, T, F]``; **g:** ``[N, T, H]``; **h0:** ``[N, H]``; weights ``[H, F + 2H]``, biases ``[H]``;
-          **present:** ``[N, T]`` bool
+        - **x:** ``[N, T, F]``; **g:** ``[N, T, H]``; **h0:** ``[N, H]``; weights ``[H, F + 2H]``, ``[H, F + H]``
+          without g, biases ``[H]``; **present:** ``[N, T]`` bool
         - **returns:** ``[N, T, H]``, or ``[N, H]`` if not `sequence`
 
     Raises:
@@ -46,20 +47,23 @@ def gated_scan(
     check_length("gates", gates, GATE_PARAMS)
     state = [] if h0 is None else [h0]
     backend = check_mask(x, present, backend)
+    convolved = [] if g is None else [g]
 
     def expected() -> list[Expected]:
-        initial = Expected("h0", (size_of(x, 0, "N"), size_of(g, 2, "H")))
-        return [*_scan_expected(x, g, ("N", "T")), *[initial][: len(state)]]
+        found = _scan_expected(x, g, gates, ("N", "T"))
+        return [*found, *[Expected("h0", (size_of(x, 0, "N"), found[-1].shape[0]))][: len(state)]]
 
-    (inputs, convolved, *rest), run = prepare("gated_scan", x, [g, *gates, *state], expected, None, backend)
-    initial = None if h0 is None else rest[-1]
-    gates = rest[:GATE_PARAMS]
-    return run(inputs, convolved, initial, gates, None, present, sequence=sequence)  # type: ignore[no-any-return]
+    tensors, run = prepare("gated_scan", x, [*convolved, *gates, *state], expected, None, backend)
+    inputs, convolution, params, rest = _taken(tensors, g is not None)
+    initial = rest[0] if rest else None
+    return run(  # type: ignore[no-any-return]
+        inputs, convolution, initial, params, None, present, sequence=sequence
+    )
 
 
 def gated_scan_windows(
     x: Tensor,
-    g: Tensor,
+    g: Tensor | None,
     starts: Tensor,
     steps: int,
     gates: Sequence[Tensor],
@@ -75,7 +79,7 @@ def gated_scan_windows(
 
     Args:
         x (Tensor): input of the layer, day by day.
-        g (Tensor): its graph convolution after the sigmoid.
+        g (Tensor, optional): its graph convolution after the sigmoid, or ``None``.
         starts (Tensor): first day of each window.
         steps (int): ``T``, days in a window.
         gates (sequence of Tensor): ``u.weight, u.bias, r.weight, r.bias, c.weight, c.bias``.
@@ -85,7 +89,8 @@ def gated_scan_windows(
         backend (str): implementation. (default: ``"auto"``)
 
     Shapes:
-        - **x:** ``[S, D, F]``; **g:** ``[S, D, H]``; **starts:** ``[B]`` int64; weights ``[H, F + 2H]``, biases ``[H]``
+        - **x:** ``[S, D, F]``; **g:** ``[S, D, H]``; **starts:** ``[B]`` int64; weights ``[H, F + 2H]``,
+          ``[H, F + H]`` without g, biases ``[H]``
         - **returns:** ``[B * S, T, H]``, or ``[B * S, H]`` if not `sequence`; node ``n`` is ``window * S + stock``
 
     Raises:
@@ -98,22 +103,29 @@ def gated_scan_windows(
     check_tensor("x", x)
     steps = check_starts(starts, steps, x, check_values=not reading_syncs(x))
     backend = check_mask(x, present, backend)
+    convolved = [] if g is None else [g]
 
     def expected() -> list[Expected]:
-        return _scan_expected(x, g, ("S", "D"))
+        return _scan_expected(x, g, gates, ("S", "D"))
 
-    (series, convolved, *params), run = prepare("gated_scan", x, [g, *gates], expected, None, backend)
+    tensors, run = prepare("gated_scan", x, [*convolved, *gates], expected, None, backend)
+    series, convolution, params, _ = _taken(tensors, g is not None)
     return run(  # type: ignore[no-any-return]
-        series, convolved, None, params, starts, present, steps=steps, sequence=sequence
+        series, convolution, None, params, starts, present, steps=steps, sequence=sequence
     )
 
 
-def _scan_expected(x: Tensor, g: Tensor, dims: tuple[str, str]) -> list[Expected]:
+def _taken(tensors: list[Tensor], convolved: bool) -> tuple[Tensor, Tensor | None, list[Tensor], list[Tensor]]:
+    """x, g, the parameters of the gates and the others, of tensors in this order; g only if `convolved`."""
+    first = 1 + convolved
+    end = first + GATE_PARAMS
+    return tensors[0], tensors[1] if convolved else None, tensors[first:end], tensors[end:]
+
+
+def _scan_expected(x: Tensor, g: Tensor | None, gates: Sequence[Tensor], dims: tuple[str, str]) -> list[Expected]:
     """x, g and the gates of a scan whose first two dimensions have the names `dims`."""
-    channels, hidden = size_of(x, 2, "F"), size_of(g, 2, "H")
-    lead = [size_of(x, dim, letter) for dim, letter in enumerate(dims)]
-    return [
-        Expected("x", (*dims, "F")),
-        Expected("g", (*lead, hidden)),
-        *gates_expected("gates", channels, hidden),
-    ]
+    channels, found = size_of(x, 2, "F"), [Expected("x", (*dims, "F"))]
+    if g is None:
+        return [*found, *gates_expected("gates", channels, size_of(gates[0], 0, "H"), convolved=False)]
+    lead, hidden = [size_of(x, dim, letter) for dim, letter in enumerate(dims)], size_of(g, 2, "H")
+    return [*found, Expected("g", (*lead, hidden)), *gates_expected("gates", channels, hidden)]

@@ -14,7 +14,7 @@ from hiermt.ops.operator import Operator, fake_gradients, gradients_of
 
 def gated_scan(
     x: Tensor,
-    g: Tensor,
+    g: Tensor | None,
     h0: Tensor | None,
     gates: Sequence[Tensor],
     starts: Tensor | None = None,
@@ -30,7 +30,7 @@ def gated_scan(
     """
     return _gated_scan(  # type: ignore[no-any-return]
         operator.masked(x, present),
-        operator.masked(g, present).contiguous(),
+        None if g is None else operator.masked(g, present).contiguous(),
         None if h0 is None else h0.contiguous(),
         list(map(Tensor.contiguous, gates)),
         starts,
@@ -43,7 +43,7 @@ def gated_scan(
 
 def _fake(
     x: Tensor,
-    g: Tensor,
+    g: Tensor | None,
     h0: Tensor | None,
     gates: list[Tensor],
     starts: Tensor | None,
@@ -54,13 +54,13 @@ def _fake(
     save: bool,
     tf32: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    return operator.fake_scan(x, g.size(2), starts, steps, sequence, save)
+    return operator.fake_scan(x, gates[1].size(0), starts, steps, sequence, save)
 
 
 def _fake_backward(
     d_out: Tensor,
     x: Tensor,
-    g: Tensor,
+    g: Tensor | None,
     h0: Tensor | None,
     gates: list[Tensor],
     *saved: Any,
@@ -72,8 +72,8 @@ def _fake_backward(
 ) -> list[Tensor]:
     return [
         x.new_empty(x.shape if need_x else (0,)),
-        x.new_empty(g.shape if need_g else (0,)),
-        x.new_empty((d_out.size(0), g.size(2)) if need_h0 else (0,)),
+        x.new_empty(g.shape if g is not None and need_g else (0,)),
+        x.new_empty((d_out.size(0), gates[1].size(0)) if need_h0 else (0,)),
         *fake_gradients(x, gates, need_gates),
     ]
 

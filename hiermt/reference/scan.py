@@ -11,7 +11,7 @@ from torch import Tensor
 
 def gated_scan(
     x: Tensor,
-    g: Tensor,
+    g: Tensor | None,
     h0: Tensor | None,
     gates: Sequence[Tensor],
     starts: Tensor | None = None,
@@ -32,7 +32,7 @@ def gated_scan(
 
     Args:
         x (Tensor): input of the layer.
-        g (Tensor): its graph convolution after the sigmoid (eq. 2).
+        g (Tensor, optional): its graph convolution after the sigmoid (eq. 2). ``None``: the gates read x and h alone.
         h0 (Tensor, optional): state before the first step, zeros by default.
         gates (sequence of Tensor): ``u.weight, u.bias, r.weight, r.bias, c.weight, c.bias``.
         starts (Tensor, optional): first day of each window, each in ``[0, D - steps]``. (default: ``None``)
@@ -42,23 +42,24 @@ def gated_scan(
         sequence (bool): return every state, or only the last.
 
     Shapes:
-        - **x:** ``[N, T, F]``, **g:** ``[N, T, H]``, **h0:** ``[N, H]``, weights ``[H, F + 2H]``; with `starts` ``[B]``
-          int64, x is ``[S, D, F]``, g ``[S, D, H]`` and ``N`` is ``B * S``
+        - **x:** ``[N, T, F]``, **g:** ``[N, T, H]``, **h0:** ``[N, H]``, weights ``[H, F + 2H]``, ``[H, F + H]``
+          without g; with `starts` ``[B]`` int64, x is ``[S, D, F]``, g ``[S, D, H]`` and ``N`` is ``B * S``
         - **present:** ``[N, T]`` bool, or ``[S, D]`` with `starts`
         - **returns:** ``[N, T, H]``, or ``[N, H]`` if not `sequence`
     """
-    if present is not None:
-        x, g = (torch.where(present.unsqueeze(-1), one, 0) for one in (x, g))
     u_weight, u_bias, r_weight, r_bias, c_weight, c_bias = gates
     hidden, inputs = u_weight.size(0), u_weight.size(1) - u_weight.size(0)
     ur_weight, ur_bias = torch.cat([u_weight, r_weight]), torch.cat([u_bias, r_bias])
+    read = [x] if g is None else [x, g]
+    if present is not None:
+        read = [torch.where(present.unsqueeze(-1), one, 0) for one in read]
     # The input projection does not depend on the state: all steps at once.
     if starts is None:
-        xg = torch.cat([x.transpose(0, 1), g.transpose(0, 1)], dim=-1)  # [T, N, F + H]
+        xg = torch.cat([one.transpose(0, 1) for one in read], dim=-1)  # [T, N, F + H]
         ur, c = F.linear(xg, ur_weight[:, :inputs], ur_bias), F.linear(xg, c_weight[:, :inputs], c_bias)
     else:
         weight = torch.cat([ur_weight[:, :inputs], c_weight[:, :inputs]])
-        days = F.linear(torch.cat([x, g], dim=-1), weight, torch.cat([ur_bias, c_bias]))  # [S, D, 3 H]
+        days = F.linear(torch.cat(read, dim=-1), weight, torch.cat([ur_bias, c_bias]))  # [S, D, 3 H]
         windows = gather_windows(days, starts, steps).flatten(0, 1).transpose(0, 1)  # [T, N, 3 H]
         ur, c = windows.split_with_sizes([2 * hidden, hidden], dim=-1)
     ur_weight, c_weight = ur_weight[:, inputs:].t(), c_weight[:, inputs:].t()

@@ -61,6 +61,11 @@ FUNCTIONS = {
     "gated_scan": Function(
         functional.gated_scan, [X, G, STATE, GATES], ["x", "g", "h0", [f"gates: {one}" for one in GATE_NAMES]]
     ),
+    "gated_scan, one input": Function(
+        lambda x, h0, gates, **options: functional.gated_scan(x, None, h0, gates, **options),
+        [X, STATE, tensors((H, F + H), (H,)) * 3],
+        ["x", "h0", [f"gates: {one}" for one in GATE_NAMES]],
+    ),
     "gated_scan_windows": Function(
         functional.gated_scan_windows,
         [SERIES, DAYS, STARTS, T, GATES],
@@ -85,7 +90,7 @@ FUNCTIONS = {
 }
 # Sizes that no other argument contradicts: any is right, or the error is about another argument.
 ANY = {
-    *[(name, "x", 1) for name in ("conv_stack", "gatv2_conv", "gcn_conv", "tgcn_layer")],
+    *[(name, "x", 1) for name in ("conv_stack", "gatv2_conv", "gcn_conv", "tgcn_layer", "gated_scan, one input")],
     *[(name, "h", 0) for name in ("heads", "decision")],
     *[("gather_windows", "series", dim) for dim in range(3)],
     *[(name, "starts", 0) for name in ("gather_windows", "gated_scan_windows")],
@@ -125,9 +130,10 @@ def wrong_forms(function: str, name: str, tensor: Tensor) -> Iterator[tuple[str,
         if size == 1 or (function, name, dim) in ANY:
             continue
         longer = torch.cat([tensor, tensor.narrow(dim, 0, 1)], dim)
-        this = named and not (dim == 0 and name in CHANNELS) and (name, dim) != ("g", 2)
+        channels = name in CHANNELS or (function, name) == ("gated_scan, one input", "gates: u.weight")
+        this = named and not (dim == 0 and channels) and (name, dim) != ("g", 2)
         yield f"dimension {dim} longer", longer, ValueError, this
-        if not (name == "x" and dim == 0 and function != "gated_scan"):  # no copy of the graph
+        if not (name == "x" and dim == 0 and not function.startswith("gated_scan")):  # no copy of the graph
             yield f"dimension {dim} empty", tensor.narrow(dim, 0, 0), ValueError, this
 
 
@@ -151,7 +157,7 @@ def cases(function: str) -> Iterator[Case]:
                 continue
             label = names[at][i] if many else names[at]
             for what, wrong, error, named in wrong_forms(function, label, one):
-                optional = what == "nothing" and label in ("h0", "lin_edge_weight", "signal_mask")
+                optional = what == "nothing" and label in ("g", "h0", "lin_edge_weight", "signal_mask")
                 if optional or (function == "gather_windows" and what == "float64"):
                     continue
                 yield Case(f"{label}: {what}", at, i if many else None, wrong, error, label if named else "")

@@ -111,9 +111,16 @@ def layer(
 
 
 def scan(
-    hidden: int, *, nodes: int = 7, steps: int = 5, channels: int = 13, state: bool = False, sequence: bool = True
+    hidden: int,
+    *,
+    nodes: int = 7,
+    steps: int = 5,
+    channels: int = 13,
+    state: bool = False,
+    sequence: bool = True,
+    convolved: bool = True,
 ) -> Problem:
-    return Maker(1).scan((nodes, steps, channels, hidden), state, sequence)
+    return Maker(1).scan((nodes, steps, channels, hidden), state, sequence, convolved)
 
 
 def windows(
@@ -126,9 +133,10 @@ def windows(
     channels: int = 13,
     sequence: bool = True,
     state: bool = False,
+    convolved: bool = True,
 ) -> Problem:
     name = f"{len(starts)}x{(stocks, days, steps, channels, hidden)}"
-    return Maker(1).windows(name, (stocks, days, steps, channels, hidden), starts, sequence, state)
+    return Maker(1).windows(name, (stocks, days, steps, channels, hidden), starts, sequence, state, convolved)
 
 
 def constant_edges(problem: Problem) -> Case:

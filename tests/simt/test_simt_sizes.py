@@ -56,7 +56,9 @@ SCANS = [
     scan(64, nodes=5, steps=3),
     scan(100, nodes=3, steps=2, state=True),
     scan(256, nodes=2, steps=2, channels=2),
+    scan(32, channels=2, state=True, convolved=False),
     windows(16),
+    windows(16, channels=2, convolved=False),
     windows(8, channels=1, sequence=False),
     windows(32, starts=(0, 7, 3), steps=7),
     windows(64, starts=(2, 0), days=6, stocks=2),
@@ -65,11 +67,12 @@ SCANS = [
     # More channels than a warp adds up.
     windows(100, starts=(3, 0), days=8, stocks=2, channels=3),
     windows(40, starts=(3, 0, 1), days=8, stocks=2, channels=3, state=True, sequence=False),
+    scan(100, nodes=3, steps=2, channels=3, convolved=False),
     Case(windows(16, starts=(13, 0, 0, 5), steps=1), STRIDED),
 ]
 
 
-@with_dtypes(SCANS, 10)
+@with_dtypes(SCANS, 12)
 def test_scan(case: Problem | Case, dtype: torch.dtype) -> None:
     check(case, dtype)
 

@@ -109,7 +109,7 @@ def _conv_stack(
 def _gated_scan(
     graph: Any,
     x: Tensor,
-    g: Tensor,
+    g: Tensor | None,
     h0: Tensor | None,
     gates: list[Tensor],
     starts: Tensor | None = None,
@@ -117,15 +117,16 @@ def _gated_scan(
     sequence: bool,
     steps: int = 0,
 ) -> list[Tensor]:
-    """Equations 3 to 6 of arXiv 1811.05320."""
+    """Equations 3 to 6 of arXiv 1811.05320; without g on x and h alone."""
+    x = x if g is None else torch.cat([x, g], -1)
     if starts is not None:
-        x, g = gathered(x, starts, steps), gathered(g, starts, steps)
+        x = gathered(x, starts, steps)
     h = x.new_zeros(x.size(0), gates[0].size(0)) if h0 is None else h0
     states = []
     for t in range(x.size(1)):
-        u = torch.sigmoid(F.linear(torch.cat([x[:, t], g[:, t], h], -1), *gates[:2]))
-        r = torch.sigmoid(F.linear(torch.cat([x[:, t], g[:, t], h], -1), *gates[2:4]))
-        c = torch.tanh(F.linear(torch.cat([x[:, t], g[:, t], r * h], -1), *gates[4:]))
+        u = torch.sigmoid(F.linear(torch.cat([x[:, t], h], -1), *gates[:2]))
+        r = torch.sigmoid(F.linear(torch.cat([x[:, t], h], -1), *gates[2:4]))
+        c = torch.tanh(F.linear(torch.cat([x[:, t], r * h], -1), *gates[4:]))
         h = u * h + (1 - u) * c
         states.append(h)
     return [torch.stack(states, 1) if sequence else h]

@@ -139,8 +139,8 @@ class Maker:
     def random(self, *shape: int) -> Tensor:
         return torch.randn(*shape, generator=self.generator)
 
-    def gates(self, hidden: int, channels: int) -> list[Tensor]:
-        columns = channels + 2 * hidden
+    def gates(self, hidden: int, channels: int, convolved: bool = True) -> list[Tensor]:
+        columns = channels + (2 if convolved else 1) * hidden
         pairs = [(2 * self.random(hidden, columns) * columns**-0.5, 0.3 * self.random(hidden)) for _ in range(3)]
         return [one for pair in pairs for one in pair]
 
@@ -197,22 +197,33 @@ class Maker:
             return problem
         return problem._replace(label=f"windows-{label}", parts=max(len(starts), 1), rows=(*rows, 6))
 
-    def scan(self, shape: tuple[int, ...], state: bool, sequence: bool) -> Problem:
+    def scan(self, shape: tuple[int, ...], state: bool, sequence: bool, convolved: bool = True) -> Problem:
+        """A scan of x and, if `convolved`, g."""
         nodes, steps, channels, hidden = shape
         x, g, h0 = self.random(nodes, steps, channels), self.random(nodes, steps, hidden), self.random(nodes, hidden)
-        arguments = (x, g.sigmoid(), 0.5 * h0 if state else None, self.gates(hidden, channels))
-        label = f"{shape}{'-state' if state else ''}-{'all' if sequence else 'last'}"
-        return Problem("gated_scan", label, arguments, {"sequence": sequence}, nodes, (0, 1, 2) if state else (0, 1))
+        gates = self.gates(hidden, channels, convolved)
+        arguments = (x, g.sigmoid() if convolved else None, 0.5 * h0 if state else None, gates)
+        words = [str(shape), *(["state"] if state else []), *([] if convolved else ["one input"])]
+        label = "-".join([*words, "all" if sequence else "last"])
+        rows = (0, *((1,) if convolved else ()), *((2,) if state else ()))
+        return Problem("gated_scan", label, arguments, {"sequence": sequence}, nodes, rows)
 
     def windows(
-        self, name: str, shape: tuple[int, ...], starts: Sequence[int], sequence: bool, state: bool = False
+        self,
+        name: str,
+        shape: tuple[int, ...],
+        starts: Sequence[int],
+        sequence: bool,
+        state: bool = False,
+        convolved: bool = True,
     ) -> Problem:
         nodes, days, steps, channels, hidden = shape
-        x, g = self.random(nodes, days, channels), self.random(nodes, days, hidden).sigmoid()
+        x, g = self.random(nodes, days, channels), self.random(nodes, days, hidden).sigmoid() if convolved else None
         first = torch.tensor(starts, dtype=torch.int64)
         h0 = 0.5 * self.random(len(first) * nodes, hidden) if state else None
-        arguments = (x, g, h0, self.gates(hidden, channels), first)
-        label = f"{name}-windows{'-state' if state else ''}-{'all' if sequence else 'last'}"
+        arguments = (x, g, h0, self.gates(hidden, channels, convolved), first)
+        words = f"{'-state' if state else ''}{'' if convolved else '-one input'}"
+        label = f"{name}-windows{words}-{'all' if sequence else 'last'}"
         options = {"sequence": sequence, "steps": steps}
         return Problem("gated_scan", label, arguments, options, len(first), (2, 4) if state else (4,))
 
@@ -308,6 +319,13 @@ def problems() -> Iterator[Problem]:
     yield from (make.loss(count, name, masked) for count in (17, 700) for name in LOSSES for masked in bools)
     yield from (make.loss(count, name, masked, True) for count in (17, 700) for name in LOSSES for masked in bools)
 
+    for shape in [*SCANS[::2], (5, 4, 3, 6), (0, 4, 2, 3)]:
+        yield from (make.scan(shape, sequence, sequence, convolved=False) for sequence in bools)
+    for name in ("shuffled", "many groups", "many channels"):
+        *sizes, starts = WINDOWS[name]
+        for sequence in bools:
+            yield make.windows(name, tuple(sizes), starts, sequence, state=not sequence, convolved=False)
+
 
 def small_problems(edges: Edges) -> Iterator[Problem]:
     """The operators that read edges, on a small problem of these."""
@@ -328,6 +346,7 @@ VARIANTS: dict[str, Callable[[int], Problem]] = {
     "conv_stack, two": _of(lambda make, n: make.conv("stock", (n, 7, 5, 16), Stack(), 3)),
     "conv_stack, GCN": _of(lambda make, n: make.conv("stock", (n, 7, 5, 16), Stack(1, False), 1)),
     "gated_scan": _of(lambda make, n: make.scan((8 * n, 5, 4, 16), True, True)),
+    "gated_scan, one input": _of(lambda make, n: make.scan((8 * n, 5, 4, 16), True, True, convolved=False)),
     "gated_scan, last": _of(lambda make, n: make.scan((8 * n, 5, 4, 7), True, False)),
     "gated_scan, windows": _of(
         lambda make, n: make.windows("any", (9, 12, 4, 5, 16), [3, 0, 5, 8, 1][:n] * n, True, state=True)

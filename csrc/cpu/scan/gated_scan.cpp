@@ -30,7 +30,7 @@ class ForwardTile {
     rh_ = frame.take<C>(kTileRows * padded_);
     z_ = frame.take<C>(3 * kTileRows * padded_);
     x_ = frame.take<C>(kTileRows * (p.x.channels + L));
-    g_ = frame.take<C>(kTileRows * (p.hidden + L));
+    g_ = frame.take<C>(kTileRows * (p.g_channels + L));
     held_ = frame.take<C>(p.present == nullptr ? 0 : kTileRows * padded_);
   }
 
@@ -68,7 +68,7 @@ class ForwardTile {
         z_base_[i] = z->data + (node - first) * z->stride_node;
       } else {
         x_base_[i] = x.data + node / p_.num_nodes * x.stride_copy + node % p_.num_nodes * x.stride_node;
-        g_base_[i] = p_.g + node * p_.steps * p_.hidden;
+        g_base_[i] = p_.g + node * p_.steps * p_.g_channels;
       }
       for (int64_t v = 0; v < packed_.vectors; ++v) {
         const V h0 = p_.h0 == nullptr ? V{} : load_channels(p_.h0 + node * p_.hidden, v);
@@ -95,7 +95,7 @@ class ForwardTile {
         prefetch(z_base_[i] + t * z_stride_time_, 3 * p_.hidden);
       } else {
         prefetch(x_base_[i] + t * p_.x.stride_time, p_.x.stride_channel == 1 ? p_.x.channels : 1);
-        prefetch(g_base_[i] + t * p_.hidden, p_.hidden);
+        prefetch(g_base_[i] + t * p_.g_channels, p_.g_channels);
       }
       if (p_.gates != nullptr) prefetch_to_write(gates_at(i, t, 0), 3 * p_.hidden);
       if (p_.h != nullptr) prefetch_to_write(p_.h + row * p_.hidden, p_.hidden);
@@ -109,8 +109,8 @@ class ForwardTile {
     if constexpr (kInPlace) {
       x_rows_ = x_base_[0] + t * x.stride_time;
       x_stride_ = x.stride_node;
-      g_rows_ = g_base_[0] + t * p_.hidden;
-      g_stride_ = p_.steps * p_.hidden;
+      g_rows_ = g_base_[0] + t * p_.g_channels;
+      g_stride_ = p_.steps * p_.g_channels;
     }
     if (!x_in_place_) {
       x_rows_ = x_;
@@ -121,9 +121,9 @@ class ForwardTile {
     }
     if (!g_in_place_) {
       g_rows_ = g_;
-      g_stride_ = p_.hidden + L;
+      g_stride_ = p_.g_channels + L;
       for (int i = 0; i < kTileRows; ++i) {
-        copy_row(g_ + i * g_stride_, g_base_[i] + t * p_.hidden, 1, p_.hidden);
+        copy_row(g_ + i * g_stride_, g_base_[i] + t * p_.g_channels, 1, p_.g_channels);
       }
     }
   }
@@ -139,7 +139,7 @@ class ForwardTile {
       }
     } else {
       input_projection(packed_, v, x_rows_ + i * x_stride_, x_stride_, p_.x.channels, g_rows_ + i * g_stride_,
-                       g_stride_, p_.hidden, z);
+                       g_stride_, p_.g_channels, z);
     }
     add_product<2>(z, h_ + i * padded_, padded_, p_.hidden, packed_.state_ur + v * p_.hidden * 2 * L);
     for (int gate = 0; gate < 3; ++gate) {
@@ -270,7 +270,7 @@ void gated_scan_forward(const GatedScanForward<S>& p) {
   const int64_t nodes = p.copies * p.num_nodes;
   if (nodes == 0 || p.hidden == 0) return;
   ScratchFrame frame;
-  const PackedGates<Compute<S>> packed = pack_gates(p.weights, p.x.channels, p.hidden, frame);
+  const PackedGates<Compute<S>> packed = pack_gates(p.weights, p.x.channels + p.g_channels, p.hidden, frame);
   const int64_t tiles = (nodes + kTileRows - 1) / kTileRows;
   const int64_t fewest = min(tiles, kSmallTasks);
   const int64_t tasks = tiles / kTaskTiles > fewest ? tiles / kTaskTiles : fewest;

@@ -10,16 +10,16 @@ void gated_scan_backward(const GatedScanBackward<S, Compute<S>>& p) {
   using C = Compute<S>;
   const GatedScanForward<S>& f = p.forward;
   if (f.windows != nullptr) return gated_scan_windows_backward(p);
-  const int64_t nodes = f.copies * f.num_nodes, channels = f.x.channels, row = f.steps * f.hidden;
+  const int64_t nodes = f.copies * f.num_nodes, inputs = f.x.channels + f.g_channels;
+  const int64_t row = f.steps * f.g_channels;
   const GateGrads<C>& grads = p.grads;
   const bool need_parameters = grads.u_weight != nullptr || grads.u_bias != nullptr ||
                                grads.r_weight != nullptr || grads.r_bias != nullptr ||
                                grads.c_weight != nullptr || grads.c_bias != nullptr;
   if (f.hidden == 0) return;
   ScratchFrame frame;
-  const PackedGatesTransposed<C> packed =
-      pack_gates_transposed(f.weights, channels, f.hidden, p.d_x != nullptr, frame);
-  const int64_t size = gate_sums_size<C>(channels, f.hidden);
+  const PackedGatesTransposed<C> packed = pack_gates_transposed(f, p.d_x != nullptr, frame);
+  const int64_t size = gate_sums_size<C>(inputs, f.hidden);
   const int64_t tiles = (nodes + kTileRows - 1) / kTileRows, groups = sum_groups(tiles, size);
   C* sums = need_parameters ? frame.take<C>(groups * size) : nullptr;
   parallel_for(groups, [&](int64_t group) {
@@ -35,7 +35,7 @@ void gated_scan_backward(const GatedScanBackward<S, Compute<S>>& p) {
       tile.run(first, count, {f.g + first * row, d_g, group_sums, nullptr, 0});
     }
   });
-  if (need_parameters) finish_gate_grads(sums, groups, channels, f.hidden, grads);
+  if (need_parameters) finish_gate_grads(sums, groups, inputs, f.hidden, grads);
 }
 
 HIERMT_INSTANTIATE(gated_scan_backward)

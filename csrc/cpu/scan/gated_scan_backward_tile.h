@@ -28,10 +28,10 @@ constexpr int64_t kMostSums = int64_t{1} << 20;
 
 template <class C>
 struct ScanLengths {
-  ScanLengths(int64_t channels, int64_t hidden)
+  ScanLengths(int64_t inputs_, int64_t hidden)
       : vectors(vectors_for<C>(hidden)),
         padded(vectors * kLanes<C>),
-        inputs(1 + channels + hidden),
+        inputs(1 + inputs_),
         gates(odd_vectors(3 * padded)),
         chunk_steps(vectors < kLargeVectors ? kChunkSteps : kLargeChunkSteps) {}
   // Length of a row of `channels` channels, with room for the last store to run over.
@@ -48,7 +48,7 @@ struct ScanLengths {
 // Input and outputs of one tile beside those of the scan.
 template <class S, class C>
 struct TileArguments {
-  const S* g;  // [count, T, H]
+  const S* g;  // [count, T, H], or nullptr without
   S* d_g;      // [count, T, H] or nullptr
   C* sums;     // [gate_sums_size] added to, or nullptr
   C* d_z;      // [count, T, 3, vectors L] at d_z_stride_node, added to; without kInputs only
@@ -68,7 +68,7 @@ class BackwardTile {
       : p_(p),
         f_(p.forward),
         packed_(packed),
-        len_(p.forward.x.channels, p.forward.hidden),
+        len_(p.forward.x.channels + p.forward.g_channels, p.forward.hidden),
         inputs_(kInputs ? len_.inputs : 0),
         row_length_(len_.row(inputs_ + 2 * p.forward.hidden)),
         chunks_((f_.steps + len_.chunk_steps - 1) / len_.chunk_steps) {
@@ -139,7 +139,7 @@ class BackwardTile {
       if constexpr (kInputs) {
         const int64_t row = i * f_.steps + t;
         prefetch(x_row(i, t), f_.x.stride_channel == 1 ? f_.x.channels : 1);
-        prefetch(arguments_.g + row * f_.hidden, f_.hidden);
+        prefetch(arguments_.g + row * f_.g_channels, f_.g_channels);
         if (arguments_.d_g != nullptr) prefetch_to_write(arguments_.d_g + row * f_.hidden, f_.hidden);
         if (p_.d_x != nullptr) prefetch_to_write(p_.d_x + at(i, t) * f_.x.channels, f_.x.channels);
       }
@@ -155,11 +155,11 @@ class BackwardTile {
     if constexpr (!kInputs) return;
     for (int i = 0; i < kTileRows; ++i) {
       if (f_.present != nullptr && !f_.present[at(i, t)]) {
-        no_inputs(row_ + i * row_length_, f_.x.channels, f_.hidden);
+        no_inputs(row_ + i * row_length_, f_.x.channels, f_.g_channels);
         continue;
       }
-      const S* g = arguments_.g + (at(i, t) - first_ * f_.steps) * f_.hidden;
-      copy_inputs(row_ + i * row_length_, x_row(i, t), f_.x.stride_channel, f_.x.channels, g, f_.hidden);
+      const S* g = arguments_.g + (at(i, t) - first_ * f_.steps) * f_.g_channels;
+      copy_inputs(row_ + i * row_length_, x_row(i, t), f_.x.stride_channel, f_.x.channels, g, f_.g_channels);
     }
   }
 
@@ -249,14 +249,14 @@ class BackwardTile {
   }
 
   HIERMT_INLINE void write_input(int i, int64_t t, int64_t v, V value) const {
-    if (v < len_.vectors) {
+    if (v < packed_.g_vectors) {
       if (arguments_.d_g != nullptr) {
         store_lanes(arguments_.d_g + (i * f_.steps + t) * f_.hidden, f_.hidden, v, value);
       }
       return;
     }
     S* row = p_.d_x + at(i, t) * f_.x.channels;
-    v -= len_.vectors;
+    v -= packed_.g_vectors;
     store_lanes(row, f_.x.channels, v, value);
   }
 

@@ -32,11 +32,11 @@ void pack_row(Compute<S>* to, const S* weight, int64_t row_stride, int64_t j, in
 }  // namespace
 
 template <class S>
-PackedGates<Compute<S>> pack_gates(const GateWeights<S>& weights, int64_t channels, int64_t hidden,
+PackedGates<Compute<S>> pack_gates(const GateWeights<S>& weights, int64_t inputs, int64_t hidden,
                                    ScratchFrame& frame) {
   using C = Compute<S>;
   constexpr int L = kLanes<C>;
-  const int64_t vectors = vectors_for<C>(hidden), inputs = channels + hidden, stride = inputs + hidden;
+  const int64_t vectors = vectors_for<C>(hidden), stride = inputs + hidden;
   C* bias = frame.take<C>(vectors * 3 * L);
   C* input = frame.take<C>(vectors * inputs * 3 * L);
   C* state_ur = frame.take<C>(vectors * hidden * 2 * L);
@@ -59,13 +59,15 @@ PackedGates<Compute<S>> pack_gates(const GateWeights<S>& weights, int64_t channe
 }
 
 template <class S>
-PackedGatesTransposed<Compute<S>> pack_gates_transposed(const GateWeights<S>& weights, int64_t channels,
-                                                        int64_t hidden, bool need_x, ScratchFrame& frame) {
+PackedGatesTransposed<Compute<S>> pack_gates_transposed(const GatedScanForward<S>& p, bool need_x,
+                                                        ScratchFrame& frame) {
   using C = Compute<S>;
   constexpr int L = kLanes<C>;
-  const int64_t vectors = vectors_for<C>(hidden);
-  const int64_t outputs = vectors + (need_x ? vectors_for<C>(channels) : 0);
-  const int64_t inputs = channels + hidden, stride = inputs + hidden;
+  const GateWeights<S>& weights = p.weights;
+  const int64_t channels = p.x.channels, hidden = p.hidden;
+  const int64_t vectors = vectors_for<C>(hidden), g_vectors = vectors_for<C>(p.g_channels);
+  const int64_t outputs = g_vectors + (need_x ? vectors_for<C>(channels) : 0);
+  const int64_t inputs = channels + p.g_channels, stride = inputs + hidden;
   C* state_c = frame.take<C>(vectors * hidden * L);
   C* state_ur = frame.take<C>(vectors * 2 * hidden * L);
   C* input = frame.take<C>(outputs * 3 * hidden * L);
@@ -86,27 +88,27 @@ PackedGatesTransposed<Compute<S>> pack_gates_transposed(const GateWeights<S>& we
     for (int64_t v = 0; v < outputs; ++v) {
       for (int gate = 0; gate < 3; ++gate) {
         C* to = place(input, outputs, v, 3 * hidden, gate * hidden + j);
-        if (v < vectors) {
-          pack_row(to, weight[gate], stride, j, channels, hidden, v);
+        if (v < g_vectors) {
+          pack_row(to, weight[gate], stride, j, channels, p.g_channels, v);
         } else {
-          pack_row(to, weight[gate], stride, j, 0, channels, v - vectors);
+          pack_row(to, weight[gate], stride, j, 0, channels, v - g_vectors);
         }
       }
     }
   }
-  return {vectors, outputs, state_c, state_ur, input};
+  return {vectors, g_vectors, outputs, state_c, state_ur, input};
 }
 
 template <class C>
-int64_t gate_sums_size(int64_t channels, int64_t hidden) {
-  return (1 + channels + 2 * hidden) * 3 * vectors_for<C>(hidden) * kLanes<C>;
+int64_t gate_sums_size(int64_t inputs, int64_t hidden) {
+  return (1 + inputs + hidden) * 3 * vectors_for<C>(hidden) * kLanes<C>;
 }
 
 template <class C>
-void finish_gate_grads(const C* sums, int64_t groups, int64_t channels, int64_t hidden,
+void finish_gate_grads(const C* sums, int64_t groups, int64_t inputs, int64_t hidden,
                        const GateGrads<C>& grads) {
-  const int64_t columns = channels + 2 * hidden, padded = vectors_for<C>(hidden) * kLanes<C>;
-  const int64_t size = gate_sums_size<C>(channels, hidden);
+  const int64_t columns = inputs + hidden, padded = vectors_for<C>(hidden) * kLanes<C>;
+  const int64_t size = gate_sums_size<C>(inputs, hidden);
   C* weight[3] = {grads.u_weight, grads.r_weight, grads.c_weight};
   C* bias[3] = {grads.u_bias, grads.r_bias, grads.c_bias};
   parallel_for(columns + 1, [&](int64_t k) {
@@ -140,8 +142,8 @@ template void finish_gate_grads<double>(const double*, int64_t, int64_t, int64_t
 
 #define HIERMT_INSTANTIATE_PACKS(S)                                                                       \
   template PackedGates<Compute<S>> pack_gates<S>(const GateWeights<S>&, int64_t, int64_t, ScratchFrame&); \
-  template PackedGatesTransposed<Compute<S>> pack_gates_transposed<S>(const GateWeights<S>&, int64_t,     \
-                                                                      int64_t, bool, ScratchFrame&);
+  template PackedGatesTransposed<Compute<S>> pack_gates_transposed<S>(const GatedScanForward<S>&, bool,   \
+                                                                      ScratchFrame&);
 HIERMT_INSTANTIATE_PACKS(float)
 HIERMT_INSTANTIATE_PACKS(double)
 HIERMT_INSTANTIATE_PACKS(BFloat16)

@@ -20,7 +20,7 @@ class DayProjection {
   DayProjection(const GatedScanForward<S>& p, const PackedGates<C>& packed, ScratchFrame& frame)
       : p_(p), packed_(packed) {
     x_ = frame.take<C>(kBlockRows * (p.x.channels + L));
-    g_ = frame.take<C>(kBlockRows * (p.hidden + L));
+    g_ = frame.take<C>(kBlockRows * (p.g_channels + L));
   }
 
   // The days [first, end) of a node, to z [end - first, 3, H].
@@ -38,30 +38,30 @@ class DayProjection {
   HIERMT_INLINE void set_rows(int64_t node, int64_t day, int count) {
     const SequenceView<S>& x = p_.x;
     const S* x_first = x.data + node * x.stride_node + day * x.stride_time;
-    const S* g_first = p_.g + (node * p_.steps + day) * p_.hidden;
+    const S* g_first = p_.g + (node * p_.steps + day) * p_.g_channels;
     if constexpr (sizeof(S) == sizeof(C)) {
       if (count == kBlockRows && x.stride_channel == 1) {
         x_rows_ = x_first;
         x_stride_ = x.stride_time;
         g_rows_ = g_first;
-        g_stride_ = p_.hidden;
+        g_stride_ = p_.g_channels;
         return;
       }
     }
     x_rows_ = x_;
     x_stride_ = x.channels + L;
     g_rows_ = g_;
-    g_stride_ = p_.hidden + L;
+    g_stride_ = p_.g_channels + L;
     for (int i = 0; i < kBlockRows; ++i) {
       const int64_t at = i < count ? i : count - 1;
       copy_row(x_ + i * x_stride_, x_first + at * x.stride_time, x.stride_channel, x.channels);
-      copy_row(g_ + i * g_stride_, g_first + at * p_.hidden, 1, p_.hidden);
+      copy_row(g_ + i * g_stride_, g_first + at * p_.g_channels, 1, p_.g_channels);
     }
   }
 
   HIERMT_INLINE void project(int64_t v, int count, S* z) const {
     V sum[3][kBlockRows];
-    input_projection(packed_, v, x_rows_, x_stride_, p_.x.channels, g_rows_, g_stride_, p_.hidden, sum);
+    input_projection(packed_, v, x_rows_, x_stride_, p_.x.channels, g_rows_, g_stride_, p_.g_channels, sum);
     for (int i = 0; i < count; ++i) {
       for (int gate = 0; gate < 3; ++gate) {
         store_lanes(z + (i * 3 + gate) * p_.hidden, p_.hidden, v, sum[gate][i]);
@@ -86,7 +86,7 @@ void gated_scan_windows_forward(const GatedScanForward<S>& p) {
   const DayWindows& windows = *p.windows;
   if (windows.count == 0 || p.num_nodes == 0 || p.hidden == 0) return;
   ScratchFrame frame;
-  const PackedGates<Compute<S>> packed = pack_gates(p.weights, p.x.channels, p.hidden, frame);
+  const PackedGates<Compute<S>> packed = pack_gates(p.weights, p.x.channels + p.g_channels, p.hidden, frame);
   const WindowGroups<S> groups(p, frame);
   const GatedScanForward<S> scan = over_windows(p);
   parallel_for(groups.tasks(), [&](int64_t task) {

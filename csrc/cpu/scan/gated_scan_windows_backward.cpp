@@ -58,13 +58,14 @@ class WindowsBackward {
   WindowsBackward(const GatedScanBackward<S, C>& p, ScratchFrame& frame)
       : p_(p),
         f_(p.forward),
-        packed_(pack_gates_transposed(f_.weights, f_.x.channels, f_.hidden, p.d_x != nullptr, frame)),
+        packed_(pack_gates_transposed(f_, p.d_x != nullptr, frame)),
         groups_(f_, frame),
         scan_(recurrence_of<S>(p)),
-        len_(f_.x.channels, f_.hidden),
+        inputs_(f_.x.channels + f_.g_channels),
+        len_(inputs_, f_.hidden),
         row_(3 * len_.padded),
         days_(kinds_of_days(f_, groups_, frame)),
-        sums_size_(gate_sums_size<C>(f_.x.channels, f_.hidden)),
+        sums_size_(gate_sums_size<C>(inputs_, f_.hidden)),
         parts_(groups_.tasks() > 0 ? sum_groups(groups_.tasks(), sums_size_) : 1) {
     if (p.grads.u_weight != nullptr) sums_ = frame.take<C>(parts_ * sums_size_);
     // Only the days in several groups are written and read.
@@ -74,7 +75,7 @@ class WindowsBackward {
   void run() {
     parallel_for(parts_, [&](int64_t part) { run_windows(part); });
     parallel_for(parts_, [&](int64_t part) { sum_shared_days(part); });
-    if (sums_ != nullptr) finish_gate_grads(sums_, parts_, f_.x.channels, f_.hidden, p_.grads);
+    if (sums_ != nullptr) finish_gate_grads(sums_, parts_, inputs_, f_.hidden, p_.grads);
   }
 
  private:
@@ -164,6 +165,7 @@ class WindowsBackward {
   const PackedGatesTransposed<C> packed_;
   const WindowGroups<S> groups_;
   const GatedScanBackward<S, C> scan_;
+  const int64_t inputs_;  // channels of x and g
   const ScanLengths<C> len_;
   const int64_t row_;  // 3 vectors L
   const Day* days_;

@@ -20,7 +20,7 @@ class DayGradients {
       : p_(p),
         f_(p.forward),
         packed_(packed),
-        len_(p.forward.x.channels, p.forward.hidden),
+        len_(p.forward.x.channels + p.forward.g_channels, p.forward.hidden),
         row_length_(len_.row(len_.inputs)) {
     rows_ = frame.take<C>(kChunkDays * row_length_);
   }
@@ -56,12 +56,12 @@ class DayGradients {
  private:
   HIERMT_INLINE void copy_day(int64_t node, int64_t day, C* to) const {
     if (f_.present != nullptr && !f_.present[node * f_.steps + day]) {
-      no_inputs(to, f_.x.channels, f_.hidden);
+      no_inputs(to, f_.x.channels, f_.g_channels);
       return;
     }
     const SequenceView<S>& x = f_.x;
     copy_inputs(to, x.data + node * x.stride_node + day * x.stride_time, x.stride_channel, x.channels,
-                f_.g + (node * f_.steps + day) * f_.hidden, f_.hidden);
+                f_.g + (node * f_.steps + day) * f_.g_channels, f_.g_channels);
   }
 
   // d_g and d_x: the vectors [v, v + kVectors).
@@ -78,8 +78,8 @@ class DayGradients {
 
   HIERMT_INLINE void write_input(int64_t node, int64_t day, int64_t v, V value) const {
     const int64_t row = node * f_.steps + day;
-    if (v >= len_.vectors) {
-      store_lanes(p_.d_x + row * f_.x.channels, f_.x.channels, v - len_.vectors, value);
+    if (v >= packed_.g_vectors) {
+      store_lanes(p_.d_x + row * f_.x.channels, f_.x.channels, v - packed_.g_vectors, value);
     } else if (p_.d_g != nullptr) {
       store_lanes(p_.d_g + row * f_.hidden, f_.hidden, v, value);
     }

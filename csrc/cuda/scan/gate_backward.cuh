@@ -76,7 +76,7 @@ template <class S, bool kTensor>
 __global__ void __launch_bounds__(LinearTraits::kThreads) gates_kernel(GateRows<S> in, S* gates, int rows) {
   using C = Compute<S>;
   LinearTile<C, 2, GateRows<S>> tile(in, rows);
-  const int hidden = static_cast<int>(in.p.hidden), columns = in.widths[0] + 2 * hidden;
+  const int hidden = static_cast<int>(in.p.hidden), columns = in.widths[0] + in.widths[1] + hidden;
   const GateColumns<S> of_state{in.p.weights, columns}, of_candidate{in.p.weights, columns, 2};
   const GateOut<S> out{gates, in.reset, hidden, false}, out_candidate{gates, in.reset, hidden, true};
   for (int c = 0; c < hidden; c += ProductTraits::kChannels) {
@@ -105,10 +105,11 @@ cudaError_t input_gradients(const GatedScanForward<S>& f, const Compute<S>* d_ga
                             int64_t rows, cudaStream_t stream) {
   using C = Compute<S>;
   const int hidden = static_cast<int>(f.hidden), channels = static_cast<int>(f.x.channels);
+  const int columns = channels + static_cast<int>(f.g_channels) + hidden;
   const auto tensor = use_tensor_cores<S>(f.tf32);
   // The columns of the gates from column `first` on, transposed.
   const auto weights = [&](int first) {
-    return Transposed<GateColumns<S>>{{f.weights, channels + 2 * hidden, 0, first}, hidden};
+    return Transposed<GateColumns<S>>{{f.weights, columns, 0, first}, hidden};
   };
   const DenseRows<C, 3> d_rows = gate_cotangents(d_gates, f.hidden);
   if (d_x != nullptr) {

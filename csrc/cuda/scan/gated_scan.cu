@@ -98,7 +98,7 @@ __global__ void __launch_bounds__(ScanTraits::kMemoryThreads)
   SharedMemory memory;
   C* state = memory.take<C>(groups * kNodesPerThread * hidden) + group * kNodesPerThread * hidden;
   C* reset = memory.take<C>(groups * kNodesPerThread * hidden) + group * kNodesPerThread * hidden;
-  const auto weights = place_weights<kShared, false>(p.weights, static_cast<int>(p.x.channels) + hidden,
+  const auto weights = place_weights<kShared, false>(p.weights, static_cast<int>(p.x.channels + p.g_channels),
                                                      hidden, packed, c, memory);
   const C *u_weight = weights.gate(0), *r_weight = weights.gate(1), *c_weight = weights.gate(2);
   const int first_node = (static_cast<int>(blockIdx.x) * groups + group) * kNodesPerThread;

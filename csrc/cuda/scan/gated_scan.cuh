@@ -63,7 +63,7 @@ struct LaneRecurrent {
 
   template <class S>
   __device__ __forceinline__ LaneRecurrent(const GatedScanForward<S>& p, int channel, bool transposed) {
-    const int first = static_cast<int>(p.x.channels) + kHidden, columns = first + kHidden;
+    const int first = static_cast<int>(p.x.channels + p.g_channels), columns = first + kHidden;
 #pragma unroll
     for (int k = 0; k < kHidden; ++k) {
       const int at = first + (transposed ? k * columns + channel : channel * columns + k);
@@ -134,7 +134,7 @@ cudaError_t pack_recurrent(const GatedScanForward<S>& p, bool transposed, Comput
   const int hidden = static_cast<int>(p.hidden);
   return launch(pack_recurrent_kernel<S>, dim3(ceil_div(3 * hidden * hidden, ScanTraits::kMemoryThreads)),
                 dim3(ScanTraits::kMemoryThreads), 0, stream, p.weights,
-                static_cast<int>(p.x.channels) + hidden, hidden, transposed, packed);
+                static_cast<int>(p.x.channels + p.g_channels), hidden, transposed, packed);
 }
 
 // The recurrent weights of one channel in memory: gate(g)[k * stride].
@@ -179,7 +179,7 @@ cudaError_t dispatch_scan(int64_t hidden, F&& in_registers, G&& in_memory) {
   return in_memory(std::integral_constant<int, 0>{});
 }
 
-// Weights of the gates from `first_gate` on, [F + 2H, H] each, from row `first` on.
+// Weights of the gates from `first_gate` on, [columns, H] each, from row `first` on.
 template <class S>
 struct GateColumns {
   GateWeights<S> weights;
@@ -217,7 +217,7 @@ struct GateRows {
 
   GateRows(const GatedScanForward<S>& p_, bool inputs, bool state)
       : p(p_),
-        widths{inputs ? static_cast<int>(p.x.channels) : 0, inputs ? static_cast<int>(p.hidden) : 0,
+        widths{inputs ? static_cast<int>(p.x.channels) : 0, inputs ? static_cast<int>(p.g_channels) : 0,
                state ? static_cast<int>(p.hidden) : 0} {}
 
   __host__ __device__ int width(int piece) const { return widths[piece]; }
@@ -234,7 +234,7 @@ struct GateRows {
     Row row = {};
     if (used == nullptr || used[at.step] != 0) {
       row.at[0] = p.x.data + sequence_offset(p.x, at);
-      row.at[1] = p.g + row_g * p.hidden;
+      row.at[1] = p.g + row_g * p.g_channels;
     }
     if (widths[2] == 0) return row;
     row.at[2] = step > 0          ? p.h + (int64_t{r} - 1) * p.hidden
@@ -274,7 +274,8 @@ struct ScanMemory {
 template <class S>
 cudaError_t project_input(const GatedScanForward<S>& p, Compute<S>* out, cudaStream_t stream) {
   using C = Compute<S>;
-  const int hidden = static_cast<int>(p.hidden), columns = static_cast<int>(p.x.channels) + 2 * hidden;
+  const int hidden = static_cast<int>(p.hidden);
+  const int columns = static_cast<int>(p.x.channels + p.g_channels) + hidden;
   return linear<C, 3>(GateRows<S>(p, true, false), GateColumns<S>{p.weights, columns},
                       DenseOut<C>{out, hidden, 3 * p.hidden, p.hidden}, p.copies * p.num_nodes * p.steps,
                       p.hidden, stream, use_tensor_cores<S>(p.tf32));

@@ -95,7 +95,7 @@ __global__ void __launch_bounds__(ScanTraits::kMemoryThreads, 1)
   C* all_d_u = memory.take<C>(exchange) + mine;
   C* all_d_r = memory.take<C>(exchange) + mine;
   C* all_d_c = memory.take<C>(exchange) + mine;
-  const auto weights = place_weights<kShared, true>(f.weights, static_cast<int>(f.x.channels) + hidden,
+  const auto weights = place_weights<kShared, true>(f.weights, static_cast<int>(f.x.channels + f.g_channels),
                                                     hidden, packed, c, memory);
   const C *u_weight = weights.gate(0), *r_weight = weights.gate(1), *c_weight = weights.gate(2);
   const int first_node = (static_cast<int>(blockIdx.x) * groups + group) * kNodesPerThread;
@@ -168,8 +168,8 @@ struct BackwardMemory {
       : memory(base), gates(memory, p.forward.gates, rows, p.forward.hidden) {
     const int64_t hidden = p.forward.hidden;
     packed = memory.template take<C>(3 * hidden * hidden);
-    partial =
-        memory.template take<C>(weight_grad_values(rows, 3 * hidden, p.forward.x.channels + 2 * hidden));
+    partial = memory.template take<C>(
+        weight_grad_values(rows, 3 * hidden, p.forward.x.channels + p.forward.g_channels + hidden));
   }
 };
 
@@ -226,7 +226,8 @@ int gated_scan_backward(const GatedScanBackward<S, Compute<S>>& given, void* wor
 
   const GateGrads<C>& grads = p.grads;
   if (grads.u_weight || grads.u_bias || grads.r_weight || grads.r_bias || grads.c_weight || grads.c_bias) {
-    const int hidden = static_cast<int>(f.hidden), columns = static_cast<int>(f.x.channels) + 2 * hidden;
+    const int hidden = static_cast<int>(f.hidden);
+    const int columns = static_cast<int>(f.x.channels + f.g_channels) + hidden;
     HIERMT_CUDA_RETURN_IF_ERROR(weight_grad(
         gate_cotangents<C>(memory.gates.d_gates, hidden), in, rows, memory.partial,
         GateGradsOut<C>{grads, columns, hidden, 0, columns}, stream, use_tensor_cores<S>(f.tf32)));

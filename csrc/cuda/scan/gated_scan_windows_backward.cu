@@ -81,7 +81,7 @@ struct BackwardMemory {
     const int64_t day_rows = p.num_nodes * p.steps, rows = p.windows->count * p.num_nodes * p.windows->steps;
     packed = memory.template take<C>(3 * p.hidden * p.hidden);
     used = memory.template take<int>(p.steps);
-    const int64_t of_days = weight_grad_values(day_rows, 3 * p.hidden, p.x.channels + p.hidden);
+    const int64_t of_days = weight_grad_values(day_rows, 3 * p.hidden, p.x.channels + p.g_channels);
     const int64_t of_states = weight_grad_values(rows, 3 * p.hidden, p.hidden);
     partial = memory.template take<C>(of_days > of_states ? of_days : of_states);
   }
@@ -103,7 +103,7 @@ cudaError_t weight_grads(const GatedScanBackward<S, Compute<S>>& p, const Backwa
   using C = Compute<S>;
   const GatedScanForward<S>& f = p.forward;
   const int64_t day_rows = f.num_nodes * f.steps, rows = f.windows->count * f.num_nodes * f.windows->steps;
-  const int hidden = static_cast<int>(f.hidden), inputs = static_cast<int>(f.x.channels) + hidden;
+  const int hidden = static_cast<int>(f.hidden), inputs = static_cast<int>(f.x.channels + f.g_channels);
   const int columns = inputs + hidden;
   const auto tensor = use_tensor_cores<S>(f.tf32);
   const GateGrads<C>& all = p.grads;
