@@ -195,35 +195,28 @@ class TGCN(NotScriptable, nn.Module):
         return graph, check_state(h, (*x.shape[:-2], self.out_channels), x, "H").reshape(-1, self.out_channels)
 
     def _folded(self) -> list[Tensor] | None:
-        """The parameters of the gates on ``[A x, h]`` for the scan; ``None`` if one of the parts is called.
-
-        The scan reads two inputs: the first ``H`` channels of ``A x``, zeros where there are fewer, and the others.
-        """
+        """The parameters of the gates on ``[A x, h]`` for the scan; ``None`` if one of the parts is called."""
         convs = [getattr(self, f"conv_{gate}") for gate in _GATES]
         if has_global_hook() or not all_run((conv, GCNConv.forward) for conv in convs):
             return None
         found = read([(self, _LINEARS), *((conv, _CONV) for conv in convs)])
         if found is None or len({conv.loop_weight for conv in convs}) > 1:
             return None
-        hidden, channels = self.out_channels, self.in_channels
+        hidden = self.out_channels
         linear, conv = torch.stack(found[0:6:2]), torch.stack(found[6::2])
         on_conv, on_state = linear[:, :, :hidden], linear[:, :, hidden:]
         product = torch.bmm(on_conv, torch.cat([conv, torch.stack(found[7::2]).unsqueeze(-1)], dim=-1))
         bias = torch.stack(found[1:6:2]) + product[:, :, -1]
-        first = product[:, :, : min(channels, hidden)]
-        if channels < hidden:
-            first = torch.nn.functional.pad(first, (0, hidden - channels))
-        weight = torch.cat([product[:, :, hidden:channels], first, on_state], dim=-1)
+        weight = torch.cat([product[:, :, :-1], on_state], dim=-1)
         return [one for pair in zip(weight.unbind(0), bias.unbind(0), strict=True) for one in pair]
 
     def _inputs(self, x: Tensor, graph: Graph, present: Tensor | None = None) -> Tensor:
-        """``A x`` of ``[..., N, F, T]`` as ``[N, T, F]``, with zeros up to ``H`` channels."""
-        width = max(self.in_channels, self.out_channels)
-        same = torch.eye(width, self.in_channels, dtype=x.dtype, device=x.device)
+        """``A x`` of ``[..., N, F, T]`` as ``[N, T, F]``."""
+        same = torch.eye(self.in_channels, dtype=x.dtype, device=x.device)
         return functional.conv_stack(
             x.flatten(0, -3).transpose(-1, -2),
             graph,
-            [same, x.new_zeros(width)],
+            [same, x.new_zeros(self.in_channels)],
             conv_layers=1,
             gat=False,
             present=present,
@@ -234,8 +227,7 @@ class TGCN(NotScriptable, nn.Module):
     def _scan(
         self, inputs: Tensor, h: Tensor | None, gates: list[Tensor], sequence: bool, present: Tensor | None = None
     ) -> Tensor:
-        g, x = inputs[..., : self.out_channels], inputs[..., self.out_channels :]
-        return functional.gated_scan(x, g, h, gates, sequence=sequence, present=present, backend=self._backend)
+        return functional.gated_scan(inputs, None, h, gates, sequence=sequence, present=present, backend=self._backend)
 
     def _call_parts(self, x: Tensor, graph: Graph, h: Tensor | None, every: bool) -> Tensor:
         """Calls the convolutions and linears of each step: the last state ``[N, H]``, or all ``[N, T, H]``."""
