@@ -1,4 +1,4 @@
-"""The cache of graphs that were prepared from raw tensors."""
+"""The caches of graphs that were prepared from raw tensors: by tensor object, and by value."""
 
 from __future__ import annotations
 
@@ -23,6 +23,11 @@ class _Cached(NamedTuple):
 
 
 _cache: WeakIdKeyDictionary = WeakIdKeyDictionary()
+# The last graphs, newest first. A DataLoader of PyG makes a new edge_index for each batch, mostly with the numbers of
+# an earlier one. Comparing them takes microseconds, preparing them milliseconds. Several, as batches have several
+# sizes; with so many nodes and edges in all, they take about 50 MB.
+_recent: tuple[Graph, ...] = ()
+MOST_GRAPHS, MOST_SIZE = 4, 2**20
 
 
 def as_graph(
@@ -31,9 +36,10 @@ def as_graph(
     """The graph of a model's arguments; one of a raw ``edge_index`` is prepared unless the cache has it.
 
     The key is the identity of the tensor objects and their version counters. An edge set that was changed in place,
-    given other memory, or freed and its memory reused, is prepared again. Inference tensors, whose writes PyTorch does
-    not count, are prepared at each call. Writes that PyTorch does not see, through ``.data`` or a NumPy array that
-    shares the memory, are not noticed: pass a new tensor.
+    given other memory, or freed and its memory reused, counts as new. A new one is compared with copies of the last
+    ones, and prepared unless it equals one of them. Inference tensors, whose writes PyTorch does not count, are new at
+    each call. Writes that PyTorch does not see, through ``.data`` or a NumPy array that shares the memory, are not
+    noticed: pass a new tensor.
 
     Raises:
         ValueError: a :class:`Graph` came with separate weights, or has another number of nodes than `x`.
@@ -52,7 +58,7 @@ def as_graph(
     if not isinstance(edge_index, Tensor) or edge_index.layout != torch.strided:
         check_edges(edge_index, edge_weight)
     assert isinstance(edge_index, Tensor)
-    if recorded() or edge_index.is_inference() or without_values(edge_index):
+    if recorded() or without_values(edge_index):
         return Graph(edge_index, edge_weight, num_nodes, backend=backend)
     hit: _Cached | None = _cache.get(edge_index)  # type: ignore[no-untyped-call]
     if (
@@ -62,11 +68,34 @@ def as_graph(
     ):
         return hit.graph
     check_edges(edge_index, edge_weight)
-    if edge_weight is not None and (edge_weight.is_inference() or is_differentiated(edge_weight)):
+    if edge_weight is not None and is_differentiated(edge_weight):
         return Graph(edge_index, edge_weight, num_nodes, backend=backend)
-    stamp = _stamp(edge_index, edge_weight, num_nodes, backend)
-    graph = Graph(edge_index, None if edge_weight is None else edge_weight.detach(), num_nodes, backend=backend)
-    _cache[edge_index] = _Cached(stamp, weakref.ref(edge_index if edge_weight is None else edge_weight), graph)
+    counted = not (edge_index.is_inference() or (edge_weight is not None and edge_weight.is_inference()))
+    stamp = _stamp(edge_index, edge_weight, num_nodes, backend) if counted else ()
+    graph = _known(edge_index, edge_weight, num_nodes, backend)
+    if counted:
+        _cache[edge_index] = _Cached(stamp, weakref.ref(edge_index if edge_weight is None else edge_weight), graph)
+    return graph
+
+
+def _known(edge_index: Tensor, edge_weight: Tensor | None, num_nodes: int, backend: str) -> Graph:
+    """One of the last graphs, if it has these numbers; else a new one."""
+    global _recent
+    recent = _recent
+    for graph in recent:
+        if graph.num_nodes == num_nodes and graph.is_of(edge_index, edge_weight, backend):
+            return graph
+    # Of copies: later writes of the caller must not reach what other tensors are compared with.
+    with torch.inference_mode(False), torch.no_grad():
+        weight = None if edge_weight is None else edge_weight.detach().clone()
+        graph = Graph(edge_index.clone(), weight, num_nodes, backend=backend)
+    kept, size = [], 0
+    for one in (graph, *recent[: MOST_GRAPHS - 1]):
+        more = one.num_nodes + one.num_edges
+        if size + more <= MOST_SIZE:
+            kept.append(one)
+            size += more
+    _recent = tuple(kept)
     return graph
 
 

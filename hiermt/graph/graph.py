@@ -120,6 +120,14 @@ class Graph:
         weight = None if self.edge_weight is None else self.edge_weight.to(device)
         return Graph(self.edge_index.to(device), weight, self.num_nodes, backend=self._backend)
 
+    def is_of(self, edge_index: Tensor, edge_weight: Tensor | None, backend: str) -> bool:
+        """Whether it has these edges and weights, value by value; on a GPU this syncs."""
+        if backend != self._backend or (edge_weight is None) != (self.edge_weight is None):
+            return False
+        if edge_weight is not None and not _equal(self.edge_weight, edge_weight.reshape(-1)):
+            return False
+        return _equal(self.edge_index, edge_index)
+
     def edges(self, copies: int = 1) -> tuple[Tensor, Tensor | None]:
         """``edge_index`` and ``edge_weight`` of `copies` disjoint copies of the graph, as in a PyG ``Batch``."""
         if copies <= 1:
@@ -215,6 +223,13 @@ class Graph:
         else:
             weight = None
         return CSR(rowptr, col, colptr, row, csr2csc, blocks, e_id, weight)
+
+
+def _equal(one: Tensor | None, other: Tensor) -> bool:
+    assert one is not None
+    if one.shape != other.shape or one.dtype != other.dtype or one.device != other.device:
+        return False
+    return torch.equal(one, other)
 
 
 def same_device(here: torch.device, there: torch.device) -> bool:

@@ -224,6 +224,66 @@ def test_cache_does_not_keep_edges_alive() -> None:
     assert len(_cache) == before
 
 
+def test_a_new_batch_with_the_edges_of_an_earlier_one_is_not_prepared_again() -> None:
+    """PyG's DataLoader makes a new tensor for each batch."""
+    edges = testing.batched(*testing.stock_graph(20, 60), 20, 3)
+    smaller = testing.batched(*testing.stock_graph(20, 60), 20, 2)
+
+    def known(edges: tuple[Tensor, Tensor | None], nodes: int, backend: str = "auto") -> hiermt.Graph:
+        return as_graph(edges[0].clone(), None if edges[1] is None else edges[1].clone(), nodes, backend)
+
+    first, other = known(edges, 60), known(smaller, 40)
+    assert other is not first
+    for _ in range(2):
+        assert known(edges, 60) is first and known(smaller, 40) is other
+    with torch.inference_mode():
+        assert known(edges, 60) is first
+    different = [
+        known((edges[0], None), 60),
+        known((edges[0], edges[1].double()), 60),
+        known((edges[0].int(), edges[1]), 60),
+        known((edges[0], edges[1] + 1e-7), 60),
+        known((edges[0].flip(1), edges[1]), 60),
+        known(edges, 61),
+        known(edges, 60, "reference"),
+    ]
+    assert first not in different and len(set(map(id, different))) == len(different)
+
+
+@pytest.mark.parametrize("invisible", [False, True], ids=["written in place", "written through numpy"])
+def test_a_graph_of_an_earlier_batch_is_never_stale(invisible: bool, backend: str) -> None:
+    """Whatever becomes of the tensors of the first batch, the graph for later ones is that of their numbers."""
+    model = hiermt.TGCN_HierarchicalMT(5, 8, 1, backend=backend)
+    x = torch.randn(60, 4, 5)
+    edges = testing.batched(*testing.stock_graph(20, 60), 20, 3)
+    first = edges[0].clone(), edges[1].clone()
+    model(x, *first)
+    if invisible:
+        first[0].numpy()[0, :9] = 4
+        first[1].numpy()[:] = 0.5
+    else:
+        first[0][0, :9] = 4
+        first[1].fill_(0.5)
+    for one in ((edges[0].clone(), edges[1].clone()), (first[0].clone(), first[1].clone())):
+        expected = model(x, hiermt.Graph(one[0].clone(), one[1].clone(), 60))
+        assert all(torch.equal(a, b) for a, b in zip(model(x, *one), expected, strict=True))
+
+
+def test_few_graphs_of_earlier_batches_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    from hiermt.graph import cache
+
+    monkeypatch.setattr(cache, "_recent", ())
+    small, large, larger = testing.stock_graph(20, 60), testing.stock_graph(100, 300), testing.stock_graph(100, 900)
+    monkeypatch.setattr(cache, "MOST_SIZE", 120 + small[0].size(1) + large[0].size(1))
+    for seed in range(2 * cache.MOST_GRAPHS):
+        as_graph(small[0], small[1] + seed, 20)
+        assert len(cache._recent) == min(seed + 1, cache.MOST_GRAPHS)
+    for edges in (large, larger):  # the second is too large
+        as_graph(*edges, 100)
+        assert [graph.num_nodes for graph in cache._recent] == [100, 20]
+        assert cache._recent[0].num_edges == large[0].size(1)
+
+
 def test_inference_tensors_work() -> None:
     model = hiermt.TGCN_HierarchicalMT(5, 8)
     with torch.inference_mode():
