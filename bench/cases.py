@@ -27,7 +27,7 @@ class Case:
     steps: int = 25
     layers: int = 2
     use_gat: bool = True
-    model: str = "TGCN_HierarchicalMT"  # a key of FAMILIES
+    model: str = "TGCN_HierarchicalMT"  # a key of FAMILIES, or PIPELINE
 
     @property
     def stocks(self) -> int:
@@ -35,6 +35,8 @@ class Case:
         return self.nodes * self.copies
 
 
+# Not a batch but an epoch, of `copies` windows; see pipeline.py.
+PIPELINE = "the published pipeline"
 CASES = {
     "stocks-3200": Case(),
     "stocks-100": Case(copies=1),
@@ -50,11 +52,21 @@ CASES = {
     "a3tgcn-gcn": Case(model="A3TGCN", use_gat=False),
     "metr-la-tgcn2": Case(nodes=207, edges=1514, features=2, hidden=32, steps=12, model="TGCN2"),
     "metr-la-a3tgcn2": Case(nodes=207, edges=1514, features=2, hidden=32, steps=12, model="A3TGCN2"),
+    "published-phase2": Case(copies=599, use_gat=False, model=PIPELINE),
 }
 COMPETITORS = ("pyg", "pyg-tuned", "pyg-compiled", "twin", "twin-compiled", "native", "native-1-thread", "native-avx2")
+# The pipeline with the published data loader.
+COMPETITORS += ("native-files",)
 PASSES = ("forward", "training")
 # Minutes to compile or to run, so only on request.
 SLOW = ("pyg-compiled", "twin-compiled")
+
+
+def applies(case: Case, competitor: str, direction: str | None = None) -> bool:
+    """Whether a competitor runs a case: an epoch of the pipeline trains, and it alone reads files."""
+    if case.model != PIPELINE:
+        return competitor != "native-files"
+    return direction != "forward" and not competitor.endswith("compiled")
 
 
 def problem(case: Case, competitor: str, device: str = "cpu") -> tuple[torch.nn.Module, tuple[Any, ...]]:

@@ -44,6 +44,8 @@ def main() -> int:
     records: list[dict[str, Any]] = []
     for name in names:
         for competitor in competitors:
+            if not cases.applies(cases.CASES[name], competitor):
+                continue
             wait_until_idle()
             print(f"{name}: {competitor}", flush=True)
             records += run(name, competitor, args.passes)

@@ -9,6 +9,7 @@ import os
 from typing import Any
 
 import cases
+import pipeline
 import pytest
 import torch
 
@@ -30,8 +31,13 @@ def test_model(benchmark: Any, machine: dict[str, Any], case_name: str, pass_nam
         pytest.skip("set HIERMT_CPU_ISA=avx2 before hiermt is imported; bench/run.py does")
     try:
         case = cases.CASES[case_name]
-        model, arguments = cases.problem(case, competitor)
-        step = {"forward": cases.forward, "training": cases.training}[pass_name](model, arguments)
+        if not cases.applies(case, competitor, pass_name):
+            pytest.skip("the case has no such pass or competitor")
+        if case.model == cases.PIPELINE:
+            step = pipeline.epoch(case, competitor)
+        else:
+            model, arguments = cases.problem(case, competitor)
+            step = {"forward": cases.forward, "training": cases.training}[pass_name](model, arguments)
         result = step()
         assert bool(torch.isfinite(result).all())
         benchmark.group = f"{case_name} {pass_name}"
@@ -39,6 +45,7 @@ def test_model(benchmark: Any, machine: dict[str, Any], case_name: str, pass_nam
             machine, case=case_name, sizes=vars(case), stocks=case.stocks, direction=pass_name, competitor=competitor
         )
         slow = not competitor.startswith("native")
-        benchmark.pedantic(step, rounds=5 if slow else 25, iterations=1 if slow else 4, warmup_rounds=2)
+        single = slow or case.model == cases.PIPELINE
+        benchmark.pedantic(step, rounds=5 if single else 25, iterations=1 if single else 4, warmup_rounds=2)
     finally:
         torch.set_num_threads(threads)
