@@ -7,6 +7,8 @@ import inspect
 import io
 import json
 import os
+import shutil
+import subprocess
 import sys
 import zlib
 
@@ -182,10 +184,33 @@ def test_help_has_examples_and_exit_codes(capsys):
     assert all(f"  {code:<4}" in told for code in (0, FAILED, USER_ERROR, INTERRUPTED))
 
 
-def test_completion(capsys):
+@pytest.mark.parametrize("shell", ["bash", "zsh", "tcsh"])
+def test_completion(shell, capsys):
+    pytest.importorskip("shtab")
+    assert main.main(["completion", shell]) == 0
+    assert "walk-forward" in capsys.readouterr().out
+
+
+@pytest.mark.skipif(shutil.which("bash") is None, reason="needs bash")
+def test_bash_completes(tmp_path, capsys):
+    """The script is read by bash, which is asked as it asks when the key is pressed."""
     pytest.importorskip("shtab")
     assert main.main(["completion", "bash"]) == 0
-    assert "--walk-forward" in capsys.readouterr().out
+    (tmp_path / "script").write_text(capsys.readouterr().out)
+    (tmp_path / "prices.csv").touch()
+    (tmp_path / "plots").mkdir()
+    for words, expected in (
+        ("tr", {"train"}),
+        ("train --hor", {"--horizon"}),
+        ("train --backend r", {"reference"}),
+        ("completion z", {"zsh"}),
+        ("train --prices p", {"prices.csv", "plots"}),
+        ("train --out p", {"plots"}),
+    ):
+        code = f"source ./script; COMP_WORDS=(hiermt {words}); COMP_CWORD=$((${{#COMP_WORDS[@]}} - 1)); _shtab_hiermt; "
+        code += 'printf "%s\\n" "${COMPREPLY[@]}"'
+        done = subprocess.run(["bash", "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True)
+        assert {line.rstrip("/") for line in done.stdout.split()} == expected, words
 
 
 class _Terminal(io.StringIO):
