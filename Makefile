@@ -132,7 +132,7 @@ sbom: $(VENV)/.env-release ## bill of materials of the environment, into dist
 lint: $(VENV)/.env-dev ## ruff, clang-format, codespell and mypy
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/clang-format --dry-run -Werror $(SOURCES)
+	@echo clang-format --dry-run; $(BIN)/clang-format --dry-run -Werror $(SOURCES)
 	$(BIN)/codespell
 	$(BIN)/mypy
 
