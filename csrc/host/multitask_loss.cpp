@@ -13,6 +13,12 @@
 namespace hiermt {
 namespace {
 
+// A copy reads all that the shape says is there.
+Tensor checked_dense(const char* op, const char* name, const Tensor& tensor) {
+  check_memory(op, name, tensor);
+  return dense(tensor);
+}
+
 // Checked, and dense from here on.
 struct Arguments {
   Tensor signal_logits, direction_logits, signal_targets, direction_targets;
@@ -24,17 +30,17 @@ struct Arguments {
             const std::optional<Tensor>& mask_, double lambda, const std::optional<Tensor>& signal_weight_,
             const std::optional<Tensor>& direction_weight_, double smoothing, double gamma,
             const std::optional<Tensor>& row_mask_)
-      : signal_logits(dense(signal_logits_)),
-        direction_logits(dense(direction_logits_)),
-        signal_targets(dense(signal_targets_)),
-        direction_targets(dense(direction_targets_)),
+      : signal_logits(checked_dense(op, "signal_logits", signal_logits_)),
+        direction_logits(checked_dense(op, "direction_logits", direction_logits_)),
+        signal_targets(checked_dense(op, "signal_targets", signal_targets_)),
+        direction_targets(checked_dense(op, "direction_targets", direction_targets_)),
         lambda_direction(lambda),
         label_smoothing(smoothing),
         focal_gamma(gamma) {
-    if (mask_) mask = dense(*mask_);
-    if (signal_weight_) signal_weight = dense(*signal_weight_);
-    if (direction_weight_) direction_weight = dense(*direction_weight_);
-    if (row_mask_) row_mask = dense(*row_mask_);
+    if (mask_) mask = checked_dense(op, "mask", *mask_);
+    if (signal_weight_) signal_weight = checked_dense(op, "signal_weight", *signal_weight_);
+    if (direction_weight_) direction_weight = checked_dense(op, "direction_weight", *direction_weight_);
+    if (row_mask_) row_mask = checked_dense(op, "row_mask", *row_mask_);
     check_shape(op, "signal_logits", signal_logits, {"N", 2});
     check_parameter(op, "direction_logits", direction_logits, {rows(), 2}, "signal_logits", signal_logits);
     check_rows(op, "signal_targets", signal_targets, ScalarType::Long);

@@ -149,3 +149,12 @@ def test_a_tensor_whose_storage_is_gone(left: int) -> None:
     starts = lying(torch.zeros(40, dtype=torch.int64))
     with pytest.raises(RuntimeError, match="starts: its storage of"):
         torch.ops.hiermt.gated_scan(torch.randn(3, 50, 2), torch.randn(3, 50, 8), None, gates, starts, None, **SCAN)
+    # Not contiguous, so that a copy would read it.
+    logits, labels = torch.randn(50, 2), torch.zeros(50, dtype=torch.int64)
+    for arguments in ((lying(torch.randn(2, 50).t()), logits), (logits, lying(torch.randn(2, 50).t()))):
+        with pytest.raises(RuntimeError, match="_logits: its storage of"):
+            torch.ops.hiermt.multitask_loss(*arguments, labels, labels, None, 1.0)
+    mask = torch.ones(100, dtype=torch.bool)[::2]
+    mask.untyped_storage().resize_(left // 2)
+    with pytest.raises(RuntimeError, match="row_mask: its storage of"):
+        torch.ops.hiermt.multitask_loss(logits, logits, labels, labels, None, 1.0, row_mask=mask)
