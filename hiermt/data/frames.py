@@ -88,11 +88,18 @@ def from_parquet(path: Path) -> Any:
 
 
 def _check_cells(path: Path) -> None:
-    """Refuses a Parquet file of more cells than any table has: a kilobyte can hold a billion equal rows."""
-    found = importlib.import_module("pyarrow.parquet").read_metadata(path)
+    """Refuses a Parquet file of more cells than any table has: a kilobyte can hold a billion equal rows.
+
+    Also one whose texts are not UTF-8, which pandas would tell only where one is looked at.
+    """
+    parquet: Any = importlib.import_module("pyarrow.parquet")
+    is_primitive = importlib.import_module("pyarrow.types").is_primitive
+    found = parquet.read_metadata(path)
     if found.num_rows * found.num_columns > _MOST_CELLS:
         size = f"{found.num_rows:,} rows of {found.num_columns:,} columns"
         raise DataError(f"{path.name} holds {size}; expected at most {_MOST_CELLS:,} cells; split it")
+    texts = [field.name for field in parquet.read_schema(path) if not is_primitive(field.type)]
+    parquet.read_table(path, columns=texts).validate(full=True)
 
 
 def flatten_columns(frame: Any, source: str) -> Any:
