@@ -117,6 +117,7 @@ class Tensor {
   int64_t storage_offset() const { return 0; }
   const Tensor* get() const { return this; }
   int64_t storage_bytes() const { return bytes_; }
+  std::shared_ptr<char> memory(int64_t skipped = 0) const { return {memory_, memory_.get() + skipped}; }
   const void* const_data_ptr() const { return memory_.get(); }
   void* mutable_data_ptr() const { return memory_.get(); }
 
@@ -131,7 +132,6 @@ class Tensor {
 Tensor empty(IntHeaderOnlyArrayRef sizes, ScalarType type, std::optional<int> layout = std::nullopt,
              Device device = {});
 Tensor contiguous(const Tensor& tensor);
-// Of the graph preparation on the CPU, which the harness never runs.
 Tensor narrow(const Tensor& tensor, int64_t dim, int64_t start, int64_t length);
 Tensor clone(const Tensor& tensor);
 
@@ -204,21 +204,24 @@ Boxed box(R (*function)(A...)) {
 
 std::map<std::string, Boxed>& operators();
 
-// What a host entry registers for CUDA; the harness has no other device.
+// What a host entry registers for one device, which is all that a program has: CUDA in the harness.
 struct Library {
-  bool cuda;
+  bool has_device;
   void impl(const char* name, Boxed boxed) const {
-    if (cuda) operators()[name] = std::move(boxed);
+    if (has_device) operators()[name] = std::move(boxed);
   }
 };
 
 }  // namespace simt
 
+#ifndef HIERMT_SHIM_DEVICE
+#define HIERMT_SHIM_DEVICE "CUDA"
+#endif
 #define TORCH_BOX(function) simt::box(function)
-#define STABLE_TORCH_LIBRARY_IMPL(ns, key, m)                       \
-  static void hiermt_register_##key(const simt::Library& m);        \
-  [[maybe_unused]] static const bool hiermt_registered_##key = [] { \
-    hiermt_register_##key({std::string(#key) == "CUDA"});           \
-    return true;                                                    \
-  }();                                                              \
+#define STABLE_TORCH_LIBRARY_IMPL(ns, key, m)                         \
+  static void hiermt_register_##key(const simt::Library& m);          \
+  [[maybe_unused]] static const bool hiermt_registered_##key = [] {   \
+    hiermt_register_##key({std::string(#key) == HIERMT_SHIM_DEVICE}); \
+    return true;                                                      \
+  }();                                                                \
   static void hiermt_register_##key(const simt::Library& m)
