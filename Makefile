@@ -53,6 +53,14 @@ fuzz: SECONDS ?= 60
 fuzz: $(VENV)/.env-test build ## random models and graphs, native against twin and PyG; SECONDS=600 SEED=7
 	PYTHONPATH=.:tests OMP_WAIT_POLICY=passive $(BIN)/python -m fuzz.differential --seconds $(SECONDS) --seed $(SEED)
 
+fuzz-files: SECONDS ?= 60
+fuzz-files: $(VENV)/.env-fuzz ## readers of files, guided by coverage; only documented exceptions may leave them
+	PYTHONPATH=.:tests $(BIN)/python -m fuzz.guided --seconds $(SECONDS) --seed $(SEED)
+
+fuzz-operators: SECONDS ?= 60
+fuzz-operators: $(VENV)/.env-test ## operators called with forged arguments, guided by coverage; needs clang
+	PYTHONPATH=.:tests $(BIN)/python -m fuzz.operators --seconds $(SECONDS) --seed $(SEED)
+
 # Lint, types and the fast tier: about a minute on a warm build. For every commit.
 check: lint test-fast ## lint, types and the fast tier
 
@@ -169,6 +177,24 @@ $(VENV)/.env-demo $(VENV)/.env-test $(VENV)/.env-dev: $(VENV)/.env-%: $(VENV)/.e
 
 $(VENV)/.env-docs $(VENV)/.env-coverage: $(VENV)/.env-%: $(VENV)/.env-test
 	$(EDITABLE) ".[$*]"
+$(VENV)/.env-test: $(VENV)/.env-demo
+	$(PIP) install -q --no-build-isolation -e ".[test]"
+	touch $@
+
+$(VENV)/.env-dev: $(VENV)/.env-test
+	$(PIP) install -q --no-build-isolation -e ".[dev]"
+	touch $@
+
+$(VENV)/.env-fuzz: $(VENV)/.env-test
+	$(PIP) install -q --no-build-isolation -e ".[fuzz]" || echo "atheris is not to be had: files are mutated blindly"
+	touch $@
+
+$(VENV)/.env-docs: $(VENV)/.env-test
+	$(PIP) install -q --no-build-isolation -e ".[docs]"
+	touch $@
+
+$(VENV)/.env-coverage: $(VENV)/.env-test
+	$(PIP) install -q --no-build-isolation -e ".[coverage]"
 	touch $@
 
 $(VENV)/.env-release: $(VENV)/.env
