@@ -17,7 +17,8 @@ GPU := $(shell command -v nvidia-smi 2>/dev/null)
 WITH_CUDA := $(if $(NVCC),FORCE_CUDA=1 $(if $(GPU)$(TORCH_CUDA_ARCH_LIST),,TORCH_CUDA_ARCH_LIST=9.0),)
 
 .DEFAULT_GOAL := help
-.PHONY: help env install build test ptx fuzz test-fast check sanitize tsan soak coverage aoti matrix wheel audit \
+.PHONY: help env install build test ptx fuzz fuzz-files fuzz-operators test-fast check \
+  sanitize tsan soak coverage aoti matrix wheel audit \
   sbom demo bench gpu gpu-first gpu-check gpu-peers lint format docs clean
 .DELETE_ON_ERROR:
 
