@@ -41,5 +41,4 @@ def check_mask(x: Tensor, present: Tensor | None, backend: str) -> str:
     if x.dim() != 3:
         raise ValueError(f"x: expected 3 dimensions, the first two those of a mask, got {list(x.shape)}")
     check_present(present, x.shape[:2], x)
-    # The CUDA kernels take no mask yet.
-    return "reference" if x.is_cuda else backend
+    return backend

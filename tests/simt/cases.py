@@ -12,6 +12,7 @@ from torch import Tensor
 from hiermt.native import extension
 from simt.harness import Simt, compiler
 from support.calls import DTYPES, Found, compare, run
+from support.present import masks
 from support.problems import Maker, Problem, Stack, random_graph
 
 REASON = "needs g++ on x86-64" if compiler() is None else extension.why_not_native("cpu")
@@ -137,6 +138,15 @@ def windows(
 ) -> Problem:
     name = f"{len(starts)}x{(stocks, days, steps, channels, hidden)}"
     return Maker(1).windows(name, (stocks, days, steps, channels, hidden), starts, sequence, state, convolved)
+
+
+def with_mask(case: Problem | Case, kind: str = "random") -> Case:
+    """With a mask of :func:`support.present.masks` over the nodes and steps of x, or over the days of a series."""
+    problem, how = (case.problem, case.how) if isinstance(case, Case) else (case, {})
+    nodes, steps = problem.arguments[0].shape[:2]
+    missing = {"conv_stack": 4, "gated_scan": 5, "tgcn_layer": 7}[problem.op] - len(problem.arguments)
+    arguments = (*problem.arguments, *[None] * missing, masks(nodes, steps)[kind])
+    return Case(problem._replace(arguments=arguments, label=f"{problem.label}-{kind} absent"), how)
 
 
 def constant_edges(problem: Problem) -> Case:

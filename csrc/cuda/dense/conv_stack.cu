@@ -28,12 +28,12 @@ struct DenseStack {
   }
   Activation activation(int64_t k) const { return k + 1 < depth() ? Activation::kLeakyRelu : p.last; }
   GatV2ConvForward<S> gat(int64_t k, const S* before, S* out) const {
-    return {p.graph,  input(k, before), p.steps, p.hidden, p.edge_weight,
-            p.gat[k], activation(k),    out,     p.tf32};
+    return {p.graph,   input(k, before), p.steps,       p.hidden, p.edge_weight,
+            p.present, p.gat[k],         activation(k), out,      p.tf32};
   }
   GcnConvForward<S> gcn(int64_t k, const S* before, S* out) const {
-    return {p.graph,  input(k, before), p.steps, p.hidden, p.edge_weight,
-            p.gcn[k], activation(k),    out,     p.tf32};
+    return {p.graph,   input(k, before), p.steps,       p.hidden, p.edge_weight,
+            p.present, p.gcn[k],         activation(k), out,      p.tf32};
   }
   size_t workspace(int64_t k) const {
     return p.gat != nullptr ? gatv2_conv_forward_workspace(gat(k, nullptr, nullptr))

@@ -8,6 +8,9 @@
 // x_j is a lane's part of x_l[j], x_i that of x_r[i]. Neighbouring groups are neighbouring steps of the same
 // node. They walk the same entries, so the lanes of a warp rarely diverge and their loads of a neighbour
 // coalesce.
+//
+// With kMasked an entry whose source is not there does not count. The weight of a row's loop, its last entry, is
+// then the mean of the entries that do; a row that is not there has none.
 #pragma once
 
 #include "cuda/dense/gatv2_conv.h"
@@ -86,6 +89,61 @@ struct GatV2Lane {
       score += att[v] * attention_leaky(z);
     }
     return score;
+  }
+};
+
+// An entry of a row.
+template <class C>
+struct GatV2Entry {
+  bool active;  // whether it counts
+  int64_t row;  // of its source
+  C edge_weight;
+};
+
+// The entries of a row (node, step), walked by a group of lanes together with the other groups of the warp.
+template <class S, bool kMasked>
+struct GatV2Entries {
+  using C = Compute<S>;
+  int steps;
+  RowIndex at;
+  int64_t step_row;  // of node 0 at the same step
+  int begin, degree;
+  bool there = true;
+  int others = 0;  // with kMasked: entries that count beside the loop
+  C loop_weight = C(0);
+
+  // `inside`: whether the group has a row, or repeats one of another group.
+  __device__ GatV2Entries(const GatV2ConvForward<S>& p, int row, bool inside)
+      : steps(static_cast<int>(p.steps)),
+        at(row, static_cast<int>(p.graph.num_nodes), steps),
+        step_row(static_cast<int64_t>(at.copy) * p.graph.num_nodes * steps + at.step),
+        begin(p.graph.rowptr[at.node]),
+        degree(inside ? p.graph.rowptr[at.node + 1] - begin : 0) {
+    if constexpr (kMasked) there = p.present[row];
+  }
+  __device__ int64_t row_of(int node) const { return step_row + static_cast<int64_t>(node) * steps; }
+  // Finds the weight of the loop. All lanes of the warp call it; `member` is the lane in its group.
+  __device__ __forceinline__ void find_loop_weight(const GatV2ConvForward<S>& p, int member, int lanes) {
+    if (p.edge_weight == nullptr) return;
+    C sum = C(0);
+    for (int k = member; k < degree - 1; k += lanes) {
+      if (!p.present[row_of(p.graph.col[begin + k])]) continue;
+      sum += load(p.edge_weight + begin + k);
+      ++others;
+    }
+    others = group_sum(others, lanes);
+    loop_weight = group_sum(sum, lanes) / static_cast<C>(others > 0 ? others : 1);
+  }
+  __device__ __forceinline__ GatV2Entry<C> entry(const GatV2ConvForward<S>& p, int k) const {
+    bool active = k < degree;
+    const int source = active ? p.graph.col[begin + k] : at.node;
+    C weight = active && p.edge_weight != nullptr ? load(p.edge_weight + begin + k) : C(0);
+    const int64_t row = row_of(source);
+    if constexpr (kMasked) {
+      active = active && there && p.present[row];
+      if (k == degree - 1) weight = loop_weight;
+    }
+    return {active, row, weight};
   }
 };
 

@@ -19,6 +19,7 @@ struct GatV2ConvForward {
   int64_t steps;         // T
   int64_t hidden;        // H
   const S* edge_weight;  // [E] in CSR order, or nullptr
+  const bool* present;   // [N, T], or nullptr: all nodes are there at each step
   GatV2Weights<S> weights;
   Activation activation;
   S* out;             // [N, T, H] after the activation

@@ -8,6 +8,9 @@
 //
 // The projections are recomputed. Only alpha and d_score of an edge are stored. Each sum is computed by one
 // owner in a fixed order.
+//
+// With kMasked the loop of a row has the mean of its entries that count for a weight: their gradients get its
+// gradient in equal parts.
 #include "cuda/dense/gatv2_conv.cuh"
 #include "cuda/dense/gatv2_grads.cuh"
 #include "cuda/dense/weight_grad.cuh"
@@ -20,6 +23,12 @@ struct alignas(2 * sizeof(C)) EdgeState {
   C alpha, d_score;  // score and d_alpha between the two loops of the target kernel
 };
 
+// With kMasked, of a row: the weight of its loop, and the gradient that each of its other entries gets from it.
+template <class C>
+struct alignas(2 * sizeof(C)) LoopState {
+  C weight, d_weight;
+};
+
 template <class C>
 struct BackwardMemory {
   Workspace memory;
@@ -29,6 +38,7 @@ struct BackwardMemory {
   C* d_x_r;
   EdgeState<C>* edges;  // [E, B * T]: neighbouring steps of an entry are adjacent
   C* partial;           // sums of the parameter gradients: of the vectors, then of the projections
+  LoopState<C>* loops;  // [N * T] with kMasked
 
   template <class P>
   BackwardMemory(void* base, const P& p, int64_t rows) : memory(base) {
@@ -41,10 +51,11 @@ struct BackwardMemory {
     const int64_t vectors = GatV2Traits::kMaxTargetBlocks * 3 * p.forward.hidden;
     const int64_t matrices = weight_grad_values(rows, 2 * p.forward.hidden, p.forward.x.channels);
     partial = memory.take<C>(vectors > matrices ? vectors : matrices);
+    loops = memory.take<LoopState<C>>(p.forward.present != nullptr ? rows : 0);
   }
 };
 
-template <class S, int kHidden>
+template <class S, int kHidden, bool kMasked>
 __global__ void __launch_bounds__(GatV2Traits::kThreads)
     gatv2_conv_bwd_target_kernel(GatV2ConvForward<S> p, const S* d_out, BackwardMemory<Compute<S>> memory,
                                  int rows, int tiles) {
@@ -64,68 +75,73 @@ __global__ void __launch_bounds__(GatV2Traits::kThreads)
     const int64_t wanted = static_cast<int64_t>(tile) * groups + group;
     const bool inside = wanted < rows;
     const int row = inside ? static_cast<int>(wanted) : rows - 1;
-    const RowIndex at(row, static_cast<int>(p.graph.num_nodes), steps);
-    const int begin = p.graph.rowptr[at.node];
-    const int degree = inside ? p.graph.rowptr[at.node + 1] - begin : 0;
-    const int longest = __reduce_max_sync(kFullMask, degree);
-    const int64_t step_row = static_cast<int64_t>(at.copy) * p.graph.num_nodes * steps + at.step;
+    GatV2Entries<S, kMasked> entries(p, row, inside);
+    const int longest = __reduce_max_sync(kFullMask, entries.degree);
+    if constexpr (kMasked) entries.find_loop_weight(p, member, split.lanes);
     const int64_t offset = static_cast<int64_t>(row) * hidden;
-    EdgeState<C>* edges = memory.edges + begin * instances + static_cast<int64_t>(at.copy) * steps + at.step;
+    EdgeState<C>* edges = memory.edges + entries.begin * instances +
+                          static_cast<int64_t>(entries.at.copy) * steps + entries.at.step;
 
     C x_i[kChannels], d_y_i[kChannels], saved[kChannels], d_x_r[kChannels] = {};
     split.load_aligned(memory.x_r + offset, first, x_i);
     split.load_any(d_out + offset, first, d_y_i);
     split.load_any(p.out + offset, first, saved);
 #pragma unroll
-    for (int v = 0; v < kChannels; ++v) d_y_i[v] *= activation_slope(p.activation, saved[v]);
+    for (int v = 0; v < kChannels; ++v) {
+      d_y_i[v] *= activation_slope(p.activation, saved[v]);
+      if (kMasked && !entries.there) d_y_i[v] = C(0);
+    }
 
     OnlineSoftmax<C> softmax;
     C mean = C(0);
     for (int k = 0; k < longest; ++k) {
-      const bool active = k < degree;
-      const int neighbour = active ? p.graph.col[begin + k] : at.node;
-      const C edge_weight = active && p.edge_weight != nullptr ? load(p.edge_weight + begin + k) : C(0);
+      const GatV2Entry<C> entry = entries.entry(p, k);
       C x_j[kChannels];
-      split.load_aligned(memory.x_l + (step_row + static_cast<int64_t>(neighbour) * steps) * hidden, first,
-                         x_j);
+      split.load_aligned(memory.x_l + entry.row * hidden, first, x_j);
       C product = C(0);
 #pragma unroll
       for (int v = 0; v < kChannels; ++v) product += d_y_i[v] * x_j[v];
-      const C score = group_sum(lane.partial_score(x_j, x_i, edge_weight), split.lanes);
+      const C score = group_sum(lane.partial_score(x_j, x_i, entry.edge_weight), split.lanes);
       const C d_alpha = group_sum(product, split.lanes);
-      if (active) {
+      if (entry.active) {
         softmax.update(score);
         mean = mean * softmax.rescale + softmax.weight * d_alpha;
         if (member == 0) edges[k * instances] = {score, d_alpha};
+      } else if (kMasked && member == 0 && k < entries.degree) {
+        edges[k * instances] = {C(0), C(0)};
       }
     }
     const C scale = softmax.scale();
     mean *= scale;
+    C d_loop = C(0);
     for (int k = 0; k < longest; ++k) {
-      const bool active = k < degree;
-      const int neighbour = active ? p.graph.col[begin + k] : at.node;
-      const C edge_weight = active && p.edge_weight != nullptr ? load(p.edge_weight + begin + k) : C(0);
+      const GatV2Entry<C> entry = entries.entry(p, k);
       // Only the lane that wrote the state may read it without a fence; it broadcasts to its group.
       EdgeState<C> state{C(0), C(0)};
-      if (active && member == 0) state = edges[k * instances];
+      if (entry.active && member == 0) state = edges[k * instances];
       const C score = __shfl_sync(kFullMask, state.alpha, 0, split.lanes);
       const C d_alpha = __shfl_sync(kFullMask, state.d_score, 0, split.lanes);
-      if (!active) continue;
+      if (!entry.active) continue;
       const C alpha = softmax_weight(score - softmax.max) * scale;
       const C d_score = alpha * (d_alpha - mean);
       if (member == 0) edges[k * instances] = {alpha, d_score};
       C x_j[kChannels];
-      split.load_aligned(memory.x_l + (step_row + static_cast<int64_t>(neighbour) * steps) * hidden, first,
-                         x_j);
+      split.load_aligned(memory.x_l + entry.row * hidden, first, x_j);
 #pragma unroll
       for (int v = 0; v < kChannels; ++v) {
-        const C z = lane.argument(x_j[v], x_i[v], edge_weight, v);
+        const C z = lane.argument(x_j[v], x_i[v], entry.edge_weight, v);
         const C slope = z > C(0) ? C(1) : C(kAttentionSlope);
         const C d_z = d_score * lane.att[v] * slope;
         d_x_r[v] += d_z;
         d_att[v] += d_score * (slope * z);
-        d_edge[v] += edge_weight * d_z;
+        d_edge[v] += entry.edge_weight * d_z;
+        if (kMasked && k == entries.degree - 1) d_loop += lane.edge[v] * d_z;
       }
+    }
+    if constexpr (kMasked) {
+      d_loop = group_sum(d_loop, split.lanes);
+      const C parts = static_cast<C>(entries.others > 0 ? entries.others : 1);
+      if (inside && member == 0) memory.loops[row] = {entries.loop_weight, d_loop / parts};
     }
     if (inside) {
       split.store_aligned(memory.d_x_r + offset, first, d_x_r);
@@ -150,7 +166,7 @@ __global__ void __launch_bounds__(GatV2Traits::kThreads)
 }
 
 // Overwrites x_l with d_x_l: a group reads only its own row of x_l.
-template <class S, int kHidden>
+template <class S, int kHidden, bool kMasked>
 __global__ void __launch_bounds__(GatV2Traits::kThreads)
     gatv2_conv_bwd_source_kernel(GatV2ConvForward<S> p, BackwardMemory<Compute<S>> memory, int rows) {
   using C = Compute<S>;
@@ -176,7 +192,8 @@ __global__ void __launch_bounds__(GatV2Traits::kThreads)
     const int entry = p.graph.csr2csc[k];
     const int64_t other = (step_row + static_cast<int64_t>(p.graph.row[k]) * steps) * hidden;
     const EdgeState<C> edge = edges[entry * instances];
-    const C edge_weight = p.edge_weight != nullptr ? load(p.edge_weight + entry) : C(0);
+    C edge_weight = p.edge_weight != nullptr ? load(p.edge_weight + entry) : C(0);
+    if (kMasked && p.graph.row[k] == at.node) edge_weight = memory.loops[row].weight;
     C x_i[kChannels], d_y_i[kChannels];
     split.load_aligned(memory.x_r + other, first, x_i);
     split.load_aligned(memory.d_y + other, first, d_y_i);
@@ -190,7 +207,7 @@ __global__ void __launch_bounds__(GatV2Traits::kThreads)
 }
 
 // One block per node of the template graph.
-template <class S>
+template <class S, bool kMasked>
 __global__ void __launch_bounds__(GatV2Traits::kThreads)
     gatv2_conv_bwd_edge_weight_kernel(GatV2ConvForward<S> p, BackwardMemory<Compute<S>> memory,
                                       Compute<S>* d_edge_weight, bool accumulate) {
@@ -202,8 +219,9 @@ __global__ void __launch_bounds__(GatV2Traits::kThreads)
   const int64_t instances = p.graph.copies * p.steps, values = instances * hidden;
   for (int entry = p.graph.rowptr[node]; entry < p.graph.rowptr[node + 1]; ++entry) {
     const C edge_weight = load(p.edge_weight + entry);
+    const bool loop = kMasked && entry == p.graph.rowptr[node + 1] - 1;
     C sum = C(0);
-    for (int64_t i = threadIdx.x; i < values; i += GatV2Traits::kThreads) {
+    for (int64_t i = threadIdx.x; i < (loop ? 0 : values); i += GatV2Traits::kThreads) {
       const int64_t instance = i / hidden;
       const int c = static_cast<int>(i - instance * hidden);
       const int64_t copy = instance / steps,
@@ -214,6 +232,9 @@ __global__ void __launch_bounds__(GatV2Traits::kThreads)
           (memory.x_r[(row + static_cast<int64_t>(node) * steps) * hidden + c] + edge_weight * projected);
       sum += memory.edges[entry * instances + instance].d_score * load(p.weights.att + c) * projected *
              (z > C(0) ? C(1) : C(kAttentionSlope));
+      if (kMasked && c == 0 && p.present[row + static_cast<int64_t>(p.graph.col[entry]) * steps]) {
+        sum += memory.loops[row + static_cast<int64_t>(node) * steps].d_weight;
+      }
     }
     sum = block_sum(sum, scratch);
     if (threadIdx.x == 0) d_edge_weight[entry] = accumulate ? d_edge_weight[entry] + sum : sum;
@@ -238,28 +259,30 @@ cudaError_t edge_gradients(const GatV2ConvBackward<S, Compute<S>>& p,
   using C = Compute<S>;
   const GatV2ConvForward<S>& f = p.forward;
   return dispatch_hidden<S>(f.hidden, [&](auto hidden) {
-    constexpr int kHidden = decltype(hidden)::value;
-    const int64_t groups = groups_per_block<kHidden>(f.hidden, GatV2Traits::kThreads);
-    const int64_t tiles = ceil_div(rows, groups);
-    const int64_t blocks = RowChunks(tiles, GatV2Traits::kMaxTargetBlocks, 1).count;
-    HIERMT_CUDA_RETURN_IF_ERROR(launch(gatv2_conv_bwd_target_kernel<S, kHidden>,
-                                       dim3(static_cast<unsigned>(blocks)), dim3(GatV2Traits::kThreads),
-                                       padded_bytes<C>(static_cast<size_t>(groups) * 3 * f.hidden), stream, f,
-                                       p.d_out, memory, static_cast<int>(rows), static_cast<int>(tiles)));
-    if (wants_vectors(p.grads)) {
-      HIERMT_CUDA_RETURN_IF_ERROR(ordered_sum<C>(
-          memory.partial, blocks, 3 * f.hidden, VectorGrads<C>{p.grads, static_cast<int>(f.hidden)}, stream));
-    }
-    if (p.d_edge_weight != nullptr) {
-      HIERMT_CUDA_RETURN_IF_ERROR(launch(gatv2_conv_bwd_edge_weight_kernel<S>,
-                                         dim3(static_cast<unsigned>(f.graph.num_nodes)),
-                                         dim3(GatV2Traits::kThreads), padded_bytes<C>(GatV2Traits::kThreads),
-                                         stream, f, memory, p.d_edge_weight, accumulate_edge_weight));
-    }
-    if (p.d_x == nullptr && !wants_matrices(p.grads)) return cudaSuccess;
-    return launch(gatv2_conv_bwd_source_kernel<S, kHidden>,
-                  dim3(static_cast<unsigned>(ceil_div(rows, groups))), dim3(GatV2Traits::kThreads), 0, stream,
-                  f, memory, static_cast<int>(rows));
+    return dispatch_masked(f.present, [&](auto masked) {
+      constexpr int kHidden = decltype(hidden)::value;
+      constexpr bool kMasked = decltype(masked)::value;
+      const int64_t groups = groups_per_block<kHidden>(f.hidden, GatV2Traits::kThreads);
+      const int64_t tiles = ceil_div(rows, groups);
+      const int64_t blocks = RowChunks(tiles, GatV2Traits::kMaxTargetBlocks, 1).count;
+      HIERMT_CUDA_RETURN_IF_ERROR(
+          launch(gatv2_conv_bwd_target_kernel<S, kHidden, kMasked>, dim3(static_cast<unsigned>(blocks)),
+                 dim3(GatV2Traits::kThreads), padded_bytes<C>(static_cast<size_t>(groups) * 3 * f.hidden),
+                 stream, f, p.d_out, memory, static_cast<int>(rows), static_cast<int>(tiles)));
+      if (wants_vectors(p.grads)) {
+        const VectorGrads<C> out{p.grads, static_cast<int>(f.hidden)};
+        HIERMT_CUDA_RETURN_IF_ERROR(ordered_sum<C>(memory.partial, blocks, 3 * f.hidden, out, stream));
+      }
+      if (p.d_edge_weight != nullptr) {
+        HIERMT_CUDA_RETURN_IF_ERROR(launch(
+            gatv2_conv_bwd_edge_weight_kernel<S, kMasked>, dim3(static_cast<unsigned>(f.graph.num_nodes)),
+            dim3(GatV2Traits::kThreads), padded_bytes<C>(GatV2Traits::kThreads), stream, f, memory,
+            p.d_edge_weight, accumulate_edge_weight));
+      }
+      if (p.d_x == nullptr && !wants_matrices(p.grads)) return cudaSuccess;
+      return launch(gatv2_conv_bwd_source_kernel<S, kHidden, kMasked>, dim3(static_cast<unsigned>(tiles)),
+                    dim3(GatV2Traits::kThreads), 0, stream, f, memory, static_cast<int>(rows));
+    });
   });
 }
 

@@ -5,75 +5,36 @@
 //   d_projected[j] = sum_i norm_ij d_y[i]           d_norm_ij = d_y[i] . W x_j
 //   d_W = sum_j d_projected[j] x_j^T                d_bias = sum_i d_y[i]           d_x = W^T d_projected
 //
-// One launch projects all rows (W x), one sums over the entries; a group of lanes owns a row (node, step).
-#include "cuda/dense/gcn_conv.h"
+// One launch projects all rows (W x), one sums over the entries (gcn_conv.cuh).
+#include "cuda/dense/gcn_conv.cuh"
 #include "cuda/dense/linear.cuh"
 #include "cuda/dense/weight_grad.cuh"
 
 namespace hiermt::cuda {
 namespace {
 
-struct GcnTraits {
-  static constexpr int kThreads = 128;  // small blocks: a block lasts as long as its node of highest degree
-  static constexpr int kMinBlocks = 8;  // per multiprocessor: hides the latency of the gathers
-  static constexpr int64_t kMaxBiasBlocks = 512;  // each with a partial sum of the gradient of the bias
-  static_assert(kThreads % kWarp == 0);
-};
-
-// The row of a group of lanes, and the first channel of this lane.
-template <int kHidden>
-struct GroupRow {
-  ChannelSplit<kHidden> split;
-  int first;
-  int64_t row;
-
-  __device__ explicit GroupRow(int64_t hidden) : split(kHidden != 0 ? kHidden : static_cast<int>(hidden)) {
-    first = static_cast<int>(threadIdx.x) % split.lanes * ChannelSplit<kHidden>::kChannels;
-    row = static_cast<int64_t>(blockIdx.x) * (GcnTraits::kThreads / split.lanes) +
-          static_cast<int>(threadIdx.x) / split.lanes;
-  }
-};
-
-// sum += norm * values of each neighbour at the group's step: the sources of its node, or if kTransposed its
-// targets.
-template <bool kTransposed, class S, int kHidden, int kChannels>
-__device__ __forceinline__ void sum_neighbours(const GcnConvForward<S>& p, const GroupRow<kHidden>& group,
-                                               const Compute<S>* values, Compute<S> (&sum)[kChannels]) {
-  using C = Compute<S>;
-  const CsrGraph& graph = p.graph;
-  const int hidden = group.split.hidden, steps = static_cast<int>(p.steps);
-  const RowIndex at(static_cast<int>(group.row), static_cast<int>(graph.num_nodes), steps);
-  const int64_t step_row = static_cast<int64_t>(at.copy) * graph.num_nodes * steps + at.step;
-  const int end = (kTransposed ? graph.colptr : graph.rowptr)[at.node + 1];
-  for (int k = (kTransposed ? graph.colptr : graph.rowptr)[at.node]; k < end; ++k) {
-    const C norm = load(p.norm + (kTransposed ? graph.csr2csc[k] : k));
-    C value[kChannels];
-    const int64_t neighbour = (kTransposed ? graph.row : graph.col)[k];
-    group.split.load_aligned(values + (step_row + neighbour * steps) * hidden, group.first, value);
-#pragma unroll
-    for (int v = 0; v < kChannels; ++v) sum[v] += norm * value[v];
-  }
-}
-
-template <class S, int kHidden>
+template <class S, int kHidden, bool kMasked>
 __global__ void __launch_bounds__(GcnTraits::kThreads, GcnTraits::kMinBlocks)
-    gcn_conv_fwd_kernel(GcnConvForward<S> p, const Compute<S>* projected, int rows) {
+    gcn_conv_fwd_kernel(GcnConvForward<S> p, const Compute<S>* scales, const Compute<S>* projected,
+                        int rows) {
   using C = Compute<S>;
   constexpr int kChannels = ChannelSplit<kHidden>::kChannels;
   const GroupRow<kHidden> group(p.hidden);
   if (group.row >= rows) return;
   C sum[kChannels] = {};
-  sum_neighbours<false>(p, group, projected, sum);
+  sum_neighbours<false, kMasked>(p, group, scales, projected, sum);
+  scale_row<kMasked>(scales, group.row, sum);
 #pragma unroll
   for (int v = 0; v < kChannels; ++v) {
     const C bias = group.split.holds(group.first + v) ? load(p.weights.bias + group.first + v) : C(0);
     sum[v] = activate<S>(p.activation, sum[v] + bias);
+    if (kMasked && !p.present[group.row]) sum[v] = C(0);
   }
   group.split.store_any(p.out + group.row * group.split.hidden, group.first, sum);
 }
 
 // Writes d_y, and a partial sum of d_bias per block.
-template <class S>
+template <class S, bool kMasked>
 __global__ void __launch_bounds__(GcnTraits::kThreads, GcnTraits::kMinBlocks)
     gcn_conv_bwd_activation_kernel(GcnConvForward<S> p, const S* d_out, Compute<S>* d_y, int64_t rows,
                                    int64_t rows_per_block, Compute<S>* partial) {
@@ -94,7 +55,8 @@ __global__ void __launch_bounds__(GcnTraits::kThreads, GcnTraits::kMinBlocks)
       const int offset = hidden < kThreads ? static_cast<int>(threadIdx.x) / hidden : 0;
       for (int64_t row = begin + offset; row < end; row += stride) {
         const int64_t i = row * hidden + c;
-        const C value = load(d_out + i) * activation_slope(p.activation, load(p.out + i));
+        C value = load(d_out + i) * activation_slope(p.activation, load(p.out + i));
+        if (kMasked && !p.present[row]) value = C(0);
         d_y[i] = value;
         sum += value;
       }
@@ -110,16 +72,17 @@ __global__ void __launch_bounds__(GcnTraits::kThreads, GcnTraits::kMinBlocks)
   }
 }
 
-template <class S, int kHidden>
+template <class S, int kHidden, bool kMasked>
 __global__ void __launch_bounds__(GcnTraits::kThreads, GcnTraits::kMinBlocks)
-    gcn_conv_bwd_source_kernel(GcnConvForward<S> p, const Compute<S>* d_y, Compute<S>* d_projected,
-                               int rows) {
+    gcn_conv_bwd_source_kernel(GcnConvForward<S> p, const Compute<S>* scales, const Compute<S>* d_y,
+                               Compute<S>* d_projected, int rows) {
   using C = Compute<S>;
   constexpr int kChannels = ChannelSplit<kHidden>::kChannels;
   const GroupRow<kHidden> group(p.hidden);
   if (group.row >= rows) return;
   C sum[kChannels] = {};
-  sum_neighbours<true>(p, group, d_y, sum);
+  sum_neighbours<true, kMasked>(p, group, scales, d_y, sum);
+  scale_row<kMasked>(scales, group.row, sum);
   group.split.store_aligned(d_projected + group.row * group.split.hidden, group.first, sum);
 }
 
@@ -173,11 +136,27 @@ cudaError_t project(const GcnConvForward<S>& p, Compute<S>* projected, int64_t r
 }
 
 template <class C>
+struct ForwardMemory {
+  Workspace memory;
+  C* projected;
+  C* scales;  // [N * T] with a mask
+
+  template <class S>
+  ForwardMemory(void* base, const GcnConvForward<S>& p) : memory(base) {
+    const int64_t rows = p.graph.copies * p.graph.num_nodes * p.steps;
+    projected = memory.take<C>(rows * p.hidden);
+    scales = memory.take<C>(p.present != nullptr ? rows : 0);
+  }
+};
+
+template <class C>
 struct BackwardMemory {
   Workspace memory;
   C* d_y;
   C* projected;  // W x for the gradient of norm, then d_projected
   C* partial;
+  C* scales;  // [N * T] with a mask, as d_degree
+  C* d_degree;
 
   template <class P>
   BackwardMemory(void* base, const P& p, int64_t rows) : memory(base) {
@@ -186,6 +165,8 @@ struct BackwardMemory {
     const int64_t matrix = weight_grad_values(rows, p.forward.hidden, p.forward.x.channels);
     const int64_t vector = GcnTraits::kMaxBiasBlocks * p.forward.hidden;
     partial = memory.take<C>(matrix > vector ? matrix : vector);
+    scales = memory.take<C>(p.forward.present != nullptr ? rows : 0);
+    d_degree = memory.take<C>(p.forward.present != nullptr ? rows : 0);
   }
 };
 
@@ -193,9 +174,7 @@ struct BackwardMemory {
 
 template <class S>
 size_t gcn_conv_forward_workspace(const GcnConvForward<S>& p) {
-  Workspace memory(nullptr);
-  memory.take<Compute<S>>(p.graph.copies * p.graph.num_nodes * p.steps * p.hidden);
-  return memory.bytes();
+  return ForwardMemory<Compute<S>>(nullptr, p).memory.bytes();
 }
 
 template <class S>
@@ -205,13 +184,17 @@ int gcn_conv_forward(const GcnConvForward<S>& p, void* workspace, void* stream_)
   const int64_t nodes = p.graph.copies * p.graph.num_nodes, rows = nodes * p.steps;
   if (!supported(nodes, p.steps, p.hidden)) return cudaErrorInvalidValue;
   if (rows == 0) return cudaSuccess;
-  C* projected = static_cast<C*>(workspace);
-  HIERMT_CUDA_RETURN_IF_ERROR(project(p, projected, rows, stream));
+  const ForwardMemory<C> memory(workspace, p);
+  HIERMT_CUDA_RETURN_IF_ERROR(project(p, memory.projected, rows, stream));
+  HIERMT_CUDA_RETURN_IF_ERROR(find_scales(p, memory.scales, rows, stream));
   return dispatch_hidden<S>(p.hidden, [&](auto hidden) {
     constexpr int kHidden = decltype(hidden)::value;
     const int64_t groups = groups_per_block<kHidden>(p.hidden, GcnTraits::kThreads);
-    return launch(gcn_conv_fwd_kernel<S, kHidden>, dim3(static_cast<unsigned>(ceil_div(rows, groups))),
-                  dim3(GcnTraits::kThreads), 0, stream, p, projected, static_cast<int>(rows));
+    return dispatch_masked(p.present, [&](auto masked) {
+      return launch(gcn_conv_fwd_kernel<S, kHidden, decltype(masked)::value>,
+                    dim3(static_cast<unsigned>(ceil_div(rows, groups))), dim3(GcnTraits::kThreads), 0, stream,
+                    p, memory.scales, memory.projected, static_cast<int>(rows));
+    });
   });
 }
 
@@ -234,10 +217,13 @@ int gcn_conv_backward(const GcnConvBackward<S, Compute<S>>& p, Accumulate accumu
   const BackwardMemory<C> memory(workspace, p, rows);
 
   const RowChunks chunks(rows, GcnTraits::kMaxBiasBlocks, 1);
-  HIERMT_CUDA_RETURN_IF_ERROR(launch(gcn_conv_bwd_activation_kernel<S>,
-                                     dim3(static_cast<unsigned>(chunks.count)), dim3(GcnTraits::kThreads),
-                                     padded_bytes<C>(GcnTraits::kThreads), stream, f, p.d_out, memory.d_y,
-                                     rows, chunks.rows, memory.partial));
+  HIERMT_CUDA_RETURN_IF_ERROR(find_scales(f, memory.scales, rows, stream));
+  HIERMT_CUDA_RETURN_IF_ERROR(dispatch_masked(f.present, [&](auto masked) {
+    return launch(gcn_conv_bwd_activation_kernel<S, decltype(masked)::value>,
+                  dim3(static_cast<unsigned>(chunks.count)), dim3(GcnTraits::kThreads),
+                  padded_bytes<C>(GcnTraits::kThreads), stream, f, p.d_out, memory.d_y, rows, chunks.rows,
+                  memory.partial);
+  }));
   if (p.grads.bias != nullptr) {
     HIERMT_CUDA_RETURN_IF_ERROR(
         ordered_sum<C>(memory.partial, chunks.count, f.hidden, BiasGrad<C>{p.grads.bias}, stream));
@@ -249,18 +235,23 @@ int gcn_conv_backward(const GcnConvBackward<S, Compute<S>>& p, Accumulate accumu
     if (rows > 0) {
       HIERMT_CUDA_RETURN_IF_ERROR(project(f, memory.projected, rows, stream));
       HIERMT_CUDA_RETURN_IF_ERROR(
-          launch(gcn_conv_bwd_norm_kernel<S>, dim3(static_cast<unsigned>(f.graph.num_nodes)),
-                 dim3(GcnTraits::kThreads), padded_bytes<C>(GcnTraits::kThreads), stream, f, memory.d_y,
-                 memory.projected, p.d_norm, accumulate.edge_weight));
+          f.present != nullptr
+              ? weight_gradient(f, memory.scales, memory.d_degree, memory.d_y, memory.projected, p.d_norm,
+                                accumulate.edge_weight, rows, stream)
+              : launch(gcn_conv_bwd_norm_kernel<S>, dim3(static_cast<unsigned>(f.graph.num_nodes)),
+                       dim3(GcnTraits::kThreads), padded_bytes<C>(GcnTraits::kThreads), stream, f, memory.d_y,
+                       memory.projected, p.d_norm, accumulate.edge_weight));
     }
   }
   if (p.d_x == nullptr && p.grads.lin_weight == nullptr) return cudaSuccess;
   HIERMT_CUDA_RETURN_IF_ERROR(dispatch_hidden<S>(f.hidden, [&](auto hidden) {
     constexpr int kHidden = decltype(hidden)::value;
     const int64_t groups = groups_per_block<kHidden>(f.hidden, GcnTraits::kThreads);
-    return launch(gcn_conv_bwd_source_kernel<S, kHidden>, dim3(static_cast<unsigned>(ceil_div(rows, groups))),
-                  dim3(GcnTraits::kThreads), 0, stream, f, memory.d_y, memory.projected,
-                  static_cast<int>(rows));
+    return dispatch_masked(f.present, [&](auto masked) {
+      return launch(gcn_conv_bwd_source_kernel<S, kHidden, decltype(masked)::value>,
+                    dim3(static_cast<unsigned>(ceil_div(rows, groups))), dim3(GcnTraits::kThreads), 0, stream,
+                    f, memory.scales, memory.d_y, memory.projected, static_cast<int>(rows));
+    });
   }));
   const auto tensor = use_tensor_cores<S>(f.tf32);
   const DenseRows<C, 1> d_projected{memory.projected, static_cast<int>(f.hidden), f.hidden, 0};

@@ -18,7 +18,8 @@ struct GcnConvForward {
   SequenceView<S> x;
   int64_t steps;
   int64_t hidden;
-  const S* norm;  // [E] d_j^-1/2 w_ij d_i^-1/2 in CSR order
+  const S* norm;        // [E] d_j^-1/2 w_ij d_i^-1/2 in CSR order; with `present` w_ij
+  const bool* present;  // as for GATv2
   GcnWeights<S> weights;
   Activation activation;
   S* out;             // [N, T, H]

@@ -82,7 +82,7 @@ struct RowAddresses {
   const S* at[kAddresses];
 };
 
-// Rows of a sequence view.
+// Rows of a sequence view, zeros where the node is not there: not even a NaN counts.
 template <class S>
 struct SequenceRows {
   static constexpr int kPieces = 1;
@@ -90,13 +90,15 @@ struct SequenceRows {
   using Row = RowAddresses<S, 1>;
   SequenceView<S> view;
   int num_nodes, steps;
+  const bool* present;  // or nullptr
 
   template <class P>
   static SequenceRows of(const P& conv) {
-    return {conv.x, static_cast<int>(conv.graph.num_nodes), static_cast<int>(conv.steps)};
+    return {conv.x, static_cast<int>(conv.graph.num_nodes), static_cast<int>(conv.steps), conv.present};
   }
   __host__ __device__ int width(int) const { return static_cast<int>(view.channels); }
   __device__ Row row(int r) const {
+    if (present != nullptr && !present[r]) return {};
     return {{view.data + sequence_offset(view, RowIndex(r, num_nodes, steps))}};
   }
   __device__ __forceinline__ void load(const Row& row, const Place& at, Compute<S> (&values)[4]) const {

@@ -96,6 +96,7 @@ size_t stack_bytes(const ConvStackForward<S>& p, int64_t chunk) {
 template <class Stack, class S>
 bool stack_fits(const ConvStackForward<S>& p) {
   const int64_t nodes = p.graph.num_nodes;
+  if (p.present != nullptr) return false;
   if (std::is_same_v<S, double> || p.conv_layers > StackLimits::kConvs || p.steps == 0) return false;
   if (nodes == 0 || nodes > StackLimits::kNodes || p.x.channels > StackLimits::kChannels) return false;
   const auto fits = [&](auto hidden) {

@@ -29,12 +29,16 @@ DenseRows<C, 3> gate_cotangents(const C* d_gates, int64_t hidden) {
 }
 
 // Applies the nonlinearity and stores the gates: u and r, or c if `candidate`; r goes where `reset` points.
-template <class S>
+// With kMasked u is 1, and r and c are 0, where the node is not there and its row has no g: then every cotangent of
+// the step is zero but that of the state, which passes.
+template <class S, bool kMasked>
 struct GateOut {
   S* gates;  // [N * T, 3H]
   ResetGate<S> reset;
   int hidden;
   bool candidate;
+  const typename GateRows<S>::Row* rows;  // of the block, from first_row on
+  int first_row;
 
   template <class C, int n>
   __device__ __forceinline__ void write(int row, int group, int channel, const C (&values)[n]) const {
@@ -42,7 +46,10 @@ struct GateOut {
     if (group == 1) to = reset.data + static_cast<int64_t>(row) * reset.stride;
     C gate[n];
 #pragma unroll
-    for (int i = 0; i < n; ++i) gate[i] = candidate ? tanh(values[i]) : sigmoid(values[i]);
+    for (int i = 0; i < n; ++i) {
+      gate[i] = candidate ? tanh(values[i]) : sigmoid(values[i]);
+      if (kMasked && rows[row - first_row].at[1] == nullptr) gate[i] = C(group == 0 && !candidate);
+    }
     store_part(to, channel, hidden, gate);
   }
 };
@@ -72,13 +79,14 @@ struct GateWorkspace {
 
 // Recomputes the gates, [N * T, 3H], of a block's rows: u and r, then c, which reads r * h_{t-1}. The tile keeps
 // the columns that both read.
-template <class S, bool kTensor>
+template <class S, bool kTensor, bool kMasked>
 __global__ void __launch_bounds__(LinearTraits::kThreads) gates_kernel(GateRows<S> in, S* gates, int rows) {
   using C = Compute<S>;
   LinearTile<C, 2, GateRows<S>> tile(in, rows);
   const int hidden = static_cast<int>(in.p.hidden), columns = in.widths[0] + in.widths[1] + hidden;
   const GateColumns<S> of_state{in.p.weights, columns}, of_candidate{in.p.weights, columns, 2};
-  const GateOut<S> out{gates, in.reset, hidden, false}, out_candidate{gates, in.reset, hidden, true};
+  const GateOut<S, kMasked> out{gates, in.reset, hidden, false, tile.row_of, tile.first_row};
+  const GateOut<S, kMasked> out_candidate{gates, in.reset, hidden, true, tile.row_of, tile.first_row};
   for (int c = 0; c < hidden; c += ProductTraits::kChannels) {
     linear_tile<kTensor, 2, false>(tile, in, of_state, out, c, hidden);
   }
@@ -92,10 +100,12 @@ __global__ void __launch_bounds__(LinearTraits::kThreads) gates_kernel(GateRows<
 template <class S>
 cudaError_t compute_gates(const GateRows<S>& in, S* gates, int64_t rows, cudaStream_t stream) {
   return dispatch_tensor_cores(use_tensor_cores<S>(in.p.tf32), [&](auto constant) {
-    return launch(gates_kernel<S, decltype(constant)::value>,
-                  dim3(static_cast<unsigned>(ceil_div<int64_t>(rows, LinearTraits::kRows))),
-                  dim3(LinearTraits::kThreads), LinearTile<Compute<S>, 2, GateRows<S>>::bytes(), stream, in,
-                  gates, static_cast<int>(rows));
+    return dispatch_masked(in.p.present, [&](auto masked) {
+      return launch(gates_kernel<S, decltype(constant)::value, decltype(masked)::value>,
+                    dim3(static_cast<unsigned>(ceil_div<int64_t>(rows, LinearTraits::kRows))),
+                    dim3(LinearTraits::kThreads), LinearTile<Compute<S>, 2, GateRows<S>>::bytes(), stream, in,
+                    gates, static_cast<int>(rows));
+    });
   });
 }
 

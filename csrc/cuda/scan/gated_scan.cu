@@ -2,6 +2,8 @@
 //
 //   u = sigmoid(z_u + W_u h_{t-1})     r = sigmoid(z_r + W_r h_{t-1})
 //   c = tanh(z_c + W_c (r * h_{t-1}))  h_t = u * h_{t-1} + (1 - u) * c
+//
+// With kMasked a node that is not there at a step holds its state: h_t = h_{t-1}.
 #include "cuda/scan/gated_scan.cuh"
 #include "cuda/scan/gated_scan_windows.h"
 
@@ -9,7 +11,7 @@ namespace hiermt::cuda {
 namespace {
 
 // The input projection [3, H] of each node and step. of(node) points to the first step of a node; its steps
-// are stride_time values apart.
+// are stride_time values apart. first_row(node) is the row of that step.
 template <class In>
 struct ProjectedRows {
   using Value = In;
@@ -17,6 +19,7 @@ struct ProjectedRows {
   int64_t stride_node, stride_time;
 
   __device__ __forceinline__ const In* of(int64_t node) const { return data + node * stride_node; }
+  __device__ __forceinline__ int64_t first_row(int64_t node, int steps) const { return node * steps; }
 };
 
 // The same for windows over the days of a series, [V, D, 3H].
@@ -30,25 +33,14 @@ struct ProjectedDays {
   __device__ __forceinline__ const In* of(int64_t node) const {
     return data + windows.first_row(static_cast<int>(node)) * stride_time;
   }
+  __device__ __forceinline__ int64_t first_row(int64_t node, int) const {
+    return windows.first_row(static_cast<int>(node));
+  }
 };
 
-// Writes the requested outputs of a step.
-template <class S>
-__device__ __forceinline__ void write_step(const GatedScanForward<S>& p, int64_t row, int c, Compute<S> u,
-                                           Compute<S> r, Compute<S> candidate, Compute<S> h) {
-  const int64_t at = row * p.hidden + c;
-  if (p.h != nullptr) store(p.h + at, h);
-  if (p.gates != nullptr) {
-    S* gates = p.gates + 3 * row * p.hidden + c;
-    store(gates, u);
-    store(gates + p.hidden, r);
-    store(gates + 2 * p.hidden, candidate);
-  }
-}
-
 // Weights in registers: a thread computes one channel of one node.
-template <class S, class Rows, int kHidden>
-__global__ void __launch_bounds__(ScanTraits::kRegisterThreads)
+template <class S, class Rows, int kHidden, bool kMasked>
+__global__ void __launch_bounds__(ScanTraits::kRegisterThreads, ScanTraits::kRegisterBlocks)
     gated_scan_fwd_register_kernel(GatedScanForward<S> p, Rows input_projection, int nodes) {
   using C = Compute<S>;
   SharedMemory memory;
@@ -62,6 +54,8 @@ __global__ void __launch_bounds__(ScanTraits::kRegisterThreads)
   __syncwarp();
 
   const int64_t first_row = static_cast<int64_t>(node) * steps;
+  const bool* present = nullptr;
+  if constexpr (kMasked) present = p.present + input_projection.first_row(node, steps);
   const typename Rows::Value* inputs = input_projection.of(node) + c;
   C u_next = C(0), r_next = C(0), c_next = C(0);
   const auto prefetch = [&] {
@@ -77,16 +71,17 @@ __global__ void __launch_bounds__(ScanTraits::kRegisterThreads)
     const C u = sigmoid(u_input + dot(weights.u, state));
     __syncwarp();
     const C candidate = tanh(c_input + dot(weights.c, reset));
-    h = u * h + (C(1) - u) * candidate;
+    const C next = u * h + (C(1) - u) * candidate;
+    h = kMasked && !present[t] ? h : next;
     state[c] = h;
-    if (lane.inside) write_step(p, first_row + t, c, u, r, candidate, h);
+    if (lane.inside && p.h != nullptr) store(p.h + (first_row + t) * kHidden + c, h);
     __syncwarp();
   }
   if (lane.inside && p.h_last != nullptr) store(p.h_last + static_cast<int64_t>(node) * kHidden + c, h);
 }
 
 // Weights in memory: a thread computes one channel of several nodes, which share the loads of a weight.
-template <class S, class Rows, int kHidden, bool kShared>
+template <class S, class Rows, int kHidden, bool kShared, bool kMasked>
 __global__ void __launch_bounds__(ScanTraits::kMemoryThreads)
     gated_scan_fwd_memory_kernel(GatedScanForward<S> p, Rows input_projection, const Compute<S>* packed,
                                  int nodes) {
@@ -106,11 +101,13 @@ __global__ void __launch_bounds__(ScanTraits::kMemoryThreads)
   C h[kNodesPerThread];
   int64_t rows[kNodesPerThread];
   const typename Rows::Value* inputs[kNodesPerThread];
+  const bool* present[kNodesPerThread] = {};
 #pragma unroll
   for (int q = 0; q < kNodesPerThread; ++q) {
     const int64_t node = first_node + q < nodes ? first_node + q : nodes - 1;
     rows[q] = node * steps;
     inputs[q] = input_projection.of(node) + c;
+    if constexpr (kMasked) present[q] = p.present + input_projection.first_row(node, steps);
     h[q] = p.h0 != nullptr ? load(p.h0 + node * hidden + c) : C(0);
     state[q * hidden + c] = h[q];
   }
@@ -148,9 +145,10 @@ __global__ void __launch_bounds__(ScanTraits::kMemoryThreads)
 #pragma unroll
     for (int q = 0; q < kNodesPerThread; ++q) {
       candidate[q] = tanh(candidate[q]);
-      h[q] = u[q] * h[q] + (C(1) - u[q]) * candidate[q];
+      const C next = u[q] * h[q] + (C(1) - u[q]) * candidate[q];
+      h[q] = kMasked && !present[q][t] ? h[q] : next;
       state[q * hidden + c] = h[q];
-      if (first_node + q < nodes) write_step(p, rows[q] + t, c, u[q], r[q], candidate[q], h[q]);
+      if (first_node + q < nodes && p.h != nullptr) store(p.h + (rows[q] + t) * hidden + c, h[q]);
     }
     __syncthreads();
   }
@@ -171,19 +169,24 @@ cudaError_t recurrence(const GatedScanForward<S>& p, const Rows& input_projectio
   if (nodes == 0) return cudaSuccess;
   const auto in_registers = [&](auto constant) {
     constexpr int kHidden = decltype(constant)::value;
-    return launch(gated_scan_fwd_register_kernel<S, Rows, kHidden>, RegisterLane<kHidden>::grid(nodes),
-                  dim3(ScanTraits::kRegisterThreads),
-                  2 * padded_bytes<Compute<S>>(ScanTraits::kRegisterThreads), stream, p, input_projection,
-                  static_cast<int>(nodes));
+    return dispatch_masked(p.present, [&](auto masked) {
+      return launch(gated_scan_fwd_register_kernel<S, Rows, kHidden, decltype(masked)::value>,
+                    RegisterLane<kHidden>::grid(nodes), dim3(ScanTraits::kRegisterThreads),
+                    2 * padded_bytes<Compute<S>>(ScanTraits::kRegisterThreads), stream, p, input_projection,
+                    static_cast<int>(nodes));
+    });
   };
   const auto in_memory = [&](auto constant) {
     constexpr int kHidden = decltype(constant)::value;
     const MemoryScan<Compute<S>> plan(p.hidden, 2);
     if (!plan.shared_weights) HIERMT_CUDA_RETURN_IF_ERROR(pack_recurrent(p, false, packed, stream));
-    return launch(plan.shared_weights ? gated_scan_fwd_memory_kernel<S, Rows, kHidden, true>
-                                      : gated_scan_fwd_memory_kernel<S, Rows, kHidden, false>,
-                  plan.grid(nodes), plan.block(), plan.shared_bytes, stream, p, input_projection, packed,
-                  static_cast<int>(nodes));
+    return dispatch_masked(p.present, [&](auto masked) {
+      constexpr bool kMasked = decltype(masked)::value;
+      return launch(plan.shared_weights ? gated_scan_fwd_memory_kernel<S, Rows, kHidden, true, kMasked>
+                                        : gated_scan_fwd_memory_kernel<S, Rows, kHidden, false, kMasked>,
+                    plan.grid(nodes), plan.block(), plan.shared_bytes, stream, p, input_projection, packed,
+                    static_cast<int>(nodes));
+    });
   };
   return dispatch_scan<S>(p.hidden, in_registers, in_memory);
 }

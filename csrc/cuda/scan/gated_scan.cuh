@@ -16,6 +16,7 @@ namespace hiermt::cuda {
 struct ScanTraits {
   // Weights in registers: small blocks, so that a hundred nodes reach many multiprocessors.
   static constexpr int kRegisterThreads = 64;
+  static constexpr int kRegisterBlocks = 6;  // of a multiprocessor, with 32 channels
   // Weights in memory: as many nodes of H threads as fit.
   static constexpr int kMemoryThreads = 256;
   // Nodes of a thread, which read a weight from memory once. More would spill.
@@ -201,7 +202,8 @@ struct ResetGate {
 };
 
 // Rows [x_t, g_t, h_{t-1}] of the steps of nodes, of windows of a series (x and g of the day), or of its days
-// (without h). The alternative of h_{t-1} is r_t * h_{t-1}.
+// (without h). x and g are zeros where the node is not there: not even a NaN counts. The alternative of h_{t-1} is
+// r_t * h_{t-1}.
 template <class S>
 struct GateRows {
   static constexpr int kPieces = 3;
@@ -210,10 +212,8 @@ struct GateRows {
   GatedScanForward<S> p;
   int widths[kPieces];  // 0 leaves a piece out
   ResetGate<S> reset = {};
-  WindowDays windows = {};  // if it has starts
-  const int* used =
-      nullptr;          // [D]: x and g of days outside all windows are zeros, so that not even a NaN counts
-  bool scaled = false;  // whether `load` returns the alternative
+  WindowDays windows = {};    // if it has starts
+  const int* used = nullptr;  // [D]: x and g of days outside all windows are zeros, too
 
   GateRows(const GatedScanForward<S>& p_, bool inputs, bool state)
       : p(p_),
@@ -232,7 +232,7 @@ struct GateRows {
       at.copy = 0;
     }
     Row row = {};
-    if (used == nullptr || used[at.step] != 0) {
+    if ((used == nullptr || used[at.step] != 0) && (p.present == nullptr || p.present[row_g])) {
       row.at[0] = p.x.data + sequence_offset(p.x, at);
       row.at[1] = p.g + row_g * p.g_channels;
     }

@@ -110,6 +110,7 @@ cudaError_t weight_grads(const GatedScanBackward<S, Compute<S>>& p, const Backwa
   const GateGrads<C> weights{all.u_weight, nullptr, all.r_weight, nullptr, all.c_weight, nullptr};
   GateRows<S> states(over_windows(f), false, true), of_days(over_days(f), true, false);
   states.reset = memory.gates.reset;
+  states.p.present = nullptr;  // of the days: these rows have neither x nor g
   of_days.used = memory.used;
   HIERMT_CUDA_RETURN_IF_ERROR(
       weight_grad(gate_cotangents<C>(memory.gates.d_gates, hidden), states, rows, memory.partial,

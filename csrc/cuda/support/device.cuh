@@ -94,6 +94,13 @@ __device__ __forceinline__ double exp(double x) {
   return ::exp(x);
 }
 
+__device__ __forceinline__ float sqrt(float x) {
+  return sqrtf(x);
+}
+__device__ __forceinline__ double sqrt(double x) {
+  return ::sqrt(x);
+}
+
 // 2^x and 1 / x as the special function unit computes them, with an error of 2 ulp. Subnormal results are zero;
 // both limits hold, NaN stays NaN.
 __device__ __forceinline__ float approximate_exp2(float x) {
@@ -298,6 +305,12 @@ cudaError_t dispatch_hidden(int64_t hidden, F&& f) {
     if (hidden == 64) return f(std::integral_constant<int, 64>{});
   }
   return f(std::integral_constant<int, 0>{});
+}
+
+// Calls f with a constant: whether there is a mask.
+template <class F>
+cudaError_t dispatch_masked(const bool* present, F&& f) {
+  return present != nullptr ? f(std::true_type{}) : f(std::false_type{});
 }
 
 inline bool supported(int64_t nodes, int64_t steps, int64_t hidden) {
