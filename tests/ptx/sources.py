@@ -127,9 +127,9 @@ def kernels() -> tuple[Kernel, ...]:
 
 
 @cache
-def addresses() -> dict[int, str]:
+def addresses(runner: harness.Runner = harness.PTX) -> dict[int, str]:
     """Name of the kernel at each address of the runner, counted from the start of the program."""
-    listed = subprocess.run(["nm", str(harness.build(harness.PTX))], capture_output=True, text=True, check=True).stdout
+    listed = subprocess.run(["nm", str(harness.build(runner))], capture_output=True, text=True, check=True).stdout
     found = [line.split() for line in listed.splitlines() if len(line.split()) == 3]
     start = next(int(at, 16) for at, _, symbol in found if symbol == "__executable_start")
     # Not the lambdas inside a kernel.

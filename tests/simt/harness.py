@@ -39,7 +39,7 @@ COMMON = [
 ]
 # Of UBSan, not what ends in a bad access, which AddressSanitizer sees: that is a third of the time to compile.
 LEFT_OUT = "-fno-sanitize=null,vptr,object-size,nonnull-attribute,returns-nonnull-attribute,return,pointer-overflow"
-SANITIZERS = ["-fsanitize=address,undefined", LEFT_OUT, "-fno-sanitize-recover=all"]
+SANITIZERS = ("-fsanitize=address,undefined", LEFT_OUT, "-fno-sanitize-recover=all")
 MACHINE_FLAGS = ["-O3", "-march=native", "-fno-strict-aliasing", "-fno-math-errno"]
 ENVIRONMENT = {"ASAN_OPTIONS": "detect_leaks=0:allocator_may_return_null=1", "UBSAN_OPTIONS": "print_stacktrace=1"}
 
@@ -56,18 +56,19 @@ class Runner(NamedTuple):
     """A program that runs operators: its folder, its sources and how they are compiled and linked."""
 
     folder: Path
-    sources: list[Path]
-    flags: list[str]
-    link: list[str]
+    sources: tuple[Path, ...]
+    flags: tuple[str, ...]
+    link: tuple[str, ...]
     name: str = "runner"
 
 
-SOURCE = Runner(ROOT / "build" / "simt", SOURCES, ["-O1", "-g1", "-fno-omit-frame-pointer", *SANITIZERS], SANITIZERS)
+_PLAIN = ("-O1", "-g1", "-fno-omit-frame-pointer", *SANITIZERS)
+SOURCE = Runner(ROOT / "build" / "simt", tuple(SOURCES), _PLAIN, SANITIZERS)
 # Its kernels do not run, so they are compiled as fast as they can be. The machine asks AddressSanitizer about
 # each address, which needs its allocator alone.
-PTX = Runner(ROOT / "build" / "ptx", [*MACHINE, *SOURCES], ["-O0", "-DHIERMT_PTX"], ["-fsanitize=address"])
+PTX = Runner(ROOT / "build" / "ptx", (*MACHINE, *SOURCES), ("-O0", "-DHIERMT_PTX"), ("-fsanitize=address",))
 # The machine alone, for its own tests.
-PTX_TOOL = PTX._replace(sources=[*MACHINE, ROOT / "tests" / "ptx" / "tool.cpp"], name="tool")
+PTX_TOOL = PTX._replace(sources=(*MACHINE, ROOT / "tests" / "ptx" / "tool.cpp"), name="tool")
 
 
 class SimtFault(RuntimeError):

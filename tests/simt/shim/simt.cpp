@@ -364,6 +364,7 @@ cudaError_t launch(const void* kernel, dim3 grid, dim3 threads, size_t shared_by
                    const std::function<void()>& body, const std::vector<ptx::Argument>& arguments) {
   ++launch_count;
   check_launch(kernel, grid, threads, shared_bytes);
+  record_launch(kernel);
   const size_t count = size_t{threads.x} * threads.y * threads.z;
 #ifdef HIERMT_PTX
   const ptx::Geometry geometry{{grid.x, grid.y, grid.z}, {threads.x, threads.y, threads.z}, shared_bytes};
@@ -392,11 +393,3 @@ cudaError_t launch(const void* kernel, dim3 grid, dim3 threads, size_t shared_by
 }
 
 }  // namespace simt
-
-cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int) {
-  // Those of an H100, unless a test sets a smaller GPU.
-  const bool count = attribute == cudaDevAttrMultiProcessorCount;
-  const char* given = std::getenv(count ? "HIERMT_SIMT_MULTIPROCESSORS" : "HIERMT_SIMT_SHARED_BYTES");
-  *value = given != nullptr ? std::atoi(given) : count ? 132 : 232448;
-  return cudaSuccess;
-}

@@ -75,6 +75,8 @@ enum class Collective : int { kBarrier, kSyncWarp, kShuffle, kVote, kReduce };
 
 // Kernels launched so far.
 int64_t launches();
+// Appends the place of a kernel in the program, once, to the file that HIERMT_SIMT_LAUNCHES names.
+void record_launch(const void* kernel);
 // Lets `kernel` have so much shared memory; an error if the device has less.
 cudaError_t allow_shared(const void* kernel, size_t bytes);
 // Runs `body` once for each thread of a launch of `kernel` or, in the program of tests/ptx, what nvcc made of the
