@@ -47,6 +47,7 @@ ptx: $(VENV)/.env-test build ## the tests of the CUDA kernels on their PTX, too;
 	PYTHONPATH=.:tests $(BIN)/python -m ptx.sources
 	HIERMT_PTX=1 $(BIN)/python -m pytest -n $(TEST_WORKERS) --dist worksteal $(PYTEST_ARGS) tests/ptx tests/simt
 	HIERMT_PTX=1 $(BIN)/python -m pytest $(PYTEST_ARGS) tests/gpu/test_cuda_resources.py
+	$(BIN)/python bench/counts.py --passes forward --no-occupancy --check
 
 # SECONDS of make and SEED; the seed of a run without one is the date.
 SEED ?= $(shell date +%Y%m%d)

@@ -3,6 +3,7 @@
     python bench/counts.py                          forward and training step of 32 graphs
     python bench/counts.py --cases stocks-100 --passes forward
     python bench/counts.py --save                   writes bench/results/counts-sm90.json, too
+    python bench/counts.py --check                  exits 1 if a pass has more than 3 % more instructions than there
 
 The kernels run as the PTX that nvcc makes of them, see tests/ptx. Full issue is one instruction a cycle on each of the
 four schedulers of 132 multiprocessors at 1.98 GHz, an H100: no kernel is faster than that.
@@ -22,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import cases
+import report
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "tests"))
@@ -151,12 +153,15 @@ def main() -> int:
     parser.add_argument("--passes", default="forward,training", help="comma-separated")
     parser.add_argument("--no-occupancy", action="store_true", help="without ptxas, which takes a minute")
     parser.add_argument("--save", action="store_true", help=f"write {RESULTS.name}")
+    parser.add_argument("--check", action="store_true", help=f"compare with {RESULTS.name}")
     options = parser.parse_args()
     reason = sources.missing()
     if reason is not None:
         print(f"bench/counts.py {reason}", file=sys.stderr)
         return 2
-    found = json.loads(RESULTS.read_text())["counts"] if RESULTS.exists() else {}
+    saved = report.load_counts(RESULTS) if RESULTS.exists() else {}
+    found = dict(saved)
+    counted = []
     for case_name in options.cases.split(","):
         for pass_name in options.passes.split(","):
             records = count(case_name, pass_name)
@@ -164,13 +169,21 @@ def main() -> int:
                 add_occupancy(records)
             for record in records:
                 record.pop("symbol", None)
-            found[f"{case_name} {pass_name}"] = records
+            counted.append(f"{case_name} {pass_name}")
+            found[counted[-1]] = records
             print(f"\n{case_name}, {pass_name}\n\n{table(records)}", flush=True)
     if options.save:
         RESULTS.write_text(
             json.dumps({"ghz": GHZ, "multiprocessors": MULTIPROCESSORS, "counts": found}, indent=1) + "\n"
         )
-    return 0
+    if not options.check:
+        return 0
+    unknown = [name for name in counted if name not in saved]
+    if unknown:
+        print(f"{RESULTS.name} has no {', '.join(unknown)}: run with --save first", file=sys.stderr)
+        return 1
+    print()
+    return report.compare_counts(saved, {name: found[name] for name in counted})
 
 
 if __name__ == "__main__":
