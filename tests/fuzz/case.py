@@ -7,6 +7,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, fields, replace
 
 MODELS = ("TGCN", "A3TGCN", "MultiTaskTGCN", "TGCN_HierarchicalMT")
+# Which of them the oracle knows with nodes that come and go.
+MASKED = ("TGCN", "MultiTaskTGCN", "TGCN_HierarchicalMT")
 CELLS = ("temporal.TGCN", "temporal.TGCN2", "temporal.A3TGCN", "temporal.A3TGCN2")
 FUNCTIONS = (
     *("conv_stack", "gatv2_conv", "gcn_conv", "gated_scan", "gated_scan_windows", "tgcn_layer"),
@@ -48,6 +50,8 @@ class Case:
     transposed: bool = False
     state: bool = False
     sequence: bool = False
+    # Nodes come and go; the features of those that are not there are NaN.
+    present: bool = False
     # Seed of the subset of leaves that require grad; -1: none, 0: all.
     wanted: int = 0
     cotangent: str = "contiguous"
@@ -99,6 +103,7 @@ def draw(rng: random.Random) -> Case:
         transposed=rng.random() < 0.3,
         state=rng.random() < 0.35,
         sequence=rng.random() < 0.5,
+        present=rng.random() < 0.25,
         wanted=rng.choice((0, 0, -1, rng.randrange(1, 10**6))),
         cotangent=rng.choice(("contiguous", "expanded", "reversed")),
         narrow=rng.random() < 0.2,
@@ -144,6 +149,8 @@ def consistent(case: Case) -> Case:
     # The degree of a GCN may be negative, of which the root is NaN, or nearly zero, which no dtype computes well.
     if not case.gat and case.weights in ("signed", "tiny"):
         case = replace(case, weights="uniform")
+    if case.present and (case.kind not in MASKED or case.form in STREAMS):
+        case = replace(case, present=False)
     if case.nodes < 1:
         case = replace(case, nodes=1)
     return case
@@ -163,6 +170,7 @@ _SIMPLE: dict[str, tuple[object, ...]] = {
     "state": (False,),
     "sequence": (False,),
     "between": (True,),
+    "present": (False,),
     "narrow": (False,),
     "prepared": (True,),
     "loop_weight": (1.0,),

@@ -53,6 +53,7 @@ class ModelProblem:
         self.oracle.double().load_state_dict(self.model.state_dict(), strict=True)
         self.x, self.starts = self._inputs(generator)
         self.h = self._states(generator)
+        self.present = self._come_and_go(generator) if case.present else None
         self.wanted = torch.Generator().manual_seed(max(case.wanted, 0))
 
     def _inputs(self, generator: torch.Generator) -> tuple[Tensor, Tensor | None]:
@@ -69,6 +70,13 @@ class ModelProblem:
             starts = torch.randint(steps - case.steps + 1, (case.copies,), generator=generator)
         x = rounded(case, generator, *lead, steps, case.channels)
         return laid_out(x, case.layout), starts
+
+    def _come_and_go(self, generator: torch.Generator) -> Tensor:
+        """Where a node is there, in the dimensions of x before the features."""
+        present = torch.rand(self.x.shape[:-1], generator=generator) < 0.7
+        if self.case.layout != "expanded":
+            self.x[~present] = torch.nan
+        return present
 
     def _states(self, generator: torch.Generator) -> list[Tensor] | None:
         case = self.case
@@ -100,10 +108,10 @@ class ModelProblem:
             return self._stream(exact, model, x, weight)
         call = _oracle_cell if self.is_cell else _oracle_model
         if exact:
-            values = call(self.case, model, x, self._edges(weight), h, self.starts)
+            values = call(self.case, model, x, self._edges(weight), h, self.starts, self.present)
         else:
             call = _native_cell if self.is_cell else _native_model
-            values = call(self.case, model, x, self._given(weight, side), h, self.starts)
+            values = call(self.case, model, x, self._given(weight, side), h, self.starts, self.present)
         gradients = differentiated(values, leaves, self.case.cotangent)
         if exact and "edge_weight" in gradients:
             gradients["edge_weight"] = counted_once(self.case, self.edge_index, gradients["edge_weight"])
@@ -219,12 +227,20 @@ def _cells(case: Case) -> tuple[Any, nn.Module]:
 
 
 def _native_model(
-    case: Case, model: Any, x: Tensor, edges: tuple[Any, ...], h: list[Tensor] | None, starts: Tensor | None
+    case: Case,
+    model: Any,
+    x: Tensor,
+    edges: tuple[Any, ...],
+    h: list[Tensor] | None,
+    starts: Tensor | None,
+    present: Tensor | None,
 ) -> dict[str, Tensor]:
     given: Any = x.transpose(-1, -2) if case.transposed else x
     if starts is not None:
-        given = hiermt.windows.Windows(x, starts, case.steps)
+        given, present = hiermt.windows.Windows(x, starts, case.steps, present), None
     options: dict[str, Any] = {"h": h, "return_state": case.state}
+    if present is not None:
+        options["present"] = present
     if case.kind != "A3TGCN":
         options["return_sequence"] = case.sequence
     with warnings.catch_warnings():
@@ -239,13 +255,44 @@ def _native_model(
 
 
 def _states_of(
-    backbone: pyg.Backbone, x: Tensor, edges: tuple[Tensor, Tensor | None], h: list[Tensor] | None
+    backbone: pyg.Backbone,
+    x: Tensor,
+    edges: tuple[Tensor, Tensor | None],
+    h: list[Tensor] | None,
+    present: Tensor | None = None,
 ) -> tuple[Tensor, list[Tensor]]:
     """The states of the last cell ``[N, T, H]`` and the last one of each."""
-    if x.size(1):
+    if x.size(1) and present is None:
         return backbone.run(x, *edges, h)
     zeros = x.new_zeros(x.size(0), backbone.hidden_size)
+    if x.size(1) and present is not None:
+        return _on_subgraphs(backbone, x, edges, h or [zeros] * len(backbone.cells), present)
     return x.new_zeros(x.size(0), 0, backbone.hidden_size), h or [zeros] * len(backbone.cells)
+
+
+def _on_subgraphs(
+    backbone: pyg.Backbone,
+    x: Tensor,
+    edges: tuple[Tensor, Tensor | None],
+    states: list[Tensor],
+    present: Tensor,
+) -> tuple[Tensor, list[Tensor]]:
+    """The same with each step on the graph of the nodes that are there; the others hold their states."""
+    index, weight = edges
+    sequence = []
+    for t in range(x.size(1)):
+        there = present[:, t]
+        nodes = there.nonzero().flatten()
+        kept = there[index[0]] & there[index[1]]
+        number = there.long().cumsum(0) - 1
+        sub = (number[index[:, kept]], None if weight is None else weight[kept])
+        step = x[:, t].index_select(0, nodes)
+        for i, cell in enumerate(backbone.cells):
+            step = cell(step, *sub, states[i].index_select(0, nodes)) if len(nodes) else step
+            changed = states[i].index_copy(0, nodes, step) if len(nodes) else states[i]
+            states = [*states[:i], changed, *states[i + 1 :]]
+        sequence.append(states[-1])
+    return torch.stack(sequence, dim=1), states
 
 
 def _oracle_model(
@@ -255,16 +302,22 @@ def _oracle_model(
     edges: tuple[Tensor, Tensor | None],
     h: list[Tensor] | None,
     starts: Tensor | None,
+    present: Tensor | None,
 ) -> dict[str, Tensor]:
     lead: tuple[int, ...] = x.shape[:-2]
     if starts is not None:
+        if present is not None:
+            there = [present[:, start : start + case.steps] for start in starts.tolist()]
+            present = torch.stack(there) if there else None
         parts = [x[:, start : start + case.steps] for start in starts.tolist()]
         lead = (len(parts), case.nodes)
         x = torch.stack(parts) if parts else x.new_zeros(0, case.nodes, case.steps, case.channels)
     flat = x.reshape(-1, *x.shape[-2:]) if x.numel() else x.new_zeros(_product(lead), *x.shape[-2:])
     before = None if h is None else [one.reshape(-1, case.hidden) for one in h]
     backbone = getattr(model, "tgcn_backbone", model)
-    sequence, states = _states_of(backbone, flat, edges, before)
+    if present is not None:
+        present = present.reshape(flat.shape[:2])
+    sequence, states = _states_of(backbone, flat, edges, before, present)
     if case.kind == "A3TGCN":
         features = torch.sum(sequence * model.attention(sequence), dim=1)
     else:
@@ -281,7 +334,7 @@ def _product(sizes: tuple[int, ...]) -> int:
 
 
 def _native_cell(
-    case: Case, model: Any, x: Tensor, edges: tuple[Any, ...], h: list[Tensor] | None, starts: Tensor | None
+    case: Case, model: Any, x: Tensor, edges: tuple[Any, ...], h: list[Tensor] | None, *_: Tensor | None
 ) -> dict[str, Tensor]:
     x, state = x.transpose(-1, -2), None if h is None else h[0]
     if case.kind.startswith("temporal.A3"):
@@ -297,7 +350,7 @@ def _oracle_cell(
     x: Tensor,
     edges: tuple[Tensor, Tensor | None],
     h: list[Tensor] | None,
-    starts: Tensor | None,
+    *_: Tensor | None,
 ) -> dict[str, Tensor]:
     state = None if h is None else h[0]
     if case.kind.startswith("temporal.A3"):
