@@ -33,50 +33,48 @@ HIERMT_INLINE void hidden_gradient(const DecisionBackward<S, C>& p, const C* wei
   }
 }
 
-// moment[j] += g[j] * [h, 1]: M and, in the last column, s.
+// moment[j] += g[j] * h and sum[j] += g[j]: M and s. The few sums of s cost nothing in float64.
 template <class S, class C>
-HIERMT_INLINE void accumulate(const DecisionBackward<S, C>& p, int64_t row, const C (&g)[kLogits],
-                              C* moment) {
+HIERMT_INLINE void accumulate(const DecisionBackward<S, C>& p, int64_t row, const C (&g)[kLogits], C* moment,
+                              double* sum) {
   constexpr int L = kLanes<C>;
-  const int64_t width = p.hidden + 1;
   const S* h = p.h + row * p.stride_row;
   for (int64_t c = 0; c < p.hidden; c += L) {
     const int n = static_cast<int>(min(p.hidden - c, L));
     const Vec<C> state = load_n(h + c, n);
     for (int j = 0; j < kLogits; ++j) {
-      C* at = moment + j * width + c;
+      C* at = moment + j * p.hidden + c;
       store_n(at, fma(broadcast(g[j]), state, load_n(at, n)), n);
     }
   }
-  for (int j = 0; j < kLogits; ++j) moment[j * width + p.hidden] += g[j];
+  for (int j = 0; j < kLogits; ++j) sum[j] += g[j];
 }
 
+// From moment [4, H + 1], whose last column is s. In float64, as the terms of a head's gradient cancel where
+// the outputs are small.
 template <class S, class C>
-void parameter_gradients(const DecisionBackward<S, C>& p, const C* moment) {
+void parameter_gradients(const DecisionBackward<S, C>& p, const double* moment) {
   const int64_t width = p.hidden + 1;
   for (int64_t k = 0; k < p.features; ++k) {
-    C* d_out = p.grads.out_weight + k * p.hidden;
-    for (int64_t c = 0; c < p.hidden; ++c) d_out[c] = C(0);
-    p.grads.out_bias[k] = C(0);
+    const S* out = p.weights.out_weight + k * p.hidden;
+    double factor[kLogits];
+    for (int j = 0; j < kLogits; ++j) {
+      const double* m = moment + j * width;
+      factor[j] = is_used<S>(p, j) ? to_compute(head_row(p.weights, p.features, j)[k]) : 0;
+      double sum = m[p.hidden] * to_compute(p.weights.out_bias[k]);
+      for (int64_t c = 0; c < p.hidden; ++c) sum += m[c] * to_compute(out[c]);
+      C* d_head = j < 2 ? p.grads.signal_weight : p.grads.direction_weight;
+      d_head[(j % 2) * p.features + k] = static_cast<C>(sum);
+    }
+    for (int64_t c = 0; c < width; ++c) {
+      double sum = 0;
+      for (int j = 0; j < kLogits; ++j) sum += factor[j] * moment[j * width + c];
+      (c < p.hidden ? p.grads.out_weight[k * p.hidden + c] : p.grads.out_bias[k]) = static_cast<C>(sum);
+    }
   }
   for (int j = 0; j < kLogits; ++j) {
-    const C* m = moment + j * width;
-    const S* head = head_row(p.weights, p.features, j);
-    C* d_head = (j < 2 ? p.grads.signal_weight : p.grads.direction_weight) + (j % 2) * p.features;
-    for (int64_t k = 0; k < p.features; ++k) {
-      const S* out = p.weights.out_weight + k * p.hidden;
-      C* d_out = p.grads.out_weight + k * p.hidden;
-      const C factor = is_used<S>(p, j) ? to_compute(head[k]) : C(0);
-      C sum = m[p.hidden] * to_compute(p.weights.out_bias[k]);
-      for (int64_t c = 0; c < p.hidden; ++c) {
-        sum += m[c] * to_compute(out[c]);
-        d_out[c] += factor * m[c];
-      }
-      d_head[k] = sum;
-      p.grads.out_bias[k] += factor * m[p.hidden];
-    }
     C* d_bias = j < 2 ? p.grads.signal_bias : p.grads.direction_bias;
-    d_bias[j % 2] = m[p.hidden];
+    d_bias[j % 2] = static_cast<C>(moment[j * width + p.hidden]);
   }
 }
 
@@ -108,26 +106,34 @@ void decision_backward(const DecisionBackward<S, Compute<S>>& p) {
   for (int j = 0; j < kLogits; ++j) {
     for (int64_t c = 0; c < (is_used<S>(p, j) ? 0 : p.hidden); ++c) heads.weight[j * p.hidden + c] = C(0);
   }
-  const int64_t tasks = row_tasks(p.rows), size = kLogits * (p.hidden + 1);
-  C* moments = p.need_params ? frame.take<C>((tasks + 1) * size) : nullptr;
+  const int64_t tasks = row_tasks(p.rows), size = kLogits * p.hidden;
+  C* moments = p.need_params ? frame.take<C>(tasks * size) : nullptr;
+  double* sums = p.need_params ? frame.take<double>(tasks * kLogits) : nullptr;
 
   parallel_for(tasks, [&](int64_t task) {
     C* moment = p.need_params ? moments + task * size : nullptr;
+    double sum[kLogits] = {};
     for (int64_t i = 0; p.need_params && i < size; ++i) moment[i] = C(0);
     const Range range = rows_of(task, p.rows);
     for (int64_t row = range.begin; row < range.end; ++row) {
       C g[kLogits];
       for (int j = 0; j < kLogits; ++j) g[j] = logit_cotangent<S>(p, row, j);
       if (p.d_h != nullptr) hidden_gradient(p, heads.weight, row, g);
-      if (p.need_params) accumulate(p, row, g, moment);
+      if (p.need_params) accumulate(p, row, g, moment, sum);
     }
+    for (int j = 0; p.need_params && j < kLogits; ++j) sums[task * kLogits + j] = sum[j];
   });
 
   if (!p.need_params) return;
-  C* total = moments + tasks * size;
-  for (int64_t i = 0; i < size; ++i) total[i] = C(0);
+  const int64_t width = p.hidden + 1;
+  double* total = frame.take<double>(kLogits * width);
+  for (int64_t i = 0; i < kLogits * width; ++i) total[i] = 0;
   for (int64_t task = 0; task < tasks; ++task) {
-    for (int64_t i = 0; i < size; ++i) total[i] += moments[task * size + i];
+    for (int j = 0; j < kLogits; ++j) {
+      const C* moment = moments + task * size + j * p.hidden;
+      for (int64_t c = 0; c < p.hidden; ++c) total[j * width + c] += moment[c];
+      total[j * width + p.hidden] += sums[task * kLogits + j];
+    }
   }
   parameter_gradients(p, total);
   recompute_nonfinite(p);

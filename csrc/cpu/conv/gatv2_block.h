@@ -88,45 +88,54 @@ HIERMT_INLINE Vec<C> lowest_score(const TileGraph<C>& g, int64_t i) {
   return lowest;
 }
 
+// Adds the channels [c, c + kOutTile) to the scores of the entries of target i; the last tile returns their
+// maximum. The linear part comes last: where it is large, so are the roundings of a sum that starts with it.
+template <bool kEdge, bool kMasked, bool kFirst, bool kLast, class C>
+HIERMT_INLINE Vec<C> score_tile(const PackedConv<C>& p, const TileGraph<C>& g, int64_t i, int64_t begin,
+                                int64_t end, const C* x_r, int64_t c, Vec<C> loop, C* score) {
+  constexpr int L = kLanes<C>;
+  Vec<C> target[kOutTile], edge[kOutTile], att[kOutTile];
+  for (int k = 0; k < kOutTile; ++k) {
+    target[k] = load(x_r + (c + k) * L);
+    edge[k] = broadcast(p.lin_edge[c + k]);
+    att[k] = broadcast(p.att_absolute[c + k]);
+  }
+  Vec<C> max_score = kLast ? lowest_score<kMasked>(g, i) : zero<C>();
+  for (int64_t e = begin; e < end; ++e) {
+    const int64_t j = g.source(e);
+    const C* source = g.x_l.node(j) + c * L;
+    const Vec<C> weight = weight_of<kEdge, kMasked>(g, e, end, loop);
+    Vec<C> even = kFirst ? zero<C>() : load(score + (e - begin) * L), odd = zero<C>();
+    for (int k = 0; k < kOutTile; k += 2) {
+      const Vec<C> z0 = (kEdge ? fma(edge[k], weight, target[k]) : target[k]) + load(source + k * L);
+      const Vec<C> z1 =
+          (kEdge ? fma(edge[k + 1], weight, target[k + 1]) : target[k + 1]) + load(source + (k + 1) * L);
+      even = fma(att[k], abs(z0), even);
+      odd = fma(att[k + 1], abs(z1), odd);
+    }
+    even += odd;
+    if (kLast) {
+      const Vec<C> linear = load(g.linear_score + j * L);
+      even += kEdge ? fma(broadcast(p.edge_linear), weight, linear) : linear;
+      max_score = max(max_score, even);
+    }
+    store(score + (e - begin) * L, even);
+  }
+  return max_score;
+}
+
 // score[e] = score_e without the scalar that cancels, for the entries of target i; returns their maximum.
 template <bool kEdge, bool kMasked, class C>
 HIERMT_INLINE Vec<C> scores(const PackedConv<C>& p, const TileGraph<C>& g, int64_t i, int64_t begin,
                             int64_t end, const C* x_r, C* score) {
-  constexpr int L = kLanes<C>;
+  if (p.padded == 0) return zero<C>();
   const Vec<C> loop = loop_weight<kEdge, kMasked>(g, begin, end);
-  Vec<C> max_score = zero<C>();
-  for (int64_t c = 0; c < p.padded; c += kOutTile) {
-    Vec<C> target[kOutTile], edge[kOutTile], att[kOutTile];
-    for (int k = 0; k < kOutTile; ++k) {
-      target[k] = load(x_r + (c + k) * L);
-      edge[k] = broadcast(p.lin_edge[c + k]);
-      att[k] = broadcast(p.att_absolute[c + k]);
-    }
-    max_score = lowest_score<kMasked>(g, i);
-    for (int64_t e = begin; e < end; ++e) {
-      const int64_t j = g.source(e);
-      const C* source = g.x_l.node(j) + c * L;
-      const Vec<C> weight = weight_of<kEdge, kMasked>(g, e, end, loop);
-      Vec<C> even, odd = zero<C>();
-      if (c > 0) {
-        even = load(score + (e - begin) * L);
-      } else {
-        even = load(g.linear_score + j * L);
-        if (kEdge) even = fma(broadcast(p.edge_linear), weight, even);
-      }
-      for (int k = 0; k < kOutTile; k += 2) {
-        const Vec<C> z0 = (kEdge ? fma(edge[k], weight, target[k]) : target[k]) + load(source + k * L);
-        const Vec<C> z1 =
-            (kEdge ? fma(edge[k + 1], weight, target[k + 1]) : target[k + 1]) + load(source + (k + 1) * L);
-        even = fma(att[k], abs(z0), even);
-        odd = fma(att[k + 1], abs(z1), odd);
-      }
-      even += odd;
-      store(score + (e - begin) * L, even);
-      max_score = max(max_score, even);
-    }
-  }
-  return max_score;
+  const int64_t last = p.padded - kOutTile;
+  if (last == 0) return score_tile<kEdge, kMasked, true, true>(p, g, i, begin, end, x_r, 0, loop, score);
+  score_tile<kEdge, kMasked, true, false>(p, g, i, begin, end, x_r, 0, loop, score);
+  for (int64_t c = kOutTile; c < last; c += kOutTile)
+    score_tile<kEdge, kMasked, false, false>(p, g, i, begin, end, x_r, c, loop, score);
+  return score_tile<kEdge, kMasked, false, true>(p, g, i, begin, end, x_r, last, loop, score);
 }
 
 // score[e] becomes exp(score_e - max_score). Returns 1 / (their sum + epsilon), so that
