@@ -314,3 +314,16 @@ class TestRefusals:
     def test_options(self, make: Any, error: Any, message: str) -> None:
         with pytest.raises(error, match=message):
             make()
+
+
+def test_two_heads_by_name() -> None:
+    """The output of a MultiTaskTGCN is the pair of a TGCN_HierarchicalMT."""
+    signal, direction = made(10, 2), made(10, 2, seed=2)
+    labels = {"signal_labels": classes(10, count=2), "direction_labels": classes(10, count=2)}
+    task = TwoHeaded()
+    pair, named = (signal, direction), {"direction": direction, "signal": signal, "regime": made(10, 3)}
+    for one, other in zip(task.losses(pair, batch(**labels)), task.losses(named, batch(**labels)), strict=True):
+        assert torch.equal(one, other)
+    assert torch.equal(task.decide(pair)["predictions"], task.decide(named)["predictions"])
+    with pytest.raises(ValueError, match="expects signal and direction logits"):
+        task.decide({"signal": signal})

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -30,7 +30,8 @@ class TwoHeaded(Task):
     rows.
 
     Shapes:
-        - **output:** a pair of logits ``[*, 2]``; **signal_labels**, **direction_labels:** ``[*]``
+        - **output:** a pair of logits ``[*, 2]``, or a mapping with ``signal`` and ``direction``; **signal_labels**,
+          **direction_labels:** ``[*]``
         - **decide:** ``{"predictions": [*] int64 (0 Down, 1 Neutral, 2 Up), "confidences": [*], "probabilities":
           [*, 4] (noise, signal, down, up)}``
 
@@ -94,6 +95,8 @@ class TwoHeaded(Task):
         return mask_of(batch, target_of(self, batch, self.needs[0]).shape)
 
     def _logits(self, output: Any) -> tuple[Tensor, Tensor]:
+        if isinstance(output, Mapping) and output.keys() >= {"signal", "direction"}:
+            output = output["signal"], output["direction"]
         pair = isinstance(output, tuple | list) and len(output) == 2
         if not pair or not all(isinstance(part, Tensor) and part.dim() and part.size(-1) == 2 for part in output):
             raise self.expects("signal and direction logits, [*, 2] each", _kind(output))
