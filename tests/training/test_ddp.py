@@ -23,14 +23,19 @@ ROOT = Path(__file__).resolve().parents[2]
 pytestmark = pytest.mark.skipif(not distributed.is_available(), reason="torch without distributed")
 
 
-def dataset() -> data.WindowDataset:
+def dataset(gaps: bool = False) -> data.WindowDataset:
     generator = torch.Generator().manual_seed(0)
     series = torch.randn(STOCKS, DAYS, FEATURES, generator=generator, dtype=torch.float64)
     # Signals are rare, and fall unevenly on the two halves of a batch.
     signal = (torch.rand(STOCKS, DAYS, generator=generator) < 0.2).long()
     direction = torch.randint(2, (STOCKS, DAYS), generator=generator)
     edge_index, edge_weight = stock_graph(STOCKS, 8, 1)
-    return data.WindowDataset(series, edge_index, edge_weight.double(), WINDOW, signal, direction)
+    present = None
+    if gaps:
+        # Stocks that list late are more often absent in some halves of a batch than in the others.
+        present = torch.arange(DAYS) >= torch.randint(DAYS, (STOCKS, 1), generator=generator)
+        series = series.masked_fill(~present.unsqueeze(-1), torch.nan)
+    return data.WindowDataset(series, edge_index, edge_weight.double(), WINDOW, signal, direction, present=present)
 
 
 OPTIONS: dict[str, dict[str, Any]] = {
@@ -41,13 +46,15 @@ OPTIONS: dict[str, dict[str, Any]] = {
         "label_smoothing": 0.1,
         "focal_gamma": 1.0,
     },
+    "gaps": {},
+    "gaps, weights": {"signal_weight": [0.3, 2.0]},
 }
 
 
 def trained(rank: int, world: int, batch_size: int, name: str) -> tuple[dict[str, Tensor], list[float]]:
     starts = range(32)
     sampler = DistributedSampler(starts, world, rank, shuffle=True, seed=3)
-    loader = data.WindowLoader(dataset(), starts, batch_size, sampler=sampler)
+    loader = data.WindowLoader(dataset(name.startswith("gaps")), starts, batch_size, sampler=sampler)
     torch.manual_seed(0)
     model = TGCN_HierarchicalMT(FEATURES, 4).double()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.2)
