@@ -39,6 +39,17 @@ def whole(least: int) -> Callable[[str], int]:
     return parse
 
 
+def one_of(*names: str) -> Callable[[str], str]:
+    """One of some names."""
+
+    def parse(text: str) -> str:
+        if text not in names:
+            raise argparse.ArgumentTypeError(f"expected one of {', '.join(names)}, got {text!r}")
+        return text
+
+    return parse
+
+
 def real(low: float, high: float) -> Callable[[str], float]:
     """A number in ``[low, high]``."""
 

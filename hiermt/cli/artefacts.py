@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import Tensor
 
-from hiermt.cli import attention, pictures, report, scores
+from hiermt.cli import attention, pictures, plain, report, scores
 from hiermt.cli.experiment import Experiment
 from hiermt.cli.forecasts import base_losses
 from hiermt.cli.record import fingerprint
@@ -19,14 +19,23 @@ from hiermt.inference.rolling import Decisions
 from hiermt.io.checkpoint import CONFIG, WEIGHTS, to_json
 from hiermt.io.files import atomic_write, atomic_write_all, check_writable
 from hiermt.io.tensor_files import write_tensors
-from hiermt.nn import TGCN_HierarchicalMT
 from hiermt.training.tasks.absent import ABSENT
 
 METRICS, PREDICTIONS, CURVES, CONFUSION = "metrics.json", "predictions.csv", "curves.png", "confusion.png"
 RECORD, REPORT = "run.json", "report.html"
 FILES = (WEIGHTS, CONFIG, METRICS, PREDICTIONS, CURVES, CONFUSION, RECORD, REPORT)
 EVALUATION_FILES = (METRICS, PREDICTIONS, CONFUSION, REPORT)
-HEADER = ("date", "symbol", "prediction", "confidence", "p_down", "p_neutral", "p_up", "p_signal", "p_up_if_signal")
+HEADER: tuple[str, ...] = (
+    "date",
+    "symbol",
+    "prediction",
+    "confidence",
+    "p_down",
+    "p_neutral",
+    "p_up",
+    "p_signal",
+    "p_up_if_signal",
+)
 
 
 def check_folder(folder: Path, names: tuple[str, ...] = FILES) -> None:
@@ -50,9 +59,9 @@ def check_folder(folder: Path, names: tuple[str, ...] = FILES) -> None:
 def write_artefacts(
     folder: Path,
     experiment: Experiment,
-    model: TGCN_HierarchicalMT,
+    model: Any,
     scored: dict[str, Any],
-    decisions: Decisions,
+    decisions: Any,
     facts: dict[str, Any],
     record: dict[str, Any],
 ) -> list[Path]:
@@ -64,34 +73,45 @@ def write_artefacts(
     Args:
         folder (Path): the target.
         experiment (Experiment): data and settings of the training.
-        model (TGCN_HierarchicalMT): the trained model.
-        scored (dict): of the test span, from :func:`hiermt.cli.evaluation.evaluate`.
-        decisions (Decisions): of the test span.
+        model (Module): the trained model.
+        scored (dict): of the test span, from :func:`hiermt.cli.evaluation.evaluate` or
+            :func:`hiermt.cli.plain.measure`.
+        decisions (Decisions or dict): of the test span, or the results of a task that decides nothing.
         facts (dict): further entries of ``metrics.json``.
         record (dict): content of ``run.json``.
 
     Returns:
         The paths of the files.
     """
-    rates = experiment.base_rates()
-    base = {name: base_losses(rate) for name, rate in rates.items()}
+    rates, kind = experiment.base_rates(), experiment.kind
+    base = {name: base_losses(rate) for name, rate in rates.items()} if kind.name == "two-headed" else {}
     content = model.content()
     metrics = {"test": scored, "losses": experiment.losses, "base_rates": rates, "base_losses": base, **facts}
     curves = report.png(lambda file: pictures.draw_curves(experiment.losses, file, base))
-    confusion = report.png(lambda file: pictures.draw_confusion(scored, file, scores.span(scored)))
-    page = report.Report(
-        title="Training",
-        scores=scored,
-        facts=facts,
-        curves=curves,
-        confusion=confusion,
-        symbols=experiment.table.symbols,
-        dates=[str(date) for date in experiment.dates_of(experiment.split.test)],
-        graph=experiment.dataset,
-        attention=attention.mean_attention(model, experiment.dataset, experiment.split.test),
-        balance=experiment.balance(),
-        record=record,
-    )
+    test, symbols = experiment.split.test, experiment.table.symbols
+    dates, returns = experiment.dates_of(test), experiment.returns_of(test)
+    confusion = b""
+    if kind.decides:
+        confusion = report.png(lambda file: pictures.draw_confusion(scored, file, scores.span(scored)))
+        page = report.Report(
+            title="Training",
+            scores=scored,
+            facts=facts,
+            curves=curves,
+            confusion=confusion,
+            symbols=symbols,
+            dates=[str(date) for date in dates],
+            graph=experiment.dataset,
+            attention=attention.mean_attention(model, experiment.dataset, test),
+            balance=experiment.balance(),
+            record=record,
+        ).html()
+        rows = scored_rows(dates, symbols, decisions, experiment.labels_of(test), returns)
+        header: tuple[str, ...] = (*HEADER, "actual", "return")
+    else:
+        page = plain.page("Training", scored, facts, curves, record)
+        rows = plain.rows(kind.name, dates, symbols, decisions, returns)
+        header = (*plain.HEADERS[kind.name], "return")
 
     def write_config(path: Path) -> None:
         description = {**experiment.describe(), "weights_sha256": fingerprint(written[WEIGHTS])}
@@ -101,17 +121,22 @@ def write_artefacts(
         WEIGHTS: lambda path: write_tensors(path, content.state, content.metadata),
         CONFIG: write_config,
         METRICS: lambda path: path.write_text(to_json(metrics), encoding="utf-8"),
-        PREDICTIONS: lambda path: _write_rows(path, _test_rows(experiment, decisions), (*HEADER, "actual", "return")),
+        PREDICTIONS: lambda path: _write_rows(path, rows, header),
         CURVES: lambda path: path.write_bytes(curves),
         CONFUSION: lambda path: path.write_bytes(confusion),
         RECORD: lambda path: path.write_text(to_json(record), encoding="utf-8"),
-        REPORT: lambda path: path.write_text(page.html(), encoding="utf-8"),
+        REPORT: lambda path: path.write_text(page, encoding="utf-8"),
     }
-    files = [folder / name for name in FILES]
+    names = [name for name in FILES if name != CONFUSION or kind.decides]
+    files = [folder / name for name in names]
     with atomic_write_all(files) as temporaries:
-        written = dict(zip(FILES, temporaries, strict=True))
-        for name, write in writers.items():
-            write(written[name])
+        written = dict(zip(names, temporaries, strict=True))
+        for name in writers.keys() & set(names) - {CONFIG}:
+            writers[name](written[name])
+        # Last, as it holds the hash of the weights.
+        writers[CONFIG](written[CONFIG])
+    if not kind.decides:  # one of a training before would seem to be of this one
+        (folder / CONFUSION).unlink(missing_ok=True)
     return files
 
 
@@ -128,10 +153,23 @@ def write_evaluation(
     return files
 
 
-def write_predictions(path: Path, rows: Iterable[tuple[Any, ...]]) -> None:
+def write_plain_evaluation(
+    folder: Path, name: str, page: str, metrics: dict[str, Any], rows: Iterable[tuple[Any, ...]]
+) -> list[Path]:
+    """The same for a task that decides nothing, ``"binary"`` or ``"regression"``; there is no confusion."""
+    files = [folder / METRICS, folder / PREDICTIONS, folder / REPORT]
+    with atomic_write_all(files) as (numbers, predictions, html):
+        numbers.write_text(to_json(metrics), encoding="utf-8")
+        _write_rows(predictions, rows, (*plain.HEADERS[name], "return"))
+        html.write_text(page, encoding="utf-8")
+    (folder / CONFUSION).unlink(missing_ok=True)
+    return files
+
+
+def write_predictions(path: Path, rows: Iterable[tuple[Any, ...]], header: tuple[str, ...] = HEADER) -> None:
     """Writes a CSV atomically: an old one stays until the new one is complete."""
     with atomic_write(path) as temporary:
-        _write_rows(temporary, rows, HEADER)
+        _write_rows(temporary, rows, header)
 
 
 def prediction_rows(dates: Any, symbols: tuple[str, ...], decisions: Decisions) -> Iterable[tuple[Any, ...]]:
@@ -160,12 +198,6 @@ def scored_rows(
     for (w, s), row in _placed_rows(dates, symbols, decisions):
         known = labels[w][s] >= 0
         yield *row, CLASSES[labels[w][s]] if known else "", f"{values[w][s]:.6f}" if known else ""
-
-
-def _test_rows(experiment: Experiment, decisions: Decisions) -> Iterable[tuple[Any, ...]]:
-    test, symbols = experiment.split.test, experiment.table.symbols
-    dates, truth = experiment.dates_of(test), experiment.labels_of(test)
-    return scored_rows(dates, symbols, decisions, truth, experiment.returns_of(test))
 
 
 def _write_rows(path: Path, rows: Iterable[tuple[Any, ...]], header: tuple[str, ...]) -> None:

@@ -10,7 +10,6 @@ import numpy.typing as npt
 import torch
 
 from hiermt.data import WindowDataset
-from hiermt.nn import TGCN_HierarchicalMT
 from hiermt.nn.conv import GAT
 
 _MOST_WINDOWS, _CHUNK = 64, 8
@@ -30,11 +29,11 @@ class Attention(NamedTuple):
 
 
 @torch.no_grad()
-def mean_attention(model: TGCN_HierarchicalMT, dataset: WindowDataset, starts: Sequence[int]) -> list[Attention]:
+def mean_attention(model: Any, dataset: WindowDataset, starts: Sequence[int]) -> list[Attention]:
     r"""Attention of each convolution (:math:`\alpha_{ij}` of :func:`hiermt.functional.gatv2_conv`), averaged.
 
     Args:
-        model (TGCN_HierarchicalMT): with GATv2 convolutions; a GCN has no attention.
+        model (Module): of this package, with GATv2 convolutions; a GCN has no attention.
         dataset (WindowDataset): on the device of the model.
         starts (sequence of int): first days of the windows, of which up to 64, evenly spaced, are read, and of those
             the ones on whose days every stock is present.
@@ -46,7 +45,8 @@ def mean_attention(model: TGCN_HierarchicalMT, dataset: WindowDataset, starts: S
     if dataset.present is not None:
         every = dataset.present.all(dim=0).tolist()
         starts = [start for start in starts if all(every[start : start + dataset.window])]
-    if not len(starts) or not all(isinstance(cell.gcn, GAT) for cell in model.tgcn_backbone.cells):
+    backbone = getattr(model, "tgcn_backbone", model)
+    if not len(starts) or not all(isinstance(cell.gcn, GAT) for cell in backbone.cells):
         return []
     total: Any = 0.0
     for first in range(0, len(starts), _CHUNK):

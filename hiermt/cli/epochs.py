@@ -7,7 +7,6 @@ from typing import Any
 
 from hiermt.cli.output import is_terminal, log
 
-_NAMES = ("total_loss", "signal_loss", "direction_loss")
 # Names of the training loop, which knows no validation, and of what is shown and written.
 _SPANS = {"train": "train", "test": "validation"}
 
@@ -49,17 +48,14 @@ class Epochs:
         self.count = epoch
         parts = {ours: span for span, ours in _SPANS.items() if f"{span}_total_loss" in metrics}
         for ours, span in parts.items():
-            for name in _NAMES:
-                self.losses.setdefault(f"{ours}_{name}", []).append(metrics[f"{span}_{name}"])
+            for name, loss in metrics.items():
+                if name.startswith(f"{span}_"):
+                    self.losses.setdefault(f"{ours}_{name.removeprefix(f'{span}_')}", []).append(loss)
         if self._bar is not None:
             self._bar.set_postfix({ours: f"{metrics[f'{span}_total_loss']:.4f}" for ours, span in parts.items()}, False)
             self._bar.update(epoch - self._bar.n)
         elif self.show and epoch % self.every == 0:
-            texts = [
-                f"{ours} {metrics[f'{span}_total_loss']:.4f} (signal {metrics[f'{span}_signal_loss']:.4f}, "
-                f"direction {metrics[f'{span}_direction_loss']:.4f})"
-                for ours, span in parts.items()
-            ]
+            texts = [f"{ours} {_shown(metrics, span)}" for ours, span in parts.items()]
             log.info("epoch %*d/%d  %s", len(str(self.most)), epoch, self.most, "  ".join(texts))
 
     def state_dict(self) -> dict[str, Any]:
@@ -70,3 +66,11 @@ class Epochs:
         """Continues after the losses of a checkpoint."""
         self.count = state["count"]
         self.losses = {name: list(values) for name, values in state["losses"].items()}
+
+
+def _shown(metrics: dict[str, float], span: str) -> str:
+    """The loss of a span, and those of its parts in brackets."""
+    losses = {name.removeprefix(f"{span}_"): loss for name, loss in metrics.items() if name.startswith(f"{span}_")}
+    total = f"{losses.pop('total_loss'):.4f}"
+    parts = ", ".join(f"{name.removesuffix('_loss')} {loss:.4f}" for name, loss in losses.items())
+    return f"{total} ({parts})" if parts else total

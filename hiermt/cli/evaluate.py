@@ -9,9 +9,9 @@ import numpy as np
 import torch
 
 from hiermt import data
-from hiermt.cli import artefacts, attention, evaluation, options, pictures, record, scores, summary, walk_forward
+from hiermt.cli import artefacts, attention, evaluation, options, pictures, plain, record, scores, summary, walk_forward
 from hiermt.cli.argument_types import path, whole
-from hiermt.cli.experiment import decide, true_classes
+from hiermt.cli.kinds import true_classes
 from hiermt.cli.output import log
 from hiermt.cli.report import Report, png
 from hiermt.cli.settings import Settings
@@ -85,7 +85,7 @@ def _of_model(args: argparse.Namespace, device: torch.device) -> dict[str, Any]:
             + ("" if args.all_days else f" after {seen}, the last day that the training used; --all-days takes all")
         )
     model = trained.model.to(device)
-    decisions = decide(model, dataset, starts, trained.confidence, progress=True)
+    decisions = trained.kind.decide(model, dataset, starts, trained.confidence, progress=True)
     days = slice(starts.start + trained.window - 1, starts.stop + trained.window - 1)
     all_returns = next_returns(table.close, trained.horizon)
     truth = true_classes(table, trained.horizon, trained.threshold)[:, days].t()
@@ -93,12 +93,17 @@ def _of_model(args: argparse.Namespace, device: torch.device) -> dict[str, Any]:
     if args.all_days and seen is not None and dates[0] <= seen:
         log.warning("days up to %s are among these, which the training has seen: the figures flatter the model", seen)
     returns = all_returns[:, days].t()
+    title = "Evaluation" + (" on all days, those of the training included" if args.all_days else "")
+    facts = {"model": args.model, "used by the training until": seen}
+    result: dict[str, Any] = {"model": str(args.model), "untouched_days_only": not args.all_days}
+    if not trained.kind.decides:
+        return _plain(args, trained, title, facts, result, decisions, returns, dates)
     scored = evaluation.evaluate(decisions, truth, returns, dates, trained.symbols, trained.horizon)
-    result = {"model": str(args.model), "untouched_days_only": not args.all_days, "test": scored}
+    result["test"] = scored
     page = Report(
-        title="Evaluation" + (" on all days, those of the training included" if args.all_days else ""),
+        title=title,
         scores=scored,
-        facts={"model": args.model, "used by the training until": seen},
+        facts=facts,
         symbols=trained.symbols,
         dates=dates,
         confusion=_confusion(scored),
@@ -107,6 +112,30 @@ def _of_model(args: argparse.Namespace, device: torch.device) -> dict[str, Any]:
         attention=attention.mean_attention(model, dataset, starts),
     )
     return _finish(args, result, page, decisions, truth, returns)
+
+
+def _plain(
+    args: argparse.Namespace,
+    trained: Trained,
+    title: str,
+    facts: dict[str, Any],
+    result: dict[str, Any],
+    found: dict[str, torch.Tensor],
+    returns: torch.Tensor,
+    dates: list[str],
+) -> dict[str, Any]:
+    """The results of a task that decides nothing."""
+    name, symbols = trained.kind.name, trained.symbols
+    scored = plain.measure(name, found, returns, dates, symbols, trained.horizon, trained.threshold)
+    result["test"] = scored
+    log.info("\n%s days, %s to %s, %d stocks\n", f"{len(dates):,}", dates[0], dates[-1], len(symbols))
+    log.info("%s", plain.text(scored))
+    if args.out is not None:
+        rows = plain.rows(name, dates, symbols, found, returns)
+        page = plain.page(title, scored, facts)
+        result["files"] = artefacts.write_plain_evaluation(args.out, name, page, dict(result), rows)
+        log.info("\n%s", "\n".join(f"  {file}" for file in result["files"]))
+    return result
 
 
 def _walk_forward(args: argparse.Namespace, device: torch.device) -> dict[str, Any]:

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from hiermt import data
+from hiermt.cli import evaluation, plain
 from hiermt.cli.epochs import Epochs
+from hiermt.cli.kinds import Kind, model_of, true_classes
 from hiermt.cli.settings import Settings
 from hiermt.data import FeatureTable, Scale, Split, WindowDataset, WindowLoader
-from hiermt.inference.rolling import Decisions, predict_rolling
-from hiermt.nn import TGCN_HierarchicalMT
-from hiermt.training import adam, train_hierarchical
+from hiermt.training import adam, train
 
 EVALUATION_BATCH = 128
 
@@ -28,6 +29,7 @@ class Experiment:
     split: Split
     scale: Scale
     dataset: WindowDataset
+    kind: Kind
     losses: dict[str, list[float]] = field(default_factory=dict)
 
     @classmethod
@@ -69,7 +71,10 @@ class Experiment:
             threshold=settings.threshold,
             horizon=settings.horizon,
         )
-        return cls(table, settings, split, scale, dataset.to(device))
+        kind = Kind.of(table, settings, split.train_days)
+        targets = {**(dataset.targets or {}), **kind.targets(table, settings)}
+        dataset = dataclasses.replace(dataset, targets=targets or None)
+        return cls(table, settings, split, scale, dataset.to(device), kind)
 
     @property
     def classes(self) -> Tensor:
@@ -107,28 +112,34 @@ class Experiment:
         size = self.settings.batch_size if shuffle else EVALUATION_BATCH
         return WindowLoader(self.dataset, part, size, shuffle, seed=self.settings.seed)
 
-    def model(self, backend: str = "auto") -> TGCN_HierarchicalMT:
+    def model(self, backend: str = "auto") -> Any:
         """A new model on the device of the data, its weights drawn with the seed of the settings."""
-        settings = self.settings
-        torch.manual_seed(settings.seed)
-        model = TGCN_HierarchicalMT(
-            len(self.table.names),
-            settings.hidden,
-            settings.layers,
-            use_gat=not settings.gcn,
-            layout="NTF",
-            feature_names=self.table.names,
-            backend=backend,
-        )
-        return model.to(self.dataset.series.device)
+        torch.manual_seed(self.settings.seed)
+        return model_of(self.settings, self.table.names, backend).to(self.dataset.series.device)
 
-    def train(self, model: TGCN_HierarchicalMT, *, show: bool = True, **options: Any) -> int:
+    def decide(self, model: Any, starts: range, *, progress: bool = False) -> Any:
+        """Results of the model for consecutive windows; see :meth:`hiermt.cli.kinds.Kind.decide`."""
+        return self.kind.decide(model, self.dataset, starts, self.settings.confidence, progress=progress)
+
+    def measure(self, results: Any, starts: range) -> dict[str, Any]:
+        """Figures of the results of consecutive windows.
+
+        Raises:
+            DataError: no window has a stock with a label.
+        """
+        dates, symbols, horizon = self.dates_of(starts), self.table.symbols, self.settings.horizon
+        returns = self.returns_of(starts)
+        if self.kind.decides:
+            return evaluation.evaluate(results, self.labels_of(starts), returns, dates, symbols, horizon)
+        return plain.measure(self.kind.name, results, returns, dates, symbols, horizon, self.settings.threshold)
+
+    def train(self, model: nn.Module, *, show: bool = True, **options: Any) -> int:
         """Trains until the validation loss stops falling; keeps the best weights.
 
         Args:
-            model (TGCN_HierarchicalMT): on the device of the dataset.
+            model (Module): on the device of the dataset.
             show (bool): show a bar or a line an epoch. (default: ``True``)
-            options: passed on to :func:`hiermt.train_hierarchical`.
+            options: passed on to :func:`hiermt.train`.
 
         Returns:
             Number of epochs trained, including those before a checkpoint.
@@ -136,10 +147,10 @@ class Experiment:
         settings = self.settings
         watched = self.loader(self.split.validation) if self.split.validation else None
         with Epochs(settings.epochs, show) as epochs:
-            train_hierarchical(
+            train(
                 model,
                 adam(model, settings.learning_rate),
-                None,
+                self.kind.task(),
                 self.loader(self.split.train, shuffle=True),
                 watched,
                 num_epochs=settings.epochs,
@@ -176,6 +187,7 @@ class Experiment:
             "horizon": self.settings.horizon,
             "threshold": self.settings.threshold,
             "confidence": self.settings.confidence,
+            "task": self.kind.describe(),
             "scale": {"mean": self.scale.mean.tolist(), "deviation": self.scale.deviation.tolist()},
             "graph": {
                 "source": source,
@@ -185,31 +197,3 @@ class Experiment:
             "trained_on": [str(self.table.dates[0]), str(self.table.dates[self.split.train_days - 1])],
             "used_until": str(self.table.dates[self.split.used_days - 1]),
         }
-
-
-def true_classes(table: FeatureTable, horizon: int, threshold: float) -> Tensor:
-    """The class of each stock and day, ``[S, L]``: 0 Down, 1 Neutral, 2 Up; -1 if absent, or without a later price."""
-    returns = data.next_returns(table.close, horizon)
-    if table.present is None:
-        return data.three_classes(*data.hierarchical_labels(returns, threshold))
-    there = returns.isfinite() & table.present[:, : returns.size(1)]
-    classes = data.three_classes(*data.hierarchical_labels(returns.where(there, 0.0), threshold))
-    return classes.masked_fill(~there, -1)
-
-
-def decide(
-    model: TGCN_HierarchicalMT, dataset: WindowDataset, starts: range, confidence: float, *, progress: bool = False
-) -> Decisions:
-    """Decisions for consecutive windows, on the CPU."""
-    days = slice(starts.start, starts.stop + dataset.window - 1)
-    decisions = predict_rolling(
-        model,
-        dataset.series[:, days],
-        dataset.graph,
-        dataset.window,
-        threshold=confidence,
-        progress=progress,
-        feature_names=dataset.feature_names,
-        present=None if dataset.present is None else dataset.present[:, days],
-    )
-    return Decisions(*(part.cpu() for part in decisions))

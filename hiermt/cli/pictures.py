@@ -15,6 +15,8 @@ from hiermt.io.files import atomic_write
 # Colours that colour-blind readers and print keep apart (Okabe and Ito).
 BLUE, ORANGE, GREEN, GREY = "#0072B2", "#D55E00", "#009E73", "#666666"
 
+_TITLES = {"total_loss": "Total loss", "signal_loss": "Signal head", "direction_loss": "Direction head"}
+
 # Nats that the axis of a loss covers at least.
 _LEAST_SPAN = 0.02
 
@@ -42,10 +44,11 @@ def draw_curves(
 def curves(losses: Mapping[str, Sequence[float]], base: Mapping[str, Mapping[str, float]] | None = None) -> Any:
     """The figure of :func:`draw_curves`."""
     figure = new_figure(10, 3.8)
-    titles = {"total_loss": "Total loss", "signal_loss": "Signal head", "direction_loss": "Direction head"}
+    parts = dict.fromkeys(name.partition("_")[2] for name in losses)
+    titles = {name: _TITLES.get(name, name.removesuffix("_loss").capitalize()) for name in parts}
     spans = {"train": ("training", BLUE), "validation": ("validation", ORANGE)}
     for i, (name, title) in enumerate(titles.items()):
-        axes = figure.add_subplot(1, 3, i + 1)
+        axes = figure.add_subplot(1, max(len(titles), 2), i + 1)
         for span, (label, colour) in spans.items():
             values = np.array(losses.get(f"{span}_{name}", []), dtype=np.float64)
             if not len(values):
@@ -66,7 +69,7 @@ def curves(losses: Mapping[str, Sequence[float]], base: Mapping[str, Mapping[str
         axes.set_xlabel("epoch")
         axes.set_xlim(0.5, max([1, *map(len, losses.values())]) + 0.5)
         axes.xaxis.get_major_locator().set_params(integer=True, min_n_ticks=1)
-        axes.set_ylabel("cross entropy, lower is better" if i == 0 else "")
+        axes.set_ylabel("loss, lower is better" if i == 0 else "")
         axes.grid(alpha=0.25)
     named = {line.get_label(): line for axes in figure.axes for line in axes.lines}
     figure.legend(named.values(), named.keys(), loc="outside lower center", ncols=5, fontsize=8, frameon=False)

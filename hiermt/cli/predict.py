@@ -5,9 +5,8 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from hiermt.cli import artefacts, options, output
+from hiermt.cli import artefacts, options, output, plain
 from hiermt.cli.argument_types import file_path, real, whole
-from hiermt.cli.experiment import decide
 from hiermt.cli.output import log
 from hiermt.cli.trained import Trained
 from hiermt.data import DataError
@@ -19,6 +18,8 @@ MEANING = (
     "first (P(signal) = 1 - P(neutral)) and then for the likelier direction, so it can differ from the likeliest "
     "outcome. Confidence is the probability of the head that decided alone, at least 50% whatever the model knows."
 )
+
+MEANING_OF_CLASSES = "The decision is the likeliest of the three outcomes, and the confidence its probability."
 
 
 def add_parser(commands: Any) -> None:
@@ -63,13 +64,21 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
             f"{trained.window}"
         )
     starts = range(dataset.num_windows - days, dataset.num_windows)
+    if args.confidence is not None and trained.kind.name != "two-headed":
+        raise ValueError(
+            f"--confidence: P(signal) above which to decide is of the two-headed task, not of {trained.kind.name}"
+        )
     confidence = trained.confidence if args.confidence is None else args.confidence
     model = trained.model.to(device)
-    decisions = decide(model, dataset, starts, confidence, progress=True)
+    found = trained.kind.decide(model, dataset, starts, confidence, progress=True)
     dates = table.dates[starts.start + trained.window - 1 :]
-    rows = list(artefacts.prediction_rows(dates, trained.symbols, decisions))
+    if trained.kind.decides:
+        rows, header = list(artefacts.prediction_rows(dates, trained.symbols, found)), artefacts.HEADER
+    else:
+        name = trained.kind.name
+        rows, header = list(plain.rows(name, dates, trained.symbols, found)), plain.HEADERS[name]
     if args.out is not None:
-        artefacts.write_predictions(args.out, rows)
+        artefacts.write_predictions(args.out, rows, header)
     log.info(
         "Close of %s, for %d trading day(s) later; a move is more than %.2f%%",
         dates[-1],
@@ -77,19 +86,27 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         100 * trained.threshold,
     )
     last = [row for row in rows if row[0] == dates[-1]]
-    shown = [
-        [symbol, decision, *(f"{float(value):.1%}" for value in numbers[1:4]), f"{float(numbers[0]):.1%}"]
-        for _, symbol, decision, *numbers in last
-    ]
-    columns = ("symbol", "decision", "P(down)", "P(neutral)", "P(up)", "confidence")
-    log.info("%s\n\n%s", output.table(columns, shown, left=2), output.prose(MEANING))
+    if trained.kind.decides:
+        shown = [
+            [symbol, decision, *(f"{float(value):.1%}" for value in numbers[1:4]), f"{float(numbers[0]):.1%}"]
+            for _, symbol, decision, *numbers in last
+        ]
+        columns = ("symbol", "decision", "P(down)", "P(neutral)", "P(up)", "confidence")
+        meaning = MEANING if trained.kind.name == "two-headed" else MEANING_OF_CLASSES
+        log.info("%s\n\n%s", output.table(columns, shown, left=2), output.prose(meaning))
+    else:
+        log.info("%s", output.table(header[1:], [list(row[1:]) for row in last], left=1))
     here = {row[1] for row in last}
     absent = [symbol for symbol in trained.symbols if symbol not in here]
     if absent:
         log.info("\nabsent on that day, so without a decision: %s", some(absent))
     if args.out is not None:
         log.info("\n%s: %s days x %d stocks", args.out, f"{len(dates):,}", len(trained.symbols))
-    named = [dict(zip(artefacts.HEADER, [str(row[0]), *row[1:3], *map(float, row[3:])], strict=True)) for row in rows]
+    texts = ("symbol", "prediction")
+    named = [
+        {name: str(cell) if name in ("date", *texts) else float(cell) for name, cell in zip(header, row, strict=True)}
+        for row in rows
+    ]
     return {
         "horizon": trained.horizon,
         "threshold": trained.threshold,

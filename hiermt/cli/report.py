@@ -69,7 +69,6 @@ class Report:
             "which no training used" if self.unseen else "with days that the training has seen: they flatter the model"
         )
         parts = [
-            f"<h1>{html.escape(self.title)}</h1>",
             f'<p class="lead">{html.escape(summary.knows(self.scores))} {summary.NO_PROFIT}</p>',
             f"<p>All figures are of {span}, {seen}. {summary.BASE_RATE} In brackets: {drawn['level']:.0%} intervals by "
             f"block bootstrap over days ({drawn['draws']} draws of blocks of {drawn['block_days']} days).</p>",
@@ -81,12 +80,7 @@ class Report:
             *self._model(),
             *self._record(),
         ]
-        return (
-            "<!DOCTYPE html>\n"
-            f'<html lang="en"><head><meta charset="utf-8"><title>{html.escape(self.title)}</title>'
-            '<meta name="viewport" content="width=device-width, initial-scale=1">'
-            f"<style>{_STYLE}</style></head><body>\n" + "\n".join(parts) + "\n</body></html>\n"
-        )
+        return document(self.title, parts)
 
     def _probabilities(self) -> list[str]:
         columns, rows = summary.forecast_rows(self.scores)
@@ -95,7 +89,7 @@ class Report:
             "<p>Log loss and Brier score: lower is better, and only a value below that of the base rate is knowledge. "
             "AUC: the chance that a case of the event has a higher probability than one without; 0.5 is no "
             "knowledge.</p>",
-            _table(columns, rows),
+            html_table(columns, rows),
             _image("Reliability", figures.reliability, self.scores),
             f"<p>{html.escape(summary.belief(self.scores))} <code>{', '.join(CLASS_PROBABILITIES)}</code> in "
             "<code>predictions.csv</code> are the probabilities of the three outcomes; <code>confidence</code> is the "
@@ -107,9 +101,9 @@ class Report:
         lines = scores.verdict(self.scores).splitlines()
         return [
             "<h2>Decisions</h2>",
-            _table(columns, rows),
+            html_table(columns, rows),
             f"<p>{'<br>'.join(map(html.escape, lines))}</p>",
-            _embedded("Confusion", self.confusion),
+            embedded("Confusion", self.confusion),
         ]
 
     def _ranking(self) -> list[str]:
@@ -123,7 +117,7 @@ class Report:
         for name, title in (("year", "By year"), ("symbol", "By stock")):
             rows = self.scores[f"by_{name}"]
             drawn = [_image(title, figures.by_group, rows, name)] if len(rows) > 1 else []
-            parts += [f"<h2>{title}</h2>", *drawn, _table(*_group_rows(rows, name))]
+            parts += [f"<h2>{title}</h2>", *drawn, html_table(*_group_rows(rows, name))]
         return parts
 
     def _training(self) -> list[str]:
@@ -133,7 +127,7 @@ class Report:
                 "<h2>Training</h2>",
                 "<p>Dashed: the loss of the base rate of the same span. A model that learns nothing comes down to it "
                 "and stays.</p>",
-                _embedded("Losses", self.curves),
+                embedded("Losses", self.curves),
             ]
         if self.balance is not None:
             parts += ["<h2>Classes over time</h2>", _image("Classes over time", figures.balance, self.balance)]
@@ -150,15 +144,32 @@ class Report:
             rows = _strongest(self.attention, self.symbols)
             if rows:
                 columns = ("convolution", "reads", "attention", "if equal", "ratio")
-                parts.append(_table(columns, rows))
+                parts.append(html_table(columns, rows))
         return parts
 
     def _record(self) -> list[str]:
-        facts = [[name.replace("_", " "), str(value)] for name, value in self.facts.items()]
-        parts = ["<h2>Run</h2>", _table(("", ""), facts)]
-        if self.record is not None:
-            parts += ["<p>The content of <code>run.json</code>:</p>", f"<pre>{html.escape(to_json(self.record))}</pre>"]
-        return parts
+        return record_parts(self.facts, self.record)
+
+
+def document(title: str, parts: Sequence[str]) -> str:
+    """The page of some parts."""
+    return (
+        "<!DOCTYPE html>\n"
+        f'<html lang="en"><head><meta charset="utf-8"><title>{html.escape(title)}</title>'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        f"<style>{_STYLE}</style></head><body>\n<h1>{html.escape(title)}</h1>\n"
+        + "\n".join(parts)
+        + "\n</body></html>\n"
+    )
+
+
+def record_parts(facts: Mapping[str, Any], record: dict[str, Any] | None) -> list[str]:
+    """The facts and the record of a run."""
+    cells = [[name.replace("_", " "), str(value)] for name, value in facts.items()]
+    parts = ["<h2>Run</h2>", html_table(("", ""), cells)]
+    if record is not None:
+        parts += ["<p>The content of <code>run.json</code>:</p>", f"<pre>{html.escape(to_json(record))}</pre>"]
+    return parts
 
 
 def _group_rows(rows: Sequence[Mapping[str, Any]], name: str) -> tuple[tuple[str, ...], list[list[str]]]:
@@ -199,7 +210,8 @@ def _strongest(found: Sequence[Attention], symbols: Sequence[str], most: int = 5
     return rows
 
 
-def _table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+def html_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A table that scrolls where it is too wide."""
     head = "".join(f"<th>{html.escape(name)}</th>" for name in columns)
     body = "\n".join(f"<tr>{''.join(f'<td>{html.escape(cell)}</td>' for cell in row)}</tr>" for row in rows)
     return f'<div class="scroll"><table><tr>{head}</tr>\n{body}</table></div>'
@@ -213,9 +225,10 @@ def png(draw: Callable[[Any], None]) -> bytes:
 
 
 def _image(name: str, draw: Callable[..., Any], *arguments: Any) -> str:
-    return _embedded(name, png(lambda file: save(draw(*arguments), file, _DPI)))
+    return embedded(name, png(lambda file: save(draw(*arguments), file, _DPI)))
 
 
-def _embedded(name: str, png: bytes) -> str:
+def embedded(name: str, png: bytes) -> str:
+    """A picture in the page itself."""
     data = base64.b64encode(png).decode("ascii")
     return f'<p><img alt="{html.escape(name)}" src="data:image/png;base64,{data}"></p>'

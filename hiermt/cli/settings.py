@@ -8,8 +8,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from hiermt.cli.argument_types import real, whole
+from hiermt.cli.argument_types import one_of, real, whole
 from hiermt.data import CORRELATION, THRESHOLD
+
+NETWORKS = ("hierarchical", "multitask", "tgcn", "a3tgcn")
+TASKS = ("two-headed", "several", "classes", "binary", "regression")
 
 
 def _setting(
@@ -38,6 +41,14 @@ class Settings:
         CORRELATION, "graph", "correlation of returns above which two stocks are neighbours", real(-1, 0.999)
     )
     sector_bonus: float = _setting(0.1, "graph", "added to the correlation within a sector", real(0, 2))
+    network: str = _setting("hierarchical", "model", "hierarchical, multitask, tgcn or a3tgcn", one_of(*NETWORKS))
+    task: str = _setting(
+        "auto",
+        "model",
+        "two-headed (hierarchical, multitask), several (multitask), or classes, binary, regression (tgcn, a3tgcn); "
+        "auto is the first of a network",
+        one_of("auto", *TASKS),
+    )
     hidden: int = _setting(16, "model", "hidden channels", whole(1))
     layers: int = _setting(2, "model", "T-GCN layers", whole(1))
     gcn: bool = _setting(False, "model", "GCN convolutions in place of graph attention")
@@ -69,6 +80,6 @@ class Settings:
                 metavar=field.name.rpartition("_")[2].upper(),
                 type=kind,
                 default=field.default,
-                help=f"{text} ({field.default:g})",
+                help=f"{text} ({field.default if isinstance(field.default, str) else format(field.default, 'g')})",
             )
         return groups

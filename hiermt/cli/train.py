@@ -9,13 +9,12 @@ from typing import Any
 import torch
 
 from hiermt import data
-from hiermt.cli import artefacts, evaluation, options, record, summary
+from hiermt.cli import artefacts, options, plain, record, summary
 from hiermt.cli.argument_types import file_path, path
-from hiermt.cli.experiment import Experiment, decide
+from hiermt.cli.experiment import Experiment
 from hiermt.cli.output import log
 from hiermt.cli.settings import Settings
 from hiermt.io.files import check_writable
-from hiermt.nn import TGCN_HierarchicalMT
 
 
 def add_parser(commands: Any) -> None:
@@ -84,7 +83,7 @@ def prepare(args: argparse.Namespace, device: torch.device) -> Experiment:
 def finish(
     args: argparse.Namespace,
     experiment: Experiment,
-    model: TGCN_HierarchicalMT,
+    model: Any,
     run_record: dict[str, Any],
     **loop: Any,
 ) -> dict[str, Any]:
@@ -93,9 +92,9 @@ def finish(
     Args:
         args (Namespace): with ``out``, the folder for the results.
         experiment (Experiment): data and settings.
-        model (TGCN_HierarchicalMT): on the device of the data.
+        model (Module): on the device of the data.
         run_record (dict): content of ``run.json``.
-        loop: passed on to :func:`hiermt.train_hierarchical`.
+        loop: passed on to :func:`hiermt.train`.
 
     Returns:
         What ``metrics.json`` holds of the test span, and the paths of the files.
@@ -103,16 +102,9 @@ def finish(
     start = time.perf_counter()
     ran = experiment.train(model, **loop)
     seconds = time.perf_counter() - start
-    test, settings = experiment.split.test, experiment.settings
-    decisions = decide(model, experiment.dataset, test, settings.confidence, progress=True)
-    scored = evaluation.evaluate(
-        decisions,
-        experiment.labels_of(test),
-        experiment.returns_of(test),
-        experiment.dates_of(test),
-        experiment.table.symbols,
-        settings.horizon,
-    )
+    test = experiment.split.test
+    decisions = experiment.decide(model, test, progress=True)
+    scored = experiment.measure(decisions, test)
     facts = {
         "epochs": ran,
         "train_seconds": round(seconds, 2),
@@ -127,6 +119,7 @@ def finish(
     kept = ", kept the weights with the lowest validation loss" if experiment.split.validation else ""
     windows = f"{ran * len(experiment.split.train):,}"
     log.info("\ntrained %d epochs (%s windows) in %.1f s%s", ran, windows, seconds, kept)
-    log.info("\nTest span, not used in training:\n\n%s", summary.text(scored))
+    text = summary.text(scored) if experiment.kind.decides else plain.text(scored)
+    log.info("\nTest span, not used in training:\n\n%s", text)
     log.info("\n%s", "\n".join(f"  {file}" for file in files))
     return {"out": args.out, "files": files, "test": scored, **facts}

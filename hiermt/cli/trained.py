@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from hiermt._arguments import check_integer
+from hiermt.cli.kinds import NETWORKS, Kind
 from hiermt.cli.record import fingerprint
 from hiermt.data import DataError, FeatureTable, Scale, WindowDataset
 from hiermt.data.feature_names import as_names, check_same
@@ -26,7 +27,7 @@ class Trained:
     ``used_until`` is the last day that training or validation read, as an ISO date.
     """
 
-    model: TGCN_HierarchicalMT
+    model: Any
     symbols: tuple[str, ...]
     features: tuple[str, ...]
     window: int
@@ -36,6 +37,7 @@ class Trained:
     scale: Scale
     edge_index: Tensor
     edge_weight: Tensor | None
+    kind: Kind
     used_until: str | None = None
 
     @classmethod
@@ -52,7 +54,8 @@ class Trained:
         described = config.get("data")
         if not isinstance(described, dict):
             raise DataError(f"{folder}: config.json lacks the part 'data'; give the --out folder of a training")
-        model = TGCN_HierarchicalMT.from_pretrained(folder, backend=backend)
+        found = next((one for one in NETWORKS.values() if one.__name__ == config.get("model")), TGCN_HierarchicalMT)
+        model = found.from_pretrained(folder, backend=backend)
         if described.get("weights_sha256") != fingerprint(folder / WEIGHTS):
             raise DataError(f"{folder}: {WEIGHTS} and config.json are of different trainings; train again")
         try:
@@ -76,14 +79,14 @@ class Trained:
         return dataset.to(device)
 
 
-def _parsed(described: dict[str, Any], model: TGCN_HierarchicalMT) -> Trained:
+def _parsed(described: dict[str, Any], model: Any) -> Trained:
     """The part ``data`` of ``config.json``, checked against itself and the model.
 
     Raises:
         KeyError, TypeError, ValueError, OverflowError, IndexError, RuntimeError: an entry is missing or does not fit.
     """
     graph, scale, weight = described["graph"], described["scale"], described["graph"]["weight"]
-    symbols, channels = _strings("symbols", described["symbols"]), model.tgcn_backbone.in_channels
+    symbols, channels = _strings("symbols", described["symbols"]), model.config["in_channels"]
     # In a folder of a version whose models had no feature names, this is their only record.
     features = as_names(_strings("features", described["features"]), channels) or ()
     for name in ("window", "horizon"):
@@ -110,6 +113,7 @@ def _parsed(described: dict[str, Any], model: TGCN_HierarchicalMT) -> Trained:
         scale=Scale(_vector(scale["mean"]), _vector(scale["deviation"]), features),
         edge_index=edges,
         edge_weight=weights,
+        kind=Kind.parsed(described.get("task")),
         used_until=_last_day(described),
     )
 

@@ -8,7 +8,8 @@ from typing import Any, NamedTuple
 import torch
 
 from hiermt.cli import evaluation, output
-from hiermt.cli.experiment import Experiment, decide
+from hiermt.cli.experiment import Experiment
+from hiermt.cli.kinds import task_name
 from hiermt.cli.output import log
 from hiermt.cli.settings import Settings
 from hiermt.data import DataError, FeatureTable, Split
@@ -60,7 +61,16 @@ def splits(num_days: int, settings: Settings, folds: int) -> Iterator[Split]:
 def run(
     table: FeatureTable, settings: Settings, folds: int, device: torch.device, backend: str, **prepare: Any
 ) -> Result:
-    """Trains and decides for each fold."""
+    """Trains and decides for each fold.
+
+    Raises:
+        ValueError: the task of the settings decides nothing.
+    """
+    if task_name(settings) in ("binary", "regression"):
+        raise ValueError(
+            f"--walk-forward: measures decisions (Down, Neutral, Up), which the task {task_name(settings)} does not "
+            "make; use --task classes"
+        )
     found: list[dict[str, Any]] = []
     parts: list[tuple[Any, ...]] = []
     dates: list[str] = []
@@ -76,7 +86,7 @@ def run(
             *experiment.dates_of(split.test)[[0, -1]],
         )
         epochs = experiment.train(model)
-        decisions = decide(model, experiment.dataset, split.test, settings.confidence, progress=True)
+        decisions = experiment.decide(model, split.test, progress=True)
         truth, returns = experiment.labels_of(split.test), experiment.returns_of(split.test)
         days = [str(date) for date in experiment.dates_of(split.test)]
         scored = evaluation.evaluate(decisions, truth, returns, days, table.symbols, settings.horizon)

@@ -28,7 +28,7 @@ def trained(tmp_path_factory):
     bars(STOCKS, DAYS).to_csv(folder / "prices.csv", index=False)
 
     def draw(name, function, *arguments):
-        return report._embedded(name, report.png(lambda file: pictures.save(function(*arguments), file, 40)))
+        return report.embedded(name, report.png(lambda file: pictures.save(function(*arguments), file, 40)))
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(report, "_image", draw)
