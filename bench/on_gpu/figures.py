@@ -108,7 +108,7 @@ class Bench:
 
         def losses(batch: data.WindowBatch) -> torch.Tensor:
             given = inputs.shared_inputs(model, batch, self.device, share)
-            return batch_losses(model, task, given, batch, optimizer)
+            return batch_losses(task, model(*given), batch, optimizer)
 
         planned = [one for one in loader.plan() if one.starts.numel() == size]
         if not self.clock.gpu:
