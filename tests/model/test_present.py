@@ -146,6 +146,7 @@ class Doubled(nn.Module):
         return 2 * self.conv(*args)
 
 
+@pytest.mark.hostile("absent", "replaced-part")
 def test_replaced_parts_get_the_subgraph_of_the_day(backend: str) -> None:
     model, (x, present) = backbone(backend), problem()
     states, _ = expected_states(model, x, present, {})
@@ -196,6 +197,7 @@ WRONG: dict[str, tuple[Any, type[Exception], str]] = {
 }
 
 
+@pytest.mark.hostile("absent", "messages")
 @pytest.mark.parametrize("name", WRONG)
 def test_wrong_masks_are_refused_by_name(name: str, backend: str) -> None:
     present, error, message = WRONG[name]

@@ -126,6 +126,7 @@ def check(problem: Layer, y: Tensor, truth: Tensor, leaves: list[Tensor], exact:
 CASES = [(1, True, 1), (1, False, 2), (2, True, 2), (2, False, 1)]
 
 
+@pytest.mark.hostile("absent", "loops", "edge-weight")
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize(("conv_layers", "between", "copies"), CASES)
 @pytest.mark.parametrize("kind", KINDS)
@@ -134,6 +135,7 @@ def test_equals_pyg_day_by_day(kind: str, conv_layers: int, between: bool, copie
     check(problem, problem.run(backend), problem.expected(), problem.leaves, problem.leaves)
 
 
+@pytest.mark.hostile("absent", "empty")
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("mask", ["listed late", "a day of nobody", "nobody", "one"])
 @pytest.mark.parametrize("kind", KINDS)
@@ -235,6 +237,7 @@ def test_all_there_is_no_mask(backend: str) -> None:
             assert kind != "bare" or backend == "reference" or torch.equal(one, other)
 
 
+@pytest.mark.hostile("absent", "strides")
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("kind", KINDS)
 def test_any_strides_of_the_mask(kind: str, backend: str) -> None:
@@ -250,6 +253,7 @@ def test_any_strides_of_the_mask(kind: str, backend: str) -> None:
         assert torch.equal(one, other)
 
 
+@pytest.mark.hostile("absent", "special-numbers")
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("scale", [1e20, 1e36])
 def test_scores_that_are_extremely_negative(scale: float, backend: str) -> None:
@@ -287,6 +291,7 @@ def test_gradients_by_differences(kind: str) -> None:
     assert torch.autograd.gradcheck(run, (x, problem.h0, *problem.convs, *weight), fast_mode=True)
 
 
+@pytest.mark.hostile("absent", "determinism")
 @needs_native
 @pytest.mark.parametrize("kind", KINDS)
 def test_any_number_of_threads(kind: str) -> None:
@@ -325,6 +330,7 @@ def test_opcheck(kind: str) -> None:
     torch.library.opcheck(ops.tgcn_layer.default, args, {**scan, "conv_layers": 1, "between": True})
 
 
+@pytest.mark.hostile("absent", "compilers")
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_compiles_without_a_break(backend: str) -> None:
     torch.manual_seed(0)

@@ -49,6 +49,7 @@ WRONG: dict[str, tuple[Any, type[Exception], str]] = {
 }
 
 
+@pytest.mark.hostile("absent", "messages")
 @pytest.mark.parametrize("backend", ["native", "reference"])
 @pytest.mark.parametrize("wrong", WRONG)
 @pytest.mark.parametrize("function", FUNCTIONS)
@@ -61,6 +62,7 @@ def test_refused_by_name(function: str, wrong: str, backend: str) -> None:
         FUNCTIONS[function](mask, backend=backend)
 
 
+@pytest.mark.hostile("absent", "forged-call")
 @pytest.mark.skipif(extension.why_not_native("cpu") is not None, reason="needs the native library")
 @pytest.mark.parametrize(
     ("mask", "message"),

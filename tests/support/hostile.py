@@ -66,6 +66,10 @@ CLASSES: dict[str, tuple[str, str]] = {
         "many nodes, edges, steps, channels; one node with all edges",
         "the same numbers, in proportional time",
     ),
+    "absent": (
+        "stocks that come and go, NaN where they are absent; a mask of another form or device",
+        "the numbers of PyG on those that are there; refused by name",
+    ),
     "messages": ("any refusal", "names the argument, what was expected and what came"),
 }
 
