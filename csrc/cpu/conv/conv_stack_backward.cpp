@@ -107,13 +107,23 @@ struct StackBackward {
     }
   }
 
+  template <bool kMasked>
+  HIERMT_NOINLINE void recompute_targets(int64_t k, const TileGraph<C>& g, const TileSpan<C>& out,
+                                         const Task& task) const {
+    for (int64_t i = 0; i < task.end - task.begin; ++i) {
+      convolve<kMasked>(convs[k], g, i, out.node(i), task.scratch.score, Activation::kLeakyRelu);
+    }
+  }
+
   // out = convolution k of x, after its activation.
   void recompute(int64_t k, const TileGraph<C>& g, const TileSpan<C>& x, const TileSpan<C>& x_l,
                  const TileSpan<C>& out, C* linear_score, const Task& task) const {
     const int64_t nodes = task.end - task.begin;
     project<C>(convs[k], x, x_l, out, linear_score, g.presence, 0, nodes);
-    for (int64_t i = 0; i < nodes; ++i) {
-      convolve(convs[k], g, i, out.node(i), task.scratch.score, Activation::kLeakyRelu);
+    if (masked()) {
+      recompute_targets<true>(k, g, out, task);
+    } else {
+      recompute_targets<false>(k, g, out, task);
     }
     clear_unused_lanes(task, out);
   }
@@ -137,7 +147,8 @@ struct StackBackward {
   }
 
   template <bool kMasked>
-  void targets_backward(int64_t k, const TileGraph<C>& g, const BackwardTiles<C>& t, const Task& task) const {
+  HIERMT_NOINLINE void targets_backward(int64_t k, const TileGraph<C>& g, const BackwardTiles<C>& t,
+                                        const Task& task) const {
     const ConvSums<C>& sums = task.sums[k];
     const bool through_scale = kMasked && !gat() && task.d_edge_weight;
     if (through_scale) std::memset(task.d_log_scale, 0, static_cast<size_t>(t.nodes * L) * sizeof(C));

@@ -37,27 +37,17 @@ HIERMT_INLINE void project(const PackedConv<C>& p, const TileSpan<const C>& x, c
   if (presence.there) no_scores(presence, begin, end, linear_score);
 }
 
+// The output of target i after the activation, to `out`, which holds x_r[i] for GATv2. `score` has room for a
+// vector per entry of the target. With a mask it is zero in the lanes without the target.
 template <bool kMasked, class C>
-HIERMT_INLINE void convolve_masked(const PackedConv<C>& p, const TileGraph<C>& g, int64_t i, C* out, C* score,
-                                   Activation activation) {
+HIERMT_INLINE void convolve(const PackedConv<C>& p, const TileGraph<C>& g, int64_t i, C* out, C* score,
+                            Activation activation) {
   if (!p.gat()) {
     aggregate<kMasked>(p, g, i, out, activation);
   } else if (g.edge_weight) {
     attend<true, kMasked>(p, g, i, out, score, activation);
   } else {
     attend<false, kMasked>(p, g, i, out, score, activation);
-  }
-}
-
-// The output of target i after the activation, to `out`, which holds x_r[i] for GATv2. `score` has room for a
-// vector per entry of the target. With a mask it is zero in the lanes without the target.
-template <class C>
-HIERMT_INLINE void convolve(const PackedConv<C>& p, const TileGraph<C>& g, int64_t i, C* out, C* score,
-                            Activation activation) {
-  if (g.presence.there) {
-    convolve_masked<true>(p, g, i, out, score, activation);
-  } else {
-    convolve_masked<false>(p, g, i, out, score, activation);
   }
 }
 
