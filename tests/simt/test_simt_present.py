@@ -63,6 +63,8 @@ def test_every_width(case: Case, dtype: torch.dtype) -> None:
 
 
 OTHERS = [
+    scan(32, channels=2, state=True, convolved=False),
+    windows(16, channels=2, convolved=False),
     conv(16, stack=BARE),
     conv(16, stack=Stack()),
     conv(16, stack=GCN),

@@ -29,6 +29,7 @@ MAX_WARPS = 64
 _SPILL_A_REGISTER = (
     "linear_kernel<float, true, 2, SequenceRows<",  # sm_80, sm_90
     "gatv2_stack_bwd_kernel<Half, 16, false>",  # sm_90
+    "gatv2_conv_bwd_target_kernel<Half, 0, true>",  # sm_90
     "gatv2_stack_multilane_fwd_kernel<",  # sm_120
     "gated_scan_fwd_memory_kernel<",  # sm_120
 )

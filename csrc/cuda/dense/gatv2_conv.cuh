@@ -109,7 +109,7 @@ struct GatV2Entries {
   int64_t step_row;  // of node 0 at the same step
   int begin, degree;
   bool there = true;
-  int others = 0;  // with kMasked: entries that count beside the loop
+  C share = C(1);  // with kMasked: of each entry that counts beside the loop, in the weight of the loop
   C loop_weight = C(0);
 
   // `inside`: whether the group has a row, or repeats one of another group.
@@ -126,13 +126,15 @@ struct GatV2Entries {
   __device__ __forceinline__ void find_loop_weight(const GatV2ConvForward<S>& p, int member, int lanes) {
     if (p.edge_weight == nullptr) return;
     C sum = C(0);
+    int others = 0;
     for (int k = member; k < degree - 1; k += lanes) {
       if (!p.present[row_of(p.graph.col[begin + k])]) continue;
       sum += load(p.edge_weight + begin + k);
       ++others;
     }
     others = group_sum(others, lanes);
-    loop_weight = group_sum(sum, lanes) / static_cast<C>(others > 0 ? others : 1);
+    share = C(1) / static_cast<C>(others > 0 ? others : 1);
+    loop_weight = group_sum(sum, lanes) * share;
   }
   __device__ __forceinline__ GatV2Entry<C> entry(const GatV2ConvForward<S>& p, int k) const {
     bool active = k < degree;

@@ -140,8 +140,7 @@ __global__ void __launch_bounds__(GatV2Traits::kThreads)
     }
     if constexpr (kMasked) {
       d_loop = group_sum(d_loop, split.lanes);
-      const C parts = static_cast<C>(entries.others > 0 ? entries.others : 1);
-      if (inside && member == 0) memory.loops[row] = {entries.loop_weight, d_loop / parts};
+      if (inside && member == 0) memory.loops[row] = {entries.loop_weight, d_loop * entries.share};
     }
     if (inside) {
       split.store_aligned(memory.d_x_r + offset, first, d_x_r);

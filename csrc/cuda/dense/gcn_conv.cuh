@@ -123,18 +123,19 @@ __global__ void __launch_bounds__(GcnTraits::kThreads)
   C* scratch = shared.take<C>(GcnTraits::kThreads);
   const int hidden = static_cast<int>(p.hidden), steps = static_cast<int>(p.steps);
   const int node = static_cast<int>(blockIdx.x);
-  // Steps and channels of a node are contiguous.
-  const int64_t piece = static_cast<int64_t>(steps) * hidden, values = p.graph.copies * piece;
+  const int64_t values = p.graph.copies * steps * hidden;
   for (int entry = p.graph.rowptr[node]; entry < p.graph.rowptr[node + 1]; ++entry) {
     C sum = C(0);
     for (int64_t i = threadIdx.x; i < values; i += GcnTraits::kThreads) {
-      const int64_t copy = i / piece, inside = i - copy * piece, step = inside / hidden;
-      const int64_t target = copy * p.graph.num_nodes + node;
-      const int64_t source = copy * p.graph.num_nodes + p.graph.col[entry];
-      const C s_i = scales[target * steps + step], s_j = scales[source * steps + step];
+      const int instance = static_cast<int>(i / hidden), c = static_cast<int>(i - int64_t{instance} * hidden);
+      const int copy = instance / steps, step = instance - copy * steps;
+      const int64_t first = copy * p.graph.num_nodes;
+      const int64_t target = (first + node) * steps + step,
+                    source = (first + p.graph.col[entry]) * steps + step;
+      const C s_i = scales[target], s_j = scales[source];
       if (s_i < C(0) || s_j < C(0)) continue;
-      sum += s_j * s_i * (d_y[target * piece + inside] * projected[source * piece + inside]);
-      if (inside == step * hidden) sum += d_degree[target * steps + step];
+      sum += s_j * s_i * (d_y[target * hidden + c] * projected[source * hidden + c]);
+      if (c == 0) sum += d_degree[target];
     }
     sum = block_sum(sum, scratch);
     if (threadIdx.x == 0) d_weight[entry] = accumulate ? d_weight[entry] + sum : sum;

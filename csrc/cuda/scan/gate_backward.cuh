@@ -29,8 +29,8 @@ DenseRows<C, 3> gate_cotangents(const C* d_gates, int64_t hidden) {
 }
 
 // Applies the nonlinearity and stores the gates: u and r, or c if `candidate`; r goes where `reset` points.
-// With kMasked u is 1, and r and c are 0, where the node is not there and its row has no g: then every cotangent of
-// the step is zero but that of the state, which passes.
+// With kMasked u is 1, and r and c are 0, where the node is not there and its row has neither x nor g: then every
+// cotangent of the step is zero but that of the state, which passes.
 template <class S, bool kMasked>
 struct GateOut {
   S* gates;  // [N * T, 3H]
@@ -44,11 +44,13 @@ struct GateOut {
   __device__ __forceinline__ void write(int row, int group, int channel, const C (&values)[n]) const {
     S* to = gates + static_cast<int64_t>(row) * 3 * hidden + (candidate ? 2 * hidden : 0);
     if (group == 1) to = reset.data + static_cast<int64_t>(row) * reset.stride;
+    const bool absent =
+        kMasked && rows[row - first_row].at[0] == nullptr && rows[row - first_row].at[1] == nullptr;
     C gate[n];
 #pragma unroll
     for (int i = 0; i < n; ++i) {
       gate[i] = candidate ? tanh(values[i]) : sigmoid(values[i]);
-      if (kMasked && rows[row - first_row].at[1] == nullptr) gate[i] = C(group == 0 && !candidate);
+      if (kMasked && absent) gate[i] = C(group == 0 && !candidate);
     }
     store_part(to, channel, hidden, gate);
   }
