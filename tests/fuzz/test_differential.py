@@ -39,9 +39,9 @@ def test_a_planted_fault_is_found_made_small_and_written(tmp_path: Path, monkeyp
         if name != "gated_scan" or not native:
             return operator
 
-        def wrong(x: Tensor, g: Tensor, *arguments: Any, **options: Any) -> Tensor:
-            found: Tensor = operator(x, g, *arguments, **options)
-            return found * 1.001 if g.size(2) >= 3 else found
+        def wrong(*arguments: Any, **options: Any) -> Tensor:
+            found: Tensor = operator(*arguments, **options)
+            return found * 1.001 if found.size(-1) >= 3 else found
 
         return wrong
 
