@@ -131,7 +131,8 @@ Floats step(const Problem& q) {
   stack.edge_weight = q.edge_weight.data(), stack.conv_layers = 2, stack.gat = conv;
   stack.last = Activation::kSigmoid, stack.out = g.data();
   GatedScanForward<float>& scan = forward.scan;
-  scan.copies = kCopies, scan.num_nodes = kNodes, scan.steps = kSteps, scan.hidden = kHidden, scan.x = x;
+  scan.copies = kCopies, scan.num_nodes = kNodes, scan.steps = kSteps,
+  scan.hidden = scan.g_channels = kHidden, scan.x = x;
   scan.h = h.data(), scan.gates = u.data();
   const Floats* w = q.gates;
   scan.weights = {w[0].data(), w[1].data(), w[2].data(), w[3].data(), w[4].data(), w[5].data()};
