@@ -171,15 +171,15 @@ Call conv_stack(Problem& p, bool backward) {
   const List csr = p.csr();
   p.windows = false;
   const Tensor x = p.floats({p.rows(), p.steps, p.channels});
-  const std::optional<Tensor> weight = p.weight();
+  const std::optional<Tensor> weight = p.weight(), present = p.present();
   const int64_t activation = p.data.ConsumeIntegralInRange<int64_t>(0, 3);
   const List convs = p.convs();
-  const Call forward{"conv_stack", {x, csr, weight, convs, p.layers, activation, int64_t{0}}};
+  const Call forward{"conv_stack", {x, csr, weight, convs, present, p.layers, activation, int64_t{0}}};
   if (!backward) return forward;
   const List found = run(forward);
   return {"conv_stack_backward",
-          {p.floats({p.rows(), p.steps, p.hidden}), x, csr, weight, convs, found[0], p.layers, activation,
-           int64_t{0}, p.flag(), p.flag(), p.flag()}};
+          {p.floats({p.rows(), p.steps, p.hidden}), x, csr, weight, convs, present, found[0], p.layers,
+           activation, int64_t{0}, p.flag(), p.flag(), p.flag()}};
 }
 
 Call gated_scan(Problem& p, bool backward) {
