@@ -20,6 +20,8 @@ PURPOSE = {
     "graph": "edges, CSR, cache",
     "ops": "autograd, fake, autocast rules",
     "windows": "windows of one series",
+    "presence": "stocks that come and go",
+    "pyg": "the models on PyG's convolutions",
     "native": "binary, choice of backend",
     "reference": "pure-PyTorch twin",
     "testing": "tolerances, PyG models",
