@@ -211,11 +211,13 @@ int main(int count, char** words) {
   cpu::set_parallel_runner(&run_on_threads);
   std::atomic<int> running{threads}, wrong{0};
   std::vector<std::thread> work;
-  int raced = 0;
+  volatile int raced = 0;
   for (int i = 0; i < threads; ++i) {
     work.emplace_back([&] {
-      for (int round = 0; round < rounds; ++round) wrong += !same(step(problem), expected);
-      if (count > 3) ++raced;
+      for (int round = 0; round < rounds; ++round) {
+        for (int k = 0; count > 3 && k < 10000; ++k) raced = raced + 1;
+        wrong += !same(step(problem), expected);
+      }
       --running;
     });
   }
