@@ -7,7 +7,9 @@
 //   d_x_l[j] = sum over the edges out of j of alpha d_y[i] + d_z     (source_sweep, transposed CSR)
 //   d_W_l, d_W_r = sum over the items of d_x_l, d_x_r times the input    (weight_products)
 //
-// Nothing is stored per edge: both sweeps recompute the score and use the three numbers of the row's softmax.
+// Two numbers of each edge are kept between the loops over the entries, in global memory that stays in L2: a score
+// and its d_alpha, then alpha and d_score. To compute them again in each loop took two fifths of the kernel's
+// instructions.
 #pragma once
 
 #include "cuda/dense/gatv2_grads.cuh"
@@ -15,21 +17,14 @@
 
 namespace hiermt::cuda {
 
-// The softmax of each row as three adjacent numbers: maximum, reciprocal of the denominator, and the mean of
-// d_alpha, sum_k alpha_k d_alpha_k.
-struct RowSoftmax {
-  float* data;
+// Two numbers of each entry and step of a task: written by the lanes of the entry's target.
+struct EdgePairs {
+  float2* data;
   int chunk;
 
-  __device__ __forceinline__ float* at(int node, int step) const { return data + 3 * (node * chunk + step); }
-};
-
-// alpha and d_score of an entry, from its score, d_alpha and the softmax of its row.
-struct EdgeCotangent {
-  float alpha, d_score;
-
-  __device__ __forceinline__ EdgeCotangent(float score, float d_alpha, float max, float scale, float mean)
-      : alpha(softmax_weight(score - max) * scale), d_score(alpha * (d_alpha - mean)) {}
+  __device__ __forceinline__ float2& at(int entry, int step) const {
+    return data[static_cast<int64_t>(entry) * chunk + step];
+  }
 };
 
 // d_score leaky'(z)
@@ -79,73 +74,77 @@ struct EdgeSums {
   }
 };
 
-// Writes the softmax of each row to `rows` and d_x_r to d_x_r_row(node, step). Adds the items of this thread
-// to the gradients of att and of lin_edge (without its factor att), and if kEdges to that of the edge
+// Leaves alpha and d_score of each entry in `pairs` and writes d_x_r to d_x_r_row(node, step). Adds the items of
+// this thread to the gradients of att and of lin_edge (without its factor att), and if kEdges to that of the edge
 // weights.
 template <bool kEdges, class S, int kHidden, int kLanes, class Row>
 __device__ __forceinline__ void target_sweep(const StackItems& items, const CsrGraph& graph,
                                              const S* edge_weights, const ConvVectors<kHidden>& vectors,
                                              const Tile<kHidden, kLanes>& x_l,
                                              const Tile<kHidden, kLanes>& x_r,
-                                             const Tile<kHidden, kLanes>& d_y, const RowSoftmax& rows,
+                                             const Tile<kHidden, kLanes>& d_y, const EdgePairs& pairs,
                                              Row&& d_x_r_row, float (&att_sums)[kHidden / kLanes],
                                              float (&edge_sums)[kHidden / kLanes],
                                              const EdgeSums& edge_weight_sums) {
   constexpr int kChannels = kHidden / kLanes;
   const EdgeView<kHidden, kLanes> view(vectors);
   items.for_each_with_mask<kLanes>([&](int node, int step, unsigned mask) {
-    float x_i[kChannels], d_y_i[kChannels];
+    float x_i[kChannels];
     x_r.read(node, step, x_i);
-    d_y.read(node, step, d_y_i);
     const int begin = graph.rowptr[node], end = graph.rowptr[node + 1];
-    const int last = begin + most_entries<kLanes>(end - begin, mask);
-    // Calls f(entry, edge weight, x_j, score, d_alpha) for each entry, in all lanes of the item.
-    const auto for_each_entry = [&](auto&& f) {
+    const auto weight_of = [&](int entry) {
+      return edge_weights != nullptr ? load(edge_weights + entry) : 0.0f;
+    };
+    OnlineSoftmax<float> softmax;
+    float mean = 0.0f;
+    {
+      float d_y_i[kChannels];
+      d_y.read(node, step, d_y_i);
+      const int last = begin + most_entries<kLanes>(end - begin, mask);
 #pragma unroll 1
       for (int entry = begin; entry < last; ++entry) {
         // Past the end an item reads itself, so that its lanes take part in the sums.
         const bool inside = kLanes == 1 || entry < end;
-        const float edge_weight = inside && edge_weights != nullptr ? load(edge_weights + entry) : 0.0f;
         float x_j[kChannels];
         x_l.read(inside ? graph.col[entry] : node, step, x_j);
-        const float score = view.score(x_j, x_i, edge_weight, mask);
+        const float score = view.score(x_j, x_i, inside ? weight_of(entry) : 0.0f, mask);
         const float d_alpha = view.d_alpha(d_y_i, x_j, mask);
-        if (inside) f(entry, edge_weight, x_j, score, d_alpha);
+        if (!inside) continue;
+        softmax.update(score);
+        mean = mean * softmax.rescale + softmax.weight * d_alpha;
+        if (lane_of_item<kLanes>() == 0) pairs.at(entry, step) = float2{score, d_alpha};
       }
-    };
-    OnlineSoftmax<float> softmax;
-    float mean = 0.0f;
-    for_each_entry([&](int, float, const float (&)[kChannels], float score, float d_alpha) {
-      softmax.update(score);
-      mean = mean * softmax.rescale + softmax.weight * d_alpha;
-    });
+    }
     const float scale = end > begin ? softmax.scale() : 0.0f;
     mean *= scale;
-    if (lane_of_item<kLanes>() == 0) {
-      float* row = rows.at(node, step);
-      row[0] = softmax.max, row[1] = scale, row[2] = mean;
-    }
+    if constexpr (kLanes > 1) __syncwarp(mask);
 
     float d_x_r[kChannels] = {};
-    for_each_entry(
-        [&](int entry, float edge_weight, const float (&x_j)[kChannels], float score, float d_alpha) {
-          const EdgeCotangent cotangent(score, d_alpha, softmax.max, scale, mean);
-          float d_weights[4] = {};
+#pragma unroll 1
+    for (int entry = begin; entry < end; ++entry) {
+      const float edge_weight = weight_of(entry);
+      float x_j[kChannels];
+      x_l.read(graph.col[entry], step, x_j);
+      const float2 pair = pairs.at(entry, step);
+      const float alpha = softmax_weight(pair.x - softmax.max) * scale, d_score = alpha * (pair.y - mean);
+      float d_weights[4] = {};
 #pragma unroll
-          for (int c = 0; c < kChannels; ++c) {
-            const float z = view.argument(x_j[c], x_i[c], edge_weight, c);
-            const float through = through_leaky(cotangent.d_score, z);
-            d_x_r[c] += through;
-            att_sums[c] += through * z;
-            edge_sums[c] += through * edge_weight;
-            if constexpr (kEdges) d_weights[c % 4] += through * (view.att[c] * view.edge[c]);
-          }
-          if constexpr (kEdges) {
-            const float mine = (d_weights[0] + d_weights[1]) + (d_weights[2] + d_weights[3]);
-            const float total = item_sum<kLanes>(mine, item_mask<kLanes>());
-            if (lane_of_item<kLanes>() == 0) edge_weight_sums.put(entry, step, total);
-          }
-        });
+      for (int c = 0; c < kChannels; ++c) {
+        const float z = view.argument(x_j[c], x_i[c], edge_weight, c);
+        const float through = through_leaky(d_score, z);
+        d_x_r[c] += through;
+        att_sums[c] += through * z;
+        edge_sums[c] += through * edge_weight;
+        if constexpr (kEdges) d_weights[c % 4] += through * (view.att[c] * view.edge[c]);
+      }
+      if constexpr (kEdges) {
+        const float mine = (d_weights[0] + d_weights[1]) + (d_weights[2] + d_weights[3]);
+        const float total = item_sum<kLanes>(mine, item_mask<kLanes>());
+        if (lane_of_item<kLanes>() == 0) edge_weight_sums.put(entry, step, total);
+      }
+      if constexpr (kLanes > 1) __syncwarp(item_mask<kLanes>());
+      if (lane_of_item<kLanes>() == 0) pairs.at(entry, step) = float2{alpha, d_score};
+    }
 #pragma unroll
     for (int c = 0; c < kChannels; ++c) d_x_r[c] = view.att[c] * d_x_r[c];
     write_channels<kHidden, kLanes>(d_x_r, d_x_r_row(node, step));
@@ -158,33 +157,25 @@ __device__ __forceinline__ void source_sweep(const StackItems& items, const CsrG
                                              const S* edge_weights, const ConvVectors<kHidden>& vectors,
                                              const Tile<kHidden, kLanes>& x_l,
                                              const Tile<kHidden, kLanes>& x_r,
-                                             const Tile<kHidden, kLanes>& d_y, const RowSoftmax& rows) {
+                                             const Tile<kHidden, kLanes>& d_y, const EdgePairs& pairs) {
   constexpr int kChannels = kHidden / kLanes;
   const EdgeView<kHidden, kLanes> view(vectors);
-  items.for_each_with_mask<kLanes>([&](int node, int step, unsigned mask) {
+  items.for_each_with_mask<kLanes>([&](int node, int step, unsigned) {
     float x_j[kChannels], message[kChannels] = {}, through_score[kChannels] = {};
     x_l.read(node, step, x_j);
-    const int begin = graph.colptr[node], end = graph.colptr[node + 1];
-    const int last = begin + most_entries<kLanes>(end - begin, mask);
 #pragma unroll 1
-    for (int k = begin; k < last; ++k) {
-      const bool inside = kLanes == 1 || k < end;
-      const int other = inside ? graph.row[k] : node;
-      const float edge_weight =
-          inside && edge_weights != nullptr ? load(edge_weights + graph.csr2csc[k]) : 0.0f;
+    for (int k = graph.colptr[node]; k < graph.colptr[node + 1]; ++k) {
+      const int target = graph.row[k], entry = graph.csr2csc[k];
+      const float edge_weight = edge_weights != nullptr ? load(edge_weights + entry) : 0.0f;
+      const float2 pair = pairs.at(entry, step);  // alpha, d_score
       float x_i[kChannels], d_y_i[kChannels];
-      x_r.read(other, step, x_i);
-      d_y.read(other, step, d_y_i);
-      const float score = view.score(x_j, x_i, edge_weight, mask);
-      const float d_alpha = view.d_alpha(d_y_i, x_j, mask);
-      if (!inside) continue;
-      const float* row = rows.at(other, step);
-      const EdgeCotangent cotangent(score, d_alpha, row[0], row[1], row[2]);
+      x_r.read(target, step, x_i);
+      d_y.read(target, step, d_y_i);
 #pragma unroll
       for (int c = 0; c < kChannels; ++c) {
         const float z = view.argument(x_j[c], x_i[c], edge_weight, c);
-        message[c] += cotangent.alpha * d_y_i[c];
-        through_score[c] += through_leaky(cotangent.d_score, z);
+        message[c] += pair.x * d_y_i[c];
+        through_score[c] += through_leaky(pair.y, z);
       }
     }
 #pragma unroll
@@ -340,12 +331,6 @@ struct EdgeWeightGrads {
 template <class S>
 constexpr bool prefers_tensor_cores(int64_t hidden, bool tf32) {
   return hidden > 32 && use_tensor_cores<S>(tf32);
-}
-
-// Values of the edge weights' gradient before the sum over copies and steps.
-template <class S>
-int64_t edge_values(const ConvStackForward<S>& p) {
-  return p.graph.copies * p.steps * p.graph.num_entries;
 }
 
 }  // namespace hiermt::cuda

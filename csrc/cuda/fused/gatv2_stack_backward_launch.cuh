@@ -35,7 +35,8 @@ struct StackBackward : StackProblem<S, GatV2Weights<S>> {
   const S* g;
   float* d_gates;  // [N * T, 3H], overwritten
   S* d_x;
-  float* partial;                         // [blocks, values] sums of the gradients of all convolutions
+  float* partial = nullptr;               // [blocks, values] sums of the gradients of all convolutions
+  float2* pairs = nullptr;                // [blocks, E, chunk]
   float* d_edges = nullptr;               // [copies * T, E], or nullptr
   int chunks = 0, tasks = 0, values = 0;  // chunks of a copy and of all copies; values of a partial sum
 };
@@ -57,7 +58,7 @@ struct StackMemory {
   static size_t bytes(int64_t nodes, int64_t channels, int64_t conv_layers, int64_t chunk) {
     const int64_t inputs = max_inputs(channels, kHidden, conv_layers);
     return 3 * padded_bytes<float>(Items::values(nodes, chunk)) +
-           padded_bytes<float>(input_values(nodes, chunk)) + padded_bytes<float>(3 * nodes * chunk) +
+           padded_bytes<float>(input_values(nodes, chunk)) +
            padded_bytes<float>(weight_values(channels, inputs)) +
            (T::kShareWeightMemory ? 0 : ConvMemory<kHidden>::bytes(inputs)) +
            padded_bytes<float>(T::kThreads / kWarp * 3 * kHidden) + padded_bytes<int>(nodes);
@@ -162,7 +163,6 @@ __global__ void __launch_bounds__(BackwardTraits<kHidden>::threads(kEdges), 1)
   const ConvMemory<kHidden> conv = T::kShareWeightMemory ? ConvMemory<kHidden>(gate_weights, most_inputs)
                                                          : ConvMemory<kHidden>(memory, most_inputs);
   int* order = memory.take<int>(nodes);
-  float* row_data = memory.take<float>(3 * nodes * p.chunk);
   float* x_l_data = memory.take<float>(room);
   float* x_r_data = memory.take<float>(room);
   float* d_y_data = memory.take<float>(room);
@@ -178,7 +178,7 @@ __global__ void __launch_bounds__(BackwardTraits<kHidden>::threads(kEdges), 1)
     const int chunk = p.steps - first_step < p.chunk ? p.steps - first_step : p.chunk;
     const StackItems items{nodes, chunk, order};
     const Items x_l{x_l_data, chunk}, x_r{x_r_data, chunk}, d_y{d_y_data, chunk}, inputs{input_data, chunk};
-    const RowSoftmax rows{row_data, chunk};
+    const EdgePairs pairs{p.pairs + blockIdx.x * static_cast<int64_t>(entries) * p.chunk, chunk};
     const int first_row = copy * nodes * p.steps + first_step;
     // d_x_r overwrites the cotangents of the gates, which have been read by then.
     const auto d_x_r_row = [&](int node, int step) {
@@ -222,7 +222,7 @@ __global__ void __launch_bounds__(BackwardTraits<kHidden>::threads(kEdges), 1)
         const EdgeSums edge_weight_sums{kEdges ? p.d_edges + first_instance * entries : nullptr, entries,
                                         layer + 1 < p.conv_layers};
         if (kEdges && !edge_weight_sums.add) edge_weight_sums.clear_padding(p.graph.rowptr[nodes], chunk);
-        target_sweep<kEdges>(items, p.graph, p.edge_weight, conv.vectors, x_l, x_r, d_y, rows, d_x_r_row,
+        target_sweep<kEdges>(items, p.graph, p.edge_weight, conv.vectors, x_l, x_r, d_y, pairs, d_x_r_row,
                              att_sums, edge_sums, edge_weight_sums);
         sum_over_warp<kHidden, kLanes>(att_sums, 0, 3, warp_sums);
         sum_over_warp<kHidden, kLanes>(edge_sums, 1, 3, warp_sums);
@@ -232,7 +232,7 @@ __global__ void __launch_bounds__(BackwardTraits<kHidden>::threads(kEdges), 1)
         const float sum = sum_over_warps(warp_sums, i, 3 * kHidden);
         vectors.put(i, i / kHidden == 1 ? sum * conv.vectors.att()[i % kHidden] : sum);
       }
-      source_sweep(items, p.graph, p.edge_weight, conv.vectors, x_l, x_r, d_y, rows);
+      source_sweep(items, p.graph, p.edge_weight, conv.vectors, x_l, x_r, d_y, pairs);
       __syncthreads();
       // Backward of the projections: d_y of the convolution below, or d_x.
       items.template for_each_with_mask<kLanes>([&](int node, int step, unsigned mask) {
@@ -301,6 +301,20 @@ struct BackwardPlan {
   }
 };
 
+struct BackwardWorkspace {
+  Workspace memory;
+  float* partial;
+  float2* pairs;
+  float* d_edges;  // nullptr if they are not wanted
+
+  template <class S>
+  BackwardWorkspace(void* base, const BackwardPlan& plan, const ConvStackForward<S>& p, bool edges)
+      : memory(base),
+        partial(memory.take<float>(plan.blocks * plan.values)),
+        pairs(memory.take<float2>(plan.blocks * p.graph.num_entries * plan.chunk)),
+        d_edges(edges ? memory.take<float>(p.graph.copies * p.steps * p.graph.num_entries) : nullptr) {}
+};
+
 }  // namespace
 
 template <class S>
@@ -321,8 +335,7 @@ size_t gatv2_stack_backward_workspace(const ConvStackBackward<S, Compute<S>>& p)
       p.forward.hidden,
       [&](auto hidden) {
         const BackwardPlan plan = BackwardPlan::of<decltype(hidden)::value>(p.forward);
-        const int64_t edges = p.d_edge_weight != nullptr ? edge_values(p.forward) : 0;
-        return padded_bytes<float>(plan.blocks * plan.values, 256) + padded_bytes<float>(edges, 256);
+        return BackwardWorkspace(nullptr, plan, p.forward, p.d_edge_weight != nullptr).memory.bytes();
       },
       size_t{0});
 }
@@ -335,7 +348,7 @@ int gatv2_stack_backward(const ConvStackBackward<S, Compute<S>>& p, const GateWe
   } else {
     const cudaStream_t stream = static_cast<cudaStream_t>(stream_);
     const ConvStackForward<S>& f = p.forward;
-    StackBackward<S> stack{{f, f.gat, gates}, f.out, d_gates, p.d_x, static_cast<float*>(workspace)};
+    StackBackward<S> stack{{f, f.gat, gates}, f.out, d_gates, p.d_x};
     StackGrads grads{{}, stack.conv_layers, static_cast<int>(f.x.channels), static_cast<int>(f.hidden)};
     for (int64_t k = 0; p.gat != nullptr && k < f.conv_layers; ++k) grads.convs[k] = p.gat[k];
     const auto run = [&](auto hidden) {
@@ -352,7 +365,10 @@ int gatv2_stack_backward(const ConvStackBackward<S, Compute<S>>& p, const GateWe
         const int64_t items = f.graph.num_nodes * plan.chunk * T::kLanes;
         const int64_t wanted = items > kLeastThreads<kHidden> ? items : kLeastThreads<kHidden>;
         const bool edges = p.d_edge_weight != nullptr;
-        if (edges) stack.d_edges = stack.partial + padded_bytes<float>(plan.blocks * plan.values, 256) / 4;
+        const BackwardWorkspace memory(workspace, plan, f, edges);
+        stack.partial = memory.partial;
+        stack.pairs = memory.pairs;
+        stack.d_edges = memory.d_edges;
         const int64_t threads = stack_threads(wanted, T::threads(edges));
         HIERMT_CUDA_RETURN_IF_ERROR(launch(
             edges ? gatv2_stack_bwd_kernel<S, kHidden, true> : gatv2_stack_bwd_kernel<S, kHidden, false>,
