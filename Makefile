@@ -179,24 +179,10 @@ $(VENV)/.env-demo $(VENV)/.env-test $(VENV)/.env-dev: $(VENV)/.env-%: $(VENV)/.e
 
 $(VENV)/.env-docs $(VENV)/.env-coverage: $(VENV)/.env-%: $(VENV)/.env-test
 	$(EDITABLE) ".[$*]"
-$(VENV)/.env-test: $(VENV)/.env-demo
-	$(PIP) install -q --no-build-isolation -e ".[test]"
-	touch $@
-
-$(VENV)/.env-dev: $(VENV)/.env-test
-	$(PIP) install -q --no-build-isolation -e ".[dev]"
 	touch $@
 
 $(VENV)/.env-fuzz: $(VENV)/.env-test
-	$(PIP) install -q --no-build-isolation -e ".[fuzz]" || echo "atheris is not to be had: files are mutated blindly"
-	touch $@
-
-$(VENV)/.env-docs: $(VENV)/.env-test
-	$(PIP) install -q --no-build-isolation -e ".[docs]"
-	touch $@
-
-$(VENV)/.env-coverage: $(VENV)/.env-test
-	$(PIP) install -q --no-build-isolation -e ".[coverage]"
+	$(EDITABLE) ".[fuzz]" || echo "atheris is not to be had: files are mutated blindly"
 	touch $@
 
 $(VENV)/.env-release: $(VENV)/.env
