@@ -30,12 +30,12 @@ using Compute = typename ComputeOf<S>::type;
 template <class S>
 constexpr Compute<S> kAboveHalf = Compute<S>(0.5);
 template <>
-constexpr float kAboveHalf<float> = 0.5f + 0x1p-24f;
+inline constexpr float kAboveHalf<float> = 0.5f + 0x1p-24f;
 template <>
-constexpr double kAboveHalf<double> = 0.5 + 0x1p-53;
+inline constexpr double kAboveHalf<double> = 0.5 + 0x1p-53;
 template <>
-constexpr float kAboveHalf<BFloat16> = 0.5f + 0x1p-8f;
+inline constexpr float kAboveHalf<BFloat16> = 0.5f + 0x1p-8f;
 template <>
-constexpr float kAboveHalf<Half> = 0.5f + 0x1p-11f;
+inline constexpr float kAboveHalf<Half> = 0.5f + 0x1p-11f;
 
 }  // namespace hiermt

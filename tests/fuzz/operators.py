@@ -37,8 +37,7 @@ COMMON = [
     *("-DHIERMT_HAS_BASELINE=1", "-DHIERMT_ISA=baseline"),
 ]
 GUIDED = ["-fsanitize=fuzzer-no-link,undefined", "-fno-sanitize-recover=all"]
-# To clang the specialisations of a constant template are one symbol in each file, to gcc a constant of its own.
-LINK = ["-fsanitize=fuzzer,address,undefined", "-ldl", "-Wl,--allow-multiple-definition"]
+LINK = ["-fsanitize=fuzzer,address,undefined", "-ldl"]
 # Memory that no operator needs here fails to be allocated, as on a machine that is full.
 _ASAN = ("allocator_may_return_null=1", "max_allocation_size_mb=256", "detect_leaks=0", "detect_odr_violation=0")
 ENVIRONMENT = {"ASAN_OPTIONS": ":".join(_ASAN)}
