@@ -27,6 +27,19 @@ def graph() -> hiermt.Graph:
     return hiermt.Graph(*EDGES, 20)
 
 
+@pytest.mark.hostile("empty", "unwritten")
+def test_weights_have_a_zero_gradient_through_no_channels(backend: str) -> None:
+    def gradient(hidden: int, value: float) -> Tensor:
+        weight = EDGES[1].clone().requires_grad_()
+        shapes = ((hidden, 5), (hidden,), (hidden, 5), (hidden,), (hidden,), (hidden,), (hidden, 1))
+        x = torch.full((20, 6, 5), value, requires_grad=True)
+        y = functional.gatv2_conv(x, hiermt.Graph(EDGES[0], weight, 20), *map(torch.randn, shapes), backend=backend)
+        return torch.autograd.grad(y.sum(), weight, allow_unused=True, materialize_grads=True)[0]
+
+    gradient(8, torch.nan)  # leaves NaN in the working memory
+    assert not gradient(0, 1.0).any()
+
+
 @pytest.mark.parametrize("activation", ["none", "leaky_relu", "sigmoid"])
 def test_convolutions_equal_pyg(activation: str, backend: str) -> None:
     nn = pytest.importorskip("torch_geometric.nn")

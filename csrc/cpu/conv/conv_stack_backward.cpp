@@ -273,7 +273,7 @@ void conv_stack_backward(const ConvStackBackward<S, Compute<S>>& p) {
   C* totals = frame.take<C>(groups * totals_size);
   const int64_t* group_tasks = balance_tasks(frame, f.graph, blocks, chunks, groups);
   const EdgePartials<C> edges(frame, f.graph, blocks, chunks, groups, group_tasks,
-                              p.d_edge_weight && edge_weight);
+                              p.d_edge_weight && edge_weight && f.hidden > 0);
   parallel_for(groups, [&](int64_t group) {
     ScratchFrame own;
     ConvSums<C>* sums = own.take<ConvSums<C>>(f.conv_layers);
