@@ -113,8 +113,9 @@ struct GcnGrads {
 };
 
 // A stack of graph convolutions over all time steps; leaky_relu follows each of them but the last. A node that
-// is not there at a step is no source, its rows of the results are zero, and its x is not read. Of a GATv2 the
-// weight of a loop, the last entry of its row, is then that of the step: edge_weight is not read there.
+// is not there at a step is no source, its rows of the results are zero, and neither its x nor the weights of
+// its edges are read. Of a GATv2 the weight of a loop, the last entry of its row, is then that of the step:
+// edge_weight is not read there.
 template <class S>
 struct ConvStackForward {
   CsrGraph graph;

@@ -33,7 +33,8 @@ STABLE_TORCH_LIBRARY(hiermt, m) {
   //     GATv2 lin_l.weight [H, F], lin_l.bias [H], lin_r.weight [H, F], lin_r.bias [H], att [H], bias [H]
   //     and, with an edge term, lin_edge [H]; GCN lin.weight [H, F], bias [H]
   //   present [N, T] bool, contiguous: the nodes that are there at a step; all if None. The others are no
-  //     source, to no softmax, degree or mean; their rows of the result are zero, and their x is not read.
+  //     source, to no softmax, degree or mean; their rows of the result are zero, and neither their x nor the
+  //     weights of their edges are read.
   //   tf32: CUDA may round the operands of dense float32 products to TF32
   //   -> [N, T, H]
   m.def(

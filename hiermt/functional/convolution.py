@@ -49,7 +49,8 @@ def conv_stack(
         loop_weight (float): weight of the self loop that a GCN adds to a node without one: 2 as PyG's
             ``improved=True`` with edge weights, 0 as its ``add_self_loops=False``. (default: ``1.0``)
         present (Tensor, optional): where a node is there. The others are no source, to no softmax, degree or mean of
-            the step, and their rows of the result are zero; their x is not read and may be NaN.
+            the step, and their rows of the result are zero; their x and the weights of their edges are not read and
+            may be NaN.
             (default: ``None``, all)
         backend (str): implementation: ``"auto"``, ``"native"`` or ``"reference"``. (default: ``"auto"``)
 

@@ -45,7 +45,8 @@ def tgcn_layer(
         h0 (Tensor, optional): state before the first step, of every window its own. (default: zeros)
         sequence (bool): return every state, or only the last. (default: ``True``)
         present (Tensor, optional): where a node is there. The others are no source, to no softmax, degree or mean of
-            the step, and hold their state; their x is not read and may be NaN. Windows have a mask of their own.
+            the step, and hold their state; their x and the weights of their edges are not read and may be NaN. Windows
+            have a mask of their own.
             (default: ``None``, all)
         backend (str): implementation. (default: ``"auto"``)
 

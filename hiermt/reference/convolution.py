@@ -102,6 +102,10 @@ class Edges:
         """Which entries are loops: other than padding, those whose source is their row."""
         return self.source == self.row
 
+    def there(self, present: Tensor) -> Tensor:
+        """Which entries are between nodes that are there, ``[S, M] -> [E, M]``; the others' weights may be NaN."""
+        return present.index_select(0, self.source) & present.index_select(0, self.target)
+
 
 def gatv2(
     x: Tensor,
@@ -134,7 +138,7 @@ def gatv2(
 def loops_of_the_step(edges: Edges, edge_weight: Tensor, present: Tensor) -> Tensor:
     """The weights ``[E, M]`` of the entries of a GATv2: a loop's is the mean of those that come in at the step."""
     is_loop = edges.is_loop.unsqueeze(-1)
-    comes_in = present.index_select(0, edges.source) & ~is_loop
+    comes_in = edges.there(present) & ~is_loop
     weight = torch.where(comes_in, _accurate(edge_weight).unsqueeze(-1), 0)
     total, count = (_row_sum(one, edges.row, edges.num_nodes) for one in (weight, comes_in.to(weight.dtype)))
     mean = total / count.clamp(min=1)
@@ -183,21 +187,22 @@ def gcn(
         y = propagate(x_l, edges, norm)
     else:
         scale = norms_of_the_step(edges, norm, present).unsqueeze(1)  # [S, 1, M]
+        norm = torch.where(edges.there(present), norm.unsqueeze(-1), 0)
         y = propagate(torch.where(present.unsqueeze(1), x_l, 0) * scale, edges, norm) * scale
     return _activate_present(y + bias.unsqueeze(-1), activation, present)
 
 
 def norms_of_the_step(edges: Edges, weight: Tensor, present: Tensor) -> Tensor:
     """``d^-1/2`` of each node ``[S, M]`` from the weights that come in at the step, and zero for an absent node."""
-    there = present.index_select(0, edges.source)
-    degree = _row_sum(torch.where(there, _accurate(weight).unsqueeze(-1), 0), edges.row, edges.num_nodes)
+    degree = _row_sum(torch.where(edges.there(present), _accurate(weight).unsqueeze(-1), 0), edges.row, edges.num_nodes)
     scale = torch.where(present, degree, 1).pow(-0.5)
     return torch.where(present, scale.masked_fill(scale == torch.inf, 0.0), 0).to(weight.dtype)
 
 
 def propagate(x: Tensor, edges: Edges, norm: Tensor) -> Tensor:
-    """GCN sums over projected nodes ``[S, H, M]``."""
-    message = norm.view(-1, 1, 1) * x.index_select(0, edges.source)  # [E, H, M]
+    """GCN sums over projected nodes ``[S, H, M]``; norms ``[E]`` or ``[E, M]``."""
+    norm = norm.view(-1, 1, 1) if norm.dim() == 1 else norm.unsqueeze(1)
+    message = norm * x.index_select(0, edges.source)  # [E, H, M]
     return _row_sum(message, edges.row, edges.num_nodes)
 
 
@@ -261,8 +266,7 @@ def _row_softmax(score: Tensor, edges: Edges, present: Tensor | None = None) -> 
     """
     row, num_rows = edges.row, edges.num_nodes
     if present is not None:
-        there = present.index_select(0, edges.source) & present.index_select(0, edges.target)
-        score = torch.where(there, score, -torch.inf)
+        score = torch.where(edges.there(present), score, -torch.inf)
     index = row.unsqueeze(-1).expand_as(score)
     maximum = score.new_full((num_rows + 1, score.size(1)), -torch.inf)
     reduce = maximum.scatter_reduce if recorded() else maximum.scatter_reduce_

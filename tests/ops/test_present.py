@@ -147,6 +147,20 @@ def test_masks(kind: str, mask: str, backend: str) -> None:
     assert torch.equal(y[never], problem.h0[never].unsqueeze(1).expand_as(y[never]))
 
 
+@pytest.mark.hostile("absent", "edge-weight")
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+@pytest.mark.parametrize("kind", ["edge", "gcn"])
+def test_weights_of_an_absent_node_are_not_read(kind: str, value: float, backend: str) -> None:
+    """As a correlation with a stock that is not listed yet, which has none."""
+    problem = layer(kind)
+    never = ~problem.present.any(dim=1)
+    with torch.no_grad():
+        problem.weight[never[problem.edge_index].any(dim=0)] = value
+    assert never.any() and not problem.weight.isfinite().all()
+    check(problem, problem.run(backend), problem.expected(), problem.leaves, problem.leaves)
+
+
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("hidden", [4, 16, 33])
 @pytest.mark.parametrize("kind", KINDS)

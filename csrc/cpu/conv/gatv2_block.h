@@ -67,10 +67,14 @@ HIERMT_INLINE void no_scores(const Presence<C>& presence, int64_t begin, int64_t
 
 namespace detail {
 
-// The weight of an entry: with a mask that of the loop, the last one, is `loop`.
+// The weight of an entry of target i: with a mask that of the loop, the last one, is `loop`, and that of an
+// entry from or to an absent node is not read, as it may be NaN.
 template <bool kEdge, bool kMasked, class C>
-HIERMT_INLINE Vec<C> weight_of(const TileGraph<C>& g, int64_t e, int64_t end, Vec<C> loop) {
-  if (kEdge && kMasked && e == end - 1) return loop;
+HIERMT_INLINE Vec<C> weight_of(const TileGraph<C>& g, int64_t i, int64_t e, int64_t end, Vec<C> loop) {
+  if constexpr (kEdge && kMasked) {
+    const Vec<C> weight = e == end - 1 ? loop : broadcast(g.edge_weight[e]);
+    return select(g.presence.between(g.source(e), i), weight, zero<C>());
+  }
   return broadcast(kEdge ? g.edge_weight[e] : C(0));
 }
 
@@ -104,7 +108,7 @@ HIERMT_INLINE Vec<C> score_tile(const PackedConv<C>& p, const TileGraph<C>& g, i
   for (int64_t e = begin; e < end; ++e) {
     const int64_t j = g.source(e);
     const C* source = g.x_l.node(j) + c * L;
-    const Vec<C> weight = weight_of<kEdge, kMasked>(g, e, end, loop);
+    const Vec<C> weight = weight_of<kEdge, kMasked>(g, i, e, end, loop);
     Vec<C> even = kFirst ? zero<C>() : load(score + (e - begin) * L), odd = zero<C>();
     for (int k = 0; k < kOutTile; k += 2) {
       const Vec<C> z0 = (kEdge ? fma(edge[k], weight, target[k]) : target[k]) + load(source + k * L);
@@ -166,7 +170,7 @@ HIERMT_NOINLINE Vec<C> literal_attention(const PackedConv<C>& p, const TileGraph
     for (int64_t c = 0; c < p.hidden; ++c) {
       Vec<C> z = load(source + c * L) + load(x_r + c * L);
       if (kEdge && kMasked) {
-        z += broadcast(p.lin_edge[c]) * weight_of<kEdge, kMasked>(g, e, end, loop);
+        z += broadcast(p.lin_edge[c]) * weight_of<kEdge, kMasked>(g, i, e, end, loop);
       } else if (kEdge) {
         z += broadcast(p.lin_edge[c] * g.edge_weight[e]);
       }

@@ -97,7 +97,7 @@ HIERMT_INLINE void attend_backward(const PackedConv<C>& p, const TileGraph<C>& g
       const int64_t j = g.source(e);
       const C* source = g.x_l.node(j) + c * L;
       C* d_source = d_x_l.node(j) + c * L;
-      const Vec<C> weight = detail::weight_of<kEdge, kMasked>(g, e, end, loop);
+      const Vec<C> weight = detail::weight_of<kEdge, kMasked>(g, i, e, end, loop);
       const Vec<C> alpha = load(scratch.score + (e - begin) * L);
       const Vec<C> d_score = load(scratch.d_score + (e - begin) * L);
       const Vec<C> d_score_below = d_score * slope;

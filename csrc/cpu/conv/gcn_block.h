@@ -25,6 +25,14 @@ PackedConv<C> pack_gcn(ScratchFrame& frame, const GcnWeights<S>& w, int64_t inpu
   return p;
 }
 
+// norm_e, or w_e with a mask; that of an entry from or to an absent node is not read, as it may be NaN.
+template <bool kMasked, class C>
+HIERMT_INLINE Vec<C> norm_of(const TileGraph<C>& g, int64_t i, int64_t e) {
+  const Vec<C> norm = broadcast(g.edge_weight[e]);
+  if constexpr (kMasked) return select(g.presence.between(g.source(e), i), norm, zero<C>());
+  return norm;
+}
+
 // out[i] = activation(sum_e norm_e x_l[j] + bias) for one target.
 template <bool kMasked, class C>
 HIERMT_INLINE void aggregate(const PackedConv<C>& p, const TileGraph<C>& g, int64_t i, C* out,
@@ -34,7 +42,7 @@ HIERMT_INLINE void aggregate(const PackedConv<C>& p, const TileGraph<C>& g, int6
   for (int64_t c = 0; c < p.padded; c += kOutTile) {
     Vec<C> sum[kOutTile] = {};
     for (int64_t e = begin; e < end; ++e) {
-      const Vec<C> norm = broadcast(g.edge_weight[e]);
+      const Vec<C> norm = norm_of<kMasked>(g, i, e);
       const C* source = g.x_l.node(g.source(e)) + c * L;
       for (int k = 0; k < kOutTile; ++k) sum[k] = fma(norm, load(source + k * L), sum[k]);
     }
@@ -61,7 +69,7 @@ HIERMT_INLINE void aggregate_backward(const PackedConv<C>& p, const TileGraph<C>
   const Vec<C> scale = kMasked ? g.presence.scale_of(i) : zero<C>();
   for (int64_t e = g.rowptr[g.first + i]; e < g.rowptr[g.first + i + 1]; ++e) {
     const int64_t j = g.source(e);
-    const Vec<C> norm = broadcast(g.edge_weight[e]);
+    const Vec<C> norm = norm_of<kMasked>(g, i, e);
     Vec<C> dot = zero<C>();
     for (int64_t c = 0; c < p.padded; ++c) {
       const Vec<C> d = kMasked ? load(d_out + c * L) * scale : load(d_out + c * L);

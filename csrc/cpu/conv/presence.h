@@ -33,6 +33,8 @@ struct Presence {
   }
 
   HIERMT_INLINE auto at(int64_t node) const { return load(there + node * kLanes<C>) > zero<C>(); }
+  // Whether both ends of an edge are there.
+  HIERMT_INLINE auto between(int64_t source, int64_t target) const { return at(source) & at(target); }
   HIERMT_INLINE Vec<C> scale_of(int64_t node) const { return load(scale + node * kLanes<C>); }
 };
 
