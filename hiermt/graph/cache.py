@@ -10,8 +10,9 @@ from torch import Tensor
 from torch.utils.weak import WeakIdKeyDictionary
 
 from hiermt._tracing import recorded, without_values
-from hiermt.graph.checks import check_edges, is_differentiated
+from hiermt.graph.checks import check_edges, is_differentiated, is_wrapped
 from hiermt.graph.graph import Graph
+from hiermt.native import dispatch
 
 
 class _Cached(NamedTuple):
@@ -71,6 +72,8 @@ def as_graph(
     if edge_weight is not None and is_differentiated(edge_weight):
         return Graph(edge_index, edge_weight, num_nodes, backend=backend)
     counted = not (edge_index.is_inference() or (edge_weight is not None and edge_weight.is_inference()))
+    # An edge_index that was made inside a transform of torch.func has no address, and ends with it.
+    counted = counted and not is_wrapped(edge_index)
     stamp = _stamp(edge_index, edge_weight, num_nodes, backend) if counted else ()
     graph = _known(edge_index, edge_weight, num_nodes, backend)
     if counted:
@@ -85,6 +88,9 @@ def _known(edge_index: Tensor, edge_weight: Tensor | None, num_nodes: int, backe
     for graph in recent:
         if graph.num_nodes == num_nodes and graph.is_of(edge_index, edge_weight, backend):
             return graph
+    if dispatch.transformed():
+        # What is made inside a transform of torch.func belongs to it.
+        return Graph(edge_index, edge_weight, num_nodes, backend=backend)
     # Of copies: later writes of the caller must not reach what other tensors are compared with.
     with torch.inference_mode(False), torch.no_grad():
         weight = None if edge_weight is None else edge_weight.detach().clone()

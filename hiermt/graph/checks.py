@@ -67,6 +67,11 @@ def is_differentiated(weight: Tensor) -> bool:
         return True
     if not dispatch.transformed():
         return False
-    if torch._C._functorch.is_functorch_wrapped_tensor(weight):
+    if is_wrapped(weight):
         return True
     return forward_ad.unpack_dual(weight).tangent is not None  # type: ignore[no-untyped-call]
+
+
+def is_wrapped(tensor: Tensor) -> bool:
+    """Whether a transform of ``torch.func`` made the tensor or batched it."""
+    return dispatch.transformed() and torch._C._functorch.is_functorch_wrapped_tensor(tensor)

@@ -11,6 +11,7 @@ from torch import Tensor, func
 
 import hiermt
 from hiermt import testing
+from hiermt.graph import cache
 from hiermt.native import extension
 
 
@@ -60,6 +61,21 @@ def test_directional_derivative(model: hiermt.TGCN_HierarchicalMT, graph: hiermt
     _, slope = func.jvp(lambda a: model(a, graph)[0], (x,), (step,))
     ahead, behind = (model(x + e * step, graph)[0].detach() for e in (1e-6, -1e-6))
     torch.testing.assert_close(slope.detach(), (ahead - behind) / 2e-6, rtol=1e-5, atol=1e-8)
+
+
+def test_edges_that_are_made_inside_a_transform(model: hiermt.TGCN_HierarchicalMT, graph: hiermt.Graph) -> None:
+    """Nothing of the transform stays in the caches."""
+    x = torch.randn(12, 6, 5, dtype=torch.float64)
+
+    def loss(scale: Tensor) -> Tensor:
+        edge_index = graph.edge_index.flip(1)
+        return model(scale * x, edge_index, graph.edge_weight)[0].sum()
+
+    scale = torch.tensor(1.0, dtype=torch.float64, requires_grad=True)
+    found = func.grad(loss)(scale.detach())
+    torch.testing.assert_close(found, torch.autograd.grad(loss(scale), scale)[0])
+    for one in cache._recent:
+        assert not torch._C._functorch.is_functorch_wrapped_tensor(one.edge_index)
 
 
 @pytest.mark.skipif(extension.why_not_native("cpu") is not None, reason="needs the native operators")
