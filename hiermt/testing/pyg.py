@@ -163,15 +163,18 @@ def like(model: nn.Module) -> Any:
         model (nn.Module): a model of hiermt, none of whose parts was replaced.
 
     Raises:
-        TypeError: `model` is not one of the models of hiermt.
+        TypeError: `model` is not one of the models of hiermt, or has a forward of another class.
         RuntimeError: its parameters are not those that its class makes.
     """
-    if type(model) not in _TWINS:
+    # A class that on_hub makes has the forward of its kind, too.
+    of_kind = (kind for kind in _TWINS if isinstance(model, kind) and type(model).forward is kind.forward)
+    kind = next(of_kind, None)
+    if kind is None:
         kinds = ", ".join(kind.__name__ for kind in _TWINS)
-        raise TypeError(f"like: expected one of {kinds}, got {type(model).__name__}")
+        raise TypeError(f"like: expected one of {kinds}, with its own forward, got {type(model).__name__}")
     own: Any = model
     config = {key: value for key, value in own.config.items() if key not in ("feature_names", "dropout")}
-    twin = _TWINS[type(model)](**config)
+    twin = _TWINS[kind](**config)
     if isinstance(model, TGCN):
         twin.out = copy.deepcopy(model.out)
     parameter = next(model.parameters())

@@ -94,6 +94,14 @@ def test_arguments_beside_those_of_the_config(remote: Path) -> None:
         kind.from_pretrained("me/stocks")
 
 
+def test_a_model_of_the_hub_leaves_for_pyg() -> None:
+    pyg = pytest.importorskip("hiermt.pyg", exc_type=ImportError)
+    model = on_hub(hiermt.TGCN_HierarchicalMT)(3, 5)
+    x, edges = torch.randn(12, 4, 3), testing.stock_graph(12, 40)
+    for found, expected in zip(pyg.like(model)(x, *edges), model(x, *edges), strict=True):
+        testing.assert_close(found, expected)
+
+
 def test_without_the_package_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(__import__("sys").modules, "huggingface_hub", None)
     with pytest.raises(ImportError, match=r"pip install 'hiermt\[hub\]'"):

@@ -60,6 +60,13 @@ def test_like_refuses_what_it_cannot_copy() -> None:
     pyg = pytest.importorskip("hiermt.pyg", exc_type=ImportError)
     with pytest.raises(TypeError, match=r"expected one of TGCN_HierarchicalMT, .* got Linear"):
         pyg.like(nn.Linear(2, 2))
+
+    class Doubled(hiermt.TGCN):
+        def forward(self, *args: Any, **options: Any) -> Any:
+            return 2 * super().forward(*args, **options)
+
+    with pytest.raises(TypeError, match=r"with its own forward, got Doubled"):
+        pyg.like(Doubled(FEATURES, 2, HIDDEN))
     model = MODELS["gat"]()
     model.signal_head = nn.Sequential(nn.Linear(HIDDEN, 2))
     with pytest.raises(RuntimeError, match="signal_head"):
