@@ -121,7 +121,9 @@ def compute_features(prices: Prices, *, dtype: torch.dtype = torch.float32) -> F
         warn(f"{some(short)}: {WARM_UP} days of prices or fewer, so without features on any day, as if absent")
     spread, present = own.unpack(values, WARM_UP)
     first = int(present.any(dim=0).nonzero()[0])
-    close = torch.from_numpy(np.asarray(prices.close, dtype=np.float64)[:, first:].copy())
+    # A price where a stock is absent, such as a 0, would be a label of the day before.
+    closes = np.where(prices.present, prices.close, np.nan)
+    close = torch.from_numpy(closes[:, first:].astype(np.float64))
     return FeatureTable(
         spread[:, first:].contiguous(),
         names,

@@ -118,6 +118,14 @@ class TestFeatures:
             found = data.compute_features(data.read_prices(frame, missing="keep"))
         assert not found.present[2].any() and found.present[:2].all()
 
+    def test_a_price_of_an_absent_stock_is_not_read(self) -> None:
+        prices = kept()
+        assert prices.present is not None
+        filled = dataclasses.replace(prices, close=np.where(prices.present, prices.close, 0.0))
+        one, other = data.compute_features(prices), data.compute_features(filled)
+        assert torch.equal(one.values.nan_to_num(9), other.values.nan_to_num(9))
+        assert torch.equal(one.close.nan_to_num(9), other.close.nan_to_num(9))
+
     def test_refused(self) -> None:
         frame = bars(2, 80)
         frame = frame[~((frame.Symbol == "S0") & (frame.Date > np.unique(frame.Date)[50]))]
