@@ -96,7 +96,7 @@ def _carried(
         raise DataError(
             f"{source}: {symbols[late]} has no prices from {dates[last_seen[late, end] + 1]} to {dates[end]}, "
             f"{gap[late, end]} trading days of other stocks; at most {max_gap} are filled: add the prices, "
-            "remove the stock, or raise max_gap"
+            "remove the stock, raise max_gap, or keep the gap with missing='keep'"
         )
     stock, hole = np.argwhere(missing[:, shared])[0]
     warn(

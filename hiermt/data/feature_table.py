@@ -169,9 +169,10 @@ def read_features(
     off = counts > 1 if keep else counts != 1
     if off.any():
         wrong = int(off.argmax())
+        way_out = "" if counts[wrong] else "; add the row, or keep the gap with missing='keep'"
         raise DataError(
-            f"{table.source}: {order[wrong // len(days)]} has {counts[wrong]} rows for "
-            f"{days[wrong % len(days)]}; expected " + ("at most one" if keep else "exactly one") + " per stock and day"
+            f"{table.source}: {order[wrong // len(days)]} has {counts[wrong]} rows for {days[wrong % len(days)]}; "
+            f"expected {'at most' if keep else 'exactly'} one per stock and day{way_out}"
         )
     shape = (len(order), len(days))
     cells, by_day = np.full((counts.size, len(columns)), np.nan), np.full(counts.size, np.nan)

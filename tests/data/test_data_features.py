@@ -69,7 +69,7 @@ class TestReadyFeatures:
             (lambda f: f.assign(Close=[1, 2, 0, 3, 4, 5]), "row 2, column 'Close': the price is 0"),
             (lambda f: f.assign(Close=[1, 2, 1, -3, 4, 5]), "row 3, column 'Close': the price is -3"),
             (lambda f: f.rename(columns={"f1": " "}), "column ' ' has no name"),
-            (lambda f: f.drop(index=2), "B has 0 rows for 2024-01-03"),
+            (lambda f: f.drop(index=2), "B has 0 rows for 2024-01-03.*missing='keep'"),
             (lambda f: pd.concat([f, f.iloc[[4]]]), "A has 2 rows for 2024-01-02"),
             (lambda f: f.assign(f2=[0, 1, None, 3, 4, 5]), "row 2, column 'f2': the cell is empty"),
             (lambda f: f.assign(f2=list("01x345")), "row 2, column 'f2': 'x' is not a number"),
