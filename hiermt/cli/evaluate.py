@@ -141,11 +141,12 @@ def _plain(
 def _walk_forward(args: argparse.Namespace, device: torch.device) -> dict[str, Any]:
     if args.all_days:
         raise ValueError("--all-days: only with --model; every fold is measured on days after its training")
+    settings, folds = Settings.of(args), args.walk_forward
+    walk_forward.check(settings)
     files = record.inputs(args)
     table = options.read(args)
     edges = None if args.adjacency is None else data.read_adjacency(args.adjacency, len(table.symbols))
     sectors = None if args.sectors is None else data.read_sectors(args.sectors)
-    settings, folds = Settings.of(args), args.walk_forward
     found = walk_forward.run(table, settings, folds, device, args.backend, edges=edges, sectors=sectors)
     scored = evaluation.evaluate(
         found.decisions, found.truth, found.returns, found.dates, table.symbols, settings.horizon

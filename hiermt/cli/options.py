@@ -11,6 +11,8 @@ import torch
 from hiermt.cli.argument_types import file_path, path, whole
 from hiermt.data import FeatureTable, Prices, Split, compute_features, read_features, read_prices
 
+_MAX_GAP = 5
+
 
 class Parser(argparse.ArgumentParser):
     """A parser that ends with one sentence and exit code 2, and knows every option by its whole name only."""
@@ -90,9 +92,9 @@ def add_table(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--max-gap",
         type=whole(0),
-        default=5,
+        default=_MAX_GAP,
         metavar="DAYS",
-        help="most missing days in a row to fill with the last close (default: 5)",
+        help=f"most missing days in a row to fill with the last close (default: {_MAX_GAP})",
     )
     parser.add_argument(
         "--missing",
@@ -117,8 +119,15 @@ def add_graph_files(group: Any) -> None:
 
 
 def read(args: argparse.Namespace, symbols: tuple[str, ...] | None = None) -> FeatureTable:
-    """The table that --prices or --features names."""
+    """The table that --prices or --features names.
+
+    Raises:
+        ValueError: --max-gap was given where no gap is filled.
+    """
     keep = args.missing == "keep"
+    if args.max_gap != _MAX_GAP and (keep or args.features is not None):
+        beside = "--missing keep" if keep else "--features"
+        raise ValueError(f"--max-gap {args.max_gap}: no gap is filled with {beside}; leave it out")
     if args.features is not None:
         return read_features(args.features, symbols=symbols, missing="keep" if keep else "refuse")
     return compute_features(read_prices(args.prices, max_gap=args.max_gap, symbols=symbols, missing=args.missing))

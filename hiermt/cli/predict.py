@@ -55,6 +55,10 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     if args.out is not None:
         check_writable(args.out)
     trained = Trained.read(args.model, args.backend)
+    if args.confidence is not None and trained.kind.name != "two-headed":
+        raise ValueError(
+            f"--confidence: P(signal) above which to decide is of the two-headed task, not of {trained.kind.name}"
+        )
     table = options.read(args, trained.symbols)
     dataset = trained.dataset(table, device)
     days = dataset.num_windows if args.rolling else args.days
@@ -64,10 +68,6 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
             f"{trained.window}"
         )
     starts = range(dataset.num_windows - days, dataset.num_windows)
-    if args.confidence is not None and trained.kind.name != "two-headed":
-        raise ValueError(
-            f"--confidence: P(signal) above which to decide is of the two-headed task, not of {trained.kind.name}"
-        )
     confidence = trained.confidence if args.confidence is None else args.confidence
     model = trained.model.to(device)
     found = trained.kind.decide(model, dataset, starts, confidence, progress=True)
@@ -101,7 +101,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     if absent:
         log.info("\nabsent on that day, so without a decision: %s", some(absent))
     if args.out is not None:
-        log.info("\n%s: %s days x %d stocks", args.out, f"{len(dates):,}", len(trained.symbols))
+        log.info("\n%s: %s rows of %s days", args.out, f"{len(rows):,}", f"{len(dates):,}")
     texts = ("symbol", "prediction")
     named = [
         {name: str(cell) if name in ("date", *texts) else float(cell) for name, cell in zip(header, row, strict=True)}

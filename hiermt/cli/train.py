@@ -12,6 +12,7 @@ from hiermt import data
 from hiermt.cli import artefacts, options, plain, record, summary
 from hiermt.cli.argument_types import file_path, path
 from hiermt.cli.experiment import Experiment
+from hiermt.cli.kinds import task_name
 from hiermt.cli.output import log
 from hiermt.cli.settings import Settings
 from hiermt.io.files import check_writable
@@ -46,6 +47,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     device = options.pick_device(args.device)
     if args.resume and args.checkpoint is None:
         raise ValueError("--resume: needs --checkpoint FILE to continue from")
+    task_name(Settings.of(args))  # a contradiction is told before the table is read
     artefacts.check_folder(args.out)
     if args.checkpoint is not None:
         check_writable(args.checkpoint)

@@ -58,19 +58,24 @@ def splits(num_days: int, settings: Settings, folds: int) -> Iterator[Split]:
         )
 
 
+def check(settings: Settings) -> None:
+    """Refuses a task without decisions.
+
+    Raises:
+        ValueError: the task decides nothing, or does not fit the network.
+    """
+    name = task_name(settings)
+    if name in ("binary", "regression"):
+        raise ValueError(
+            f"--walk-forward: measures decisions (Down, Neutral, Up), which the task {name} does not make; use --task "
+            "classes"
+        )
+
+
 def run(
     table: FeatureTable, settings: Settings, folds: int, device: torch.device, backend: str, **prepare: Any
 ) -> Result:
-    """Trains and decides for each fold.
-
-    Raises:
-        ValueError: the task of the settings decides nothing.
-    """
-    if task_name(settings) in ("binary", "regression"):
-        raise ValueError(
-            f"--walk-forward: measures decisions (Down, Neutral, Up), which the task {task_name(settings)} does not "
-            "make; use --task classes"
-        )
+    """Trains and decides for each fold; the task of the settings has to pass :func:`check`."""
     found: list[dict[str, Any]] = []
     parts: list[tuple[Any, ...]] = []
     dates: list[str] = []

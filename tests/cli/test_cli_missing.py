@@ -77,6 +77,7 @@ def test_predict_leaves_out_who_is_absent_today(folder: Path, capsys: pytest.Cap
     assert [row[0] for row in decided(output)] == ["S0", "S1", "S3", "S5"]
     assert "absent on that day, so without a decision: S2, S4" in output
     assert main(["predict", *arguments, "--rolling", "--out", str(folder / "rolling.csv")]) == 0
+    assert f"rolling.csv: {len(rows_of(folder / 'rolling.csv')):,} rows of " in capsys.readouterr().out
     found = {(row["date"], row["symbol"]): row for row in rows_of(folder / "rolling.csv")}
     for row in rows_of(folder / "model" / "predictions.csv"):
         assert found[row["date"], row["symbol"]]["p_up"] == row["p_up"]
@@ -107,6 +108,20 @@ def test_the_same_table_without_the_option_is_cut_or_refused(folder: Path, capsy
     fails(capsys, "train", "--prices", folder / "gap.csv", "--out", out, *TRAIN, match="at most 5 are filled")
     assert main(["train", "--prices", str(folder / "late.csv"), "--out", str(out), *TRAIN]) == 0
     assert "histories are unequal" in capsys.readouterr().err
+
+
+def test_a_gap_to_fill_beside_what_fills_none_is_refused(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["predict", "--model", folder / "model", "--max-gap", "3"]
+    fails(
+        capsys,
+        *arguments,
+        "--prices",
+        folder / "prices.csv",
+        "--missing",
+        "keep",
+        match="--max-gap 3: no gap is filled",
+    )
+    fails(capsys, *arguments, "--features", folder / "prices.csv", match="filled with --features")
 
 
 class TestMeasures:

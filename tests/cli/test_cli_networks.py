@@ -160,8 +160,17 @@ def test_walk_forward_with_classes(folder: Path, capsys: pytest.CaptureFixture[s
     ],
 )
 def test_contradictions(folder: Path, arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
-    fails(capsys, "train", *table(folder), "--out", folder / "none", *TRAIN, *arguments, match=message, silent=False)
-    assert not (folder / "none" / WEIGHTS).exists()
+    # Before the table is read, of which something would be shown.
+    fails(capsys, "train", *table(folder), "--out", folder / "none", *TRAIN, *arguments, match=message)
+    assert not (folder / "none").exists()
+
+
+def test_predict_refuses_another_confidence_before_it_reads(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = trained(folder, "tgcn-classes")
+    capsys.readouterr()
+    fails(
+        capsys, "predict", "--model", out, "--prices", folder / "none.csv", "--confidence", "0.6", match="--confidence"
+    )
 
 
 def test_unknown_names(capsys: pytest.CaptureFixture[str]) -> None:

@@ -208,7 +208,9 @@ class TestRefusals:
         days = [str(day.date()) for day in pd.bdate_range("2024-01-01", periods=10)]
         rows = [(day, "" if 2 <= i < 8 else 1, 2) for i, day in enumerate(days)]
         path = write(tmp_path, wide(rows))
-        with pytest.raises(DataError, match=f"AAA has no prices from {days[2]} to {days[7]}, 6 trading days.*missing='keep'"):
+        with pytest.raises(
+            DataError, match=f"AAA has no prices from {days[2]} to {days[7]}, 6 trading days.*missing='keep'"
+        ):
             read_prices(path)
         with pytest.warns(DataWarning, match="6 missing"):
             read_prices(path, max_gap=6)
