@@ -46,7 +46,7 @@ def run_model(model: nn.Module, batch: Any, device: torch.device | str, share: b
     present = None if isinstance(inputs[0], Windows) else getattr(batch, "present", None)
     if present is None:
         return model(*inputs)
-    if not _takes_present(model):
+    if not takes(model, "present"):
         raise TypeError(
             f"the batches say which stocks are present, which a {type(model).__name__} does not take; give its forward "
             "an argument present, or train on data without gaps"
@@ -67,13 +67,17 @@ def present_rows(batch: Any) -> Tensor | None:
     return None if present is None else present[..., -1]
 
 
-def _takes_present(model: nn.Module) -> bool:
-    if isinstance(model, nn.parallel.DistributedDataParallel):
-        model = model.module
+def takes(called: Any, name: str) -> bool:
+    """Whether a model or another callable takes an argument of this name."""
+    if isinstance(called, nn.parallel.DistributedDataParallel):
+        called = called.module
     # A compiled module has the forward of any module.
-    model = getattr(model, "_orig_mod", model)
-    parameters = inspect.signature(model.forward).parameters.values()
-    return any(one.name == "present" or one.kind is one.VAR_KEYWORD for one in parameters)
+    called = getattr(called, "_orig_mod", called)
+    try:
+        parameters = inspect.signature(getattr(called, "forward", called)).parameters.values()
+    except (TypeError, ValueError):  # a callable that tells no arguments
+        return True
+    return any(one.name == name or one.kind is one.VAR_KEYWORD for one in parameters)
 
 
 def shared_inputs(

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from hiermt._arguments import check_number
+from hiermt.nn.inputs import takes
 from hiermt.nn.loss import MultiTaskLoss
 from hiermt.nn.parameters import runs
 
@@ -54,6 +55,10 @@ def loss_terms(
     """Total, signal and direction loss of a batch; NaN for parts that another criterion does not return.
 
     `row_mask` are the rows that count, ``None`` for all; another criterion gets it as a keyword, if there is one.
+
+    Raises:
+        ValueError: a batch has no labels, or the loss is not one number.
+        TypeError: the criterion returns something else, or there is a mask and it takes none.
     """
     if getattr(batch, "signal_labels", None) is None or getattr(batch, "direction_labels", None) is None:
         raise ValueError("a batch has no signal_labels and direction_labels; training and testing need both")
@@ -65,6 +70,11 @@ def loss_terms(
     # Other criteria expect the logits of a PyG batch, [N, 2].
     flat = [part.reshape(-1, part.size(-1)) for part in logits]
     rows = {} if row_mask is None else {"row_mask": row_mask.reshape(-1)}
+    if rows and not takes(criterion, "row_mask"):
+        raise TypeError(
+            "criterion: the batches have rows that do not count (present, target_mask), which it does not take; give "
+            "it an argument row_mask, bool [N], the rows that count"
+        )
     loss, parts = _foreign(criterion(*flat, signal_targets, direction_targets, signal_mask=mask, **rows))
     return loss, *(
         torch.as_tensor(parts.get(name, float("nan")), dtype=torch.float64, device=loss.device) for name in PARTS

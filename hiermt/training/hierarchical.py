@@ -40,9 +40,9 @@ def train_hierarchical(
     Args:
         model (Module): returns ``(signal_logits, direction_logits)``.
         criterion (Module, optional): a :class:`MultiTaskLoss`, or a callable with the same arguments: logits
-            ``[N, 2]``, targets ``[N]`` and ``signal_mask``. It returns the loss, or the loss and a dict of its parts;
-            missing parts are NaN in the history. ``None`` for ``MultiTaskLoss(lambda_direction)``. A module is moved
-            to the model's device.
+            ``[N, 2]``, targets ``[N]``, ``signal_mask``, and ``row_mask`` where rows of the batches do not count. It
+            returns the loss, or the loss and a dict of its parts; missing parts are NaN in the history. ``None`` for
+            ``MultiTaskLoss(lambda_direction)``. A module is moved to the model's device.
         train_dataloader, test_dataloader (iterable): batches as for :func:`hiermt.train`, with ``signal_labels`` and
             ``direction_labels``; the test loader may be ``None``.
         lambda_direction (float): weight of the direction loss if `criterion` is ``None``. Next to a criterion it must

@@ -253,6 +253,12 @@ def test_another_criterion_gets_the_rows_that_count() -> None:
     hiermt.train_hierarchical(model, optimizer, criterion, loader, None, 1, progress=False)
     assert torch.equal(seen[0], rows(whole, range(30)).flatten())
 
+    def of_all_rows(signal: Tensor, direction: Tensor, *_: Tensor, signal_mask: Tensor) -> Tensor:
+        return (signal + direction).sum()
+
+    with pytest.raises(TypeError, match="criterion: the batches have rows that do not count"):
+        hiermt.train_hierarchical(model, optimizer, of_all_rows, loader, None, 1, progress=False)
+
 
 def test_a_model_that_takes_no_mask_is_refused() -> None:
     class Plain(nn.Module):
