@@ -11,7 +11,7 @@ import torch
 from hiermt import data
 from hiermt.cli import artefacts, attention, evaluation, options, pictures, plain, record, scores, summary, walk_forward
 from hiermt.cli.argument_types import path, whole
-from hiermt.cli.kinds import true_classes
+from hiermt.cli.kinds import task_name, true_classes
 from hiermt.cli.output import log
 from hiermt.cli.report import Report, png
 from hiermt.cli.settings import Settings
@@ -98,7 +98,7 @@ def _of_model(args: argparse.Namespace, device: torch.device) -> dict[str, Any]:
     result: dict[str, Any] = {"model": str(args.model), "untouched_days_only": not args.all_days}
     if not trained.kind.decides:
         return _plain(args, trained, title, facts, result, decisions, returns, dates)
-    scored = evaluation.evaluate(decisions, truth, returns, dates, trained.symbols, trained.horizon)
+    scored = evaluation.evaluate(decisions, truth, returns, dates, trained.symbols, trained.horizon, trained.kind.name)
     result["test"] = scored
     page = Report(
         title=title,
@@ -149,7 +149,13 @@ def _walk_forward(args: argparse.Namespace, device: torch.device) -> dict[str, A
     sectors = None if args.sectors is None else data.read_sectors(args.sectors)
     found = walk_forward.run(table, settings, folds, device, args.backend, edges=edges, sectors=sectors)
     scored = evaluation.evaluate(
-        found.decisions, found.truth, found.returns, found.dates, table.symbols, settings.horizon
+        found.decisions,
+        found.truth,
+        found.returns,
+        found.dates,
+        table.symbols,
+        settings.horizon,
+        task_name(settings),
     )
     described = record.describe(args, device, table.names, files)
     result = {"walk_forward": folds, "folds": found.folds, "test": scored, "run": described}

@@ -20,7 +20,13 @@ _LEAST_STOCKS = 3
 
 
 def evaluate(
-    decisions: Decisions, truth: Tensor, returns: Tensor, dates: Sequence[Any], symbols: Sequence[str], horizon: int = 1
+    decisions: Decisions,
+    truth: Tensor,
+    returns: Tensor,
+    dates: Sequence[Any],
+    symbols: Sequence[str],
+    horizon: int = 1,
+    task: str = "two-headed",
 ) -> dict[str, Any]:
     """Measures decisions and probabilities against what happened.
 
@@ -31,9 +37,10 @@ def evaluate(
         dates (sequence): last day of each window, as numpy's or ISO dates.
         symbols (sequence of str): names of the stocks.
         horizon (int): trading days of a return. (default: ``1``)
+        task (str): that decided, as in :mod:`hiermt.cli.kinds`. (default: ``"two-headed"``)
 
     Returns:
-        A dict of numbers, lists and texts only: ``decision``, ``signal``, ``direction`` (see
+        A dict of numbers, lists and texts only: ``task``, ``decision``, ``signal``, ``direction`` (see
         :func:`hiermt.cli.scores.evaluate`), each with ``forecast`` (see :mod:`hiermt.cli.forecasts`);
         ``information_coefficient``, ``by_year``, ``by_symbol`` (years and stocks that count), ``bootstrap``, ``span``.
 
@@ -48,7 +55,7 @@ def evaluate(
     if not counted.any():
         raise DataError("table: no stock is present on a day with a label; give more days, or more prices")
     moved = counted & (true != 1)
-    result = scores.evaluate(decisions.predictions, decisions.probabilities, truth)
+    result = {"task": task, **scores.evaluate(decisions.predictions, decisions.probabilities, truth)}
     result["decision"]["forecast"] = forecasts.classes(joint, true, chosen, counted, weights)
     result["decision"]["mean_confidence"] = float(decisions.confidences.double().numpy()[counted].mean())
     result["signal"]["forecast"] = forecasts.binary(p[..., 1], moved, counted, weights)

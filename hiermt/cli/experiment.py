@@ -130,7 +130,8 @@ class Experiment:
         dates, symbols, horizon = self.dates_of(starts), self.table.symbols, self.settings.horizon
         returns = self.returns_of(starts)
         if self.kind.decides:
-            return evaluation.evaluate(results, self.labels_of(starts), returns, dates, symbols, horizon)
+            truth = self.labels_of(starts)
+            return evaluation.evaluate(results, truth, returns, dates, symbols, horizon, self.kind.name)
         return plain.measure(self.kind.name, results, returns, dates, symbols, horizon, self.settings.threshold)
 
     def train(self, model: nn.Module, *, show: bool = True, **options: Any) -> int:

@@ -92,8 +92,9 @@ class Report:
             html_table(columns, rows),
             _image("Reliability", figures.reliability, self.scores),
             f"<p>{html.escape(summary.belief(self.scores))} <code>{', '.join(CLASS_PROBABILITIES)}</code> in "
-            "<code>predictions.csv</code> are the probabilities of the three outcomes; <code>confidence</code> is the "
-            "larger probability of one head alone.</p>",
+            "<code>predictions.csv</code> are the probabilities of the three outcomes; <code>confidence</code> is "
+            + ("the larger probability of one head alone" if summary.two_headed(self.scores) else "the largest of them")
+            + ".</p>",
         ]
 
     def _decisions(self) -> list[str]:
@@ -123,12 +124,13 @@ class Report:
     def _training(self) -> list[str]:
         parts = []
         if self.curves is not None:
-            parts += [
-                "<h2>Training</h2>",
-                "<p>Dashed: the loss of the base rate of the same span. A model that learns nothing comes down to it "
-                "and stays.</p>",
-                embedded("Losses", self.curves),
-            ]
+            parts.append("<h2>Training</h2>")
+            if summary.two_headed(self.scores):
+                parts.append(
+                    "<p>Dashed: the loss of the base rate of the same span. A model that learns nothing comes down to "
+                    "it and stays.</p>"
+                )
+            parts.append(embedded("Losses", self.curves))
         if self.balance is not None:
             parts += ["<h2>Classes over time</h2>", _image("Classes over time", figures.balance, self.balance)]
         return parts

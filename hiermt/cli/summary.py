@@ -66,11 +66,18 @@ def ranking(result: dict[str, Any]) -> str:
 def belief(result: dict[str, Any]) -> str:
     """One sentence that compares what the model believes of its decisions with how often they are right."""
     decision = result["decision"]
-    return (
+    found = (
         f"The model gives its decisions a probability of {decision['forecast']['mean_probability']:.1%} on average; "
-        f"{decision['accuracy']:.1%} are right. (Its confidence, {decision['mean_confidence']:.1%}, is that of the "
-        "head that decided alone.)"
+        f"{decision['accuracy']:.1%} are right."
     )
+    if not two_headed(result):
+        return found
+    return f"{found} (Its confidence, {decision['mean_confidence']:.1%}, is that of the head that decided alone.)"
+
+
+def two_headed(result: dict[str, Any]) -> bool:
+    """Whether a head for the signal and one for the direction decided, each with a loss and a probability."""
+    return bool(result["task"] == "two-headed")
 
 
 def knows(result: dict[str, Any]) -> str:

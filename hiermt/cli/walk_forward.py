@@ -94,7 +94,9 @@ def run(
         decisions = experiment.decide(model, split.test, progress=True)
         truth, returns = experiment.labels_of(split.test), experiment.returns_of(split.test)
         days = [str(date) for date in experiment.dates_of(split.test)]
-        scored = evaluation.evaluate(decisions, truth, returns, days, table.symbols, settings.horizon)
+        scored = evaluation.evaluate(
+            decisions, truth, returns, days, table.symbols, settings.horizon, experiment.kind.name
+        )
         found.append({"fold": i + 1, "train_windows": len(split.train), "epochs": epochs, **scored})
         parts.append((*decisions, truth, returns))
         dates += days

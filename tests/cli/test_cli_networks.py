@@ -68,7 +68,11 @@ class TestEveryCase:
         assert type(found.model) is NETWORKS[network] and found.kind.name == case.removeprefix(f"{network}-")
         metrics = json.loads((out / "metrics.json").read_text())
         assert len(metrics["losses"]["train_total_loss"]) == metrics["epochs"] == 2
-        assert "<h2>Run</h2>" in (out / "report.html").read_text()
+        report = (out / "report.html").read_text()
+        assert "<h2>Run</h2>" in report and metrics["test"]["task"] == found.kind.name
+        # A network with one head for the outcomes has no head that decided alone, and no base rate is drawn.
+        two_headed = found.kind.name == "two-headed"
+        assert all((text in report) == two_headed for text in ("decided alone", "one head alone", "Dashed: the loss"))
         rows = rows_of(out / "predictions.csv")
         assert len(rows) == metrics["test_windows"] * STOCKS
         wide = bars(STOCKS, DAYS).pivot(index="Date", columns="Symbol", values="Close")
