@@ -77,8 +77,18 @@ def on_hub(kind: type[Pretrained]) -> Any:
             data = self._hub_mixin_info.model_card_data.to_yaml()
             return huggingface_hub.ModelCard(f"---\n{data}\n---\n\n{card_text(self, kind.__name__, metrics)}")
 
+        def __reduce__(self) -> tuple[Any, ...]:
+            # The class has no name in this module by which pickle would find it.
+            return _empty, (kind,), self.__dict__
+
     OnHub.__name__ = OnHub.__qualname__ = kind.__name__  # the config names the class
     return OnHub
+
+
+def _empty(kind: Any) -> Any:
+    """A model without parameters, to which its state is given."""
+    found = on_hub(kind)
+    return found.__new__(found)
 
 
 def card_text(model: Any, name: str, metrics: Mapping[str, Any] | None = None) -> str:

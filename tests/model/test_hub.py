@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -100,6 +102,15 @@ def test_a_model_of_the_hub_leaves_for_pyg() -> None:
     x, edges = torch.randn(12, 4, 3), testing.stock_graph(12, 40)
     for found, expected in zip(pyg.like(model)(x, *edges), model(x, *edges), strict=True):
         testing.assert_close(found, expected)
+
+
+def test_pickles_and_copies() -> None:
+    model = on_hub(hiermt.TGCN_HierarchicalMT)(3, 5, feature_names=NAMES)
+    x, edges = torch.randn(12, 4, 3), testing.stock_graph(12, 40)
+    for found in (pickle.loads(pickle.dumps(model)), copy.deepcopy(model)):
+        assert type(found) is type(model) and found.config == model.config
+        torch.testing.assert_close(found(x, *edges), model(x, *edges), rtol=0, atol=0)
+        assert found.signal_head.weight is not model.signal_head.weight
 
 
 def test_without_the_package_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
