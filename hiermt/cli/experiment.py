@@ -14,7 +14,7 @@ from hiermt.cli import evaluation, plain
 from hiermt.cli.epochs import Epochs
 from hiermt.cli.kinds import Kind, model_of, true_classes
 from hiermt.cli.settings import Settings
-from hiermt.data import FeatureTable, Scale, Split, WindowDataset, WindowLoader
+from hiermt.data import DataError, FeatureTable, Scale, Split, WindowDataset, WindowLoader
 from hiermt.training import adam, train
 
 EVALUATION_BATCH = 128
@@ -43,7 +43,11 @@ class Experiment:
         device: torch.device | str = "cpu",
         split: Split | None = None,
     ) -> Experiment:
-        """Splits in time order, unless a split is given; fits scale and graph on the training days only."""
+        """Splits in time order, unless a split is given; fits scale and graph on the training days only.
+
+        Raises:
+            DataError: the table does not fit the settings, or a part of the split has no label.
+        """
         split = split or data.time_split(
             table.num_days,
             settings.window,
@@ -52,6 +56,8 @@ class Experiment:
             test=settings.test,
         )
         present = table.present
+        if present is not None:
+            _check_labels(table, settings, split)
         if edges is None:
             returns = data.next_returns(table.close)[:, : split.train_days - 1]
             edges = data.correlation_graph(
@@ -198,3 +204,17 @@ class Experiment:
             "trained_on": [str(self.table.dates[0]), str(self.table.dates[self.split.train_days - 1])],
             "used_until": str(self.table.dates[self.split.used_days - 1]),
         }
+
+
+def _check_labels(table: FeatureTable, settings: Settings, split: Split) -> None:
+    """Refuses a part without a label, whose loss would be 0: the lowest, for which the first weights would be kept."""
+    classes = true_classes(table, settings.horizon, settings.threshold)
+    for name in ("train", "validation", "test"):
+        part: range = getattr(split, name)
+        days = slice(part.start + settings.window - 1, part.stop + settings.window - 1)
+        if part and not bool((classes[:, days] >= 0).any()):
+            first, last = table.dates[days][[0, -1]]
+            raise DataError(
+                f"table: no stock is present on a day with a label in the {name} windows, {first} to {last}; give more "
+                "days, or more prices"
+            )

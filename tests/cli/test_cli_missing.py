@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -11,8 +12,11 @@ import numpy as np
 import pytest
 import torch
 
+from hiermt import data
 from hiermt.cli import evaluation, forecasts, scores
+from hiermt.cli.experiment import Experiment
 from hiermt.cli.main import main
+from hiermt.cli.settings import Settings
 from support.price_tables import bars, decided, fails
 
 pd = pytest.importorskip("pandas")
@@ -122,6 +126,18 @@ def test_a_gap_to_fill_beside_what_fills_none_is_refused(folder: Path, capsys: p
         match="--max-gap 3: no gap is filled",
     )
     fails(capsys, *arguments, "--features", folder / "prices.csv", match="filled with --features")
+
+
+@pytest.mark.parametrize("part", ["train", "validation", "test"])
+def test_a_part_without_a_label_is_refused_before_training(part: str) -> None:
+    found = data.compute_features(data.read_prices(table(), missing="keep"))
+    assert found.present is not None
+    settings = Settings(window=8, hidden=4)
+    windows = getattr(data.time_split(found.num_days, 8), part)
+    gone = found.present.clone()
+    gone[:, windows.start + 7 : windows.stop + 7] = False
+    with pytest.raises(data.DataError, match=f"no stock is present on a day with a label in the {part} windows"):
+        Experiment.prepare(dataclasses.replace(found, present=gone), settings)
 
 
 class TestMeasures:
