@@ -88,7 +88,9 @@ class LivePredictor:
             TypeError: the dtype is not that of the model or of the earlier days; no day is appended.
         """
         check_series("day", self.model, day, self.graph, "[stocks, {}]")
-        return self._append("day", day.unsqueeze(1), present.unsqueeze(1) if isinstance(present, Tensor) else present)
+        if present is not None:
+            present = check_present(present, day.shape[:1], day).unsqueeze(1)
+        return self._append("day", day.unsqueeze(1), present)
 
     @torch.no_grad()
     def _append(self, name: str, series: Tensor, present: Tensor | None) -> Any:

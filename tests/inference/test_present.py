@@ -142,6 +142,7 @@ def test_refused() -> None:
             predict_rolling(own, series, GRAPH, WINDOW, present=mask)
         with pytest.raises(error):
             live.extend(series, mask)
-    with pytest.raises((TypeError, ValueError)):
+    shapes = rf"expected shape \[{len(series)}\], got \[{len(series)}, {present.size(1)}\]"
+    with pytest.raises(ValueError, match=shapes):
         live.append(series[:, 0], present)
     assert live.days == 0
