@@ -19,6 +19,8 @@ from hiermt.cli.main import main
 from hiermt.cli.settings import Settings
 from support.price_tables import bars, decided, fails
 
+pytestmark = pytest.mark.hostile("absent")
+
 pd = pytest.importorskip("pandas")
 pytest.importorskip("sklearn")
 pytest.importorskip("matplotlib")

@@ -15,6 +15,8 @@ from hiermt import data
 from hiermt.data import DataError, DataWarning
 from support.price_tables import bars, ready_features
 
+pytestmark = pytest.mark.hostile("absent")
+
 pd = pytest.importorskip("pandas")
 
 STOCKS, DAYS = 5, 220

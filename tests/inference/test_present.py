@@ -15,6 +15,8 @@ from hiermt.testing import assert_close, stock_graph
 from hiermt.training.tasks import Regression
 from support import subgraphs
 
+pytestmark = pytest.mark.hostile("absent")
+
 STOCKS, DAYS, FEATURES, WINDOW = 10, 30, 4, 6
 
 

@@ -25,7 +25,7 @@ from support.calls import LAYOUTS
 from support.present import masks
 from support.problems import Problem, Stack
 
-pytestmark = needs_harness
+pytestmark = [needs_harness, pytest.mark.hostile("absent")]
 
 STRIDED = {"layout": LAYOUTS["step"]}
 BARE = Stack(1, edge=False)

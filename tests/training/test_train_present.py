@@ -19,6 +19,8 @@ from hiermt.testing import stock_graph
 from hiermt.training.tasks import Binary, Classification, Regression, Several, Task, TwoHeaded
 from support import subgraphs
 
+pytestmark = pytest.mark.hostile("absent")
+
 STOCKS, DAYS, FEATURES, WINDOW = 9, 40, 4, 6
 
 
