@@ -84,7 +84,7 @@ def test_loop_weight_zero_equals_pyg_without_self_loops(backend: str) -> None:
 def test_gat_takes_no_loop_weight() -> None:
     stack = hiermt.GAT(5, 6)
     graph = hiermt.Graph(*edges(torch.float32), 20)
-    with pytest.raises(ValueError, match="loop_weight: expected 1.0 with a GATv2"):
+    with pytest.raises(ValueError, match=r"loop_weight: expected 1\.0 with a GATv2"):
         hiermt.functional.conv_stack(torch.randn(20, 2, 5), graph, stack.op_parameters() or [], loop_weight=2.0)
 
 
