@@ -232,7 +232,7 @@ def _levels(head: list[list[str]]) -> tuple[list[str], int] | None:
     first, second = ([clean(cell) for cell in row[1:]] for row in head[:2])
     if not any(_is_level(fields) and all(others) for fields, others in ((first, second), (second, first))):
         return None
-    third = [clean(cell) for cell in head[2]] if len(head) > 2 else [""]
+    third = [clean(cell) for cell in head[2]] if len(head) > 2 and head[2] else [""]
     if key(third[0]) in DATE_NAMES and not any(third[1:]):
         return ["Date", *first], 3
     named = all(key(row[0]) in _LEVEL_NAMES for row in head[:2])

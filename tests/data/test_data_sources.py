@@ -58,6 +58,15 @@ class TestDownloads:
             if prices.has_bars:
                 np.testing.assert_allclose(prices.high, 1.02 * prices.close, rtol=1e-14)
 
+    @pytest.mark.parametrize("line", [2, 3, 5])
+    def test_blank_lines(self, line, tmp_path):
+        path = tmp_path / "t.csv"
+        lines = ["Price,Close,Close", "Ticker,A,B", *(f"{day:%Y-%m-%d},1,2" for day in DAYS)]
+        path.write_text("\n".join([*lines[:line], "", *lines[line:]]))
+        prices = quiet(path)
+        assert prices.symbols == ("A", "B")
+        assert prices.close.shape == (2, len(DAYS))
+
     def test_symbols_that_are_fields(self, tmp_path):
         frame = download(symbols=("OPEN", "LOW", "V"))
         for source in every_form(frame, tmp_path):

@@ -65,7 +65,7 @@ def counted_once(case: Case, edge_index: Tensor, gradient: Tensor | None) -> Ten
 
     PyG hands the gradient of that one to all of them. A GCN that adds no loops reads all.
     """
-    if gradient is None or case.gat or (case.loop_weight == 0.0 and case.kind not in MODELS):
+    if gradient is None or case.gat or (case.loop_weight == 0.0 and case.kind not in (*MODELS, "tgcn_layer")):
         return gradient
     last = {a: i for i, (a, b) in enumerate(edge_index.t().tolist()) if a == b}
     read = [a != b or last[a] == i for i, (a, b) in enumerate(edge_index.t().tolist())]

@@ -102,7 +102,8 @@ def _changed(value: Any, source: Source) -> Any:
     """Something like `value`."""
     kind = source.byte()
     if isinstance(value, Tensor):
-        numbers = value.detach().clone()
+        # An earlier change may have made it larger than any memory.
+        numbers = value.detach()[:1, :1].clone() if value.numel() > 2**24 else value.detach().clone()
         changes = (
             lambda: numbers.flatten()[: numbers.numel() // 2].clone(),
             lambda: numbers.unsqueeze(0),
