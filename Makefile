@@ -52,8 +52,9 @@ ptx: $(VENV)/.env-test build ## the tests of the CUDA kernels on their PTX, too;
 # SECONDS of make and SEED; the seed of a run without one is the date.
 SEED ?= $(shell date +%Y%m%d)
 fuzz: SECONDS ?= 60
-fuzz: $(VENV)/.env-test build ## random models and graphs, native against twin and PyG; SECONDS=600 SEED=7
-	PYTHONPATH=.:tests OMP_WAIT_POLICY=passive $(BIN)/python -m fuzz.differential --seconds $(SECONDS) --seed $(SEED)
+fuzz: $(VENV)/.env-test build ## random models and graphs, native against twin and PyG; SECONDS=600 or CASES=300, SEED=7
+	PYTHONPATH=.:tests OMP_WAIT_POLICY=passive $(BIN)/python -m fuzz.differential \
+	  $(if $(CASES),--cases $(CASES),--seconds $(SECONDS)) --seed $(SEED)
 
 fuzz-files: SECONDS ?= 60
 fuzz-files: $(VENV)/.env-fuzz ## readers of files, guided by coverage; only documented exceptions may leave them

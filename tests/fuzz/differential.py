@@ -102,11 +102,13 @@ def case_of(seed: int, number: int) -> Case:
     return draw(random.Random(seed * 10**9 + number))
 
 
-def run(seconds: float, seed: int, most: int = 5, folder: Path = FOLDER) -> tuple[int, list[Path]]:
-    """Runs cases until the time is over or `most` of them failed: how many, and the tests that were written."""
+def run(
+    seconds: float, seed: int, most: int = 5, folder: Path = FOLDER, cases: int | None = None
+) -> tuple[int, list[Path]]:
+    """Runs `cases`, or until the time is over or `most` of them failed: how many, and the tests that were written."""
     stop, paths, count = time.monotonic() + seconds, [], 0
     kinds: Counter[str] = Counter()
-    while time.monotonic() < stop and len(paths) < most:
+    while (time.monotonic() < stop if cases is None else count < cases) and len(paths) < most:
         case = case_of(seed, count)
         message = check(case)
         count += 1
@@ -128,6 +130,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seconds", type=float, default=60)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--cases", type=int, help="run so many, however long they take: the same on every machine")
     parser.add_argument("--case", type=int, help="run this case of the seed alone")
     parser.add_argument("--folder", type=Path, default=FOLDER, help="where to write tests")
     options = parser.parse_args()
@@ -138,7 +141,7 @@ def main() -> int:
         case = case_of(options.seed, options.case)
         print(case, check(case) or "fine", sep="\n")
         return 0
-    count, paths = run(options.seconds, options.seed, folder=options.folder)
+    count, paths = run(options.seconds, options.seed, folder=options.folder, cases=options.cases)
     if count == 0 or paths:
         return 1
     return 0
