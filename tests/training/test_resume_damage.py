@@ -14,6 +14,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from fuzz.source import places
 from hiermt import data
 from hiermt.training import loop, resume
 from hiermt.training.encoding import checksum
@@ -57,19 +58,6 @@ def good(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     made = make()
     made.run(3, checkpoint=path)
     return torch.load(path, weights_only=True)
-
-
-def places(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
-    """Each branch and leaf; of long lists the first, one in between, and the last."""
-    if path:
-        yield path
-    keys: list[Any] = []
-    if isinstance(value, dict):
-        keys = list(value)
-    elif isinstance(value, list | tuple):
-        keys = sorted({0, len(value) // 2, len(value) - 1}) if value else []
-    for key in keys:
-        yield from places(value[key], (*path, key))
 
 
 def mutations(value: Any) -> Iterator[Any]:
