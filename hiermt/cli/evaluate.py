@@ -3,22 +3,23 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 from typing import Any
 
 import numpy as np
 import torch
 
 from hiermt import data
-from hiermt.cli import artefacts, attention, evaluation, options, pictures, plain, record, scores, summary, walk_forward
+from hiermt.cli import artefacts, attention, options, pictures, plain, record, scores, summary, walk_forward
 from hiermt.cli.argument_types import path, whole
-from hiermt.cli.kinds import task_name, true_classes
+from hiermt.cli.experiment import measure
+from hiermt.cli.kinds import Kind, task_name, true_classes
 from hiermt.cli.output import log
 from hiermt.cli.report import Report, png
 from hiermt.cli.settings import Settings
 from hiermt.cli.trained import Trained
 from hiermt.data import DataError
 from hiermt.data.labels import next_returns
-from hiermt.inference.rolling import Decisions
 
 
 def add_parser(commands: Any) -> None:
@@ -85,111 +86,88 @@ def _of_model(args: argparse.Namespace, device: torch.device) -> dict[str, Any]:
             + ("" if args.all_days else f" after {seen}, the last day that the training used; --all-days takes all")
         )
     model = trained.model.to(device)
-    decisions = trained.kind.decide(model, dataset, starts, trained.confidence, progress=True)
+    found = trained.kind.decide(model, dataset, starts, trained.confidence, progress=True)
     days = slice(starts.start + trained.window - 1, starts.stop + trained.window - 1)
-    all_returns = next_returns(table.close, trained.horizon)
+    returns = next_returns(table.close, trained.horizon)[:, days].t()
     truth = true_classes(table, trained.horizon, trained.threshold)[:, days].t()
     dates = [str(date) for date in table.dates[days]]
     if args.all_days and seen is not None and dates[0] <= seen:
         log.warning("days up to %s are among these, which the training has seen: the figures flatter the model", seen)
-    returns = all_returns[:, days].t()
-    title = "Evaluation" + (" on all days, those of the training included" if args.all_days else "")
-    facts = {"model": args.model, "used by the training until": seen}
-    result: dict[str, Any] = {"model": str(args.model), "untouched_days_only": not args.all_days}
-    if not trained.kind.decides:
-        return _plain(args, trained, title, facts, result, decisions, returns, dates)
-    scored = evaluation.evaluate(decisions, truth, returns, dates, trained.symbols, trained.horizon, trained.kind.name)
-    result["test"] = scored
     page = Report(
-        title=title,
-        scores=scored,
-        facts=facts,
+        title="Evaluation" + (" on all days, those of the training included" if args.all_days else ""),
+        scores=measure(
+            trained.kind.name, found, truth, returns, dates, trained.symbols, trained.horizon, trained.threshold
+        ),
+        facts={"model": args.model, "used by the training until": seen},
         symbols=trained.symbols,
         dates=dates,
-        confusion=_confusion(scored),
         unseen=not args.all_days,
         graph=dataset,
-        attention=attention.mean_attention(model, dataset, starts),
+        attention=attention.mean_attention(model, dataset, starts) if trained.kind.decides else (),
     )
-    return _finish(args, result, page, decisions, truth, returns)
-
-
-def _plain(
-    args: argparse.Namespace,
-    trained: Trained,
-    title: str,
-    facts: dict[str, Any],
-    result: dict[str, Any],
-    found: dict[str, torch.Tensor],
-    returns: torch.Tensor,
-    dates: list[str],
-) -> dict[str, Any]:
-    """The results of a task that decides nothing."""
-    name, symbols = trained.kind.name, trained.symbols
-    scored = plain.measure(name, found, returns, dates, symbols, trained.horizon, trained.threshold)
-    result["test"] = scored
-    log.info("\n%s days, %s to %s, %d stocks\n", f"{len(dates):,}", dates[0], dates[-1], len(symbols))
-    log.info("%s", plain.text(scored))
-    if args.out is not None:
-        rows = plain.rows(name, dates, symbols, found, returns)
-        page = plain.page(title, scored, facts)
-        result["files"] = artefacts.write_plain_evaluation(args.out, name, page, dict(result), rows)
-        log.info("\n%s", "\n".join(f"  {file}" for file in result["files"]))
-    return result
+    result = {"model": str(args.model), "untouched_days_only": not args.all_days}
+    return _finish(args, trained.kind, result, page, found, truth, returns)
 
 
 def _walk_forward(args: argparse.Namespace, device: torch.device) -> dict[str, Any]:
     if args.all_days:
         raise ValueError("--all-days: only with --model; every fold is measured on days after its training")
     settings, folds = Settings.of(args), args.walk_forward
-    walk_forward.check(settings)
+    kind = Kind(task_name(settings))
     files = record.inputs(args)
     table = options.read(args)
     edges = None if args.adjacency is None else data.read_adjacency(args.adjacency, len(table.symbols))
     sectors = None if args.sectors is None else data.read_sectors(args.sectors)
     found = walk_forward.run(table, settings, folds, device, args.backend, edges=edges, sectors=sectors)
-    scored = evaluation.evaluate(
-        found.decisions,
-        found.truth,
-        found.returns,
-        found.dates,
-        table.symbols,
-        settings.horizon,
-        task_name(settings),
-    )
     described = record.describe(args, device, table.names, files)
-    result = {"walk_forward": folds, "folds": found.folds, "test": scored, "run": described}
     log.info("\n%s\n\nAll folds together:", walk_forward.table_of(found.folds))
     page = Report(
         title=f"Walk-forward evaluation, {folds} folds",
-        scores=scored,
+        scores=measure(
+            kind.name,
+            found.results,
+            found.truth,
+            found.returns,
+            found.dates,
+            table.symbols,
+            settings.horizon,
+            settings.threshold,
+        ),
         facts={"folds": folds, "gap between training and test (days)": settings.horizon},
         symbols=table.symbols,
         dates=found.dates,
-        confusion=_confusion(scored),
         record=described,
     )
-    return _finish(args, result, page, found.decisions, found.truth, found.returns)
-
-
-def _confusion(scored: dict[str, Any]) -> bytes:
-    return png(lambda file: pictures.draw_confusion(scored, file, scores.span(scored)))
+    result = {"walk_forward": folds, "folds": found.folds, "run": described}
+    return _finish(args, kind, result, page, found.results, found.truth, found.returns)
 
 
 def _finish(
     args: argparse.Namespace,
+    kind: Kind,
     result: dict[str, Any],
     page: Report,
-    decisions: Decisions,
+    found: Any,
     truth: torch.Tensor,
     returns: torch.Tensor,
 ) -> dict[str, Any]:
-    scored = result["test"]
+    """Shows the figures, and writes the files where a folder was given."""
+    scored, symbols = page.scores, tuple(page.symbols)
+    result["test"] = scored
     span = scored["span"]
     log.info("\n%s days, %s to %s, %d stocks\n", f"{span['days']:,}", span["first"], span["last"], span["stocks"])
-    log.info("%s", summary.text(scored))
-    if args.out is not None:
-        rows = artefacts.scored_rows(page.dates, tuple(page.symbols), decisions, truth, returns)
-        result["files"] = artefacts.write_evaluation(args.out, page, dict(result), rows)
-        log.info("\n%s", "\n".join(f"  {file}" for file in result["files"]))
+    log.info("%s", summary.text(scored) if kind.decides else plain.text(scored))
+    if args.out is None:
+        return result
+    if kind.decides:
+        confusion = png(lambda file: pictures.draw_confusion(scored, file, scores.span(scored)))
+        page = dataclasses.replace(page, confusion=confusion)
+        rows = artefacts.scored_rows(page.dates, symbols, found, truth, returns)
+        written = artefacts.write_evaluation(args.out, page, dict(result), rows)
+    else:
+        rows = plain.rows(kind.name, page.dates, symbols, found, returns)
+        text = plain.page(page.title, scored, page.facts, record=page.record)
+        written = artefacts.write_plain_evaluation(args.out, kind.name, text, dict(result), rows)
+    result["files"] = written
+    log.info("\n%s", "\n".join(f"  {file}" for file in written))
     return result

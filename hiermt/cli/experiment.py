@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -133,12 +134,9 @@ class Experiment:
         Raises:
             DataError: no window has a stock with a label.
         """
-        dates, symbols, horizon = self.dates_of(starts), self.table.symbols, self.settings.horizon
-        returns = self.returns_of(starts)
-        if self.kind.decides:
-            truth = self.labels_of(starts)
-            return evaluation.evaluate(results, truth, returns, dates, symbols, horizon, self.kind.name)
-        return plain.measure(self.kind.name, results, returns, dates, symbols, horizon, self.settings.threshold)
+        of = self.settings
+        found = (results, self.labels_of(starts), self.returns_of(starts), self.dates_of(starts))
+        return measure(self.kind.name, *found, self.table.symbols, of.horizon, of.threshold)
 
     def train(self, model: nn.Module, *, show: bool = True, **options: Any) -> int:
         """Trains until the validation loss stops falling; keeps the best weights.
@@ -204,6 +202,34 @@ class Experiment:
             "trained_on": [str(self.table.dates[0]), str(self.table.dates[self.split.train_days - 1])],
             "used_until": str(self.table.dates[self.split.used_days - 1]),
         }
+
+
+def measure(
+    task: str,
+    results: Any,
+    truth: Tensor,
+    returns: Tensor,
+    dates: Any,
+    symbols: Sequence[str],
+    horizon: int,
+    threshold: float,
+) -> dict[str, Any]:
+    """Figures of results, by the task that made them.
+
+    Args:
+        task (str): a name of :mod:`hiermt.cli.kinds`.
+        results (Decisions or dict): of :meth:`hiermt.cli.kinds.Kind.decide`.
+        truth, returns (Tensor): true classes and returns, ``[W, S]``.
+        dates, symbols (sequence): last days of the windows; names of the stocks.
+        horizon (int): trading days of a return.
+        threshold (float): a return above it is a move.
+
+    Raises:
+        DataError: no window has a stock with a label.
+    """
+    if Kind(task).decides:
+        return evaluation.evaluate(results, truth, returns, dates, symbols, horizon, task)
+    return plain.measure(task, results, returns, dates, symbols, horizon, threshold)
 
 
 def _check_labels(table: FeatureTable, settings: Settings, split: Split) -> None:

@@ -53,7 +53,7 @@ class Report:
     facts: Mapping[str, Any]
     symbols: Sequence[str]
     dates: Sequence[str]
-    confusion: bytes
+    confusion: bytes = b""
     curves: bytes | None = None
     unseen: bool = True
     graph: WindowDataset | None = None

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import torch
 
-from hiermt.cli import evaluation, output
+from hiermt.cli import output
 from hiermt.cli.experiment import Experiment
-from hiermt.cli.kinds import task_name
 from hiermt.cli.output import log
 from hiermt.cli.settings import Settings
 from hiermt.data import DataError, FeatureTable, Split
@@ -18,10 +17,13 @@ from hiermt.inference.rolling import Decisions
 
 
 class Result(NamedTuple):
-    """Scores of each fold, and decisions, classes, returns and dates of all folds together."""
+    """Scores of each fold, and results, classes, returns and dates of all folds together.
+
+    The results are :class:`hiermt.inference.rolling.Decisions`, or the dict of a task that decides nothing.
+    """
 
     folds: list[dict[str, Any]]
-    decisions: Decisions
+    results: Any
     truth: torch.Tensor
     returns: torch.Tensor
     dates: list[str]
@@ -58,26 +60,18 @@ def splits(num_days: int, settings: Settings, folds: int) -> Iterator[Split]:
         )
 
 
-def check(settings: Settings) -> None:
-    """Refuses a task without decisions.
-
-    Raises:
-        ValueError: the task decides nothing, or does not fit the network.
-    """
-    name = task_name(settings)
-    if name in ("binary", "regression"):
-        raise ValueError(
-            f"--walk-forward: measures decisions (Down, Neutral, Up), which the task {name} does not make; use --task "
-            "classes"
-        )
-
-
 def run(
     table: FeatureTable, settings: Settings, folds: int, device: torch.device, backend: str, **prepare: Any
 ) -> Result:
-    """Trains and decides for each fold; the task of the settings has to pass :func:`check`."""
+    """Trains and measures each fold.
+
+    Raises:
+        ValueError: the task does not fit the network.
+        DataError: the history is too short for this number of folds, or a span has no label.
+    """
     found: list[dict[str, Any]] = []
-    parts: list[tuple[Any, ...]] = []
+    results: list[Any] = []
+    labels: list[tuple[torch.Tensor, torch.Tensor]] = []
     dates: list[str] = []
     every = list(splits(table.num_days, settings, folds))
     for i, split in enumerate(every):
@@ -91,47 +85,72 @@ def run(
             *experiment.dates_of(split.test)[[0, -1]],
         )
         epochs = experiment.train(model)
-        decisions = experiment.decide(model, split.test, progress=True)
-        truth, returns = experiment.labels_of(split.test), experiment.returns_of(split.test)
-        days = [str(date) for date in experiment.dates_of(split.test)]
-        scored = evaluation.evaluate(
-            decisions, truth, returns, days, table.symbols, settings.horizon, experiment.kind.name
-        )
+        results.append(experiment.decide(model, split.test, progress=True))
+        scored = experiment.measure(results[-1], split.test)
         found.append({"fold": i + 1, "train_windows": len(split.train), "epochs": epochs, **scored})
-        parts.append((*decisions, truth, returns))
-        dates += days
-    *columns, truth, returns = (torch.cat(column) for column in zip(*parts, strict=True))
-    return Result(found, Decisions(*columns), truth, returns, dates)
+        labels.append((experiment.labels_of(split.test), experiment.returns_of(split.test)))
+        dates += [str(date) for date in experiment.dates_of(split.test)]
+    truth, returns = (torch.cat(part) for part in zip(*labels, strict=True))
+    return Result(found, _joined(results), truth, returns, dates)
+
+
+def _joined(results: list[Any]) -> Any:
+    """The results of consecutive spans as those of one."""
+    if isinstance(results[0], Decisions):
+        return Decisions(*(torch.cat(part) for part in zip(*results, strict=True)))
+    return {name: torch.cat([one[name] for one in results]) for name in results[0]}
 
 
 def table_of(folds: list[dict[str, Any]]) -> str:
     """One row for each fold."""
-    columns = (
-        "fold",
-        "test span",
-        "accuracy",
-        "majority",
-        "log loss",
-        "base rate",
-        "signal AUC",
-        "direction AUC",
-        "IC",
-    )
-    rows = []
-    for fold in folds:
-        decision, forecast = fold["decision"], fold["decision"]["forecast"]
-        areas = [fold[head]["forecast"].get("auc") for head in ("signal", "direction")]
-        ic = fold["information_coefficient"]["mean"]
-        rows.append(
-            [
-                str(fold["fold"]),
-                f"{fold['span']['first']} to {fold['span']['last']}",
-                f"{decision['accuracy']:.1%}",
-                f"{decision['majority_accuracy']:.1%}",
-                f"{forecast['log_loss']:.4f}",
-                f"{forecast['base_log_loss']:.4f}",
-                *("" if area is None else f"{area:.3f}" for area in areas),
-                "" if ic is None else f"{ic:+.4f}",
-            ]
-        )
-    return output.table(columns, rows, left=2)
+    columns, cells = _FIGURES.get(folds[0]["task"], _DECISIONS)
+    rows = [
+        [
+            str(fold["fold"]),
+            f"{fold['span']['first']} to {fold['span']['last']}",
+            *cells(fold),
+            _or_blank(fold["information_coefficient"]["mean"], "+.4f"),
+        ]
+        for fold in folds
+    ]
+    return output.table(("fold", "test span", *columns, "IC"), rows, left=2)
+
+
+def _of_decisions(fold: dict[str, Any]) -> list[str]:
+    decision, forecast = fold["decision"], fold["decision"]["forecast"]
+    return [
+        f"{decision['accuracy']:.1%}",
+        f"{decision['majority_accuracy']:.1%}",
+        f"{forecast['log_loss']:.4f}",
+        f"{forecast['base_log_loss']:.4f}",
+        *(_or_blank(fold[head]["forecast"].get("auc"), ".3f") for head in ("signal", "direction")),
+    ]
+
+
+def _of_binary(fold: dict[str, Any]) -> list[str]:
+    forecast = fold["forecast"]
+    return [
+        f"{fold['accuracy']:.1%}",
+        f"{fold['base_accuracy']:.1%}",
+        f"{forecast['log_loss']:.4f}",
+        f"{forecast['base_log_loss']:.4f}",
+        _or_blank(forecast.get("auc"), ".3f"),
+    ]
+
+
+def _of_regression(fold: dict[str, Any]) -> list[str]:
+    return [f"{fold[key]:.6f}" for key in ("mae", "base_mae", "rmse", "base_rmse")]
+
+
+def _or_blank(value: float | None, form: str) -> str:
+    return "" if value is None else format(value, form)
+
+
+# Columns, and their cells of a fold, by task.
+_Figures = tuple[tuple[str, ...], Callable[[dict[str, Any]], list[str]]]
+_PROBABLE = ("accuracy", "majority", "log loss", "base rate")
+_DECISIONS: _Figures = ((*_PROBABLE, "signal AUC", "direction AUC"), _of_decisions)
+_FIGURES: dict[str, _Figures] = {
+    "binary": ((*_PROBABLE, "AUC"), _of_binary),
+    "regression": (("MAE", "base MAE", "RMSE", "base RMSE"), _of_regression),
+}

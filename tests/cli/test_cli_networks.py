@@ -146,12 +146,32 @@ def test_a_confusion_of_another_task_does_not_stay(folder: Path, tmp_path: Path)
     assert not (tmp_path / "model" / "confusion.png").exists()
 
 
-def test_walk_forward_with_classes(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    options = ["evaluate", "--walk-forward", "2", *table(folder), *TRAIN, "--network", "tgcn"]
+@pytest.mark.parametrize(
+    ("task", "figure", "column"),
+    [("classes", "decision", "direction AUC"), ("binary", "forecast", "AUC"), ("regression", "mae", "base RMSE")],
+)
+def test_walk_forward(
+    task: str, figure: str, column: str, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = ["evaluate", "--walk-forward", "2", *table(folder), *TRAIN, "--network", "tgcn", "--task", task]
     capsys.readouterr()
-    assert main([*options, "--json"]) == 0
-    assert len(json.loads(capsys.readouterr().out)["folds"]) == 2
-    fails(capsys, *options, "--task", "binary", match="use --task classes")
+    assert main([*options, "--json", "--out", str(tmp_path / "out")]) == 0
+    shown = capsys.readouterr()
+    found = json.loads(shown.out)
+    assert len(found["folds"]) == 2
+    assert all(figure in one for one in [*found["folds"], found["test"]])
+    assert column in shown.err
+    # All folds together are as many cases as the folds one by one, and the rows of the file are those.
+    days = [fold["span"]["days"] for fold in found["folds"]]
+    assert found["test"]["span"]["days"] == sum(days)
+    rows = [row for row in rows_of(tmp_path / "out" / "predictions.csv") if row["return"]]
+    counted = [one.get("count") or one["decision"]["count"] for one in [*found["folds"], found["test"]]]
+    assert len(rows) == counted[-1] == sum(counted[:-1])
+    if task == "regression":
+        errors = [abs(float(row["predicted_return"]) - float(row["return"])) for row in rows]
+        assert sum(errors) / len(errors) == pytest.approx(found["test"]["mae"], abs=2e-6)
+        weighted = sum(n * fold["mae"] for n, fold in zip(counted, found["folds"], strict=False)) / counted[-1]
+        assert found["test"]["mae"] == pytest.approx(weighted)
 
 
 @pytest.mark.parametrize(
