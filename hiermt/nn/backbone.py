@@ -252,24 +252,30 @@ class TGCN(FeatureNames, Pretrained, nn.Module):
         return step.reshape(*lead, *step.shape[1:])
 
     def attention_weights(
-        self, x: Tensor | Windows, edge_index: Tensor | Graph | None = None, edge_weight: Tensor | None = None
+        self,
+        x: Tensor | Windows,
+        edge_index: Tensor | Graph | None = None,
+        edge_weight: Tensor | None = None,
+        *,
+        present: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Attention of each convolution on each edge and day, as PyG's ``return_attention_weights``.
 
         Args:
-            x, edge_index, edge_weight: as for :meth:`forward`.
+            x, edge_index, edge_weight, present: as for :meth:`forward`.
 
         Shapes:
             - **returns:** the edges that the convolutions read, ``[2, E]``: the given ones without loops, then a loop
               of each node; their coefficients ``[layers_nb, conv_layers, E, T]``, for a batch or windows ``[layers_nb,
-              conv_layers, B, E, T]``. Those on the edges into one node have the sum 1.
+              conv_layers, B, E, T]``. Those on the edges into one node have the sum 1; on edges from or to a node
+              that is absent on a day they are 0.
 
         Raises:
-            TypeError: the model has no attention, as with ``use_gat=False``.
+            TypeError: the model has no attention, as with ``use_gat=False``; or `present` is not a bool Tensor.
+            ValueError: `present` has another shape, or x are windows, which hold their own mask.
         """
-        if isinstance(x, Windows) and x.present is not None:
-            raise NotImplementedError("attention_weights: windows with a mask (present) are not supported yet")
-        return attention_weights(self._cells(), *self._sequences(x, edge_index, edge_weight))
+        y, graph, lead = self._sequences(x, edge_index, edge_weight)
+        return attention_weights(self._cells(), y, graph, lead, mask_of(x, present, y, lead))
 
     def _sequences(
         self, x: Tensor | Windows, edge_index: Tensor | Graph | None, edge_weight: Tensor | None

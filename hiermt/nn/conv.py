@@ -181,15 +181,15 @@ class GAT(_ConvStack):
             return attention_edges(graph), alpha
         return attention_edges(graph), alpha[:, 0] if x.dim() == 3 else alpha[:, 0, :, 0]
 
-    def attend(self, x: Tensor, graph: Graph) -> list[Tensor]:
-        """Attention of each convolution, ``[N, T, F] -> [B, E, T]``."""
+    def attend(self, x: Tensor, graph: Graph, present: Tensor | None = None) -> list[Tensor]:
+        """Attention of each convolution, ``[N, T, F] -> [B, E, T]``; present ``[N, T]``."""
         found = []
         for i, conv in enumerate(self.convs):
             if not isinstance(conv, GATv2Conv):
                 raise TypeError(f"attention_weights: convs[{i}] is a {type(conv).__name__}, expected a GATv2Conv")
-            found.append(conv.attention(x, graph))
+            found.append(conv.attention(x, graph, present))
             if i < len(self.convs) - 1:
-                x = conv.convolve(x, graph, "leaky_relu", self.backend)
+                x = conv.convolve(x, graph, "leaky_relu", self.backend, present)
         return found
 
 

@@ -88,21 +88,26 @@ class GATv2Conv(nn.Module):
         """Convolves as PyG does; arguments and shapes are those of :meth:`GAT.forward`."""
         return on_sequence(self, x, edge_index, edge_weight)
 
-    def convolve(self, x: Tensor, graph: Graph, activation: str, backend: str) -> Tensor:
-        """``[N, T, F] -> [N, T, H]``, and an activation that :mod:`hiermt.functional` knows."""
+    def convolve(self, x: Tensor, graph: Graph, activation: str, backend: str, present: Tensor | None = None) -> Tensor:
+        """``[N, T, F] -> [N, T, H]``, and an activation that :mod:`hiermt.functional` knows; present ``[N, T]``."""
         params = None if has_global_hook() else self.op_parameters()
         if params is not None:
-            return functional.gatv2_conv(x, graph, *params, activation=activation, backend=backend)
-        lin_edge: Any = self.lin_edge
-        LayerOptions(edge=lin_edge is not None).check_weights_used(graph)
-        y = gatv2_projected(self.lin_l(x), self.lin_r(x), graph, lin_edge, self.att)
-        return activate(y if self.bias is None else y + self.bias, activation)
+            options: dict[str, Any] = {"activation": activation, "backend": backend, "present": present}
+            return functional.gatv2_conv(x, graph, *params, **options)
+        y = gatv2_projected(*self._projected(x, graph, present), present)
+        y = activate(y if self.bias is None else y + self.bias, activation)
+        return y if present is None else torch.where(present.unsqueeze(-1), y, 0)
 
-    def attention(self, x: Tensor, graph: Graph) -> Tensor:
-        """Attention of each edge, ``[N, T, F] -> [B, E, T]`` on ``B`` copies of the graph."""
+    def attention(self, x: Tensor, graph: Graph, present: Tensor | None = None) -> Tensor:
+        """Attention of each edge, ``[N, T, F] -> [B, E, T]`` on ``B`` copies of the graph; present ``[N, T]``."""
+        return gatv2_attention(*self._projected(x, graph, present), present)
+
+    def _projected(self, x: Tensor, graph: Graph, present: Tensor | None) -> tuple[Tensor, Tensor, Graph, Any, Tensor]:
         lin_edge: Any = self.lin_edge
         LayerOptions(edge=lin_edge is not None).check_weights_used(graph)
-        return gatv2_attention(self.lin_l(x), self.lin_r(x), graph, lin_edge, self.att)
+        if present is not None:
+            x = torch.where(present.unsqueeze(-1), x, 0)
+        return self.lin_l(x), self.lin_r(x), graph, lin_edge, self.att
 
 
 class GCNConv(nn.Module):

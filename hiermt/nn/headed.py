@@ -52,10 +52,15 @@ class Headed(FeatureNames, Pretrained, nn.Module):
         reset(self.tgcn_backbone, *(getattr(self, name + HEAD) for name in self.heads))
 
     def attention_weights(
-        self, x: Tensor | Windows, edge_index: Tensor | Graph | None = None, edge_weight: Tensor | None = None
+        self,
+        x: Tensor | Windows,
+        edge_index: Tensor | Graph | None = None,
+        edge_weight: Tensor | None = None,
+        *,
+        present: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Attention on each edge and day; see :meth:`hiermt.TGCN.attention_weights`."""
-        return self.tgcn_backbone.attention_weights(x, edge_index, edge_weight)
+        return self.tgcn_backbone.attention_weights(x, edge_index, edge_weight, present=present)
 
     def _call_parts(
         self,

@@ -149,6 +149,34 @@ def test_attention_equals_pyg(trained):
     assert mean_attention(gcn, dataset, range(7)) == []
 
 
+def test_mean_attention_counts_the_days_on_which_a_stock_is_there():
+    model = TGCN_HierarchicalMT(5, 4)
+    edges = torch.tensor([[0, 1, 1, 2, 0], [1, 0, 2, 1, 2]])
+    present = torch.rand(5, 12) < 0.6
+    present[4] = False
+    series = torch.randn(5, 12, 5).masked_fill(~present.unsqueeze(-1), torch.nan)
+    dataset = data.WindowDataset(series, edges, torch.rand(5), 3, present=present)
+    sums, equal, days = np.zeros((4, 5, 5)), np.zeros((5, 5)), np.zeros((5, 1))
+    for start in range(10):
+        there = present[:, start : start + 3]
+        (source, target), alpha = model.attention_weights(
+            series[:, start : start + 3], edges, dataset.edge_weight, present=there
+        )
+        for t in range(3):
+            rows, columns = (there[one, t].numpy() for one in (target, source))
+            for k, one in enumerate(alpha.flatten(0, 1).detach().double()):
+                np.add.at(sums[k], (target.numpy(), source.numpy()), one[:, t].numpy())
+            for node in there[:, t].nonzero()[:, 0].tolist():
+                both = rows & columns & (target == node).numpy()
+                np.add.at(equal, (node, source.numpy()[both]), 1 / both.sum())
+            days += there[:, t : t + 1].numpy()
+    found = mean_attention(model, dataset, range(10))
+    for part, total in zip(found, sums, strict=True):
+        np.testing.assert_allclose(part.matrix, total / days.clip(1), atol=1e-6)
+        np.testing.assert_allclose(part.uniform, equal / days.clip(1), atol=1e-12)
+        np.testing.assert_allclose(part.matrix.sum(1), [1, 1, 1, 1, 0], atol=1e-6)
+
+
 @pytest.mark.parametrize("edges", ["none", "negative", "many stocks"])
 def test_graphs_that_are_hard_to_draw(edges, tmp_path):
     stocks = 70 if edges == "many stocks" else 3

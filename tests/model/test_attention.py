@@ -10,6 +10,7 @@ from torch import Tensor
 
 import hiermt
 from hiermt import testing
+from support.present import subgraph
 
 pyg = pytest.importorskip("hiermt.testing.pyg", reason="the outside oracle needs torch-geometric")
 EDGES = testing.stock_graph(20, 60, isolated=2)
@@ -97,6 +98,63 @@ def test_attention_weights_equal_pyg(edge_dim: int | None, backend: str) -> None
     union_wanted = attention(pyg.like(model).tgcn_backbone, batch.flatten(0, 1), union)
     assert torch.equal(union_edges, union_wanted[0])
     testing.assert_close(union_found, union_wanted[1])
+
+
+def attention_of_those_present(
+    oracle: Any, x: Tensor, edge_index: Tensor, weight: Tensor | None, present: Tensor
+) -> list[Tensor]:
+    """What PyG's convolutions return on the subgraph of each day's nodes: ``[layers, convolutions, E of the day]``."""
+    states = [x.new_zeros(x.size(0), 7) for _ in oracle.cells]
+    days = []
+    for t in range(x.size(1)):
+        nodes = present[:, t].nonzero()[:, 0]
+        edges = subgraph((edge_index, weight), nodes, x.size(0))
+        step, found = x[nodes, t], []
+        for i, cell in enumerate(oracle.cells):
+            y = step
+            for conv in cell.gcn.convs:
+                y, (_, alpha) = conv(y, *edges, return_attention_weights=True)
+                y = torch.nn.functional.leaky_relu(y, 0.01)
+                found.append(alpha[:, 0])
+            step = cell(step, *edges, states[i][nodes])
+            states[i] = states[i].index_copy(0, nodes, step)
+        days.append(torch.stack(found).unflatten(0, (len(oracle.cells), -1)))
+    return days
+
+
+@pytest.mark.parametrize("part", ["as built", "hooked cell", "replaced projection"])
+@pytest.mark.parametrize("edge_dim", [1, None])
+def test_attention_weights_of_stocks_that_come_and_go(edge_dim: int | None, part: str, backend: str) -> None:
+    model = hiermt.TGCN_HierarchicalMT(5, 7, edge_dim=edge_dim, backend=backend, layout="NTF").double()
+    oracle = pyg.like(model).tgcn_backbone
+    edge_index = torch.cat([EDGES[0], torch.tensor([[3, 4, 0], [3, 4, 1]])], dim=1)
+    weight = torch.cat([EDGES[1], torch.tensor([0.5, 0.25, 0.125])]).double() if edge_dim else None
+    x = torch.randn(20, 5, 5, dtype=torch.float64)
+    present = torch.rand(20, 5) < 0.7
+    present[7], present[:, 3] = False, False
+    if part == "hooked cell":
+        model.tgcn_backbone.cells[0].register_forward_hook(lambda *_: None)
+    if part == "replaced projection":
+        lin = model.tgcn_backbone.cells[0].gcn.convs[0].lin_l
+        model.tgcn_backbone.cells[0].gcn.convs[0].lin_l = torch.nn.Sequential(lin)
+    wanted = attention_of_those_present(oracle, x, edge_index, weight, present)
+    x = x.masked_fill(~present.unsqueeze(-1), torch.nan)
+    (source, target), found = model.attention_weights(x, edge_index, weight, present=present)
+    for t, day in enumerate(wanted):
+        there = present[source, t] & present[target, t]
+        testing.assert_close(found[:, :, there, t], day)
+        assert not found[:, :, ~there, t].any()
+    # A batch, and windows of a series that holds the mask.
+    batch, masks = torch.stack([x[:, :4], x[:, 1:]]), torch.stack([present[:, :4], present[:, 1:]])
+    _, together = model.attention_weights(batch, edge_index, weight, present=masks)
+    _, second = model.attention_weights(batch[1], edge_index, weight, present=masks[1])
+    testing.assert_close(together[:, :, 1], second)
+    windows = hiermt.Windows(x, torch.tensor([0, 1]), 4, present)
+    testing.assert_close(model.attention_weights(windows, edge_index, weight)[1], together)
+    with pytest.raises(ValueError, match=r"present: expected shape \[20, 5\], got \[20, 4\]"):
+        model.attention_weights(x, edge_index, weight, present=present[:, :4])
+    with pytest.raises(ValueError, match="windows hold the mask"):
+        model.attention_weights(windows, edge_index, weight, present=present)
 
 
 def test_a_single_step_and_other_stacks() -> None:
