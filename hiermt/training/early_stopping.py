@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import warnings
 from typing import Any
 
 from torch import Tensor, nn
@@ -22,6 +23,14 @@ class EarlyStopping:
 
     def update(self, loss: float, model: nn.Module) -> None:
         if self.patience is None:
+            return
+        if loss == 0 and self.state is None:
+            # The loss of no rows, which no later one would be below.
+            warnings.warn(
+                "patience: the test loss is 0, as if no row of test_dataloader counted (target_mask, present); such an "
+                "epoch is not taken as the best. Give a test_dataloader with labels, or patience=None",
+                stacklevel=4,
+            )
             return
         if loss < self.loss:
             self.loss, self.waited = loss, 0

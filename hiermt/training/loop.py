@@ -73,7 +73,8 @@ def train(
             epochs count from 1. It may change model, optimiser and loaders. If it returns ``True``, the training ends
             for good. (default: ``None``)
         patience (int, optional): stop after this many epochs without a lower test loss, 1 or more, and restore the
-            best weights. (default: ``None``, train to the end)
+            best weights. A test loss of 0 from the first epoch on, as that of no row, is not taken as the best, and a
+            warning says so. (default: ``None``, train to the end)
         progress (bool): show a bar, if ``tqdm`` is installed, and a line every tenth epoch. (default: ``True``)
         checkpoint (str or Path, optional): file for the state of the training, written after an epoch and its
             callback. A crash, Ctrl-C, an exception in the callback or a loss that is not finite leaves the previous

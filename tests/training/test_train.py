@@ -132,6 +132,24 @@ class TestTraining:
         with pytest.raises(ValueError, match="criterion"):
             hiermt.train(model, optimizer, other, *loaders, 5, checkpoint=tmp_path / "state.pt", resume=True)
 
+    @pytest.mark.parametrize("task", [Classification(3), Regression()])
+    def test_a_test_span_without_labels_does_not_choose_the_weights(self, task: Task) -> None:
+        known = (torch.arange(DAYS) < 16 + WINDOW - 1).expand(STOCKS, -1)
+        y = classes(STOCKS, DAYS)
+        source = dataset(y=y if isinstance(task, Classification) else y.float(), target_mask=known)
+
+        def run(**options: Any) -> Any:
+            model = backbone(3 if isinstance(task, Classification) else 1)
+            optimizer = torch.optim.Adam(model.parameters(), 1e-2)
+            loaders = data.WindowLoader(source, range(16), 8), data.WindowLoader(source, range(16, 30), 8)
+            return hiermt.train(model, optimizer, task, *loaders, 4, progress=False, **options), model
+
+        with pytest.warns(UserWarning, match="patience: the test loss is 0"):
+            history, model = run(patience=2)
+        assert history.epoch == 4 and history.test_losses == [0.0] * 4
+        _, expected = run()
+        assert all(torch.equal(a, b) for a, b in zip(model.parameters(), expected.parameters(), strict=True))
+
     def test_shared_days_give_the_same_training(self) -> None:
         source, found = dataset(y=classes(STOCKS, DAYS)), []
         for share in (True, False):
