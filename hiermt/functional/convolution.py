@@ -9,6 +9,7 @@ from torch import Tensor
 from hiermt import reference
 from hiermt._arguments import check_number
 from hiermt.functional.arguments import Expected, prepare, size_of
+from hiermt.functional.nothing import is_nothing
 from hiermt.functional.options import ACTIVATIONS, LayerOptions
 from hiermt.graph import Graph
 from hiermt.presence import check_mask
@@ -195,7 +196,8 @@ def run_stack(
         return [Expected("x", ("N", "T", "F")), *options.expected(channels, hidden, names)]
 
     (sequence, *params), run = prepare("conv_stack", x, conv_params, expected, graph, backend)
-    csr = graph.csr(options.rule, options.weighted, sequence.dtype, loop_weight=loop_weight, normalized=present is None)
+    normalized = present is None and not is_nothing(sequence)
+    csr = graph.csr(options.rule, options.weighted, sequence.dtype, loop_weight=loop_weight, normalized=normalized)
     return run(  # type: ignore[no-any-return]
         sequence, csr.tensors, csr.weight, params, present, conv_layers=options.conv_layers, activation=last
     )

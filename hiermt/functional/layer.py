@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from hiermt.functional.arguments import GATE_PARAMS, Expected, check_length, gates_expected, prepare, size_of
+from hiermt.functional.nothing import is_nothing, without_days
 from hiermt.functional.options import LayerOptions
 from hiermt.graph import Graph
 from hiermt.presence import WINDOWS_HOLD, check_mask
@@ -104,8 +105,11 @@ def run_layer(
 
     others = [*conv_params, *gate_params, *state]
     (series, *params), run = prepare("tgcn_layer", x, others, expected, graph, backend)
+    if starts is not None:
+        series, starts, present, steps = without_days(series, starts, present, steps)
     # The days of a series have as many nodes as the CSR has rows.
-    csr = graph.csr(options.rule, options.weighted, series.dtype, whole=starts is not None, normalized=present is None)
+    whole, normalized = starts is not None, present is None and not is_nothing(series)
+    csr = graph.csr(options.rule, options.weighted, series.dtype, whole=whole, normalized=normalized)
     count = len(conv_params)
     return run(  # type: ignore[no-any-return]
         series,

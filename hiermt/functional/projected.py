@@ -9,6 +9,7 @@ from torch import Tensor
 
 from hiermt import reference
 from hiermt.functional.arguments import Expected, prepare, size_of, without_autocast
+from hiermt.functional.nothing import is_nothing
 from hiermt.functional.options import ACTIVATIONS
 from hiermt.graph import Graph
 from hiermt.reference import convolution as twin
@@ -146,7 +147,7 @@ def _attention_inputs(
 def gcn_projected(x: Tensor, graph: Graph, loop_weight: float = 1.0) -> Tensor:
     """GCN sum over projected nodes, before the bias: ``[N, T, H] -> [N, T, H]``."""
     (x,), _ = prepare("conv_stack", x, [], lambda: [Expected("x", ("N", "T", "H"))], graph, "reference")
-    csr = graph.csr(reference.GCN_RULE, True, x.dtype, loop_weight=loop_weight)
+    csr = graph.csr(reference.GCN_RULE, True, x.dtype, loop_weight=loop_weight, normalized=not is_nothing(x))
     edges, norm = twin.Edges(csr.tensors), csr.weight
     assert norm is not None
     by_pieces = without_autocast(twin.by_pieces)

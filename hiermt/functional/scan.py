@@ -8,6 +8,7 @@ from torch import Tensor
 
 from hiermt._arguments import check_tensor
 from hiermt.functional.arguments import GATE_PARAMS, Expected, check_length, gates_expected, prepare, size_of
+from hiermt.functional.nothing import without_days
 from hiermt.presence import check_mask
 from hiermt.windows import check_starts, reading_syncs
 
@@ -110,8 +111,11 @@ def gated_scan_windows(
 
     tensors, run = prepare("gated_scan", x, [*convolved, *gates], expected, None, backend)
     series, convolution, params, _ = _taken(tensors, g is not None)
+    if convolution is not None:
+        convolution, *_ = without_days(convolution, starts, None, steps)
+    series, days, present, steps = without_days(series, starts, present, steps)
     return run(  # type: ignore[no-any-return]
-        series, convolution, None, params, starts, present, steps=steps, sequence=sequence
+        series, convolution, None, params, days, present, steps=steps, sequence=sequence
     )
 
 

@@ -127,6 +127,9 @@ def gatv2(
             x_l = torch.where(present.unsqueeze(1), x_l, 0)
             weight = loops_of_the_step(edges, edge_weight, present).unsqueeze(1)  # [E, 1, M]
             edge = weight * lin_edge.reshape(1, -1, 1)
+        elif not recorded() and not x.size(-1):
+            # With a dimension of its own no instance reads it: its gradient is 0, not 0 times a NaN.
+            edge = weight.unsqueeze(-1).expand(-1, -1, 0) * lin_edge.reshape(1, -1, 1)
         else:
             edge = weight * lin_edge.reshape(1, -1)
     elif present is not None:

@@ -10,8 +10,10 @@ import torch
 from hiermt.testing import assert_close
 from simt.cases import bits, conv, layer, needs_harness, scan, windows
 from simt.harness import Simt
-from support.calls import run
-from support.problems import Problem, Stack
+from support import edge_numbers
+from support.calls import prepare, run
+from support.edge_numbers import Place
+from support.problems import VARIANTS, Problem, Stack
 
 pytestmark = needs_harness
 
@@ -92,3 +94,14 @@ def test_one_window_over_all_days_is_the_plain_scan() -> None:
 def assert_same(found: list[Any], expected: list[Any]) -> None:
     for i, (one, other) in enumerate(zip(found, expected, strict=True)):
         assert (one is None) == (other is None) and (one is None or torch.equal(one, other)), f"result {i}"
+
+
+@pytest.mark.hostile("empty")
+@pytest.mark.parametrize("variant", ["conv_stack, two", "conv_stack, GCN", "tgcn_layer", "gated_scan", "decision"])
+def test_no_kernel_makes_a_gradient_of_nothing(variant: str) -> None:
+    with Simt():
+        for leaf, tensor in enumerate(prepare(VARIANTS[variant](0)).leaves):
+            for found in (
+                edge_numbers.run(VARIANTS[variant](0), Place(leaf, 0), SPECIAL[0], True) if tensor.numel() else ()
+            ):
+                assert found is None or not found.any()

@@ -123,7 +123,9 @@ void write_gradients(const PackedConv<C>& p, const C* totals, int64_t groups, in
     if (grads.lin_l_bias) grads.lin_l_bias[c] = total(vectors + c);
     if (grads.lin_r_bias) grads.lin_r_bias[c] = total(vectors + p.padded + c);
     if (grads.att) grads.att[c] = total(vectors + 2 * p.padded + c);
-    if (grads.lin_edge_weight) grads.lin_edge_weight[c] = p.att[c] * total(vectors + 3 * p.padded + c);
+    // Of no instance it is zero also where att is NaN or infinite.
+    if (const C sum = total(vectors + 3 * p.padded + c); grads.lin_edge_weight)
+      grads.lin_edge_weight[c] = sum == C(0) ? sum : p.att[c] * sum;
     if (grads.bias) grads.bias[c] = total(vectors + 4 * p.padded + c);
   }
 }
