@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import copy
 import functools
+import inspect
 import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from hiermt.io.checkpoint import CONFIG, WEIGHTS
 from hiermt.io.files import atomic_write
@@ -21,14 +25,21 @@ def on_hub(kind: type[Pretrained]) -> Any:
 
     ``push_to_hub(repo_id)`` uploads what ``save_pretrained(folder)`` writes: weights, config and a model card. The card
     has the arguments of the model, the names of its features and, given ``model_card_kwargs={"metrics": {...}}``, the
-    metrics, which may be nested, such as the content of the ``metrics.json`` of a training. A card that is there is
-    kept. ``from_pretrained(repo_id)`` downloads and checks weights and config, or reads them from a folder.
+    metrics, which may be nested, such as the content of the ``metrics.json`` of a training. Other entries of
+    `model_card_kwargs`, such as ``license`` and ``language``, are fields of ``huggingface_hub.ModelCardData`` and go
+    into the header of the card; tags come after those of hiermt. A card that is there is kept.
+
+    ``from_pretrained(repo_id)`` downloads and checks weights and config, or reads them from a folder. Of the arguments
+    of the mixin, `map_location` is the device of the model, and `strict` can only be ``True``: weights for a part of a
+    model are refused.
 
     Args:
         kind (type): a model class of hiermt.
 
     Raises:
         ImportError: the package ``huggingface_hub`` is missing.
+        TypeError: of ``save_pretrained``, an entry of `model_card_kwargs` is not a field of a card.
+        ValueError: of the methods, `config` is given or `strict` is ``False``.
 
     Example:
         >>> Model = on_hub(hiermt.TGCN_HierarchicalMT)
@@ -48,12 +59,14 @@ def on_hub(kind: type[Pretrained]) -> Any:
             self,
             save_directory: str | Path,
             *,
-            config: Any = None,  # of the mixin; the model has its own
+            config: Any = None,
             repo_id: str | None = None,
             push_to_hub: bool = False,
             model_card_kwargs: dict[str, Any] | None = None,
             **options: Any,
         ) -> str | None:
+            if config is not None:
+                raise ValueError("config: expected None, because the model writes its own; leave it out")
             folder, fields = Path(save_directory), model_card_kwargs or {}
             card = self.generate_model_card(**fields)
             kind.save_pretrained(self, folder)
@@ -65,17 +78,27 @@ def on_hub(kind: type[Pretrained]) -> Any:
             return str(self.push_to_hub(repo_id or folder.name, model_card_kwargs=fields, **options))
 
         @classmethod
-        def _from_pretrained(cls, *, model_id: str, backend: str = "auto", **options: Any) -> Any:
+        def _from_pretrained(
+            cls,
+            *,
+            model_id: str,
+            backend: str = "auto",
+            map_location: str | torch.device = "cpu",
+            strict: bool = True,
+            **options: Any,
+        ) -> Any:
+            if strict is not True:
+                raise ValueError(f"strict: expected True, because every weight has to be there, got {strict!r}")
             names = ("revision", "cache_dir", "force_download", "local_files_only", "token")
             of_hub = {name: options.pop(name) for name in names}
             folder = Path(model_id)
             if not folder.is_dir():
                 folder = Path(huggingface_hub.snapshot_download(model_id, allow_patterns=[WEIGHTS, CONFIG], **of_hub))
-            return cls._load(folder, backend, options)
+            return cls._load(folder, backend, options).to(map_location)
 
-        def generate_model_card(self, metrics: Mapping[str, Any] | None = None) -> Any:
-            data = self._hub_mixin_info.model_card_data.to_yaml()
-            return huggingface_hub.ModelCard(f"---\n{data}\n---\n\n{card_text(self, kind.__name__, metrics)}")
+        def generate_model_card(self, metrics: Mapping[str, Any] | None = None, **fields: Any) -> Any:
+            header = _header(self._hub_mixin_info.model_card_data, fields).to_yaml()
+            return huggingface_hub.ModelCard(f"---\n{header}\n---\n\n{card_text(self, kind.__name__, metrics)}")
 
         def __reduce__(self) -> tuple[Any, ...]:
             # The class has no name in this module by which pickle would find it.
@@ -89,6 +112,21 @@ def _empty(kind: Any) -> Any:
     """A model without parameters, to which its state is given."""
     found = on_hub(kind)
     return found.__new__(found)
+
+
+def _header(data: Any, fields: Mapping[str, Any]) -> Any:
+    """The ``ModelCardData`` of a class with `fields` in it."""
+    known = set(inspect.signature(type(data).__init__).parameters)
+    known -= {"self", "metrics", "eval_results", "ignore_metadata_errors", "kwargs"}
+    if unknown := sorted(fields.keys() - known):
+        raise TypeError(
+            f"model_card_kwargs: expected 'metrics' or fields of a model card ({', '.join(sorted(known))}), got "
+            f"{', '.join(map(repr, unknown))}"
+        )
+    data = copy.deepcopy(data)
+    for name, value in fields.items():
+        setattr(data, name, list(dict.fromkeys([*data.tags, *value])) if name == "tags" else value)
+    return data
 
 
 def card_text(model: Any, name: str, metrics: Mapping[str, Any] | None = None) -> str:

@@ -96,6 +96,36 @@ def test_arguments_beside_those_of_the_config(remote: Path) -> None:
         kind.from_pretrained("me/stocks")
 
 
+def test_fields_of_the_card(tmp_path: Path) -> None:
+    kind = on_hub(hiermt.TGCN_HierarchicalMT)
+    fields = {"license": "mit", "language": "en", "tags": ["mine", "stocks"], "base_model": "me/other"}
+    kind(3, 5).save_pretrained(tmp_path / "one", model_card_kwargs={**fields, "metrics": {"days": 70}})
+    card = hub.ModelCard.load(tmp_path / "one" / "README.md")
+    assert {name: getattr(card.data, name) for name in fields if name != "tags"} == {
+        name: value for name, value in fields.items() if name != "tags"
+    }
+    assert card.data.tags[-1] == "mine" and card.data.tags.count("stocks") == 1 and "| days | 70 |" in card.text
+    kind(3, 5).save_pretrained(tmp_path / "other")
+    other = hub.ModelCard.load(tmp_path / "other" / "README.md").data
+    assert other.license is None and "mine" not in other.tags
+    for name in ("colour", "kwargs", "repo_url"):
+        with pytest.raises(TypeError, match=f"model_card_kwargs: expected .*license.*, got '{name}'"):
+            kind(3, 5).save_pretrained(tmp_path / "third", model_card_kwargs={name: "red"})
+    assert not (tmp_path / "third").exists()
+
+
+def test_arguments_of_the_mixin(remote: Path, tmp_path: Path) -> None:
+    kind = on_hub(hiermt.TGCN_HierarchicalMT)
+    kind(3, 5).push_to_hub("me/stocks")
+    for device in ("meta", torch.device("meta")):
+        model = kind.from_pretrained("me/stocks", map_location=device, strict=True)
+        assert {parameter.device.type for parameter in model.parameters()} == {"meta"}
+    with pytest.raises(ValueError, match=r"strict: expected True, .* got False"):
+        kind.from_pretrained("me/stocks", strict=False)
+    with pytest.raises(ValueError, match="config: expected None"):
+        kind(3, 5).save_pretrained(tmp_path / "model", config={"hidden_size": 6})
+
+
 def test_a_model_of_the_hub_leaves_for_pyg() -> None:
     pyg = pytest.importorskip("hiermt.pyg", exc_type=ImportError)
     model = on_hub(hiermt.TGCN_HierarchicalMT)(3, 5)
