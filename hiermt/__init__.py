@@ -3,6 +3,7 @@
 ``import hiermt`` never fails for want of the compiled extension: without it the pure-PyTorch twin computes the same.
 """
 
+import hiermt._interrupts  # noqa: F401, before torch is imported
 from hiermt import data, functional, reference
 from hiermt._version import __version__
 from hiermt.graph import DynamicGraph, Graph

@@ -51,6 +51,8 @@ def check_folder(folder: Path, names: tuple[str, ...] = FILES) -> None:
         folder.mkdir(parents=True, exist_ok=True)
     except FileExistsError as error:
         raise DataError(f"--out {folder}: {error.filename} is a broken link; remove it") from error
+    except (NotADirectoryError, PermissionError) as error:
+        raise DataError(f"--out {folder}: cannot be made ({error.strerror}); give another folder") from error
     if not os.access(folder, os.W_OK):
         raise DataError(f"--out {folder}: is not writable; give another folder")
     check_writable(*(folder / name for name in names))

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from hiermt import data
-from hiermt.cli import artefacts, attention, options, pictures, plain, record, scores, summary, walk_forward
+from hiermt.cli import artefacts, attention, options, overwrites, pictures, plain, record, scores, summary, walk_forward
 from hiermt.cli.argument_types import path, whole
 from hiermt.cli.experiment import measure
 from hiermt.cli.kinds import Kind, task_name, true_classes
@@ -59,6 +59,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     device = options.pick_device(args.device)
     if args.out is not None:
         artefacts.check_folder(args.out, artefacts.EVALUATION_FILES)
+        overwrites.check_apart(args, ("--out", [args.out / name for name in artefacts.EVALUATION_FILES]))
     return _of_model(args, device) if args.model is not None else _walk_forward(args, device)
 
 

@@ -14,6 +14,7 @@ import zlib
 from collections.abc import Sequence
 from typing import Any
 
+from hiermt import _interrupts
 from hiermt._version import __version__
 from hiermt.cli import bench, completion, config_file, demo, evaluate, info, predict, train
 from hiermt.cli.options import Parser
@@ -62,6 +63,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             stream.reconfigure(errors="replace")
     args = None
     try:
+        _interrupts.raises_again()
         args = _parse(sys.argv[1:] if argv is None else argv)
         with logging_to_streams(args.json):
             result = args.run(args)

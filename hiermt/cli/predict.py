@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from hiermt.cli import artefacts, options, output, plain
+from hiermt.cli import artefacts, options, output, overwrites, plain
 from hiermt.cli.argument_types import file_path, real, whole
 from hiermt.cli.output import log
 from hiermt.cli.trained import Trained
@@ -54,6 +54,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     device = options.pick_device(args.device)
     if args.out is not None:
         check_writable(args.out)
+        overwrites.check_apart(args, ("--out", [args.out]))
     trained = Trained.read(args.model, args.backend)
     if args.confidence is not None and trained.kind.name != "two-headed":
         raise ValueError(

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from hiermt import data
-from hiermt.cli import artefacts, options, plain, record, summary
+from hiermt.cli import artefacts, options, overwrites, plain, record, summary
 from hiermt.cli.argument_types import file_path, path
 from hiermt.cli.experiment import Experiment
 from hiermt.cli.kinds import task_name
@@ -51,6 +51,10 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     artefacts.check_folder(args.out)
     if args.checkpoint is not None:
         check_writable(args.checkpoint)
+    state = [] if args.checkpoint is None else [args.checkpoint]
+    overwrites.check_apart(args, ("--out", [args.out / name for name in artefacts.FILES]), ("--checkpoint", state))
+    if args.tensorboard is not None:
+        check_writable(args.tensorboard / "events")
     files = record.inputs(args)
     experiment = prepare(args, device)
     table = experiment.table

@@ -9,6 +9,7 @@ import os
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -26,6 +27,7 @@ from support.price_tables import bars, decided, fails, ready_features
 pd = pytest.importorskip("pandas")
 pytest.importorskip("sklearn")
 pytest.importorskip("matplotlib")
+ROOT = Path(__file__).resolve().parents[2]
 STOCKS, DAYS = 5, 330
 FILES = {
     *("model.safetensors", "config.json", "metrics.json", "predictions.csv", "curves.png", "confusion.png"),
@@ -325,14 +327,29 @@ class TestMain:
         assert "Traceback" not in done.stderr
         assert "error: none.csv: there is no such file" in done.stderr
 
-    def test_a_terminal_without_unicode(self, tmp_path, prices):
+    @pytest.mark.parametrize(
+        ("environment", "columns"),
+        [
+            ({"PYTHONIOENCODING": "ascii:strict"}, 60),
+            ({"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}, 200),
+        ],
+        ids=["streams", "locale"],
+    )
+    def test_a_terminal_without_unicode(self, tmp_path, environment, columns):
+        """Nor do the files depend on it, in which a stock has a name that it cannot show."""
+        table = bars(STOCKS, DAYS).replace("S0", "SÖ")
+        table.to_csv(tmp_path / "prices.csv", index=False, encoding="utf-8")
         code = "import sys; from hiermt.cli.main import main; sys.exit(main(sys.argv[1:]))"
-        command = [sys.executable, "-c", code, "train", "--prices", str(prices), "--out", str(tmp_path), *TRAIN]
-        environment = {**os.environ, "PYTHONIOENCODING": "ascii:strict"}
-        done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+        command = [sys.executable, "-c", code, "train", "--prices", "prices.csv", "--out", "model", *TRAIN]
+        environment = {**os.environ, "PYTHONPATH": str(ROOT), "COLUMNS": str(columns), **environment}
+        done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment, cwd=tmp_path)
         assert done.returncode == 0, done.stderr
-        assert "?" not in done.stdout
-        assert "+/-" in done.stdout
+        assert done.stdout.isascii() and "+/-" in done.stdout and "?" not in done.stdout
+        for name in ("predictions.csv", "config.json", "report.html"):
+            text = (tmp_path / "model" / name).read_text(encoding="utf-8")
+            assert "SÖ" in text or "S\\u00d6" in text
+        model = Trained.read(tmp_path / "model")
+        assert "SÖ" in model.symbols
 
     def test_debug_shows_the_traceback(self, monkeypatch, tmp_path):
         monkeypatch.setenv("HIERMT_DEBUG", "1")

@@ -1,0 +1,36 @@
+"""Ctrl-C while the command line imports torch, which takes seconds: the process ends, without a traceback of torch."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+
+
+def is_command_line() -> bool:
+    """Whether this process is ``python -m hiermt`` or ``hiermt``, and not a program that imports the package."""
+    words = sys.orig_argv[1:]
+    return words[:2] == ["-m", "hiermt"] or os.path.basename(words[0] if words else "") == "hiermt"
+
+
+def ends_the_process() -> bool:
+    """Lets SIGINT end the process as if it were not Python. Nothing has begun yet that could be left half done.
+
+    Returns:
+        Whether it does; :func:`raises_again` takes it back.
+    """
+    plain = signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    if not (plain and is_command_line() and threading.current_thread() is threading.main_thread()):
+        return False
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    return True
+
+
+def raises_again() -> None:
+    """Lets SIGINT raise :class:`KeyboardInterrupt`, if :func:`ends_the_process` changed that."""
+    if CHANGED and signal.getsignal(signal.SIGINT) is signal.SIG_DFL:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+CHANGED = ends_the_process()

@@ -1,0 +1,35 @@
+"""No command writes over a file that it reads, nor one of its files over another."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from collections.abc import Collection
+from pathlib import Path
+
+from hiermt.data import DataError
+from hiermt.io.checkpoint import CONFIG, WEIGHTS
+
+MODEL_FILES = (WEIGHTS, CONFIG)
+_READ = ("prices", "features", "adjacency", "sectors")
+
+
+def check_apart(args: argparse.Namespace, *written: tuple[str, Collection[Path]]) -> None:
+    """Compares the files that a command will write with those that it reads, whatever links lead to them.
+
+    Args:
+        args (Namespace): parsed arguments, whose inputs are read.
+        written: options, each with the files that it writes.
+
+    Raises:
+        DataError: two of them are one file.
+    """
+    given = [(f"--{name}", getattr(args, name, None)) for name in _READ]
+    taken = {os.path.realpath(path): f"{option} {path}, which is read" for option, path in given if path is not None}
+    if (model := getattr(args, "model", None)) is not None:
+        taken |= {os.path.realpath(model / name): f"{name} of --model {model}, which is read" for name in MODEL_FILES}
+    for option, paths in written:
+        for path in paths:
+            if (other := taken.get(os.path.realpath(path))) is not None:
+                raise DataError(f"{option}: would write over {other}; give another path")
+        taken |= {os.path.realpath(path): f"{path}, a file of {option}" for path in paths}
