@@ -50,4 +50,20 @@ HIERMT_INLINE Vec<C> activate(Vec<C> v, Activation activation, C above_half) {
   return select(v > zero<C>(), max(value, broadcast(above_half)), value);
 }
 
+// out = activation(out) of target i, and 0 in the lanes without it. A loop of its own: its constants would leave
+// the sums over entries too few registers.
+template <bool kMasked, class C>
+HIERMT_INLINE void activate_channels(const PackedConv<C>& p, const TileGraph<C>& g, int64_t i, C* out,
+                                     Activation activation) {
+  constexpr int L = kLanes<C>;
+  for (int64_t c = 0; c < p.padded; ++c) {
+    const Vec<C> value = activate<C>(load(out + c * L), activation, p.above_half);
+    if constexpr (kMasked) {
+      store(out + c * L, select(g.presence.at(i), value, zero<C>()));
+    } else {
+      store(out + c * L, value);
+    }
+  }
+}
+
 }  // namespace hiermt::cpu::HIERMT_ISA

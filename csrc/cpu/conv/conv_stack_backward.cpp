@@ -107,11 +107,11 @@ struct StackBackward {
     }
   }
 
-  template <bool kMasked>
+  template <bool kGat, bool kMasked>
   HIERMT_NOINLINE void recompute_targets(int64_t k, const TileGraph<C>& g, const TileSpan<C>& out,
                                          const Task& task) const {
     for (int64_t i = 0; i < task.end - task.begin; ++i) {
-      convolve<kMasked>(convs[k], g, i, out.node(i), task.scratch.score, Activation::kLeakyRelu);
+      convolve<kGat, kMasked>(convs[k], g, i, out.node(i), task.scratch.score, Activation::kLeakyRelu);
     }
   }
 
@@ -120,44 +120,39 @@ struct StackBackward {
                  const TileSpan<C>& out, C* linear_score, const Task& task) const {
     const int64_t nodes = task.end - task.begin;
     project<C>(convs[k], x, x_l, out, linear_score, g.presence, 0, nodes);
-    if (masked()) {
-      recompute_targets<true>(k, g, out, task);
-    } else {
-      recompute_targets<false>(k, g, out, task);
-    }
+    for_kind(gat(), masked(),
+             [&](auto gat, auto masked) { recompute_targets<gat(), masked()>(k, g, out, task); });
     clear_unused_lanes(task, out);
   }
 
   // Computes d_x_l and d_x_r from d_out and adds to the sums.
   void conv_backward(int64_t k, const TileGraph<C>& g, const BackwardTiles<C>& t, C* linear_score,
                      const Task& task) const {
-    std::memset(t.d_x_l.data, 0, static_cast<size_t>(t.nodes * t.d_x_l.node_stride) * sizeof(C));
     const ConvSums<C>& sums = task.sums[k];
     if (gat() || task.d_edge_weight) {
       project(convs[k], t.x, t.x_l, t.x_r, linear_score, g.presence, 0, t.nodes);
       clear_unused_lanes(task, t.x_l);
     }
-    if (masked()) {
-      targets_backward<true>(k, g, t, task);
-    } else {
-      targets_backward<false>(k, g, t, task);
-    }
+    for_kind(gat(), masked(), [&](auto gat, auto masked) {
+      if constexpr (gat()) {
+        attention_backward<masked()>(k, g, t, task);
+      } else {
+        sums_backward<masked()>(k, g, t, task);
+      }
+    });
     clear_unused_lanes(task, t.d_x_l);
     if (params.gat || params.gcn) add_projection_sums(convs[k], t, sums);
   }
 
   template <bool kMasked>
-  HIERMT_NOINLINE void targets_backward(int64_t k, const TileGraph<C>& g, const BackwardTiles<C>& t,
-                                        const Task& task) const {
+  HIERMT_NOINLINE void attention_backward(int64_t k, const TileGraph<C>& g, const BackwardTiles<C>& t,
+                                          const Task& task) const {
     const ConvSums<C>& sums = task.sums[k];
-    const bool through_scale = kMasked && !gat() && task.d_edge_weight;
-    if (through_scale) std::memset(task.d_log_scale, 0, static_cast<size_t>(t.nodes * L) * sizeof(C));
+    std::memset(t.d_x_l.data, 0, static_cast<size_t>(t.nodes * t.d_x_l.node_stride) * sizeof(C));
     for (int64_t i = 0; i < t.nodes; ++i) {
       const C* d_out = t.d_out.node(i);
       C* x_r = t.x_r.node(i);
-      if (!gat()) {
-        aggregate_backward<kMasked>(convs[k], g, i, d_out, t.d_x_l, task.d_edge_weight, task.d_log_scale);
-      } else if (!edge_weight) {
+      if (!edge_weight) {
         attend_backward<false, false, kMasked>(convs[k], g, i, d_out, x_r, t.d_x_l, sums, task.scratch,
                                                task.d_edge_weight);
       } else if (!task.d_edge_weight) {
@@ -168,10 +163,24 @@ struct StackBackward {
                                              task.d_edge_weight);
       }
     }
-    for (int64_t i = 0; i < (through_scale ? t.nodes : 0); ++i) {
-      degree_backward(g, i, task.d_log_scale, task.d_edge_weight);
+  }
+
+  template <bool kMasked>
+  HIERMT_NOINLINE void sums_backward(int64_t k, const TileGraph<C>& g, const BackwardTiles<C>& t,
+                                     const Task& task) const {
+    for (int64_t j = 0; j < t.nodes; ++j) {
+      aggregate_backward<kMasked>(convs[k], g, forward().graph, j, t.d_out, t.d_x_l.node(j));
     }
-    if (kMasked && !gat()) apply_scales(g.presence, t.d_x_l, convs[k].padded, 0, t.nodes);
+    if (task.d_edge_weight) {
+      if (kMasked) std::memset(task.d_log_scale, 0, static_cast<size_t>(t.nodes * L) * sizeof(C));
+      for (int64_t i = 0; i < t.nodes; ++i) {
+        norm_backward<kMasked>(convs[k], g, i, t.d_out.node(i), task.d_edge_weight, task.d_log_scale);
+      }
+      for (int64_t i = 0; i < (kMasked ? t.nodes : 0); ++i) {
+        degree_backward(g, i, task.d_log_scale, task.d_edge_weight);
+      }
+    }
+    if (kMasked) apply_scales(g.presence, t.d_x_l, convs[k].padded, 0, t.nodes);
   }
 
   // GCN only. In a GATv2 an infinity makes the whole node NaN through the softmax, in every lane alike.
@@ -193,6 +202,9 @@ struct StackBackward {
                               task.chunk);
     for (int64_t n = 0; n < tiles.nodes; n += kScatterNodes) {
       const int64_t count = min(tiles.nodes - n, kScatterNodes);
+      if (params.accumulate_d_x) {
+        for (int64_t i = 0; i < count; ++i) prefetch_to_add(rows, task.begin + n + i);
+      }
       input_cotangent(transposed[0], tiles, n, n + count, d_x);
       for (int64_t i = 0; i < count; ++i) {
         if (params.accumulate_d_x) {

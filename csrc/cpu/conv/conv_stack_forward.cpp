@@ -83,15 +83,12 @@ struct StackForward {
   // The outputs of convolution k at the targets [begin, end).
   void convolve_nodes(int64_t k, const LaneChunk<C>& chunk, int64_t first, int64_t begin, int64_t end,
                       const Tiles& tiles) const {
-    if (params.present) {
-      convolve_targets<true>(k, chunk, first, begin, end, tiles);
-    } else {
-      convolve_targets<false>(k, chunk, first, begin, end, tiles);
-    }
+    for_kind(convs[0].gat(), params.present, [&](auto gat, auto masked) {
+      convolve_targets<gat(), masked()>(k, chunk, first, begin, end, tiles);
+    });
   }
 
-  // Not inlined: in one function with the other the loops over entries get fewer registers.
-  template <bool kMasked>
+  template <bool kGat, bool kMasked>
   HIERMT_NOINLINE void convolve_targets(int64_t k, const LaneChunk<C>& chunk, int64_t first, int64_t begin,
                                         int64_t end, const Tiles& tiles) const {
     ScratchFrame frame;
@@ -102,7 +99,7 @@ struct StackForward {
                          tiles.x_l.from(0),   tiles.linear_score, tiles.presence};
     for (int64_t i = begin - first; i < end - first; ++i) {
       C* target = tiles.result(k).node(i);
-      convolve<kMasked>(convs[k], g, i, target, score, activation(k));
+      convolve<kGat, kMasked>(convs[k], g, i, target, score, activation(k));
       if (last) scatter(target, rows, first + i);
     }
   }

@@ -37,12 +37,23 @@ HIERMT_INLINE void project(const PackedConv<C>& p, const TileSpan<const C>& x, c
   if (presence.there) no_scores(presence, begin, end, linear_score);
 }
 
+// run(kGat, kMasked) with the two as constants: a function for all four leaves the loops over entries fewer
+// registers.
+template <class Run>
+HIERMT_INLINE void for_kind(bool gat, bool masked, Run&& run) {
+  if (gat) {
+    masked ? run(std::true_type{}, std::true_type{}) : run(std::true_type{}, std::false_type{});
+  } else {
+    masked ? run(std::false_type{}, std::true_type{}) : run(std::false_type{}, std::false_type{});
+  }
+}
+
 // The output of target i after the activation, to `out`, which holds x_r[i] for GATv2. `score` has room for a
-// vector per entry of the target. With a mask it is zero in the lanes without the target.
-template <bool kMasked, class C>
+// vector per entry of the target, and kGat is p.gat(). With a mask it is zero in the lanes without the target.
+template <bool kGat, bool kMasked, class C>
 HIERMT_INLINE void convolve(const PackedConv<C>& p, const TileGraph<C>& g, int64_t i, C* out, C* score,
                             Activation activation) {
-  if (!p.gat()) {
+  if constexpr (!kGat) {
     aggregate<kMasked>(p, g, i, out, activation);
   } else if (g.edge_weight) {
     attend<true, kMasked>(p, g, i, out, score, activation);

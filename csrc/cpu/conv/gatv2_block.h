@@ -223,15 +223,10 @@ HIERMT_INLINE void attend(const PackedConv<C>& p, const TileGraph<C>& g, int64_t
       for (int k = 0; k < kOutTile; ++k) sum[k] = fma(value, load(source + k * L), sum[k]);
     }
     for (int k = 0; k < kOutTile; ++k) {
-      const Vec<C> value =
-          activate<C>(fma(sum[k], inverse_sum, broadcast(p.bias[c + k])), activation, p.above_half);
-      if constexpr (kMasked) {
-        store(x_r + (c + k) * L, select(g.presence.at(i), value, zero<C>()));
-      } else {
-        store(x_r + (c + k) * L, value);
-      }
+      store(x_r + (c + k) * L, fma(sum[k], inverse_sum, broadcast(p.bias[c + k])));
     }
   }
+  activate_channels<kMasked>(p, g, i, x_r, activation);
 }
 
 }  // namespace hiermt::cpu::HIERMT_ISA

@@ -87,11 +87,13 @@ HIERMT_INLINE void gather(const LaneRows<S, C>& rows, int64_t node, C* tile) {
     for (int64_t c = 0; c < rows.channels; c += L) {
       const int n = static_cast<int>(min(rows.channels - c, L));
       Vec<C> block[L];
-      for (int l = 0; l < L; ++l) block[l] = load_n(rows.row[l] + offset + c, n);
-      transpose(block);
       if (n == L) {
+        for (int l = 0; l < L; ++l) block[l] = load(rows.row[l] + offset + c);
+        transpose(block);
         for (int k = 0; k < L; ++k) store(tile + (c + k) * L, block[k]);
       } else {
+        for (int l = 0; l < L; ++l) block[l] = load_n(rows.row[l] + offset + c, n);
+        transpose(block);
         for (int k = 0; k < n; ++k) store(tile + (c + k) * L, block[k]);
       }
     }
@@ -130,11 +132,18 @@ HIERMT_INLINE void gather_cotangent(const LaneRows<S, C>& d_out, const LaneRows<
   for (int64_t c = 0; c < padded; c += L) {
     const int n = static_cast<int>(min(d_out.channels - c, L));
     Vec<C> block[L];
-    for (int l = 0; l < L; ++l) {
-      block[l] = zero<C>();
-      if (l < d_out.count) {
-        const Vec<C> value = load_n(out.row[l] + offset + c, n);
-        block[l] = load_n(d_out.row[l] + offset + c, n) * activation_slope<C>(value, activation);
+    if (n == L && d_out.count == L) {
+      for (int l = 0; l < L; ++l) {
+        const Vec<C> value = load(out.row[l] + offset + c);
+        block[l] = load(d_out.row[l] + offset + c) * activation_slope<C>(value, activation);
+      }
+    } else {
+      for (int l = 0; l < L; ++l) {
+        block[l] = zero<C>();
+        if (l < d_out.count) {
+          const Vec<C> value = load_n(out.row[l] + offset + c, n);
+          block[l] = load_n(d_out.row[l] + offset + c, n) * activation_slope<C>(value, activation);
+        }
       }
     }
     transpose(block);
@@ -168,6 +177,14 @@ struct LaneRowsOut {
   }
 };
 
+// Prefetches the rows of a node that scatter() adds to.
+template <class S, class C>
+HIERMT_INLINE void prefetch_to_add(const LaneRowsOut<S, C>& rows, int64_t node) {
+  for (int64_t l = 0; l < rows.count; ++l) {
+    prefetch_to_write(rows.row[l] + node * rows.stride_node, rows.channels);
+  }
+}
+
 // Writes tile[channel][lane] to the row of `node` in each lane with an instance, or adds it with kAccumulate.
 template <bool kAccumulate = false, class S, class C = Compute<S>>
 HIERMT_INLINE void scatter(const C* tile, const LaneRowsOut<S, C>& rows, int64_t node) {
@@ -178,8 +195,11 @@ HIERMT_INLINE void scatter(const C* tile, const LaneRowsOut<S, C>& rows, int64_t
     Vec<C> block[L];
     for (int k = 0; k < L; ++k) block[k] = k < n ? load(tile + (c + k) * L) : zero<C>();
     transpose(block);
-    if (n == L && rows.count == L && !kAccumulate) {
-      for (int l = 0; l < L; ++l) store(rows.row[l] + offset + c, block[l]);
+    if (n == L && rows.count == L) {
+      for (int l = 0; l < L; ++l) {
+        S* row = rows.row[l] + offset + c;
+        store(row, kAccumulate ? block[l] + load(row) : block[l]);
+      }
     } else {
       for (int l = 0; l < rows.count; ++l) {
         S* row = rows.row[l] + offset + c;
