@@ -58,8 +58,8 @@ class A3TGCN(TGCN):
         states: list[Tensor] | None = [] if return_state else None
         sequence = self.last_state(x, edge_index, edge_weight, h, True, states, present)
         flat = sequence.flatten(0, -3)
-        # Not a matrix product, which is slower for so few rows.
-        context = (flat * self.attention(flat)).sum(dim=1)
+        # Not a product and a sum, whose gradients write and read the states several times.
+        context = self.attention(flat).transpose(1, 2).bmm(flat).squeeze(1)
         y = self.out(context).unflatten(0, sequence.shape[:-2])
         return (y, states) if return_state else y
 
