@@ -34,13 +34,15 @@ class ForwardTile {
     held_ = frame.take<C>(p.present == nullptr ? 0 : kTileRows * padded_);
   }
 
-  // Nodes [first, first + count), count <= kTileRows; z, if there is a projection, is that of the first.
-  void run(int64_t first, int count, const InputProjection<S>* z) {
+  // Nodes [first, first + count), count <= kTileRows; z, if there is a projection, is that of the first. `next`
+  // of the nodes after them run next.
+  void run(int64_t first, int count, int64_t next, const InputProjection<S>* z) {
     start(first, count, z);
+    for (int64_t i = 0; i < (projected_ ? 0 : next); ++i) x_ahead_[i] = x_of(first + count + i);
     for (int64_t t = 0; t < p_.steps; ++t) {
       if (!projected_) set_inputs(t);
       for (int64_t v = 0; v < packed_.vectors; ++v) {
-        if (t + kPrefetchSteps < p_.steps) prefetch_rows(t + kPrefetchSteps, v);
+        prefetch_ahead(t + kPrefetchSteps, next, v);
         for (int i = 0; i < kTileRows; i += kBlockRows) set_z(v, i, t);
       }
       for (int64_t v = 0; v < packed_.vectors; ++v) gate(v, t);
@@ -67,7 +69,7 @@ class ForwardTile {
       if (projected_) {
         z_base_[i] = z->data + (node - first) * z->stride_node;
       } else {
-        x_base_[i] = x.data + node / p_.num_nodes * x.stride_copy + node % p_.num_nodes * x.stride_node;
+        x_base_[i] = x_of(node);
         g_base_[i] = p_.g + node * p_.steps * p_.g_channels;
       }
       for (int64_t v = 0; v < packed_.vectors; ++v) {
@@ -76,6 +78,7 @@ class ForwardTile {
       }
     }
     if (projected_) {
+      z_stride_node_ = z->stride_node;
       z_stride_time_ = z->stride_time;
       return;
     }
@@ -85,19 +88,30 @@ class ForwardTile {
     x_in_place_ = g_in_place_ && equally_spaced && x.stride_channel == 1;
   }
 
-  // Prefetches the rows of the nodes that fall to vector v: all nodes at once would stall on memory. Inlined,
-  // as GCC drops the call of a function with no effect but prefetches.
-  HIERMT_INLINE void prefetch_rows(int64_t t, int64_t v) const {
-    const int64_t last = (v + 1) * count_ / packed_.vectors;
-    for (int64_t i = v * count_ / packed_.vectors; i < last; ++i) {
-      const int64_t row = (first_ + i) * p_.steps + t;
+  // Prefetches the rows of step t that fall to vector v: those of all nodes at once would stall on memory. Steps
+  // past the last are the first ones of the next tile.
+  HIERMT_INLINE void prefetch_ahead(int64_t t, int64_t next, int64_t v) const {
+    if (t < p_.steps) {
+      prefetch_rows(0, count_, x_base_, t, v);
+    } else if (t - p_.steps < p_.steps) {
+      prefetch_rows(count_, next, x_ahead_, t - p_.steps, v);
+    }
+  }
+
+  // Of `count` nodes, `skipped` after the first. Inlined, as GCC drops the call of a function with no effect but
+  // prefetches.
+  HIERMT_INLINE void prefetch_rows(int64_t skipped, int64_t count, const S* const* x, int64_t t,
+                                   int64_t v) const {
+    const int64_t last = (v + 1) * count / packed_.vectors;
+    for (int64_t i = v * count / packed_.vectors; i < last; ++i) {
+      const int64_t row = (first_ + skipped + i) * p_.steps + t;
       if (projected_) {
-        prefetch(z_base_[i] + t * z_stride_time_, 3 * p_.hidden);
+        prefetch(z_base_[0] + (skipped + i) * z_stride_node_ + t * z_stride_time_, 3 * p_.hidden);
       } else {
-        prefetch(x_base_[i] + t * p_.x.stride_time, p_.x.stride_channel == 1 ? p_.x.channels : 1);
-        prefetch(g_base_[i] + t * p_.g_channels, p_.g_channels);
+        prefetch(x[i] + t * p_.x.stride_time, p_.x.stride_channel == 1 ? p_.x.channels : 1);
+        prefetch(p_.g + row * p_.g_channels, p_.g_channels);
       }
-      if (p_.gates != nullptr) prefetch_to_write(gates_at(i, t, 0), 3 * p_.hidden);
+      if (p_.gates != nullptr) prefetch_to_write(p_.gates + row * 3 * p_.hidden, 3 * p_.hidden);
       if (p_.h != nullptr) prefetch_to_write(p_.h + row * p_.hidden, p_.hidden);
     }
   }
@@ -207,6 +221,9 @@ class ForwardTile {
     }
   }
 
+  HIERMT_INLINE const S* x_of(int64_t node) const {
+    return p_.x.data + node / p_.num_nodes * p_.x.stride_copy + node % p_.num_nodes * p_.x.stride_node;
+  }
   HIERMT_INLINE C* z_at(int gate, int64_t v, int i) const {
     return z_ + ((gate * packed_.vectors + v) * kTileRows + i) * L;
   }
@@ -233,11 +250,13 @@ class ForwardTile {
   C* g_;     // [kTileRows, H + L]
   C* held_;  // [kTileRows, vectors L] h before a step, with a mask
   const S* x_base_[kTileRows];
+  const S* x_ahead_[kTileRows];  // of the next tile
   const S* g_base_[kTileRows];
   const S* z_base_[kTileRows];
   const bool* present_[kTileRows];
   const C* x_rows_ = nullptr;
   const C* g_rows_ = nullptr;
+  int64_t z_stride_node_ = 0;
   int64_t z_stride_time_ = 0;
   int64_t x_stride_ = 0;
   int64_t g_stride_ = 0;
@@ -252,14 +271,15 @@ void gated_scan_forward_range(const GatedScanForward<S>& p, const PackedGates<Co
   ForwardTile<S> tile(p, packed, frame);
   for (int64_t first = begin; first < end; first += kTileRows) {
     const int count = static_cast<int>(min(end - first, kTileRows));
+    const int64_t next = min(end - first - count, kTileRows);
     if (z == nullptr) {
-      tile.run(first, count, nullptr);
+      tile.run(first, count, next, nullptr);
     } else {
       const S* const data = z->data + (first - begin) * z->stride_node;
       InputProjection<S> own = *z;
       own.data = data;
       if (own.present != nullptr) own.present += (first - begin) * own.stride_present;
-      tile.run(first, count, &own);
+      tile.run(first, count, next, &own);
     }
   }
 }

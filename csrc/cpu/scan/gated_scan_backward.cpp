@@ -32,7 +32,8 @@ void gated_scan_backward(const GatedScanBackward<S, Compute<S>>& p) {
     for (int64_t first = begin; first < end; first += kTileRows) {
       const int count = static_cast<int>(min(end - first, kTileRows));
       S* d_g = p.d_g == nullptr ? nullptr : p.d_g + first * row;
-      tile.run(first, count, {f.g + first * row, d_g, group_sums, nullptr, 0});
+      const NextTile next{first + count, min(end - first - count, kTileRows)};
+      tile.run(first, count, next, {f.g + first * row, d_g, group_sums, nullptr, 0});
     }
   });
   if (need_parameters) finish_gate_grads(sums, groups, inputs, f.hidden, grads);

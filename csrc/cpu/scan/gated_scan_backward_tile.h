@@ -55,6 +55,11 @@ struct TileArguments {
   int64_t d_z_stride_node;
 };
 
+// Nodes whose rows are prefetched at the end of the tile before.
+struct NextTile {
+  int64_t first, count;
+};
+
 // kInputs: the tile computes d_x, d_g and the gradients of the bias and of the columns of x and g. Otherwise
 // it adds d_z, the cotangents of the input projection, to arguments.d_z instead.
 template <class S, bool kInputs>
@@ -78,11 +83,16 @@ class BackwardTile {
     d_h_ = frame.take<C>(kTileRows * len_.padded);
   }
 
-  void run(int64_t first, int count, const TileArguments<S, C>& arguments) {
+  // The nodes [first, first + count), count <= kTileRows; `next` are those of the next call, if any.
+  void run(int64_t first, int count, const NextTile& next, const TileArguments<S, C>& arguments) {
     first_ = first;
     count_ = count;
     arguments_ = arguments;
     start();
+    if constexpr (kInputs) {
+      for (int i = 0; i < kTileRows; ++i) x_base_[i] = x_of(node(i));
+      for (int64_t i = 0; i < next.count; ++i) x_ahead_[i] = x_of(next.first + i);
+    }
     for (int64_t chunk = chunks_ - 1; chunk >= 0; --chunk) {
       const int64_t begin = chunk * f_.steps / chunks_, end = (chunk + 1) * f_.steps / chunks_;
       for (int64_t t = end - 1; t >= begin; --t) {
@@ -90,7 +100,7 @@ class BackwardTile {
         for (int64_t v = 0; v < len_.vectors; ++v) update_backward(v, t);
         in_pairs(len_.vectors, [&](auto together, int64_t v) { reset_backward<together()>(v, t); });
         in_pairs(len_.vectors, [&](auto together, int64_t v) {
-          if (t > kPrefetchSteps) prefetch_rows(t - kPrefetchSteps, v, v + together());
+          prefetch_ahead(t - kPrefetchSteps, next, v, v + together());
           state_backward<together()>(v);
         });
       }
@@ -128,20 +138,31 @@ class BackwardTile {
     }
   }
 
-  // Prefetches the rows of the nodes that fall to the vectors [v, end): all nodes at once would stall on
-  // memory. Inlined, as GCC drops the call of a function with no effect but prefetches.
-  HIERMT_INLINE void prefetch_rows(int64_t t, int64_t v, int64_t end) const {
-    const int64_t last = end * count_ / len_.vectors;
-    for (int64_t i = v * count_ / len_.vectors; i < last; ++i) {
-      prefetch(gate(i, t, 0), 3 * f_.hidden);
-      prefetch(f_.h + (at(i, t) - 1) * f_.hidden, f_.hidden);
-      if (p_.d_h != nullptr) prefetch(p_.d_h + at(i, t) * f_.hidden, f_.hidden);
+  // Prefetches the rows of step t that fall to the vectors [v, end): those of all nodes at once would stall on
+  // memory. Steps before the first are the last ones of the next tile.
+  HIERMT_INLINE void prefetch_ahead(int64_t t, const NextTile& next, int64_t v, int64_t end) const {
+    if (t >= 0) {
+      prefetch_rows(first_, count_, x_base_, t, v, end);
+    } else if (t + f_.steps >= 0) {
+      prefetch_rows(next.first, next.count, x_ahead_, t + f_.steps, v, end);
+    }
+  }
+
+  // Inlined, as GCC drops the call of a function with no effect but prefetches.
+  HIERMT_INLINE void prefetch_rows(int64_t first, int64_t count, const S* const* x, int64_t t, int64_t v,
+                                   int64_t end) const {
+    const int64_t last = end * count / len_.vectors;
+    for (int64_t i = v * count / len_.vectors; i < last; ++i) {
+      const int64_t at = (first + i) * f_.steps + t;
+      prefetch(f_.gates + at * 3 * f_.hidden, 3 * f_.hidden);
+      if (t > 0) prefetch(f_.h + (at - 1) * f_.hidden, f_.hidden);
+      if (p_.d_h != nullptr) prefetch(p_.d_h + at * f_.hidden, f_.hidden);
       if constexpr (kInputs) {
-        const int64_t row = i * f_.steps + t;
-        prefetch(x_row(i, t), f_.x.stride_channel == 1 ? f_.x.channels : 1);
+        const int64_t row = at - first_ * f_.steps;
+        prefetch(x[i] + t * f_.x.stride_time, f_.x.stride_channel == 1 ? f_.x.channels : 1);
         prefetch(arguments_.g + row * f_.g_channels, f_.g_channels);
         if (arguments_.d_g != nullptr) prefetch_to_write(arguments_.d_g + row * f_.hidden, f_.hidden);
-        if (p_.d_x != nullptr) prefetch_to_write(p_.d_x + at(i, t) * f_.x.channels, f_.x.channels);
+        if (p_.d_x != nullptr) prefetch_to_write(p_.d_x + at * f_.x.channels, f_.x.channels);
       }
     }
   }
@@ -159,7 +180,8 @@ class BackwardTile {
         continue;
       }
       const S* g = arguments_.g + (at(i, t) - first_ * f_.steps) * f_.g_channels;
-      copy_inputs(row_ + i * row_length_, x_row(i, t), f_.x.stride_channel, f_.x.channels, g, f_.g_channels);
+      copy_inputs(row_ + i * row_length_, x_base_[i] + t * f_.x.stride_time, f_.x.stride_channel,
+                  f_.x.channels, g, f_.g_channels);
     }
   }
 
@@ -288,10 +310,9 @@ class BackwardTile {
     }
   }
 
-  HIERMT_INLINE const S* x_row(int i, int64_t t) const {
+  HIERMT_INLINE const S* x_of(int64_t node) const {
     const SequenceView<S>& x = f_.x;
-    return x.data + node(i) / f_.num_nodes * x.stride_copy + node(i) % f_.num_nodes * x.stride_node +
-           t * x.stride_time;
+    return x.data + node / f_.num_nodes * x.stride_copy + node % f_.num_nodes * x.stride_node;
   }
   HIERMT_INLINE const S* gate(int i, int64_t t, int gate) const {
     return f_.gates + (at(i, t) * 3 + gate) * f_.hidden;
@@ -312,10 +333,12 @@ class BackwardTile {
   int64_t first_ = 0;
   int count_ = 0;
   TileArguments<S, C> arguments_{};
-  C* rows_;           // [chunk_steps * kTileRows, row_length]   (1, x, g,) h, r h
-  C* d_z_;            // [chunk_steps * kTileRows, gates]        d_z_u, d_z_r, d_z_c
-  C* d_h_;            // [kTileRows, vectors L]
-  C* row_ = nullptr;  // of the current step and the first node
+  const S* x_base_[kTileRows];   // x of the first step; with kInputs
+  const S* x_ahead_[kTileRows];  // the same of the next tile
+  C* rows_;                      // [chunk_steps * kTileRows, row_length]   (1, x, g,) h, r h
+  C* d_z_;                       // [chunk_steps * kTileRows, gates]        d_z_u, d_z_r, d_z_c
+  C* d_h_;                       // [kTileRows, vectors L]
+  C* row_ = nullptr;             // of the current step and the first node
   C* d_z_row_[3] = {};
 };
 

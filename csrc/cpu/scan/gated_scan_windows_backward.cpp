@@ -104,7 +104,9 @@ class WindowsBackward {
       for (int64_t i = group.begin; i < group.end; ++i) {
         const int64_t window = f_.windows->order[i];
         C* to = d_z + (f_.windows->starts[window] - group.first_day) * row_;
-        tile.run(window * f_.num_nodes + first, count, {nullptr, nullptr, sums, to, node_size});
+        const int64_t next = i + 1 < group.end ? f_.windows->order[i + 1] : -1;
+        tile.run(window * f_.num_nodes + first, count, {next * f_.num_nodes + first, next < 0 ? 0 : count},
+                 {nullptr, nullptr, sums, to, node_size});
       }
       for (int64_t i = 0; i < count; ++i) {
         use_days(gradients, group, first + i, d_z + i * node_size, sums);

@@ -309,7 +309,7 @@ HIERMT_INLINE VecD divide(VecD n, VecD d) {
   return n / d;
 }
 
-// p * 2^n for 0.5 < p < 2 and integral n; overflows and underflows like one multiplication.
+// p * 2^n for 0.5 < p < 2 and integral n <= 0; underflows like one multiplication, as the first of two is exact.
 // `biased` is n plus 1.5 * 2^(mantissa bits), whose low bits hold n in two's complement.
 HIERMT_INLINE VecF scale_by_power_of_two(VecF p, VecF n, VecF biased) {
 #if defined(HIERMT_AVX512)
@@ -317,9 +317,7 @@ HIERMT_INLINE VecF scale_by_power_of_two(VecF p, VecF n, VecF biased) {
   return (VecF)_mm512_maskz_scalef_ps(static_cast<__mmask16>(-1), (__m512)p, (__m512)n);
 #else
   (void)n;
-  const IntVec<float> i = as_int(biased) - 0x4b400000;
-  const IntVec<float> half = i >> 1;
-  return p * as_real<float>((half + 127) << 23) * as_real<float>((i - half + 127) << 23);
+  return p * as_real<float>((as_int(biased) + (127 + 64)) << 23) * broadcast(0x1p-64f);
 #endif
 }
 HIERMT_INLINE VecD scale_by_power_of_two(VecD p, VecD n, VecD biased) {
@@ -328,9 +326,7 @@ HIERMT_INLINE VecD scale_by_power_of_two(VecD p, VecD n, VecD biased) {
   return (VecD)_mm512_maskz_scalef_pd(static_cast<__mmask8>(-1), (__m512d)p, (__m512d)n);
 #else
   (void)n;
-  const IntVec<double> i = as_int(biased) - 0x4338000000000000;
-  const IntVec<double> half = i >> 1;
-  return p * as_real<double>((half + 1023) << 52) * as_real<double>((i - half + 1023) << 52);
+  return p * as_real<double>((as_int(biased) + (1023 + 512)) << 52) * broadcast(0x1p-512);
 #endif
 }
 
