@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
-import resource
 import shutil
-import signal
 import subprocess
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +15,7 @@ import torch
 import hiermt
 from hiermt import data
 from hiermt.testing import stock_graph
+from support.file_writes import quota
 from support.killing import killed_again_and_again
 
 pytestmark = pytest.mark.hostile("interrupted-write")
@@ -43,25 +42,15 @@ def assert_goes_on(path: Path, epochs: int) -> None:
     assert all(torch.equal(found[name], value) for name, value in expected.items())
 
 
-@pytest.fixture
-def quota() -> Iterator[Any]:
-    """No file may grow beyond so many bytes."""
-    old, ignored = resource.getrlimit(resource.RLIMIT_FSIZE), signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    yield lambda most: resource.setrlimit(resource.RLIMIT_FSIZE, (most, old[1]))
-    resource.setrlimit(resource.RLIMIT_FSIZE, old)
-    signal.signal(signal.SIGXFSZ, ignored)
-
-
-def test_a_quota_that_is_used_up_within_a_training(tmp_path: Path, quota: Any) -> None:
+def test_a_quota_that_is_used_up_within_a_training(tmp_path: Path) -> None:
     path = tmp_path / "state.pt"
 
     def full(epoch: int, _: Any) -> None:
         if epoch == 2:
-            quota(1000)
+            limits.enter_context(quota(1000))
 
-    with pytest.raises(OSError, match="nothing was changed") as raised:
+    with contextlib.ExitStack() as limits, pytest.raises(OSError, match="nothing was changed") as raised:
         train(path, 5, full)
-    quota(resource.getrlimit(resource.RLIMIT_FSIZE)[1])
     assert raised.value.filename == str(path)
     assert [one.name for one in tmp_path.iterdir()] == ["state.pt"]
     assert_goes_on(path, 5)

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import errno
 import os
-import resource
-import signal
 import socket
 import stat
 import subprocess
@@ -24,7 +22,7 @@ from hiermt.cli import pictures
 from hiermt.cli.main import USER_ERROR, main
 from hiermt.io.files import atomic_write, atomic_write_all, check_writable
 from hiermt.training import adam
-from support.file_writes import LOAD, names, write
+from support.file_writes import LOAD, names, quota, write
 
 pytest.importorskip("fcntl")
 
@@ -277,15 +275,6 @@ def test_a_write_protected_place_is_refused(protected: str, action: Callable[[Pa
 # ---- full disks ------------------------------------------------------------------------------------------------------
 
 
-@pytest.fixture
-def quota() -> Any:
-    """No file may grow beyond so many bytes, as where a quota is used up."""
-    old = resource.getrlimit(resource.RLIMIT_FSIZE)
-    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    yield lambda most: resource.setrlimit(resource.RLIMIT_FSIZE, (most, old[1]))
-    resource.setrlimit(resource.RLIMIT_FSIZE, old)
-
-
 def save_checkpoint(path: Path) -> None:
     from hiermt.training.resume import save_state
 
@@ -309,13 +298,12 @@ WRITERS: dict[str, Callable[[Path], None]] = {
 @pytest.mark.hostile("interrupted-write")
 @pytest.mark.parametrize("writer", WRITERS.values(), ids=list(WRITERS))
 @pytest.mark.parametrize("most", [0, 100, 5_000])
-def test_a_used_up_quota_leaves_the_old_file(tmp_path: Path, quota: Any, most: int, writer: Any) -> None:
+def test_a_used_up_quota_leaves_the_old_file(tmp_path: Path, most: int, writer: Any) -> None:
     path = tmp_path / "result"
     writer(path)
     folder = path if path.is_dir() else tmp_path
     before = {file.name: file.read_bytes() for file in folder.iterdir()}
-    quota(most)
-    with pytest.raises(OSError, match="nothing was changed") as raised:
+    with quota(most), pytest.raises(OSError, match="nothing was changed") as raised:
         writer(path)
     assert raised.value.errno == errno.EFBIG and str(raised.value.filename).startswith(str(path))
     assert {file.name: file.read_bytes() for file in folder.iterdir()} == before

@@ -29,7 +29,7 @@ def test_forged_calls_of_every_operator_come_back(seed: int) -> None:
         "-m",
         "support.forged_calls",
         "--calls",
-        "2000",
+        "1000",
         "--seed",
         str(seed),
     ]

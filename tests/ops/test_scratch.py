@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
+import os
 import threading
 from pathlib import Path
 
@@ -13,7 +12,9 @@ import torch
 import hiermt
 from hiermt import testing
 from hiermt.native import extension
+from support import scripts
 
+ROOT = Path(__file__).resolve().parents[2]
 pytestmark = [
     pytest.mark.skipif(not extension.native_status().available, reason="needs the extension"),
     pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs Linux"),
@@ -45,7 +46,7 @@ held = lambda: status("VmRSS") - start
 
 def run(body: str, threads: int = 2) -> list[float]:
     script = HEAD.replace("THREADS", str(threads)) + body
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False, timeout=240)
+    done = scripts.run(script, ROOT, dict(os.environ))
     assert done.returncode == 0, done.stderr[-3000:]
     return [float(line) for line in done.stdout.split()]
 
