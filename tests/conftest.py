@@ -32,15 +32,23 @@ FAST = {
 # Of the contract of the operators: twin and outside oracle, but not in each dtype nor on the largest graph.
 FAST_CONTRACT = ("test_equals_twin", "test_equals_pyg_or_plain_torch", "test_every_operator_has_problems")
 NOT_FAST = ("wide", "float16", "float64")
+CONTRACT = "ops/test_contract.py"
+TESTS = Path(__file__).parent
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """For the fast tier, reads no file that has none of its tests: to collect all takes longer than to run it."""
+    if config.option.markexpr != "fast" or not collection_path.name.startswith("test_"):
+        return None
+    return collection_path.relative_to(TESTS).as_posix() not in {*FAST, CONTRACT} or None
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Marks the fast tier, and lets the longest tests begin first, so that no worker waits for them at the end."""
     items.sort(key=lambda item: item.get_closest_marker("slow") is None)
-    tests = Path(__file__).parent
     for item in items:
-        path = item.path.relative_to(tests).as_posix()
-        in_contract = path == "ops/test_contract.py" and item.name.startswith(FAST_CONTRACT)
+        path = item.path.relative_to(TESTS).as_posix()
+        in_contract = path == CONTRACT and item.name.startswith(FAST_CONTRACT)
         if path in FAST or (in_contract and not any(word in item.name for word in NOT_FAST)):
             item.add_marker("fast")
 
