@@ -7,8 +7,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass, fields, replace
 
 MODELS = ("TGCN", "A3TGCN", "MultiTaskTGCN", "TGCN_HierarchicalMT")
-# Which of them the oracle knows with nodes that come and go.
-MASKED = ("TGCN", "MultiTaskTGCN", "TGCN_HierarchicalMT")
 CELLS = ("temporal.TGCN", "temporal.TGCN2", "temporal.A3TGCN", "temporal.A3TGCN2")
 FUNCTIONS = (
     *("conv_stack", "gatv2_conv", "gcn_conv", "gated_scan", "gated_scan_windows", "tgcn_layer"),
@@ -17,6 +15,8 @@ FUNCTIONS = (
 GRAPHS = ("random", "stock", "loops", "duplicates", "isolated", "hub in", "hub out", "hub", "equal parts")
 # Of x: one graph, a batch over one graph, a batch as PyG joins it, windows of a series.
 FORMS = ("plain", "batch", "union", "windows")
+# Without a mask: what decides of rows alone, and the cells that have none.
+UNMASKED = ("heads", "decision", "decision_from_logits", "temporal.A3TGCN", "temporal.A3TGCN2")
 # Whole histories on graphs that change, and day after day; decisions alone.
 STREAMS = ("rolling", "live")
 SIZES = (1, 2, 3, 4, 5, 7, 8, 9, 13, 15, 16, 17, 24, 31, 32, 33, 48, 64, 65)
@@ -48,10 +48,18 @@ class Case:
     layout: str = "contiguous"
     # Order of x in memory as the model names it.
     transposed: bool = False
+    # A state is given, and the last ones are returned.
     state: bool = False
+    returned: bool = False
     sequence: bool = False
-    # Nodes come and go; the features of those that are not there are NaN.
+    # Nodes come and go; the features of those that are not there are NaN. Of a loss: rows that do not count.
     present: bool = False
+    # A scan of x alone, without the result of a convolution.
+    one_input: bool = False
+    # Parameters in float32, computed in bfloat16.
+    autocast: bool = False
+    # A model with dropout, in evaluation mode.
+    dropout: bool = False
     # Seed of the subset of leaves that require grad; -1: none, 0: all.
     wanted: int = 0
     cotangent: str = "contiguous"
@@ -68,6 +76,11 @@ class Case:
     def __str__(self) -> str:
         changed = [one for one in fields(self) if one.name == "kind" or getattr(self, one.name) != one.default]
         return f"Case({', '.join(f'{one.name}={getattr(self, one.name)!r}' for one in changed)})"
+
+    @property
+    def computed(self) -> str:
+        """The dtype of the kernels, and so the size of rounding errors."""
+        return "bfloat16" if self.autocast else self.dtype
 
     @property
     def cost(self) -> int:
@@ -102,8 +115,12 @@ def draw(rng: random.Random) -> Case:
         layout=rng.choice(("contiguous", "contiguous", "reversed", "swapped", "slice", "step", "offset", "expanded")),
         transposed=rng.random() < 0.3,
         state=rng.random() < 0.35,
+        returned=rng.random() < 0.35,
         sequence=rng.random() < 0.5,
-        present=rng.random() < 0.25,
+        present=rng.random() < 0.3,
+        one_input=rng.random() < 0.4,
+        autocast=rng.random() < 0.2,
+        dropout=rng.random() < 0.2,
         wanted=rng.choice((0, 0, -1, rng.randrange(1, 10**6))),
         cotangent=rng.choice(("contiguous", "expanded", "reversed")),
         narrow=rng.random() < 0.2,
@@ -149,8 +166,15 @@ def consistent(case: Case) -> Case:
     # The degree of a GCN may be negative, of which the root is NaN, or nearly zero, which no dtype computes well.
     if not case.gat and case.weights in ("signed", "tiny"):
         case = replace(case, weights="uniform")
-    if case.present and (case.kind not in MASKED or case.form in STREAMS):
+    if case.kind in UNMASKED:
         case = replace(case, present=False)
+    if not case.kind.startswith("gated_scan"):
+        case = replace(case, one_input=False)
+    if case.kind not in MODELS:
+        case = replace(case, dropout=False, returned=False)
+    # The loss computes in float32 under autocast, as torch's own losses do.
+    if case.dtype != "float32" or case.kind == "multitask_loss":
+        case = replace(case, autocast=False)
     if case.nodes < 1:
         case = replace(case, nodes=1)
     return case
@@ -168,6 +192,10 @@ _SIMPLE: dict[str, tuple[object, ...]] = {
     "cotangent": ("contiguous",),
     "transposed": (False,),
     "state": (False,),
+    "returned": (False,),
+    "one_input": (False,),
+    "autocast": (False,),
+    "dropout": (False,),
     "sequence": (False,),
     "between": (True,),
     "present": (False,),

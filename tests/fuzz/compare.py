@@ -61,10 +61,11 @@ def bitwise(found: Found, again: Found) -> str | None:
     return None
 
 
-def judge(native: Found, twin: Found, oracle: Found, ordinary: bool) -> str | None:
+def judge(native: Found, twin: Found, oracle: Found, ordinary: bool, dtype: torch.dtype) -> str | None:
     """What is wrong with the native results or with those of the twin; ``None`` if nothing is.
 
-    `ordinary`: the numbers are of ordinary size, so that the twin's own rounding errors are small.
+    `ordinary`: the numbers are of ordinary size, so that the twin's own rounding errors are small. `dtype` is that of
+    the computation, of which a result in a finer one has the errors.
     """
     for kind, mine, theirs, truth in (
         ("", native.values, twin.values, oracle.values),
@@ -74,13 +75,13 @@ def judge(native: Found, twin: Found, oracle: Found, ordinary: bool) -> str | No
             return f"results {sorted(mine.keys() ^ truth.keys())} are missing"
         largest = max((_norm(one) for one in truth.values() if one is not None), default=0.0)
         for name, wanted in truth.items():
-            found = _fault(mine[name], theirs[name], wanted, largest, ordinary)
+            found = _fault(mine[name], theirs[name], wanted, largest, ordinary, dtype)
             if found is not None:
                 return f"{kind}{name}: {found}"
     if oracle.decision is not None:
         assert native.decision is not None and twin.decision is not None
         for label, one in (("native", native), ("twin", twin)):
-            found = _decision_fault(one.decision, oracle.decision)
+            found = _decision_fault(one.decision, oracle.decision, dtype)
             if found is not None:
                 return f"decision of the {label}: {found}"
     return None
@@ -92,7 +93,12 @@ def _norm(tensor: Tensor) -> float:
 
 
 def _fault(
-    mine: Tensor | None, theirs: Tensor | None, wanted: Tensor | None, largest: float, ordinary: bool
+    mine: Tensor | None,
+    theirs: Tensor | None,
+    wanted: Tensor | None,
+    largest: float,
+    ordinary: bool,
+    dtype: torch.dtype,
 ) -> str | None:
     if wanted is None or mine is None or theirs is None:
         # What reaches no result has no gradient, or one of zeros.
@@ -101,9 +107,8 @@ def _fault(
                 missing = "native" if mine is None else "twin" if theirs is None else "oracle"
                 return f"the {label} has one, the {missing} none"
         return None
-    dtype = mine.dtype
-    if theirs.dtype != dtype:
-        return f"native is {dtype}, the twin {theirs.dtype}"
+    if theirs.dtype != mine.dtype:
+        return f"native is {mine.dtype}, the twin {theirs.dtype}"
     for label, one in (("native", mine), ("twin", theirs)):
         if one.shape != wanted.shape:
             return f"shape {list(one.shape)} of the {label}, expected {list(wanted.shape)}"
@@ -125,13 +130,20 @@ def _fault(
 
 
 def _decision_fault(
-    found: tuple[Tensor, Tensor, Tensor, float], wanted: tuple[Tensor, Tensor, Tensor, float]
+    found: tuple[Tensor, Tensor, Tensor, float],
+    wanted: tuple[Tensor, Tensor, Tensor, float],
+    dtype: torch.dtype,
 ) -> str | None:
     probabilities, predictions, confidences, threshold = wanted
-    near = {torch.float64: 1e-9, torch.float32: 1e-4, torch.float16: 0.02, torch.bfloat16: 0.1}[found[0].dtype]
+    near = {torch.float64: 1e-9, torch.float32: 1e-4, torch.float16: 0.02, torch.bfloat16: 0.1}[dtype]
     for one, other in zip(found, wanted, strict=True):
         if isinstance(one, Tensor) and isinstance(other, Tensor) and one.shape != other.shape:
             return f"shape {list(one.shape)}, expected {list(other.shape)}"
+    absent = probabilities.isnan().any(-1)
+    if not torch.equal(found[0].isnan().all(-1), absent) or not torch.equal(found[2].isnan(), absent):
+        return "NaN in other places"
+    if not torch.equal(found[1][absent], predictions[absent]):
+        return "a prediction for a stock that is absent"
     if bool(((found[0].double() - probabilities).abs() > near).any()):
         return f"probabilities off by {float((found[0].double() - probabilities).abs().max()):.3g}"
     _, signal, down, up = probabilities.unbind(-1)

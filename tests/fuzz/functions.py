@@ -13,9 +13,10 @@ from fuzz.case import Case
 from fuzz.compare import Found, differentiated
 from fuzz.graphs import counted_once, edges_of
 from fuzz.models import laid_out, rounded
+from fuzz.presence import convolved, scanned
 from hiermt import functional
 from hiermt.testing import batched
-from support.oracles import ORACLES
+from support.oracles import ORACLES, gathered
 from support.problems import LOSSES
 
 _ON_EDGES = ("conv_stack", "gatv2_conv", "gcn_conv", "tgcn_layer")
@@ -58,8 +59,9 @@ class FunctionProblem:
                 self._add(f"conv{k}.lin_edge.weight", case.hidden, 1, factor=0.5)
 
     def _gates(self, channels: int, hidden: int) -> None:
+        columns = channels + (1 if self.case.one_input else 2) * hidden
         for gate in "urc":
-            self._add(f"gate.{gate}.weight", hidden, channels + 2 * hidden, factor=(channels + 2 * hidden) ** -0.5)
+            self._add(f"gate.{gate}.weight", hidden, columns, factor=columns**-0.5)
             self._add(f"gate.{gate}.bias", hidden, factor=0.3)
 
     def _make(self) -> None:
@@ -74,7 +76,7 @@ class FunctionProblem:
             self._add("x", series, days, case.channels)
         if case.kind in _ON_EDGES:
             self._stack(case.conv_layers if case.kind in ("conv_stack", "tgcn_layer") else 1)
-        if case.kind.startswith("gated_scan"):
+        if case.kind.startswith("gated_scan") and not case.one_input:
             self._add("g", series, days, case.hidden, bounded=True)
         if case.kind.startswith("gated_scan") or case.kind == "tgcn_layer":
             self._gates(case.channels, case.hidden)
@@ -92,7 +94,17 @@ class FunctionProblem:
             self._add("signal", rows, 2)
             self._add("direction", rows, 2)
         self.targets = torch.randint(2, (2, rows), generator=self.generator)
+        self.present = self._come_and_go(rows) if case.present else None
         self.mask = torch.randint(3, (rows,), generator=self.generator) == 0 if case.state else None
+
+    def _come_and_go(self, rows: int) -> Tensor:
+        """Where a node is there, on each day of x; of a loss, which rows count."""
+        x = self.tensors.get("x")
+        present = torch.rand((rows,) if x is None else x.shape[:2], generator=self.generator) < 0.7
+        for name in ("x", "g", "signal", "direction") if self.case.layout != "expanded" else ():
+            if name in self.tensors:
+                self.tensors[name][~present] = torch.nan
+        return present
 
     def _group(self, tensors: dict[str, Tensor], *prefixes: str) -> list[Tensor]:
         return [one for name, one in tensors.items() if name.startswith(prefixes)]
@@ -114,7 +126,8 @@ class FunctionProblem:
         if exact and not empty:
             found = self._oracle(tensors, weight)
         else:
-            found = self._ours(tensors, weight, "reference" if exact else side)
+            with torch.autocast("cpu", torch.bfloat16, enabled=case.autocast and not exact):
+                found = self._ours(tensors, weight, "reference" if exact else side)
         decision, values = None, found
         if case.kind in ("decision", "decision_from_logits"):
             *logits, probabilities, predictions, confidences = found
@@ -139,6 +152,13 @@ class FunctionProblem:
     def _single(self) -> bool:
         return self.case.kind in ("gatv2_conv", "gcn_conv")
 
+    @property
+    def _last(self) -> int:
+        """What follows the last convolution of a stack, as the oracle numbers it."""
+        if self.case.between or self._single:
+            return _ACTIVATIONS[self.activation]
+        return 3 if self.activation == "sigmoid" else 1
+
     def _loss(self) -> tuple[Any, ...]:
         return LOSSES[list(LOSSES)[self.case.seed % len(LOSSES)]]
 
@@ -147,6 +167,8 @@ class FunctionProblem:
         call: Callable[..., Any] = getattr(functional, case.kind)
         options: dict[str, Any] = {"backend": backend}
         convs, gates = self._group(tensors, "conv"), self._group(tensors, "gate.")
+        if self.present is not None and "x" in tensors and not (case.kind == "tgcn_layer" and self.starts is not None):
+            options["present"] = self.present
         if case.kind in _ON_EDGES:
             graph = hiermt.Graph(self.edge_index, weight, case.nodes, backend=backend)
             if not self._single:
@@ -158,17 +180,18 @@ class FunctionProblem:
                     options["loop_weight"] = case.loop_weight
         if case.kind == "tgcn_layer":
             x: Any = tensors["x"]
-            x = x if self.starts is None else hiermt.windows.Windows(x, self.starts, case.steps)
+            x = x if self.starts is None else hiermt.windows.Windows(x, self.starts, case.steps, self.present)
             return [call(x, graph, convs, gates, h0=tensors.get("h0"), sequence=case.sequence, **options)]
         if self._single:
             return [call(tensors["x"], graph, *convs, **options)]
         if case.kind == "conv_stack":
             return [call(tensors["x"], graph, convs, **options)]
         if case.kind == "gated_scan":
-            return [call(tensors["x"], tensors["g"], tensors.get("h0"), gates, sequence=case.sequence, **options)]
-        if case.kind == "gated_scan_windows":
-            scan = (tensors["x"], tensors["g"], self.starts, case.steps, gates)
+            scan = (tensors["x"], tensors.get("g"), tensors.get("h0"), gates)
             return [call(*scan, sequence=case.sequence, **options)]
+        if case.kind == "gated_scan_windows":
+            windows = (tensors["x"], tensors.get("g"), self.starts, case.steps, gates)
+            return [call(*windows, sequence=case.sequence, **options)]
         if case.kind in ("heads", "decision"):
             threshold = {} if case.kind == "heads" else {"threshold": self.threshold}
             return list(call(tensors["h"], self._group(tensors, "out.", "s.", "d."), **threshold, **options))
@@ -178,7 +201,7 @@ class FunctionProblem:
             zip(("signal_weight", "direction_weight", "label_smoothing", "focal_gamma"), self._loss(), strict=False)
         )
         logits = (tensors["signal"], tensors["direction"], *self.targets)
-        return list(call(*logits, self.mask, 0.7, **extra, **options))
+        return list(call(*logits, self.mask, 0.7, row_mask=self.present, **extra, **options))
 
     def _oracle(self, tensors: dict[str, Tensor], weight: Tensor | None) -> list[Tensor]:
         case = self.case
@@ -187,18 +210,16 @@ class FunctionProblem:
         graph = batched(self.edge_index.long(), weight, case.nodes, copies) if case.kind in _ON_EDGES else None
         x = tensors.get("x")
         scan: dict[str, Any] = {"sequence": case.sequence, "steps": case.steps}
+        if self.present is not None and x is not None:
+            return self._oracle_on_subgraphs(tensors, x, graph, self.present)
         if case.kind == "tgcn_layer":
             state = (tensors.get("h0"), self.starts)
             stack = {"conv_layers": case.conv_layers, "between": case.between}
             return ORACLES["tgcn_layer"](graph, x, None, None, convs, gates, *state, **stack, **scan)
         if case.kind in _ON_EDGES:
-            activation = _ACTIVATIONS[self.activation]
-            if not case.between and not self._single:
-                activation = 3 if self.activation == "sigmoid" else 1
-            layers = 1 if self._single else case.conv_layers
-            return _conv_stack(case, graph, x, convs, layers, activation)
+            return _conv_stack(case, graph, x, convs, 1 if self._single else case.conv_layers, self._last)
         if case.kind.startswith("gated_scan"):
-            return ORACLES["gated_scan"](None, x, tensors["g"], tensors.get("h0"), gates, self.starts, **scan)
+            return ORACLES["gated_scan"](None, x, tensors.get("g"), tensors.get("h0"), gates, self.starts, **scan)
         if case.kind in ("heads", "decision"):
             params = (tensors["h"], *self._group(tensors, "out.", "s.", "d."))
             found = ORACLES["decision"](None, *params, threshold=self.threshold)
@@ -206,7 +227,26 @@ class FunctionProblem:
         if case.kind == "decision_from_logits":
             return ORACLES["decision_from_logits"](None, tensors["signal"], tensors["direction"], self.threshold)
         logits = (tensors["signal"], tensors["direction"], *self.targets)
-        return ORACLES["multitask_loss"](None, *logits, self.mask, 0.7, *self._loss())
+        losses = self._loss() or (None, None, 0.0, 0.0)
+        return ORACLES["multitask_loss"](None, *logits, self.mask, 0.7, *losses, self.present)
+
+    def _oracle_on_subgraphs(self, tensors: dict[str, Tensor], x: Tensor, graph: Any, present: Tensor) -> list[Tensor]:
+        case = self.case
+        g, layers = tensors.get("g"), 1 if self._single else case.conv_layers
+        if case.kind in _ON_EDGES:
+            activation = self._last if case.kind != "tgcn_layer" else 2 if case.between else 3
+
+            def stack(part: Tensor, edges: Any) -> Tensor:
+                return _conv_stack(case, edges, part, self._group(tensors, "conv"), layers, activation)[0]
+
+            g = convolved(stack, x, graph, present, case.hidden)
+            if case.kind != "tgcn_layer":
+                return [g]
+        if self.starts is not None:
+            x, present = gathered(x, self.starts, case.steps), gathered(present, self.starts, case.steps)
+            g = None if g is None else gathered(g, self.starts, case.steps)
+        gates = self._group(tensors, "gate.")
+        return scanned(x, g, tensors.get("h0"), gates, present, case.sequence)
 
 
 def _conv_stack(case: Case, graph: Any, x: Any, params: list[Tensor], layers: int, activation: int) -> list[Tensor]:

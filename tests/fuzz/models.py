@@ -12,6 +12,7 @@ import hiermt
 from fuzz.case import CELLS, STREAMS, Case
 from fuzz.compare import Found, differentiated
 from fuzz.graphs import counted_once, edges_of
+from fuzz.presence import on_subgraphs
 from hiermt.nn import temporal
 from hiermt.testing import batched, pyg, pyg_temporal
 from support import calls
@@ -50,6 +51,8 @@ class ModelProblem:
             for parameter in self.model.parameters():
                 parameter.mul_(max(case.scale, 1.0))
         self.model.to(self.dtype)
+        if case.dropout:
+            self.model.eval()
         self.oracle.double().load_state_dict(self.model.state_dict(), strict=True)
         self.x, self.starts = self._inputs(generator)
         self.h = self._states(generator)
@@ -111,7 +114,8 @@ class ModelProblem:
             values = call(self.case, model, x, self._edges(weight), h, self.starts, self.present)
         else:
             call = _native_cell if self.is_cell else _native_model
-            values = call(self.case, model, x, self._given(weight, side), h, self.starts, self.present)
+            with torch.autocast("cpu", torch.bfloat16, enabled=self.case.autocast):
+                values = call(self.case, model, x, self._given(weight, side), h, self.starts, self.present)
         gradients = differentiated(values, leaves, self.case.cotangent)
         if exact and "edge_weight" in gradients:
             gradients["edge_weight"] = counted_once(self.case, self.edge_index, gradients["edge_weight"])
@@ -155,10 +159,14 @@ class ModelProblem:
             if dynamic:
                 graph = hiermt.DynamicGraph(list(zip(first, made, strict=True)))
                 chunk = max(case.copies, 1)
-                found = hiermt.predict_rolling(model, series, graph, case.steps, threshold=threshold, chunk=chunk)
+                options = {"threshold": threshold, "chunk": chunk, "present": self.present}
+                with torch.autocast("cpu", torch.bfloat16, enabled=case.autocast):
+                    found = hiermt.predict_rolling(model, series, graph, case.steps, **options)
                 return Found({}, {}, (found.probabilities, found.predictions, found.confidences, threshold))
             live = hiermt.LivePredictor(model, made[0], case.steps, threshold=threshold)
-            days_in = [live.append(series[:, day]) for day in range(days)]
+            masks = [None if self.present is None else self.present[:, day] for day in range(days)]
+            with torch.autocast("cpu", torch.bfloat16, enabled=case.autocast):
+                days_in = [live.append(series[:, day], masks[day]) for day in range(days)]
             decided = [one for one in days_in if one is not None]
             names = ("probabilities", "predictions", "confidences")
             parts = [torch.cat([getattr(one, name) for one in decided]) for name in names]
@@ -166,9 +174,16 @@ class ModelProblem:
         found = []
         for stop in stops:
             index, one = blocks[max(i for i, day in enumerate(first) if day <= stop - 1)]
-            features, _ = _states_of(model.backbone, series[:, stop - case.steps : stop], (index.long(), one), None)
+            of_window = slice(stop - case.steps, stop)
+            there = None if self.present is None else self.present[:, of_window]
+            features, _ = _states_of(model.backbone, series[:, of_window], (index.long(), one), None, there)
             out = model.backbone.out(features[:, -1])
-            found.append(_decided(model.heads["signal"](out), model.heads["direction"](out), threshold))
+            decided = _decided(model.heads["signal"](out), model.heads["direction"](out), threshold)
+            if there is not None:  # absent on the last day: nothing is decided
+                gone = ~there[:, -1]
+                for part in decided:
+                    part[gone] = torch.nan if part.is_floating_point() else -1
+            found.append(decided)
         return Found({}, {}, (*(torch.stack(one) for one in zip(*found, strict=True)), threshold))
 
 
@@ -180,7 +195,7 @@ def _models(case: Case) -> tuple[Any, nn.Module]:
         "conv_activation": "between" if case.between else "after",
     }
     sizes = (case.channels, case.hidden, case.layers)
-    layout = {"layout": "NFT" if case.transposed else "NTF"}
+    layout = {"layout": "NFT" if case.transposed else "NTF", "dropout": 0.5 if case.dropout else 0.0}
     if case.kind == "TGCN":
         ours: nn.Module = hiermt.TGCN(case.channels, 3, case.hidden, case.layers, **conv, **layout)
         return ours, pyg.Backbone(case.channels, 3, case.hidden, case.layers, **conv)
@@ -238,7 +253,7 @@ def _native_model(
     given: Any = x.transpose(-1, -2) if case.transposed else x
     if starts is not None:
         given, present = hiermt.windows.Windows(x, starts, case.steps, present), None
-    options: dict[str, Any] = {"h": h, "return_state": case.state}
+    options: dict[str, Any] = {"h": h, "return_state": case.returned}
     if present is not None:
         options["present"] = present
     if case.kind != "A3TGCN":
@@ -248,8 +263,8 @@ def _native_model(
         found = model(given, *edges, **options)
     if case.kind == "TGCN_HierarchicalMT":
         found = ({"signal": found[0], "direction": found[1]}, *found[2:])
-        found = found if case.state else found[0]
-    y, states = found if case.state else (found, [])
+        found = found if case.returned else found[0]
+    y, states = found if case.returned else (found, [])
     named = y if isinstance(y, dict) else {"y": y}
     return {**named, **{f"state[{i}]": one for i, one in enumerate(states)}}
 
@@ -266,33 +281,8 @@ def _states_of(
         return backbone.run(x, *edges, h)
     zeros = x.new_zeros(x.size(0), backbone.hidden_size)
     if x.size(1) and present is not None:
-        return _on_subgraphs(backbone, x, edges, h or [zeros] * len(backbone.cells), present)
+        return on_subgraphs(list(backbone.cells), x, edges, h or [zeros] * len(backbone.cells), present)
     return x.new_zeros(x.size(0), 0, backbone.hidden_size), h or [zeros] * len(backbone.cells)
-
-
-def _on_subgraphs(
-    backbone: pyg.Backbone,
-    x: Tensor,
-    edges: tuple[Tensor, Tensor | None],
-    states: list[Tensor],
-    present: Tensor,
-) -> tuple[Tensor, list[Tensor]]:
-    """The same with each step on the graph of the nodes that are there; the others hold their states."""
-    index, weight = edges
-    sequence = []
-    for t in range(x.size(1)):
-        there = present[:, t]
-        nodes = there.nonzero().flatten()
-        kept = there[index[0]] & there[index[1]]
-        number = there.long().cumsum(0) - 1
-        sub = (number[index[:, kept]], None if weight is None else weight[kept])
-        step = x[:, t].index_select(0, nodes)
-        for i, cell in enumerate(backbone.cells):
-            step = cell(step, *sub, states[i].index_select(0, nodes)) if len(nodes) else step
-            changed = states[i].index_copy(0, nodes, step) if len(nodes) else states[i]
-            states = [*states[:i], changed, *states[i + 1 :]]
-        sequence.append(states[-1])
-    return torch.stack(sequence, dim=1), states
 
 
 def _oracle_model(
@@ -324,7 +314,7 @@ def _oracle_model(
         features = sequence if case.sequence else states[-1]
     y = backbone.out(features)
     named = {name: head(y) for name, head in model.heads.items()} if hasattr(model, "heads") else {"y": y}
-    if case.state:
+    if case.returned:
         named |= {f"state[{i}]": one for i, one in enumerate(states)}
     return {name: one.reshape(*lead, *one.shape[1:]) for name, one in named.items()}
 
@@ -334,14 +324,20 @@ def _product(sizes: tuple[int, ...]) -> int:
 
 
 def _native_cell(
-    case: Case, model: Any, x: Tensor, edges: tuple[Any, ...], h: list[Tensor] | None, *_: Tensor | None
+    case: Case,
+    model: Any,
+    x: Tensor,
+    edges: tuple[Any, ...],
+    h: list[Tensor] | None,
+    _: Tensor | None,
+    present: Tensor | None,
 ) -> dict[str, Tensor]:
     x, state = x.transpose(-1, -2), None if h is None else h[0]
     if case.kind.startswith("temporal.A3"):
         return {"y": model(x, *edges, H=state)}
-    if case.steps == 1 and not case.sequence:
+    if case.steps == 1 and not case.sequence and present is None:
         return {"y": model(x[..., 0], *edges, H=state)}
-    return {"y": model.sequence(x, *edges, H=state, return_sequence=case.sequence)}
+    return {"y": model.sequence(x, *edges, H=state, return_sequence=case.sequence, present=present)}
 
 
 def _oracle_cell(
@@ -350,12 +346,19 @@ def _oracle_cell(
     x: Tensor,
     edges: tuple[Tensor, Tensor | None],
     h: list[Tensor] | None,
-    *_: Tensor | None,
+    _: Tensor | None,
+    present: Tensor | None,
 ) -> dict[str, Tensor]:
     state = None if h is None else h[0]
     if case.kind.startswith("temporal.A3"):
         return {"y": model(x.transpose(-1, -2), *edges, state)}
     state = x.new_zeros(*x.shape[:-2], case.hidden) if state is None else state
+    if present is not None and x.numel():
+        whole = x.dim() == 4
+        parts = zip(x, state, present, strict=True) if whole else [(x, state, present)]
+        pairs = [on_subgraphs([model], part, edges, [before], there) for part, before, there in parts]
+        found = [every.movedim(1, -1) if case.sequence else last for every, (last,) in pairs]
+        return {"y": torch.stack(found) if whole else found[0]}
     states = []
     for step in x.unbind(-2):
         state = model(step, *edges, state)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from torch import Tensor
 
 from fuzz import differential
@@ -66,3 +67,59 @@ def test_a_smaller_case_is_consistent_and_every_case_can_be_written() -> None:
         assert eval(str(case), {"Case": Case}) == case
         for smaller in simpler(case):
             assert smaller.nodes >= 1 and (smaller.kind not in CELLS or not smaller.gat)
+
+
+def _changed(place: int) -> Callable[..., Any]:
+    """Leaves out the argument at `place`, counted from the end if negative."""
+
+    def planted(operator: Callable[..., Any], arguments: tuple[Any, ...], options: dict[str, Any]) -> Any:
+        left = list(arguments)
+        left[place] = None
+        return operator(*left, **options)
+
+    return planted
+
+
+def _scaled(operator: Callable[..., Any], arguments: tuple[Any, ...], options: dict[str, Any]) -> Any:
+    found = operator(*arguments, **options)
+    return found if arguments[1] is not None else found * 1.001
+
+
+def _widened(operator: Callable[..., Any], arguments: tuple[Any, ...], options: dict[str, Any]) -> Any:
+    return operator(*arguments, **options).float()
+
+
+# What a case varies, the operator that does not heed it, and how.
+UNHEEDED = {
+    "present of a layer": ("present", "tgcn_layer", ("TGCN", "A3TGCN", "tgcn_layer"), _changed(-1)),
+    "present of a convolution": ("present", "conv_stack", ("conv_stack", "gcn_conv", "temporal.TGCN"), _changed(4)),
+    "present of a scan": ("present", "gated_scan", ("gated_scan", "gated_scan_windows"), _changed(-1)),
+    "present of a history": ("present", "tgcn_layer", ("rolling", "live"), _changed(-1)),
+    "rows of a loss": ("present", "multitask_loss", ("multitask_loss",), _changed(-1)),
+    "one input": ("one_input", "gated_scan", ("gated_scan", "gated_scan_windows"), _scaled),
+    "autocast": ("autocast", "tgcn_layer", ("TGCN", "tgcn_layer"), _widened),
+}
+
+
+@needs_both
+@pytest.mark.parametrize("name", UNHEEDED)
+def test_a_case_varies_only_what_is_checked(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    field, planted, kinds, fault = UNHEEDED[name]
+    genuine = dispatch.operator
+
+    def wrong(operator: str, native: bool) -> Callable[..., Any]:
+        right = genuine(operator, native)
+        return right if operator != planted or not native else lambda *given, **options: fault(right, given, options)
+
+    monkeypatch.setattr(dispatch, "operator", wrong)
+    cases = (differential.case_of(5, number) for number in range(5000))
+    chosen = [case for case in cases if getattr(case, field) and (case.kind in kinds or case.form in kinds)][:8]
+    found = [differential.once(case) or "" for case in chosen]
+    assert len(chosen) == 8 and any(found) and not any("Error at" in message for message in found), found
+
+
+@needs_both
+def test_dropout_in_evaluation_mode_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.nn.functional, "dropout", lambda y, p, training: y * (1 - p))
+    cases = (differential.case_of(5, number) for number in range(2000))
+    assert any(differential.once(case) for case in [case for case in cases if case.dropout][:5])
