@@ -172,6 +172,9 @@ def consistent(case: Case) -> Case:
         case = replace(case, one_input=False)
     if case.kind not in MODELS:
         case = replace(case, dropout=False, returned=False)
+    # A layer adds loops of weight 1 alone.
+    if case.kind == "tgcn_layer":
+        case = replace(case, loop_weight=1.0)
     # The loss computes in float32 under autocast, as torch's own losses do.
     if case.dtype != "float32" or case.kind == "multitask_loss":
         case = replace(case, autocast=False)

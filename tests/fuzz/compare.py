@@ -73,7 +73,9 @@ def judge(native: Found, twin: Found, oracle: Found, ordinary: bool, dtype: torc
     ):
         if mine.keys() != truth.keys():
             return f"results {sorted(mine.keys() ^ truth.keys())} are missing"
-        largest = max((_norm(one) for one in truth.values() if one is not None), default=0.0)
+        # The values belong to it: a gradient that is zero alone has terms of their size.
+        sizes = [*oracle.values.values(), *truth.values()]
+        largest = max((_norm(one) for one in sizes if one is not None), default=0.0)
         for name, wanted in truth.items():
             found = _fault(mine[name], theirs[name], wanted, largest, ordinary, dtype)
             if found is not None:

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from hiermt.native import extension
+from support import saturated
 from support.soak import long
 
 pytest.importorskip("torch_geometric")
@@ -29,14 +30,24 @@ def test_the_error_is_at_most_twice_that_of_pyg(dtype: torch.dtype, models: int)
     assert quantile(found, 0.99 if models >= 200 else 0.98) <= 2.0, distribution(found)
 
 
-@pytest.mark.parametrize("models", [6, long(200)])
-def test_large_weights_err_as_seldom_as_pyg(models: int) -> None:
-    """With weights five times as large, a rounding of a score or beside zero decides, and chance decides the rounding.
+@pytest.mark.parametrize("models", [8, long(200)])
+def test_large_weights_err_no_more_than_pyg_in_another_order(models: int) -> None:
+    """With weights five times as large, chance decides the roundings of scores, which a softmax makes large.
 
-    With its input features in another order, the error of PyG itself is up to forty times as large. So an error of more
-    than twice that of PyG has to be no more frequent than one of less than half of it.
+    How far that goes is measured on PyG itself, with its nodes, edges, features and channels in another order: its
+    error is then up to forty times as large, or as small.
     """
-    found = measured(models, torch.float32, 5.0)
-    print(distribution(found))
-    larger, smaller = sum(one.ratio > 2 for one in found), sum(one.ratio < 0.5 for one in found)
-    assert quantile(found, 0.5) <= 1.05 and larger <= smaller + 0.01 * len(found), distribution(found)
+    found, chance = (measured(models, torch.float32, 5.0, which) for which in ("native", "reordered"))
+    print(distribution(found), distribution(chance), sep="\n")
+    # Of few models the tail is that of one or two.
+    for share in (0.5, 0.9, 0.95, 0.99) if models >= 200 else (0.5, 0.9):
+        assert quantile(found, share) <= 1.1 * quantile(chance, share), f"{distribution(found)}; {distribution(chance)}"
+
+
+@pytest.mark.parametrize("hidden", [16, 17, 40])
+@pytest.mark.parametrize("sign", [1.0, -1.0])
+def test_gradients_of_a_saturated_softmax(sign: float, hidden: int) -> None:
+    """In float32 PyG's rounding errors are larger than they are, where `sign` is 1."""
+    found = saturated.errors("native", hidden, sign)
+    assert max(found.values()) <= 1e-4, found
+    assert sign < 0 or min(saturated.errors("pyg", hidden, sign).values()) > 0.1

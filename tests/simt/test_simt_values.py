@@ -10,7 +10,7 @@ import torch
 from hiermt.testing import assert_close
 from simt.cases import bits, conv, layer, needs_harness, scan, windows
 from simt.harness import Simt
-from support import edge_numbers
+from support import edge_numbers, saturated
 from support.calls import prepare, run
 from support.edge_numbers import Place
 from support.problems import VARIANTS, Problem, Stack
@@ -105,3 +105,12 @@ def test_no_kernel_makes_a_gradient_of_nothing(variant: str) -> None:
                 edge_numbers.run(VARIANTS[variant](0), Place(leaf, 0), SPECIAL[0], True) if tensor.numel() else ()
             ):
                 assert found is None or not found.any()
+
+
+@pytest.mark.hostile("rounding")
+@pytest.mark.parametrize("hidden", [16, 17, 40])
+@pytest.mark.parametrize("sign", [1.0, -1.0])
+def test_gradients_of_a_saturated_softmax(sign: float, hidden: int) -> None:
+    with Simt():
+        found = saturated.errors("native", hidden, sign)
+    assert max(found.values()) <= 1e-4, found

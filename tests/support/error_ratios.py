@@ -3,12 +3,13 @@
 Both read the same rounded weights and inputs; the truth is PyG in float64. The error of a tensor (the logits, each
 gradient) is the norm of its difference from the truth. From the command line, with the worst tensors::
 
-    PYTHONPATH=tests python -m support.error_ratios --models 200 --dtype float32 --scale 1 [--backend native]
+    PYTHONPATH=tests python -m support.error_ratios --models 200 --dtype float32 --scale 1 [--backend reordered]
 """
 
 from __future__ import annotations
 
 import argparse
+import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple
@@ -72,20 +73,58 @@ def random_case(seed: int, scale: float = 1.0) -> Case:
     return Case(model, x, (index, None if gat and options["edge_dim"] is None else weight.double()), label)
 
 
-def tensors(module: torch.nn.Module, x: Tensor, edges: tuple[Tensor, Tensor | None], seed: int) -> dict[str, Tensor]:
-    """Logits and gradients of a sum of them with random weights, in float64."""
+def tensors(
+    module: torch.nn.Module, x: Tensor, edges: tuple[Tensor, Tensor | None], seed: int, order: Tensor | None = None
+) -> dict[str, Tensor]:
+    """Logits and gradients of a sum of them with random weights, in float64; `order` is that of the nodes."""
     module.zero_grad()
     leaf = x.clone().requires_grad_()
     weight = None if edges[1] is None else edges[1].clone().requires_grad_()
     logits = module(leaf, edges[0], weight)
     generator = torch.Generator().manual_seed(seed)
     seeds = [torch.randn(one.shape, generator=generator).to(one.dtype) for one in logits]
-    torch.autograd.backward(list(logits), seeds)
+    torch.autograd.backward(list(logits), seeds if order is None else [one[order] for one in seeds])
     found = {"signal": logits[0], "direction": logits[1], "x": leaf.grad}
     if weight is not None:
         found["edge_weight"] = weight.grad
     found |= {name: parameter.grad for name, parameter in module.named_parameters()}
     return {name: one.detach().double().clone() for name, one in found.items() if one is not None}
+
+
+def _orders(name: str, shape: torch.Size, features: Tensor, channels: Tensor) -> list[Tensor]:
+    """The order of each dimension of a parameter of the oracle."""
+    orders = [torch.arange(size) for size in shape]
+    part = name.removeprefix("tgcn_backbone.").split(".")
+    if part[0] != "cells":  # the output layer keeps its order, and the heads read it
+        return [orders[0], channels] if name == "tgcn_backbone.out.0.weight" else orders
+    if part[-1] == "att":
+        return [*orders[:2], channels]
+    if len(shape) == 1 or "lin_edge" in name:
+        return [channels, *orders[1:]]
+    inputs, hidden = features if part[1] == "0" else channels, len(channels)
+    if "convs" in part:
+        return [channels, inputs if part[4] == "0" else channels]
+    return [channels, torch.cat([inputs, len(inputs) + channels, len(inputs) + hidden + channels])]
+
+
+def reordered(module: Any, x: Tensor, edges: tuple[Tensor, Tensor | None], seed: int) -> dict[str, Tensor]:
+    """As :func:`tensors`, computed with nodes, edges, features and channels in a random order, and put in their own."""
+    nodes, features, hidden = x.size(0), x.size(-1), module.tgcn_backbone.hidden_size
+    generator = torch.Generator().manual_seed(seed + 1)
+    order, inputs, channels, entries = (
+        torch.randperm(size, generator=generator) for size in (nodes, features, hidden, edges[0].size(1))
+    )
+    module = copy.deepcopy(module)
+    with torch.no_grad():
+        for name, parameter in module.named_parameters():
+            parameter.copy_(parameter[torch.meshgrid(*_orders(name, parameter.shape, inputs, channels), indexing="ij")])
+    given = order.argsort()[edges[0]][:, entries], None if edges[1] is None else edges[1][entries]
+    found = tensors(module, x[order][:, :, inputs], given, seed, order)
+    back = {"x": [order.argsort(), torch.arange(x.size(1)), inputs.argsort()], "edge_weight": [entries.argsort()]}
+    back |= {name: [order.argsort(), torch.arange(2)] for name in ("signal", "direction")}
+    for name, parameter in module.named_parameters():
+        back[name] = [one.argsort() for one in _orders(name, parameter.shape, inputs, channels)]
+    return {name: one[torch.meshgrid(*back[name], indexing="ij")] for name, one in found.items()}
 
 
 @contextmanager
@@ -109,20 +148,24 @@ def nearest_kink() -> Iterator[list[float]]:
 def ratios(case: Case, dtype: torch.dtype, backend: str = "native") -> Iterator[Ratio]:
     """Of each tensor whose truth is not zero: the root mean squares of the relative errors over the inputs.
 
+    With the backend ``"reordered"`` of PyG itself, with nodes, edges, features and channels in another order.
+
     An input is left out if an argument of leaky_relu is as near to zero as a rounding: there a single rounding chooses
     the slope, in PyG as here, and moves every gradient by more than all other roundings together.
     """
     model, weight = case.model.to(dtype), None if case.edges[1] is None else case.edges[1].to(dtype)
-    model.tgcn_backbone.backend = backend
+    model.tgcn_backbone.backend = "reference" if backend == "reordered" else backend
     plain = like(model)
     exact = like(model).double()
+    compared = reordered if backend == "reordered" else tensors
     squares: dict[str, list[Tensor]] = {}
     for seed, x in enumerate(case.x.to(dtype)):
         with nearest_kink() as shares:
             truth = tensors(exact, x.double(), (case.edges[0], None if weight is None else weight.double()), seed)
         if dtype == torch.float32 and min(shares, default=1.0) < KINK:
             continue
-        ours, theirs = (tensors(one, x, (case.edges[0], weight), seed) for one in (model, plain))
+        ours = compared(plain if backend == "reordered" else model, x, (case.edges[0], weight), seed)
+        theirs = tensors(plain, x, (case.edges[0], weight), seed)
         for name, one in truth.items():
             norm = one.norm()
             if norm > 0:
@@ -133,9 +176,7 @@ def ratios(case: Case, dtype: torch.dtype, backend: str = "native") -> Iterator[
         yield Ratio(error / other, error, name, case.label)
 
 
-def measured(
-    models: int, dtype: torch.dtype, scale: float = 1.0, backend: str = "native", draws: int = DRAWS
-) -> list[Ratio]:
+def measured(models: int, dtype: torch.dtype, scale: float = 1.0, backend: str = "native") -> list[Ratio]:
     """The ratios of every tensor of `models` models, in ascending order."""
     found = [one for seed in range(models) for one in ratios(random_case(seed, scale), dtype, backend)]
     return sorted(found)
@@ -160,9 +201,7 @@ def main() -> None:
     parser.add_argument("--backend", default="native")
     parser.add_argument("--worst", type=int, default=12)
     arguments = parser.parse_args()
-    found = measured(
-        arguments.models, getattr(torch, arguments.dtype), arguments.scale, arguments.backend, arguments.draws
-    )
+    found = measured(arguments.models, getattr(torch, arguments.dtype), arguments.scale, arguments.backend)
     print(distribution(found))
     for one in reversed(found[-arguments.worst :]):
         print(f"  {one.ratio:6.2f}  relative error {one.error:.1e}  {one.name}  [{one.model}]")

@@ -46,19 +46,26 @@ HIERMT_INLINE void score_cotangents(const PackedConv<C>& p, const TileGraph<C>& 
       store(slot, even + odd);
     }
   }
-  // Relative to the first d_alpha: the coefficients add up to 1 but for a rounding. That rounding times the
-  // mean would stay in the sum of d_score, which is zero, and so in d_x_r.
-  Vec<C> first = degree > 0 ? load(scratch.d_score) : zero<C>();
-  first = select(first - first == zero<C>(), first, zero<C>());
-  Vec<C> mean = zero<C>();
+  // Relative to d_alpha of the largest coefficient: the rounding of a difference is multiplied with one of the
+  // others, which are small where the softmax is saturated and d_score with them. The coefficients add up to 1
+  // but for a rounding, too, and that times a mean would stay in the sum of d_score, which is zero.
+  Vec<C> largest = zero<C>(), pivot = zero<C>();
   for (int64_t e = 0; e < degree; ++e) {
     const Vec<C> alpha = load(scratch.score + e * L) * inverse_sum;
     store(scratch.score + e * L, alpha);
-    mean = fma(alpha, load(scratch.d_score + e * L) - first, mean);
+    pivot = select(alpha > largest, load(scratch.d_score + e * L), pivot);
+    largest = max(largest, alpha);
+  }
+  pivot = select(pivot - pivot == zero<C>(), pivot, zero<C>());
+  Vec<C> mean = zero<C>();
+  for (int64_t e = 0; e < degree; ++e) {
+    const Vec<C> above = load(scratch.d_score + e * L) - pivot;
+    store(scratch.d_score + e * L, above);
+    mean = fma(load(scratch.score + e * L), above, mean);
   }
   for (int64_t e = 0; e < degree; ++e) {
-    const Vec<C> above = load(scratch.d_score + e * L) - first;
-    store(scratch.d_score + e * L, load(scratch.score + e * L) * (above - mean));
+    C* slot = scratch.d_score + e * L;
+    store(slot, load(scratch.score + e * L) * (load(slot) - mean));
   }
 }
 

@@ -180,4 +180,25 @@ struct OnlineSoftmax {
   __device__ __forceinline__ C scale() const { return C(1) / (sum + C(kSoftmaxEpsilon) + (max - max)); }
 };
 
+// sum_k alpha_k d_alpha_k of an online softmax, relative to d_alpha of the largest score: the rounding of a
+// difference is multiplied with another coefficient, which is small where the softmax is saturated and d_score
+// with it. The coefficients add up to 1 but for a rounding, too, which is then multiplied with no mean.
+template <class C>
+struct CotangentMean {
+  C pivot = C(0), sum = C(0);
+
+  // After softmax.update(score); `before` is its sum before that.
+  __device__ __forceinline__ void update(const OnlineSoftmax<C>& softmax, C before, C d_alpha) {
+    const C next = d_alpha - d_alpha == C(0) ? d_alpha : C(0);
+    if (softmax.rescale != C(1)) {
+      sum = sum * softmax.rescale + before * softmax.rescale * (pivot - next);
+      pivot = next;
+    }
+    sum += softmax.weight * (d_alpha - pivot);
+  }
+  __device__ __forceinline__ C d_score(C alpha, C d_alpha, C scale) const {
+    return alpha * (d_alpha - pivot - sum * scale);
+  }
+};
+
 }  // namespace hiermt::cuda

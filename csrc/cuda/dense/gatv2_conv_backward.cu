@@ -93,7 +93,7 @@ __global__ void __launch_bounds__(GatV2Traits::kThreads)
     }
 
     OnlineSoftmax<C> softmax;
-    C mean = C(0);
+    CotangentMean<C> mean;
     for (int k = 0; k < longest; ++k) {
       const GatV2Entry<C> entry = entries.entry(p, k);
       C x_j[kChannels];
@@ -104,15 +104,15 @@ __global__ void __launch_bounds__(GatV2Traits::kThreads)
       const C score = group_sum(lane.partial_score(x_j, x_i, entry.edge_weight), split.lanes);
       const C d_alpha = group_sum(product, split.lanes);
       if (entry.active) {
+        const C before = softmax.sum;
         softmax.update(score);
-        mean = mean * softmax.rescale + softmax.weight * d_alpha;
+        mean.update(softmax, before, d_alpha);
         if (member == 0) edges[k * instances] = {score, d_alpha};
       } else if (kMasked && member == 0 && k < entries.degree) {
         edges[k * instances] = {C(0), C(0)};
       }
     }
     const C scale = softmax.scale();
-    mean *= scale;
     C d_loop = C(0);
     for (int k = 0; k < longest; ++k) {
       const GatV2Entry<C> entry = entries.entry(p, k);
@@ -123,7 +123,7 @@ __global__ void __launch_bounds__(GatV2Traits::kThreads)
       const C d_alpha = __shfl_sync(kFullMask, state.d_score, 0, split.lanes);
       if (!entry.active) continue;
       const C alpha = softmax_weight(score - softmax.max) * scale;
-      const C d_score = alpha * (d_alpha - mean);
+      const C d_score = mean.d_score(alpha, d_alpha, scale);
       if (member == 0) edges[k * instances] = {alpha, d_score};
       C x_j[kChannels];
       split.load_aligned(memory.x_l + entry.row * hidden, first, x_j);

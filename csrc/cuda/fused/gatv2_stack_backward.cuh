@@ -96,7 +96,7 @@ __device__ __forceinline__ void target_sweep(const StackItems& items, const CsrG
       return edge_weights != nullptr ? load(edge_weights + entry) : 0.0f;
     };
     OnlineSoftmax<float> softmax;
-    float mean = 0.0f;
+    CotangentMean<float> mean;
     {
       float d_y_i[kChannels];
       d_y.read(node, step, d_y_i);
@@ -110,13 +110,13 @@ __device__ __forceinline__ void target_sweep(const StackItems& items, const CsrG
         const float score = view.score(x_j, x_i, inside ? weight_of(entry) : 0.0f, mask);
         const float d_alpha = view.d_alpha(d_y_i, x_j, mask);
         if (!inside) continue;
+        const float before = softmax.sum;
         softmax.update(score);
-        mean = mean * softmax.rescale + softmax.weight * d_alpha;
+        mean.update(softmax, before, d_alpha);
         if (lane_of_item<kLanes>() == 0) pairs.at(entry, step) = float2{score, d_alpha};
       }
     }
     const float scale = end > begin ? softmax.scale() : 0.0f;
-    mean *= scale;
     if constexpr (kLanes > 1) __syncwarp(mask);
 
     float d_x_r[kChannels] = {};
@@ -126,7 +126,8 @@ __device__ __forceinline__ void target_sweep(const StackItems& items, const CsrG
       float x_j[kChannels];
       x_l.read(graph.col[entry], step, x_j);
       const float2 pair = pairs.at(entry, step);
-      const float alpha = softmax_weight(pair.x - softmax.max) * scale, d_score = alpha * (pair.y - mean);
+      const float alpha = softmax_weight(pair.x - softmax.max) * scale;
+      const float d_score = mean.d_score(alpha, pair.y, scale);
       float d_weights[4] = {};
 #pragma unroll
       for (int c = 0; c < kChannels; ++c) {
