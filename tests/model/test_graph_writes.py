@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import io
+import multiprocessing
 import pickle
 import threading
 from collections.abc import Callable
@@ -253,8 +254,10 @@ class Graphs(torch.utils.data.Dataset[Any]):
 
 @pytest.mark.hostile("workers")
 @pytest.mark.timeout(300)
-@pytest.mark.parametrize("start", ["fork", "spawn"])
+@pytest.mark.parametrize("start", ["fork", "forkserver"])
 def test_workers_of_a_data_loader(model: Any, x: Tensor, start: str) -> None:
+    """A fork has the memory of this process; one of the server gets all by pickle, as a spawned process does."""
+    multiprocessing.set_forkserver_preload(["torch", "hiermt"])
     graph = hiermt.Graph(*testing.stock_graph(NODES, 60), NODES)
     with torch.no_grad():
         model(x, graph)
