@@ -64,6 +64,8 @@ def test_the_folder_of_a_command(version: Path, tmp_path: Path, monkeypatch: pyt
     pytest.importorskip("pandas")
     pytest.importorskip("sklearn")
     pytest.importorskip("matplotlib")
+    # Figures take longer than the training.
+    monkeypatch.setattr("hiermt.cli.report._image", lambda name, *_: name)
     folder = version / "command"
     monkeypatch.chdir(folder)
     rows = tmp_path / "rolling.csv"
