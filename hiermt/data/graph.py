@@ -127,7 +127,12 @@ def _shared_correlation(returns: Tensor, present: Tensor, min_days: int) -> tupl
 
 
 def sectors_of(symbols: Sequence[str], sectors: Mapping[str, str]) -> list[str]:
-    """Sector of each stock, in the order of `symbols`; a stock without one is its own sector."""
+    """Sector of each stock; a stock without one is its own sector.
+
+    Args:
+        symbols (sequence of str): stocks, in the order of the result.
+        sectors (mapping of str to str): sector by stock.
+    """
     return [sectors.get(symbol, f"(none: {symbol})") for symbol in symbols]
 
 
@@ -136,6 +141,9 @@ def read_sectors(source: Any) -> dict[str, str]:
 
     Args:
         source (str, Path or pandas.DataFrame): CSV, Parquet, or a DataFrame.
+
+    Returns:
+        Sector by stock.
 
     Raises:
         FileNotFoundError: the file does not exist.
@@ -153,9 +161,11 @@ def graph_from_adjacency(adjacency: np.ndarray | Tensor) -> tuple[Tensor, Tensor
 
     Weights are rounded to float32 first: one that becomes 0 is not an edge.
 
-    Shapes:
-        - **adjacency:** ``[S, S]``, symmetric
-        - **edge_index:** ``[2, E]`` int64, sorted by source; **edge_weight:** ``[E]`` float32
+    Args:
+        adjacency (ndarray or Tensor): ``[S, S]``, symmetric.
+
+    Returns:
+        ``edge_index [2, E]`` int64, sorted by source, and ``edge_weight [E]`` float32.
 
     Raises:
         DataError: the matrix is not square, not finite or not symmetric, or a weight is too large for float32.
@@ -186,6 +196,11 @@ def graph_from_adjacency(adjacency: np.ndarray | Tensor) -> tuple[Tensor, Tensor
 def to_adjacency(edge_index: Tensor, edge_weight: Tensor, num_nodes: int) -> np.ndarray:
     """The dense matrix ``[S, S]`` float32 of a graph, the content of an adjacency file.
 
+    Args:
+        edge_index (Tensor): ``[2, E]``.
+        edge_weight (Tensor): ``[E]``.
+        num_nodes (int): ``S``.
+
     Raises:
         TypeError: `num_nodes` is not an integer.
         ValueError: `num_nodes` is negative.
@@ -215,8 +230,8 @@ def read_adjacency(path: str | Path, num_nodes: int | None = None) -> tuple[Tens
         path (str or Path): the file; row and column ``i`` are the ``i``-th stock of the table.
         num_nodes (int, optional): expected number of stocks. (default: any number)
 
-    Shapes:
-        - **edge_index:** ``[2, E]`` int64; **edge_weight:** ``[E]`` float32
+    Returns:
+        ``edge_index [2, E]`` int64 and ``edge_weight [E]`` float32.
 
     Raises:
         FileNotFoundError: the file does not exist.

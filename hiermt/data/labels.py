@@ -61,5 +61,10 @@ def hierarchical_labels(returns: Tensor, threshold: float = THRESHOLD) -> tuple[
 
 
 def three_classes(signal_labels: Tensor, direction_labels: Tensor) -> Tensor:
-    """0 Down, 1 Neutral, 2 Up, the classes of the hierarchical decision."""
+    """0 Down, 1 Neutral, 2 Up, the classes of the hierarchical decision.
+
+    Args:
+        signal_labels (Tensor): 1 where a stock moved.
+        direction_labels (Tensor): 1 for up; of the same shape.
+    """
     return torch.where(signal_labels == 1, 2 * direction_labels, 1)

@@ -74,6 +74,9 @@ def pyg_loader(
         seed (int): of the order, which equals that of a :class:`WindowLoader`. (default: ``0``)
         options: for the ``DataLoader``, such as ``num_workers`` or ``drop_last``.
 
+    Returns:
+        The loader, whose ``Batch`` has the items of :class:`hiermt.data.pyg.PygDataset`.
+
     Raises:
         ImportError: PyG is not installed; the message gives the command.
         TypeError: a start day, `batch_size` or `seed` is not an integer.

@@ -35,7 +35,11 @@ def windows(series: Tensor, length: int) -> Tensor:
 
 
 def num_windows(num_days: int, length: int) -> int:
-    """The number of windows of `length` days in `num_days`.
+    """The number of windows in a history.
+
+    Args:
+        num_days (int): days of the history.
+        length (int): days of a window.
 
     Raises:
         TypeError: one of the two is not an integer.

@@ -42,6 +42,12 @@ def as_graph(
     each call. Writes that PyTorch does not see, through ``.data`` or a NumPy array that shares the memory, are not
     noticed: pass a new tensor.
 
+    Args:
+        edge_index (Tensor or Graph): edges ``[2, E]``, or what is prepared already.
+        edge_weight (Tensor, optional): ``[E]``; ``None`` beside a graph.
+        num_nodes (int): nodes of `x`.
+        backend (str): implementation that prepares. (default: ``"auto"``)
+
     Raises:
         ValueError: a :class:`Graph` came with separate weights, or has another number of nodes than `x`.
     """

@@ -233,7 +233,12 @@ def _equal(one: Tensor | None, other: Tensor) -> bool:
 
 
 def same_device(here: torch.device, there: torch.device) -> bool:
-    """Whether two devices are the same; ``cuda`` without an index is the current device."""
+    """Whether two devices are the same; ``cuda`` without an index is the current device.
+
+    Args:
+        here (torch.device): of a tensor, so with an index.
+        there (torch.device): as a user names it.
+    """
     if str(there) == "cuda":
         there = torch.device("cuda", torch.cuda.current_device())
     return here == there

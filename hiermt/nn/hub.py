@@ -132,6 +132,11 @@ def _header(data: Any, fields: Mapping[str, Any]) -> Any:
 def card_text(model: Any, name: str, metrics: Mapping[str, Any] | None = None) -> str:
     """Text of a model card in Markdown, below its header.
 
+    Args:
+        model (Module): a model of hiermt.
+        name (str): of its class.
+        metrics (mapping, optional): figures, which may be nested. (default: none)
+
     Raises:
         TypeError: `metrics` is not a mapping.
     """

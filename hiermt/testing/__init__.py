@@ -30,7 +30,12 @@ _GRADIENT_NORM = Tolerance(2e-2, 1e-3)
 
 
 def tolerance(dtype: torch.dtype, *, gradient: bool = False) -> Tolerance:
-    """The tolerance of `dtype`: for each element, or for the norm of a gradient in a 16-bit type."""
+    """The tolerance of a dtype: for each element, or for the norm of a gradient in a 16-bit type.
+
+    Args:
+        dtype (torch.dtype): of the computation.
+        gradient (bool): of a gradient, or of a value. (default: ``False``)
+    """
     return _GRADIENTS.get(dtype, _GRADIENT_NORM) if gradient else _VALUES[dtype]
 
 
@@ -111,7 +116,17 @@ def stock_graph(num_nodes: int = 100, num_edges: int = 720, isolated: int = 3, s
 def batched(
     edge_index: Tensor, edge_weight: Tensor | None, num_nodes: int, copies: int
 ) -> tuple[Tensor, Tensor | None]:
-    """The disjoint union of equal copies of a graph, as a PyG ``Batch`` stores it."""
+    """The disjoint union of equal copies of a graph, as a PyG ``Batch`` stores it.
+
+    Args:
+        edge_index (Tensor): ``[2, E]``.
+        edge_weight (Tensor, optional): ``[E]``.
+        num_nodes (int): nodes of one copy.
+        copies (int): number of copies.
+
+    Returns:
+        ``edge_index [2, copies * E]`` and ``edge_weight [copies * E]`` or ``None``.
+    """
     shift = torch.arange(copies, dtype=edge_index.dtype, device=edge_index.device)
     shift = shift.repeat_interleave(edge_index.size(1)) * num_nodes
     return edge_index.repeat(1, copies) + shift, None if edge_weight is None else edge_weight.repeat(copies)
