@@ -66,7 +66,9 @@ def on_hub(kind: type[Pretrained]) -> Any:
             **options: Any,
         ) -> str | None:
             if config is not None:
-                raise ValueError("config: expected None, because the model writes its own; leave it out")
+                raise ValueError(
+                    f"config: expected None, as the model writes its own, got {type(config).__name__}; leave it out"
+                )
             folder, fields = Path(save_directory), model_card_kwargs or {}
             card = self.generate_model_card(**fields)
             kind.save_pretrained(self, folder)
