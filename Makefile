@@ -22,7 +22,7 @@ export PYTHONDONTWRITEBYTECODE =
 
 .DEFAULT_GOAL := help
 .PHONY: help env install build test ptx fuzz fuzz-files fuzz-operators test-fast check \
-  sanitize tsan soak coverage aoti matrix wheel audit \
+  sanitize tsan soak planted coverage aoti matrix wheel audit \
   sbom demo bench gpu gpu-first gpu-check gpu-peers lint format docs clean
 .DELETE_ON_ERROR:
 
@@ -55,6 +55,9 @@ ptx: $(VENV)/.env-test build ## the tests of the CUDA kernels on their PTX, too;
 
 # SECONDS of make and SEED; the seed of a run without one is the date.
 SEED ?= $(shell date +%Y%m%d)
+planted: $(VENV)/.env-test build ## a fault for each class of hostile input, planted in a copy: a test of it must fail
+	PYTHONPATH=.:tests $(BIN)/python -m support.planted
+
 fuzz: SECONDS ?= 60
 fuzz: $(VENV)/.env-test build ## random models and graphs, native against twin and PyG; SECONDS=600 or CASES=300, SEED=7
 	PYTHONPATH=.:tests OMP_WAIT_POLICY=passive $(BIN)/python -m fuzz.differential \

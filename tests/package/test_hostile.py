@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
-from support import hostile
+import ast
+
+import pytest
+
+from support import hostile, planted
+from support.planted import ROOT
+from support.planted_faults import FAULTS
 
 
 def test_every_class_has_a_test() -> None:
@@ -13,3 +19,26 @@ def test_every_class_has_a_test() -> None:
 
 def test_the_table_is_that_of_the_markers() -> None:
     assert hostile.PAGE.read_text("utf-8") == hostile.page(), "run: PYTHONPATH=tests python -m support.hostile"
+
+
+def test_every_class_has_a_fault_that_can_be_planted_and_is_its_tests() -> None:
+    """``make planted`` sees the tests fail; here, that the sources still have the texts and the tests the markers."""
+    assert set(FAULTS) == set(hostile.CLASSES)
+    marked = hostile.marked()
+    for name, faults in FAULTS.items():
+        assert faults, f"{name}: no fault"
+        for fault in faults:
+            changed = fault.planted((ROOT / fault.file).read_text("utf-8"))
+            assert not fault.file.endswith(".py") or ast.parse(changed)
+            path, *_, test = fault.test.split("::") if "::" in fault.test else (fault.test, "")
+            assert any(one.path == path and name in one.classes and one.name in (None, test) for one in marked), (
+                f"{name}: {fault.test} is not one of its tests"
+            )
+
+
+@pytest.mark.slow
+def test_a_fault_that_no_test_sees_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of two faults one changes nothing."""
+    unseen = FAULTS["messages"][0]._replace(replacement=FAULTS["messages"][0].text + "  # the same")
+    monkeypatch.setitem(FAULTS, "messages", [unseen, FAULTS["messages"][0]])
+    assert planted.holes(["messages"]) == ["messages"]
