@@ -161,34 +161,46 @@ class ForwardTile {
     }
   }
 
+  // What the loops over the rows need stands in locals: a store of a vector may alias any member.
   HIERMT_INLINE void gate(int64_t v, int64_t t) {
+    const int64_t hidden = p_.hidden, padded = padded_, row = 3 * hidden * p_.steps;
+    S* const gates = p_.gates == nullptr ? nullptr : gates_at(0, t, 0);
+    const int saved = gates == nullptr ? 0 : count_;
+    C* const z_u = z_at(0, v, 0);
+    C* const z_r = z_at(1, v, 0);
+    const C* const h = h_ + v * L;
+    C* const rh = rh_ + v * L;
     for (int i = 0; i < kTileRows; ++i) {
-      const V u = sigmoid(load(z_at(0, v, i)));
-      const V r = sigmoid(load(z_at(1, v, i)));
-      store(z_at(0, v, i), u);
-      store(rh_ + i * padded_ + v * L, r * load(h_ + i * padded_ + v * L));
-      if (p_.gates != nullptr && i < count_) {
-        store_channels(gates_at(i, t, 0), v, u);
-        store_channels(gates_at(i, t, 1), v, r);
+      const V u = sigmoid(load(z_u + i * L));
+      const V r = sigmoid(load(z_r + i * L));
+      store(z_u + i * L, u);
+      store(rh + i * padded, r * load(h + i * padded));
+      if (i < saved) {
+        store_lanes(gates + i * row, hidden, v, u);
+        store_lanes(gates + i * row + hidden, hidden, v, r);
       }
     }
   }
 
   HIERMT_INLINE void update(int64_t v, int64_t t) {
+    const int64_t hidden = p_.hidden, padded = padded_, row = hidden * p_.steps;
     V z[1][kTileRows];
-    for (int i = 0; i < kTileRows; ++i) z[0][i] = load(z_at(2, v, i));
-    add_product<1>(z, rh_, padded_, p_.hidden, packed_.state_c + v * p_.hidden * L);
-    for (int i = 0; i < kTileRows; ++i) store(z_at(2, v, i), z[0][i]);
+    C* const z_c = z_at(2, v, 0);
+    for (int i = 0; i < kTileRows; ++i) z[0][i] = load(z_c + i * L);
+    add_product<1>(z, rh_, padded, hidden, packed_.state_c + v * hidden * L);
+    for (int i = 0; i < kTileRows; ++i) store(z_c + i * L, z[0][i]);
+    S* const c_out = p_.gates == nullptr ? nullptr : gates_at(0, t, 2);
+    S* const h_out = p_.h == nullptr ? nullptr : p_.h + (first_ * p_.steps + t) * hidden;
+    const int saved_c = c_out == nullptr ? 0 : count_, saved_h = h_out == nullptr ? 0 : count_;
+    const C* const z_u = z_at(0, v, 0);
+    C* const state = h_ + v * L;
     for (int i = 0; i < kTileRows; ++i) {
-      const V u = load(z_at(0, v, i));
-      const V c = tanh(load(z_at(2, v, i)));
-      C* state = h_ + i * padded_ + v * L;
-      const V h = fma(u, load(state) - c, c);  // u h + (1 - u) c
-      store(state, h);
-      if (i < count_) {
-        if (p_.gates != nullptr) store_channels(gates_at(i, t, 2), v, c);
-        if (p_.h != nullptr) store_channels(p_.h + ((first_ + i) * p_.steps + t) * p_.hidden, v, h);
-      }
+      const V u = load(z_u + i * L);
+      const V c = tanh(load(z_c + i * L));
+      const V h = fma(u, load(state + i * padded) - c, c);  // u h + (1 - u) c
+      store(state + i * padded, h);
+      if (i < saved_c) store_lanes(c_out + i * 3 * row, hidden, v, c);
+      if (i < saved_h) store_lanes(h_out + i * row, hidden, v, h);
     }
   }
 

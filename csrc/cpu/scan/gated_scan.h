@@ -82,16 +82,17 @@ template <class S>
 PackedGatesTransposed<Compute<S>> pack_gates_transposed(const GatedScanForward<S>& p, bool need_x,
                                                         ScratchFrame& frame);
 
-// Cotangents of [g, x]: the vectors [v, v + kVectors) of kBlockRows rows, from the rows d_z [3, vectors L],
-// row_stride apart.
-template <int kVectors, class C>
+// Cotangents of [g, x]: the vectors [v, v + kVectors) of kRows rows, from the rows d_z [3, vectors L], row_stride
+// apart.
+template <int kVectors, int kRows, class C>
 HIERMT_INLINE void input_cotangents(const PackedGatesTransposed<C>& packed, int64_t v, const C* d_z,
-                                    int64_t row_stride, int64_t hidden,
-                                    Vec<C> (&d_input)[kVectors][kBlockRows]) {
+                                    int64_t row_stride, int64_t hidden, Vec<C> (&d_input)[kVectors][kRows]) {
   constexpr int L = kLanes<C>;
   const C* weights = packed.input + v * 3 * hidden * L;
-  for (int gate = 0; gate < 3; ++gate) {
-    add_product<kVectors>(d_input, d_z + gate * packed.vectors * L, row_stride, hidden,
+  // Without lanes past H the gates of a row are one row.
+  const int together = packed.vectors * L == hidden ? 3 : 1;
+  for (int gate = 0; gate < 3; gate += together) {
+    add_product<kVectors>(d_input, d_z + gate * packed.vectors * L, row_stride, together * hidden,
                           weights + gate * hidden * kVectors * L);
   }
 }

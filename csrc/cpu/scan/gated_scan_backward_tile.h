@@ -79,7 +79,7 @@ class BackwardTile {
         chunks_((f_.steps + len_.chunk_steps - 1) / len_.chunk_steps) {
     const int64_t rows = len_.chunk_steps * kTileRows;
     rows_ = frame.take<C>(rows * row_length_);
-    d_z_ = frame.take<C>(rows * len_.gates);
+    d_z_ = frame.take<C>((rows + kPairRows) * len_.gates);  // with room for the last block to run over
     d_h_ = frame.take<C>(kTileRows * len_.padded);
   }
 
@@ -174,31 +174,50 @@ class BackwardTile {
     for (int gate = 0; gate < 3; ++gate)
       d_z_row_[gate] = d_z_ + step * count_ * len_.gates + gate * len_.padded;
     if constexpr (!kInputs) return;
+    const int64_t channels = f_.x.channels, stride_channel = f_.x.stride_channel, g_channels = f_.g_channels;
+    const int64_t x_step = t * f_.x.stride_time, g_row = f_.steps * g_channels, row_length = row_length_;
+    const S* const g = arguments_.g + t * g_channels;
+    const int64_t count = count_;
+    C* const to = row_;
     for (int i = 0; i < kTileRows; ++i) {
       if (f_.present != nullptr && !f_.present[at(i, t)]) {
-        no_inputs(row_ + i * row_length_, f_.x.channels, f_.g_channels);
-        continue;
+        no_inputs(to + i * row_length, channels, g_channels);
+      } else {
+        copy_inputs(to + i * row_length, x_base_[i] + x_step, stride_channel, channels,
+                    g + (i < count ? i : 0) * g_row, g_channels);
       }
-      const S* g = arguments_.g + (at(i, t) - first_ * f_.steps) * f_.g_channels;
-      copy_inputs(row_ + i * row_length_, x_base_[i] + t * f_.x.stride_time, f_.x.stride_channel,
-                  f_.x.channels, g, f_.g_channels);
     }
   }
 
-  // d_z_u, d_z_c and the term d_h_t u of d_h.
+  // d_z_u, d_z_c and the term d_h_t u of d_h. What the loops over the rows need stands in locals: a store of a
+  // vector may alias any member.
   HIERMT_INLINE void update_backward(int64_t v, int64_t t) {
     const V one = broadcast(C(1));
+    const int64_t hidden = f_.hidden, steps = f_.steps, padded = len_.padded, gates = len_.gates;
+    const int64_t row_length = row_length_, count = count_, first = first_ * steps + t;
+    const S* const u_c = f_.gates + first * 3 * hidden;
+    const S* const d_out = p_.d_h == nullptr ? nullptr : p_.d_h + first * hidden;
+    const S* before = f_.h + (first - 1) * hidden;
+    int64_t before_row = steps * hidden;
+    if (t == 0) {
+      before = f_.h0 == nullptr ? nullptr : f_.h0 + first_ * hidden;
+      before_row = hidden;
+    }
+    C* const carry = d_h_ + v * L;
+    C* const d_z_u = d_z_row_[0] + v * L;
+    C* const d_z_c = d_z_row_[2] + v * L;
+    C* const h_row = row_ + inputs_ + v * L;
     for (int i = 0; i < kTileRows; ++i) {
-      const V u = load_channels(gate(i, t, 0), v);
-      const V c = load_channels(gate(i, t, 2), v);
-      const V h = previous_state(i, t, v);
-      C* carry = d_h_ + i * len_.padded + v * L;
-      V d_h = load(carry);
-      if (p_.d_h != nullptr) d_h += load_channels(p_.d_h + at(i, t) * f_.hidden, v);
-      store(d_z_row_[0] + i * len_.gates + v * L, d_h * (h - c) * (u * (one - u)));
-      store(d_z_row_[2] + i * len_.gates + v * L, d_h * (one - u) * (one - c * c));
-      store(carry, d_h * u);
-      store(row_ + i * row_length_ + inputs_ + v * L, h);
+      const int64_t node = i < count ? i : 0, row = node * steps * hidden;
+      const V u = load_lanes(u_c + 3 * row, hidden, v);
+      const V c = load_lanes(u_c + 3 * row + 2 * hidden, hidden, v);
+      const V h = before == nullptr ? V{} : load_lanes(before + node * before_row, hidden, v);
+      V d_h = load(carry + i * padded);
+      if (d_out != nullptr) d_h += load_lanes(d_out + row, hidden, v);
+      store(d_z_u + i * gates, d_h * (h - c) * (u * (one - u)));
+      store(d_z_c + i * gates, d_h * (one - u) * (one - c * c));
+      store(carry + i * padded, d_h * u);
+      store(h_row + i * row_length, h);
     }
   }
 
@@ -206,20 +225,26 @@ class BackwardTile {
   template <int kVectors>
   HIERMT_INLINE void reset_backward(int64_t v, int64_t t) {
     const V one = broadcast(C(1));
+    const int64_t hidden = f_.hidden, padded = len_.padded, gates = len_.gates, row_length = row_length_;
+    const int64_t gates_row = f_.steps * 3 * hidden, count = count_;
+    const S* const r_row = gate(0, t, 1);
+    const C* const d_z_c = d_z_row_[2];
+    const C* const weights = packed_.state_c + v * hidden * L;
     for (int first = 0; first < kTileRows; first += kNodes<kVectors>) {
       V d_rh[kVectors][kNodes<kVectors>] = {};
-      add_product<kVectors>(d_rh, d_z_row_[2] + first * len_.gates, len_.gates, f_.hidden,
-                            packed_.state_c + v * f_.hidden * L);
+      add_product<kVectors>(d_rh, d_z_c + first * gates, gates, hidden, weights);
       for (int k = 0; k < kVectors; ++k) {
+        const int64_t lane = (v + k) * L;
+        C* const carry = d_h_ + lane;
+        C* const d_z_r = d_z_row_[1] + lane;
+        C* const h_row = row_ + inputs_ + lane;
         for (int n = 0; n < kNodes<kVectors>; ++n) {
-          const int i = first + n;
-          const int64_t lane = (v + k) * L;
-          const V r = load_channels(gate(i, t, 1), v + k);
-          const V h = load(row_ + i * row_length_ + inputs_ + lane);
-          C* carry = d_h_ + i * len_.padded + lane;
-          store(d_z_row_[1] + i * len_.gates + lane, d_rh[k][n] * h * (r * (one - r)));
-          store(carry, fma(d_rh[k][n], r, load(carry)));
-          store(row_ + i * row_length_ + inputs_ + f_.hidden + lane, r * h);
+          const int64_t i = first + n;
+          const V r = load_lanes(r_row + (i < count ? i : 0) * gates_row, hidden, v + k);
+          const V h = load(h_row + i * row_length);
+          store(d_z_r + i * gates, d_rh[k][n] * h * (r * (one - r)));
+          store(carry + i * padded, fma(d_rh[k][n], r, load(carry + i * padded)));
+          store(h_row + hidden + i * row_length, r * h);
         }
       }
     }
@@ -228,18 +253,22 @@ class BackwardTile {
   // The terms of d_h through z_u and z_r.
   template <int kVectors>
   HIERMT_INLINE void state_backward(int64_t v) {
-    const C* weights = packed_.state_ur + v * 2 * f_.hidden * L;
+    const int64_t hidden = f_.hidden, padded = len_.padded, gates = len_.gates;
+    const C* const weights = packed_.state_ur + v * 2 * hidden * L;
+    const C* const d_z = d_z_row_[0];
+    C* const carry = d_h_ + v * L;
+    const int together = padded == hidden ? 2 : 1;
     for (int first = 0; first < kTileRows; first += kNodes<kVectors>) {
       V d_h[kVectors][kNodes<kVectors>] = {};
-      for (int gate = 0; gate < 2; ++gate) {
-        add_product<kVectors>(d_h, d_z_row_[gate] + first * len_.gates, len_.gates, f_.hidden,
-                              weights + gate * f_.hidden * kVectors * L);
+      for (int gate = 0; gate < 2; gate += together) {
+        add_product<kVectors>(d_h, d_z + gate * padded + first * gates, gates, together * hidden,
+                              weights + gate * hidden * kVectors * L);
       }
       // The products are summed first: added to the larger terms, each would round at their magnitude.
       for (int k = 0; k < kVectors; ++k) {
         for (int i = 0; i < kNodes<kVectors>; ++i) {
-          C* carry = d_h_ + (first + i) * len_.padded + (v + k) * L;
-          store(carry, load(carry) + d_h[k][i]);
+          C* const to = carry + (first + i) * padded + k * L;
+          store(to, load(to) + d_h[k][i]);
         }
       }
     }
@@ -258,28 +287,40 @@ class BackwardTile {
   // are used many times before they leave the cache.
   template <int kVectors>
   HIERMT_INLINE void inputs_backward(int64_t v, int64_t begin, int64_t end) {
-    for (int64_t t = begin; t < end; ++t) {
-      for (int first = 0; first < count_; first += kBlockRows) {
-        V d_input[kVectors][kBlockRows] = {};
-        input_cotangents(packed_, v, d_z_ + ((end - 1 - t) * count_ + first) * len_.gates, len_.gates,
-                         f_.hidden, d_input);
-        for (int i = 0; i < kBlockRows && first + i < count_; ++i) {
-          for (int k = 0; k < kVectors; ++k) write_input(first + i, t, v + k, d_input[k][i]);
+    InputTarget to[kVectors];
+    for (int k = 0; k < kVectors; ++k) to[k] = target_of(v + k);
+    int i = 0;
+    int64_t t = end - 1;
+    for (int64_t first = 0; t >= begin; first += kPairRows) {
+      V d_input[kVectors][kPairRows] = {};
+      input_cotangents(packed_, v, d_z_ + first * len_.gates, len_.gates, f_.hidden, d_input);
+#pragma GCC unroll 12
+      for (int row = 0; row < kPairRows; ++row) {
+        if (t < begin) break;
+        const int64_t at = i * f_.steps + t;
+#pragma GCC unroll 2
+        for (int k = 0; k < kVectors; ++k) {
+          if (to[k].data != nullptr) {
+            store_lanes(to[k].data + at * to[k].channels, to[k].channels, to[k].vector, d_input[k][row]);
+          }
+        }
+        if (++i == count_) {
+          i = 0;
+          --t;
         }
       }
     }
   }
 
-  HIERMT_INLINE void write_input(int i, int64_t t, int64_t v, V value) const {
-    if (v < packed_.g_vectors) {
-      if (arguments_.d_g != nullptr) {
-        store_lanes(arguments_.d_g + (i * f_.steps + t) * f_.hidden, f_.hidden, v, value);
-      }
-      return;
-    }
-    S* row = p_.d_x + at(i, t) * f_.x.channels;
-    v -= packed_.g_vectors;
-    store_lanes(row, f_.x.channels, v, value);
+  // d_g or d_x of the tile, and which vector of its rows.
+  struct InputTarget {
+    S* data;
+    int64_t channels, vector;
+  };
+  HIERMT_INLINE InputTarget target_of(int64_t v) const {
+    if (v < packed_.g_vectors) return {arguments_.d_g, f_.hidden, v};
+    const int64_t channels = f_.x.channels;
+    return {p_.d_x + first_ * f_.steps * channels, channels, v - packed_.g_vectors};
   }
 
   void add_parameters(C* sums, int64_t rows) const {
@@ -316,10 +357,6 @@ class BackwardTile {
   }
   HIERMT_INLINE const S* gate(int i, int64_t t, int gate) const {
     return f_.gates + (at(i, t) * 3 + gate) * f_.hidden;
-  }
-  HIERMT_INLINE V previous_state(int i, int64_t t, int64_t v) const {
-    if (t > 0) return load_channels(f_.h + (at(i, t) - 1) * f_.hidden, v);
-    return f_.h0 == nullptr ? V{} : load_channels(f_.h0 + node(i) * f_.hidden, v);
   }
   HIERMT_INLINE V load_channels(const S* row, int64_t v) const { return load_lanes(row, f_.hidden, v); }
 

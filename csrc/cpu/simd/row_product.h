@@ -11,6 +11,8 @@ constexpr int kTileRows = 8;
 constexpr int kBlockRows = kRegisters >= 32 ? 8 : 4;
 // Rows are prefetched this many steps ahead: a tile has more streams than the hardware prefetcher follows.
 constexpr int64_t kPrefetchSteps = 2;
+// Rows whose two sums fit beside two vectors of weights and an input, where any number of rows comes together.
+constexpr int kPairRows = kRegisters >= 32 ? 12 : 6;
 static_assert(kTileRows % kBlockRows == 0, "a tile is a whole number of register blocks");
 
 // acc[v][i] += sum over k < count of rows[i * row_stride + k] * weights[k][v], for v < kVectors. The sums are
@@ -20,31 +22,32 @@ HIERMT_INLINE void add_product(V (&acc)[kAll][kRows], const Lane<V>* rows, int64
                                const Lane<V>* weights) {
   using C = Lane<V>;
   static_assert(kVectors <= kAll, "no more products than accumulators");
-  static_assert(kRows % 4 == 0, "rows are addressed in fours");
+  constexpr int kGroup = kRows % 4 == 0 ? 4 : 3;
+  static_assert(kRows % kGroup == 0, "rows are addressed in fours or threes");
   V sum[kVectors][kRows];
-#pragma GCC unroll 8
+#pragma GCC unroll 12
   for (int i = 0; i < kRows; ++i) {
 #pragma GCC unroll 8
     for (int v = 0; v < kVectors; ++v) sum[v][i] = acc[v][i];
   }
-  const C* four[kRows / 4];
+  const C* group[kRows / kGroup];
 #pragma GCC unroll 8
-  for (int q = 0; q < kRows / 4; ++q) four[q] = rows + 4 * q * row_stride;
+  for (int q = 0; q < kRows / kGroup; ++q) group[q] = rows + kGroup * q * row_stride;
   for (int64_t k = 0; k < count; ++k) {
     V w[kVectors];
 #pragma GCC unroll 8
     for (int v = 0; v < kVectors; ++v) w[v] = load(weights + v * kLanes<C>);
     weights += kVectors * kLanes<C>;
-#pragma GCC unroll 8
+#pragma GCC unroll 12
     for (int i = 0; i < kRows; ++i) {
-      const V input = broadcast(four[i / 4][i % 4 * row_stride]);
+      const V input = broadcast(group[i / kGroup][i % kGroup * row_stride]);
 #pragma GCC unroll 8
       for (int v = 0; v < kVectors; ++v) sum[v][i] = fma(input, w[v], sum[v][i]);
     }
 #pragma GCC unroll 8
-    for (int q = 0; q < kRows / 4; ++q) ++four[q];
+    for (int q = 0; q < kRows / kGroup; ++q) ++group[q];
   }
-#pragma GCC unroll 8
+#pragma GCC unroll 12
   for (int i = 0; i < kRows; ++i) {
 #pragma GCC unroll 8
     for (int v = 0; v < kVectors; ++v) acc[v][i] = sum[v][i];
