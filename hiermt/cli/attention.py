@@ -45,8 +45,10 @@ def mean_attention(model: Any, dataset: WindowDataset, starts: Sequence[int]) ->
     backbone = getattr(model, "tgcn_backbone", model)
     if not len(starts) or not all(isinstance(cell.gcn, GAT) for cell in backbone.cells):
         return []
+    # Tensors after the first chunk, on its device.
     total: Any = 0.0
-    equal, days = torch.zeros(()), torch.zeros(())
+    equal: Any = 0.0
+    days: Any = 0.0
     for first in range(0, len(starts), _CHUNK):
         part = starts[first : first + _CHUNK]
         x, present = (_windows(one, part, dataset.window) for one in (dataset.series, dataset.present))
