@@ -110,13 +110,14 @@ soak: $(VENV)/.env-test build ## the long forms of the tests: load, memory, kill
 	HIERMT_SOAK=1 $(BIN)/python -m pytest -m slow -rP tests/faults tests/ops/test_error_ratios.py
 
 # Lines of Python and C++ that the tests run; the C++ is built without optimisation for the baseline instruction set.
+COVERED := $(abspath build/coverage)
 COVERAGE_TESTS ?= tests/ops tests/model tests/data tests/training tests/inference -m "not slow"
 coverage: $(VENV)/.env-coverage ## lines of Python and C++ that the tests run
 	FORCE_CUDA=0 HIERMT_BUILD_DIR=build/coverage-objects \
 	  HIERMT_CMAKE_ARGS="-DHIERMT_COVERAGE=ON -DHIERMT_ISAS=baseline" \
-	  $(BIN)/python setup.py -q build --build-lib build/coverage
+	  $(BIN)/python setup.py -q build --build-lib $(COVERED)
 	find build/coverage-objects -name '*.gcda' -delete
-	PYTHONPATH=build/coverage $(BIN)/pytest -q -n $(TEST_WORKERS) --cov=hiermt --cov-report=term $(COVERAGE_TESTS)
+	PYTHONPATH=$(COVERED) $(BIN)/pytest -q -n $(TEST_WORKERS) --cov=$(COVERED)/hiermt --cov-report=term $(COVERAGE_TESTS)
 	$(BIN)/gcovr --root . --filter csrc/ --gcov-ignore-errors=no_working_dir_found build/coverage-objects
 
 aoti: $(VENV)/.env-test build ## a C++ program runs a package of the model (examples/aoti)
