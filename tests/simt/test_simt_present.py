@@ -114,6 +114,14 @@ def test_scan_without_room_for_the_weights_in_shared_memory(problem: Problem) ->
     check(with_mask(problem), environment={"HIERMT_SIMT_SHARED_BYTES": "16384"})
 
 
+@pytest.mark.parametrize("hidden", [16, 40])
+def test_a_scan_of_neither_x_nor_g(hidden: int) -> None:
+    """Its rows have no address, and the first node is there."""
+    case = with_mask(scan(hidden, channels=0, state=True, convolved=False))
+    case.problem.arguments[-1][0] = True
+    check(case)
+
+
 @pytest.mark.parametrize("problem", [scan(16, state=True), scan(64), windows(16), windows(40)], ids=str)
 def test_a_scan_of_all_nodes_gives_the_bits_of_one_without_a_mask(problem: Problem) -> None:
     case = with_mask(problem)

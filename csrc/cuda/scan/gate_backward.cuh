@@ -29,8 +29,8 @@ DenseRows<C, 3> gate_cotangents(const C* d_gates, int64_t hidden) {
 }
 
 // Applies the nonlinearity and stores the gates: u and r, or c if `candidate`; r goes where `reset` points.
-// With kMasked u is 1, and r and c are 0, where the node is not there and its row has neither x nor g: then every
-// cotangent of the step is zero but that of the state, which passes.
+// With kMasked u is 1, and r and c are 0, where the node is not there: then every cotangent of the step is zero but
+// that of the state, which passes.
 template <class S, bool kMasked>
 struct GateOut {
   S* gates;  // [N * T, 3H]
@@ -44,8 +44,7 @@ struct GateOut {
   __device__ __forceinline__ void write(int row, int group, int channel, const C (&values)[n]) const {
     S* to = gates + static_cast<int64_t>(row) * 3 * hidden + (candidate ? 2 * hidden : 0);
     if (group == 1) to = reset.data + static_cast<int64_t>(row) * reset.stride;
-    const bool absent =
-        kMasked && rows[row - first_row].at[0] == nullptr && rows[row - first_row].at[1] == nullptr;
+    const bool absent = kMasked && !GateRows<S>::has_input(rows[row - first_row]);
     C gate[n];
 #pragma unroll
     for (int i = 0; i < n; ++i) {

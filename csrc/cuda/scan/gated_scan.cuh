@@ -221,6 +221,8 @@ struct GateRows {
                state ? static_cast<int>(p.hidden) : 0} {}
 
   __host__ __device__ int width(int piece) const { return widths[piece]; }
+  // Whether the node is there, and its day in a window.
+  __device__ static bool has_input(const Row& row) { return row.at[0] != nullptr; }
   __device__ Row row(int r) const {
     const int steps = static_cast<int>(p.steps);
     RowIndex at(r, static_cast<int>(p.num_nodes), steps);
@@ -233,7 +235,8 @@ struct GateRows {
     }
     Row row = {};
     if ((used == nullptr || used[at.step] != 0) && (p.present == nullptr || p.present[row_g])) {
-      row.at[0] = p.x.data + sequence_offset(p.x, at);
+      // x without channels has no address; any other says that the node is there.
+      row.at[0] = p.x.channels != 0 ? p.x.data + sequence_offset(p.x, at) : p.weights.u_weight;
       row.at[1] = p.g + row_g * p.g_channels;
     }
     if (widths[2] == 0) return row;

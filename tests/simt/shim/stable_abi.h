@@ -118,8 +118,9 @@ class Tensor {
   const Tensor* get() const { return this; }
   int64_t storage_bytes() const { return bytes_; }
   std::shared_ptr<char> memory(int64_t skipped = 0) const { return {memory_, memory_.get() + skipped}; }
-  const void* const_data_ptr() const { return memory_.get(); }
-  void* mutable_data_ptr() const { return memory_.get(); }
+  // nullptr without elements, as of a tensor of torch.
+  const void* const_data_ptr() const { return mutable_data_ptr(); }
+  void* mutable_data_ptr() const { return numel() == 0 ? nullptr : memory_.get(); }
 
  private:
   ScalarType type_{};
