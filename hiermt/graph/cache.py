@@ -16,10 +16,16 @@ from hiermt.native import dispatch
 
 
 class _Cached(NamedTuple):
-    """A graph, and the state of the tensors it was prepared from."""
+    """A graph, the stream it was prepared on, and the state of the tensors it was prepared from."""
 
     stamp: tuple[object, ...]
+    stream: int | None
     weight: weakref.ref[Tensor]
+    graph: Graph
+
+
+class _Recent(NamedTuple):
+    stream: int | None
     graph: Graph
 
 
@@ -27,7 +33,7 @@ _cache: WeakIdKeyDictionary = WeakIdKeyDictionary()
 # The last graphs, newest first. A DataLoader of PyG makes a new edge_index for each batch, mostly with the numbers of
 # an earlier one. Comparing them takes microseconds, preparing them milliseconds. Several, as batches have several
 # sizes; with so many nodes and edges in all, they take about 50 MB.
-_recent: tuple[Graph, ...] = ()
+_recent: tuple[_Recent, ...] = ()
 MOST_GRAPHS, MOST_SIZE = 4, 2**20
 
 
@@ -38,7 +44,8 @@ def as_graph(
 
     The key is the identity of the tensor objects and their version counters. An edge set that was changed in place,
     given other memory, or freed and its memory reused, counts as new. A new one is compared with copies of the last
-    ones, and prepared unless it equals one of them. Inference tensors, whose writes PyTorch does not count, are new at
+    ones, and prepared unless it equals one of them. On a GPU each stream has graphs of its own: another one would read
+    them before they are ready, or after the cache has dropped them. Inference tensors, whose writes PyTorch does not count, are new at
     each call. Writes that PyTorch does not see, through ``.data`` or a NumPy array that shares the memory, are not
     noticed: pass a new tensor.
 
@@ -72,6 +79,7 @@ def as_graph(
         hit is not None
         and (edge_weight is None or (hit.weight() is edge_weight and not edge_weight.requires_grad))
         and hit.stamp == _stamp(edge_index, edge_weight, num_nodes, backend)
+        and _is_ordered(hit.stream, edge_index)
     ):
         return hit.graph
     check_edges(edge_index, edge_weight)
@@ -83,7 +91,8 @@ def as_graph(
     stamp = _stamp(edge_index, edge_weight, num_nodes, backend) if counted else ()
     graph = _known(edge_index, edge_weight, num_nodes, backend)
     if counted:
-        _cache[edge_index] = _Cached(stamp, weakref.ref(edge_index if edge_weight is None else edge_weight), graph)
+        kept = edge_index if edge_weight is None else edge_weight
+        _cache[edge_index] = _Cached(stamp, _stream(edge_index), weakref.ref(kept), graph)
     return graph
 
 
@@ -91,8 +100,9 @@ def _known(edge_index: Tensor, edge_weight: Tensor | None, num_nodes: int, backe
     """One of the last graphs, if it has these numbers; else a new one."""
     global _recent
     recent = _recent
-    for graph in recent:
-        if graph.num_nodes == num_nodes and graph.is_of(edge_index, edge_weight, backend):
+    for stream, graph in recent:
+        same_size = graph.num_nodes == num_nodes and _is_ordered(stream, edge_index)
+        if same_size and graph.is_of(edge_index, edge_weight, backend):
             return graph
     if dispatch.transformed():
         # What is made inside a transform of torch.func belongs to it.
@@ -102,8 +112,8 @@ def _known(edge_index: Tensor, edge_weight: Tensor | None, num_nodes: int, backe
         weight = None if edge_weight is None else edge_weight.detach().clone()
         graph = Graph(edge_index.clone(), weight, num_nodes, backend=backend)
     kept, size = [], 0
-    for one in (graph, *recent[: MOST_GRAPHS - 1]):
-        more = one.num_nodes + one.num_edges
+    for one in (_Recent(_stream(edge_index), graph), *recent[: MOST_GRAPHS - 1]):
+        more = one.graph.num_nodes + one.graph.num_edges
         if size + more <= MOST_SIZE:
             kept.append(one)
             size += more
@@ -121,3 +131,16 @@ def _stamp(edge_index: Tensor, edge_weight: Tensor | None, num_nodes: int, backe
         return index, num_nodes, backend
     weight = edge_weight.data_ptr(), edge_weight._version, edge_weight.shape, edge_weight.stride()
     return index, num_nodes, backend, weight
+
+
+def _stream(edge_index: Tensor) -> int | None:
+    """The stream on which a graph of these edges is prepared; ``None`` on a CPU."""
+    return torch.cuda.current_stream(edge_index.device).cuda_stream if edge_index.is_cuda else None
+
+
+def _is_ordered(stream: int | None, edge_index: Tensor) -> bool:
+    """Whether what was prepared on a stream may be read now.
+
+    A capture has a stream of its own, and its caller has ordered it behind the warm-up.
+    """
+    return stream is None or stream == _stream(edge_index) or torch.cuda.is_current_stream_capturing()

@@ -280,8 +280,27 @@ def test_few_graphs_of_earlier_batches_are_kept(monkeypatch: pytest.MonkeyPatch)
         assert len(cache._recent) == min(seed + 1, cache.MOST_GRAPHS)
     for edges in (large, larger):  # the second is too large
         as_graph(*edges, 100)
-        assert [graph.num_nodes for graph in cache._recent] == [100, 20]
-        assert cache._recent[0].num_edges == large[0].size(1)
+        assert [one.graph.num_nodes for one in cache._recent] == [100, 20]
+        assert cache._recent[0].graph.num_edges == large[0].size(1)
+
+
+def test_another_stream_does_not_get_the_graph(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It may not be ready there. A capture has a stream of its own, and takes what was prepared before."""
+    from hiermt.graph import cache
+
+    stream, capturing = 1, False
+    monkeypatch.setattr(cache, "_recent", ())
+    monkeypatch.setattr(cache, "_stream", lambda _: stream)
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: capturing)
+    edge_index, edge_weight = testing.stock_graph(20, 60)
+    first = as_graph(edge_index, edge_weight, 20)
+    stream = 2
+    second = as_graph(edge_index, edge_weight, 20)
+    assert second is not first and as_graph(edge_index.clone(), edge_weight, 20) is second
+    stream = 1
+    assert as_graph(edge_index.clone(), edge_weight, 20) is first
+    stream, capturing = 3, True
+    assert as_graph(edge_index, edge_weight, 20) is second
 
 
 def test_inference_tensors_work() -> None:

@@ -75,7 +75,7 @@ def test_edges_that_are_made_inside_a_transform(model: hiermt.TGCN_HierarchicalM
     found = func.grad(loss)(scale.detach())
     torch.testing.assert_close(found, torch.autograd.grad(loss(scale), scale)[0])
     for one in cache._recent:
-        assert not torch._C._functorch.is_functorch_wrapped_tensor(one.edge_index)
+        assert not torch._C._functorch.is_functorch_wrapped_tensor(one.graph.edge_index)
 
 
 @pytest.mark.skipif(extension.why_not_native("cpu") is not None, reason="needs the native operators")
