@@ -28,6 +28,7 @@ class Case:
     layers: int = 2
     use_gat: bool = True
     model: str = "TGCN_HierarchicalMT"  # a key of FAMILIES, or PIPELINE
+    absent: float = 0.0  # share of the cells of a mask that are not there; no mask if 0
 
     @property
     def stocks(self) -> int:
@@ -41,6 +42,8 @@ CASES = {
     "stocks-3200": Case(),
     "stocks-100": Case(copies=1),
     "gcn-3200": Case(use_gat=False),
+    "absent-3200": Case(absent=0.1),
+    "gcn-absent-3200": Case(use_gat=False, absent=0.1),
     "hidden-8": Case(copies=8, hidden=8),
     "hidden-32": Case(copies=8, hidden=32),
     "hidden-64": Case(copies=8, hidden=64),
@@ -64,6 +67,8 @@ SLOW = ("pyg-compiled", "twin-compiled")
 
 def applies(case: Case, competitor: str, direction: str | None = None) -> bool:
     """Whether a competitor runs a case: an epoch of the pipeline trains, and it alone reads files."""
+    if case.absent and competitor.startswith("pyg"):
+        return False  # PyG has no mask
     if case.model != PIPELINE:
         return competitor != "native-files"
     return direction != "forward" and not competitor.endswith("compiled")
@@ -89,7 +94,23 @@ def problem(case: Case, competitor: str, device: str = "cpu") -> tuple[torch.nn.
     if competitor.endswith("compiled"):
         torch._dynamo.config.cache_size_limit = 64
         model = torch.compile(model, dynamic=False)
+    if case.absent:
+        model = Masked(model, torch.rand(case.stocks, case.steps) >= case.absent)
     return model.to(device), tuple(t.to(device) for t in (x, *edges) if t is not None)
+
+
+class Masked(torch.nn.Module):
+    """A model over stocks that come and go."""
+
+    present: Tensor
+
+    def __init__(self, model: torch.nn.Module, present: Tensor) -> None:
+        super().__init__()
+        self.model = model
+        self.register_buffer("present", present)
+
+    def forward(self, x: Tensor, *edges: Tensor) -> Any:
+        return self.model(x, *edges, present=self.present)
 
 
 class Stepped(torch.nn.Module):

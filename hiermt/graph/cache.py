@@ -45,9 +45,9 @@ def as_graph(
     The key is the identity of the tensor objects and their version counters. An edge set that was changed in place,
     given other memory, or freed and its memory reused, counts as new. A new one is compared with copies of the last
     ones, and prepared unless it equals one of them. On a GPU each stream has graphs of its own: another one would read
-    them before they are ready, or after the cache has dropped them. Inference tensors, whose writes PyTorch does not count, are new at
-    each call. Writes that PyTorch does not see, through ``.data`` or a NumPy array that shares the memory, are not
-    noticed: pass a new tensor.
+    them before they are ready, or after the cache has dropped them. Inference tensors, whose writes PyTorch does not
+    count, are new at each call. Writes that PyTorch does not see, through ``.data`` or a NumPy array that shares the
+    memory, are not noticed: pass a new tensor.
 
     Args:
         edge_index (Tensor or Graph): edges ``[2, E]``, or what is prepared already.

@@ -24,6 +24,9 @@ ONE = Stack(1)
 ONE_GCN = Stack(1, False)
 
 
+LITTLE = {"HIERMT_SIMT_SHARED_BYTES": "16384"}
+
+
 class Case(NamedTuple):
     """A problem, and what of it is run: which leaves require grad, in which memory layout."""
 
@@ -138,6 +141,21 @@ def windows(
 ) -> Problem:
     name = f"{len(starts)}x{(stocks, days, steps, channels, hidden)}"
     return Maker(1).windows(name, (stocks, days, steps, channels, hidden), starts, sequence, state, convolved)
+
+
+# Scans whose weights do not fit shared memory: in float64 of any GPU, else of one that has little.
+without_room = pytest.mark.parametrize(
+    ("problem", "dtype", "environment"),
+    [
+        (make(100 if dtype == torch.float64 else 40), dtype, {} if dtype == torch.float64 else LITTLE)
+        for dtype in DTYPES
+        for make in (
+            lambda hidden: scan(hidden, nodes=3, steps=2),
+            lambda hidden: windows(hidden, starts=(3, 0), days=7, stocks=2, channels=3),
+        )
+    ],
+    ids=str,
+)
 
 
 def with_mask(case: Problem | Case, kind: str = "random") -> Case:

@@ -18,7 +18,9 @@ from simt.cases import (
     needs_harness,
     scan,
     windows,
+    with_dtypes,
     with_mask,
+    without_room,
 )
 from support.calls import LAYOUTS
 from support.present import masks
@@ -46,25 +48,18 @@ SCANS = [
     scan(16),
     scan(8, nodes=9, state=True),
     scan(32, channels=1, sequence=False),
-    scan(64, nodes=5, steps=3),
-    scan(40, nodes=3, steps=4, state=True, sequence=False),
+    scan(64, nodes=2, steps=2),
+    scan(40, nodes=3, steps=2, state=True, sequence=False),
     windows(16),
     windows(8, channels=1, sequence=False),
     windows(32, starts=(0, 7, 3), steps=7),
-    windows(64, starts=(2, 0), days=6, stocks=2),
+    windows(64, starts=(2, 0), days=4, steps=2, stocks=1),
     windows(40, starts=(3, 0, 1), days=8, stocks=2, channels=3, state=True, sequence=False),
 ]
 
 
-# Every other one in each 16-bit dtype: a mask is a branch of the same kernel, and the harness needs seconds for these.
-MASKED = [
-    (with_mask(problem), dtype)
-    for i, problem in enumerate(WIDTHS + SCANS)
-    for dtype in (torch.float32, torch.float64, (torch.bfloat16, torch.float16)[i % 2])
-]
-
-
-@pytest.mark.parametrize(("case", "dtype"), MASKED, ids=str)
+# Each is a kernel of its own in each dtype; small, since the harness needs seconds for 64 channels.
+@with_dtypes([with_mask(problem) for problem in WIDTHS + SCANS], len(WIDTHS + SCANS))
 def test_every_width(case: Case, dtype: torch.dtype) -> None:
     check(case, dtype)
 
@@ -94,6 +89,30 @@ OTHERS = [
 ]
 
 
+# What the kernels of whole stacks have a way of their own for: lanes of an item, steps of a block, tasks of a block.
+STACKS = [
+    layer(32, nodes=7, edges=30, steps=2, channels=35),
+    layer(8, copies=2),
+    constant_edges(layer(8, nodes=3, edges=4, copies=140, steps=3, channels=17)),
+    constant_edges(layer(16, nodes=40, edges=90, copies=3, steps=6, channels=20, stack=Stack(3))),
+    layer(16, nodes=3, edges=4, copies=300, steps=2, channels=2),
+    constant_edges(layer(32, nodes=5, edges=12, copies=140, steps=2, channels=35)),
+    layer(64, nodes=5, edges=20, steps=2),
+    constant_edges(layer(64, nodes=21, edges=100, steps=3, channels=64, stack=Stack(3))),
+    layer(64, nodes=3, edges=4, copies=140, steps=2, channels=2, stack=Stack(2, between=False)),
+    layer(64, nodes=5, edges=12, copies=140, steps=2, stack=GCN),
+    layer(32, nodes=5, edges=12, copies=140, steps=2, stack=GCN, sequence=False),
+    layer(16, nodes=1, edges=0),
+    layer(16, nodes=5, edges=0, stack=GCN),
+    layer(64, nodes=5, edges=8, steps=6, starts=(2, 0), window=3),
+]
+
+
+@with_dtypes([with_mask(problem) for problem in STACKS], 2)
+def test_every_stack(case: Case, dtype: torch.dtype) -> None:
+    check(case, dtype)
+
+
 @pytest.mark.parametrize("case", [with_mask(problem) for problem in OTHERS], ids=str)
 def test_every_part(case: Case) -> None:
     check(case)
@@ -109,9 +128,24 @@ def test_every_mask(problem: Problem, kind: str) -> None:
     check(with_mask(problem, kind))
 
 
-@pytest.mark.parametrize("problem", [scan(40, nodes=3, steps=4), windows(40, stocks=2)], ids=str)
-def test_scan_without_room_for_the_weights_in_shared_memory(problem: Problem) -> None:
-    check(with_mask(problem), environment={"HIERMT_SIMT_SHARED_BYTES": "16384"})
+@without_room
+def test_scan_without_room_for_the_weights_in_shared_memory(
+    problem: Problem, dtype: torch.dtype, environment: dict[str, str]
+) -> None:
+    check(with_mask(problem), dtype, environment)
+
+
+# The backward of a stack without gates is dense, and computes the first convolution again.
+PAIRS = [
+    with_mask(conv(hidden, nodes=5, edges=8, steps=2, stack=Stack(2, gat)))
+    for gat in (True, False)
+    for hidden in (8, 16, 32)
+]
+
+
+@with_dtypes(PAIRS, len(PAIRS))
+def test_two_convolutions(case: Case, dtype: torch.dtype) -> None:
+    check(case, dtype)
 
 
 @pytest.mark.parametrize("hidden", [16, 40])
@@ -148,6 +182,27 @@ def test_an_absent_cell_is_not_read(problem: Problem, value: float) -> None:
     assert gradient is not None and not gradient[~present].any()
 
 
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+@pytest.mark.parametrize(
+    "problem",
+    [layer(16), layer(32, steps=2), layer(64, steps=2), layer(16, stack=GCN), layer(64, steps=2, stack=GCN), layer(5)],
+    ids=str,
+)
+def test_the_weight_of_an_edge_of_an_absent_stock_is_not_read(problem: Problem, value: float) -> None:
+    """The first node is never there. A row of such an entry may be computed in another way: equal to rounding."""
+    x, csr, weight, *rest = with_mask(problem).problem.arguments
+    rowptr, col = csr[0].tolist(), csr[1]
+    touched = col == 0
+    touched[rowptr[0] : rowptr[1]] = True
+    assert touched.sum() > 2
+    case = with_mask(problem._replace(arguments=(x, csr, torch.where(touched, value, weight), *rest[:3])))
+    found, expected = bits(case), bits(with_mask(problem))
+    for i, (one, other) in enumerate(zip(found, expected, strict=True)):
+        assert (one is None) == (other is None), f"result {i}"
+        if one is not None and other is not None:
+            assert one.isfinite().all() and float((one - other).norm()) <= 1e-5 * float(other.norm()), f"result {i}"
+
+
 @pytest.mark.parametrize(
     "problem",
     [
@@ -174,9 +229,13 @@ def test_tf32_moves_the_numbers_as_far_as_10_bits_of_mantissa(problem: Problem) 
         assert float((a - b).norm()) <= 5e-2 * float(a.norm()), f"result {i}"
 
 
-@pytest.mark.parametrize(("problem", "count"), [(layer(16), 6), (layer(16, stack=GCN), 8)], ids=str)
-def test_a_mask_takes_the_dense_kernels(problem: Problem, count: int) -> None:
-    assert launches(with_mask(problem).problem) == [("tgcn_layer", count)]
+@pytest.mark.parametrize(
+    "problem", [layer(16), layer(16, stack=GCN), layer(64, stack=GCN, steps=2), constant_edges(layer(16))], ids=str
+)
+def test_a_mask_takes_as_many_launches_as_none(problem: Problem | Case) -> None:
+    assert launches(problem) == launches(
+        with_mask(problem) if isinstance(problem, Case) else with_mask(problem).problem
+    )
 
 
 def assert_same(found: list[torch.Tensor | None], expected: list[torch.Tensor | None]) -> None:

@@ -136,16 +136,20 @@ __device__ __forceinline__ float attention_score(const float (&x_j)[kChannels], 
 constexpr float kLinearPart = static_cast<float>(0.5 * (1 + kAttentionSlope));
 constexpr float kAbsolutePart = static_cast<float>(0.5 * (1 - kAttentionSlope));
 
-// linear = 0.6 att . x_l of each item.
+// linear = 0.6 att . x_l of each item. An item that is not there has -inf, so that its weight is 0, and zeros as x_l.
 template <int kHidden>
 __device__ __forceinline__ void linear_scores(const StackItems& items, const ConvVectors<kHidden>& vectors,
-                                              const Tile<kHidden>& x_l, float* linear) {
+                                              const StackPresence& presence, const Tile<kHidden>& x_l,
+                                              float* linear) {
   float att[kHidden];
   copy_channels<kHidden>(vectors.att(), att);
   items.for_each([&](int node, int step) {
     float x_j[kHidden];
     x_l.read(node, step, x_j);
     linear[node * items.chunk + step] = kLinearPart * inner_product(att, x_j);
+    if (presence.has(node, step)) return;
+    x_l.clear(node, step);
+    linear[node * items.chunk + step] = -INFINITY;
   });
 }
 
@@ -205,10 +209,12 @@ struct AttendedRow {
   __device__ __forceinline__ float scale(int entries) const { return entries > 0 ? softmax.scale() : 0.0f; }
 };
 
-// Overwrites x_r[i] in `own` with activation(sum_j alpha x_l[j] + bias). `linear` holds the linear scores, or
-// is nullptr for scores without the split.
+// Overwrites x_r[i] in `own` with activation(sum_j alpha x_l[j] + bias), or with zeros if i is not there. `linear`
+// holds the linear scores, or is nullptr for scores without the split. With a mask the last entry of a row, its
+// loop, has a weight of its own, in `loops`, and is added after the others.
 template <class S, int kHidden, int kLanes, class Linear = std::nullptr_t>
 __device__ __forceinline__ void attend(const StackItems& items, const CsrGraph& graph, const S* edge_weights,
+                                       const StackPresence& presence, const ItemNumbers& loops,
                                        const ConvVectors<kHidden>& vectors, Activation activation,
                                        const Tile<kHidden, kLanes>& x_l, const Tile<kHidden, kLanes>& own,
                                        Linear linear = nullptr) {
@@ -224,19 +230,19 @@ __device__ __forceinline__ void attend(const StackItems& items, const CsrGraph& 
     for (int c = 0; c < kChannels; ++c) att[c] *= kAbsolutePart;
   }
   items.for_each_with_mask<kLanes>([&](int node, int step, unsigned mask) {
+    const bool there = presence.has(node, step);
+    if (kLanes == 1 && !there) return own.clear(node, step);
     float x_i[kChannels];
     own.read(node, step, x_i);
-    const int begin = graph.rowptr[node], end = graph.rowptr[node + 1];
+    const int begin = graph.rowptr[node], end = kLanes == 1 || there ? graph.rowptr[node + 1] : begin;
+    const int others = presence.masked() && (kLanes == 1 || there) ? end - 1 : end;
     const auto weight_of = [&](int entry) {
       return edge_weights != nullptr ? load(edge_weights + entry) : 0.0f;
     };
-    const auto unsplit = [&](int entry, float (&x_j)[kChannels]) {
-      // Past the end an item reads itself, so that its lanes take part in the sums.
-      const bool inside = kLanes == 1 || entry < end;
-      x_l.read(inside ? graph.col[entry] : node, step, x_j);
+    const auto unsplit = [&](int from, float weight, float (&x_j)[kChannels]) {
+      x_l.read(from, step, x_j);
       // Read again: with two blocks on a multiprocessor there are no registers to keep it.
       if constexpr (kLanes > 1) copy_channels<kHidden, kLanes>(vectors.edge(), edge);
-      const float weight = inside ? weight_of(entry) : 0.0f;
       if constexpr (kSplit) {
         // `att` is scaled, so the original is read from shared memory.
         float score = 0.0f;
@@ -250,29 +256,59 @@ __device__ __forceinline__ void attend(const StackItems& items, const CsrGraph& 
       }
     };
     AttendedRow<kChannels> row;
+    // All lanes of `mask` are in the same call.
+    const auto walk = [&](auto&& score, auto&& score_of_entry) {
+      row.template walk<kLanes>(begin, others, mask, score_of_entry);
+      if (!presence.masked()) return;
+      float x_j[kChannels];
+      const float score_of_loop = score(node, loops.at(node, step), x_j);
+      if (kLanes == 1 || there) row.update(score_of_loop, x_j);
+    };
+    // Not even a NaN counts as the weight of an edge from an item that is not there.
+    const auto walk_unsplit = [&] {
+      walk(unsplit, [&](int entry, float (&x_j)[kChannels]) {
+        if constexpr (kLanes == 1) {
+          const int from = graph.col[entry];
+          if (!presence.masked() || presence.has(from, step)) return unsplit(from, weight_of(entry), x_j);
+          x_l.read(from, step, x_j);
+          return -INFINITY;
+        } else {
+          // Past the end an item reads itself, so that its lanes take part in the sums.
+          const bool inside = entry < others;
+          const int from = inside ? graph.col[entry] : node;
+          const bool counts = presence.has(from, step);
+          const float score = unsplit(from, inside && counts ? weight_of(entry) : 0.0f, x_j);
+          return counts ? score : -INFINITY;
+        }
+      });
+    };
     float scale;
     if constexpr (kSplit) {
-      row.template walk<kLanes>(begin, end, mask, [&](int entry, float (&x_j)[kChannels]) {
-        const int from = graph.col[entry];
+      const auto split = [&](int from, float weight, float (&x_j)[kChannels]) {
         x_l.read(from, step, x_j);
-        const float weight = weight_of(entry);
         return linear[from * items.chunk + step] + edge_linear * weight +
                absolute_score<kChannels>(x_j, x_i, att, edge, weight);
+      };
+      walk(split, [&](int entry, float (&x_j)[kChannels]) {
+        return split(graph.col[entry], weight_of(entry), x_j);
       });
       scale = row.scale(end - begin);
       if (scale != scale) {
         row = {};
-        row.template walk<kLanes>(begin, end, mask, unsplit);
+        walk_unsplit();
         scale = row.scale(end - begin);
       }
     } else {
-      row.template walk<kLanes>(begin, end, mask, unsplit);
+      walk_unsplit();
       scale = row.scale(end - begin);
     }
     float bias[kChannels];
     copy_channels<kHidden, kLanes>(vectors.bias(), bias);
 #pragma unroll
-    for (int c = 0; c < kChannels; ++c) row.sum[c] = activate<S>(activation, row.sum[c] * scale + bias[c]);
+    for (int c = 0; c < kChannels; ++c) {
+      row.sum[c] = activate<S>(activation, row.sum[c] * scale + bias[c]);
+      if (kLanes > 1 && !there) row.sum[c] = 0.0f;
+    }
     own.write(node, step, row.sum);
   });
 }

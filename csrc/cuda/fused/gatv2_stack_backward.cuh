@@ -66,6 +66,10 @@ struct EdgeSums {
     float* to = at + static_cast<int64_t>(step) * entries + entry;
     *to = add ? *to + value : value;
   }
+  // Adds to what this convolution has put.
+  __device__ __forceinline__ void put_more(int entry, int step, float value) const {
+    at[static_cast<int64_t>(step) * entries + entry] += value;
+  }
   // Entries past the last row are padding; their gradient is zero.
   __device__ void clear_padding(int first, int steps) const {
     for (int i = first + static_cast<int>(threadIdx.x); i < entries; i += static_cast<int>(blockDim.x)) {
@@ -76,24 +80,35 @@ struct EdgeSums {
 
 // Leaves alpha and d_score of each entry in `pairs` and writes d_x_r to d_x_r_row(node, step). Adds the items of
 // this thread to the gradients of att and of lin_edge (without its factor att), and if kEdges to that of the edge
-// weights.
+// weights. Both numbers are 0 where one end of an entry is not there.
 template <bool kEdges, class S, int kHidden, int kLanes, class Row>
-__device__ __forceinline__ void target_sweep(const StackItems& items, const CsrGraph& graph,
-                                             const S* edge_weights, const ConvVectors<kHidden>& vectors,
-                                             const Tile<kHidden, kLanes>& x_l,
-                                             const Tile<kHidden, kLanes>& x_r,
-                                             const Tile<kHidden, kLanes>& d_y, const EdgePairs& pairs,
-                                             Row&& d_x_r_row, float (&att_sums)[kHidden / kLanes],
-                                             float (&edge_sums)[kHidden / kLanes],
-                                             const EdgeSums& edge_weight_sums) {
+__device__ __forceinline__ void target_sweep(
+    const StackItems& items, const CsrGraph& graph, const S* edge_weights, const StackPresence& presence,
+    const ItemNumbers& loops, const ConvVectors<kHidden>& vectors, const Tile<kHidden, kLanes>& x_l,
+    const Tile<kHidden, kLanes>& x_r, const Tile<kHidden, kLanes>& d_y, const EdgePairs& pairs,
+    Row&& d_x_r_row, float (&att_sums)[kHidden / kLanes], float (&edge_sums)[kHidden / kLanes],
+    const EdgeSums& edge_weight_sums) {
   constexpr int kChannels = kHidden / kLanes;
   const EdgeView<kHidden, kLanes> view(vectors);
   items.for_each_with_mask<kLanes>([&](int node, int step, unsigned mask) {
     float x_i[kChannels];
     x_r.read(node, step, x_i);
+    const bool there = presence.has(node, step);
     const int begin = graph.rowptr[node], end = graph.rowptr[node + 1];
     const auto weight_of = [&](int entry) {
       return edge_weights != nullptr ? load(edge_weights + entry) : 0.0f;
+    };
+    // Whether an entry counts, and its weight. Not even a NaN is read as the weight of one that does not.
+    const auto counts = [&](int entry, int from, float& weight) {
+      if (presence.masked()) {
+        if (!there || !presence.has(from, step)) return false;
+        if (entry == end - 1) {
+          weight = loops.at(node, step);
+          return true;
+        }
+      }
+      weight = weight_of(entry);
+      return true;
     };
     OnlineSoftmax<float> softmax;
     CotangentMean<float> mean;
@@ -104,10 +119,14 @@ __device__ __forceinline__ void target_sweep(const StackItems& items, const CsrG
 #pragma unroll 1
       for (int entry = begin; entry < last; ++entry) {
         // Past the end an item reads itself, so that its lanes take part in the sums.
-        const bool inside = kLanes == 1 || entry < end;
+        bool inside = kLanes == 1 || entry < end;
+        const int from = inside ? graph.col[entry] : node;
+        float edge_weight = 0.0f;
+        if (inside) inside = counts(entry, from, edge_weight);
+        if (kLanes == 1 && !inside) continue;
         float x_j[kChannels];
-        x_l.read(inside ? graph.col[entry] : node, step, x_j);
-        const float score = view.score(x_j, x_i, inside ? weight_of(entry) : 0.0f, mask);
+        x_l.read(from, step, x_j);
+        const float score = view.score(x_j, x_i, edge_weight, mask);
         const float d_alpha = view.d_alpha(d_y_i, x_j, mask);
         if (!inside) continue;
         const float before = softmax.sum;
@@ -116,15 +135,24 @@ __device__ __forceinline__ void target_sweep(const StackItems& items, const CsrG
         if (lane_of_item<kLanes>() == 0) pairs.at(entry, step) = float2{score, d_alpha};
       }
     }
-    const float scale = end > begin ? softmax.scale() : 0.0f;
+    const float scale = there && end > begin ? softmax.scale() : 0.0f;
     if constexpr (kLanes > 1) __syncwarp(mask);
 
     float d_x_r[kChannels] = {};
+    float d_loop = 0.0f;
+    int counted = 0;
 #pragma unroll 1
     for (int entry = begin; entry < end; ++entry) {
-      const float edge_weight = weight_of(entry);
+      const int from = graph.col[entry];
+      float edge_weight;
+      if (!counts(entry, from, edge_weight)) {
+        if (lane_of_item<kLanes>() != 0) continue;
+        pairs.at(entry, step) = float2{0.0f, 0.0f};
+        if constexpr (kEdges) edge_weight_sums.put(entry, step, 0.0f);
+        continue;
+      }
       float x_j[kChannels];
-      x_l.read(graph.col[entry], step, x_j);
+      x_l.read(from, step, x_j);
       const float2 pair = pairs.at(entry, step);
       const float alpha = softmax_weight(pair.x - softmax.max) * scale;
       const float d_score = mean.d_score(alpha, pair.y, scale);
@@ -140,11 +168,23 @@ __device__ __forceinline__ void target_sweep(const StackItems& items, const CsrG
       }
       if constexpr (kEdges) {
         const float mine = (d_weights[0] + d_weights[1]) + (d_weights[2] + d_weights[3]);
-        const float total = item_sum<kLanes>(mine, item_mask<kLanes>());
+        float total = item_sum<kLanes>(mine, item_mask<kLanes>());
+        if (presence.masked()) {
+          ++counted;
+          if (entry == end - 1) d_loop = total, total = 0.0f;
+        }
         if (lane_of_item<kLanes>() == 0) edge_weight_sums.put(entry, step, total);
       }
       if constexpr (kLanes > 1) __syncwarp(item_mask<kLanes>());
       if (lane_of_item<kLanes>() == 0) pairs.at(entry, step) = float2{alpha, d_score};
+    }
+    // The weight of the loop is the mean of the others that count.
+    if (kEdges && presence.masked() && there && lane_of_item<kLanes>() == 0) {
+      for (int entry = begin; entry < end - 1; ++entry) {
+        float edge_weight;
+        if (counts(entry, graph.col[entry], edge_weight))
+          edge_weight_sums.put_more(entry, step, d_loop / static_cast<float>(counted - 1));
+      }
     }
 #pragma unroll
     for (int c = 0; c < kChannels; ++c) d_x_r[c] = view.att[c] * d_x_r[c];
@@ -155,7 +195,8 @@ __device__ __forceinline__ void target_sweep(const StackItems& items, const CsrG
 // Overwrites x_l with d_x_l: a thread reads only its own item of x_l.
 template <class S, int kHidden, int kLanes>
 __device__ __forceinline__ void source_sweep(const StackItems& items, const CsrGraph& graph,
-                                             const S* edge_weights, const ConvVectors<kHidden>& vectors,
+                                             const S* edge_weights, const StackPresence& presence,
+                                             const ItemNumbers& loops, const ConvVectors<kHidden>& vectors,
                                              const Tile<kHidden, kLanes>& x_l,
                                              const Tile<kHidden, kLanes>& x_r,
                                              const Tile<kHidden, kLanes>& d_y, const EdgePairs& pairs) {
@@ -167,7 +208,8 @@ __device__ __forceinline__ void source_sweep(const StackItems& items, const CsrG
 #pragma unroll 1
     for (int k = graph.colptr[node]; k < graph.colptr[node + 1]; ++k) {
       const int target = graph.row[k], entry = graph.csr2csc[k];
-      const float edge_weight = edge_weights != nullptr ? load(edge_weights + entry) : 0.0f;
+      float edge_weight = edge_weights != nullptr ? load(edge_weights + entry) : 0.0f;
+      if (presence.masked() && target == node) edge_weight = loops.at(node, step);
       const float2 pair = pairs.at(entry, step);  // alpha, d_score
       float x_i[kChannels], d_y_i[kChannels];
       x_r.read(target, step, x_i);
@@ -206,6 +248,21 @@ __device__ __forceinline__ void sum_over_warp(const float (&values)[kHidden / kL
     for (int bit = kWarp / 2; bit >= kLanes; bit /= 2) total += __shfl_xor_sync(kFullMask, total, bit);
     if (threadIdx.x % kWarp / kLanes == 0) to[c / 4 * 4 * kLanes + c % 4] = total;
   }
+}
+
+// Sums d_y for the gradient of the bias, the third vector in `warp_sums`.
+template <int kHidden, int kLanes>
+__device__ __forceinline__ void sum_cotangents(const StackItems& items, const Tile<kHidden, kLanes>& d_y,
+                                               float* warp_sums) {
+  constexpr int kChannels = kHidden / kLanes;
+  float sums[kChannels] = {};
+  items.for_each_with_mask<kLanes>([&](int node, int step, unsigned) {
+    float d_y_i[kChannels];
+    d_y.read(node, step, d_y_i);
+#pragma unroll
+    for (int c = 0; c < kChannels; ++c) sums[c] += d_y_i[c];
+  });
+  sum_over_warp<kHidden, kLanes>(sums, 2, 3, warp_sums);
 }
 
 // Sum of scratch over the warps, in order. The caller synchronises before.

@@ -55,13 +55,16 @@ struct StackMemory {
     const int64_t gates = 3 * (channels + kHidden) * kHidden, conv = ConvMemory<kHidden>::values(inputs);
     return T::kShareWeightMemory && conv > gates ? conv : gates;
   }
-  static size_t bytes(int64_t nodes, int64_t channels, int64_t conv_layers, int64_t chunk) {
-    const int64_t inputs = max_inputs(channels, kHidden, conv_layers);
+  template <class S>
+  static size_t bytes(const ConvStackForward<S>& p, int64_t chunk) {
+    const int64_t nodes = p.graph.num_nodes, channels = p.x.channels;
+    const int64_t inputs = max_inputs(channels, kHidden, p.conv_layers);
     return 3 * padded_bytes<float>(Items::values(nodes, chunk)) +
            padded_bytes<float>(input_values(nodes, chunk)) +
            padded_bytes<float>(weight_values(channels, inputs)) +
            (T::kShareWeightMemory ? 0 : ConvMemory<kHidden>::bytes(inputs)) +
-           padded_bytes<float>(T::kThreads / kWarp * 3 * kHidden) + padded_bytes<int>(nodes);
+           padded_bytes<float>(T::kThreads / kWarp * 3 * kHidden) + padded_bytes<int>(nodes) +
+           ItemNumbers::bytes(p.present != nullptr, nodes * chunk);
   }
 };
 
@@ -114,35 +117,21 @@ __device__ __forceinline__ void input_projection_backward(const StackBackward<S>
   });
 }
 
-// Copies the channels [first, first + H) of x to a tile; zeros past the end.
+// Copies the channels [first, first + H) of x to a tile; zeros past the end and where an item is not there.
 template <class S, int kHidden, int kLanes>
-__device__ void stage_input(const StackItems& items, const StackInput<S>& x, int first,
-                            const Tile<kHidden, kLanes>& inputs) {
+__device__ void stage_input(const StackItems& items, const StackInput<S>& x, const StackPresence& presence,
+                            int first, const Tile<kHidden, kLanes>& inputs) {
   items.for_each_with_mask<kLanes>([&](int node, int step, unsigned) {
     const S* row = x.row(node, step);
+    const int channels = presence.has(node, step) ? x.channels : 0;
     float values[kHidden / kLanes];
 #pragma unroll
     for (int c = 0; c < kHidden / kLanes; ++c) {
       const int k = first + c / 4 * 4 * kLanes + 4 * lane_of_item<kLanes>() + c % 4;
-      values[c] = k < x.channels ? load(row + k * x.stride_channel) : 0.0f;
+      values[c] = k < channels ? load(row + k * x.stride_channel) : 0.0f;
     }
     inputs.write(node, step, values);
   });
-}
-
-// Sums d_y for the gradient of the bias, the third vector in `warp_sums`.
-template <int kHidden, int kLanes>
-__device__ __forceinline__ void sum_cotangents(const StackItems& items, const Tile<kHidden, kLanes>& d_y,
-                                               float* warp_sums) {
-  constexpr int kChannels = kHidden / kLanes;
-  float sums[kChannels] = {};
-  items.for_each_with_mask<kLanes>([&](int node, int step, unsigned) {
-    float d_y_i[kChannels];
-    d_y.read(node, step, d_y_i);
-#pragma unroll
-    for (int c = 0; c < kChannels; ++c) sums[c] += d_y_i[c];
-  });
-  sum_over_warp<kHidden, kLanes>(sums, 2, 3, warp_sums);
 }
 
 template <class S, int kHidden, bool kEdges>
@@ -167,6 +156,7 @@ __global__ void __launch_bounds__(BackwardTraits<kHidden>::threads(kEdges), 1)
   float* x_r_data = memory.take<float>(room);
   float* d_y_data = memory.take<float>(room);
   float* input_data = memory.take<float>(Sizes::input_values(nodes, p.chunk));
+  const ItemNumbers loops(p, memory);
 
   order_by_degree(p.graph, nodes, reinterpret_cast<int*>(x_l_data), order);
   if constexpr (!T::kShareWeightMemory)
@@ -177,6 +167,7 @@ __global__ void __launch_bounds__(BackwardTraits<kHidden>::threads(kEdges), 1)
     const int copy = task / p.chunks, first_step = task % p.chunks * p.chunk;
     const int chunk = p.steps - first_step < p.chunk ? p.steps - first_step : p.chunk;
     const StackItems items{nodes, chunk, order};
+    const StackPresence presence(p, copy, first_step);
     const Items x_l{x_l_data, chunk}, x_r{x_r_data, chunk}, d_y{d_y_data, chunk}, inputs{input_data, chunk};
     const EdgePairs pairs{p.pairs + blockIdx.x * static_cast<int64_t>(entries) * p.chunk, chunk};
     const int first_row = copy * nodes * p.steps + first_step;
@@ -189,6 +180,7 @@ __global__ void __launch_bounds__(BackwardTraits<kHidden>::threads(kEdges), 1)
       __syncthreads();
     }
     input_projection_backward(p, gate_weights, items, first_row, d_y);
+    find_loop_weights<kLanes>(items, p.graph, p.edge_weight, presence, loops);
 
     const auto project_layer = [&](int layer, const Items& to) {
       __syncthreads();
@@ -199,6 +191,7 @@ __global__ void __launch_bounds__(BackwardTraits<kHidden>::threads(kEdges), 1)
       } else {
         project<false>(items, conv, inputs, x_l, to);
       }
+      clear_absent(items, presence, x_l);
       __syncthreads();
     };
     for (int layer = p.conv_layers - 1; layer >= 0; --layer) {
@@ -212,7 +205,8 @@ __global__ void __launch_bounds__(BackwardTraits<kHidden>::threads(kEdges), 1)
       const PartialSum vectors{partial, add}, matrices{partial + 3 * kHidden, add};
       for (int before = 0; before < layer; ++before) {
         project_layer(before, inputs);
-        attend(items, p.graph, p.edge_weight, conv.vectors, Activation::kLeakyRelu, x_l, inputs);
+        attend(items, p.graph, p.edge_weight, presence, loops, conv.vectors, Activation::kLeakyRelu, x_l,
+               inputs);
       }
       project_layer(layer, x_r);
       sum_cotangents(items, d_y, warp_sums);
@@ -222,8 +216,8 @@ __global__ void __launch_bounds__(BackwardTraits<kHidden>::threads(kEdges), 1)
         const EdgeSums edge_weight_sums{kEdges ? p.d_edges + first_instance * entries : nullptr, entries,
                                         layer + 1 < p.conv_layers};
         if (kEdges && !edge_weight_sums.add) edge_weight_sums.clear_padding(p.graph.rowptr[nodes], chunk);
-        target_sweep<kEdges>(items, p.graph, p.edge_weight, conv.vectors, x_l, x_r, d_y, pairs, d_x_r_row,
-                             att_sums, edge_sums, edge_weight_sums);
+        target_sweep<kEdges>(items, p.graph, p.edge_weight, presence, loops, conv.vectors, x_l, x_r, d_y,
+                             pairs, d_x_r_row, att_sums, edge_sums, edge_weight_sums);
         sum_over_warp<kHidden, kLanes>(att_sums, 0, 3, warp_sums);
         sum_over_warp<kHidden, kLanes>(edge_sums, 1, 3, warp_sums);
       }
@@ -232,7 +226,7 @@ __global__ void __launch_bounds__(BackwardTraits<kHidden>::threads(kEdges), 1)
         const float sum = sum_over_warps(warp_sums, i, 3 * kHidden);
         vectors.put(i, i / kHidden == 1 ? sum * conv.vectors.att()[i % kHidden] : sum);
       }
-      source_sweep(items, p.graph, p.edge_weight, conv.vectors, x_l, x_r, d_y, pairs);
+      source_sweep(items, p.graph, p.edge_weight, presence, loops, conv.vectors, x_l, x_r, d_y, pairs);
       __syncthreads();
       // Backward of the projections: d_y of the convolution below, or d_x.
       items.template for_each_with_mask<kLanes>([&](int node, int step, unsigned mask) {
@@ -270,7 +264,7 @@ __global__ void __launch_bounds__(BackwardTraits<kHidden>::threads(kEdges), 1)
         }
       });
       for (int first = 0; first < width; first += kHidden) {
-        if (layer == 0) stage_input(items, StackInput<S>(p.x, copy, first_step), first, inputs);
+        if (layer == 0) stage_input(items, StackInput<S>(p.x, copy, first_step), presence, first, inputs);
         __syncthreads();
         weight_products(nodes, x_l, x_r, inputs, first, width, matrices);
         __syncthreads();
@@ -287,9 +281,7 @@ struct BackwardPlan {
   template <int kHidden, class S>
   static BackwardPlan of(const ConvStackForward<S>& p) {
     BackwardPlan plan{};
-    const auto bytes = [&](int64_t chunk) {
-      return StackMemory<kHidden>::bytes(p.graph.num_nodes, p.x.channels, p.conv_layers, chunk);
-    };
+    const auto bytes = [&](int64_t chunk) { return StackMemory<kHidden>::bytes(p, chunk); };
     plan.chunk = steps_per_block(p.steps, p.graph.copies, shared_memory_limit(), bytes);
     plan.shared_bytes = bytes(plan.chunk);
     plan.tasks = p.graph.copies * ceil_div(p.steps, plan.chunk);

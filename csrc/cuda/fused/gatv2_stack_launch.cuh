@@ -25,6 +25,8 @@ __global__ void __launch_bounds__(StackTraits<kHidden>::kThreads, StackTraits<kH
   float* linear = nullptr;
   if constexpr (StackTraits<kHidden>::kSplitScores)
     linear = frame.memory.template take<float>(static_cast<size_t>(items.nodes) * p.chunk);
+  const StackPresence& presence = frame.presence;
+  const ItemNumbers loops(p, frame.memory);
 
   if (p.input_projection != nullptr) gates.fill(p.gates, x.channels);
 
@@ -33,19 +35,21 @@ __global__ void __launch_bounds__(StackTraits<kHidden>::kThreads, StackTraits<kH
     conv.fill(p.convs[layer], layer == 0 ? x.channels : kHidden);
     __syncthreads();
     if (layer == 0) {
+      find_loop_weights<1>(items, p.graph, p.edge_weight, presence, loops);
       project<true>(items, conv, x, x_l, own);
     } else {
       project<true>(items, conv, own, x_l, own);
     }
     const Activation activation = p.activation(layer);
     if constexpr (StackTraits<kHidden>::kSplitScores) {
-      linear_scores(items, conv.vectors, x_l, linear);
+      linear_scores(items, conv.vectors, presence, x_l, linear);
       __syncthreads();
-      attend(items, p.graph, p.edge_weight, conv.vectors, activation, x_l, own,
+      attend(items, p.graph, p.edge_weight, presence, loops, conv.vectors, activation, x_l, own,
              static_cast<const float*>(linear));
     } else {
+      clear_absent(items, presence, x_l);
       __syncthreads();
-      attend(items, p.graph, p.edge_weight, conv.vectors, activation, x_l, own);
+      attend(items, p.graph, p.edge_weight, presence, loops, conv.vectors, activation, x_l, own);
     }
   }
 
@@ -64,8 +68,10 @@ __global__ void __launch_bounds__(StackTraits<kHidden>::kThreads, StackTraits<kH
   const StagedMatrix<kHidden> matrix{
       frame.memory.template take<float>(staged_matrix_values<kHidden>(x.channels, p.conv_layers, 2))};
   const ConvVectors<kHidden> vectors(frame.memory);
+  const StackPresence& presence = frame.presence;
+  const ItemNumbers loops(p, frame.memory);
 
-  stage_rows(items, x, own);
+  stage_rows(items, x, presence, own);
   for (int layer = 0; layer < p.conv_layers; ++layer) {
     const int inputs = layer == 0 ? x.channels : kHidden, quads = ceil_div(inputs, 4);
     const StagedMatrix<kHidden> target{matrix.data + StagedMatrix<kHidden>::values(inputs)};
@@ -75,14 +81,17 @@ __global__ void __launch_bounds__(StackTraits<kHidden>::kThreads, StackTraits<kH
     target.fill(weights.lin_r_weight, inputs, inputs);
     vectors.fill(weights);
     __syncthreads();
+    if (layer == 0)
+      find_loop_weights<StackTraits<kHidden>::kLanes>(items, p.graph, p.edge_weight, presence, loops);
+    // x_l of an item that is not there is the bias: it is finite, and its weight is 0.
     project_tile(items, matrix.data, vectors.lin_l_bias(), own, quads, x_l);
     // In place: a thread has read the items that it overwrites.
     project_tile(items, target.data, vectors.lin_r_bias(), own, quads, own);
     __syncthreads();
-    attend(items, p.graph, p.edge_weight, vectors, p.activation(layer), x_l, own);
+    attend(items, p.graph, p.edge_weight, presence, loops, vectors, p.activation(layer), x_l, own);
   }
   __syncthreads();
-  finish_multilane(p, frame.block, items, x, matrix, own, x_l);
+  finish_multilane(p, frame.block, items, presence, x, matrix, own, x_l);
 }
 
 struct GatV2Stack {

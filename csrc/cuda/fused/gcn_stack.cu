@@ -38,20 +38,36 @@ struct GcnMemory {
   }
 };
 
-// y += sum_j norm_ij projected[j].
+// y += sum_j norm_ij projected[j]. With a mask norm_ij is s_j w_ij s_i; a negative s is of an item that is not there.
 template <class S, int kHidden, int kLanes>
-__device__ __forceinline__ void sum_neighbours(const StackForward<S, GcnWeights<S>>& p, int node, int step,
+__device__ __forceinline__ void sum_neighbours(const StackForward<S, GcnWeights<S>>& p,
+                                               const ItemNumbers& scales, int node, int step,
                                                const Tile<kHidden, kLanes>& projected,
                                                float (&y)[kHidden / kLanes]) {
   const int end = p.graph.rowptr[node + 1];
-#pragma unroll 2
-  for (int entry = p.graph.rowptr[node]; entry < end; ++entry) {
-    const float norm = load(p.edge_weight + entry);
+  const auto add = [&](int from, float norm) {
     float x_j[kHidden / kLanes];
-    projected.read(p.graph.col[entry], step, x_j);
+    projected.read(from, step, x_j);
 #pragma unroll
     for (int c = 0; c < kHidden / kLanes; ++c) y[c] += norm * x_j[c];
+  };
+  if (p.present == nullptr) {
+#pragma unroll 2
+    for (int entry = p.graph.rowptr[node]; entry < end; ++entry) {
+      add(p.graph.col[entry], load(p.edge_weight + entry));
+    }
+    return;
   }
+#pragma unroll 1
+  for (int entry = p.graph.rowptr[node]; entry < end; ++entry) {
+    const int from = p.graph.col[entry];
+    const float scale = scales.at(from, step);
+    if (scale < 0.0f) continue;
+    add(from, scale * load(p.edge_weight + entry));
+  }
+  const float scale = scales.at(node, step);
+#pragma unroll
+  for (int c = 0; c < kHidden / kLanes; ++c) y[c] *= scale;
 }
 
 template <class S, int kHidden>
@@ -64,10 +80,12 @@ __global__ void __launch_bounds__(StackTraits<kHidden>::kThreads, StackTraits<kH
   const StackItems& items = frame.items;
   const GateMemory<kHidden> gates(frame.memory, x.channels);
   const GcnMemory<kHidden> convs(frame.memory, x.channels, p.conv_layers);
+  const ItemNumbers scales(p, frame.memory);
 
   if (p.input_projection != nullptr) gates.fill(p.gates, x.channels);
   convs.fill(p, x.channels);
   __syncthreads();
+  find_scales<1>(items, p.graph, p.edge_weight, frame.presence, scales);
   // Projects a group of items, of x or of a tile, with the weights of convolution k.
   const auto project = [&](const auto& input, const auto& group, int k, const Tile<kHidden>& to) {
     constexpr int kItems = std::decay_t<decltype(group)>::kItems;
@@ -87,8 +105,9 @@ __global__ void __launch_bounds__(StackTraits<kHidden>::kThreads, StackTraits<kH
     __syncthreads();
     // Reads `projected` of neighbours, and writes only its own items of `next`.
     items.for_each([&](int node, int step) {
+      if (!frame.presence.has(node, step)) return next.clear(node, step);
       float y[kHidden] = {};
-      sum_neighbours(p, node, step, projected, y);
+      sum_neighbours(p, scales, node, step, projected, y);
 #pragma unroll
       for (int c = 0; c < kHidden; ++c)
         y[c] = activate<S>(activation, y[c] + convs.biases[layer * kHidden + c]);
@@ -115,19 +134,22 @@ __global__ void __launch_bounds__(StackTraits<kHidden>::kThreads, StackTraits<kH
   const StackItems& items = frame.items;
   const StagedMatrix<kHidden> matrix{
       frame.memory.template take<float>(staged_matrix_values<kHidden>(x.channels, p.conv_layers, 1))};
+  const ItemNumbers scales(p, frame.memory);
 
-  stage_rows(items, x, own);
+  stage_rows(items, x, frame.presence, own);
   for (int layer = 0; layer < p.conv_layers; ++layer) {
     const int inputs = layer == 0 ? x.channels : kHidden;
     const Activation activation = p.activation(layer);
     const S* bias = p.convs[layer].bias + 4 * lane_of_item<kLanes>();
     matrix.fill(p.convs[layer].lin_weight, inputs, inputs);
     __syncthreads();
+    if (layer == 0) find_scales<kLanes>(items, p.graph, p.edge_weight, frame.presence, scales);
     project_tile(items, matrix.data, nullptr, own, ceil_div(inputs, 4), projected);
     __syncthreads();
     items.template for_each_with_mask<kLanes>([&](int node, int step, unsigned) {
+      if (!frame.presence.has(node, step)) return own.clear(node, step);
       float y[kHidden / kLanes] = {};
-      sum_neighbours(p, node, step, projected, y);
+      sum_neighbours(p, scales, node, step, projected, y);
 #pragma unroll
       for (int c = 0; c < kHidden / kLanes; ++c) {
         y[c] = activate<S>(activation, y[c] + load(bias + c / 4 * 4 * kLanes + c % 4));
@@ -136,7 +158,7 @@ __global__ void __launch_bounds__(StackTraits<kHidden>::kThreads, StackTraits<kH
     });
   }
   __syncthreads();
-  finish_multilane(p, frame.block, items, x, matrix, own, projected);
+  finish_multilane(p, frame.block, items, frame.presence, x, matrix, own, projected);
 }
 
 struct GcnStack {

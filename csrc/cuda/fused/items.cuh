@@ -87,7 +87,7 @@ struct Tile {
   __device__ __forceinline__ float4* at(int node, int step) const {
     return reinterpret_cast<float4*>(data) + node * (kQuads * chunk + pad) + step;
   }
-  // read and write access the channels of this lane.
+  // read, write and clear access the channels of this lane.
   __device__ __forceinline__ void read(int node, int step, float (&values)[kHidden / kLanes]) const {
     const float4* from = at(node, step) + lane_of_item<kLanes>() * chunk;
 #pragma unroll
@@ -99,6 +99,10 @@ struct Tile {
     for (int q = 0; q < kOwn; ++q) {
       to[q * kLanes * chunk] = float4{values[4 * q], values[4 * q + 1], values[4 * q + 2], values[4 * q + 3]};
     }
+  }
+  __device__ __forceinline__ void clear(int node, int step) const {
+    const float zeros[kHidden / kLanes] = {};
+    write(node, step, zeros);
   }
 };
 

@@ -35,9 +35,9 @@ struct StagedMatrix {
   }
 };
 
-// Copies x to a tile, with the channels rounded up to quads.
+// Copies x to a tile, with the channels rounded up to quads. Zeros where an item is not there.
 template <class S, int kHidden, int kLanes>
-__device__ void stage_rows(const StackItems& items, const StackInput<S>& x,
+__device__ void stage_rows(const StackItems& items, const StackInput<S>& x, const StackPresence& presence,
                            const Tile<kHidden, kLanes>& tile) {
   const int warp = static_cast<int>(threadIdx.x) / kWarp, lane = static_cast<int>(threadIdx.x) % kWarp;
   const int warps = static_cast<int>(blockDim.x) / kWarp, padded = ceil_div(x.channels, 4) * 4;
@@ -46,7 +46,8 @@ __device__ void stage_rows(const StackItems& items, const StackInput<S>& x,
     for (int item = warp; item < items.nodes * items.chunk; item += warps) {
       const int node = item / items.chunk, step = item - node * items.chunk;
       float* to = reinterpret_cast<float*>(tile.at(node, step) + k / 4 * items.chunk);
-      to[k % 4] = k < x.channels ? load(x.row(node, step) + k * x.stride_channel) : 0.0f;
+      to[k % 4] =
+          k < x.channels && presence.has(node, step) ? load(x.row(node, step) + k * x.stride_channel) : 0.0f;
     }
   }
 }
@@ -127,13 +128,13 @@ __device__ __forceinline__ void project_tile(const StackItems& items, const floa
 // of one gate, `rows` for x. The caller synchronises before.
 template <class S, class Weights, int kHidden, int kLanes>
 __device__ void finish_multilane(const StackForward<S, Weights>& p, const StackBlock& block,
-                                 const StackItems& items, const StackInput<S>& x,
-                                 const StagedMatrix<kHidden>& matrix, const Tile<kHidden, kLanes>& g,
-                                 const Tile<kHidden, kLanes>& rows) {
+                                 const StackItems& items, const StackPresence& presence,
+                                 const StackInput<S>& x, const StagedMatrix<kHidden>& matrix,
+                                 const Tile<kHidden, kLanes>& g, const Tile<kHidden, kLanes>& rows) {
   constexpr int kChannels = kHidden / kLanes;
   const int quads = ceil_div(x.channels, 4), columns = x.channels + 2 * kHidden;
   const StagedMatrix<kHidden> of_g{matrix.data + StagedMatrix<kHidden>::values(x.channels)};
-  stage_rows(items, x, rows);
+  stage_rows(items, x, presence, rows);
   if (p.g != nullptr) {
     items.template for_each_with_mask<kLanes>([&](int node, int step, unsigned) {
       float values[kChannels];
@@ -183,7 +184,7 @@ __host__ __device__ constexpr int64_t staged_matrix_values(int64_t channels, int
 template <int kHidden, class S>
 size_t multilane_stack_bytes(const ConvStackForward<S>& p, int64_t chunk, int64_t at_once) {
   using Frame = StackFrame<S, Tile<kHidden, StackTraits<kHidden>::kLanes>>;
-  return Frame::bytes(p.graph.num_nodes, chunk) +
+  return Frame::bytes(p, chunk) +
          padded_bytes<float>(staged_matrix_values<kHidden>(p.x.channels, p.conv_layers, at_once));
 }
 

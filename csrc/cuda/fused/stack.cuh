@@ -2,7 +2,7 @@
 // steps, so all neighbours are in shared memory (items.cuh).
 #pragma once
 
-#include "cuda/fused/items.cuh"
+#include "cuda/fused/presence.cuh"
 #include "cuda/scan/gated_scan.cuh"
 
 namespace hiermt::cuda {
@@ -42,6 +42,7 @@ struct StackProblem {
   CsrGraph graph;
   SequenceView<S> x;
   const S* edge_weight;
+  const bool* present;  // or nullptr
   Weights convs[StackLimits::kConvs] = {};
   GateWeights<S> gates;
   Activation last;
@@ -51,6 +52,7 @@ struct StackProblem {
       : graph(p.graph),
         x(p.x),
         edge_weight(p.edge_weight),
+        present(p.present),
         gates(gates_),
         last(p.last),
         conv_layers(static_cast<int>(p.conv_layers)),

@@ -53,6 +53,7 @@ struct StackFrame {
 
   SharedMemory memory;
   StackBlock block;
+  StackPresence presence;
   StackInput<S> x;
   Items first, second;
   int* order;
@@ -61,6 +62,7 @@ struct StackFrame {
   template <class Weights>
   __device__ explicit StackFrame(const StackForward<S, Weights>& p)
       : block(p.steps, p.chunk),
+        presence(p, block.copy, block.first_step),
         x(p.x, block.copy, block.first_step),
         first{memory.take<float>(values(p.graph.num_nodes, p.chunk)), block.steps, pad(block.steps)},
         second{memory.take<float>(values(p.graph.num_nodes, p.chunk)), block.steps, pad(block.steps)},
@@ -68,8 +70,11 @@ struct StackFrame {
         items{static_cast<int>(p.graph.num_nodes), block.steps, order} {
     order_by_degree(p.graph, items.nodes, reinterpret_cast<int*>(first.data), order);
   }
-  static size_t bytes(int64_t nodes, int64_t chunk) {
-    return 2 * padded_bytes<float>(values(nodes, chunk)) + padded_bytes<int>(nodes);
+  // The kernels take a number of each item, too, where there is a mask.
+  static size_t bytes(const ConvStackForward<S>& p, int64_t chunk) {
+    const int64_t nodes = p.graph.num_nodes;
+    return 2 * padded_bytes<float>(values(nodes, chunk)) + padded_bytes<int>(nodes) +
+           ItemNumbers::bytes(p.present != nullptr, nodes * chunk);
   }
 };
 
@@ -86,8 +91,7 @@ R dispatch_stack(int64_t hidden, F&& f, R otherwise) {
 // Shared memory of a frame and the gates' weights, for a block with `chunk` steps.
 template <int kHidden, class S>
 size_t stack_bytes(const ConvStackForward<S>& p, int64_t chunk) {
-  return StackFrame<S, Tile<kHidden>>::bytes(p.graph.num_nodes, chunk) +
-         GateMemory<kHidden>::bytes(p.x.channels);
+  return StackFrame<S, Tile<kHidden>>::bytes(p, chunk) + GateMemory<kHidden>::bytes(p.x.channels);
 }
 
 // Stack names the kind of convolution:
@@ -96,7 +100,6 @@ size_t stack_bytes(const ConvStackForward<S>& p, int64_t chunk) {
 template <class Stack, class S>
 bool stack_fits(const ConvStackForward<S>& p) {
   const int64_t nodes = p.graph.num_nodes;
-  if (p.present != nullptr) return false;
   if (std::is_same_v<S, double> || p.conv_layers > StackLimits::kConvs || p.steps == 0) return false;
   if (nodes == 0 || nodes > StackLimits::kNodes || p.x.channels > StackLimits::kChannels) return false;
   const auto fits = [&](auto hidden) {

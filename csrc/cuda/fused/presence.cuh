@@ -1,0 +1,88 @@
+// Items that are not there, in the fused kernels: they are no source, and their rows of the results are zero. A
+// kernel takes its mask at run time: the branches are the same for all threads, so that a stack without a mask
+// pays a predicate for each of them.
+#pragma once
+
+#include "cuda/fused/items.cuh"
+
+namespace hiermt::cuda {
+
+// Which items of a block are there.
+struct StackPresence {
+  const bool* at;  // node 0 at the first step of the block; nullptr without a mask
+  int all_steps;
+
+  template <class P>
+  __device__ StackPresence(const P& p, int copy, int first_step)
+      : at(p.present != nullptr ? p.present + copy * p.graph.num_nodes * p.steps + first_step : nullptr),
+        all_steps(p.steps) {}
+  __device__ __forceinline__ bool masked() const { return at != nullptr; }
+  __device__ __forceinline__ bool has(int node, int step) const {
+    return at == nullptr || at[node * all_steps + step];
+  }
+};
+
+// A number of each item in shared memory, which only stacks with a mask have room for.
+struct ItemNumbers {
+  float* data;
+  int chunk;
+
+  template <class P>
+  __device__ ItemNumbers(const P& p, SharedMemory& memory)
+      : data(p.present != nullptr ? memory.take<float>(static_cast<size_t>(p.graph.num_nodes) * p.chunk)
+                                  : nullptr),
+        chunk(p.chunk) {}
+  static size_t bytes(bool masked, int64_t items) { return masked ? padded_bytes<float>(items) : 0; }
+
+  __device__ __forceinline__ float& at(int node, int step) const { return data[node * chunk + step]; }
+};
+
+// GATv2: the weight of the loop of each item, the mean of the weights of its other entries whose sources are there.
+// Each lane reads what lane 0 of its item has written after a barrier.
+template <int kLanes, class S>
+__device__ __forceinline__ void find_loop_weights(const StackItems& items, const CsrGraph& graph,
+                                                  const S* edge_weights, const StackPresence& presence,
+                                                  const ItemNumbers& loops) {
+  if (!presence.masked()) return;
+  items.for_each_with_mask<kLanes>([&](int node, int step, unsigned) {
+    if (lane_of_item<kLanes>() != 0) return;
+    float sum = 0.0f;
+    int others = 0;
+    const int last = graph.rowptr[node + 1] - 1;
+    for (int entry = graph.rowptr[node]; edge_weights != nullptr && entry < last; ++entry) {
+      if (!presence.has(graph.col[entry], step)) continue;
+      sum += load(edge_weights + entry);
+      ++others;
+    }
+    loops.at(node, step) = sum / static_cast<float>(others > 0 ? others : 1);
+  });
+}
+
+// GCN: d^-1/2 of each item, where d is the sum of the weights of its entries whose sources are there; negative where
+// the item is not.
+template <int kLanes, class S>
+__device__ __forceinline__ void find_scales(const StackItems& items, const CsrGraph& graph,
+                                            const S* edge_weights, const StackPresence& presence,
+                                            const ItemNumbers& scales) {
+  if (!presence.masked()) return;
+  items.for_each_with_mask<kLanes>([&](int node, int step, unsigned) {
+    if (lane_of_item<kLanes>() != 0) return;
+    float degree = 0.0f;
+    for (int entry = graph.rowptr[node]; entry < graph.rowptr[node + 1]; ++entry) {
+      if (presence.has(graph.col[entry], step)) degree += load(edge_weights + entry);
+    }
+    scales.at(node, step) = !presence.has(node, step) ? -1.0f : degree == 0.0f ? 0.0f : 1.0f / sqrt(degree);
+  });
+}
+
+// Zeros for the items of this thread that are not there: their x may have been anything.
+template <int kHidden, int kLanes>
+__device__ __forceinline__ void clear_absent(const StackItems& items, const StackPresence& presence,
+                                             const Tile<kHidden, kLanes>& tile) {
+  if (!presence.masked()) return;
+  items.for_each_with_mask<kLanes>([&](int node, int step, unsigned) {
+    if (!presence.has(node, step)) tile.clear(node, step);
+  });
+}
+
+}  // namespace hiermt::cuda
