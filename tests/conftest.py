@@ -15,6 +15,7 @@ import pytest
 import torch
 
 from hiermt.native import extension
+from support import every_kernel
 
 torch.set_num_threads(2)
 
@@ -62,6 +63,7 @@ def pytest_collection_finish() -> None:
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "timeout(seconds): the same for one test")
+    every_kernel.register(config)
 
 
 @pytest.fixture(autouse=True)

@@ -155,6 +155,8 @@ def send(op: str, arguments: Sequence[Any], environment: dict[str, str] | None =
 
     variables = {name: value for name, value in os.environ.items() if name.startswith("HIERMT_SIMT_")}
     variables |= ENVIRONMENT | (environment or {})
+    if "HIERMT_SIMT_PTX" in variables:
+        variables.pop("HIERMT_SIMT_LAUNCHES", None)  # whose places are those of the other program
     server = started(program("HIERMT_SIMT_PTX" in variables), frozenset(variables.items()))
     code, out, err = server.call(op, message.getvalue())
     if code != 0:

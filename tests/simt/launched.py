@@ -1,4 +1,4 @@
-"""Names the kernels that no test of this folder launched.
+"""Names the kernels that no test of this folder launched; a run of all of them fails by itself (support.every_kernel).
 
     HIERMT_SIMT_LAUNCHES=FILE pytest tests/simt
     PYTHONPATH=.:tests python -m simt.launched FILE
@@ -23,6 +23,11 @@ def never_launched(kernels: Mapping[int, str], places: Iterable[int]) -> list[st
     return sorted(set(kernels.values()) - launched)
 
 
+def missing(kernels: Mapping[int, str], record: Path) -> list[str]:
+    """The same for the places that the harness has recorded."""
+    return never_launched(kernels, (int(line, 16) for line in record.read_text().split()))
+
+
 def main(arguments: list[str]) -> int:
     """The command line."""
     if len(arguments) != 1:
@@ -32,10 +37,9 @@ def main(arguments: list[str]) -> int:
         print("needs g++ on x86-64", file=sys.stderr)
         return 0
     kernels = sources.addresses(harness.SOURCE)
-    places = {int(line, 16) for line in Path(arguments[0]).read_text().split()}
-    missing = never_launched(kernels, places)
-    print(f"{len(set(kernels.values())) - len(missing)} kernels launched, {len(missing)} never", *missing, sep="\n  ")
-    return int(bool(missing))
+    left = missing(kernels, Path(arguments[0]))
+    print(f"{len(set(kernels.values())) - len(left)} kernels launched, {len(left)} never", *left, sep="\n  ")
+    return int(bool(left))
 
 
 if __name__ == "__main__":

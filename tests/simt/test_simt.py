@@ -51,6 +51,10 @@ def test_a_kernel_without_fault_passes_in_every_order() -> None:
         assert torch.equal(run_fault(0, order), expected)
 
 
+def test_a_block_within_the_bound_of_its_kernel_runs() -> None:
+    assert run_fault(15).eq(1).all()
+
+
 @pytest.mark.hostile("unwritten")
 def test_uninitialised_shared_memory_shows() -> None:
     assert run_fault(7).isnan().any()

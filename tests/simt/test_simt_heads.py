@@ -30,11 +30,11 @@ def wide_rows(stride: int) -> Any:
 
 # Every number of lanes a row, whole and partial warps and blocks, more rows than a block; rows apart, not aligned.
 DECISIONS = [heads(37, 4, 3), heads(70, 7, 5), heads(600, 16, 8), heads(65, 256, 8), heads(20, 1000, 2)]
-DECISIONS += [heads(50, 32, 6), heads(50, 50, 6), heads(37, 3, 2), heads(300, 1, 1), heads(70, 8, 5)]
+DECISIONS += [heads(50, 32, 6), heads(50, 50, 6), heads(37, 3, 2), heads(300, 1, 1), heads(70, 8, 5), heads(33, 27, 4)]
 DECISIONS += [Case(heads(33, 16, 4), {"layout": wide_rows(stride)}) for stride in (400, 401)]
 
 
-@with_dtypes(DECISIONS, 5)
+@with_dtypes(DECISIONS, len(DECISIONS))
 def test_decision(case: Problem | Case, dtype: torch.dtype) -> None:
     check(case, dtype)
 

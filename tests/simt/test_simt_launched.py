@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -10,6 +12,7 @@ from ptx import sources
 from simt import harness, launched
 from simt.cases import launches as launches_of
 from simt.cases import needs_harness, scan
+from support import every_kernel
 
 SCAN = "gated_scan_fwd_register_kernel<float,ProjectedRows<float>,{},false>"
 
@@ -34,3 +37,38 @@ def test_the_harness_records_what_it_launches(
     assert launched.main([str(record)]) == 1
     said = capsys.readouterr().out
     assert f"\n  {SCAN.format(32)}\n" in said and SCAN.format(16) not in said
+
+
+@needs_harness
+def test_a_run_of_all_tests_fails_if_a_kernel_was_left_out(tmp_path: Path) -> None:
+    record = tmp_path / "launched"
+    names = sources.addresses(harness.SOURCE)
+    record.write_text("".join(f"{at:x}\n" for at, name in names.items() if name != SCAN.format(16)))
+    plugin = every_kernel.EveryKernel(record)
+    session: Any = SimpleNamespace(exitstatus=pytest.ExitCode.OK)
+    plugin.pytest_sessionfinish(session)
+    assert session.exitstatus == pytest.ExitCode.OK  # not all tests ran
+    plugin.passed = {path.name for path in every_kernel.FOLDER.glob("test_*.py")}
+    plugin.pytest_sessionfinish(session)
+    assert plugin.missing == [SCAN.format(16)] and session.exitstatus == pytest.ExitCode.TESTS_FAILED
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["tests"], True),
+        (["tests/data", "tests/simt"], True),
+        (["tests/data"], False),
+        (["tests/simt/test_simt.py"], False),
+        (["tests/simt/test_simt.py::test_detector_fires"], False),
+        (["tests", "-k", "scan"], False),
+        (["tests", "-m", "fast"], False),
+        (["tests", "--deselect", "tests/simt/test_simt.py"], False),
+        (["tests", "--ignore", "tests/ptx"], False),
+    ],
+)
+def test_a_run_of_all_tests(arguments: list[str], expected: bool, pytestconfig: pytest.Config) -> None:
+    option = pytestconfig._parser.parse_known_args(arguments)
+    params = SimpleNamespace(dir=harness.ROOT)
+    config: Any = SimpleNamespace(option=option, args=option.file_or_dir, invocation_params=params)
+    assert every_kernel.runs_all(config) == expected

@@ -19,6 +19,7 @@ from simt.cases import (
     scan,
     windows,
     with_dtypes,
+    without_room,
 )
 from support.calls import LAYOUTS
 from support.problems import Problem, Stack
@@ -44,6 +45,19 @@ CONVS = [
 ]
 
 
+# The backward of a stack without gates is dense, and computes the first convolution again.
+PAIRS = [
+    conv(hidden, nodes=5, edges=8, steps=2, stack=Stack(2, gat))
+    for gat in (True, False)
+    for hidden in ((8, 32) if gat else (8, 32, 5))
+]
+
+
+@with_dtypes(PAIRS)
+def test_two_convolutions(case: Problem, dtype: torch.dtype) -> None:
+    check(case, dtype)
+
+
 @with_dtypes(CONVS, 5)
 def test_conv(case: Problem | Case, dtype: torch.dtype) -> None:
     check(case, dtype)
@@ -55,18 +69,18 @@ SCANS = [
     scan(32, channels=1, sequence=False),
     scan(64, nodes=5, steps=3),
     scan(100, nodes=3, steps=2, state=True),
-    scan(256, nodes=2, steps=2, channels=2),
     scan(32, channels=2, state=True, convolved=False),
     windows(16),
     windows(16, channels=2, convolved=False),
     windows(8, channels=1, sequence=False),
     windows(32, starts=(0, 7, 3), steps=7),
     windows(64, starts=(2, 0), days=6, stocks=2),
+    windows(40, starts=(3, 0, 1), days=8, stocks=2, channels=3, state=True, sequence=False),
     # More windows than a warp looks at together, and days that more than four, or none, of them have.
     windows(8, starts=(*range(60), *[70] * 9), days=80, stocks=1, channels=2),
     # More channels than a warp adds up.
     windows(100, starts=(3, 0), days=8, stocks=2, channels=3),
-    windows(40, starts=(3, 0, 1), days=8, stocks=2, channels=3, state=True, sequence=False),
+    scan(256, nodes=2, steps=2, channels=2),
     scan(100, nodes=3, steps=2, channels=3, convolved=False),
     Case(windows(16, starts=(13, 0, 0, 5), steps=1), STRIDED),
 ]
@@ -77,9 +91,11 @@ def test_scan(case: Problem | Case, dtype: torch.dtype) -> None:
     check(case, dtype)
 
 
-@pytest.mark.parametrize("problem", [scan(40, nodes=3, steps=2), windows(40, stocks=2)], ids=str)
-def test_scan_without_room_for_the_weights_in_shared_memory(problem: Problem) -> None:
-    check(problem, environment={"HIERMT_SIMT_SHARED_BYTES": "16384"})
+@without_room
+def test_scan_without_room_for_the_weights_in_shared_memory(
+    problem: Problem, dtype: torch.dtype, environment: dict[str, str]
+) -> None:
+    check(problem, dtype, environment)
 
 
 AFTER = Stack(2, between=False)

@@ -183,7 +183,7 @@ cudaError_t recurrence(const GatedScanForward<S>& p, const Rows& input_projectio
     return dispatch_masked(p.present, [&](auto masked) {
       constexpr bool kMasked = decltype(masked)::value;
       return launch(plan.shared_weights ? gated_scan_fwd_memory_kernel<S, Rows, kHidden, true, kMasked>
-                                        : gated_scan_fwd_memory_kernel<S, Rows, kHidden, false, kMasked>,
+                                        : gated_scan_fwd_memory_kernel<S, Rows, 0, false, kMasked>,
                     plan.grid(nodes), plan.block(), plan.shared_bytes, stream, p, input_projection, packed,
                     static_cast<int>(nodes));
     });

@@ -168,7 +168,8 @@ __device__ __forceinline__ ChannelWeights<C> place_weights(const GateWeights<S>&
 }
 
 // Calls in_registers(hidden) if the weights of a thread fit its registers, else in_memory(hidden). `hidden`
-// is a constant, or 0 for the generic kernel.
+// is a constant, or 0 for the generic kernel, which the packed copy always takes: no supported GPU has too little shared
+// memory for the weights of 64 channels.
 template <class S, class F, class G>
 cudaError_t dispatch_scan(int64_t hidden, F&& in_registers, G&& in_memory) {
   if constexpr (!std::is_same_v<S, double>) {

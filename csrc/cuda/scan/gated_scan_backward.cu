@@ -192,7 +192,7 @@ cudaError_t scan_backward(const GatedScanBackward<S, Compute<S>>& p, const GateW
     const MemoryScan<C> plan(f.hidden, 3);
     if (!plan.shared_weights) HIERMT_CUDA_RETURN_IF_ERROR(pack_recurrent(f, true, packed, stream));
     return launch(plan.shared_weights ? gated_scan_bwd_memory_kernel<S, kHidden, true>
-                                      : gated_scan_bwd_memory_kernel<S, kHidden, false>,
+                                      : gated_scan_bwd_memory_kernel<S, 0, false>,
                   plan.grid(nodes), plan.block(), plan.shared_bytes, stream, p, gates.reset, packed,
                   gates.d_gates, static_cast<int>(nodes));
   };

@@ -22,6 +22,7 @@ enum Fault {
   kBlockTooLarge,
   kBlockAboveItsBound,
   kSharedNotAllowed,
+  kBlockWithinItsBound,  // no fault
 };
 
 constexpr int kBound = 96;
@@ -62,6 +63,7 @@ __global__ void fault_kernel(int fault, const float* in, float* out, int n) {
 cudaError_t run_fault(int fault, const float* in, float* out, int n, cudaStream_t stream) {
   if (fault == kGridTooTall) return launch(bounded_kernel, dim3(1, 65536), dim3(1), 0, stream, out);
   if (fault == kBlockTooLarge) return launch(fault_kernel, dim3(1), dim3(1056), 0, stream, fault, in, out, n);
+  if (fault == kBlockWithinItsBound) return launch(bounded_kernel, dim3(1), dim3(n), 0, stream, out);
   if (fault == kBlockAboveItsBound) return launch(bounded_kernel, dim3(1), dim3(n + 64), 0, stream, out);
 #ifdef HIERMT_SIMT
   if (fault == kSharedNotAllowed)

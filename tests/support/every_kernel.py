@@ -1,0 +1,71 @@
+"""Fails a run of all of tests/simt that has left out a kernel: its instantiation has no test, or no use."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from pathlib import Path
+
+import pytest
+
+FOLDER = Path(__file__).parents[1] / "simt"
+VARIABLE = "HIERMT_SIMT_LAUNCHES"
+
+
+class EveryKernel:
+    """A plugin of the process that sees all reports: with pytest-xdist the one that starts the workers.
+
+    They inherit the environment, and the harness appends what it launches to the file that it names.
+    """
+
+    def __init__(self, record: Path) -> None:
+        self.record = record
+        self.passed: set[str] = set()
+        self.failed = False
+        self.missing: list[str] = []
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        path = Path(report.nodeid.split("::")[0])
+        if path.parent.name == FOLDER.name:
+            self.failed |= report.failed
+            if report.when == "call" and report.passed:
+                self.passed.add(path.name)
+
+    def pytest_sessionfinish(self, session: pytest.Session) -> None:
+        if self.failed or self.passed != {path.name for path in FOLDER.glob("test_*.py")}:
+            return
+        from ptx import sources
+        from simt import harness, launched
+
+        self.missing = launched.missing(sources.addresses(harness.SOURCE), self.record)
+        if self.missing and session.exitstatus == pytest.ExitCode.OK:
+            session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+    def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
+        if self.missing:
+            terminalreporter.section("kernels that no test of tests/simt launches", red=True)
+            terminalreporter.write_line("\n".join(self.missing))
+
+    def pytest_unconfigure(self) -> None:
+        self.record.unlink(missing_ok=True)
+        del os.environ[VARIABLE]
+
+
+def runs_all(config: pytest.Config) -> bool:
+    """Whether the command line leaves out no test of tests/simt."""
+    option = config.option
+    chosen = [option.keyword, option.markexpr, option.deselect, option.ignore, option.ignore_glob, option.collectonly]
+    if any(chosen) or getattr(option, "lf", False):
+        return False
+    paths = [(config.invocation_params.dir / argument).resolve() for argument in config.args]
+    return any(path == FOLDER or path in FOLDER.parents for path in paths)
+
+
+def register(config: pytest.Config) -> None:
+    """Watches a run of all of tests/simt, unless the caller records its launches."""
+    if hasattr(config, "workerinput") or VARIABLE in os.environ or not runs_all(config):
+        return
+    handle, name = tempfile.mkstemp(prefix="hiermt-launches-")
+    os.close(handle)
+    os.environ[VARIABLE] = name
+    config.pluginmanager.register(EveryKernel(Path(name)))
