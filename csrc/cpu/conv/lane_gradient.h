@@ -9,6 +9,8 @@ namespace hiermt::cpu::HIERMT_ISA {
 
 // Inputs and outputs of a small matrix: its x and d stay in the first-level cache with a lane per instance.
 constexpr int64_t kSmallChannels = 16;
+// Nodes that a small matrix multiplies at once.
+constexpr int64_t kGradientNodes = 20;
 // Rows, a node and lane each, that a large matrix multiplies at once: their vectors stay in that cache.
 constexpr int64_t kGradientRows = 128;
 // Vectors of outputs that a large matrix accumulates together in registers.
@@ -29,16 +31,15 @@ HIERMT_INLINE void add_to(C* sum, Vec<C> value) {
 
 namespace detail {
 
-// sum[i][o] += the sum over nodes and lanes of d[o] * x[i], for kOutTile outputs and kInputs inputs.
+// sum[i][o][lane] += the sum over nodes of d[o] * x[i], for kOutTile outputs and kInputs inputs.
 template <int kInputs, class C>
-HIERMT_INLINE void small_gradient_block(const TileSpan<const C>& d, int64_t output,
-                                        const TileSpan<const C>& x, int64_t input, int64_t nodes,
-                                        int64_t columns, C* sum) {
+HIERMT_INLINE void small_gradient_block(const TileSpan<const C>& d, int64_t output, int64_t outputs,
+                                        const TileSpan<const C>& x, int64_t input, int64_t nodes, C* sum) {
   constexpr int L = kLanes<C>;
-  constexpr int kSums = kInputs * kOutTile;
+  C* const to = sum + (input * outputs + output) * L;
   Vec<C> acc[kInputs][kOutTile];
   for (int i = 0; i < kInputs; ++i) {
-    for (int o = 0; o < kOutTile; ++o) acc[i][o] = zero<C>();
+    for (int o = 0; o < kOutTile; ++o) acc[i][o] = load(to + (i * outputs + o) * L);
   }
   for (int64_t n = 0; n < nodes; ++n) {
     const C* column = x.node(n) + input * L;
@@ -50,16 +51,9 @@ HIERMT_INLINE void small_gradient_block(const TileSpan<const C>& d, int64_t outp
       for (int i = 0; i < kInputs; ++i) acc[i][o] = fma(dv, v[i], acc[i][o]);
     }
   }
-  C total[(kSums + L - 1) / L * L];
-  for (int first = 0; first < kSums; first += L) {
-    Vec<C> rows[L];
-    for (int l = 0; l < L; ++l) {
-      const int k = first + l;
-      rows[l] = k < kSums ? acc[k / kOutTile % kInputs][k % kOutTile] : zero<C>();
-    }
-    store(total + first, reduce_each(rows));
+  for (int i = 0; i < kInputs; ++i) {
+    for (int o = 0; o < kOutTile; ++o) store(to + (i * outputs + o) * L, acc[i][o]);
   }
-  for (int k = 0; k < kSums; ++k) sum[(input + k / kOutTile) * columns + output + k % kOutTile] += total[k];
 }
 
 // rows[n * L + lane][channel] = tile.node(n)[channel][lane], in whole vectors of channels padded with zeros.
@@ -80,16 +74,36 @@ HIERMT_INLINE void rows_of_tiles(const TileSpan<const C>& tile, int64_t nodes, i
 }  // namespace detail
 
 // sum[i][o] += the sum over nodes and lanes of d[o] * x[i], for a matrix of at most kSmallChannels inputs and
-// outputs. `outputs` is padded; a row of `sum` has gradient_columns(outputs) elements.
+// outputs. `outputs` is padded; a row of `sum` has gradient_columns(outputs) elements. A few nodes at a time and
+// a lane for each sum stay in the first-level cache together.
 template <class C>
 HIERMT_INLINE void small_weight_gradient(const TileSpan<const C>& d, int64_t outputs,
                                          const TileSpan<const C>& x, int64_t inputs, int64_t nodes, C* sum) {
+  constexpr int L = kLanes<C>;
+  ScratchFrame frame;
   const int64_t columns = gradient_columns<C>(outputs);
-  for (int64_t o = 0; o < outputs; o += kOutTile) {
-    int64_t i = 0;
-    for (; i + 3 <= inputs; i += 3) detail::small_gradient_block<3>(d, o, x, i, nodes, columns, sum);
-    if (inputs - i == 2) detail::small_gradient_block<2>(d, o, x, i, nodes, columns, sum);
-    if (inputs - i == 1) detail::small_gradient_block<1>(d, o, x, i, nodes, columns, sum);
+  C* lanes = frame.take<C>(inputs * outputs * L);
+  for (int64_t k = 0; k < inputs * outputs; ++k) store(lanes + k * L, zero<C>());
+  for (int64_t n = 0; n < nodes; n += kGradientNodes) {
+    const int64_t count = min(nodes - n, kGradientNodes);
+    const TileSpan<const C> d_part = d.from(n), x_part = x.from(n);
+    for (int64_t o = 0; o < outputs; o += kOutTile) {
+      int64_t i = 0;
+      for (; i + 3 <= inputs; i += 3)
+        detail::small_gradient_block<3>(d_part, o, outputs, x_part, i, count, lanes);
+      if (inputs - i == 2) detail::small_gradient_block<2>(d_part, o, outputs, x_part, i, count, lanes);
+      if (inputs - i == 1) detail::small_gradient_block<1>(d_part, o, outputs, x_part, i, count, lanes);
+    }
+  }
+  for (int64_t i = 0; i < inputs; ++i) {
+    for (int64_t o = 0; o < outputs; o += L) {
+      Vec<C> rows[L];
+      for (int l = 0; l < L; ++l) {
+        rows[l] = o + l < outputs ? load(lanes + (i * outputs + o + l) * L) : zero<C>();
+      }
+      C* const to = sum + i * columns + o;
+      store(to, load(to) + reduce_each(rows));
+    }
   }
 }
 
