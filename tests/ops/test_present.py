@@ -372,3 +372,22 @@ def test_vmap_over_masks() -> None:
         found = torch.func.vmap(run)(masks)
         for one, mask in zip(found, masks, strict=True):
             assert_close(one, run(mask))
+
+
+@pytest.mark.hostile("absent")
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("kind", KINDS)
+def test_convolutions_alone_equal_pyg_day_by_day(kind: str, backend: str) -> None:
+    own = layer(kind, conv_layers=2)
+    options = {key: value for key, value in own.options.items() if key != "sequence"}
+    given = {"present": own.present, "backend": backend, "activation": "none"}
+    found = functional.conv_stack(own.x, own.graph, own.convs, **options, **given)
+    edges = own.edge_index, own.weight
+    for t in range(STEPS):
+        there = own.present[:, t].nonzero()[:, 0]
+        if not len(there):
+            continue
+        graph = oracle.subgraph(edges, there, STOCKS)
+        expected = oracle.stack_of_day(own.x[there, t], graph, own.convs, 2, True)
+        assert_close(found[there, t], expected, message=f"day {t}")
+    assert not found[~own.present].any()
