@@ -7,18 +7,20 @@
 
 namespace hiermt::cuda {
 
-// Which items of a block are there.
+// Which items of a block are there. The address of the mask and the number of steps are parameters of the kernel, which
+// take no registers.
 struct StackPresence {
-  const bool* at;  // node 0 at the first step of the block; nullptr without a mask
-  int all_steps;
+  const bool* data;      // nullptr without a mask
+  int first, all_steps;  // first: node 0 at the first step of the block
 
   template <class P>
   __device__ StackPresence(const P& p, int copy, int first_step)
-      : at(p.present != nullptr ? p.present + copy * p.graph.num_nodes * p.steps + first_step : nullptr),
+      : data(p.present),
+        first(copy * static_cast<int>(p.graph.num_nodes) * p.steps + first_step),
         all_steps(p.steps) {}
-  __device__ __forceinline__ bool masked() const { return at != nullptr; }
+  __device__ __forceinline__ bool masked() const { return data != nullptr; }
   __device__ __forceinline__ bool has(int node, int step) const {
-    return at == nullptr || at[node * all_steps + step];
+    return data == nullptr || data[first + node * all_steps + step];
   }
 };
 
@@ -29,8 +31,7 @@ struct ItemNumbers {
 
   template <class P>
   __device__ ItemNumbers(const P& p, SharedMemory& memory)
-      : data(p.present != nullptr ? memory.take<float>(static_cast<size_t>(p.graph.num_nodes) * p.chunk)
-                                  : nullptr),
+      : data(memory.take<float>(p.present != nullptr ? static_cast<size_t>(p.graph.num_nodes) * p.chunk : 0)),
         chunk(p.chunk) {}
   static size_t bytes(bool masked, int64_t items) { return masked ? padded_bytes<float>(items) : 0; }
 
@@ -49,6 +50,7 @@ __device__ __forceinline__ void find_loop_weights(const StackItems& items, const
     float sum = 0.0f;
     int others = 0;
     const int last = graph.rowptr[node + 1] - 1;
+#pragma unroll 1
     for (int entry = graph.rowptr[node]; edge_weights != nullptr && entry < last; ++entry) {
       if (!presence.has(graph.col[entry], step)) continue;
       sum += load(edge_weights + entry);
@@ -68,6 +70,7 @@ __device__ __forceinline__ void find_scales(const StackItems& items, const CsrGr
   items.for_each_with_mask<kLanes>([&](int node, int step, unsigned) {
     if (lane_of_item<kLanes>() != 0) return;
     float degree = 0.0f;
+#pragma unroll 1
     for (int entry = graph.rowptr[node]; entry < graph.rowptr[node + 1]; ++entry) {
       if (presence.has(graph.col[entry], step)) degree += load(edge_weights + entry);
     }
