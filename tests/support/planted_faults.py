@@ -137,9 +137,9 @@ FAULTS: dict[str, list[Fault]] = {
     ],
     "compilers": [
         Fault(
-            "hiermt/functional/loss.py",
-            'if labels.device.type != "cpu" or recorded():',
-            'if labels.device.type != "cpu":',
+            "hiermt/graph/graph.py",
+            "traced = recorded() or without_values(edge_index)",
+            "traced = without_values(edge_index)",
             "ops/test_functional.py::test_compiles_without_a_break_for_any_size",
         )
     ],
@@ -234,8 +234,8 @@ FAULTS: dict[str, list[Fault]] = {
     "equal-parts": [
         Fault(
             "hiermt/graph/csr.py",
-            "if not torch.equal(col, col[:1].expand_as(col)) or bool((col[0] >= size).any()):",
-            "if bool((col[0] >= size).any()):",
+            "        per_copy = int(rowptr[size])\n",
+            "        per_copy = int(rowptr[size]) - 1\n",
             "model/test_equal_parts.py::test_every_way_in_forward",
         )
     ],
@@ -250,9 +250,9 @@ FAULTS: dict[str, list[Fault]] = {
     "replaced-part": [
         Fault(
             "hiermt/nn/parameters.py",
-            "            module._forward_hooks\n            or module._forward_pre_hooks",
-            "            module._forward_pre_hooks",
-            "model/test_replaced_parts.py::test_hooks_on_every_module",
+            '        if getattr(kind, "forward", None) is not forward:',
+            '        if not hasattr(kind, "forward"):',
+            "model/test_replaced_parts.py::test_a_part_of_the_users",
         )
     ],
     "resume": [
