@@ -27,7 +27,7 @@ __device__ __forceinline__ void load_channels(const S* at, int64_t count, Comput
   if constexpr (kAligned) {
     const Pack<S, kChannels> pack = *reinterpret_cast<const Pack<S, kChannels>*>(at);
 #pragma unroll
-    for (int v = 0; v < kChannels; ++v) values[v] = load(&pack.value[v]);
+    for (int v = 0; v < kChannels; ++v) values[v] = load(&pack.values[v]);
   } else {
 #pragma unroll
     for (int v = 0; v < kChannels; ++v) values[v] = v < count ? load(at + v) : Compute<S>(0);
@@ -128,7 +128,7 @@ __global__ void __launch_bounds__(kThreads, kResidentBlocks<S, kLanes>)
     }
 #pragma unroll
     for (int j = 0; j < kLogits; ++j) {
-      S* at = (j < 2 ? signal : direction).value + j % 2;
+      S* at = (j < 2 ? signal : direction).values + j % 2;
       store(at, logits[j]);
       logits[j] = load(at);
     }

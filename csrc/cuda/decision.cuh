@@ -7,12 +7,6 @@ namespace hiermt::cuda {
 
 constexpr int kLogits = 4;  // noise, signal, down, up
 
-// Values of one load or store instruction. The caller checks the alignment.
-template <class S, int kCount>
-struct alignas(kCount * sizeof(S) < 16 ? kCount * sizeof(S) : 16) Pack {
-  S value[kCount];
-};
-
 template <class S>
 __device__ __forceinline__ const S* head_row(const DecisionWeights<S>& weights, int64_t features, int j) {
   return (j < 2 ? weights.signal_weight : weights.direction_weight) + (j % 2) * features;
@@ -100,8 +94,8 @@ __device__ __forceinline__ void decide(const C (&logits)[kLogits], C threshold,
   const bool is_signal = signal > threshold, is_up = up > down;
   if (outputs.probabilities != nullptr) {
     Pack<S, 4> pack;
-    store(&pack.value[0], noise), store(&pack.value[1], signal);
-    store(&pack.value[2], down), store(&pack.value[3], up);
+    store(&pack.values[0], noise), store(&pack.values[1], signal);
+    store(&pack.values[2], down), store(&pack.values[3], up);
     reinterpret_cast<Pack<S, 4>*>(outputs.probabilities)[row] = pack;
   }
   if (outputs.predictions != nullptr) outputs.predictions[row] = is_signal ? (is_up ? 2 : 0) : 1;

@@ -48,7 +48,7 @@ cudaError_t project_pair(const GatV2ConvForward<S>& p, Compute<S>* x_l, Compute<
   const int64_t rows = p.graph.copies * p.graph.num_nodes * p.steps;
   return linear<Compute<S>, 2>(SequenceRows<S>::of(p), PairWeights<S>{p.weights, channels},
                                DenseOut<Compute<S>>{x_l, hidden, p.hidden, x_r - x_l}, rows, p.hidden, stream,
-                               use_tensor_cores<S>(p.tf32));
+                               rounds_operands<S>(p.tf32));
 }
 
 // leaky_relu as a maximum, which needs no comparison. leaky_relu(NaN) is NaN, since both operands are.

@@ -315,16 +315,16 @@ int gatv2_conv_backward(const GatV2ConvBackward<S, Compute<S>>& p, Accumulate ac
     HIERMT_CUDA_RETURN_IF_ERROR(
         ordered_sum<C>(memory.partial, 0, 3 * f.hidden, VectorGrads<C>{p.grads, hidden}, stream));
   }
-  const auto tensor = use_tensor_cores<S>(f.tf32);
+  const auto rounded = rounds_operands<S>(f.tf32);
   const DenseRows<C, 2> d_projections{memory.x_l, hidden, f.hidden, memory.d_x_r - memory.x_l};
   if (wants_matrices(p.grads)) {
     HIERMT_CUDA_RETURN_IF_ERROR(weight_grad(d_projections, SequenceRows<S>::of(f), rows, memory.partial,
-                                            MatrixGrads<C>{p.grads, hidden, channels}, stream, tensor));
+                                            MatrixGrads<C>{p.grads, hidden, channels}, stream, rounded));
   }
   if (p.d_x == nullptr) return cudaSuccess;
   return linear<C, 1>(d_projections, Transposed<PairWeights<S>>{{f.weights, channels}, hidden},
                       DenseOut<S>{p.d_x, channels, channels, 0, accumulate.d_x}, rows, channels, stream,
-                      tensor);
+                      rounded);
 }
 
 #define HIERMT_INSTANTIATE(S)                                                                \

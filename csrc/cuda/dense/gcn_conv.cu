@@ -132,7 +132,7 @@ cudaError_t project(const GcnConvForward<S>& p, Compute<S>* projected, int64_t r
   const int hidden = static_cast<int>(p.hidden);
   return linear<Compute<S>, 1>(
       SequenceRows<S>::of(p), PlainWeight<S>{p.weights.lin_weight, 1, static_cast<int>(p.x.channels)},
-      DenseOut<Compute<S>>{projected, hidden, hidden, 0}, rows, hidden, stream, use_tensor_cores<S>(p.tf32));
+      DenseOut<Compute<S>>{projected, hidden, hidden, 0}, rows, hidden, stream, rounds_operands<S>(p.tf32));
 }
 
 template <class C>
@@ -253,16 +253,16 @@ int gcn_conv_backward(const GcnConvBackward<S, Compute<S>>& p, Accumulate accumu
                     f, memory.scales, memory.d_y, memory.projected, static_cast<int>(rows));
     });
   }));
-  const auto tensor = use_tensor_cores<S>(f.tf32);
+  const auto rounded = rounds_operands<S>(f.tf32);
   const DenseRows<C, 1> d_projected{memory.projected, static_cast<int>(f.hidden), f.hidden, 0};
   if (p.grads.lin_weight != nullptr) {
     HIERMT_CUDA_RETURN_IF_ERROR(weight_grad(d_projected, SequenceRows<S>::of(f), rows, memory.partial,
-                                            LinGrad<C>{p.grads.lin_weight, channels}, stream, tensor));
+                                            LinGrad<C>{p.grads.lin_weight, channels}, stream, rounded));
   }
   if (p.d_x == nullptr) return cudaSuccess;
   return linear<C, 1>(d_projected, PlainWeight<S>{f.weights.lin_weight, channels, 1},
                       DenseOut<S>{p.d_x, channels, channels, 0, accumulate.d_x}, rows, channels, stream,
-                      tensor);
+                      rounded);
 }
 
 #define HIERMT_INSTANTIATE(S)                                                            \

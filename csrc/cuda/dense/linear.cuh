@@ -3,119 +3,242 @@
 //   linear_kernel        out(row, group, c) = bias(group, c) + sum_k in(row, k) weight(k, group, c)
 //
 // Weight:  C weight(int k, int group, int c); C bias(int group, int c)
-// Out:     void write(int row, int group, int c, values)
+// Out:     void write(int row, int group, int c, values of c to c + 3)
 #pragma once
 
+#include "cuda/dense/mma.cuh"
 #include "cuda/dense/rows.cuh"
-#include "cuda/dense/tile_product.cuh"
 
 namespace hiermt::cuda {
 
 struct LinearTraits {
-  static constexpr int kThreads = 128;
-  static constexpr int kRows = kThreads / kWarp * ProductTraits::kWarpRows;
-  // Threads that stage a weight of one channel and group: neighbouring k of eight lanes coalesce.
-  static constexpr int kWeightThreads = kThreads / ProductTraits::kChannels;
+  static constexpr int kWarps = 6, kThreads = kWarps * kWarp;
+  static constexpr int kMinBlocks = 2;    // on a multiprocessor
+  static constexpr int kRows = kThreads;  // of a block, 32 of a warp
+  static constexpr int kChannels = 16;    // of each group
+  static constexpr int kBlocks =
+      3;  // of columns whose weights are staged at once: x, g and h of the default model
+  // Of a block of columns: steps of 8 of them, and parts of 8 channels of a group.
+  static constexpr int kSteps = 2, kParts = 2;
 };
 
-// The tile of rows of a block in shared memory, and the weights of kGroups groups.
-template <class C, int kGroups, class Rows>
+// The rows of a block, and in shared memory the weights of kGroups groups.
+template <class C_, bool kRounded, int kGroups, class Rows>
 struct LinearTile {
-  using T = ProductTraits;
+  using C = C_;
+  using T = LinearTraits;
+  static constexpr Products kHow = kProductsOf<C, kRounded>;
+  // Values of a lane in an operand. Exact products read their weights where they are.
+  static constexpr int kOperand = kHow == Products::kExact ? 0 : kHow == Products::kSplit ? 4 : 2;
+  static constexpr int kWeights = T::kBlocks * T::kSteps * kGroups * T::kParts * kWarp * kOperand;
   typename Rows::Row* row_of;
-  C *in, *weights;
+  C* weights;
   int first_row, rows;
-  int staged = 0;  // columns of a row that the tile holds already
 
   __device__ LinearTile(const Rows& rows_in, int rows_) : rows(rows_) {
     SharedMemory memory;
-    row_of = memory.take<typename Rows::Row>(LinearTraits::kRows);
-    in = memory.take<C>(LinearTraits::kRows * T::kInStride);
-    weights = memory.take<C>(T::kColumns * T::kGroupStride<kGroups>);
+    row_of = memory.take<typename Rows::Row>(T::kRows);
+    weights = memory.take<C>(kWeights);
     const int thread = static_cast<int>(threadIdx.x);
-    first_row = static_cast<int>(blockIdx.x) * LinearTraits::kRows;
+    first_row = static_cast<int>(blockIdx.x) * T::kRows;
     // Rows past the end repeat the last one and are not written.
     row_of[thread] = rows_in.row(first_row + thread < rows ? first_row + thread : rows - 1);
+    __syncwarp();
   }
-  static size_t bytes() {
-    return padded_bytes<typename Rows::Row>(LinearTraits::kRows) +
-           padded_bytes<C>(LinearTraits::kRows * T::kInStride) +
-           padded_bytes<C>(T::kColumns * T::kGroupStride<kGroups>);
+  // Operand i of this lane.
+  __device__ __forceinline__ auto& operand(int i) const {
+    const int lane = static_cast<int>(threadIdx.x) % kWarp;
+    return *reinterpret_cast<Pack<C, kOperand>*>(weights + (i * kWarp + lane) * kOperand);
+  }
+  static size_t bytes() { return padded_bytes<typename Rows::Row>(T::kRows) + padded_bytes<C>(kWeights); }
+  static dim3 grid(int64_t rows, int64_t blocks) {
+    return dim3(static_cast<unsigned>(ceil_div<int64_t>(rows, T::kRows)), static_cast<unsigned>(blocks));
   }
 };
-static_assert(LinearTraits::kRows == LinearTraits::kThreads, "a thread finds the addresses of a row");
 
-// Channels from first_channel on of kGroups groups. `tile` may hold the rows' first columns from the last
-// call, if a row fits it. With kAlternative it reads load_alternative instead of the last piece.
-template <bool kTensor, int kGroups, bool kAlternative, class C, int kTileGroups, class Rows, class Weight,
-          class Out>
-__device__ void linear_tile(LinearTile<C, kTileGroups, Rows>& tile, const Rows& in, const Weight& weight,
-                            const Out& out, int first_channel, int channels) {
-  using T = ProductTraits;
-  using Product = RowsProduct<C, kTensor, kGroups>;
-  constexpr int kWeightThreads = LinearTraits::kWeightThreads, kStride = T::kGroupStride<kGroups>;
-  static_assert(kGroups <= kTileGroups);
-  const TileColumns<Rows::kPieces> columns(in);
-  const int thread = static_cast<int>(threadIdx.x), end = columns.count();
-  const int staged_channel = thread / kWeightThreads;
-  Product product(thread, [&](int group, int channel) {
-    channel += first_channel;
-    return channel < channels ? weight.bias(group, channel) : C(0);
-  });
-  for (int first = 0; first < end; first += T::kColumns) {
-    const int count = end - first < T::kColumns ? end - first : T::kColumns;
-    __syncthreads();
-    for_each_quad<LinearTraits::kRows, LinearTraits::kThreads>(
-        columns, first + tile.staged, first + count, [&](int r, int column, const Place& at) {
-          C values[4];
-          in.load(tile.row_of[r], at, values);
-          if constexpr (kAlternative) {
-            if (at.piece == Rows::kPieces - 1) in.load_alternative(tile.row_of[r], at, values, values);
-          }
+// The sums of a warp. Of a block of columns, lane 4 g + m reads the columns 4m to 4m + 3 of the rows g, g + 8, g + 16
+// and g + 24, two for each step; it holds the channels 4m to 4m + 3 of these rows, two of each part.
+template <class C, Products kHow, int kGroups>
+struct LinearSums {
+  using T = LinearTraits;
+  C sum[kGroups][2][T::kParts][4] = {};  // of 16 rows
+
+  // The channel of a lane in an operand of weights.
+  __device__ static int channel(int part) {
+    const int n = static_cast<int>(threadIdx.x) % kWarp / 4;
+    return n / 2 * 4 + n % 2 + 2 * part;
+  }
+  // Adds a block of columns, values[row / 8][column]. weight(step, group, part) is an operand.
+  template <class Weight>
+  __device__ __forceinline__ void add(const C (&values)[4][4], Weight&& weight) {
+    Operand<C, kHow, 4> a[2][T::kSteps];
 #pragma unroll
-          for (int i = 0; i < 4; ++i) values[i] = Product::operand(values[i]);
-          store_quad(tile.in + quad_index(r * T::kInStride + column - first), values);
-        });
-    for (int k = thread % kWeightThreads; k < count; k += kWeightThreads) {
-      const auto at = columns.place(first + k);
-      const bool inside = at.offset < at.width && first_channel + staged_channel < channels;
+    for (int i = 0; i < 2 * T::kSteps; ++i) {
+      const int half = i / T::kSteps, step = i % T::kSteps;
+      const C(&low)[4] = values[2 * half], (&high)[4] = values[2 * half + 1];
+      a[half][step] =
+          Operand<C, kHow, 4>({low[2 * step], high[2 * step], low[2 * step + 1], high[2 * step + 1]});
+    }
 #pragma unroll
-      for (int group = 0; group < kGroups; ++group) {
-        tile.weights[k * kStride + group * T::kChannels + staged_channel] =
-            inside ? Product::operand(weight.weight(at.source, group, first_channel + staged_channel)) : C(0);
+    for (int group = 0; group < kGroups; ++group) {
+#pragma unroll
+      for (int part = 0; part < T::kParts; ++part) {
+        Operand<C, kHow, 2> b[T::kSteps];
+#pragma unroll
+        for (int step = 0; step < T::kSteps; ++step) b[step] = weight(step, group, part);
+#pragma unroll
+        for (int half = 0; half < 2; ++half) multiply(sum[group][half][part], a[half], b);
       }
     }
-    __syncthreads();
-#pragma unroll 2
-    for (int k = 0; k < count; k += Product::kInner) product.step(tile.in + k, tile.weights + k * kStride);
   }
-  if (end <= T::kColumns) tile.staged = end;
-  product.for_each([&](int r, int group, int channel, const auto& sums) {
-    channel += first_channel;
-    if (tile.first_row + r < tile.rows && channel < channels) {
-      out.write(tile.first_row + r, group, channel, sums);
+  // A bit for each quad of channels that write() writes: whether a sum is NaN or infinite.
+  __device__ __forceinline__ unsigned wrong() const {
+    unsigned found = 0;
+#pragma unroll
+    for (int i = 0; i < 4 * kGroups; ++i) {
+      float probe = 0.0f;
+#pragma unroll
+      for (int k = 0; k < 4; ++k) probe += 0.0f * value(i, k);
+      found |= probe == 0.0f ? 0u : 1u << i;
     }
-  });
+    return found;
+  }
+  // Value k of a quad, the row i % 4 of the lane in group i / 4.
+  __device__ __forceinline__ C value(int i, int k) const {
+    return sum[i / 4][i % 4 / 2][k / 2][i % 2 * 2 + k % 2];
+  }
+  // Writes the rows from first_row on, those of the warp, that are less than `rows`: the quads in `wanted`.
+  template <class Weight, class Out>
+  __device__ __forceinline__ void write(const Weight& weight, const Out& out, int first_row, int rows,
+                                        int first_channel, int channels, unsigned wanted = ~0u) const {
+    const int lane = static_cast<int>(threadIdx.x) % kWarp, channel = first_channel + lane % 4 * 4;
+#pragma unroll
+    for (int group = 0; group < kGroups; ++group) {
+      C bias[4];
+#pragma unroll
+      for (int k = 0; k < 4; ++k) bias[k] = channel + k < channels ? weight.bias(group, channel + k) : C(0);
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        const int row = first_row + lane / 4 + 8 * i;
+        C values[4];
+#pragma unroll
+        for (int k = 0; k < 4; ++k) {
+          values[k] = value(4 * group + i, k) + bias[k];
+        }
+        if (row < rows && channel < channels && wanted >> (4 * group + i) & 1) {
+          out.write(row, group, channel, values);
+        }
+      }
+    }
+  }
+};
+
+// Channels from first_channel on of kGroups groups. With kAlternative the rows are those of load_alternative.
+template <int kGroups, bool kAlternative, class Tile, class Rows, class Weight, class Out>
+__device__ __forceinline__ void linear_tile(const Tile& tile, const Rows& in, const Weight& weight,
+                                            const Out& out, int first_channel, int channels) {
+  using T = LinearTraits;
+  using C = typename Tile::C;
+  constexpr Products kHow = Tile::kHow;
+  constexpr int kOperands = T::kSteps * kGroups * T::kParts;  // of a block of columns
+  const int thread = static_cast<int>(threadIdx.x), warp = thread / kWarp, lane = thread % kWarp;
+  const auto layout = ColumnBlocks<Rows::kPieces>::template in_packs<4>(in);
+  const auto weights_of = [&](const Place& at, int step, int group, int part, C(&pair)[2]) {
+    const int k = lane % 4 * 4 + 2 * step, c = first_channel + LinearSums<C, kHow, kGroups>::channel(part);
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+      const bool inside = at.offset + k + i < at.width && c < channels;
+      pair[i] = inside ? weight.weight(at.source + k + i, group, c) : C(0);
+    }
+  };
+  const auto add = [&](auto& sums, int block, auto&& weight_at) {
+    Place at = layout.place(in, block);
+    at.offset += lane % 4 * 4;
+    C values[4][4];
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      const auto& row = tile.row_of[warp * kWarp + lane / 4 + 8 * i];
+      in.load(row, at, values[i]);
+      if constexpr (kAlternative) {
+        if (at.piece == Rows::kPieces - 1) in.load_alternative(row, at, values[i]);
+      }
+    }
+    sums.add(values, weight_at);
+  };
+  const int first_row = tile.first_row + warp * kWarp;
+  unsigned wrong = kHow == Products::kExact ? ~0u : 0u;
+  if constexpr (kHow != Products::kExact) {
+    LinearSums<C, kHow, kGroups> sums;
+    for (int first = 0; first < layout.count(); first += T::kBlocks) {
+      const int count = layout.count() - first < T::kBlocks ? layout.count() - first : T::kBlocks;
+      __syncthreads();
+      for (unsigned of = warp; of < kOperands; of += T::kWarps) {
+        const int step = of / (kGroups * T::kParts), group = of / T::kParts % kGroups, part = of % T::kParts;
+        for (int block = 0; block < count; ++block) {
+          C pair[2];
+          weights_of(layout.place(in, first + block), step, group, part, pair);
+          const Operand<C, kHow, 2> operand(pair);
+          Pack<C, Tile::kOperand> pack;
+#pragma unroll
+          for (int k = 0; k < Tile::kOperand; ++k) {
+            pack.values[k] = k < 2 ? operand.head[k] : operand.rest[k % 2];
+          }
+          tile.operand(block * kOperands + of) = pack;
+        }
+      }
+      __syncthreads();
+#pragma unroll 1
+      for (int block = 0; block < count; ++block) {
+        add(sums, first + block, [&](int step, int group, int part) {
+          const int i = ((block * T::kSteps + step) * kGroups + group) * T::kParts + part;
+          const auto pack = tile.operand(i);
+          Operand<C, kHow, 2> operand;
+#pragma unroll
+          for (int k = 0; k < Tile::kOperand; ++k)
+            (k < 2 ? operand.head[k] : operand.rest[k % 2]) = pack.values[k];
+          return operand;
+        });
+      }
+    }
+    if constexpr (kHow == Products::kSplit) wrong = sums.wrong();
+    sums.write(weight, out, first_row, tile.rows, first_channel, channels, ~wrong);
+  }
+  // A row with Inf does not change the bits of another one.
+  if constexpr (kHow != Products::kRounded) {
+    if (kHow == Products::kSplit && __ballot_sync(kFullMask, wrong != 0) == 0) return;
+    LinearSums<C, Products::kExact, kGroups> sums;
+#pragma unroll 1
+    for (int block = 0; block < layout.count(); ++block) {
+      const Place at = layout.place(in, block);
+      add(sums, block, [&](int step, int group, int part) {
+        C pair[2];
+        weights_of(at, step, group, part, pair);
+        return Operand<C, Products::kExact, 2>(pair);
+      });
+    }
+    sums.write(weight, out, first_row, tile.rows, first_channel, channels, wrong);
+  }
 }
 
-template <class C, bool kTensor, int kGroups, class Rows, class Weight, class Out>
-__global__ void __launch_bounds__(LinearTraits::kThreads)
+template <class C, bool kRounded, int kGroups, class Rows, class Weight, class Out>
+__global__ void __launch_bounds__(LinearTraits::kThreads, LinearTraits::kMinBlocks)
     linear_kernel(Rows in, Weight weight, Out out, int rows, int channels) {
-  LinearTile<C, kGroups, Rows> tile(in, rows);
-  const int first_channel = static_cast<int>(blockIdx.y) * ProductTraits::kChannels;
-  linear_tile<kTensor, kGroups, false>(tile, in, weight, out, first_channel, channels);
+  const LinearTile<C, kRounded, kGroups, Rows> tile(in, rows);
+  const int first_channel = static_cast<int>(blockIdx.y) * LinearTraits::kChannels;
+  linear_tile<kGroups, false>(tile, in, weight, out, first_channel, channels);
 }
 
-// `tensor` is the result of use_tensor_cores.
-template <class C, int kGroups, class Rows, class Weight, class Out, class Tensor>
+// `rounded` is the result of rounds_operands.
+template <class C, int kGroups, class Rows, class Weight, class Out, class Rounded>
 cudaError_t linear(const Rows& in, const Weight& weight, const Out& out, int64_t rows, int64_t channels,
-                   cudaStream_t stream, Tensor tensor) {
-  const dim3 grid(static_cast<unsigned>(ceil_div<int64_t>(rows, LinearTraits::kRows)),
-                  static_cast<unsigned>(ceil_div<int64_t>(channels, ProductTraits::kChannels)));
-  return dispatch_tensor_cores(tensor, [&](auto constant) {
-    return launch(linear_kernel<C, decltype(constant)::value, kGroups, Rows, Weight, Out>, grid,
-                  dim3(LinearTraits::kThreads), LinearTile<C, kGroups, Rows>::bytes(), stream, in, weight,
-                  out, static_cast<int>(rows), static_cast<int>(channels));
+                   cudaStream_t stream, Rounded rounded) {
+  return dispatch_rounded(rounded, [&](auto constant) {
+    constexpr bool kRounded = decltype(constant)::value;
+    using Tile = LinearTile<C, kRounded, kGroups, Rows>;
+    return launch(linear_kernel<C, kRounded, kGroups, Rows, Weight, Out>,
+                  Tile::grid(rows, ceil_div<int64_t>(channels, LinearTraits::kChannels)),
+                  dim3(LinearTraits::kThreads), Tile::bytes(), stream, in, weight, out,
+                  static_cast<int>(rows), static_cast<int>(channels));
   });
 }
 

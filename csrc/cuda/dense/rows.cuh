@@ -1,80 +1,63 @@
-// Rows that a dense layer reads: up to three pieces side by side, each anywhere in memory. A tile of them in
-// shared memory is staged once, coalesced, four values at a time.
+// Rows that a dense layer reads: up to three pieces side by side, each anywhere in memory. The lanes of a warp read
+// them as operands of a product, without a copy in shared memory.
 //
-// Rows:  kPieces, Row (addresses), width(piece), Row row(int r), load(row, place, values)
+// Rows:  kPieces, kAlternative, Row (addresses), width(piece), Row row(int r), packed<n>(piece),
+//        load(row, place, values); with kAlternative load_alternative(row, place, values)
 #pragma once
 
 #include "cuda/support/device.cuh"
 
 namespace hiermt::cuda {
 
-// A piece of a tile begins at a multiple of 8 columns, the inner size of a product on tensor cores.
-constexpr int kPieceAlignment = 8;
+// Columns of a row in a block of columns, which belongs to one piece.
+constexpr int kBlockColumns = 16;
 
-__host__ __device__ constexpr int padded_columns(int width) {
-  return ceil_div(width, kPieceAlignment) * kPieceAlignment;
-}
-
-// Column `offset` of a piece of `width` columns, which is column `source` of the row.
+// Columns from `offset` on of a piece of `width` columns, which begin at column `source` of the row. `packed`: they
+// are as packs of what a lane loads.
 struct Place {
   int piece, offset, source, width;
+  bool packed;
 };
 
-// Where the columns of a row are in a tile. With `ones`, a column of ones follows those of the first piece.
+// The columns of a row in blocks.
 template <int kPieces>
-struct TileColumns {
-  int first[kPieces + 1] = {};   // in the tile
-  int source[kPieces + 1] = {};  // in the row
+struct ColumnBlocks {
+  int first[kPieces + 1] = {};  // of a piece
+  unsigned packed = 0;          // a bit for each piece
 
   template <class Rows>
-  __host__ __device__ explicit TileColumns(const Rows& rows, bool ones = false) {
-    for (int i = 0; i < kPieces; ++i) {
-      source[i + 1] = source[i] + rows.width(i);
-      first[i + 1] = first[i] + padded_columns(rows.width(i) + (ones && i == 0));
-    }
-  }
-  // All pieces of `width` columns, a multiple of the alignment.
-  __host__ __device__ explicit TileColumns(int width) {
-    for (int i = 0; i <= kPieces; ++i) first[i] = source[i] = i * width;
+  __host__ __device__ explicit ColumnBlocks(const Rows& rows) {
+    for (int i = 0; i < kPieces; ++i) first[i + 1] = first[i] + ceil_div(rows.width(i), kBlockColumns);
   }
   __host__ __device__ int count() const { return first[kPieces]; }
-  __device__ int width(int piece) const { return source[piece + 1] - source[piece]; }
-  __device__ __forceinline__ Place place(int column) const {
-    Place at{0, column, column, source[1]};
+  // Columns of a row.
+  template <class Rows>
+  __host__ __device__ static int inputs(const Rows& rows) {
+    int sum = 0;
+    for (int i = 0; i < kPieces; ++i) sum += rows.width(i);
+    return sum;
+  }
+
+  // In packs of n columns.
+  template <int n, class Rows>
+  __device__ static ColumnBlocks in_packs(const Rows& rows) {
+    ColumnBlocks blocks(rows);
+#pragma unroll
+    for (int i = 0; i < kPieces; ++i) blocks.packed |= rows.template packed<n>(i) ? 1u << i : 0u;
+    return blocks;
+  }
+  // Block `block`; behind the last one it has no columns.
+  template <class Rows>
+  __device__ __forceinline__ Place place(const Rows& rows, int block) const {
+    int piece = 0, source = 0, before = 0;
 #pragma unroll
     for (int i = 1; i < kPieces; ++i) {
-      if (column >= first[i]) {
-        at = {i, column - first[i], source[i] + column - first[i], source[i + 1] - source[i]};
-      }
+      if (block >= first[i]) piece = i, source += rows.width(i - 1), before = first[i];
     }
-    return at;
+    const int width = block < count() ? rows.width(piece) : 0, offset = (block - before) * kBlockColumns;
+    return {piece, offset, source + offset, width, (packed >> piece & 1) != 0};
   }
 };
-
-// Calls f(row, column, place) for the thread's quads of the columns [from, to) of a tile of kRows rows. Four
-// neighbouring lanes read 64 contiguous bytes of a row.
-template <int kRows, int kThreads, int kPieces, class F>
-__device__ __forceinline__ void for_each_quad(const TileColumns<kPieces>& columns, int from, int to, F&& f) {
-  constexpr int kLanes = 4, kRowStep = kThreads / kLanes;
-  static_assert(kRows % kRowStep == 0);
-  const int thread = static_cast<int>(threadIdx.x);
-#pragma unroll
-  for (int piece = 0; piece < kPieces; ++piece) {
-    const int first = columns.first[piece], last = columns.first[piece + 1];
-    const int end = last < to ? last : to;
-    for (int column = (first > from ? first : from) + 4 * (thread % kLanes); column < end;
-         column += 4 * kLanes) {
-      const Place at{piece, column - first, 0, columns.width(piece)};
-#pragma unroll
-      for (int i = 0; i < kRows / kRowStep; ++i) f(thread / kLanes + i * kRowStep, column, at);
-    }
-  }
-}
-
-// A multiple of four, which the compiler then knows: else it splits the store of a quad.
-__device__ __forceinline__ int quad_index(int i) {
-  return i & ~3;
-}
 
 // Addresses of the pieces of a row; nullptr is a piece of zeros.
 template <class S, int kAddresses>
@@ -101,8 +84,13 @@ struct SequenceRows {
     if (present != nullptr && !present[r]) return {};
     return {{view.data + sequence_offset(view, RowIndex(r, num_nodes, steps))}};
   }
-  __device__ __forceinline__ void load(const Row& row, const Place& at, Compute<S> (&values)[4]) const {
-    load_part(row.at[0], at.offset, at.width, view.stride_channel, values);
+  template <int n>
+  __device__ bool packed(int) const {
+    return packs<n>(view);
+  }
+  template <int n>
+  __device__ __forceinline__ void load(const Row& row, const Place& at, Compute<S> (&values)[n]) const {
+    load_part(row.at[0], at.offset, at.width, view.stride_channel, at.packed, values);
   }
 };
 
@@ -118,9 +106,14 @@ struct DenseRows {
 
   __host__ __device__ int width(int) const { return channels; }
   __device__ Row row(int r) const { return {{data + r * stride_row}}; }
-  __device__ __forceinline__ void load(const Row& row, const Place& at, C (&values)[4]) const {
+  template <int n>
+  __device__ bool packed(int) const {
+    return packs<n>(data, stride_row, stride_piece);
+  }
+  template <int n>
+  __device__ __forceinline__ void load(const Row& row, const Place& at, C (&values)[n]) const {
     load_part(row.at[0] == nullptr ? nullptr : row.at[0] + at.piece * stride_piece, at.offset, at.width, 1,
-              values);
+              at.packed, values);
   }
 };
 
@@ -132,12 +125,12 @@ struct DenseOut {
   int64_t stride_row, stride_group;
   bool accumulate = false;
 
-  template <class C, int n>
-  __device__ __forceinline__ void write(int row, int group, int channel, const C (&values)[n]) const {
+  template <class C>
+  __device__ __forceinline__ void write(int row, int group, int channel, const C (&values)[4]) const {
     S* at = out + row * stride_row + group * stride_group;
     if (!accumulate) return store_part(at, channel, channels, values);
 #pragma unroll
-    for (int i = 0; i < n; ++i) {
+    for (int i = 0; i < 4; ++i) {
       if (channel + i < channels) store(at + channel + i, load(at + channel + i) + values[i]);
     }
   }

@@ -1,142 +1,239 @@
-// Gradients of the weights of dense layers: sums over rows (rows.cuh) of products of two tiles.
+// Gradients of the weights of dense layers: sums over rows (rows.cuh) of products of two rows.
 //
 //   weight_grad_kernel   partial(chunk, group, c, k) = sum_row left(row, group, c) right(row, k)   rows of a chunk
 //
-// Column F of `right`, behind its F columns, is ones: its gradient is that of the bias.
+// Column F of a gradient, behind the F columns of `right`, is that of the bias: the sum of `left`.
 #pragma once
 
+#include "cuda/dense/mma.cuh"
 #include "cuda/dense/rows.cuh"
-#include "cuda/dense/tile_product.cuh"
 
 namespace hiermt::cuda {
 
 struct WeightGradTraits {
-  static constexpr int kThreads = 96;
-  static constexpr int kRows = 48;                // in shared memory at once
-  static constexpr int64_t kMaxChunks = 512;      // partial sums per gradient
-  static constexpr int64_t kMinRows = 3 * kRows;  // of a chunk: amortise its partial sum
-  static_assert(kThreads % ProductTraits::kColumns == 0);
+  static constexpr int kWarps = 4, kThreads = kWarps * kWarp;
+  static constexpr int kChannels = 16;  // of each group, of a block
+  static constexpr int kBlocks = 3;     // of columns: x, g and h of the default model
+  static constexpr int kColumns = kBlocks * kBlockColumns;
+  static constexpr int64_t kMaxChunks = 384;     // partial sums per gradient
+  static constexpr int64_t kMinRows = kThreads;  // of a chunk
+  // Of the sums of a warp in shared memory. Lanes that store quads side by side meet different banks.
+  static constexpr int kStride = kColumns + 8;
 };
 
 inline RowChunks grad_chunks(int64_t rows) {
   using T = WeightGradTraits;
-  return RowChunks(rows, T::kMaxChunks, T::kMinRows, T::kRows);
+  return RowChunks(rows, T::kMaxChunks, T::kMinRows, T::kThreads);
 }
 
-// The tiles of a block; the sums of its slices take their place at the end.
-template <class C, class Product, class Left, class Right>
-struct WeightGradMemory {
+// The sums of a warp over its rows. Of a group a lane (4 g + m) holds the channels 2g and 2g + 1 in the columns 4m to
+// 4m + 3 of each block; it reads the channels and columns 2g and 2g + 1 of the rows m and m + 4 of a product.
+template <class C, Products kHow, class Left, class Right>
+struct GradSums {
   using T = WeightGradTraits;
-  using P = ProductTraits;
-  static constexpr int kGroups = Left::kPieces, kSums = kGroups * P::kChannels * P::kColumns;
-  static constexpr int kLeft = P::kGroupStride<kGroups>;
-  static constexpr int kRight = P::kRightStride * (Right::kAlternative ? 2 : 1);
-  static constexpr int kTiles = T::kRows * (kLeft + kRight), kSlices = Product::kSlices * kSums;
-  static constexpr int kValues = kTiles > kSlices ? kTiles : kSlices;
-  static_assert(T::kThreads == Product::kSlices * Product::kSliceThreads);
-  static_assert(T::kRows % (Product::kSlices * Product::kInner) == 0);
+  static constexpr int kGroups = Left::kPieces;
+  // Products of 8 rows whose operands a lane reads at once: as many as its registers hold.
+  static constexpr int kProducts = std::is_same_v<C, double> ? 1 : 2, kStep = 8 * kProducts;
+  C sum[kGroups][T::kBlocks][2][4] = {};
+  C bias[kGroups][2] = {};
 
-  static size_t bytes() {
-    return padded_bytes<typename Left::Row>(T::kRows) + padded_bytes<typename Right::Row>(T::kRows) +
-           padded_bytes<C>(kValues);
+  __device__ __forceinline__ void step(const Left& left, const Right& right,
+                                       const typename Left::Row* left_rows,
+                                       const typename Right::Row* right_rows, const Place (&groups)[kGroups],
+                                       const Place (&blocks)[T::kBlocks]) {
+    constexpr int kRows = kStep / 4;  // of a lane, two of each product
+    C a[kRows][kGroups][2], b[kRows][T::kBlocks][2], other[kRows][T::kBlocks][2];
+#pragma unroll
+    for (int r = 0; r < kRows; ++r) {
+#pragma unroll
+      for (int group = 0; group < kGroups; ++group) {
+        left.load(left_rows[4 * r], groups[group], a[r][group]);
+#pragma unroll
+        for (int i = 0; i < 2; ++i) bias[group][i] += a[r][group][i];
+      }
+#pragma unroll
+      for (int i = 0; i < T::kBlocks; ++i) {
+        right.load(right_rows[4 * r], blocks[i], b[r][i]);
+        if constexpr (Right::kAlternative) {
+          other[r][i][0] = b[r][i][0], other[r][i][1] = b[r][i][1];
+          if (blocks[i].piece == Right::kPieces - 1) {
+            right.load_alternative(right_rows[4 * r], blocks[i], other[r][i]);
+          }
+        }
+      }
+    }
+    Operand<C, kHow, 4> of_left[kGroups][kProducts];
+#pragma unroll
+    for (int group = 0; group < kGroups; ++group) {
+#pragma unroll
+      for (int i = 0; i < kProducts; ++i) {
+        const C(&low)[2] = a[2 * i][group], (&high)[2] = a[2 * i + 1][group];
+        of_left[group][i] = Operand<C, kHow, 4>({low[0], low[1], high[0], high[1]});
+      }
+    }
+#pragma unroll
+    for (int i = 0; i < T::kBlocks; ++i) {
+      if (blocks[i].width == 0) break;
+#pragma unroll
+      for (int column = 0; column < 2; ++column) {
+        Operand<C, kHow, 2> of_right[kProducts];
+        const auto take = [&](const C(&of)[kRows][T::kBlocks][2]) {
+#pragma unroll
+          for (int k = 0; k < kProducts; ++k) {
+            of_right[k] = Operand<C, kHow, 2>({of[2 * k][i][column], of[2 * k + 1][i][column]});
+          }
+        };
+        take(b);
+#pragma unroll
+        for (int group = 0; group < kGroups - Right::kAlternative; ++group) {
+          multiply(sum[group][i][column], of_left[group], of_right);
+        }
+        if constexpr (Right::kAlternative) {
+          if (blocks[i].piece == Right::kPieces - 1) take(other);
+          multiply(sum[kGroups - 1][i][column], of_left[kGroups - 1], of_right);
+        }
+      }
+    }
+  }
+  // Puts the sums of a warp into shared memory, [group][channel][column]: all, or with kRepair in place of those that
+  // are NaN or infinite. Returns whether one is.
+  template <bool kRepair>
+  __device__ __forceinline__ bool store_sums(C* to, C* to_bias) const {
+    const int lane = static_cast<int>(threadIdx.x) % kWarp, channel = lane / 4 * 2, column = lane % 4 * 4;
+    C probe = C(0);
+#pragma unroll
+    for (int group = 0; group < kGroups; ++group) {
+#pragma unroll
+      for (int i = 0; i < T::kBlocks; ++i) {
+#pragma unroll
+        for (int c = 0; c < 2; ++c) {
+          const C(&even)[4] = sum[group][i][0], (&odd)[4] = sum[group][i][1];
+          C values[4] = {even[2 * c], odd[2 * c], even[2 * c + 1], odd[2 * c + 1]};
+          C* at = to + (group * T::kChannels + channel + c) * T::kStride + i * kBlockColumns + column;
+          if constexpr (kRepair) {
+            C before[4];
+            load_quad(at, before);
+#pragma unroll
+            for (int k = 0; k < 4; ++k) values[k] = before[k] - before[k] == C(0) ? before[k] : values[k];
+          }
+#pragma unroll
+          for (int k = 0; k < 4; ++k) probe += C(0) * values[k];
+          store_quad(at, values);
+        }
+      }
+#pragma unroll
+      for (int c = 0; c < 2; ++c) {
+        const C total = group_sum(bias[group][c], 4);
+        if (lane % 4 == 0) to_bias[group * T::kChannels + channel + c] = total;
+      }
+    }
+    return probe != C(0);
   }
 };
 
-// The pieces of `left` are groups of `channels` channels. With kAlternative the last group multiplies by
-// another last piece of `right`, load_alternative.
-template <class C, bool kTensor, class Left, class Right>
-__global__ void __launch_bounds__(WeightGradTraits::kThreads)
-    weight_grad_kernel(Left left, Right right, int rows, int rows_per_chunk, int columns_per_block,
-                       int channels, C* partial) {
+template <class C, class Left, class Right>
+struct WeightGradMemory {
   using T = WeightGradTraits;
-  using P = ProductTraits;
-  constexpr int kPieces = Right::kPieces;
-  using Product = GradProduct<C, kTensor, Left::kPieces, Right::kAlternative>;
-  using Memory = WeightGradMemory<C, Product, Left, Right>;
-  SharedMemory memory;
-  auto* left_row = memory.take<typename Left::Row>(T::kRows);
-  auto* right_row = memory.take<typename Right::Row>(T::kRows);
-  C* const left_tile = memory.take<C>(Memory::kValues);
-  C* const right_tile = left_tile + T::kRows * Memory::kLeft;
-  const int thread = static_cast<int>(threadIdx.x);
-  const int first_channel = static_cast<int>(blockIdx.y) * P::kChannels;
-  const int first_column = static_cast<int>(blockIdx.z) * columns_per_block;
-  const TileColumns<kPieces> layout(right, true);
-  const TileColumns<Left::kPieces> left_layout(P::kChannels);
-  const int columns_left = layout.count() - first_column;
-  const int columns = columns_left < columns_per_block ? columns_left : columns_per_block;
-  const int alternative_from = layout.first[kPieces - 1] - first_column;
+  static constexpr int kRows = Left::kPieces * T::kChannels;  // of the sums
+  typename Left::Row* left_rows;
+  typename Right::Row* right_rows;
+  C *sums, *biases;  // of each warp
+
+  __device__ WeightGradMemory() {
+    SharedMemory memory;
+    left_rows = memory.take<typename Left::Row>(T::kThreads);
+    right_rows = memory.take<typename Right::Row>(T::kThreads);
+    sums = memory.take<C>(T::kWarps * kRows * T::kStride);
+    biases = memory.take<C>(T::kWarps * kRows);
+  }
+  static size_t bytes() {
+    return padded_bytes<typename Left::Row>(T::kThreads) + padded_bytes<typename Right::Row>(T::kThreads) +
+           padded_bytes<C>(T::kWarps * kRows * T::kStride) + padded_bytes<C>(T::kWarps * kRows);
+  }
+};
+
+// The pieces of `left` are groups of `channels` channels. With kAlternative the last group multiplies by another last
+// piece of `right`, load_alternative.
+template <class C, bool kRounded, class Left, class Right>
+__global__ void __launch_bounds__(WeightGradTraits::kThreads)
+    weight_grad_kernel(Left left, Right right, int rows, int rows_per_chunk, int channels, C* partial) {
+  using T = WeightGradTraits;
+  constexpr Products kHow = kProductsOf<C, kRounded>;
+  const WeightGradMemory<C, Left, Right> memory;
+  constexpr int kRows = memory.kRows, kGroups = Left::kPieces;
+  const int thread = static_cast<int>(threadIdx.x), warp = thread / kWarp, lane = thread % kWarp;
+  const int first_channel = static_cast<int>(blockIdx.y) * T::kChannels;
+  const int first_block = static_cast<int>(blockIdx.z) * T::kBlocks;
   const int begin = static_cast<int>(blockIdx.x) * rows_per_chunk;
   const int end = rows - begin < rows_per_chunk ? rows : begin + rows_per_chunk;
-  Product product(thread);
+  const auto layout = ColumnBlocks<Right::kPieces>::template in_packs<2>(right);
+  Place groups[kGroups], blocks[T::kBlocks];
+#pragma unroll
+  for (int group = 0; group < kGroups; ++group) {
+    groups[group] = {group, first_channel + lane / 4 * 2, 0, channels, left.template packed<2>(group)};
+  }
+#pragma unroll
+  for (int i = 0; i < T::kBlocks; ++i) {
+    blocks[i] = layout.place(right, first_block + i);
+    blocks[i].offset += lane / 4 * 2;
+  }
+  C* const sums = memory.sums + warp * kRows * T::kStride;
+  C* const biases = memory.biases + warp * kRows;
 
-  for (int first = begin; first < end; first += T::kRows) {
-    __syncthreads();
-    if (thread < T::kRows) {
-      const bool inside = first + thread < end;
-      left_row[thread] = inside ? left.row(first + thread) : typename Left::Row{};
-      right_row[thread] = inside ? right.row(first + thread) : typename Right::Row{};
+  const auto accumulate = [&](auto how, auto repair) {
+    GradSums<C, decltype(how)::value, Left, Right> products;
+    // A lane finds the addresses of a row.
+    for (int first = begin + warp * kWarp; first < end; first += T::kThreads) {
+      const bool inside = first + lane < end;
+      __syncwarp();
+      memory.left_rows[thread] = inside ? left.row(first + lane) : typename Left::Row{};
+      memory.right_rows[thread] = inside ? right.row(first + lane) : typename Right::Row{};
+      __syncwarp();
+#pragma unroll 1
+      for (int r = 0; r < kWarp && first + r < end; r += products.kStep) {
+        const int row = warp * kWarp + r + lane % 4;
+        products.step(left, right, memory.left_rows + row, memory.right_rows + row, groups, blocks);
+      }
     }
-    __syncthreads();
-    for_each_quad<T::kRows, T::kThreads>(left_layout, 0, left_layout.count(),
-                                         [&](int r, int column, Place at) {
-                                           at.offset += first_channel, at.width = channels;
-                                           C values[4];
-                                           left.load(left_row[r], at, values);
-#pragma unroll
-                                           for (int i = 0; i < 4; ++i)
-                                             values[i] = Product::operand(values[i]);
-                                           store_quad(left_tile + r * Memory::kLeft + column, values);
-                                         });
-    for_each_quad<T::kRows, T::kThreads>(
-        layout, first_column, first_column + columns, [&](int r, int column, const Place& at) {
-          C* const to = right_tile + quad_index(r * Memory::kRight + column - first_column);
-          C values[4], other[4];
-          right.load(right_row[r], at, values);
-          if constexpr (Right::kAlternative) {
-            if (at.piece == kPieces - 1) {
-              right.load_alternative(right_row[r], at, values, other);
-#pragma unroll
-              for (int i = 0; i < 4; ++i) other[i] = Product::operand(other[i]);
-              store_quad(to + P::kRightStride, other);
-            }
-          }
-#pragma unroll
-          for (int i = 0; i < 4; ++i) {
-            values[i] = at.piece == 0 && at.offset + i == at.width ? C(1) : Product::operand(values[i]);
-          }
-          store_quad(to, values);
-        });
-    __syncthreads();
-#pragma unroll 2
-    for (int r = product.slice * Product::kInner; r < T::kRows; r += Product::kSlices * Product::kInner) {
-      product.template step<Memory::kLeft, Memory::kRight>(
-          left_tile + r * Memory::kLeft, right_tile + r * Memory::kRight, columns, alternative_from);
+    return products.template store_sums<decltype(repair)::value>(sums, biases);
+  };
+  const bool wrong = accumulate(std::integral_constant<Products, kHow>{}, std::false_type{});
+  if constexpr (kHow == Products::kSplit) {
+    // Columns without Inf keep their bits.
+    if (__ballot_sync(kFullMask, wrong) != 0) {
+      accumulate(std::integral_constant<Products, Products::kExact>{}, std::true_type{});
     }
   }
   __syncthreads();
-  C* const sums = left_tile;
-  product.for_each([&](int group, int channel, int column, C sum) {
-    sums[product.slice * Memory::kSums + (group * P::kChannels + channel) * P::kColumns + column] = sum;
-  });
-  __syncthreads();
-  const int column = thread % P::kColumns;
-  const auto at = layout.place(first_column + column);
-  const int inputs = layout.source[kPieces];
-  const bool is_bias = at.piece == 0 && at.offset == at.width;
-  if (column >= columns || !(at.offset < at.width || is_bias)) return;
-  C* out = partial + static_cast<int64_t>(blockIdx.x) * Left::kPieces * channels * (inputs + 1) +
-           (is_bias ? inputs : at.source);
+  const int inputs = layout.inputs(right);
+  C* const out = partial + static_cast<int64_t>(blockIdx.x) * kGroups * channels * (inputs + 1);
+  const auto put = [&](int row, int column, C value) {
+    const int group = row / T::kChannels, c = first_channel + row % T::kChannels;
+    if (c < channels) out[(group * channels + c) * (inputs + 1) + column] = value;
+  };
+  constexpr int kQuads = T::kColumns / 4;
+  for (int i = thread; i < kRows * kQuads; i += T::kThreads) {
+    const int row = i / kQuads, column = i % kQuads * 4;
+    const Place at = layout.place(right, first_block + column / kBlockColumns);
+    const int offset = column % kBlockColumns;
+    C total[4] = {};
 #pragma unroll
-  for (int group = 0; group < Left::kPieces; ++group) {
-    for (int c = thread / P::kColumns; c < P::kChannels; c += T::kThreads / P::kColumns) {
-      if (first_channel + c >= channels) break;
-      const C* from = sums + (group * P::kChannels + c) * P::kColumns + column;
-      C total = C(0);
+    for (int w = 0; w < T::kWarps; ++w) {
+      C values[4];
+      load_quad(memory.sums + (w * kRows + row) * T::kStride + column, values);
 #pragma unroll
-      for (int s = 0; s < Product::kSlices; ++s) total += from[s * Memory::kSums];
-      out[(group * channels + first_channel + c) * (inputs + 1)] = total;
+      for (int k = 0; k < 4; ++k) total[k] += values[k];
     }
+#pragma unroll
+    for (int k = 0; k < 4; ++k) {
+      if (at.offset + offset + k < at.width) put(row, at.source + offset + k, total[k]);
+    }
+  }
+  if (first_block == 0 && thread < kRows) {
+    C total = C(0);
+#pragma unroll
+    for (int w = 0; w < T::kWarps; ++w) total += memory.biases[w * kRows + thread];
+    put(thread, inputs, total);
   }
 }
 
@@ -185,26 +282,24 @@ inline int64_t weight_grad_values(int64_t rows, int64_t outputs, int64_t inputs)
 }
 
 // `partial` holds weight_grad_values(rows, groups * channels, inputs) values. Element
-// (group * channels + c) * (inputs + 1) + k of `out` is the gradient of a weight; k == inputs is the bias.
-template <class C, class Left, class Right, class Out, class Tensor>
+// (group * channels + c) * (inputs + 1) + k of `out` is the gradient of a weight; k == inputs is the bias. `rounded`
+// is the result of rounds_operands.
+template <class C, class Left, class Right, class Out, class Rounded>
 cudaError_t weight_grad(const Left& left, const Right& right, int64_t rows, C* partial, const Out& out,
-                        cudaStream_t stream, Tensor tensor) {
+                        cudaStream_t stream, Rounded rounded) {
+  using T = WeightGradTraits;
   const RowChunks chunks = grad_chunks(rows);
-  const TileColumns<Right::kPieces> layout(right, true);
-  const int columns = layout.count(), parts = ceil_div(columns, ProductTraits::kColumns);
-  const int channels = left.width(0), per_block = padded_columns(ceil_div(columns, parts));
+  const ColumnBlocks<Right::kPieces> layout(right);
+  const int channels = left.width(0), inputs = layout.inputs(right);
   const dim3 grid(static_cast<unsigned>(chunks.count),
-                  static_cast<unsigned>(ceil_div(channels, ProductTraits::kChannels)),
-                  static_cast<unsigned>(parts));
-  HIERMT_CUDA_RETURN_IF_ERROR(dispatch_tensor_cores(tensor, [&](auto constant) {
-    constexpr bool kTensor = decltype(constant)::value;
-    using Product = GradProduct<C, kTensor, Left::kPieces, Right::kAlternative>;
-    return launch(weight_grad_kernel<C, kTensor, Left, Right>, grid, dim3(WeightGradTraits::kThreads),
-                  WeightGradMemory<C, Product, Left, Right>::bytes(), stream, left, right,
-                  static_cast<int>(rows), static_cast<int>(chunks.rows), per_block, channels, partial);
+                  static_cast<unsigned>(ceil_div(channels, T::kChannels)),
+                  static_cast<unsigned>(layout.count() > 0 ? ceil_div(layout.count(), T::kBlocks) : 1));
+  HIERMT_CUDA_RETURN_IF_ERROR(dispatch_rounded(rounded, [&](auto constant) {
+    return launch(weight_grad_kernel<C, decltype(constant)::value, Left, Right>, grid, dim3(T::kThreads),
+                  WeightGradMemory<C, Left, Right>::bytes(), stream, left, right, static_cast<int>(rows),
+                  static_cast<int>(chunks.rows), channels, partial);
   }));
-  const int64_t count = int64_t{Left::kPieces} * channels * (layout.source[Right::kPieces] + 1);
-  return ordered_sum<C>(partial, chunks.count, count, out, stream);
+  return ordered_sum<C>(partial, chunks.count, int64_t{Left::kPieces} * channels * (inputs + 1), out, stream);
 }
 
 }  // namespace hiermt::cuda

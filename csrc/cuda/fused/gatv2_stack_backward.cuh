@@ -388,7 +388,7 @@ struct EdgeWeightGrads {
 // Whether the dense backward is faster: its tensor cores then gain more than its launches and memory cost.
 template <class S>
 constexpr bool prefers_tensor_cores(int64_t hidden, bool tf32) {
-  return hidden > 32 && use_tensor_cores<S>(tf32);
+  return hidden > 32 && rounds_operands<S>(tf32);
 }
 
 }  // namespace hiermt::cuda

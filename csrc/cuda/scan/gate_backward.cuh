@@ -40,14 +40,14 @@ struct GateOut {
   const typename GateRows<S>::Row* rows;  // of the block, from first_row on
   int first_row;
 
-  template <class C, int n>
-  __device__ __forceinline__ void write(int row, int group, int channel, const C (&values)[n]) const {
-    S* to = gates + static_cast<int64_t>(row) * 3 * hidden + (candidate ? 2 * hidden : 0);
+  template <class C>
+  __device__ __forceinline__ void write(int row, int group, int channel, const C (&values)[4]) const {
+    S* to = gates + static_cast<int64_t>(row) * (3 * hidden) + (candidate ? 2 * hidden : 0);
     if (group == 1) to = reset.data + static_cast<int64_t>(row) * reset.stride;
     const bool absent = kMasked && !GateRows<S>::has_input(rows[row - first_row]);
-    C gate[n];
+    C gate[4];
 #pragma unroll
-    for (int i = 0; i < n; ++i) {
+    for (int i = 0; i < 4; ++i) {
       gate[i] = candidate ? tanh(values[i]) : sigmoid(values[i]);
       if (kMasked && absent) gate[i] = C(group == 0 && !candidate);
     }
@@ -78,34 +78,33 @@ struct GateWorkspace {
   }
 };
 
-// Recomputes the gates, [N * T, 3H], of a block's rows: u and r, then c, which reads r * h_{t-1}. The tile keeps
-// the columns that both read.
-template <class S, bool kTensor, bool kMasked>
-__global__ void __launch_bounds__(LinearTraits::kThreads) gates_kernel(GateRows<S> in, S* gates, int rows) {
-  using C = Compute<S>;
-  LinearTile<C, 2, GateRows<S>> tile(in, rows);
+// Recomputes the gates, [N * T, 3H], of a block's rows: u and r, then c, which reads r * h_{t-1}: the r that its own
+// warp wrote.
+template <class S, bool kRounded, bool kMasked>
+__global__ void __launch_bounds__(LinearTraits::kThreads, LinearTraits::kMinBlocks)
+    gates_kernel(GateRows<S> in, S* gates, int rows) {
+  const LinearTile<Compute<S>, kRounded, 2, GateRows<S>> tile(in, rows);
   const int hidden = static_cast<int>(in.p.hidden), columns = in.widths[0] + in.widths[1] + hidden;
   const GateColumns<S> of_state{in.p.weights, columns}, of_candidate{in.p.weights, columns, 2};
   const GateOut<S, kMasked> out{gates, in.reset, hidden, false, tile.row_of, tile.first_row};
   const GateOut<S, kMasked> out_candidate{gates, in.reset, hidden, true, tile.row_of, tile.first_row};
-  for (int c = 0; c < hidden; c += ProductTraits::kChannels) {
-    linear_tile<kTensor, 2, false>(tile, in, of_state, out, c, hidden);
+  for (int c = 0; c < hidden; c += LinearTraits::kChannels) {
+    linear_tile<2, false>(tile, in, of_state, out, c, hidden);
   }
-  const int state = TileColumns<3>(in).first[2];
-  if (tile.staged > state) tile.staged = state;
-  for (int c = 0; c < hidden; c += ProductTraits::kChannels) {
-    linear_tile<kTensor, 1, true>(tile, in, of_candidate, out_candidate, c, hidden);
+  __syncwarp();
+  for (int c = 0; c < hidden; c += LinearTraits::kChannels) {
+    linear_tile<1, true>(tile, in, of_candidate, out_candidate, c, hidden);
   }
 }
 
 template <class S>
 cudaError_t compute_gates(const GateRows<S>& in, S* gates, int64_t rows, cudaStream_t stream) {
-  return dispatch_tensor_cores(use_tensor_cores<S>(in.p.tf32), [&](auto constant) {
+  return dispatch_rounded(rounds_operands<S>(in.p.tf32), [&](auto constant) {
     return dispatch_masked(in.p.present, [&](auto masked) {
-      return launch(gates_kernel<S, decltype(constant)::value, decltype(masked)::value>,
-                    dim3(static_cast<unsigned>(ceil_div<int64_t>(rows, LinearTraits::kRows))),
-                    dim3(LinearTraits::kThreads), LinearTile<Compute<S>, 2, GateRows<S>>::bytes(), stream, in,
-                    gates, static_cast<int>(rows));
+      constexpr bool kRounded = decltype(constant)::value;
+      using Tile = LinearTile<Compute<S>, kRounded, 2, GateRows<S>>;
+      return launch(gates_kernel<S, kRounded, decltype(masked)::value>, Tile::grid(rows, 1),
+                    dim3(LinearTraits::kThreads), Tile::bytes(), stream, in, gates, static_cast<int>(rows));
     });
   });
 }
@@ -117,7 +116,7 @@ cudaError_t input_gradients(const GatedScanForward<S>& f, const Compute<S>* d_ga
   using C = Compute<S>;
   const int hidden = static_cast<int>(f.hidden), channels = static_cast<int>(f.x.channels);
   const int columns = channels + static_cast<int>(f.g_channels) + hidden;
-  const auto tensor = use_tensor_cores<S>(f.tf32);
+  const auto rounded = rounds_operands<S>(f.tf32);
   // The columns of the gates from column `first` on, transposed.
   const auto weights = [&](int first) {
     return Transposed<GateColumns<S>>{{f.weights, columns, 0, first}, hidden};
@@ -125,11 +124,11 @@ cudaError_t input_gradients(const GatedScanForward<S>& f, const Compute<S>* d_ga
   const DenseRows<C, 3> d_rows = gate_cotangents(d_gates, f.hidden);
   if (d_x != nullptr) {
     HIERMT_CUDA_RETURN_IF_ERROR(linear<C, 1>(d_rows, weights(0), DenseOut<S>{d_x, channels, channels, 0},
-                                             rows, channels, stream, tensor));
+                                             rows, channels, stream, rounded));
   }
   if (d_g == nullptr) return cudaSuccess;
   return linear<C, 1>(d_rows, weights(channels), DenseOut<S>{d_g, hidden, hidden, 0}, rows, hidden, stream,
-                      tensor);
+                      rounded);
 }
 
 // Backward of the recurrence alone, from the gates and h. Writes the cotangents of the gates before their

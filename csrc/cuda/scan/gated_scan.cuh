@@ -221,7 +221,9 @@ struct GateRows {
         widths{inputs ? static_cast<int>(p.x.channels) : 0, inputs ? static_cast<int>(p.g_channels) : 0,
                state ? static_cast<int>(p.hidden) : 0} {}
 
-  __host__ __device__ int width(int piece) const { return widths[piece]; }
+  __host__ __device__ int width(int piece) const {
+    return piece == 0 ? widths[0] : piece == 1 ? widths[1] : widths[2];
+  }
   // Whether the node is there, and its day in a window.
   __device__ static bool has_input(const Row& row) { return row.at[0] != nullptr; }
   __device__ Row row(int r) const {
@@ -247,17 +249,25 @@ struct GateRows {
     row.at[3] = reset.data + static_cast<int64_t>(r) * reset.stride;
     return row;
   }
-  __device__ __forceinline__ void load(const Row& row, const Place& at, Compute<S> (&values)[4]) const {
-    load_part(row.at[at.piece], at.offset, at.width, at.piece == 0 ? p.x.stride_channel : 1, values);
+  template <int n>
+  __device__ bool packed(int piece) const {
+    if (piece == 0) return packs<n>(p.x);
+    if (piece == 1) return packs<n>(p.g, p.g_channels);
+    return packs<n>(p.h, p.hidden) && packs<n>(p.h0) && packs<n>(reset.data, reset.stride);
+  }
+  template <int n>
+  __device__ __forceinline__ void load(const Row& row, const Place& at, Compute<S> (&values)[n]) const {
+    load_part(row.at[at.piece], at.offset, at.width, at.piece == 0 ? p.x.stride_channel : 1, at.packed,
+              values);
   }
   // From the values of the last piece.
+  template <int n>
   __device__ __forceinline__ void load_alternative(const Row& row, const Place& at,
-                                                   const Compute<S> (&state)[4],
-                                                   Compute<S> (&values)[4]) const {
-    Compute<S> r[4];
-    load_part(row.at[3], at.offset, at.width, 1, r);
+                                                   Compute<S> (&values)[n]) const {
+    Compute<S> r[n];
+    load_part(row.at[3], at.offset, at.width, 1, at.packed, r);
 #pragma unroll
-    for (int i = 0; i < 4; ++i) values[i] = state[i] * r[i];
+    for (int i = 0; i < n; ++i) values[i] *= r[i];
   }
 };
 
@@ -282,7 +292,7 @@ cudaError_t project_input(const GatedScanForward<S>& p, Compute<S>* out, cudaStr
   const int columns = static_cast<int>(p.x.channels + p.g_channels) + hidden;
   return linear<C, 3>(GateRows<S>(p, true, false), GateColumns<S>{p.weights, columns},
                       DenseOut<C>{out, hidden, 3 * p.hidden, p.hidden}, p.copies * p.num_nodes * p.steps,
-                      p.hidden, stream, use_tensor_cores<S>(p.tf32));
+                      p.hidden, stream, rounds_operands<S>(p.tf32));
 }
 
 // The recurrence alone, over the windows that p describes. day_projection [V * D, 3H] is the input projection

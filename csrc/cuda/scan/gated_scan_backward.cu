@@ -228,9 +228,9 @@ int gated_scan_backward(const GatedScanBackward<S, Compute<S>>& given, void* wor
   if (grads.u_weight || grads.u_bias || grads.r_weight || grads.r_bias || grads.c_weight || grads.c_bias) {
     const int hidden = static_cast<int>(f.hidden);
     const int columns = static_cast<int>(f.x.channels + f.g_channels) + hidden;
-    HIERMT_CUDA_RETURN_IF_ERROR(weight_grad(
-        gate_cotangents<C>(memory.gates.d_gates, hidden), in, rows, memory.partial,
-        GateGradsOut<C>{grads, columns, hidden, 0, columns}, stream, use_tensor_cores<S>(f.tf32)));
+    HIERMT_CUDA_RETURN_IF_ERROR(
+        weight_grad(gate_cotangents<C>(memory.gates.d_gates, hidden), in, rows, memory.partial,
+                    GateGradsOut<C>{grads, columns, hidden, 0, columns}, stream, rounds_operands<S>(f.tf32)));
   }
   return input_gradients(f, memory.gates.d_gates, p.d_x, p.d_g, rows, stream);
 }

@@ -105,7 +105,7 @@ cudaError_t weight_grads(const GatedScanBackward<S, Compute<S>>& p, const Backwa
   const int64_t day_rows = f.num_nodes * f.steps, rows = f.windows->count * f.num_nodes * f.windows->steps;
   const int hidden = static_cast<int>(f.hidden), inputs = static_cast<int>(f.x.channels + f.g_channels);
   const int columns = inputs + hidden;
-  const auto tensor = use_tensor_cores<S>(f.tf32);
+  const auto rounded = rounds_operands<S>(f.tf32);
   const GateGrads<C>& all = p.grads;
   const GateGrads<C> weights{all.u_weight, nullptr, all.r_weight, nullptr, all.c_weight, nullptr};
   GateRows<S> states(over_windows(f), false, true), of_days(over_days(f), true, false);
@@ -114,9 +114,9 @@ cudaError_t weight_grads(const GatedScanBackward<S, Compute<S>>& p, const Backwa
   of_days.used = memory.used;
   HIERMT_CUDA_RETURN_IF_ERROR(
       weight_grad(gate_cotangents<C>(memory.gates.d_gates, hidden), states, rows, memory.partial,
-                  GateGradsOut<C>{weights, columns, hidden, inputs, hidden}, stream, tensor));
+                  GateGradsOut<C>{weights, columns, hidden, inputs, hidden}, stream, rounded));
   return weight_grad(gate_cotangents<C>(memory.d_days, hidden), of_days, day_rows, memory.partial,
-                     GateGradsOut<C>{all, columns, hidden, 0, inputs}, stream, tensor);
+                     GateGradsOut<C>{all, columns, hidden, 0, inputs}, stream, rounded);
 }
 
 }  // namespace

@@ -37,11 +37,13 @@ __device__ __forceinline__ void store(Half* at, float value) {
   at->bits = __half_as_ushort(__float2half_rn(value));
 }
 
-// Four consecutive values, as one access (two for float64) to an address aligned to it.
-template <class S>
-struct alignas(sizeof(S) == 8 ? 16 : 4 * sizeof(S)) Quad {
-  S values[4];
+// Consecutive values, as accesses of up to 16 bytes to an address aligned to them.
+template <class S, int n>
+struct alignas(n * sizeof(S) > 16 ? 16 : n * sizeof(S)) Pack {
+  S values[n];
 };
+template <class S>
+using Quad = Pack<S, 4>;
 template <class S, class C>
 __device__ __forceinline__ void load_quad(const S* from, C* to) {
   const Quad<S> quad = *reinterpret_cast<const Quad<S>*>(from);
@@ -66,23 +68,33 @@ __device__ __forceinline__ bool quad_aligned(const S* at) {
   return reinterpret_cast<uintptr_t>(at) % alignof(Quad<S>) == 0;
 }
 
-// Values k to k + 3 of a row of `width` values, which lie `stride` apart: zeros behind its end and of a row
-// without an address.
-template <class S, class C>
-__device__ __forceinline__ void load_part(const S* row, int k, int width, int64_t stride, C (&values)[4]) {
+// Values from k on of a row of `width` values, which lie `stride` apart: zeros behind its end and of a row without
+// an address. `packed`: the n values are in one aligned Pack, if the row has them all.
+template <class S, class C, int n>
+__device__ __forceinline__ void load_part(const S* row, int k, int width, int64_t stride, bool packed,
+                                          C (&values)[n]) {
   if (row == nullptr) width = 0;
-  if (stride == 1 && k + 4 <= width && quad_aligned(row + k)) return load_quad(row + k, values);
+  if (packed && k + n <= width) {
+    const Pack<S, n> pack = *reinterpret_cast<const Pack<S, n>*>(row + k);
 #pragma unroll
-  for (int i = 0; i < 4; ++i) values[i] = k + i < width ? load(row + (k + i) * stride) : C(0);
+    for (int i = 0; i < n; ++i) values[i] = load(pack.values + i);
+    return;
+  }
+  int64_t at = k * stride;
+#pragma unroll
+  for (int i = 0; i < n; ++i, at += stride) values[i] = k + i < width ? load(row + at) : C(0);
+}
+// Whether each pack of n values of rows at `data`, whose addresses differ by multiples of `strides`, is aligned.
+template <int n, class S, class... Strides>
+__device__ __forceinline__ bool packs(const S* data, Strides... strides) {
+  return reinterpret_cast<uintptr_t>(data) % alignof(Pack<S, n>) == 0 && ((strides % n == 0) && ...);
 }
 // Stores the values of a row of `width` values from k on that are inside it.
-template <class S, class C, int n>
-__device__ __forceinline__ void store_part(S* row, int k, int width, const C (&values)[n]) {
-  if constexpr (n == 4) {
-    if (k + 4 <= width && quad_aligned(row + k)) return store_quad(row + k, values);
-  }
+template <class S, class C>
+__device__ __forceinline__ void store_part(S* row, int k, int width, const C (&values)[4]) {
+  if (k + 4 <= width && quad_aligned(row + k)) return store_quad(row + k, values);
 #pragma unroll
-  for (int i = 0; i < n; ++i) {
+  for (int i = 0; i < 4; ++i) {
     if (k + i < width) store(row + k + i, values[i]);
   }
 }
@@ -219,6 +231,12 @@ struct RowIndex {
     node = n - copy * num_nodes;
   }
 };
+
+template <int n, class S>
+__device__ __forceinline__ bool packs(const SequenceView<S>& view) {
+  return view.stride_channel == 1 &&
+         packs<n>(view.data, view.stride_copy, view.stride_node, view.stride_time);
+}
 
 template <class S>
 __device__ __forceinline__ int64_t sequence_offset(const SequenceView<S>& view, const RowIndex& at) {

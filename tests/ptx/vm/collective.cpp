@@ -2,6 +2,7 @@
 // kernel, or is elsewhere, ends the process.
 #include <unordered_map>
 
+#include "tensor_core.h"
 #include "warp.h"
 
 namespace ptx {
@@ -106,14 +107,12 @@ void meet(Warp& warp, const Instruction& i) {
   check(warp, i, warp.reg<uint32_t>(i.r[0]));
 }
 
-// D = A B + C of 16 x 8 and 8 x 8. A tensor core multiplies what TF32 has room for and adds in float32.
+// D = A B + C of 16 x 8 and 8 x 8.
 // Operands: 4 of d, 4 of a, 2 of b, 4 of c.
 void multiply_tf32(Warp& warp, const Instruction& i) {
   if (warp.exec != ~0u) fail("divergence", "line %d: mma with the lanes %08x", i.line, warp.exec);
   float a[16][8], b[8][8];
-  const auto value = [&](int operand, int lane) {
-    return as_float(warp.reg<uint32_t>(i.r[operand])[lane] & ~0x1fffu);
-  };
+  const auto value = [&](int operand, int lane) { return tf32(warp.reg<float>(i.r[operand])[lane]); };
   for (int lane = 0; lane < kLanes; ++lane) {
     const int row = lane / 4, column = lane % 4;
     for (int k = 0; k < 4; ++k) a[row + 8 * (k % 2)][column + 4 * (k / 2)] = value(4 + k, lane);
@@ -123,9 +122,7 @@ void multiply_tf32(Warp& warp, const Instruction& i) {
   for (int lane = 0; lane < kLanes; ++lane) {
     for (int k = 0; k < 4; ++k) {
       const int row = lane / 4 + 8 * (k / 2), column = 2 * (lane % 4) + k % 2;
-      float total = 0;
-      for (int j = 0; j < 8; ++j) total += a[row][j] * b[j][column];
-      results[k][lane] = warp.reg<float>(i.r[10 + k])[lane] + total;
+      results[k][lane] = tensor_core_sum(warp.reg<float>(i.r[10 + k])[lane], a[row], 1, &b[0][column], 8);
     }
   }
   for (int k = 0; k < 4; ++k) std::memcpy(warp.reg<float>(i.r[k]), results[k], sizeof(results[k]));

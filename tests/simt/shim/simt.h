@@ -194,6 +194,11 @@ T atomicMax(T* at, T value) {
   return old;
 }
 
+namespace simt {
+// What mma.m16n8k8 with operands in TF32 does, see csrc/cuda/dense/mma.cuh.
+void multiply_tf32(float (&d)[4], const float (&a)[4], const float (&b)[2], int line = __builtin_LINE());
+}  // namespace simt
+
 inline int __ffs(int value) {
   return __builtin_ffs(value);
 }

@@ -1,0 +1,43 @@
+"""Float32 on tensor cores is as accurate as PyTorch's float32: each result against float64, by its norm."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from simt.cases import GCN, Case, conv, layer, needs_harness, scan, windows, with_mask
+from simt.harness import Simt
+from support.calls import run
+from support.problems import Problem
+
+pytestmark = needs_harness
+
+CASES = [
+    layer(16, nodes=20, edges=90, copies=2, steps=12),
+    layer(16, nodes=20, edges=90, copies=2, steps=12, channels=16),
+    layer(40, nodes=20, edges=90, steps=12, channels=50),
+    layer(16, nodes=20, edges=90, steps=12, stack=GCN),
+    conv(40, nodes=20, edges=90, steps=12),
+    scan(16, nodes=40, steps=12),
+    windows(16, starts=range(30), days=42, steps=12),
+    with_mask(layer(16, nodes=20, edges=90, steps=12)),
+]
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_the_error_is_at_most_twice_that_of_pytorch(case: Problem | Case) -> None:
+    problem, how = (case.problem, case.how) if isinstance(case, Case) else (case, {})
+    with Simt():
+        found = run(problem, True, **how).tensors()
+    expected = run(problem, False, torch.float64, **how).tensors()
+    plain = run(problem, False, **how).tensors()
+    compared = 0
+    for i, (ours, theirs, exact) in enumerate(zip(found, plain, expected, strict=True)):
+        if ours is None or theirs is None or exact is None or not ours.is_floating_point():
+            continue
+        error, allowed = (float((one.double() - exact).norm()) for one in (ours, theirs))
+        # Half a unit in the last place is no error; that of a vector is the noise of few numbers.
+        allowed = max(allowed, 2.0**-24 * float(exact.norm()))
+        assert error <= (2 if exact.numel() >= 200 else 3) * allowed, f"result {i}"
+        compared += 1
+    assert compared > 3
