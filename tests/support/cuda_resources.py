@@ -33,8 +33,6 @@ _SPILL_A_REGISTER = (
     "gatv2_stack_multilane_fwd_kernel<",  # sm_120
     "gated_scan_fwd_memory_kernel<",  # sm_120
 )
-# Likewise held to 80 bytes. With a mask beside the split of its scores it needs four registers more than there are.
-_SPILL_FOUR_REGISTERS = ("gatv2_stack_fwd_kernel<float, 16>", "gatv2_stack_fwd_kernel<BFloat16, 16>")  # sm_90
 
 
 class Kernel(NamedTuple):
@@ -56,9 +54,8 @@ class Kernel(NamedTuple):
 
     @property
     def spills_a_register(self) -> bool:
-        """Whether it is known to spill a few registers on one of the architectures."""
-        few = self.name.startswith(_SPILL_A_REGISTER) and self.local <= 24
-        return few or (self.name.startswith(_SPILL_FOUR_REGISTERS) and self.local <= 80)
+        """Whether it is known to spill one or two registers on one of the architectures."""
+        return self.name.startswith(_SPILL_A_REGISTER) and self.local <= 24
 
     @property
     def local(self) -> int:

@@ -211,10 +211,10 @@ struct AttendedRow {
 
 // Overwrites x_r[i] in `own` with activation(sum_j alpha x_l[j] + bias), or with zeros if i is not there. `linear`
 // holds the linear scores, or is nullptr for scores without the split. With a mask the last entry of a row, its
-// loop, has a weight of its own, in `loops`, and is added after the others.
-template <class S, int kHidden, int kLanes, class Linear = std::nullptr_t>
+// loop, has a weight of its own, in `loops`, and is added after the others. `masked` is whether there is one, also as a constant.
+template <class S, int kHidden, int kLanes, class Masked, class Linear = std::nullptr_t>
 __device__ __forceinline__ void attend(const StackItems& items, const CsrGraph& graph, const S* edge_weights,
-                                       const StackPresence& presence, const ItemNumbers& loops,
+                                       Masked masked, const StackPresence& presence, const ItemNumbers& loops,
                                        const ConvVectors<kHidden>& vectors, Activation activation,
                                        const Tile<kHidden, kLanes>& x_l, const Tile<kHidden, kLanes>& own,
                                        Linear linear = nullptr) {
@@ -230,12 +230,12 @@ __device__ __forceinline__ void attend(const StackItems& items, const CsrGraph& 
     for (int c = 0; c < kChannels; ++c) att[c] *= kAbsolutePart;
   }
   items.for_each_with_mask<kLanes>([&](int node, int step, unsigned mask) {
-    const bool there = presence.has(node, step);
+    const bool there = !masked || presence.has(node, step);
     if (kLanes == 1 && !there) return own.clear(node, step);
     float x_i[kChannels];
     own.read(node, step, x_i);
     const int begin = graph.rowptr[node], end = kLanes == 1 || there ? graph.rowptr[node + 1] : begin;
-    const int others = presence.masked() && (kLanes == 1 || there) ? end - 1 : end;
+    const int others = masked && (kLanes == 1 || there) ? end - 1 : end;
     const auto weight_of = [&](int entry) {
       return edge_weights != nullptr ? load(edge_weights + entry) : 0.0f;
     };
@@ -259,7 +259,7 @@ __device__ __forceinline__ void attend(const StackItems& items, const CsrGraph& 
     // All lanes of `mask` are in the same call.
     const auto walk = [&](auto&& score, auto&& score_of_entry) {
       row.template walk<kLanes>(begin, others, mask, score_of_entry);
-      if (!presence.masked()) return;
+      if (!masked) return;
       float x_j[kChannels];
       const float score_of_loop = score(node, loops.at(node, step), x_j);
       if (kLanes == 1 || there) row.update(score_of_loop, x_j);
@@ -269,14 +269,14 @@ __device__ __forceinline__ void attend(const StackItems& items, const CsrGraph& 
       walk(unsplit, [&](int entry, float (&x_j)[kChannels]) {
         if constexpr (kLanes == 1) {
           const int from = graph.col[entry];
-          if (!presence.masked() || presence.has(from, step)) return unsplit(from, weight_of(entry), x_j);
+          if (!masked || presence.has(from, step)) return unsplit(from, weight_of(entry), x_j);
           x_l.read(from, step, x_j);
           return -INFINITY;
         } else {
           // Past the end an item reads itself, so that its lanes take part in the sums.
           const bool inside = entry < others;
           const int from = inside ? graph.col[entry] : node;
-          const bool counts = presence.has(from, step);
+          const bool counts = !masked || presence.has(from, step);
           const float score = unsplit(from, inside && counts ? weight_of(entry) : 0.0f, x_j);
           return counts ? score : -INFINITY;
         }

@@ -205,8 +205,8 @@ __global__ void __launch_bounds__(BackwardTraits<kHidden>::threads(kEdges), 1)
       const PartialSum vectors{partial, add}, matrices{partial + 3 * kHidden, add};
       for (int before = 0; before < layer; ++before) {
         project_layer(before, inputs);
-        attend(items, p.graph, p.edge_weight, presence, loops, conv.vectors, Activation::kLeakyRelu, x_l,
-               inputs);
+        attend(items, p.graph, p.edge_weight, presence.masked(), presence, loops, conv.vectors,
+               Activation::kLeakyRelu, x_l, inputs);
       }
       project_layer(layer, x_r);
       sum_cotangents(items, d_y, warp_sums);

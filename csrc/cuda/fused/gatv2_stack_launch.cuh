@@ -44,12 +44,21 @@ __global__ void __launch_bounds__(StackTraits<kHidden>::kThreads, StackTraits<kH
     if constexpr (StackTraits<kHidden>::kSplitScores) {
       linear_scores(items, conv.vectors, presence, x_l, linear);
       __syncthreads();
-      attend(items, p.graph, p.edge_weight, presence, loops, conv.vectors, activation, x_l, own,
-             static_cast<const float*>(linear));
+      // Two copies: what a mask needs would spill registers of the one without.
+      const auto attend_to = [&](auto masked) {
+        attend(items, p.graph, p.edge_weight, masked, presence, loops, conv.vectors, activation, x_l, own,
+               static_cast<const float*>(linear));
+      };
+      if (presence.masked()) {
+        attend_to(std::true_type{});
+      } else {
+        attend_to(std::false_type{});
+      }
     } else {
       clear_absent(items, presence, x_l);
       __syncthreads();
-      attend(items, p.graph, p.edge_weight, presence, loops, conv.vectors, activation, x_l, own);
+      attend(items, p.graph, p.edge_weight, presence.masked(), presence, loops, conv.vectors, activation, x_l,
+             own);
     }
   }
 
@@ -88,7 +97,8 @@ __global__ void __launch_bounds__(StackTraits<kHidden>::kThreads, StackTraits<kH
     // In place: a thread has read the items that it overwrites.
     project_tile(items, target.data, vectors.lin_r_bias(), own, quads, own);
     __syncthreads();
-    attend(items, p.graph, p.edge_weight, presence, loops, vectors, p.activation(layer), x_l, own);
+    attend(items, p.graph, p.edge_weight, presence.masked(), presence, loops, vectors, p.activation(layer),
+           x_l, own);
   }
   __syncthreads();
   finish_multilane(p, frame.block, items, presence, x, matrix, own, x_l);
