@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from hiermt import data
-from hiermt.cli import artefacts, options, record, speed
+from hiermt.cli import artefacts, options, overwrites, record, speed
 from hiermt.cli.argument_types import path, real, whole
 from hiermt.cli.experiment import Experiment
 from hiermt.cli.output import log
@@ -50,6 +50,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     """Runs the command."""
     device = options.pick_device(args.device)
     artefacts.check_folder(args.out)
+    overwrites.check_apart(args, ("--out", [args.out / name for name in artefacts.FILES]))
     files = record.inputs(args, prices=sp500_path())
     prices = data.load_sp500()
     if args.days is not None:

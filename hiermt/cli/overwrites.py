@@ -7,11 +7,11 @@ import os
 from collections.abc import Collection
 from pathlib import Path
 
+from hiermt.cli.record import INPUTS
 from hiermt.data import DataError
 from hiermt.io.checkpoint import CONFIG, WEIGHTS
 
 MODEL_FILES = (WEIGHTS, CONFIG)
-_READ = ("prices", "features", "adjacency", "sectors")
 
 
 def check_apart(args: argparse.Namespace, *written: tuple[str, Collection[Path]]) -> None:
@@ -24,7 +24,7 @@ def check_apart(args: argparse.Namespace, *written: tuple[str, Collection[Path]]
     Raises:
         DataError: two of them are one file.
     """
-    given = [(f"--{name}", getattr(args, name, None)) for name in _READ]
+    given = [(f"--{name}", getattr(args, name, None)) for name in (*INPUTS, "config")]
     taken = {os.path.realpath(path): f"{option} {path}, which is read" for option, path in given if path is not None}
     if (model := getattr(args, "model", None)) is not None:
         taken |= {os.path.realpath(model / name): f"{name} of --model {model}, which is read" for name in MODEL_FILES}
@@ -32,4 +32,4 @@ def check_apart(args: argparse.Namespace, *written: tuple[str, Collection[Path]]
         for path in paths:
             if (other := taken.get(os.path.realpath(path))) is not None:
                 raise DataError(f"{option}: would write over {other}; give another path")
-        taken |= {os.path.realpath(path): f"{path}, a file of {option}" for path in paths}
+            taken[os.path.realpath(path)] = f"{path}, a file of {option}"

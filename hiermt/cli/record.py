@@ -18,7 +18,8 @@ from hiermt.data import DataError
 from hiermt.io.tensor_files import parse_json
 from hiermt.native.info import collect
 
-_INPUTS = ("prices", "features", "adjacency", "sectors")
+# Options that name files of data.
+INPUTS = ("prices", "features", "adjacency", "sectors")
 # Where results go and how they are shown; the command as typed has them.
 _NOT_RECORDED = {
     *("out", "checkpoint", "resume", "tensorboard", "json", "config"),
@@ -41,7 +42,7 @@ def inputs(args: argparse.Namespace, **more: Path) -> dict[str, dict[str, Any]]:
 
     A note says which of them differ from those of the record that ``--config`` names.
     """
-    paths = {name: Path(value) for name in _INPUTS if (value := getattr(args, name, None)) is not None} | more
+    paths = {name: Path(value) for name in INPUTS if (value := getattr(args, name, None)) is not None} | more
     found = {}
     for name, path in paths.items():
         if path.is_file():
@@ -73,7 +74,7 @@ def describe(
         options: values that the command chose itself, in place of those of `args`.
     """
     chosen: dict[str, Any] = {name: value for name, value in vars(args).items() if name not in _NOT_RECORDED}
-    for name in _INPUTS:
+    for name in INPUTS:
         if chosen.get(name) is not None:
             chosen[name] = str(Path(chosen[name]).resolve())
     build = collect()

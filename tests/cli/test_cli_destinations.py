@@ -117,6 +117,9 @@ def test_a_file_in_the_place_of_a_folder(name: str, tmp_path: Path, capsys: pyte
         (["predict", "--model", "model", "--out", "link.csv"], "--out: would write over --prices prices.csv"),
         (["predict", "--model", "model", "--out", "model/config.json"], "would write over config.json of --model"),
         (["evaluate", "--walk-forward", "2", "--adjacency", "out/report.html"], "would write over --adjacency"),
+        (["predict", "--model", "model", "--config", "c.json", "--out", "c.json"], "would write over --config c.json"),
+        (["train", "--config", "link.json"], "--out: would write over --config link.json"),
+        (["train", "--out", "linked"], "--out: would write over linked/metrics.json, a file of --out"),
     ],
 )
 def test_an_output_that_is_an_input(
@@ -125,9 +128,23 @@ def test_an_output_that_is_an_input(
     monkeypatch.chdir(tmp_path)
     Path("prices.csv").write_text("kept")
     Path("link.csv").symlink_to("prices.csv")
+    Path("c.json").write_text("{}")
+    Path("out").mkdir()
+    Path("out/run.json").symlink_to("../c.json")
+    Path("link.json").symlink_to("c.json")
+    Path("linked").mkdir()
+    Path("linked/metrics.json").symlink_to("predictions.csv")
     common = ["--prices", "prices.csv", *([] if "--out" in arguments else ["--out", "out"])]
     fails(capsys, *arguments, *common, match=text)
-    assert Path("prices.csv").read_text() == "kept" and not Path("out/run.json").exists()
+    assert Path("prices.csv").read_text() == "kept" and Path("c.json").read_text() == "{}"
+    assert [path.name for path in Path("out").iterdir()] == ["run.json"]
+
+
+def test_the_demo_keeps_the_options_that_it_reads(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "run.json").write_text("{}")
+    arguments = ["demo", "--config", str(tmp_path / "run.json"), "--out", str(tmp_path)]
+    fails(capsys, *arguments, match="--out: would write over --config")
+    assert (tmp_path / "run.json").read_text() == "{}"
 
 
 def test_an_output_folder_behind_a_link(
