@@ -38,8 +38,9 @@ def on_hub(kind: type[Pretrained]) -> Any:
 
     Raises:
         ImportError: the package ``huggingface_hub`` is missing.
-        TypeError: of ``save_pretrained``, an entry of `model_card_kwargs` is not a field of a card.
-        ValueError: of the methods, `config` is given or `strict` is ``False``.
+        TypeError: of ``save_pretrained``, an entry of `model_card_kwargs` is not a field of a card, or its tags are not
+            a list of str.
+        ValueError: of the methods, `config` is given, `strict` is ``False`` or `map_location` is not a device.
 
     Example:
         >>> Model = on_hub(hiermt.TGCN_HierarchicalMT)
@@ -91,12 +92,13 @@ def on_hub(kind: type[Pretrained]) -> Any:
         ) -> Any:
             if strict is not True:
                 raise ValueError(f"strict: expected True, because every weight has to be there, got {strict!r}")
+            device = _device(map_location)
             names = ("revision", "cache_dir", "force_download", "local_files_only", "token")
             of_hub = {name: options.pop(name) for name in names}
             folder = Path(model_id)
             if not folder.is_dir():
                 folder = Path(huggingface_hub.snapshot_download(model_id, allow_patterns=[WEIGHTS, CONFIG], **of_hub))
-            return cls._load(folder, backend, options).to(map_location)
+            return cls._load(folder, backend, options).to(device)
 
         def generate_model_card(self, metrics: Mapping[str, Any] | None = None, **fields: Any) -> Any:
             header = _header(self._hub_mixin_info.model_card_data, fields).to_yaml()
@@ -116,6 +118,13 @@ def _empty(kind: Any) -> Any:
     return found.__new__(found)
 
 
+def _device(map_location: Any) -> torch.device:
+    try:
+        return torch.device(map_location)
+    except (TypeError, RuntimeError) as error:
+        raise ValueError(f"map_location: expected a device such as 'cpu' or 'cuda:1', got {map_location!r}") from error
+
+
 def _header(data: Any, fields: Mapping[str, Any]) -> Any:
     """The ``ModelCardData`` of a class with `fields` in it."""
     known = set(inspect.signature(type(data).__init__).parameters)
@@ -125,6 +134,9 @@ def _header(data: Any, fields: Mapping[str, Any]) -> Any:
             f"model_card_kwargs: expected 'metrics' or fields of a model card ({', '.join(sorted(known))}), got "
             f"{', '.join(map(repr, unknown))}"
         )
+    tags = fields.get("tags", [])
+    if not isinstance(tags, (list, tuple)) or not all(isinstance(tag, str) for tag in tags):
+        raise TypeError(f"model_card_kwargs: tags: expected a list of str, got {tags!r}")
     data = copy.deepcopy(data)
     for name, value in fields.items():
         setattr(data, name, list(dict.fromkeys([*data.tags, *value])) if name == "tags" else value)

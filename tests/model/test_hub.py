@@ -111,6 +111,9 @@ def test_fields_of_the_card(tmp_path: Path) -> None:
     for name in ("colour", "kwargs", "repo_url"):
         with pytest.raises(TypeError, match=f"model_card_kwargs: expected .*license.*, got '{name}'"):
             kind(3, 5).save_pretrained(tmp_path / "third", model_card_kwargs={name: "red"})
+    for tags in ("mine", None, ["mine", 3]):
+        with pytest.raises(TypeError, match="tags: expected a list of str, got"):
+            kind(3, 5).save_pretrained(tmp_path / "third", model_card_kwargs={"tags": tags})
     assert not (tmp_path / "third").exists()
 
 
@@ -120,6 +123,9 @@ def test_arguments_of_the_mixin(remote: Path, tmp_path: Path) -> None:
     for device in ("meta", torch.device("meta")):
         model = kind.from_pretrained("me/stocks", map_location=device, strict=True)
         assert {parameter.device.type for parameter in model.parameters()} == {"meta"}
+    for wrong in ("nowhere", {"cuda": "cpu"}, None):
+        with pytest.raises(ValueError, match=r"map_location: expected a device .*, got"):
+            kind.from_pretrained("me/stocks", map_location=wrong)
     with pytest.raises(ValueError, match=r"strict: expected True, .* got False"):
         kind.from_pretrained("me/stocks", strict=False)
     with pytest.raises(ValueError, match="config: expected None"):
