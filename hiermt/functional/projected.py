@@ -66,12 +66,13 @@ def gatv2_attention(
         - **returns:** ``[B, E, T]``
     """
     (x_l, x_r, att, *edge), edges = _attention_inputs(x_l, x_r, graph, project_edge, att, True, present)
-    nodes, steps, hidden = max(graph.num_nodes, 1), x_l.size(1), x_l.size(2)
+    nodes, steps, hidden = graph.num_nodes, x_l.size(1), x_l.size(2)
+    copies = x_l.size(0) // max(nodes, 1)
     order, _ = _pyg_order(graph)
     attention = without_autocast(twin.attention)
     # [N, T, H] -> [B, S, H, T], one copy at a time: the scores of an edge are as large as its messages.
-    sources, targets = (x.reshape(-1, nodes, steps, hidden).transpose(2, 3) for x in (x_l, x_r))
-    masks = [None] * len(sources) if present is None else present.reshape(-1, nodes, steps)
+    sources, targets = (x.reshape(copies, nodes, steps, hidden).transpose(2, 3) for x in (x_l, x_r))
+    masks = [None] * len(sources) if present is None else present.reshape(copies, nodes, steps)
     found = []
     for source, target, there in zip(sources, targets, masks, strict=True):
         alpha, _ = attention(source, target, edges, _edge_term(edge, project_edge, edges, there), att, there)

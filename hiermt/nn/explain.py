@@ -43,7 +43,7 @@ def attention_weights(
         if i < len(cells) - 1:
             x = _states(cell, x, graph, present)
     alpha = torch.stack(found)
-    return attention_edges(graph), alpha if len(lead) > 1 else alpha.squeeze(2)
+    return attention_edges(graph), alpha.reshape(*alpha.shape[:2], *lead[:-1], *alpha.shape[3:])
 
 
 def _states(cell: TGCNCell, x: Tensor, graph: Graph, present: Tensor | None) -> Tensor:

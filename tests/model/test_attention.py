@@ -157,6 +157,18 @@ def test_attention_weights_of_stocks_that_come_and_go(edge_dim: int | None, part
         model.attention_weights(windows, edge_index, weight, present=present)
 
 
+@pytest.mark.hostile("empty")
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize(("nodes", "steps"), [(20, 0), (0, 3), (0, 0)])
+@pytest.mark.parametrize("lead", [(), (0,), (2,)])
+def test_attention_weights_of_nothing(lead: tuple[int, ...], nodes: int, steps: int, masked: bool) -> None:
+    model = hiermt.TGCN_HierarchicalMT(5, 7, layout="NTF")
+    edges = EDGES if nodes else (EDGES[0][:, :0], EDGES[1][:0])
+    present = torch.ones(*lead, nodes, steps, dtype=torch.bool) if masked else None
+    index, alpha = model.attention_weights(torch.randn(*lead, nodes, steps, 5), *edges, present=present)
+    assert alpha.shape == (2, 2, *lead, index.size(1), steps)
+
+
 def test_a_single_step_and_other_stacks() -> None:
     stack, x = hiermt.GAT(5, [7, 6]), torch.randn(20, 5)
     edge_index, alpha = stack.attention_weights(x, *EDGES)
