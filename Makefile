@@ -53,11 +53,11 @@ ptx: $(VENV)/.env-test build ## the tests of the CUDA kernels on their PTX, too;
 	HIERMT_PTX=1 $(BIN)/python -m pytest $(PYTEST_ARGS) tests/gpu/test_cuda_resources.py
 	$(BIN)/python bench/counts.py --passes forward --no-occupancy --check
 
-# SECONDS of make and SEED; the seed of a run without one is the date.
-SEED ?= $(shell date +%Y%m%d)
 planted: $(VENV)/.env-test build ## a fault for each class of hostile input, planted in a copy: a test of it must fail
 	PYTHONPATH=.:tests $(BIN)/python -m support.planted
 
+# SECONDS of make and SEED; the seed of a run without one is the date.
+SEED ?= $(shell date +%Y%m%d)
 fuzz: SECONDS ?= 60
 fuzz: $(VENV)/.env-test build ## random models and graphs, native against twin and PyG; SECONDS=600 or CASES=300, SEED=7
 	PYTHONPATH=.:tests OMP_WAIT_POLICY=passive $(BIN)/python -m fuzz.differential \
