@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import subprocess
 import sys
 import threading
@@ -328,9 +327,8 @@ class _InWorker(torch.utils.data.Dataset[Tensor]):
 
 
 @pytest.mark.hostile("workers")
-@pytest.mark.parametrize("context", ["fork", "forkserver"])
+@pytest.mark.parametrize("context", ["fork", "spawn"])
 def test_forward_in_a_worker_after_a_forward_in_the_parent(context: str, backend: str) -> None:
-    multiprocessing.set_forkserver_preload(["torch", "hiermt"])
     dataset = _InWorker(hiermt.TGCN_HierarchicalMT(5, 8, backend=backend))
     expected = [dataset[i] for i in range(4)]
     loader = torch.utils.data.DataLoader(
