@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import sys
-import warnings
 from collections.abc import Iterable
 from pathlib import Path
 
-_HERE = str(Path(__file__).parent)
+from hiermt import _warnings
 
 
 class DataError(ValueError):
@@ -20,11 +18,7 @@ class DataWarning(UserWarning):
 
 def warn(message: str) -> None:
     """Warns with a :class:`DataWarning` that points at the caller of ``hiermt.data``."""
-    level = 1
-    frame = sys._getframe(0)
-    while frame.f_back is not None and frame.f_code.co_filename.startswith(_HERE):
-        frame, level = frame.f_back, level + 1
-    warnings.warn(message, DataWarning, stacklevel=level)
+    _warnings.warn(message, DataWarning, Path(__file__).parent)
 
 
 def some(names: Iterable[object], most: int = 6) -> str:

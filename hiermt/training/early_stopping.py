@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import copy
-import warnings
+from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
+
+from hiermt import _warnings
 
 
 class EarlyStopping:
@@ -26,10 +28,11 @@ class EarlyStopping:
             return
         if loss == 0 and self.state is None:
             # The loss of no rows, which no later one would be below.
-            warnings.warn(
+            _warnings.warn(
                 "patience: the test loss is 0, as if no row of test_dataloader counted (target_mask, present); such an "
                 "epoch is not taken as the best. Give a test_dataloader with labels, or patience=None",
-                stacklevel=4,
+                UserWarning,
+                Path(__file__).parent,
             )
             return
         if loss < self.loss:

@@ -144,8 +144,9 @@ class TestTraining:
             loaders = data.WindowLoader(source, range(16), 8), data.WindowLoader(source, range(16, 30), 8)
             return hiermt.train(model, optimizer, task, *loaders, 4, progress=False, **options), model
 
-        with pytest.warns(UserWarning, match="patience: the test loss is 0"):
+        with pytest.warns(UserWarning, match="patience: the test loss is 0") as warned:
             history, model = run(patience=2)
+        assert {one.filename for one in warned} == {__file__}
         assert history.epoch == 4 and history.test_losses == [0.0] * 4
         _, expected = run()
         assert all(torch.equal(a, b) for a, b in zip(model.parameters(), expected.parameters(), strict=True))
