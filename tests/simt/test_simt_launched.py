@@ -65,6 +65,9 @@ def test_a_run_of_all_tests_fails_if_a_kernel_was_left_out(tmp_path: Path) -> No
         (["tests", "-m", "fast"], False),
         (["tests", "--deselect", "tests/simt/test_simt.py"], False),
         (["tests", "--ignore", "tests/ptx"], False),
+        (["tests", "--last-failed"], False),
+        (["tests", "--stepwise"], False),
+        (["tests", "--stepwise-skip"], False),
     ],
 )
 def test_a_run_of_all_tests(arguments: list[str], expected: bool, pytestconfig: pytest.Config) -> None:

@@ -55,7 +55,9 @@ def runs_all(config: pytest.Config) -> bool:
     """Whether the command line leaves out no test of tests/simt."""
     option = config.option
     chosen = [option.keyword, option.markexpr, option.deselect, option.ignore, option.ignore_glob, option.collectonly]
-    if any(chosen) or getattr(option, "lf", False):
+    # Of pytest's cache, which a run may go without.
+    chosen += [getattr(option, name, False) for name in ("lf", "stepwise", "stepwise_skip")]
+    if any(chosen):
         return False
     paths = [(config.invocation_params.dir / argument).resolve() for argument in config.args]
     return any(path == FOLDER or path in FOLDER.parents for path in paths)
