@@ -197,11 +197,11 @@ class BackwardTile {
     const int64_t row_length = row_length_, count = count_, first = first_ * steps + t;
     const S* const u_c = f_.gates + first * 3 * hidden;
     const S* const d_out = p_.d_h == nullptr ? nullptr : p_.d_h + first * hidden;
-    const S* before = f_.h + (first - 1) * hidden;
-    int64_t before_row = steps * hidden;
-    if (t == 0) {
-      before = f_.h0 == nullptr ? nullptr : f_.h0 + first_ * hidden;
-      before_row = hidden;
+    const S* before = f_.h0 == nullptr ? nullptr : f_.h0 + first_ * hidden;
+    int64_t before_row = hidden;
+    if (t > 0) {
+      before = f_.h + (first - 1) * hidden;
+      before_row = steps * hidden;
     }
     C* const carry = d_h_ + v * L;
     C* const d_z_u = d_z_row_[0] + v * L;
