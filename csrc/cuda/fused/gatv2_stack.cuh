@@ -211,7 +211,8 @@ struct AttendedRow {
 
 // Overwrites x_r[i] in `own` with activation(sum_j alpha x_l[j] + bias), or with zeros if i is not there. `linear`
 // holds the linear scores, or is nullptr for scores without the split. With a mask the last entry of a row, its
-// loop, has a weight of its own, in `loops`, and is added after the others. `masked` is whether there is one, also as a constant.
+// loop, has a weight of its own, in `loops`, and is added after the others. `masked` is whether there is a mask, as a
+// constant or not.
 template <class S, int kHidden, int kLanes, class Masked, class Linear = std::nullptr_t>
 __device__ __forceinline__ void attend(const StackItems& items, const CsrGraph& graph, const S* edge_weights,
                                        Masked masked, const StackPresence& presence, const ItemNumbers& loops,
