@@ -46,6 +46,7 @@ def graphs() -> dict[str, Edges]:
     shuffle = torch.tensor([4, 7, 0, 8, 2, 5, 1, 3, 6])
     three = batched(triangle, ones, 3, 3)
     loops = torch.arange(4).repeat(2, 1)
+    ring = torch.stack([torch.arange(4), torch.arange(1, 5) % 4])
     twice = batched(torch.tensor([[0, 0, 1, 1], [1, 1, 0, 1]]), torch.tensor([0.5, 0.25, 1.0, 2.0]), 2, 3)
     unlike = three[1].clone()  # type: ignore[union-attr]
     unlike[-1] = 0.5
@@ -66,6 +67,7 @@ def graphs() -> dict[str, Edges]:
         ),
         "3 parts, one weight differs": (three[0], unlike, 9),
         "3 parts of duplicates and loops": (*twice, 6),
+        "2 rings, one the other way round": (torch.cat([ring, ring.flip(0) + 4], dim=1), None, 8),
         "one part": (triangle, uneven, 3),
         "part and isolated nodes": (triangle, ones, 6),
         "stocks": (*stock_graph(9, 24), 9),

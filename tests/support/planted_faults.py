@@ -234,8 +234,8 @@ FAULTS: dict[str, list[Fault]] = {
     "equal-parts": [
         Fault(
             "hiermt/graph/csr.py",
-            "        per_copy = int(rowptr[size])\n",
-            "        per_copy = int(rowptr[size]) - 1\n",
+            "if not torch.equal(col, col[:1].expand_as(col)) or bool",
+            "if bool",
             "model/test_equal_parts.py::test_every_way_in_forward",
         )
     ],
