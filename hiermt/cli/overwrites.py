@@ -1,4 +1,4 @@
-"""No command writes over a file that it reads, nor one of its files over another."""
+"""No command writes over a file that it reads, over one of the model's training, nor one of its files over another."""
 
 from __future__ import annotations
 
@@ -7,15 +7,13 @@ import os
 from collections.abc import Collection
 from pathlib import Path
 
+from hiermt.cli.artefacts import FILES
 from hiermt.cli.record import INPUTS
 from hiermt.data import DataError
-from hiermt.io.checkpoint import CONFIG, WEIGHTS
-
-MODEL_FILES = (WEIGHTS, CONFIG)
 
 
 def check_apart(args: argparse.Namespace, *written: tuple[str, Collection[Path]]) -> None:
-    """Compares the files that a command will write with those that it reads, whatever links lead to them.
+    """Compares the files that a command will write with those that it reads or must keep, whatever links lead to them.
 
     Args:
         args (Namespace): parsed arguments, whose inputs are read.
@@ -27,7 +25,8 @@ def check_apart(args: argparse.Namespace, *written: tuple[str, Collection[Path]]
     given = [(f"--{name}", getattr(args, name, None)) for name in (*INPUTS, "config")]
     taken = {os.path.realpath(path): f"{option} {path}, which is read" for option, path in given if path is not None}
     if (model := getattr(args, "model", None)) is not None:
-        taken |= {os.path.realpath(model / name): f"{name} of --model {model}, which is read" for name in MODEL_FILES}
+        # Metrics and report of a training are as much its result as the weights.
+        taken |= {os.path.realpath(model / name): f"{name} of the training --model {model}" for name in FILES}
     for option, paths in written:
         for path in paths:
             if (other := taken.get(os.path.realpath(path))) is not None:
