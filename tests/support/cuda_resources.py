@@ -25,14 +25,19 @@ REGISTERS_PER_MULTIPROCESSOR = 65536
 MAX_WARPS = 64
 
 
-# Held to 24 bytes of stack, stores and loads together, until they are made to fit.
-_SPILL_A_REGISTER = (
-    "linear_kernel<float, true, 2, SequenceRows<",  # sm_80, sm_90
-    "gatv2_stack_bwd_kernel<Half, 16, false>",  # sm_90
-    "gatv2_conv_bwd_target_kernel<Half, 0, true>",  # sm_90
-    "gatv2_stack_multilane_fwd_kernel<",  # sm_120
-    "gated_scan_fwd_memory_kernel<",  # sm_120
-)
+# Bytes of stack, stores and loads together, to which the kernels are held that do not fit yet, by the start of a name.
+_SPILLS = {
+    "linear_kernel<float, true, 2, SequenceRows<": 24,  # sm_80, sm_90
+    "weight_grad_kernel<float, true, DenseRows<float, 1>, SequenceRows<": 24,  # sm_80, sm_90, sm_100
+    "gatv2_stack_bwd_kernel<Half, 16, false>": 24,  # sm_90
+    "gatv2_conv_bwd_target_kernel<Half, 0, true>": 24,  # sm_90
+    "gatv2_conv_bwd_source_kernel<": 24,  # sm_80
+    "gcn_conv_bwd_degree_kernel<float, 8>": 24,  # sm_100
+    "gated_scan_fwd_memory_kernel<": 24,  # sm_120
+    # With a block less on a multiprocessor they would fit; which is better, a GPU must say.
+    "linear_kernel<float, false, 3, GateRows<float>": 168,  # sm_100, sm_120
+    "gatv2_stack_multilane_fwd_kernel<": 112,  # sm_100, sm_120
+}
 
 
 class Kernel(NamedTuple):
@@ -53,9 +58,9 @@ class Kernel(NamedTuple):
         return "double" not in self.name
 
     @property
-    def spills_a_register(self) -> bool:
-        """Whether it is known to spill one or two registers on one of the architectures."""
-        return self.name.startswith(_SPILL_A_REGISTER) and self.local <= 24
+    def known_to_spill(self) -> bool:
+        """Whether it is known to spill as much on one of the architectures."""
+        return any(self.name.startswith(name) and self.local <= most for name, most in _SPILLS.items())
 
     @property
     def local(self) -> int:
@@ -186,7 +191,7 @@ def main() -> int:
     kernels = collect(options.arch)
     shown = [k for k in kernels if options.all or re.search(r"<float|<int|^\w+$", k.name)]
     print(table(sorted(shown, key=lambda k: (k.name, k.arch))))
-    bad = [k for k in kernels if k.hot and k.local and not k.spills_a_register]
+    bad = [k for k in kernels if k.hot and k.local and not k.known_to_spill]
     print(f"{len(kernels)} kernels, {len(bad)} hot ones with local memory", file=sys.stderr)
     if bad:
         print(table(bad), file=sys.stderr)
