@@ -14,6 +14,7 @@ from torch import Tensor
 import hiermt
 from hiermt import functional, testing
 from hiermt.native import extension
+from support import forged_calls
 
 needs_native = pytest.mark.skipif(not extension.native_status().available, reason="needs the extension")
 
@@ -36,6 +37,26 @@ def test_forged_calls_of_every_operator_come_back(seed: int) -> None:
     tests = Path(__file__).parents[1]
     done = subprocess.run(command, cwd=tests, capture_output=True, text=True, check=False, timeout=300)
     assert done.returncode == 0, done.stderr[-3000:]
+
+
+@pytest.mark.hostile("forged-call")
+@needs_native
+def test_a_backward_refuses_a_tensor_that_is_a_row_short() -> None:
+    checked = set()
+    for name, arguments in forged_calls.valid_calls():
+        if not name.endswith("_backward") or name in checked:
+            continue
+        checked.add(name)
+        operator = getattr(torch.ops.hiermt, name)
+        schema = operator.default._schema.arguments
+        for i, value in enumerate(arguments):
+            if not isinstance(value, Tensor) or not value.dim() or value.size(0) < 2:
+                continue
+            forged = [*arguments[:i], value[:-1], *arguments[i + 1 :]]
+            named = {one.name: each for one, each in zip(schema, forged, strict=True) if one.kwarg_only}
+            with pytest.raises(RuntimeError, match=f"hiermt::{name}: .*expected"):
+                operator(*forged[: len(forged) - len(named)], **named)
+    assert len(checked) >= 5
 
 
 def wrapping(count: int, per_conv: int) -> list[int]:
