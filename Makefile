@@ -13,8 +13,10 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 NVCC := $(shell command -v nvcc 2>/dev/null || ls /usr/local/cuda/bin/nvcc 2>/dev/null)
 # Tests build the CUDA kernels also against a CPU-only torch: they have to compile, link and import there. Where no GPU
 # could run them, for one architecture: nvcc takes several minutes for all of them, which `make ptx` looks at.
+# Every target that builds in place says so, or it would build the others beside them.
 GPU := $(shell command -v nvidia-smi 2>/dev/null)
-WITH_CUDA := $(if $(NVCC),FORCE_CUDA=1 $(if $(GPU)$(TORCH_CUDA_ARCH_LIST),,TORCH_CUDA_ARCH_LIST=9.0),)
+ARCHITECTURES := $(if $(NVCC),$(if $(GPU)$(TORCH_CUDA_ARCH_LIST),,TORCH_CUDA_ARCH_LIST=9.0))
+WITH_CUDA := $(if $(NVCC),FORCE_CUDA=1 $(ARCHITECTURES))
 
 # Images of containers often set it. Every process of a test would then compile torch and PyG from their sources anew,
 # which takes longer than most tests: 10 core seconds in place of 4.
@@ -38,7 +40,7 @@ env: $(VENV)/.env-dev ## the environment .venv with everything that developers n
 install: $(VENV)/.env-demo build ## the package into .venv, editable, with what the demo needs
 
 build: $(VENV)/.env ## the library in place; what an earlier `make test` built for CUDA is kept
-	$(BIN)/python setup.py -q build_ext --inplace
+	$(ARCHITECTURES) $(BIN)/python setup.py -q build_ext --inplace
 
 test: $(VENV)/.env-test ## build, with the CUDA kernels where nvcc is, and run all tests
 	$(WITH_CUDA) $(BIN)/python setup.py -q build_ext --inplace
@@ -171,7 +173,7 @@ SOURCES = $(shell find csrc tests -name '*.cpp' -o -name '*.h' -o -name '*.cu' -
 
 # Python compiles what it imports; pip would compile tens of thousands of files that nothing imports.
 INSTALL := $(PIP) install -q --no-compile
-EDITABLE := $(INSTALL) --no-build-isolation -e
+EDITABLE := $(ARCHITECTURES) $(INSTALL) --no-build-isolation -e
 
 $(VENV)/.env:
 	$(PYTHON) -m venv $(VENV)
