@@ -18,6 +18,18 @@ MAKEFILE = (ROOT / "Makefile").read_text()
 TARGETS = {name for line in re.findall(r"^([a-z][a-z -]*):(?!=)", MAKEFILE, re.M) for name in line.split()}
 
 
+def test_targets_that_build_in_place_agree_on_the_architectures(tmp_path: Path) -> None:
+    """One that asked for others would build them beside those of the last."""
+    if shutil.which("make") is None:
+        pytest.skip("make is not installed")
+    machine = [f"VENV={tmp_path}", "NVCC=nvcc", "GPU=", "TORCH_CUDA_ARCH_LIST="]
+    command = ["make", "-n", "test", "build", "check", "docs", *machine]
+    told = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    builds = [line for line in told.splitlines() if " setup.py " in line or " -e " in line]
+    assert len(builds) >= 4
+    assert all("TORCH_CUDA_ARCH_LIST=9.0" in line for line in builds), builds
+
+
 def test_make_help_lists_every_target() -> None:
     if shutil.which("make") is None:
         pytest.skip("make is not installed")
