@@ -12,10 +12,11 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 NVCC := $(shell command -v nvcc 2>/dev/null || ls /usr/local/cuda/bin/nvcc 2>/dev/null)
 # Tests build the CUDA kernels also against a CPU-only torch: they have to compile, link and import there. Where no GPU
-# could run them, for one architecture: nvcc takes several minutes for all of them, which `make ptx` looks at.
+# could run them, for one architecture: nvcc takes several minutes for all of them, which `make ptx` looks at. Its PTX is
+# kept as text in the objects, where tests/ptx finds it.
 # Every target that builds in place says so, or it would build the others beside them.
 GPU := $(shell command -v nvidia-smi 2>/dev/null)
-ARCHITECTURES := $(if $(NVCC),$(if $(GPU)$(TORCH_CUDA_ARCH_LIST),,TORCH_CUDA_ARCH_LIST=9.0))
+ARCHITECTURES := $(if $(NVCC),$(if $(GPU)$(TORCH_CUDA_ARCH_LIST),,TORCH_CUDA_ARCH_LIST=9.0+PTX NVCC_APPEND_FLAGS=--no-compress))
 WITH_CUDA := $(if $(NVCC),FORCE_CUDA=1 $(ARCHITECTURES))
 
 # Images of containers often set it. Every process of a test would then compile torch and PyG from their sources anew,
@@ -45,15 +46,17 @@ build: $(VENV)/.env ## the library in place; what an earlier `make test` built f
 test: $(VENV)/.env-test ## build, with the CUDA kernels where nvcc is, and run all tests
 	$(WITH_CUDA) $(BIN)/python setup.py -q build_ext --inplace
 	PYTHONPATH=.:tests $(BIN)/python -m simt.harness
+	PYTHONPATH=.:tests $(BIN)/python -m ptx.sources
 	$(BIN)/python -m pytest -n $(TEST_WORKERS) --dist worksteal $(PYTEST_ARGS)
 
-# `make test` runs the source of the kernels alone; here every test of tests/simt runs once more on what nvcc makes.
-ptx: $(VENV)/.env-test build ## the tests of the CUDA kernels on their PTX, too; needs nvcc, no GPU
+# `make test` runs some tests of tests/simt on what nvcc makes of the kernels; here all of them do, and those of spills
+# look at every architecture.
+ptx: $(VENV)/.env-test ## the tests of the CUDA kernels on their PTX, all of them; needs nvcc, no GPU
+	$(WITH_CUDA) $(BIN)/python setup.py -q build_ext --inplace
 	PYTHONPATH=.:tests $(BIN)/python -m simt.harness
-	PYTHONPATH=.:tests $(BIN)/python -m ptx.sources
+	HIERMT_PTX=1 PYTHONPATH=.:tests $(BIN)/python -m ptx.sources
 	HIERMT_PTX=1 $(BIN)/python -m pytest -n $(TEST_WORKERS) --dist worksteal $(PYTEST_ARGS) tests/ptx tests/simt
 	HIERMT_PTX=1 $(BIN)/python -m pytest $(PYTEST_ARGS) tests/gpu/test_cuda_resources.py
-	$(BIN)/python bench/counts.py --passes forward --no-occupancy --check
 
 planted: $(VENV)/.env-test build ## a fault for each class of hostile input, planted in a copy: a test of it must fail
 	PYTHONPATH=.:tests $(BIN)/python -m support.planted

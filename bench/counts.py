@@ -6,19 +6,17 @@
     python bench/counts.py --check                  exits 1 if a pass has more than 3 % more instructions than there
 
 The kernels run as the PTX that nvcc makes of them, see tests/ptx. Full issue is one instruction a cycle on each of the
-four schedulers of 132 multiprocessors at 1.98 GHz, an H100: no kernel is faster than that.
+four schedulers of 132 multiprocessors at 1.98 GHz, an H100: no kernel is faster than that. Registers are those that
+ptxas reported to the last build with CUDA kernels (FORCE_CUDA=1 TORCH_CUDA_ARCH_LIST=9.0+PTX); without one the
+occupancy is left out, and --save refuses.
 """
 
 from __future__ import annotations
 
 import argparse
-import hashlib
 import json
-import re
-import subprocess
 import sys
 import tempfile
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -64,12 +62,11 @@ def merged(found: list[dict[str, Any]]) -> list[dict[str, Any]]:
     names = sources.plain_names([record["kernel"] for record in found])
     kernels: dict[str, dict[str, Any]] = {}
     for name, record in zip(names, found, strict=True):
-        total = kernels.setdefault(name, {**dict.fromkeys(SUMS, 0), "threads": 0, "shared_bytes": 0, "symbol": ""})
+        total = kernels.setdefault(name, {**dict.fromkeys(SUMS, 0), "threads": 0, "shared_bytes": 0})
         for key in SUMS:
             total[key] += record[key]
         for key in ("threads", "shared_bytes"):
             total[key] = max(total[key], record[key])
-        total["symbol"] = record["kernel"]
     records = []
     for name, total in kernels.items():
         instructions = sum(total[key] for key in CLASSES)
@@ -77,29 +74,10 @@ def merged(found: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return records
 
 
-def registers(symbols: Iterable[str]) -> dict[str, tuple[int, int]]:
-    """Registers of a thread and bytes of its stack for each kernel, from ptxas for sm_90."""
-    wanted = set(symbols)
-    return {kernel.symbol: _registers(kernel) for kernel in sources.kernels() if kernel.symbol in wanted}
-
-
-def _registers(kernel: sources.Kernel) -> tuple[int, int]:
-    """Of one kernel, which is compiled alone and once."""
-    text = kernel.path.read_text()
-    alone = text[: text.index(".entry")].rsplit("\n", 1)[0] + "\n" + text[kernel.begin : kernel.begin + kernel.size]
-    report = sources.BUILD / f"{hashlib.sha256(alone.encode()).hexdigest()[:24]}.ptxas"
-    if not report.exists():
-        source = report.with_suffix(".alone.ptx")
-        source.write_text(alone)
-        command = ["ptxas", "-v", "-arch=sm_90", str(source), "-o", "/dev/null"]
-        result = subprocess.run(command, capture_output=True, text=True, check=True)
-        report.write_text(result.stderr + result.stdout)
-        source.unlink()
-    found = report.read_text()
-    used, stack = re.search(r"Used (\d+) registers", found), re.search(r"(\d+) bytes stack frame", found)
-    if used is None:
-        raise RuntimeError(f"{kernel.name}: ptxas does not tell its registers:\n{found}")
-    return int(used[1]), int(stack[1]) if stack else 0
+def registers() -> dict[str, tuple[int, int]]:
+    """Registers of a thread and bytes of its stack for each kernel, as ptxas reported them to the last build."""
+    kernels = [kernel for kernel in cuda_resources.of_build() if kernel.arch == 90]
+    return {kernel.name.replace(" ", ""): (kernel.registers, kernel.stack) for kernel in kernels}
 
 
 def blocks_per_multiprocessor(registers: int, threads: int, shared_bytes: int) -> int:
@@ -111,10 +89,10 @@ def blocks_per_multiprocessor(registers: int, threads: int, shared_bytes: int) -
 
 
 def add_occupancy(records: list[dict[str, Any]]) -> None:
-    """Adds registers, thread blocks and warps of a multiprocessor to each record."""
-    used = registers(record["symbol"] for record in records)
-    for record in records:
-        record["registers"], record["stack_bytes"] = used[record.pop("symbol")]
+    """Adds registers, thread blocks and warps of a multiprocessor to each record, if there is a build to ask."""
+    used = registers()
+    for record in records if used else []:
+        record["registers"], record["stack_bytes"] = used[record["kernel"]]
         blocks = blocks_per_multiprocessor(record["registers"], record["threads"], record["shared_bytes"])
         record["blocks_per_multiprocessor"] = blocks
         record["warps_per_multiprocessor"] = blocks * -(-record["threads"] // 32)
@@ -151,7 +129,6 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--cases", default="stocks-3200", help="comma-separated, see bench/cases.py")
     parser.add_argument("--passes", default="forward,training", help="comma-separated")
-    parser.add_argument("--no-occupancy", action="store_true", help="without ptxas, which takes a minute")
     parser.add_argument("--save", action="store_true", help=f"write {RESULTS.name}")
     parser.add_argument("--check", action="store_true", help=f"compare with {RESULTS.name}")
     options = parser.parse_args()
@@ -159,16 +136,16 @@ def main() -> int:
     if reason is not None:
         print(f"bench/counts.py {reason}", file=sys.stderr)
         return 2
+    if options.save and not registers():
+        print(f"{RESULTS.name} holds the occupancy, which needs a build with CUDA kernels", file=sys.stderr)
+        return 2
     saved = report.load_counts(RESULTS) if RESULTS.exists() else {}
     found = dict(saved)
     counted = []
     for case_name in options.cases.split(","):
         for pass_name in options.passes.split(","):
             records = count(case_name, pass_name)
-            if not options.no_occupancy:
-                add_occupancy(records)
-            for record in records:
-                record.pop("symbol", None)
+            add_occupancy(records)
             counted.append(f"{case_name} {pass_name}")
             found[counted[-1]] = records
             print(f"\n{case_name}, {pass_name}\n\n{table(records)}", flush=True)

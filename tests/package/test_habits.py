@@ -27,7 +27,7 @@ def test_targets_that_build_in_place_agree_on_the_architectures(tmp_path: Path) 
     told = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
     builds = [line for line in told.splitlines() if " setup.py " in line or " -e " in line]
     assert len(builds) >= 4
-    assert all("TORCH_CUDA_ARCH_LIST=9.0" in line for line in builds), builds
+    assert all("TORCH_CUDA_ARCH_LIST=9.0+PTX NVCC_APPEND_FLAGS=--no-compress" in line for line in builds), builds
 
 
 def test_make_help_lists_every_target() -> None:

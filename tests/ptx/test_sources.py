@@ -9,10 +9,7 @@ import pytest
 from ptx import sources
 from simt import harness
 
-pytestmark = [
-    pytest.mark.skipif(not sources.wanted(), reason="compiles for minutes: make ptx"),
-    pytest.mark.skipif(sources.missing() is not None, reason=str(sources.missing())),
-]
+pytestmark = pytest.mark.skipif(sources.left_out() is not None, reason=str(sources.left_out()))
 
 
 def test_every_instruction_is_known() -> None:

@@ -1,4 +1,8 @@
-"""Tests of the CUDA kernels run them as source under the shim; with HIERMT_PTX=1, as nvcc compiles them, too."""
+"""Tests of the CUDA kernels run them as source under the shim; as nvcc compiles them, too, where that is asked for.
+
+With HIERMT_PTX=1 all tests do, for many minutes; in every run those that are marked ``compiled``, if the build holds
+the PTX of its kernels.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +11,13 @@ import pytest
 from ptx import sources
 
 
-@pytest.fixture(params=["source", "ptx"] if sources.wanted() else ["source"], autouse=True)
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Two runs of a test, or one."""
+    chosen = metafunc.definition.get_closest_marker("compiled") is not None and sources.left_out() is None
+    metafunc.parametrize("kernels", ["source", "ptx"] if sources.wanted() or chosen else ["source"], indirect=True)
+
+
+@pytest.fixture(autouse=True)
 def kernels(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """Which kernels the harness runs."""
     if request.param == "ptx":

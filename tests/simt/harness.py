@@ -31,7 +31,7 @@ SOURCES = [
     *sorted(path for path in (ROOT / "csrc" / "host").glob("*.cpp") if path.stem not in ("cuda_call", "thread_pool")),
     *sorted(path for path in (ROOT / "csrc" / "cuda").rglob("*.cu") if path.name != "runtime.cu"),
 ]
-# Runs what nvcc made of the kernels, see tests/ptx.
+# Runs what nvcc made of the kernels where HIERMT_SIMT_PTX names it, see tests/ptx.
 MACHINE = sorted((ROOT / "tests" / "ptx" / "vm").glob("*.cpp"))
 COMMON = [
     *("-std=c++17", "-ffp-contract=off", "-fPIC", "-Wall", "-Wextra", "-Wno-unknown-pragmas"),
@@ -40,6 +40,7 @@ COMMON = [
 # Of UBSan, not what ends in a bad access, which AddressSanitizer sees: that is a third of the time to compile.
 LEFT_OUT = "-fno-sanitize=null,vptr,object-size,nonnull-attribute,returns-nonnull-attribute,return,pointer-overflow"
 SANITIZERS = ("-fsanitize=address,undefined", LEFT_OUT, "-fno-sanitize-recover=all")
+# The machine asks AddressSanitizer about each address of a kernel, which needs its allocator alone.
 MACHINE_FLAGS = ["-O3", "-march=native", "-fno-strict-aliasing", "-fno-math-errno"]
 ENVIRONMENT = {"ASAN_OPTIONS": "detect_leaks=0:allocator_may_return_null=1", "UBSAN_OPTIONS": "print_stacktrace=1"}
 
@@ -53,22 +54,18 @@ ALIGNMENT = 64
 
 
 class Runner(NamedTuple):
-    """A program that runs operators: its folder, its sources and how they are compiled and linked."""
+    """A program: its folder, its sources and its name."""
 
     folder: Path
     sources: tuple[Path, ...]
-    flags: tuple[str, ...]
-    link: tuple[str, ...]
     name: str = "runner"
 
 
-_PLAIN = ("-O1", "-g1", "-fno-omit-frame-pointer", *SANITIZERS)
-SOURCE = Runner(ROOT / "build" / "simt", tuple(SOURCES), _PLAIN, SANITIZERS)
-# Its kernels do not run, so they are compiled as fast as they can be. The machine asks AddressSanitizer about
-# each address, which needs its allocator alone.
-PTX = Runner(ROOT / "build" / "ptx", (*MACHINE, *SOURCES), ("-O0", "-DHIERMT_PTX"), ("-fsanitize=address",))
+FLAGS = ["-O1", "-g1", "-fno-omit-frame-pointer", *SANITIZERS]
+# Runs operators.
+OPERATORS = Runner(ROOT / "build" / "simt", (*MACHINE, *SOURCES))
 # The machine alone, for its own tests.
-PTX_TOOL = PTX._replace(sources=(*MACHINE, ROOT / "tests" / "ptx" / "tool.cpp"), name="tool")
+PTX_TOOL = OPERATORS._replace(sources=(*MACHINE, ROOT / "tests" / "ptx" / "tool.cpp"), name="tool")
 
 
 class SimtFault(RuntimeError):
@@ -80,7 +77,7 @@ def compiler() -> str | None:
     return shutil.which("g++") if os.uname().machine == "x86_64" else None
 
 
-def build(runner: Runner = SOURCE) -> Path:
+def build(runner: Runner = OPERATORS) -> Path:
     """Compiles what changed since the last call; returns the program. Of several processes one compiles."""
     runner.folder.mkdir(parents=True, exist_ok=True)
     with open(runner.folder / ".lock", "w") as lock:
@@ -98,7 +95,7 @@ def _build(runner: Runner) -> Path:
             return
         partial, listed = target.with_suffix(f".{os.getpid()}.o"), target.with_suffix(".d")
         relative = str(source.relative_to(ROOT))
-        flags = [*COMMON, *runner.flags, *(MACHINE_FLAGS if source in MACHINE else []), "-MMD", "-MF", str(listed)]
+        flags = [*COMMON, *(MACHINE_FLAGS if source in MACHINE else FLAGS), "-MMD", "-MF", str(listed)]
         subprocess.run([gxx, *flags, "-x", "c++", "-c", relative, "-o", str(partial)], check=True, cwd=ROOT)
         partial.replace(target)
 
@@ -109,7 +106,7 @@ def _build(runner: Runner) -> Path:
     if not program.exists() or program.stat().st_mtime < max(one.stat().st_mtime for one in objects):
         partial = program.with_suffix(f".{os.getpid()}")
         # The list of launch bounds names kernels that the linker drops as duplicates; their entries become zero.
-        linked = [gxx, *runner.link, "-Wl,--noinhibit-exec", *map(str, objects), "-o", str(partial)]
+        linked = [gxx, *SANITIZERS, "-Wl,--noinhibit-exec", *map(str, objects), "-o", str(partial)]
         subprocess.run(linked, check=True, stderr=subprocess.DEVNULL)
         partial.replace(program)
     return program
@@ -126,16 +123,17 @@ def _is_new(target: Path) -> bool:
 
 
 @functools.cache
-def program(ptx: bool) -> Path:
+def program() -> Path:
     """The program, looked at once: a test calls it hundreds of times."""
-    return build(PTX if ptx else SOURCE)
+    return build()
 
 
 class Result(NamedTuple):
-    """Tensors that an operator returned, and the kernels it launched."""
+    """Tensors that an operator returned, the kernels it launched, and the most bytes that it had allocated at once."""
 
     tensors: list[Tensor]
     launches: int
+    peak_bytes: int
 
 
 def send(op: str, arguments: Sequence[Any], environment: dict[str, str] | None = None) -> Result:
@@ -155,16 +153,14 @@ def send(op: str, arguments: Sequence[Any], environment: dict[str, str] | None =
 
     variables = {name: value for name, value in os.environ.items() if name.startswith("HIERMT_SIMT_")}
     variables |= ENVIRONMENT | (environment or {})
-    if "HIERMT_SIMT_PTX" in variables:
-        variables.pop("HIERMT_SIMT_LAUNCHES", None)  # whose places are those of the other program
-    server = started(program("HIERMT_SIMT_PTX" in variables), frozenset(variables.items()))
+    server = started(program(), frozenset(variables.items()))
     code, out, err = server.call(op, message.getvalue())
     if code != 0:
         raise SimtFault(f"{op}: exit {code}: {err.decode(errors='replace')[:4000]}")
-    status, launches = struct.unpack_from("<qq", out)
+    status, launches, peak_bytes = struct.unpack_from("<qqq", out)
     if status != 0:
-        raise RuntimeError(out[16:].decode(errors="replace"))
-    return Result(_unpack(out, 16), launches)
+        raise RuntimeError(out[24:].decode(errors="replace"))
+    return Result(_unpack(out, 24), launches, peak_bytes)
 
 
 def _pack(message: io.BytesIO, value: Any, cuda: bool = True) -> None:
@@ -217,13 +213,15 @@ class Simt(TorchDispatchMode):
         environment (dict, optional): of the process: ``HIERMT_SIMT_ORDER``, ``HIERMT_SIMT_SHARED_BYTES``, ...
         tf32 (bool): allow the operators TF32. (default: ``False``)
 
-    ``calls`` lists the operators that ran and the kernels each launched.
+    ``calls`` lists the operators that ran and the kernels each launched, ``peak_bytes`` the most that each had
+    allocated at once, results and workspace.
     """
 
     def __init__(self, environment: dict[str, str] | None = None, tf32: bool = False) -> None:
         super().__init__()
         self.environment, self.tf32 = environment, tf32
         self.calls: list[tuple[str, int]] = []
+        self.peak_bytes: list[int] = []
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func.namespace != "hiermt":
@@ -237,6 +235,7 @@ class Simt(TorchDispatchMode):
         values = [float(value) if wide else value for value, wide in zip(values, floats, strict=True)]
         result = send(op, values, self.environment)
         self.calls.append((op, result.launches))
+        self.peak_bytes.append(result.peak_bytes)
         returns = func._schema.returns
         if len(returns) > 1:
             return tuple(result.tensors)

@@ -36,7 +36,7 @@ def main(arguments: list[str]) -> int:
     if harness.compiler() is None:
         print("needs g++ on x86-64", file=sys.stderr)
         return 0
-    kernels = sources.addresses(harness.SOURCE)
+    kernels = sources.addresses()
     left = missing(kernels, Path(arguments[0]))
     print(f"{len(set(kernels.values())) - len(left)} kernels launched, {len(left)} never", *left, sep="\n  ")
     return int(bool(left))

@@ -22,6 +22,7 @@ def test_equals_twin(problem: Problem) -> None:
     check(problem)
 
 
+@pytest.mark.compiled
 @pytest.mark.hostile("dtypes")
 @pytest.mark.parametrize("dtype", [dtype for dtype in DTYPES if dtype != torch.float32], ids=str)
 @every_variant

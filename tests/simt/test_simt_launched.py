@@ -31,7 +31,7 @@ def test_the_harness_records_what_it_launches(
     monkeypatch.setenv("HIERMT_SIMT_LAUNCHES", str(record))
     monkeypatch.delenv("HIERMT_SIMT_PTX", raising=False)
     launches_of(scan(16))
-    names = sources.addresses(harness.SOURCE)
+    names = sources.addresses()
     found = {names[int(line, 16)] for line in record.read_text().split()}
     assert len(found) == 2 and SCAN.format(16) in found
     assert launched.main([str(record)]) == 1
@@ -42,7 +42,7 @@ def test_the_harness_records_what_it_launches(
 @needs_harness
 def test_a_run_of_all_tests_fails_if_a_kernel_was_left_out(tmp_path: Path) -> None:
     record = tmp_path / "launched"
-    names = sources.addresses(harness.SOURCE)
+    names = sources.addresses()
     record.write_text("".join(f"{at:x}\n" for at, name in names.items() if name != SCAN.format(16)))
     plugin = every_kernel.EveryKernel(record)
     session: Any = SimpleNamespace(exitstatus=pytest.ExitCode.OK)

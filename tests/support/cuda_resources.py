@@ -144,27 +144,34 @@ def of_build() -> list[Kernel]:
 
 
 def build_logs() -> dict[str, str]:
-    """What nvcc said of each source in the last build; empty if a log is missing or older than its source."""
+    """What nvcc said of each source in the last build; empty if that is older than a source."""
     sources = sorted((ROOT / "csrc" / "cuda").rglob("*.cu"))
-    for folder in (ROOT / "build").glob("*/CMakeFiles/hiermt_cuda.dir/csrc/cuda"):
-        logs = {source: folder / f"{source.relative_to(ROOT / 'csrc' / 'cuda')}.o.log" for source in sources}
-        if all(log.exists() and log.stat().st_mtime >= _newest(source) for source, log in logs.items()):
-            return {source.name: log.read_text() for source, log in logs.items()}
-    return {}
+    objects = {source.name: built(source) for source in sources}
+    logs = {name: Path(f"{found}.log") for name, found in objects.items() if found is not None}
+    return {name: log.read_text() for name, log in logs.items()} if len(logs) == len(sources) else {}
 
 
-def _newest(source: Path) -> float:
-    """Latest modification time of `source` and the project files that it includes."""
-    found: set[Path] = set()
+def built(source: Path) -> Path | None:
+    """The object of a source of ``csrc/cuda`` in a build; ``None`` if the source has changed since or was not built."""
+    for folder in (ROOT / "build").glob("*/CMakeFiles/hiermt_cuda.dir"):
+        found = folder / f"{source.relative_to(ROOT)}.o"
+        if found.exists() and found.stat().st_mtime >= max(path.stat().st_mtime for path in included(source)):
+            return found
+    return None
+
+
+def included(source: Path) -> dict[Path, str]:
+    """The texts of `source` and of the project files that it includes, directly or not."""
+    found: dict[Path, str] = {}
     left = [source.resolve()]
     while left:
         path = left.pop()
         if path in found or not path.exists():
             continue
-        found.add(path)
-        names = re.findall(r'^#include "([^"]+)"', path.read_text(), re.M)
-        left += [ROOT / "csrc" / name for name in names]
-    return max(path.stat().st_mtime for path in found)
+        found[path] = path.read_text()
+        names = re.findall(r'^#include "([^"]+)"', found[path], re.M)
+        left += [(folder / name).resolve() for name in names for folder in (path.parent, ROOT / "csrc")]
+    return found
 
 
 def collect(architectures: Sequence[int] = ARCHITECTURES) -> list[Kernel]:

@@ -23,6 +23,7 @@ enum Fault {
   kBlockAboveItsBound,
   kSharedNotAllowed,
   kBlockWithinItsBound,  // no fault
+  kSharedOfOneLaunch,
 };
 
 constexpr int kBound = 96;
@@ -65,6 +66,10 @@ cudaError_t run_fault(int fault, const float* in, float* out, int n, cudaStream_
   if (fault == kBlockTooLarge) return launch(fault_kernel, dim3(1), dim3(1056), 0, stream, fault, in, out, n);
   if (fault == kBlockWithinItsBound) return launch(bounded_kernel, dim3(1), dim3(n), 0, stream, out);
   if (fault == kBlockAboveItsBound) return launch(bounded_kernel, dim3(1), dim3(n + 64), 0, stream, out);
+  if (fault == kSharedOfOneLaunch) {
+    return cudaFuncSetAttribute(bounded_kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                static_cast<int>(kDefaultSharedBytes) + 1);
+  }
 #ifdef HIERMT_SIMT
   if (fault == kSharedNotAllowed)
     return simt::launch(bounded_kernel, dim3(1), dim3(1), kDefaultSharedBytes + 1, out);

@@ -1,8 +1,8 @@
 // Calls operators of csrc/host on the CUDA kernels compiled for the host, each in a fork of its own: to start a
 // program with sanitizers takes far longer than the call. A request on stdin is two lengths, the name of the operator
 // and its arguments in the order of the schema. The reply is the exit status of the fork (of a signal, its negative
-// number), two lengths, and what the fork wrote to stdout and stderr. To stdout it writes 0, the number of launches and
-// the results, or 1, the number of launches and the text of an error.
+// number), two lengths, and what the fork wrote to stdout and stderr. To stdout it writes 0 or 1, the
+// number of launches, the most bytes that it had allocated at once, and the results or the text of an error.
 #include <sys/mman.h>
 #include <sys/wait.h>
 #include <unistd.h>
@@ -30,7 +30,7 @@ Tensor fault(int64_t which, Tensor in) {
 }
 
 void reply(int64_t status) {
-  const int64_t head[2] = {status, simt::launches()};
+  const int64_t head[3] = {status, simt::launches(), simt::peak_bytes()};
   std::fwrite(head, sizeof(head), 1, stdout);
 }
 

@@ -82,7 +82,7 @@ int64_t launches();
 void record_launch(const void* kernel);
 // Lets `kernel` have so much shared memory; an error if the device has less.
 cudaError_t allow_shared(const void* kernel, size_t bytes);
-// Runs `body` once for each thread of a launch of `kernel` or, in the program of tests/ptx, what nvcc made of the
+// Runs `body` once for each thread of a launch of `kernel` or, where HIERMT_SIMT_PTX is set, what nvcc made of the
 // kernel.
 cudaError_t launch(const void* kernel, dim3 grid, dim3 block, size_t shared_bytes,
                    const std::function<void()>& body, const std::vector<ptx::Argument>& arguments);

@@ -40,7 +40,7 @@ bool Tensor::is_contiguous() const {
 Tensor empty(IntHeaderOnlyArrayRef shape, ScalarType type, std::optional<int>, Device device) {
   std::vector<int64_t> sizes(shape.begin(), shape.end());
   const int64_t bytes = product(sizes) * static_cast<int64_t>(headeronly::element_size(type));
-  std::shared_ptr<char> memory = simt::allocate(bytes);
+  std::shared_ptr<char> memory = simt::allocate_counted(bytes);
   std::memset(memory.get(), 0xff, static_cast<size_t>(bytes));
   std::vector<int64_t> strides = contiguous_strides(sizes);
   return {type, std::move(sizes), std::move(strides), device, std::move(memory), bytes};
@@ -87,6 +87,21 @@ std::shared_ptr<char> allocate(int64_t bytes, size_t left) {
   ASAN_POISON_MEMORY_REGION(begin, left);
 #endif
   return {begin + left, [begin](char*) { std::free(begin); }};
+}
+
+namespace {
+int64_t allocated = 0, most_allocated = 0;
+}  // namespace
+
+std::shared_ptr<char> allocate_counted(int64_t bytes) {
+  std::shared_ptr<char> memory = allocate(bytes);
+  allocated += bytes;
+  most_allocated = std::max(most_allocated, allocated);
+  return {memory.get(), [memory, bytes](char*) { allocated -= bytes; }};
+}
+
+int64_t peak_bytes() {
+  return most_allocated;
 }
 
 std::map<std::string, Boxed>& operators() {

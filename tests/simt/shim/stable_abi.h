@@ -154,6 +154,10 @@ using torch::stable::Tensor;
 // Bytes of memory behind `left` bytes that must not be touched: data of a tensor keeps its offset from an
 // aligned address, so that a vector access that is not aligned shows.
 std::shared_ptr<char> allocate(int64_t bytes, size_t left = 0);
+// The same for a tensor that an operator makes.
+std::shared_ptr<char> allocate_counted(int64_t bytes);
+// The most bytes that such tensors, results and workspaces, have had at once.
+int64_t peak_bytes();
 
 // The values of one call, read from stdin in the order of the operator. Each has a tag before it: n none,
 // i integer or bool, d double, t tensor, l list of tensors.

@@ -1,5 +1,5 @@
 // Scheduler of the SIMT harness: one fiber per thread of a block, switched at barriers and warp functions.
-#include "simt.h"
+#include "scheduler.h"
 
 #include <sys/mman.h>
 #include <ucontext.h>
@@ -10,13 +10,8 @@
 #include <cstdio>
 #include <map>
 #include <memory>
-#include <numeric>
-#include <random>
 #include <utility>
 #include <vector>
-
-#include "machine.h"
-#include "tensor_core.h"
 
 #if defined(__SANITIZE_ADDRESS__)
 #include <sanitizer/common_interface_defs.h>
@@ -30,7 +25,6 @@ namespace {
 
 constexpr size_t kStackBytes = 256 * 1024;
 constexpr int kWarpLanes = 32;
-constexpr size_t kMaxThreads = 1024;
 // A NaN as float and as double, and a negative index as int32.
 constexpr uint32_t kPoison = 0xfff7deadu;
 
@@ -235,23 +229,6 @@ void run_block(const std::vector<size_t>& order) {
   }
 }
 
-uint64_t order_seed() {
-  const char* text = std::getenv("HIERMT_SIMT_ORDER");
-  return text == nullptr ? 0 : std::strtoull(text, nullptr, 10);
-}
-
-// 0, 1, ... or, with HIERMT_SIMT_ORDER, the next permutation.
-std::vector<size_t> next_order(size_t count) {
-  static const uint64_t seed = order_seed();
-  static std::mt19937_64 random(seed);
-  std::vector<size_t> order(count);
-  std::iota(order.begin(), order.end(), size_t{0});
-  if (seed != 0) {
-    for (size_t i = count; i > 1; --i) std::swap(order[i - 1], order[random() % i]);
-  }
-  return order;
-}
-
 }  // namespace
 
 void fail(const char* detector, const char* format, ...) {
@@ -299,107 +276,9 @@ void* shared(size_t begin, size_t bytes) {
   return memory;
 }
 
-void multiply_tf32(float (&d)[4], const float (&a)[4], const float (&b)[2], int line) {
-  float left[16][8], right[8][8];  // right[column][k]
-  const auto gather = [&](float first, float second, auto&& put) {
-    const float pair[2] = {ptx::tf32(first), ptx::tf32(second)};
-    uint64_t bits;
-    std::memcpy(&bits, pair, sizeof(bits));
-    const uint64_t* all = meet(Collective::kShuffle, ~0u, bits, line);
-    for (int of = 0; of < 32; ++of) {
-      float values[2];
-      std::memcpy(values, all + of, sizeof(values));
-      put(of / 4, of % 4, values);
-    }
-  };
-  for (int half = 0; half < 2; ++half) {
-    gather(a[2 * half], a[2 * half + 1], [&](int row, int k, const float* values) {
-      left[row][k + 4 * half] = values[0], left[row + 8][k + 4 * half] = values[1];
-    });
-  }
-  gather(b[0], b[1], [&](int column, int k, const float* values) {
-    right[column][k] = values[0], right[column][k + 4] = values[1];
-  });
-  for (int i = 0; i < 4; ++i) {
-    d[i] = ptx::tensor_core_sum(d[i], left[lane() / 4 + 8 * (i / 2)], 1, right[2 * (lane() % 4) + i % 2], 1);
-  }
-}
-
-namespace {
-constexpr size_t kDefaultSharedBytes = 48 * 1024;
-int64_t launch_count = 0;
-// Kernels that may have more shared memory than every kernel may.
-std::map<const void*, size_t> allowed_shared;
-}  // namespace
-
-int64_t launches() {
-  return launch_count;
-}
-
-cudaError_t allow_shared(const void* kernel, size_t bytes) {
-  int limit = 0;
-  cudaDeviceGetAttribute(&limit, cudaDevAttrMaxSharedMemoryPerBlockOptin, 0);
-  if (bytes > std::max(kDefaultSharedBytes, static_cast<size_t>(limit))) return cudaErrorInvalidValue;
-  allowed_shared[kernel] = bytes;
-  return cudaSuccess;
-}
-
-namespace {
-
-// Addresses of the paddings that __launch_bounds__ leaves, one for each kernel that has it.
-extern "C" const uintptr_t __start___patchable_function_entries[], __stop___patchable_function_entries[];
-
-// Threads that __launch_bounds__ allows a block of `kernel`; 0 if it says nothing.
-size_t launch_bound(const void* kernel) {
-  const auto entry = reinterpret_cast<uintptr_t>(kernel);
-  uintptr_t padding = 0;
-  for (const uintptr_t* at = __start___patchable_function_entries; at != __stop___patchable_function_entries;
-       ++at) {
-    if (*at <= entry) padding = std::max(padding, *at);
-  }
-  constexpr unsigned char kNop = 0x90;
-  for (uintptr_t at = padding; padding != 0 && at < entry; ++at) {
-    if (*reinterpret_cast<const unsigned char*>(at) != kNop) padding = 0;
-  }
-  return padding == 0 ? 0 : entry - padding;
-}
-
-// Ends the process where a GPU would not launch.
-void check_launch(const void* kernel, dim3 grid, dim3 threads, size_t shared_bytes) {
-  constexpr unsigned kMaxGridX = 0x7fffffff, kMaxGridYZ = 65535, kMaxThreadsZ = 64;
-  blockIdx = {};
-  if (grid.x > kMaxGridX || grid.y > kMaxGridYZ || grid.z > kMaxGridYZ) {
-    fail("grid", "%u x %u x %u blocks", grid.x, grid.y, grid.z);
-  }
+void run_grid(dim3 grid, dim3 threads, size_t shared_bytes, const std::function<void()>& body, Order order) {
   const size_t count = size_t{threads.x} * threads.y * threads.z;
-  if (count > kMaxThreads || threads.z > kMaxThreadsZ) {
-    fail("grid", "%u x %u x %u threads a block", threads.x, threads.y, threads.z);
-  }
-  const auto allowed = allowed_shared.find(kernel);
-  const size_t limit = allowed == allowed_shared.end() ? kDefaultSharedBytes : allowed->second;
-  if (shared_bytes > limit)
-    fail("grid", "%zu bytes of shared memory, the kernel may have %zu", shared_bytes, limit);
-  const size_t bound = launch_bound(kernel);
-  if (bound != 0 && count > bound) {
-    fail("launch bounds", "%zu threads a block, the kernel allows %zu", count, bound);
-  }
-}
-
-}  // namespace
-
-cudaError_t launch(const void* kernel, dim3 grid, dim3 threads, size_t shared_bytes,
-                   const std::function<void()>& body, const std::vector<ptx::Argument>& arguments) {
-  ++launch_count;
-  check_launch(kernel, grid, threads, shared_bytes);
-  record_launch(kernel);
-  const size_t count = size_t{threads.x} * threads.y * threads.z;
-#ifdef HIERMT_PTX
-  const ptx::Geometry geometry{{grid.x, grid.y, grid.z}, {threads.x, threads.y, threads.z}, shared_bytes};
-  ptx::launch(kernel, geometry, arguments, next_order);
-  return cudaSuccess;
-#endif
-  (void)arguments;
-  if (block.fibers.size() < count) block.fibers.resize(kMaxThreads);
+  if (block.fibers.size() < count) block.fibers.resize(count);
   block.threads = count;
   block.shared_bytes = shared_bytes;
   block.body = &body;
@@ -410,13 +289,12 @@ cudaError_t launch(const void* kernel, dim3 grid, dim3 threads, size_t shared_by
                              static_cast<unsigned>(i / threads.x % threads.y),
                              static_cast<unsigned>(i / threads.x / threads.y)};
   }
-  for (size_t i : next_order(size_t{grid.x} * grid.y * grid.z)) {
+  for (size_t i : order(size_t{grid.x} * grid.y * grid.z)) {
     blockIdx = {static_cast<unsigned>(i % grid.x), static_cast<unsigned>(i / grid.x % grid.y),
                 static_cast<unsigned>(i / grid.x / grid.y)};
-    run_block(next_order(count));
+    run_block(order(count));
   }
   block.shared.clear();
-  return cudaSuccess;
 }
 
 }  // namespace simt
