@@ -39,18 +39,44 @@ def test_the_harness_records_what_it_launches(
     assert f"\n  {SCAN.format(32)}\n" in said and SCAN.format(16) not in said
 
 
+FILES = {path.name for path in every_kernel.FOLDER.glob("test_*.py")}
+
+
+def finished(record: Path, passed: set[str], failed: bool = False) -> tuple[every_kernel.EveryKernel, pytest.ExitCode]:
+    """The plugin and the exit status of a run in which a test of each of these files passed."""
+    plugin = every_kernel.EveryKernel(record)
+    plugin.passed, plugin.failed = passed, failed
+    session: Any = SimpleNamespace(exitstatus=pytest.ExitCode.OK)
+    plugin.pytest_sessionfinish(session)
+    return plugin, session.exitstatus
+
+
 @needs_harness
 def test_a_run_of_all_tests_fails_if_a_kernel_was_left_out(tmp_path: Path) -> None:
     record = tmp_path / "launched"
     names = sources.addresses()
     record.write_text("".join(f"{at:x}\n" for at, name in names.items() if name != SCAN.format(16)))
-    plugin = every_kernel.EveryKernel(record)
-    session: Any = SimpleNamespace(exitstatus=pytest.ExitCode.OK)
-    plugin.pytest_sessionfinish(session)
-    assert session.exitstatus == pytest.ExitCode.OK  # not all tests ran
-    plugin.passed = {path.name for path in every_kernel.FOLDER.glob("test_*.py")}
-    plugin.pytest_sessionfinish(session)
-    assert plugin.missing == [SCAN.format(16)] and session.exitstatus == pytest.ExitCode.TESTS_FAILED
+    plugin, status = finished(record, FILES)
+    assert plugin.missing == [SCAN.format(16)] and status == pytest.ExitCode.TESTS_FAILED
+    record.write_text("".join(f"{at:x}\n" for at in names))
+    plugin, status = finished(record, FILES)
+    assert plugin.missing == [] and status == pytest.ExitCode.OK
+
+
+def test_a_run_of_all_tests_fails_if_no_test_of_a_file_passed(tmp_path: Path) -> None:
+    plugin, status = finished(tmp_path, FILES - {"test_simt.py"})
+    assert plugin.untested == ["test_simt.py"] and status == pytest.ExitCode.TESTS_FAILED
+    said: list[str] = []
+    reporter: Any = SimpleNamespace(section=lambda title, **_: said.append(title), write_line=said.append)
+    plugin.pytest_terminal_summary(reporter)
+    assert said == ["files of tests/simt of which no test passed", "test_simt.py"]
+
+
+@pytest.mark.parametrize(("passed", "failed"), [(set(), False), ({"test_simt.py"}, True)])
+def test_a_run_without_a_compiler_and_a_failed_one_end_as_they_are(
+    passed: set[str], failed: bool, tmp_path: Path
+) -> None:
+    assert finished(tmp_path, passed, failed)[1] == pytest.ExitCode.OK
 
 
 @pytest.mark.parametrize(
