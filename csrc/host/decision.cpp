@@ -91,9 +91,11 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> decision(Tensor h, Tensor out
   Tensor signal_logits = empty({logits ? size.rows : 0, 2}, size.dtype, h);
   Tensor direction_logits = empty({logits ? size.rows : 0, 2}, size.dtype, h);
   const Decided decided(size.rows, size.dtype, h, outputs);
+  // Rows of an expanded h take no memory, so that there may be any number of them.
+  const int64_t rows = outputs == 0 ? 0 : size.rows;
   dispatch_floating(op, "h", size.dtype, [&](auto type) {
     using S = typename decltype(type)::type;
-    const DecisionForward<S> p{size.rows,
+    const DecisionForward<S> p{rows,
                                size.hidden,
                                size.features,
                                data<S>(h),
@@ -149,6 +151,9 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> decision_back
 
   const ScalarType compute = compute_dtype(size.dtype);
   const int64_t features = need_params ? size.features : 0, classes = need_params ? 2 : 0;
+  // Without cotangents no row counts, and those of an expanded h take no memory: there may be any number of them.
+  const bool any = d_signal_logits || d_direction_logits || (need_h && size.hidden > 0);
+  const int64_t rows = any ? size.rows : 0;
   Tensor d_h = empty({need_h ? size.rows : 0, size.hidden}, size.dtype, h);
   Tensor d_out_weight = empty({features, size.hidden}, compute, h);
   Tensor d_out_bias = empty({features}, compute, h);
@@ -160,7 +165,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> decision_back
     using S = typename decltype(type)::type;
     using C = Compute<S>;
     const auto grad = [&](const Tensor& tensor) { return output<C>(tensor, need_params); };
-    const DecisionBackward<S, C> p{size.rows,
+    const DecisionBackward<S, C> p{rows,
                                    size.hidden,
                                    size.features,
                                    data<S>(h),

@@ -149,6 +149,21 @@ def test_sizes_whose_product_wraps_around(call: tuple[str, tuple[Any, ...]]) -> 
         getattr(torch.ops.hiermt, call[0])(*call[1], **options)
 
 
+@pytest.mark.hostile("large-index", "forged-call")
+@pytest.mark.timeout(60)
+@needs_native
+def test_rows_of_which_nothing_is_wanted_take_no_time() -> None:
+    """An expanded tensor has as many rows as it says, and no memory that limits them."""
+    params = [torch.randn(5, 8), torch.randn(5), *(torch.randn(*shape) for shape in ((2, 5), (2,), (2, 5), (2,)))]
+    h = torch.randn(1, 8).expand(2**42, 8)
+    assert not any(one.numel() for one in torch.ops.hiermt.decision(h, *params, 0.5, 0))
+    out_and_heads = [*params[:3], params[4]]
+    found = torch.ops.hiermt.decision_backward(None, None, h, *out_and_heads, False, True)
+    assert not any(one.any() for one in found[1:])
+    narrow = h[:, :0], params[0][:, :0], *out_and_heads[1:]
+    assert torch.ops.hiermt.decision_backward(None, None, *narrow, True, False)[0].shape == (2**42, 0)
+
+
 @needs_native
 @pytest.mark.parametrize("left", [0, 4, 100])
 def test_a_tensor_whose_storage_is_gone(left: int) -> None:

@@ -70,8 +70,9 @@ bool countable(const std::vector<int64_t>& sizes) {
 Tensor copy_of(const Tensor& tensor) {
   Parts parts(tensor);
   parts.memory = simt::allocate(parts.bytes);
+  // A tensor that was forged to be empty still has memory, to which it gives no pointer.
   if (parts.bytes > 0)
-    std::memcpy(parts.memory.get(), tensor.const_data_ptr(), static_cast<size_t>(parts.bytes));
+    std::memcpy(parts.memory.get(), tensor.memory().get(), static_cast<size_t>(parts.bytes));
   return parts.made();
 }
 
@@ -124,7 +125,7 @@ Tensor forged(FuzzedDataProvider& data, const Tensor& tensor) {
       const auto width = static_cast<int64_t>(copy.element_size());
       if (copy.storage_bytes() < width) return copy;
       const int64_t at = data.ConsumeIntegralInRange<int64_t>(0, copy.storage_bytes() / width - 1);
-      char* slot = static_cast<char*>(copy.mutable_data_ptr()) + at * width;
+      char* slot = copy.memory().get() + at * width;
       const int64_t value =
           data.ConsumeBool() ? data.PickValueInArray(kIntegers) : data.ConsumeIntegral<int8_t>();
       if (copy.scalar_type() == ScalarType::Bool) {
