@@ -169,6 +169,9 @@ def attention(
     if edge is not None:
         # Not in place: vmap may batch the weights alone.
         z = z + (edge.unsqueeze(-1) if edge.dim() == 2 else edge)
+    if present is not None:
+        # Before the product with att: zero times what is not finite would reach the gradients of both ends.
+        z = torch.where(edges.there(present).unsqueeze(1), z, 0)
     z = F.leaky_relu(z, ATTENTION_SLOPE, inplace=not recorded())
     score = torch.bmm(att.reshape(1, 1, -1).expand(z.size(0), -1, -1), z).squeeze(1)  # [E, M]
     return _row_softmax(score, edges, present), x_j
@@ -284,8 +287,11 @@ def _row_softmax(score: Tensor, edges: Edges, present: Tensor | None = None) -> 
 
 
 def _activate_present(y: Tensor, activation: int, present: Tensor | None) -> Tensor:
-    y = activate(y, activation)
-    return y if present is None else torch.where(present.unsqueeze(1), y, 0)
+    if present is None:
+        return activate(y, activation)
+    # Also before it, as zero times the derivative at what is not finite is not zero.
+    there = present.unsqueeze(1)
+    return torch.where(there, activate(torch.where(there, y, 0), activation), 0)
 
 
 def activate(y: Tensor, activation: int) -> Tensor:

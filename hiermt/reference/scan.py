@@ -71,15 +71,21 @@ def gated_scan(
         masks = (there if starts is None else gather_windows(there, starts, steps).flatten(0, 1)).unbind(1)
     states = []
     for ur_step, c_step, mask in zip(ur.unbind(0), c.unbind(0), masks, strict=True):
-        u, r = torch.sigmoid(torch.addmm(ur_step, h, ur_weight)).chunk(2, dim=-1)
-        candidate = torch.tanh(torch.addmm(c_step, r * h, c_weight))
-        after = u * h + (1 - u) * candidate
+        # An absent node computes with zeros: the gradients of what is not finite would be zero times that.
+        before = _there(h, mask)
+        u, r = torch.sigmoid(_there(torch.addmm(ur_step, before, ur_weight), mask)).chunk(2, dim=-1)
+        candidate = torch.tanh(_there(torch.addmm(c_step, r * before, c_weight), mask))
+        after = u * before + (1 - u) * candidate
         h = after if mask is None else torch.where(mask, after, h)
         if sequence:
             states.append(h)
     if not sequence:
         return h
     return torch.stack(states, dim=1) if states else x.new_zeros(h.size(0), 0, hidden)
+
+
+def _there(values: Tensor, mask: Tensor | None) -> Tensor:
+    return values if mask is None else torch.where(mask, values, 0)
 
 
 def gather_windows(series: Tensor, starts: Tensor, steps: int) -> Tensor:

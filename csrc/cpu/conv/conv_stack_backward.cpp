@@ -85,9 +85,10 @@ struct StackBackward {
       if (k > 0) {
         input_cotangent(transposed[k], tiles, 0, nodes, tiles.d_out);
         activation_backward(inputs[k], tiles.d_out, nodes);
+        if (masked()) clear_absent(presence, tiles.d_out, padded, 0, nodes);
         clear_unused_lanes(task, tiles.d_out);
       } else if (params.d_x) {
-        scatter_input_cotangent(task, tiles);
+        scatter_input_cotangent(task, tiles, presence);
       }
     }
   }
@@ -195,7 +196,8 @@ struct StackBackward {
     }
   }
 
-  void scatter_input_cotangent(const Task& task, const BackwardTiles<C>& tiles) const {
+  void scatter_input_cotangent(const Task& task, const BackwardTiles<C>& tiles,
+                               const Presence<C>& presence) const {
     ScratchFrame frame;
     const TileSpan<C> d_x = take_tiles<C>(frame, kScatterNodes, transposed[0].lin_l.outputs);
     const LaneRowsOut<S> rows(params.d_x, forward().graph.num_nodes, forward().steps, convs[0].inputs,
@@ -206,6 +208,7 @@ struct StackBackward {
         for (int64_t i = 0; i < count; ++i) prefetch_to_add(rows, task.begin + n + i);
       }
       input_cotangent(transposed[0], tiles, n, n + count, d_x);
+      if (masked()) clear_absent(presence.from(n), d_x, transposed[0].lin_l.outputs, 0, count);
       for (int64_t i = 0; i < count; ++i) {
         if (params.accumulate_d_x) {
           scatter<true>(d_x.node(i), rows, task.begin + n + i);

@@ -7,6 +7,7 @@
 //   d_W_e = att sum_e w_e q_e                  d_w_e = sum_c W_e att q_e
 //
 // With a mask the weight of a loop is the mean of the weights from nodes that are there, which get its gradient.
+// An entry without both ends has no part in any sum: zero times what is not finite is not zero.
 #pragma once
 
 #include "cpu/conv/conv_gradients.h"
@@ -66,6 +67,22 @@ HIERMT_INLINE void score_cotangents(const PackedConv<C>& p, const TileGraph<C>& 
   for (int64_t e = 0; e < degree; ++e) {
     C* slot = scratch.d_score + e * L;
     store(slot, load(scratch.score + e * L) * (load(slot) - mean));
+    if constexpr (kMasked) {
+      const auto there = g.presence.between(g.source(begin + e), i);
+      store(slot, select(there, load(slot), zero<C>()));
+      store(scratch.score + e * L, select(there, load(scratch.score + e * L), zero<C>()));
+    }
+  }
+}
+
+// Whether both ends of an entry are there; without a mask it is not asked.
+template <bool kMasked, class C>
+HIERMT_INLINE auto both_there([[maybe_unused]] const TileGraph<C>& g, [[maybe_unused]] int64_t source,
+                              [[maybe_unused]] int64_t target) {
+  if constexpr (kMasked) {
+    return g.presence.between(source, target);
+  } else {
+    return true;
   }
 }
 
@@ -108,21 +125,32 @@ HIERMT_INLINE void attend_backward(const PackedConv<C>& p, const TileGraph<C>& g
       const Vec<C> alpha = load(scratch.score + (e - begin) * L);
       const Vec<C> d_score = load(scratch.d_score + (e - begin) * L);
       const Vec<C> d_score_below = d_score * slope;
+      [[maybe_unused]] const auto there = detail::both_there<kMasked>(g, j, i);
       Vec<C> dot = zero<C>();
       if (kEdgeGradient && c > 0) dot = load(scratch.d_edge_weight + (e - begin) * L);
       for (int k = 0; k < kBlock; ++k) {
-        const Vec<C> z = (kEdge ? fma(edge[k], weight, target[k]) : target[k]) + load(source + k * L);
+        Vec<C> z = (kEdge ? fma(edge[k], weight, target[k]) : target[k]) + load(source + k * L);
+        if constexpr (kMasked) z = select(there, z, zero<C>());
         const Vec<C> q = z > zero<C>() ? d_score : d_score_below;
         sum_q[k] += q;
         sum_qz[k] = fma(q, z, sum_qz[k]);
         if (kEdge) sum_wq[k] = fma(q, weight, sum_wq[k]);
         if (kEdgeGradient) dot = fma(q, att[k] * edge[k], dot);
-        store(d_source + k * L, fma(att[k], q, fma(alpha, d[k], load(d_source + k * L))));
+        const Vec<C> before = load(d_source + k * L);
+        const Vec<C> after = fma(att[k], q, fma(alpha, d[k], before));
+        if constexpr (kMasked) {
+          store(d_source + k * L, select(there, after, before));
+        } else {
+          store(d_source + k * L, after);
+        }
       }
+      if constexpr (kEdgeGradient && kMasked) dot = select(there, dot, zero<C>());
       if (kEdgeGradient) store(scratch.d_edge_weight + (e - begin) * L, dot);
     }
     for (int k = 0; k < kBlock; ++k) {
-      store(x_r + (c + k) * L, att[k] * sum_q[k]);
+      Vec<C> d_target = att[k] * sum_q[k];
+      if constexpr (kMasked) d_target = select(g.presence.at(i), d_target, zero<C>());
+      store(x_r + (c + k) * L, d_target);
       add_to(sums.att + (c + k) * L, sum_qz[k]);
       if (kEdge) add_to(sums.lin_edge + (c + k) * L, sum_wq[k]);
     }

@@ -101,6 +101,7 @@ HIERMT_INLINE void norm_backward(const PackedConv<C>& p, const TileGraph<C>& g, 
       const Vec<C> d = kMasked ? load(d_out + c * L) * scale : load(d_out + c * L);
       dot = fma(d, load(g.x_l.node(j) + c * L), dot);
     }
+    if (kMasked) dot = select(g.presence.between(j, i), dot, zero<C>());
     d_edge_weight[e] += reduce_add(dot);
     if (kMasked) {
       const Vec<C> norm = norm_of<kMasked>(g, e, j, i);

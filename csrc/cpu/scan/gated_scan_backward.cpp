@@ -33,7 +33,8 @@ void gated_scan_backward(const GatedScanBackward<S, Compute<S>>& p) {
       const int count = static_cast<int>(min(end - first, kTileRows));
       S* d_g = p.d_g == nullptr ? nullptr : p.d_g + first * row;
       const NextTile next{first + count, min(end - first - count, kTileRows)};
-      tile.run(first, count, next, {f.g + first * row, d_g, group_sums, nullptr, 0});
+      const bool* present = f.present == nullptr ? nullptr : f.present + first * f.steps;
+      tile.run(first, count, next, {f.g + first * row, d_g, group_sums, nullptr, 0, present, f.steps});
     }
   });
   if (need_parameters) finish_gate_grads(sums, groups, inputs, f.hidden, grads);

@@ -4,6 +4,9 @@
 //   d_rh  = W_c^T d_z_c                    d_z_r = d_rh h r (1 - r)
 //   d_h   = d_h_t u + d_rh r + W_u^T d_z_u + W_r^T d_z_r
 //
+// Where a node is not there, every gradient of the step is zero and d_h passes through, whatever the weights and
+// states are: zero times what is not finite is not zero.
+//
 // The tile runs backward through time. The rows of a chunk of steps are kept and then multiplied together for
 // the gradients of the parameters.
 #pragma once
@@ -53,6 +56,8 @@ struct TileArguments {
   C* sums;     // [gate_sums_size] added to, or nullptr
   C* d_z;      // [count, T, 3, vectors L] at d_z_stride_node, added to; without kInputs only
   int64_t d_z_stride_node;
+  const bool* present;  // of the first node and step, nodes `stride_present` apart; nullptr: all are there
+  int64_t stride_present;
 };
 
 // Nodes whose rows are prefetched at the end of the tile before.
@@ -81,6 +86,7 @@ class BackwardTile {
     rows_ = frame.take<C>(rows * row_length_);
     d_z_ = frame.take<C>((rows + kPairRows) * len_.gates);  // with room for the last block to run over
     d_h_ = frame.take<C>(kTileRows * len_.padded);
+    held_ = frame.take<C>(f_.present == nullptr ? 0 : kTileRows * len_.padded);
   }
 
   // The nodes [first, first + count), count <= kTileRows; `next` are those of the next call, if any.
@@ -97,16 +103,19 @@ class BackwardTile {
       const int64_t begin = chunk * f_.steps / chunks_, end = (chunk + 1) * f_.steps / chunks_;
       for (int64_t t = end - 1; t >= begin; --t) {
         set_rows(t, end - 1 - t);
+        if (arguments_.present != nullptr) keep_cotangents(t);
         for (int64_t v = 0; v < len_.vectors; ++v) update_backward(v, t);
         in_pairs(len_.vectors, [&](auto together, int64_t v) { reset_backward<together()>(v, t); });
         in_pairs(len_.vectors, [&](auto together, int64_t v) {
           prefetch_ahead(t - kPrefetchSteps, next, v, v + together());
           state_backward<together()>(v);
         });
+        if (arguments_.present != nullptr) hold_cotangents(t);
       }
       if constexpr (kInputs) {
         in_pairs(packed_.outputs,
                  [&](auto together, int64_t v) { inputs_backward<together()>(v, begin, end); });
+        if (arguments_.present != nullptr) clear_inputs(begin, end);
       } else {
         for (int64_t t = begin; t < end; ++t) add_cotangents(t, end - 1 - t);
       }
@@ -128,6 +137,10 @@ class BackwardTile {
 
   HIERMT_INLINE int64_t node(int i) const { return first_ + (i < count_ ? i : 0); }
   HIERMT_INLINE int64_t at(int i, int64_t t) const { return node(i) * f_.steps + t; }
+  HIERMT_INLINE bool absent(int i, int64_t t) const {
+    const bool* const present = arguments_.present;
+    return present != nullptr && !present[(i < count_ ? i : 0) * arguments_.stride_present + t];
+  }
 
   void start() {
     for (int i = 0; i < kTileRows; ++i) {
@@ -180,7 +193,7 @@ class BackwardTile {
     const int64_t count = count_;
     C* const to = row_;
     for (int i = 0; i < kTileRows; ++i) {
-      if (f_.present != nullptr && !f_.present[at(i, t)]) {
+      if (absent(i, t)) {
         no_inputs(to + i * row_length, channels, g_channels);
       } else {
         copy_inputs(to + i * row_length, x_base_[i] + x_step, stride_channel, channels,
@@ -269,6 +282,45 @@ class BackwardTile {
         for (int i = 0; i < kNodes<kVectors>; ++i) {
           C* const to = carry + (first + i) * padded + k * L;
           store(to, load(to) + d_h[k][i]);
+        }
+      }
+    }
+  }
+
+  // held = d_h_t of the nodes that are not there at step t.
+  void keep_cotangents(int64_t t) {
+    for (int i = 0; i < count_; ++i) {
+      if (!absent(i, t)) continue;
+      for (int64_t v = 0; v < len_.vectors; ++v) {
+        V d_h = load(d_h_ + i * len_.padded + v * L);
+        if (p_.d_h != nullptr) d_h += load_channels(p_.d_h + at(i, t) * f_.hidden, v);
+        store(held_ + i * len_.padded + v * L, d_h);
+      }
+    }
+  }
+
+  // Takes back what the step t did to them.
+  void hold_cotangents(int64_t t) {
+    for (int i = 0; i < count_; ++i) {
+      if (!absent(i, t)) continue;
+      C* const h_row = row_ + i * row_length_ + inputs_;
+      for (int64_t c = 0; c < 2 * f_.hidden; ++c) h_row[c] = C(0);
+      for (int64_t v = 0; v < len_.vectors; ++v) {
+        store(d_h_ + i * len_.padded + v * L, load(held_ + i * len_.padded + v * L));
+        for (C* const gate : d_z_row_) store(gate + i * len_.gates + v * L, V{});
+      }
+    }
+  }
+
+  // d_g and d_x of the steps [begin, end) of the nodes that are not there.
+  void clear_inputs(int64_t begin, int64_t end) const {
+    for (int i = 0; i < count_; ++i) {
+      for (int64_t t = begin; t < end; ++t) {
+        if (!absent(i, t)) continue;
+        for (int64_t v = 0; v < packed_.outputs; ++v) {
+          const InputTarget to = target_of(v);
+          if (to.data == nullptr) continue;
+          store_lanes(to.data + (i * f_.steps + t) * to.channels, to.channels, to.vector, V{});
         }
       }
     }
@@ -375,6 +427,7 @@ class BackwardTile {
   C* rows_;                      // [chunk_steps * kTileRows, row_length]   (1, x, g,) h, r h
   C* d_z_;                       // [chunk_steps * kTileRows, gates]        d_z_u, d_z_r, d_z_c
   C* d_h_;                       // [kTileRows, vectors L]
+  C* held_;                      // the same, with a mask
   C* row_ = nullptr;             // of the current step and the first node
   C* d_z_row_[3] = {};
 };

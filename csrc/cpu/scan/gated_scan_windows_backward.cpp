@@ -105,8 +105,10 @@ class WindowsBackward {
         const int64_t window = f_.windows->order[i];
         C* to = d_z + (f_.windows->starts[window] - group.first_day) * row_;
         const int64_t next = i + 1 < group.end ? f_.windows->order[i + 1] : -1;
+        const bool* present =
+            f_.present == nullptr ? nullptr : f_.present + first * f_.steps + f_.windows->starts[window];
         tile.run(window * f_.num_nodes + first, count, {next * f_.num_nodes + first, next < 0 ? 0 : count},
-                 {nullptr, nullptr, sums, to, node_size});
+                 {nullptr, nullptr, sums, to, node_size, present, f_.steps});
       }
       for (int64_t i = 0; i < count; ++i) {
         use_days(gradients, group, first + i, d_z + i * node_size, sums);

@@ -36,6 +36,10 @@ class DayGradients {
       const int64_t rows = min(count, kChunkDays);
       for (int64_t v = 0; v + 1 < packed_.outputs; v += 2) write<2>(node, first, rows, d_z, v);
       if (packed_.outputs % 2 != 0) write<1>(node, first, rows, d_z, packed_.outputs - 1);
+      for (int64_t i = 0; i < rows; ++i) {
+        // Of weights that are not finite, zero cotangents would make NaN.
+        if (absent(node, first + i)) clear(node, first + i);
+      }
       if (sums != nullptr) {
         for (int64_t i = 0; i < rows; ++i) copy_day(node, first + i, rows_ + i * row_length_);
         for (int64_t v = 0; v < len_.vectors; ++v) {
@@ -54,8 +58,12 @@ class DayGradients {
   }
 
  private:
+  HIERMT_INLINE bool absent(int64_t node, int64_t day) const {
+    return f_.present != nullptr && !f_.present[node * f_.steps + day];
+  }
+
   HIERMT_INLINE void copy_day(int64_t node, int64_t day, C* to) const {
-    if (f_.present != nullptr && !f_.present[node * f_.steps + day]) {
+    if (absent(node, day)) {
       no_inputs(to, f_.x.channels, f_.g_channels);
       return;
     }
