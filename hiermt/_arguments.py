@@ -10,9 +10,18 @@ from torch import Tensor
 
 
 def check_tensor(name: str, value: object, expected: str = "a Tensor") -> None:
-    """Raises ``TypeError`` unless `value` is a Tensor."""
+    """Raises ``TypeError`` unless `value` is a dense Tensor."""
     if not isinstance(value, Tensor):
         raise TypeError(f"{name}: expected {expected}, got {type(value).__name__}{_unpack(value)}")
+    check_dense(name, value)
+
+
+def check_dense(name: str, tensor: Tensor) -> None:
+    """Raises ``TypeError`` for a sparse or nested tensor."""
+    if tensor.is_nested:
+        raise TypeError(f"{name}: expected a dense tensor, got a nested one; pad it with .to_padded_tensor(...)")
+    if tensor.layout != torch.strided:
+        raise TypeError(f"{name}: expected a dense tensor, got {tensor.layout}; use {name}.to_dense()")
 
 
 def _unpack(value: object) -> str:

@@ -13,6 +13,8 @@ from hiermt._tracing import recorded, refuse_tracing
 from hiermt.functional.arguments import prepare
 from hiermt.functional.heads import logits_expected
 
+# PyTorch compares and reduces few of them.
+_UNSIGNED = (torch.uint16, torch.uint32, torch.uint64)
 _COMPLEX_OR_BOOL = (torch.bool, torch.complex64, torch.complex128, torch.complex32)
 
 
@@ -97,6 +99,9 @@ def multitask_loss(
         )
     row_mask = None if row_mask is None else row_mask.bool()
     mask = None if mask is None else mask.bool()
+    signal_targets, direction_targets = (
+        one.long() if one.dtype in _UNSIGNED else one for one in (signal_targets, direction_targets)
+    )
     _check_labels("signal_targets", signal_targets, row_mask)
     _check_labels("direction_targets", direction_targets, _both(mask, row_mask))
     # Under autocast a loss is float32, as torch's own is.

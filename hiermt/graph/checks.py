@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
+from hiermt._arguments import check_dense
 from hiermt.native import dispatch
 
 
@@ -44,12 +45,6 @@ def _described(edge_index: object) -> str:
             "torch_geometric.utils.to_edge_index(adj_t.t())"
         )
     return type(edge_index).__name__
-
-
-def check_dense(name: str, tensor: Tensor) -> None:
-    """Raises ``TypeError`` for a sparse tensor."""
-    if tensor.layout != torch.strided:
-        raise TypeError(f"{name}: expected a dense tensor, got {tensor.layout}; use {name}.to_dense()")
 
 
 def check_range(edge_index: Tensor, num_nodes: int) -> None:

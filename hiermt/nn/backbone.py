@@ -310,8 +310,8 @@ class TGCN(FeatureNames, Pretrained, nn.Module):
         return list(cells._modules.values())  # type: ignore[arg-type]
 
     def _time_before_channels(self, x: Tensor) -> Tensor:
-        if not isinstance(x, Tensor) or not x.is_floating_point():
-            check_tensor("x", x, "a floating point Tensor")
+        check_tensor("x", x, "a floating point Tensor")
+        if not x.is_floating_point():
             raise TypeError(f"x: expected a floating point Tensor, got {x.dtype}; use x.float()")
         dims = "T, F" if self.layout == "NTF" else "F, T"
         if x.dim() not in (3, 4):

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from hiermt import functional
-from hiermt._arguments import check_number
+from hiermt._arguments import check_number, check_tensor
 from hiermt._tracing import NotScriptable
 from hiermt.functional.loss import class_weight, one_element
 from hiermt.native import dispatch
@@ -100,9 +100,12 @@ class MultiTaskLoss(NotScriptable, nn.Module):
     ) -> LossTerms:
         """The three losses as tensors, without a copy to the host; arguments as for :meth:`forward`."""
         for name, logits in (("signal_logits", signal_logits), ("direction_logits", direction_logits)):
+            check_tensor(name, logits)
             if logits.dim() == 0 or logits.size(-1) != 2:
                 raise ValueError(f"{name}: expected [*, 2], got {list(logits.shape)}")
         signal_logits, direction_logits = signal_logits.reshape(-1, 2), direction_logits.reshape(-1, 2)
+        check_tensor("signal_targets", signal_targets)
+        check_tensor("direction_targets", direction_targets)
         signal_targets, direction_targets = signal_targets.reshape(-1), direction_targets.reshape(-1)
         mask = None if signal_mask is None else signal_mask.reshape(-1)
         row_mask = None if row_mask is None else row_mask.reshape(-1)
