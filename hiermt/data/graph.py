@@ -168,9 +168,12 @@ def graph_from_adjacency(adjacency: np.ndarray | Tensor) -> tuple[Tensor, Tensor
         ``edge_index [2, E]`` int64, sorted by source, and ``edge_weight [E]`` float32.
 
     Raises:
-        DataError: the matrix is not square, not finite or not symmetric, or a weight is too large for float32.
+        DataError: the matrix is not square, not finite, not symmetric, sparse or masked, or a weight is too large for
+            float32.
     """
-    given = adjacency if isinstance(adjacency, Tensor) else torch.from_numpy(np.ascontiguousarray(adjacency))
+    given = adjacency if isinstance(adjacency, Tensor) else _from_numpy(adjacency)
+    if given.layout != torch.strided:
+        raise DataError(f"adjacency: expected a dense matrix, got a Tensor of layout {given.layout}; use .to_dense()")
     if given.dim() != 2 or given.size(0) != given.size(1):
         raise DataError(f"adjacency: expected a square matrix [stocks, stocks], got {list(given.shape)}")
     if given.is_complex():
@@ -191,6 +194,19 @@ def graph_from_adjacency(adjacency: np.ndarray | Tensor) -> tuple[Tensor, Tensor
         )
     edge_index = matrix.clone().fill_diagonal_(0).nonzero().t().contiguous()
     return edge_index, matrix[edge_index[0], edge_index[1]].float()
+
+
+def _from_numpy(adjacency: Any) -> Tensor:
+    """The numbers of an array of any byte order, which may be read-only."""
+    if hasattr(adjacency, "toarray"):
+        raise DataError(f"adjacency: expected a dense matrix, got a {type(adjacency).__name__}; use .toarray()")
+    if np.ma.is_masked(adjacency):
+        # Only the mask says that a number behind it counts for nothing.
+        raise DataError("adjacency: some of its elements are masked; say what they are with .filled(0)")
+    array = np.asarray(adjacency)
+    if array.dtype.kind not in "biufc":
+        raise DataError(f"adjacency: expected a matrix of real numbers, got an array of {array.dtype}")
+    return torch.from_numpy(array.astype(array.dtype.newbyteorder("="), order="C"))
 
 
 def to_adjacency(edge_index: Tensor, edge_weight: Tensor, num_nodes: int) -> np.ndarray:
