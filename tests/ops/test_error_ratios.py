@@ -30,18 +30,13 @@ def test_the_error_is_at_most_twice_that_of_pyg(dtype: torch.dtype, models: int)
     assert quantile(found, 0.99 if models >= 200 else 0.98) <= 2.0, distribution(found)
 
 
-@pytest.mark.parametrize("models", [8, long(200)])
-def test_large_weights_err_no_more_than_pyg_in_another_order(models: int) -> None:
-    """With weights five times as large, chance decides the roundings of scores, which a softmax makes large.
-
-    How far that goes is measured on PyG itself, with its nodes, edges, features and channels in another order: its
-    error is then up to forty times as large, or as small.
-    """
-    found, chance = (measured(models, torch.float32, 5.0, which) for which in ("native", "reordered"))
-    print(distribution(found), distribution(chance), sep="\n")
-    # Of few models the tail is that of one or two.
-    for share in (0.5, 0.9, 0.95, 0.99) if models >= 200 else (0.5, 0.9):
-        assert quantile(found, share) <= 1.1 * quantile(chance, share), f"{distribution(found)}; {distribution(chance)}"
+@pytest.mark.parametrize(("models", "orders"), [(8, 3), long(200, 5)])
+def test_the_error_of_large_weights_is_at_most_twice_that_of_pyg(models: int, orders: int) -> None:
+    """With weights five times as large, over several orders of the same sums."""
+    found = measured(models, torch.float32, 5.0, orders)
+    print(distribution(found))
+    assert quantile(found, 0.5) <= 1.0, distribution(found)
+    assert quantile(found, 0.99 if models >= 200 else 0.98) <= 2.0, distribution(found)
 
 
 @pytest.mark.parametrize("hidden", [16, 17, 40])
