@@ -10,8 +10,9 @@ import threading
 
 def is_command_line() -> bool:
     """Whether this process is ``python -m hiermt`` or ``hiermt``, and not a program that imports the package."""
-    words = sys.orig_argv[1:]
-    return words[:2] == ["-m", "hiermt"] or os.path.basename(words[0] if words else "") == "hiermt"
+    # Before the package is imported, sys.argv[0] is -m in place of a file, and the rest are arguments of the command.
+    own = sys.orig_argv[1 : len(sys.orig_argv) - len(sys.argv) + 1]
+    return own[-2:] == ["-m", "hiermt"] or own[-1:] == ["-mhiermt"] or os.path.basename("".join(own[-1:])) == "hiermt"
 
 
 def ends_the_process() -> bool:
