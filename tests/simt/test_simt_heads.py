@@ -10,7 +10,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from hiermt import ops, reference
+from hiermt import reference
+from hiermt.native import dispatch
 from hiermt.testing import assert_close
 from simt.cases import Case, check, needs_harness, with_dtypes
 from simt.harness import Simt
@@ -49,9 +50,9 @@ def test_more_rows_than_the_device_holds_at_once(hidden: int) -> None:
 def test_only_what_was_asked_for() -> None:
     arguments = heads(40, 16, 4).arguments
     with Simt():
-        everything = ops.decision(*arguments, 0.6, 15)
+        everything = dispatch.operator("decision", True)(*arguments, 0.6, 15)
         for wanted in range(15):
-            found = ops.decision(*arguments, 0.6, wanted)
+            found = dispatch.operator("decision", True)(*arguments, 0.6, wanted)
             for bit, index in ((1, 0), (1, 1), (2, 2), (4, 3), (8, 4)):
                 one = found[index]
                 assert torch.equal(one, everything[index]) if wanted & bit else one.numel() == 0
@@ -63,7 +64,7 @@ def test_special_values_and_ties(dtype: torch.dtype) -> None:
     special = [math.nan, math.inf, -math.inf, 0.0, 1.0, 200.0]
     grid = torch.tensor(list(itertools.product(special, repeat=4)), dtype=dtype)
     with Simt():
-        found = ops.decision_from_logits(grid[:, :2], grid[:, 2:], 0.5)
+        found = dispatch.operator("decision_from_logits", True)(grid[:, :2], grid[:, 2:], 0.5)
     expected = reference.decision_from_logits(grid[:, :2], grid[:, 2:], 0.5)
     assert_close(found[0], expected[0])
     assert torch.equal(found[1], expected[1])
@@ -91,7 +92,7 @@ def losses(arguments: Any, order: int = 0) -> tuple[Losses, Losses]:
     """The three losses, and the gradients of their sum."""
     leaves = [one.detach().requires_grad_() for one in arguments[:2]]
     with Simt({"HIERMT_SIMT_ORDER": str(order)}):
-        found = ops.multitask_loss(*leaves, *arguments[2:])
+        found = dispatch.operator("multitask_loss", True)(*leaves, *arguments[2:])
         return tuple(one.detach() for one in found), torch.autograd.grad(sum(found), leaves)
 
 
