@@ -19,6 +19,7 @@ TOOLS = ("memcheck", "racecheck", "initcheck", "synccheck")
 # Files with tests that need a GPU; their other tests are left out.
 GPU_TESTS = (
     "tests/ops/test_contract.py",
+    "tests/ops/test_contract_bits.py",
     "tests/gpu",
     "tests/model/test_graph_writes.py",
     "tests/data/test_data_loaders.py",

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from hiermt.native import extension
 from simt.harness import Simt, compiler
-from support.calls import DTYPES, Found, compare, run
+from support.calls import DTYPES, Found, compare, run, tensors_of
 from support.present import masks
 from support.problems import Maker, Problem, Stack, random_graph
 
@@ -72,8 +72,8 @@ def launches(problem: Problem | Case, dtype: torch.dtype = torch.float32, **envi
 
 def with_dtypes(cases: Sequence[Problem | Case], first: int = 5) -> pytest.MarkDecorator:
     """Every case in float32; the `first` ones, which meet every specialisation, in the other dtypes too."""
-    pairs = [(case, torch.float32) for case in cases]
-    pairs += [(case, dtype) for dtype in DTYPES if dtype != torch.float32 for case in cases[:first]]
+    # One case after the other: the twin in float64 serves float32 and float64.
+    pairs = [(case, dtype) for i, case in enumerate(cases) for dtype in (DTYPES if i < first else DTYPES[:1])]
     return pytest.mark.parametrize(
         ("case", "dtype"), pairs, ids=[f"{c}-{str(d).removeprefix('torch.')}" for c, d in pairs]
     )
@@ -169,11 +169,5 @@ def with_mask(case: Problem | Case, kind: str = "random") -> Case:
 
 def constant_edges(problem: Problem) -> Case:
     """Without a gradient of the edge weights, the second leaf: the stack's backward has another kernel for these."""
-    leaves = [one for one in _tensors(problem.arguments) if one.is_floating_point()]
+    leaves = [one for one in tensors_of(problem.arguments) if one.is_floating_point()]
     return Case(problem, {"wanted": [i for i in range(len(leaves)) if i != 1]})
-
-
-def _tensors(value: Any) -> list[Tensor]:
-    if isinstance(value, Tensor):
-        return [value]
-    return [one for each in value for one in _tensors(each)] if isinstance(value, (list, tuple)) else []

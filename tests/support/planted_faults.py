@@ -124,7 +124,7 @@ FAULTS: dict[str, list[Fault]] = {
             "hiermt/ops/operator.py",
             "return value.to(dtype) if narrow else value",
             "return value",
-            "ops/test_contract.py::test_autocast",
+            "ops/test_contract_rules.py::test_autocast",
         )
     ],
     "determinism": [
@@ -132,7 +132,7 @@ FAULTS: dict[str, list[Fault]] = {
             "hiermt/ops/_conv_stack.py",
             "        d_out.contiguous(),",
             "        d_out.contiguous() * (1 + 1e-6 * torch.get_num_threads()),",
-            "ops/test_contract.py::test_the_same_bits_on_any_number_of_threads",
+            "ops/test_contract_bits.py::test_the_same_bits_on_any_number_of_threads",
         )
     ],
     "compilers": [

@@ -1,7 +1,7 @@
 """Problems for every operator: each graph, shape and option that a kernel has a way of its own for.
 
 A problem is a call of :mod:`hiermt.ops` and of its twin in :mod:`hiermt.reference`. A new operator gets every property
-of ``tests/ops/test_contract.py`` by an entry in :data:`VARIANTS` and its problems in :func:`problems`.
+of ``tests/ops/test_contract*.py`` by an entry in :data:`VARIANTS` and its problems in :func:`problems`.
 """
 
 from __future__ import annotations
