@@ -196,8 +196,9 @@ def test_float32_error_is_at_most_twice_that_of_pyg(variant: dict[str, Any], bac
     weight = None if edge_weight is None else edge_weight.double()
     with torch.no_grad():
         ours = torch.cat(model(x, edge_index, edge_weight), dim=-1)
-        theirs = torch.stack([torch.cat(pyg.like(model)(one, edge_index, edge_weight), dim=-1) for one in x])
-        truth = torch.stack([torch.cat(exact(one.double(), edge_index, weight), dim=-1) for one in x])
+        every, index = x.flatten(0, 1), testing.batched(edge_index, edge_weight, 20, 16)
+        theirs = torch.cat(pyg.like(model)(every, *index), dim=-1).view_as(ours)
+        truth = torch.cat(exact(every.double(), *testing.batched(edge_index, weight, 20, 16)), dim=-1).view_as(ours)
     # Root mean square: the largest of a few errors near half an ulp is luck.
     assert (ours - truth).square().mean().sqrt() <= 2 * (theirs - truth).square().mean().sqrt()
 

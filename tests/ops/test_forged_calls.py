@@ -21,19 +21,8 @@ needs_native = pytest.mark.skipif(not extension.native_status().available, reaso
 
 @pytest.mark.hostile("forged-call")
 @needs_native
-@pytest.mark.parametrize("seed", [0, 1])
-def test_forged_calls_of_every_operator_come_back(seed: int) -> None:
-    command = [
-        sys.executable,
-        "-X",
-        "faulthandler",
-        "-m",
-        "support.forged_calls",
-        "--calls",
-        "1000",
-        "--seed",
-        str(seed),
-    ]
+def test_forged_calls_of_every_operator_come_back() -> None:
+    command = [sys.executable, "-X", "faulthandler", "-m", "support.forged_calls", "--calls", "2000", "--seed", "0"]
     tests = Path(__file__).parents[1]
     done = subprocess.run(command, cwd=tests, capture_output=True, text=True, check=False, timeout=300)
     assert done.returncode == 0, done.stderr[-3000:]

@@ -16,8 +16,10 @@ if (_reason := extension.why_not_native("cpu")) is not None:
 
 HERE = Path(__file__).resolve().parent
 FILES = ("test_contract.py", "test_vmath.py")
-# What depends on the width of a vector. The rest is the same on every set, the phases of a wide graph too.
-CHOSEN = "(test_vmath or test_equals_twin or part_alone or at_most_twice or windows_equal) and not wide"
+# What depends on the width of a vector. The rest is the same on every set, the form of a graph and the phases of a wide
+# one too.
+CHOSEN = "(test_vmath or test_equals_twin or part_alone or at_most_twice or windows_equal) and not graph_prepare"
+CHOSEN += "".join(f" and not {name}-" for name in ("wide", "loops", "directed", "star", "parts", "edges", "node"))
 
 
 @pytest.mark.slow

@@ -53,11 +53,12 @@ def run(body: str, threads: int = 2) -> list[float]:
 
 @pytest.mark.hostile("memory")
 @pytest.mark.parametrize("threads", [1, 2])
-@pytest.mark.parametrize("call", ["forward", "step"])
-def test_growing_sizes_hold_what_the_largest_needs(call: str, threads: int) -> None:
+@pytest.mark.parametrize(("call", "sizes"), [("forward", range(20, 600, 20)), ("step", range(40, 400, 40))])
+def test_growing_sizes_hold_what_the_largest_needs(call: str, sizes: range, threads: int) -> None:
+    """All of them together would need at least five times as much."""
     growing, small, again = run(
         f"""
-sizes = range(20, 600, 20)
+sizes = {sizes}
 for steps in sizes: {call}(steps)
 print(held())
 for _ in range(10): {call}(10)
@@ -98,14 +99,14 @@ print(all(torch.equal(a, b) for a, b in zip(before, again)) * 1)
 def test_the_same_sizes_again_take_no_memory() -> None:
     (faults,) = run(
         """
-for _ in range(4): step(200)
+for _ in range(4): step(100)
 before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-for _ in range(20): step(200)
-print((resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before) / 20)
+for _ in range(8): step(100)
+print((resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before) / 8)
 """,
         1,
     )
-    assert faults < 3000  # torch's own outputs
+    assert faults < 1500  # torch's own outputs
 
 
 @pytest.mark.hostile("workers")

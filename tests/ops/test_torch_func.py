@@ -88,16 +88,16 @@ def test_native_says_what_to_do_instead(model: hiermt.TGCN_HierarchicalMT, graph
 @pytest.mark.parametrize("use_gat", [True, False])
 @pytest.mark.parametrize("way", ["graph", "raw edges", "edge weights", "windows"])
 def test_linearized_once_and_applied_twice(graph: hiermt.Graph, use_gat: bool, way: str) -> None:
-    net = hiermt.TGCN_HierarchicalMT(5, 8, use_gat=use_gat).double()
+    net = hiermt.TGCN_HierarchicalMT(5, 8, 1, use_gat).double()
     edge_index, edge_weight = graph.edges()
     assert edge_weight is not None
-    x = torch.randn(12, 3, 5, dtype=torch.float64)  # every step is traced
+    x = torch.randn(12, 2, 5, dtype=torch.float64)  # every step is traced
     starts = torch.tensor([0, 1])
     functions: dict[str, tuple[Callable[[Tensor], Tensor], Tensor]] = {
         "graph": (lambda a: net(a, graph)[0], x),
         "raw edges": (lambda a: net(a, edge_index, edge_weight)[0], x),
         "edge weights": (lambda w: net(x, edge_index, w)[0], edge_weight),
-        "windows": (lambda a: net(hiermt.Windows(a, starts, 2), graph)[0], x),
+        "windows": (lambda a: net(hiermt.Windows(a, starts, 1), graph)[0], x),
     }
     function, at = functions[way]
     value, linear = func.linearize(function, at)

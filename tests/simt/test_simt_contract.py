@@ -8,12 +8,10 @@ import torch
 from simt.cases import bits, check, needs_harness
 from simt.harness import Simt
 from support.calls import DTYPES, LAYOUTS, run
-from support.problems import VARIANTS, Problem, problems
+from support.contract import SMALL, every_variant
+from support.problems import VARIANTS, Problem
 
 pytestmark = needs_harness
-
-SMALL = [problem for problem in problems() if not problem.large]
-every_variant = pytest.mark.parametrize("variant", VARIANTS)
 
 
 @pytest.mark.hostile("empty", "loops", "unwritten")

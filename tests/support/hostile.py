@@ -10,6 +10,7 @@ The table in docs/faults.md is written by::
 from __future__ import annotations
 
 import ast
+import functools
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -103,6 +104,7 @@ def _backends(path: str, source: str) -> frozenset[str]:
     )
 
 
+@functools.cache
 def marked() -> list[Marked]:
     """Every marker in the tests."""
     found = []
