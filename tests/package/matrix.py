@@ -3,13 +3,15 @@
     python tests/package/matrix.py [--only NAME,...] [--folder DIR] [--keep]
 
 Run by hand, since each way builds the library. It needs a package index (for uv, build and torch) and a C++ compiler.
-TORCH, as in the Makefile, is the torch to install. Each line of the result is a way and what came of it; the exit code
-is 1 if one failed.
+TORCH, as in the Makefile, is the torch to install. Each line of the result is a way and what came of it; one that this
+machine lacks something for is skipped, not passed. The exit code is 1 if one failed. With ccache on the PATH the later
+builds take the objects of the first.
 """
 
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import os
 import re
@@ -38,12 +40,24 @@ print(json.dumps([native_status().available, [str(w.message) for w in caught if 
 """
 
 
+class Skipped(Exception):
+    """This machine lacks what a way needs."""
+
+
 class Place:
     """A folder of throw-away environments, with a copy of the sources and the installers."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.source = folder / "source"
+        if ccache := shutil.which("ccache"):
+            # CMake reads it. By its path, since the folders of programs below have compilers alone.
+            os.environ.setdefault("CMAKE_CXX_COMPILER_LAUNCHER", ccache)
+            os.environ.setdefault("CCACHE_BASEDIR", tempfile.gettempdir())
+        # Isolated builds would take the newest torch, another one than the environment has.
+        (folder / "constraint.txt").write_text(f"{TORCH[0]}\n")
+        for variable in ("PIP_CONSTRAINT", "PIP_BUILD_CONSTRAINT", "UV_BUILD_CONSTRAINT"):
+            os.environ.setdefault(variable, str(folder / "constraint.txt"))
         listed = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=True)
         for name in filter(None, listed.stdout.split("\0")):
             if (ROOT / name).is_file():
@@ -183,17 +197,16 @@ def build_front_end(place: Place) -> None:
     assert NATIVE.fullmatch(place.wheel().name), place.wheel().name
 
 
-def pythons(place: Place) -> None:
-    """The one wheel in each Python that is found."""
-    found = []
-    for version in PYTHONS:
-        uv = run(place.tools / "bin/uv", "python", "find", "--no-python-downloads", version, expect=True)
-        home = place.environment(f"python{version}", uv.strip().splitlines()[-1], shared=False)
-        run(home / "bin/pip", "install", "-q", *TORCH, "numpy")
-        run(home / "bin/pip", "install", "--no-deps", place.wheel())
-        check_native(home)
-        found.append(version)
-    print(f"  Python {', '.join(found)}")
+def one_wheel(version: str, place: Place) -> None:
+    """The one wheel in another Python."""
+    try:
+        found = run(place.tools / "bin/uv", "python", "find", "--no-python-downloads", version)
+    except AssertionError:
+        raise Skipped(f"there is no Python {version}") from None
+    home = place.environment(f"python{version}", found.strip().splitlines()[-1], shared=False)
+    run(home / "bin/pip", "install", "-q", *TORCH, "numpy")
+    run(home / "bin/pip", "install", "--no-deps", place.wheel())
+    check_native(home)
 
 
 def no_compiler_pip(place: Place) -> None:
@@ -255,7 +268,7 @@ WAYS: dict[str, Callable[[Place], None]] = {
     "pip-sdist": pip_sdist,
     "uv-tree": uv_tree,
     "no-compiler-uv": no_compiler_uv,
-    "pythons": pythons,
+    **{f"python{version}": functools.partial(one_wheel, version) for version in PYTHONS},
 }
 
 
@@ -270,23 +283,26 @@ def main() -> int:
     if unknown := [name for name in chosen if name not in WAYS]:
         parser.error(f"--only: expected some of {', '.join(WAYS)}, got {', '.join(unknown)}")
     folder = Path(tempfile.mkdtemp(prefix="hiermt-matrix-", dir=args.folder))
-    failed = []
+    outcomes: dict[str, str] = {}
     try:
         place = Place(folder)
         for name in chosen:
             start = time.monotonic()
+            outcomes[name], what = "passed", getattr(WAYS[name], "func", WAYS[name]).__doc__
             try:
                 WAYS[name](place)
+            except Skipped as reason:
+                outcomes[name], what = "skipped", str(reason)
             except Exception:
                 traceback.print_exc()
-                failed.append(name)
-            outcome = "FAILED" if name in failed else "passed"
-            print(f"{outcome} {name} ({time.monotonic() - start:.0f} s): {WAYS[name].__doc__}", flush=True)
+                outcomes[name] = "FAILED"
+            print(f"{outcomes[name]} {name} ({time.monotonic() - start:.0f} s): {what}", flush=True)
     finally:
         if not args.keep:
             shutil.rmtree(folder, ignore_errors=True)
-    print(f"{len(chosen) - len(failed)} passed, {len(failed)} failed")
-    return bool(failed)
+    counts = [list(outcomes.values()).count(outcome) for outcome in ("passed", "FAILED", "skipped")]
+    print("{} passed, {} failed, {} skipped".format(*counts))
+    return bool(counts[1])
 
 
 if __name__ == "__main__":
