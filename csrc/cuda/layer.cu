@@ -43,18 +43,20 @@ struct BackwardMemory {
   }
 };
 
-// Where one launch runs the stack backward: the scan's workspace, then that of the stack. The scan leaves the
-// cotangents of the gates, those of the days where there are windows, and the stack takes them on to x and g.
+// Where one launch runs the stack backward: the scan's workspace, of whose results the stack takes the cotangents of the
+// gates, those of the days where there are windows, on to x and g. The rest of it becomes that of the stack.
 template <class S>
 struct FusedBackwardMemory {
-  Workspace memory;
+  size_t results, bytes;
   unsigned char* scan;
   unsigned char* stack;
 
-  FusedBackwardMemory(void* base, const TgcnLayerBackward<S, Compute<S>>& p) : memory(base) {
-    scan = memory.take<unsigned char>(gated_scan_backward_workspace<S>(p.scan));
-    stack = memory.take<unsigned char>(gatv2_stack_backward_workspace<S>(p.stack));
-  }
+  FusedBackwardMemory(void* base, const TgcnLayerBackward<S, Compute<S>>& p)
+      : results(gated_scan_backward_results<S>(p.scan)),
+        bytes(larger(gated_scan_backward_workspace<S>(p.scan),
+                     results + gatv2_stack_backward_workspace<S>(p.stack))),
+        scan(static_cast<unsigned char*>(base)),
+        stack(base == nullptr ? nullptr : scan + results) {}
 };
 
 }  // namespace
@@ -84,7 +86,7 @@ int tgcn_layer_forward(const TgcnLayerForward<S>& p, void* workspace, void* stre
 
 template <class S>
 size_t tgcn_layer_backward_workspace(const TgcnLayerBackward<S, Compute<S>>& p) {
-  if (gatv2_stack_backward_fits(p.stack.forward)) return FusedBackwardMemory<S>(nullptr, p).memory.bytes();
+  if (gatv2_stack_backward_fits(p.stack.forward)) return FusedBackwardMemory<S>(nullptr, p).bytes;
   return BackwardMemory<S>(nullptr, p).memory.bytes();
 }
 
@@ -99,9 +101,10 @@ int tgcn_layer_backward(const TgcnLayerBackward<S, Compute<S>>& p, void* workspa
   if (gatv2_stack_backward_fits(stack.forward)) {
     const FusedBackwardMemory<S> memory(workspace, p);
     scan.d_x = nullptr;
-    const int error = gated_scan_backward<S>(scan, memory.scan, stream);
+    GateGradChunks<C> gate_grads;
+    const int error = gated_scan_backward<S>(scan, memory.scan, stream, need_stack ? &gate_grads : nullptr);
     if (error != 0 || !need_stack) return error;
-    return gatv2_stack_backward<S>(stack, scan.forward.weights, reinterpret_cast<C*>(memory.scan),
+    return gatv2_stack_backward<S>(stack, scan.forward.weights, reinterpret_cast<C*>(memory.scan), gate_grads,
                                    memory.stack, stream);
   }
   const BackwardMemory<S> memory(workspace, p);

@@ -270,7 +270,8 @@ cudaError_t edge_gradients(const GatV2ConvBackward<S, Compute<S>>& p,
                  stream, f, p.d_out, memory, static_cast<int>(rows), static_cast<int>(tiles)));
       if (wants_vectors(p.grads)) {
         const VectorGrads<C> out{p.grads, static_cast<int>(f.hidden)};
-        HIERMT_CUDA_RETURN_IF_ERROR(ordered_sum<C>(memory.partial, blocks, 3 * f.hidden, out, stream));
+        HIERMT_CUDA_RETURN_IF_ERROR(
+            ordered_sum(stream, sum_of<C>(memory.partial, blocks, 3 * f.hidden, out)));
       }
       if (p.d_edge_weight != nullptr) {
         HIERMT_CUDA_RETURN_IF_ERROR(launch(
@@ -313,7 +314,7 @@ int gatv2_conv_backward(const GatV2ConvBackward<S, Compute<S>>& p, Accumulate ac
     HIERMT_CUDA_RETURN_IF_ERROR(edge_gradients(p, memory, accumulate.edge_weight, rows, stream));
   } else if (wants_vectors(p.grads)) {
     HIERMT_CUDA_RETURN_IF_ERROR(
-        ordered_sum<C>(memory.partial, 0, 3 * f.hidden, VectorGrads<C>{p.grads, hidden}, stream));
+        ordered_sum(stream, sum_of<C>(memory.partial, 0, 3 * f.hidden, VectorGrads<C>{p.grads, hidden})));
   }
   const auto rounded = rounds_operands<S>(f.tf32);
   const DenseRows<C, 2> d_projections{memory.x_l, hidden, f.hidden, memory.d_x_r - memory.x_l};

@@ -226,7 +226,7 @@ int gcn_conv_backward(const GcnConvBackward<S, Compute<S>>& p, Accumulate accumu
   }));
   if (p.grads.bias != nullptr) {
     HIERMT_CUDA_RETURN_IF_ERROR(
-        ordered_sum<C>(memory.partial, chunks.count, f.hidden, BiasGrad<C>{p.grads.bias}, stream));
+        ordered_sum(stream, sum_of<C>(memory.partial, chunks.count, f.hidden, BiasGrad<C>{p.grads.bias})));
   }
   if (p.d_norm != nullptr) {
     if (!accumulate.edge_weight) {

@@ -6,6 +6,7 @@
 #pragma once
 
 #include "cuda/dense/mma.cuh"
+#include "cuda/dense/ordered_sum.cuh"
 #include "cuda/dense/rows.cuh"
 
 namespace hiermt::cuda {
@@ -237,69 +238,38 @@ __global__ void __launch_bounds__(WeightGradTraits::kThreads)
   }
 }
 
-struct OrderedSumTraits {
-  static constexpr int kColumns = 32;  // neighbouring sums of a block: one warp reads a row of them
-  static constexpr int kSlices = 16;   // threads that share a sum
-  static constexpr int kThreads = kColumns * kSlices;
-};
-
-// out.write(i, sum over the chunks of partial[chunk, i]), in a fixed order.
-template <class C, class Out>
-__global__ void __launch_bounds__(OrderedSumTraits::kThreads)
-    ordered_sum_kernel(const C* partial, int64_t chunks, int count, Out out) {
-  using T = OrderedSumTraits;
-  SharedMemory memory;
-  C* slices = memory.take<C>(T::kThreads);
-  const int column = static_cast<int>(threadIdx.x) % T::kColumns;
-  const int slice = static_cast<int>(threadIdx.x) / T::kColumns;
-  const int i = static_cast<int>(blockIdx.x) * T::kColumns + column;
-  C sum = C(0);
-  if (i < count) {
-#pragma unroll 4
-    for (int64_t chunk = slice; chunk < chunks; chunk += T::kSlices) sum += partial[chunk * count + i];
-  }
-  slices[threadIdx.x] = sum;
-  __syncthreads();
-  if (slice != 0 || i >= count) return;
-  C total = C(0);
-#pragma unroll
-  for (int s = 0; s < T::kSlices; ++s) total += slices[s * T::kColumns + column];
-  out.write(i, total);
-}
-
-// The sum over no chunks is zero, the gradient of an empty batch.
-template <class C, class Out>
-cudaError_t ordered_sum(const C* partial, int64_t chunks, int64_t count, const Out& out,
-                        cudaStream_t stream) {
-  using T = OrderedSumTraits;
-  return launch(ordered_sum_kernel<C, Out>,
-                dim3(static_cast<unsigned>(ceil_div<int64_t>(count, T::kColumns))), dim3(T::kThreads),
-                padded_bytes<C>(T::kThreads), stream, partial, chunks, static_cast<int>(count), out);
-}
-
 inline int64_t weight_grad_values(int64_t rows, int64_t outputs, int64_t inputs) {
   return grad_chunks(rows).count * outputs * (inputs + 1);
 }
 
-// `partial` holds weight_grad_values(rows, groups * channels, inputs) values. Element
-// (group * channels + c) * (inputs + 1) + k of `out` is the gradient of a weight; k == inputs is the bias. `rounded`
+// Sums over chunks of the rows. `partial` holds weight_grad_values(rows, groups * channels, inputs) values for each:
+// element (group * channels + c) * (inputs + 1) + k is of the gradient of a weight; k == inputs is the bias. `rounded`
 // is the result of rounds_operands.
-template <class C, class Left, class Right, class Out, class Rounded>
-cudaError_t weight_grad(const Left& left, const Right& right, int64_t rows, C* partial, const Out& out,
-                        cudaStream_t stream, Rounded rounded) {
+template <class C, class Left, class Right, class Rounded>
+cudaError_t weight_grad_chunks(const Left& left, const Right& right, int64_t rows, C* partial,
+                               cudaStream_t stream, Rounded rounded) {
   using T = WeightGradTraits;
   const RowChunks chunks = grad_chunks(rows);
   const ColumnBlocks<Right::kPieces> layout(right);
-  const int channels = left.width(0), inputs = layout.inputs(right);
+  const int channels = left.width(0);
   const dim3 grid(static_cast<unsigned>(chunks.count),
                   static_cast<unsigned>(ceil_div(channels, T::kChannels)),
                   static_cast<unsigned>(layout.count() > 0 ? ceil_div(layout.count(), T::kBlocks) : 1));
-  HIERMT_CUDA_RETURN_IF_ERROR(dispatch_rounded(rounded, [&](auto constant) {
+  return dispatch_rounded(rounded, [&](auto constant) {
     return launch(weight_grad_kernel<C, decltype(constant)::value, Left, Right>, grid, dim3(T::kThreads),
                   WeightGradMemory<C, Left, Right>::bytes(), stream, left, right, static_cast<int>(rows),
                   static_cast<int>(chunks.rows), channels, partial);
-  }));
-  return ordered_sum<C>(partial, chunks.count, int64_t{Left::kPieces} * channels * (inputs + 1), out, stream);
+  });
+}
+
+// The sum of the chunks: element i goes to out.write(i, value).
+template <class C, class Left, class Right, class Out, class Rounded>
+cudaError_t weight_grad(const Left& left, const Right& right, int64_t rows, C* partial, const Out& out,
+                        cudaStream_t stream, Rounded rounded) {
+  HIERMT_CUDA_RETURN_IF_ERROR(weight_grad_chunks(left, right, rows, partial, stream, rounded));
+  const int64_t inputs = ColumnBlocks<Right::kPieces>(right).inputs(right);
+  return ordered_sum(stream, sum_of<C>(partial, grad_chunks(rows).count,
+                                       int64_t{Left::kPieces} * left.width(0) * (inputs + 1), out));
 }
 
 }  // namespace hiermt::cuda

@@ -5,6 +5,7 @@
 
 #include <cstddef>
 
+#include "cuda/scan/gated_scan.h"
 #include "params.h"
 #include "types.h"
 
@@ -20,13 +21,15 @@ int gatv2_stack_forward(const ConvStackForward<S>& p, const GateWeights<S>& gate
                         Compute<S>* input_projection, void* stream);
 
 // The way back, for templates that fit, too: from the cotangents of the gates [N * T, 3H], which are
-// overwritten, to those of x, of the convolutions' parameters and of the edge weights.
+// overwritten, to those of x, of the convolutions' parameters and of the edge weights. Sums the gradients of the gates
+// over their chunks, too, where there are any.
 template <class S>
 bool gatv2_stack_backward_fits(const ConvStackForward<S>& p);
 template <class S>
 size_t gatv2_stack_backward_workspace(const ConvStackBackward<S, Compute<S>>& p);
 template <class S>
 int gatv2_stack_backward(const ConvStackBackward<S, Compute<S>>& p, const GateWeights<S>& gates,
-                         Compute<S>* d_gates, void* workspace, void* stream);
+                         Compute<S>* d_gates, const GateGradChunks<Compute<S>>& gate_grads, void* workspace,
+                         void* stream);
 
 }  // namespace hiermt::cuda

@@ -5,10 +5,10 @@
 #pragma once
 
 #include "cuda/dense/gatv2_grads.cuh"
-#include "cuda/dense/weight_grad.cuh"
 #include "cuda/fused/gatv2_stack.h"
 #include "cuda/fused/gatv2_stack_backward.cuh"
 #include "cuda/fused/stack_forward.cuh"
+#include "cuda/scan/gate_grads.cuh"
 #include "cuda/scan/gated_scan.cuh"
 
 namespace hiermt::cuda {
@@ -334,7 +334,8 @@ size_t gatv2_stack_backward_workspace(const ConvStackBackward<S, Compute<S>>& p)
 
 template <class S>
 int gatv2_stack_backward(const ConvStackBackward<S, Compute<S>>& p, const GateWeights<S>& gates,
-                         Compute<S>* d_gates, void* workspace, void* stream_) {
+                         Compute<S>* d_gates, const GateGradChunks<Compute<S>>& gate_grads, void* workspace,
+                         void* stream_) {
   if constexpr (std::is_same_v<S, double>) {
     return cudaErrorInvalidValue;
   } else {
@@ -366,13 +367,13 @@ int gatv2_stack_backward(const ConvStackBackward<S, Compute<S>>& p, const GateWe
             edges ? gatv2_stack_bwd_kernel<S, kHidden, true> : gatv2_stack_bwd_kernel<S, kHidden, false>,
             dim3(static_cast<unsigned>(plan.blocks)), dim3(static_cast<unsigned>(threads)), plan.shared_bytes,
             stream, stack));
-        if (edges) {
-          const EdgeWeightGrads out{f.graph.rowptr, static_cast<int>(f.graph.num_nodes), p.d_edge_weight};
-          HIERMT_CUDA_RETURN_IF_ERROR(
-              ordered_sum<float>(stack.d_edges, f.graph.copies * f.steps, f.graph.num_entries, out, stream));
-        }
-        return p.gat == nullptr ? cudaSuccess
-                                : ordered_sum<float>(stack.partial, plan.blocks, plan.values, grads, stream);
+        // What is not wanted has no elements.
+        const EdgeWeightGrads edge_grads{f.graph.rowptr, static_cast<int>(f.graph.num_nodes),
+                                         p.d_edge_weight};
+        return ordered_sum(
+            stream, sum_of_gates(gate_grads),
+            sum_of(stack.partial, plan.blocks, p.gat != nullptr ? plan.values : 0, grads),
+            sum_of(stack.d_edges, f.graph.copies * f.steps, edges ? f.graph.num_entries : 0, edge_grads));
       }
     };
     return dispatch_stack(f.hidden, run, cudaErrorInvalidValue);
@@ -386,5 +387,5 @@ int gatv2_stack_backward(const ConvStackBackward<S, Compute<S>>& p, const GateWe
   template bool gatv2_stack_backward_fits<S>(const ConvStackForward<S>&);                              \
   template size_t gatv2_stack_backward_workspace<S>(const ConvStackBackward<S, Compute<S>>&);          \
   template int gatv2_stack_backward<S>(const ConvStackBackward<S, Compute<S>>&, const GateWeights<S>&, \
-                                       Compute<S>*, void*, void*);                                     \
+                                       Compute<S>*, const GateGradChunks<Compute<S>>&, void*, void*);  \
   }

@@ -2,25 +2,10 @@
 #pragma once
 
 #include "cuda/dense/weight_grad.cuh"
+#include "cuda/scan/gate_grads.cuh"
 #include "cuda/scan/gated_scan.cuh"
 
 namespace hiermt::cuda {
-
-// Gradients of the gates: `width` columns of their weights from first_column on, and the bias.
-template <class C>
-struct GateGradsOut {
-  GateGrads<C> grads;
-  int columns, hidden, first_column, width;
-
-  __device__ void write(int i, C value) const {
-    const int m = i / (width + 1), k = i - m * (width + 1);
-    const int gate = m / hidden, c = m - gate * hidden;
-    C* weight = gate == 0 ? grads.u_weight : gate == 1 ? grads.r_weight : grads.c_weight;
-    C* bias = gate == 0 ? grads.u_bias : gate == 1 ? grads.r_bias : grads.c_bias;
-    if (k < width && weight != nullptr) weight[c * columns + first_column + k] = value;
-    if (k == width && bias != nullptr) bias[c] = value;
-  }
-};
 
 // The cotangents of the gates as groups of H channels.
 template <class C>
@@ -63,8 +48,7 @@ struct GateWorkspace {
   S* values;  // saved by the forward, in place of the cotangents, or in a workspace
   ResetGate<S> reset;
 
-  GateWorkspace(Workspace& memory, S* saved, int64_t rows, int64_t hidden) {
-    d_gates = memory.template take<C>(rows * 3 * hidden);
+  GateWorkspace(Workspace& memory, C* d_gates, S* saved, int64_t rows, int64_t hidden) : d_gates(d_gates) {
     values = saved;
     bool in_place = false;
     if constexpr (std::is_same_v<S, C>) {

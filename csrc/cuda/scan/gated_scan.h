@@ -21,11 +21,25 @@ int gated_scan_forward(const GatedScanForward<S>& p, void* workspace, void* stre
 template <class S>
 int gated_scan_recurrence(const GatedScanForward<S>& p, void* workspace, void* stream);
 
+// The gradients of the gates before the sum over chunks of rows: [count, 3H, columns + 1], of which the last column is
+// that of the biases.
+template <class C>
+struct GateGradChunks {
+  const C* partial = nullptr;
+  int64_t count = 0;
+  GateGrads<C> grads{};
+  int columns = 0, hidden = 0;
+};
+
 template <class S>
 size_t gated_scan_backward_workspace(const GatedScanBackward<S, Compute<S>>& p);
-// The workspace then starts with the cotangents of the gates before their nonlinearity, [N * T, 3H] in
-// Compute<S>.
+// Bytes at the start of the workspace that hold results afterwards: the cotangents of the gates before their
+// nonlinearity, [N * T, 3H] in Compute<S>, then the chunks.
 template <class S>
-int gated_scan_backward(const GatedScanBackward<S, Compute<S>>& p, void* workspace, void* stream);
+size_t gated_scan_backward_results(const GatedScanBackward<S, Compute<S>>& p);
+// With `chunks` the sum over them is left to the caller, unless there are windows; `chunks` tells.
+template <class S>
+int gated_scan_backward(const GatedScanBackward<S, Compute<S>>& p, void* workspace, void* stream,
+                        GateGradChunks<Compute<S>>* chunks = nullptr);
 
 }  // namespace hiermt::cuda

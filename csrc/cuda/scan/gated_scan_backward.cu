@@ -160,17 +160,24 @@ template <class S>
 struct BackwardMemory {
   using C = Compute<S>;
   Workspace memory;
+  C* d_gates;
+  C* partial;
+  size_t results;
   GateWorkspace<S> gates;
   C* packed;  // [3, H, H]
-  C* partial;
 
-  BackwardMemory(void* base, const GatedScanBackward<S, C>& p, int64_t rows)
-      : memory(base), gates(memory, p.forward.gates, rows, p.forward.hidden) {
-    const int64_t hidden = p.forward.hidden;
-    packed = memory.template take<C>(3 * hidden * hidden);
-    partial = memory.template take<C>(
-        weight_grad_values(rows, 3 * hidden, p.forward.x.channels + p.forward.g_channels + hidden));
-  }
+  BackwardMemory(void* base, const GatedScanBackward<S, C>& p)
+      : BackwardMemory(base, p, p.forward.copies * p.forward.num_nodes * p.forward.steps, p.forward.hidden) {}
+
+ private:
+  BackwardMemory(void* base, const GatedScanBackward<S, C>& p, int64_t rows, int64_t hidden)
+      : memory(base),
+        d_gates(memory.template take<C>(rows * 3 * hidden)),
+        partial(memory.template take<C>(
+            weight_grad_values(rows, 3 * hidden, p.forward.x.channels + p.forward.g_channels + hidden))),
+        results(memory.bytes()),
+        gates(memory, d_gates, p.forward.gates, rows, hidden),
+        packed(memory.template take<C>(3 * hidden * hidden)) {}
 };
 
 }  // namespace
@@ -203,11 +210,18 @@ template <class S>
 size_t gated_scan_backward_workspace(const GatedScanBackward<S, Compute<S>>& p) {
   const GatedScanForward<S>& f = p.forward;
   if (f.windows != nullptr) return gated_scan_windows_backward_workspace(p);
-  return BackwardMemory<S>(nullptr, p, f.copies * f.num_nodes * f.steps).memory.bytes();
+  return BackwardMemory<S>(nullptr, p).memory.bytes();
 }
 
 template <class S>
-int gated_scan_backward(const GatedScanBackward<S, Compute<S>>& given, void* workspace, void* stream_) {
+size_t gated_scan_backward_results(const GatedScanBackward<S, Compute<S>>& p) {
+  if (p.forward.windows != nullptr) return gated_scan_windows_backward_results(p);
+  return BackwardMemory<S>(nullptr, p).results;
+}
+
+template <class S>
+int gated_scan_backward(const GatedScanBackward<S, Compute<S>>& given, void* workspace, void* stream_,
+                        GateGradChunks<Compute<S>>* chunks) {
   using C = Compute<S>;
   if (given.forward.windows != nullptr) return gated_scan_windows_backward(given, workspace, stream_);
   const cudaStream_t stream = static_cast<cudaStream_t>(stream_);
@@ -215,7 +229,7 @@ int gated_scan_backward(const GatedScanBackward<S, Compute<S>>& given, void* wor
   const GatedScanForward<S>& f = p.forward;
   const int64_t nodes = f.copies * f.num_nodes, rows = nodes * f.steps;
   if (!supported(nodes, f.steps, f.hidden)) return cudaErrorInvalidValue;
-  const BackwardMemory<S> memory(workspace, p, rows);
+  const BackwardMemory<S> memory(workspace, p);
   GateRows<S> in(f, true, true);
   in.reset = memory.gates.reset;
   if (f.gates == nullptr) {
@@ -228,16 +242,23 @@ int gated_scan_backward(const GatedScanBackward<S, Compute<S>>& given, void* wor
   if (grads.u_weight || grads.u_bias || grads.r_weight || grads.r_bias || grads.c_weight || grads.c_bias) {
     const int hidden = static_cast<int>(f.hidden);
     const int columns = static_cast<int>(f.x.channels + f.g_channels) + hidden;
-    HIERMT_CUDA_RETURN_IF_ERROR(
-        weight_grad(gate_cotangents<C>(memory.gates.d_gates, hidden), in, rows, memory.partial,
-                    GateGradsOut<C>{grads, columns, hidden, 0, columns}, stream, rounds_operands<S>(f.tf32)));
+    HIERMT_CUDA_RETURN_IF_ERROR(weight_grad_chunks(gate_cotangents<C>(memory.d_gates, hidden), in, rows,
+                                                   memory.partial, stream, rounds_operands<S>(f.tf32)));
+    const GateGradChunks<C> found{memory.partial, grad_chunks(rows).count, grads, columns, hidden};
+    if (chunks != nullptr) {
+      *chunks = found;
+    } else {
+      HIERMT_CUDA_RETURN_IF_ERROR(ordered_sum(stream, sum_of_gates(found)));
+    }
   }
-  return input_gradients(f, memory.gates.d_gates, p.d_x, p.d_g, rows, stream);
+  return input_gradients(f, memory.d_gates, p.d_x, p.d_g, rows, stream);
 }
 
 #define HIERMT_INSTANTIATE(S)                                                                             \
   template size_t gated_scan_backward_workspace<S>(const GatedScanBackward<S, Compute<S>>&);              \
-  template int gated_scan_backward<S>(const GatedScanBackward<S, Compute<S>>&, void*, void*);             \
+  template size_t gated_scan_backward_results<S>(const GatedScanBackward<S, Compute<S>>&);                \
+  template int gated_scan_backward<S>(const GatedScanBackward<S, Compute<S>>&, void*, void*,              \
+                                      GateGradChunks<Compute<S>>*);                                       \
   template cudaError_t scan_backward<S>(const GatedScanBackward<S, Compute<S>>&, const GateWorkspace<S>&, \
                                         Compute<S>*, cudaStream_t);
 HIERMT_FOR_EACH_STORAGE(HIERMT_INSTANTIATE)

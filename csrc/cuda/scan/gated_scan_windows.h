@@ -21,8 +21,10 @@ int gated_scan_windows_recurrence(const GatedScanForward<S>& p, void* workspace,
 
 template <class S>
 size_t gated_scan_windows_backward_workspace(const GatedScanBackward<S, Compute<S>>& p);
-// The workspace then starts with the cotangents of the gates before their nonlinearity, summed over the
-// windows that contain a day, [V * D, 3H] in Compute<S>. Saved gates are not read.
+// Bytes at the start of the workspace that hold results afterwards: the cotangents of the gates before their
+// nonlinearity, summed over the windows that contain a day, [V * D, 3H] in Compute<S>. Saved gates are not read.
+template <class S>
+size_t gated_scan_windows_backward_results(const GatedScanBackward<S, Compute<S>>& p);
 template <class S>
 int gated_scan_windows_backward(const GatedScanBackward<S, Compute<S>>& p, void* workspace, void* stream);
 

@@ -65,10 +65,16 @@ __global__ void __launch_bounds__(SumWindowsTraits::kThreads)
 }
 
 template <class S>
+int64_t window_rows(const GatedScanForward<S>& p) {
+  return p.windows->count * p.num_nodes * p.windows->steps;
+}
+
+template <class S>
 struct BackwardMemory {
   using C = Compute<S>;
   Workspace memory;
   C* d_days;  // [V * D, 3H] cotangents of the gates, summed over the windows
+  size_t results;
   GateWorkspace<S> gates;
   C* packed;  // [3, H, H]
   int* used;  // [D]
@@ -77,8 +83,10 @@ struct BackwardMemory {
   BackwardMemory(void* base, const GatedScanForward<S>& p)
       : memory(base),
         d_days(memory.template take<C>(p.num_nodes * p.steps * 3 * p.hidden)),
-        gates(memory, nullptr, p.windows->count * p.num_nodes * p.windows->steps, p.hidden) {
-    const int64_t day_rows = p.num_nodes * p.steps, rows = p.windows->count * p.num_nodes * p.windows->steps;
+        results(memory.bytes()),
+        gates(memory, memory.template take<C>(window_rows(p) * 3 * p.hidden), nullptr, window_rows(p),
+              p.hidden) {
+    const int64_t day_rows = p.num_nodes * p.steps, rows = window_rows(p);
     packed = memory.template take<C>(3 * p.hidden * p.hidden);
     used = memory.template take<int>(p.steps);
     const int64_t of_days = weight_grad_values(day_rows, 3 * p.hidden, p.x.channels + p.g_channels);
@@ -127,6 +135,11 @@ size_t gated_scan_windows_backward_workspace(const GatedScanBackward<S, Compute<
 }
 
 template <class S>
+size_t gated_scan_windows_backward_results(const GatedScanBackward<S, Compute<S>>& p) {
+  return BackwardMemory<S>(nullptr, p.forward).results;
+}
+
+template <class S>
 int gated_scan_windows_backward(const GatedScanBackward<S, Compute<S>>& p, void* workspace, void* stream_) {
   using C = Compute<S>;
   const cudaStream_t stream = static_cast<cudaStream_t>(stream_);
@@ -156,6 +169,7 @@ int gated_scan_windows_backward(const GatedScanBackward<S, Compute<S>>& p, void*
 
 #define HIERMT_INSTANTIATE(S)                                                                        \
   template size_t gated_scan_windows_backward_workspace<S>(const GatedScanBackward<S, Compute<S>>&); \
+  template size_t gated_scan_windows_backward_results<S>(const GatedScanBackward<S, Compute<S>>&);   \
   template int gated_scan_windows_backward<S>(const GatedScanBackward<S, Compute<S>>&, void*, void*);
 HIERMT_FOR_EACH_STORAGE(HIERMT_INSTANTIATE)
 #undef HIERMT_INSTANTIATE
