@@ -12,8 +12,7 @@ from support.problems import Maker, Stack
 pytestmark = [
     needs_harness,
     pytest.mark.slow,
-    pytest.mark.skipif(not sources.wanted(), reason="compiles for minutes: make ptx"),
-    pytest.mark.skipif(sources.missing() is not None, reason=str(sources.missing())),
+    pytest.mark.skipif(sources.left_out() is not None, reason=str(sources.left_out())),
 ]
 
 
