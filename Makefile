@@ -116,7 +116,7 @@ soak: $(VENV)/.env-test build ## the long forms of the tests: load, memory, kill
 
 # Lines of Python and C++ that the tests run; the C++ is built without optimisation for the baseline instruction set.
 COVERED := $(abspath build/coverage)
-COVERAGE_TESTS ?= tests/ops tests/model tests/data tests/training tests/inference -m "not slow"
+COVERAGE_TESTS ?= tests/ops tests/model tests/data tests/training tests/inference tests/cli -m "not slow"
 coverage: $(VENV)/.env-coverage ## lines of Python and C++ that the tests run
 	FORCE_CUDA=0 HIERMT_BUILD_DIR=build/coverage-objects \
 	  HIERMT_CMAKE_ARGS="-DHIERMT_COVERAGE=ON -DHIERMT_ISAS=baseline" \
