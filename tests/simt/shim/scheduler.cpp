@@ -1,21 +1,19 @@
-// Scheduler of the SIMT harness: one fiber per thread of a block, switched at barriers and warp functions.
+// Scheduler of the SIMT harness: one fiber per thread of a block, switched at barriers and warp functions. A fiber that
+// waits continues the next one itself. Compiled without the sanitizers, which look at the kernels.
 #include "scheduler.h"
 
+#include <sanitizer/common_interface_defs.h>
 #include <sys/mman.h>
-#include <ucontext.h>
 #include <unistd.h>
 
 #include <algorithm>
 #include <cstdarg>
 #include <cstdio>
+#include <cstring>
 #include <map>
 #include <memory>
 #include <utility>
 #include <vector>
-
-#if defined(__SANITIZE_ADDRESS__)
-#include <sanitizer/common_interface_defs.h>
-#endif
 
 uint3 threadIdx, blockIdx;
 dim3 blockDim, gridDim;
@@ -24,6 +22,7 @@ namespace simt {
 namespace {
 
 constexpr size_t kStackBytes = 256 * 1024;
+constexpr size_t kMaxFibers = 1024;
 constexpr int kWarpLanes = 32;
 // A NaN as float and as double, and a negative index as int32.
 constexpr uint32_t kPoison = 0xfff7deadu;
@@ -32,13 +31,12 @@ enum class State { kReady, kWaiting, kDone };
 
 struct Fiber {
   void* stack_pointer = nullptr;
-  char* stack = nullptr;
-  void* fake_stack = nullptr;
   uint3 index{};
   State state = State::kReady;
   Collective kind{};
   unsigned mask = 0;
   int line = 0;
+  Together together = nullptr;
   uint64_t value = 0;
   uint64_t received[kWarpLanes] = {};
 };
@@ -55,14 +53,19 @@ struct Block {
   // By offset; an empty piece begins where the next one does.
   std::map<std::pair<size_t, bool>, Piece> shared;
   const std::function<void()>* body = nullptr;
+  // Threads run in this order, round after round; `at` is the next place in it.
+  std::vector<size_t> order;
+  size_t at = 0;
+  // Threads that have not left the kernel.
+  size_t left = 0;
+  // Whether one has run in this round.
+  bool progress = false;
 };
 
 Block block;
 Fiber* running = nullptr;
-void* scheduler_stack_pointer = nullptr;
-[[maybe_unused]] void* scheduler_fake_stack = nullptr;
-[[maybe_unused]] const void* scheduler_stack = nullptr;
-[[maybe_unused]] size_t scheduler_stack_bytes = 0;
+// Of the code that launches.
+void* host_stack_pointer = nullptr;
 
 #if !defined(__x86_64__)
 #error "the SIMT harness switches stacks on x86-64 only"
@@ -92,68 +95,70 @@ hiermt_simt_switch:
   ret
 )");
 
-void enter_fiber_stack(void* fake_stack, bool first_time) {
-#if defined(__SANITIZE_ADDRESS__)
-  const void* stack = nullptr;
-  size_t bytes = 0;
-  __sanitizer_finish_switch_fiber(fake_stack, &stack, &bytes);
-  if (scheduler_stack == nullptr && first_time) {
-    scheduler_stack = stack;
-    scheduler_stack_bytes = bytes;
-  }
-#endif
-  (void)fake_stack;
-  (void)first_time;
+// The stacks of all fibers, one beside the other.
+char* stacks() {
+  static char* const all = [] {
+    void* memory = mmap(nullptr, kMaxFibers * kStackBytes, PROT_READ | PROT_WRITE,
+                        MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    if (memory == MAP_FAILED) fail("harness", "no memory for the fibers");
+    return static_cast<char*>(memory);
+  }();
+  return all;
 }
 
-void leave_to_scheduler(bool last) {
-#if defined(__SANITIZE_ADDRESS__)
-  __sanitizer_start_switch_fiber(last ? nullptr : &running->fake_stack, scheduler_stack,
-                                 scheduler_stack_bytes);
-#endif
-  (void)last;
-  Fiber* self = running;
-  hiermt_simt_switch(&self->stack_pointer, scheduler_stack_pointer);
-  enter_fiber_stack(self->fake_stack, false);
+// What AddressSanitizer takes for the stack: within the stacks of a block, fibers switch without a word to it.
+class OnFibers {
+ public:
+  explicit OnFibers(size_t count) {
+    __sanitizer_start_switch_fiber(&fake_stack_, stacks(), count * kStackBytes);
+    __sanitizer_finish_switch_fiber(nullptr, &host_, &host_bytes_);
+  }
+  ~OnFibers() {
+    __sanitizer_start_switch_fiber(nullptr, host_, host_bytes_);
+    __sanitizer_finish_switch_fiber(fake_stack_, nullptr, nullptr);
+  }
+  OnFibers(const OnFibers&) = delete;
+  OnFibers& operator=(const OnFibers&) = delete;
+
+ private:
+  void* fake_stack_ = nullptr;
+  const void* host_ = nullptr;
+  size_t host_bytes_ = 0;
+};
+
+Fiber* next_ready();
+
+// Continues the next fiber, or the host when all are done.
+void leave(void** from) {
+  Fiber* const next = next_ready();
+  if (next != nullptr && from == &next->stack_pointer) return;
+  running = next;
+  if (next != nullptr) threadIdx = next->index;
+  hiermt_simt_switch(from, next == nullptr ? host_stack_pointer : next->stack_pointer);
 }
 
 void fiber_main() {
-  enter_fiber_stack(nullptr, true);
   (*block.body)();
   running->state = State::kDone;
-  leave_to_scheduler(true);
+  --block.left;
+  leave(&running->stack_pointer);
   std::abort();
 }
 
-void resume(Fiber& fiber) {
-  running = &fiber;
-  threadIdx = fiber.index;
-#if defined(__SANITIZE_ADDRESS__)
-  __sanitizer_start_switch_fiber(&scheduler_fake_stack, fiber.stack, kStackBytes);
-#endif
-  hiermt_simt_switch(&scheduler_stack_pointer, fiber.stack_pointer);
-#if defined(__SANITIZE_ADDRESS__)
-  __sanitizer_finish_switch_fiber(scheduler_fake_stack, nullptr, nullptr);
-#endif
-}
-
-void prepare(Fiber& fiber) {
-  if (fiber.stack == nullptr) {
-    void* memory = mmap(nullptr, kStackBytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-    if (memory == MAP_FAILED) fail("harness", "no memory for a fiber");
-    fiber.stack = static_cast<char*>(memory);
-  }
-  void** top = reinterpret_cast<void**>(fiber.stack + kStackBytes);
+void prepare(size_t i) {
+  Fiber& fiber = block.fibers[i];
+  void** top = reinterpret_cast<void**>(stacks() + (i + 1) * kStackBytes);
   *--top = nullptr;  // keeps the stack 16-byte aligned at the entry of fiber_main
   *--top = reinterpret_cast<void*>(&fiber_main);
-  for (int i = 0; i < 6; ++i) *--top = nullptr;
+  for (int register_ = 0; register_ < 6; ++register_) *--top = nullptr;
   fiber.stack_pointer = top;
   fiber.state = State::kReady;
 }
 
 // Releases the lanes of a warp function once all of them have called it.
 bool release_warp(size_t first, const Fiber& caller) {
-  for (int lane = 0; lane < kWarpLanes; ++lane) {
+  // In the usual order of threads the last lane comes last: it tells at once that the others wait for it.
+  for (int lane = kWarpLanes - 1; lane >= 0; --lane) {
     if (!(caller.mask >> lane & 1)) continue;
     if (first + lane >= block.threads) {
       fail("divergence", "line %d: the mask %08x names lane %d, which the block does not have", caller.line,
@@ -166,19 +171,21 @@ bool release_warp(size_t first, const Fiber& caller) {
     }
     if (other.state != State::kWaiting) return false;
     if (other.kind == Collective::kBarrier || other.line != caller.line || other.kind != caller.kind ||
-        other.mask != caller.mask) {
+        other.mask != caller.mask || other.together != caller.together) {
       return false;
     }
   }
+  uint64_t values[kWarpLanes] = {};
+  for (int lane = 0; lane < kWarpLanes; ++lane) {
+    if (caller.mask >> lane & 1) values[lane] = block.fibers[first + lane].value;
+  }
+  if (caller.together != nullptr) caller.together(values);
   for (int lane = 0; lane < kWarpLanes; ++lane) {
     if (!(caller.mask >> lane & 1)) continue;
     Fiber& to = block.fibers[first + lane];
-    for (int from = 0; from < kWarpLanes; ++from) {
-      to.received[from] = caller.mask >> from & 1 ? block.fibers[first + from].value : 0;
-    }
-  }
-  for (int lane = 0; lane < kWarpLanes; ++lane) {
-    if (caller.mask >> lane & 1) block.fibers[first + lane].state = State::kReady;
+    // Each lane has a copy, since another one may come to its next function before this one has read.
+    if (caller.kind != Collective::kSyncWarp) std::memcpy(to.received, values, sizeof(values));
+    to.state = State::kReady;
   }
   return true;
 }
@@ -199,26 +206,21 @@ bool release_barrier() {
   return true;
 }
 
-void run_block(const std::vector<size_t>& order) {
-  for (size_t i = 0; i < block.threads; ++i) prepare(block.fibers[i]);
-  block.shared.clear();
+// The next fiber that can run; none when all are done.
+Fiber* next_ready() {
   while (true) {
-    bool progress = false, done = true;
-    for (size_t i : order) {
-      Fiber& fiber = block.fibers[i];
-      if (fiber.state == State::kReady) {
-        resume(fiber);
-        progress = true;
-        if (fiber.state == State::kWaiting && fiber.kind != Collective::kBarrier) {
-          release_warp(i / kWarpLanes * kWarpLanes, fiber);
-        }
-      }
-      done = done && fiber.state == State::kDone;
+    while (block.at < block.threads) {
+      Fiber& fiber = block.fibers[block.order[block.at++]];
+      if (fiber.state != State::kReady) continue;
+      block.progress = true;
+      return &fiber;
     }
-    if (done) return;
-    if (progress) continue;
-    if (release_barrier()) continue;
-    for (size_t i : order) {
+    if (block.left == 0) return nullptr;
+    block.at = 0;
+    const bool progress = block.progress;
+    block.progress = false;
+    if (progress || release_barrier()) continue;
+    for (size_t i : block.order) {
       const Fiber& fiber = block.fibers[i];
       if (fiber.kind != Collective::kBarrier) {
         release_warp(i / kWarpLanes * kWarpLanes, fiber);
@@ -227,6 +229,16 @@ void run_block(const std::vector<size_t>& order) {
       }
     }
   }
+}
+
+void run_block(std::vector<size_t> order) {
+  for (size_t i = 0; i < block.threads; ++i) prepare(i);
+  block.shared.clear();
+  block.order = std::move(order);
+  block.at = 0;
+  block.left = block.threads;
+  block.progress = false;
+  leave(&host_stack_pointer);
 }
 
 }  // namespace
@@ -247,16 +259,24 @@ int lane() {
 }
 
 const uint64_t* meet(Collective kind, unsigned mask, uint64_t value, int line) {
-  if (kind != Collective::kBarrier && !(mask >> lane() & 1)) {
+  return meet(kind, mask, value, line, nullptr);
+}
+
+const uint64_t* meet(Collective kind, unsigned mask, uint64_t value, int line, Together together) {
+  Fiber& self = *running;
+  const size_t number = static_cast<size_t>(&self - block.fibers.data());
+  if (kind != Collective::kBarrier && !(mask >> number % kWarpLanes & 1)) {
     fail("divergence", "line %d: lane %d calls with the mask %08x, which leaves it out", line, lane(), mask);
   }
-  running->kind = kind;
-  running->mask = mask;
-  running->line = line;
-  running->value = value;
-  running->state = State::kWaiting;
-  leave_to_scheduler(false);
-  return running->received;
+  self.kind = kind;
+  self.mask = mask;
+  self.line = line;
+  self.together = together;
+  self.value = value;
+  self.state = State::kWaiting;
+  if (kind != Collective::kBarrier) release_warp(number / kWarpLanes * kWarpLanes, self);
+  leave(&self.stack_pointer);
+  return self.received;
 }
 
 void* shared(size_t begin, size_t bytes) {
@@ -289,6 +309,7 @@ void run_grid(dim3 grid, dim3 threads, size_t shared_bytes, const std::function<
                              static_cast<unsigned>(i / threads.x % threads.y),
                              static_cast<unsigned>(i / threads.x / threads.y)};
   }
+  const OnFibers stack(count);
   for (size_t i : order(size_t{grid.x} * grid.y * grid.z)) {
     blockIdx = {static_cast<unsigned>(i % grid.x), static_cast<unsigned>(i / grid.x % grid.y),
                 static_cast<unsigned>(i / grid.x / grid.y)};
