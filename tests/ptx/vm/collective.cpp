@@ -107,25 +107,24 @@ void meet(Warp& warp, const Instruction& i) {
   check(warp, i, warp.reg<uint32_t>(i.r[0]));
 }
 
-// D = A B + C of 16 x 8 and 8 x 8.
 // Operands: 4 of d, 4 of a, 2 of b, 4 of c.
 void multiply_tf32(Warp& warp, const Instruction& i) {
   if (warp.exec != ~0u) fail("divergence", "line %d: mma with the lanes %08x", i.line, warp.exec);
-  float a[16][8], b[8][8];
-  const auto value = [&](int operand, int lane) { return tf32(warp.reg<float>(i.r[operand])[lane]); };
+  float a[16][8], b[8][8], d[16][8];
+  const auto value = [&](int operand, int lane) { return warp.reg<float>(i.r[operand])[lane]; };
+  const auto result = [&](int k, int lane) -> float& {
+    return d[lane / 4 + 8 * (k / 2)][2 * (lane % 4) + k % 2];
+  };
   for (int lane = 0; lane < kLanes; ++lane) {
     const int row = lane / 4, column = lane % 4;
-    for (int k = 0; k < 4; ++k) a[row + 8 * (k % 2)][column + 4 * (k / 2)] = value(4 + k, lane);
-    for (int k = 0; k < 2; ++k) b[column + 4 * k][row] = value(8 + k, lane);
+    for (int k = 0; k < 4; ++k) a[row + 8 * (k % 2)][column + 4 * (k / 2)] = tf32(value(4 + k, lane));
+    for (int k = 0; k < 2; ++k) b[column + 4 * k][row] = tf32(value(8 + k, lane));
+    for (int k = 0; k < 4; ++k) result(k, lane) = value(10 + k, lane);
   }
-  float results[4][kLanes];
-  for (int lane = 0; lane < kLanes; ++lane) {
-    for (int k = 0; k < 4; ++k) {
-      const int row = lane / 4 + 8 * (k / 2), column = 2 * (lane % 4) + k % 2;
-      results[k][lane] = tensor_core_sum(warp.reg<float>(i.r[10 + k])[lane], a[row], 1, &b[0][column], 8);
-    }
+  tensor_core_product(d, a, b);
+  for (int k = 0; k < 4; ++k) {
+    for (int lane = 0; lane < kLanes; ++lane) warp.reg<float>(i.r[k])[lane] = result(k, lane);
   }
-  for (int k = 0; k < 4; ++k) std::memcpy(warp.reg<float>(i.r[k]), results[k], sizeof(results[k]));
 }
 
 }  // namespace

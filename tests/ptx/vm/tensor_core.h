@@ -1,5 +1,5 @@
-// The arithmetic of a tensor core on TF32 operands, as measured (arXiv 2203.03341): the products are exact, the sum
-// is rounded towards zero.
+// mma.m16n8k8 of a tensor core on TF32 operands, as measured (arXiv 2203.03341): the products are exact, the sum is
+// rounded towards zero.
 #pragma once
 
 #include <cmath>
@@ -17,19 +17,26 @@ inline float tf32(float x) {
   return x;
 }
 
-// c + sum_k a[k * stride_a] b[k * stride_b] of eight products.
-inline float tensor_core_sum(float c, const float* a, int stride_a, const float* b, int stride_b) {
-  double sum = c;
-  for (int k = 0; k < 8; ++k) sum += double{a[k * stride_a]} * b[k * stride_b];
-  float nearest = static_cast<float>(sum);
-  if (std::fabs(double{nearest}) > std::fabs(sum) && !std::isinf(nearest)) {
-    // The next one towards zero, which std::nextafter takes ten times as long to say.
-    uint32_t bits;
-    std::memcpy(&bits, &nearest, sizeof(bits));
-    --bits;
-    std::memcpy(&nearest, &bits, sizeof(bits));
+// d = a b + c of 16 x 8 and 8 x 8: the eight products of each element are summed in their order.
+inline void tensor_core_product(float (&d)[16][8], const float (&a)[16][8], const float (&b)[8][8]) {
+  for (int row = 0; row < 16; ++row) {
+    double sums[8];
+    for (int column = 0; column < 8; ++column) sums[column] = d[row][column];
+    for (int k = 0; k < 8; ++k) {
+      for (int column = 0; column < 8; ++column) sums[column] += double{a[row][k]} * b[k][column];
+    }
+    for (int column = 0; column < 8; ++column) {
+      float nearest = static_cast<float>(sums[column]);
+      if (std::fabs(double{nearest}) > std::fabs(sums[column]) && !std::isinf(nearest)) {
+        // The next one towards zero, which std::nextafter takes ten times as long to say.
+        uint32_t bits;
+        std::memcpy(&bits, &nearest, sizeof(bits));
+        --bits;
+        std::memcpy(&nearest, &bits, sizeof(bits));
+      }
+      d[row][column] = nearest;
+    }
   }
-  return nearest;
 }
 
 }  // namespace ptx

@@ -13,22 +13,22 @@ struct Operands {
 };
 
 void multiply(const uint64_t* lanes) {
-  float left[16][8], right[8][8];  // right[column][k]
+  float d[16][8], a[16][8], b[8][8];
+  // Calls `each` with where an element of d is and the place that a lane has for it.
+  const auto for_each_result = [&](auto&& each) {
+    for (int lane = 0; lane < 32; ++lane) {
+      float* const of_lane = reinterpret_cast<const Operands*>(lanes[lane])->d;
+      for (int i = 0; i < 4; ++i) each(d[lane / 4 + 8 * (i / 2)][2 * (lane % 4) + i % 2], of_lane[i]);
+    }
+  };
   for (int lane = 0; lane < 32; ++lane) {
     const auto& of = *reinterpret_cast<const Operands*>(lanes[lane]);
-    const int row = lane / 4, k = lane % 4;
-    for (int half = 0; half < 2; ++half) {
-      left[row][k + 4 * half] = ptx::tf32(of.a[2 * half]);
-      left[row + 8][k + 4 * half] = ptx::tf32(of.a[2 * half + 1]);
-      right[row][k + 4 * half] = ptx::tf32(of.b[half]);
-    }
+    for (int i = 0; i < 4; ++i) a[lane / 4 + 8 * (i % 2)][lane % 4 + 4 * (i / 2)] = ptx::tf32(of.a[i]);
+    for (int i = 0; i < 2; ++i) b[lane % 4 + 4 * i][lane / 4] = ptx::tf32(of.b[i]);
   }
-  for (int lane = 0; lane < 32; ++lane) {
-    float* const d = reinterpret_cast<const Operands*>(lanes[lane])->d;
-    for (int i = 0; i < 4; ++i) {
-      d[i] = ptx::tensor_core_sum(d[i], left[lane / 4 + 8 * (i / 2)], 1, right[2 * (lane % 4) + i % 2], 1);
-    }
-  }
+  for_each_result([](float& to, float from) { to = from; });
+  ptx::tensor_core_product(d, a, b);
+  for_each_result([](float from, float& to) { to = from; });
 }
 
 }  // namespace
