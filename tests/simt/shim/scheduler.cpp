@@ -21,7 +21,8 @@ dim3 blockDim, gridDim;
 namespace simt {
 namespace {
 
-constexpr size_t kStackBytes = 256 * 1024;
+// Not a power of two: the same variable of many threads would share a few places of the caches.
+constexpr size_t kStackBytes = 256 * 1024 + 4096 + 17 * 64;
 constexpr size_t kMaxFibers = 1024;
 constexpr int kWarpLanes = 32;
 // A NaN as float and as double, and a negative index as int32.
