@@ -83,7 +83,7 @@ void answer(const std::string& op, const std::string& arguments) {
   const pid_t fork_id = fork();
   if (fork_id == 0) {
     for (int i = 0; i < 3; ++i) dup2(files[i], i);
-    _exit(call(op));  // whose output is flushed; to tear the program down takes as long as a small call
+    std::exit(call(op));  // which writes what the machine has counted
   }
   int status = 0;
   if (fork_id < 0 || waitpid(fork_id, &status, 0) != fork_id) std::exit(67);
