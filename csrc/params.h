@@ -295,7 +295,7 @@ struct LossOptions {
   double label_smoothing;          // in [0, 1]
   double focal_gamma;              // >= 0
 
-  bool none() const {
+  constexpr bool none() const {
     return signal_weight == nullptr && direction_weight == nullptr && label_smoothing == 0 &&
            focal_gamma == 0;
   }

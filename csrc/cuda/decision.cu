@@ -7,7 +7,7 @@
 // lane sums its channels of all rows. A butterfly exchange, which halves the rows at each step, leaves lane l
 // with the logits of row l, so that the stores of a warp coalesce.
 #include "cuda/decision.cuh"
-#include "cuda/decision.h"
+#include "cuda/operators.h"
 
 namespace hiermt::cuda {
 namespace {
@@ -53,7 +53,7 @@ struct LaneWeights {
 // kOnce: a group holds all channels of a row, so that a lane reads its weights once for all rows.
 template <class S, int kLanes, bool kAligned, bool kOnce>
 __global__ void __launch_bounds__(kThreads, kResidentBlocks<S, kLanes>)
-    decision_fwd_kernel(DecisionForward<S> p, Compute<S> threshold) {
+    decision_fwd_kernel(DecisionForward<S> p) {
   using C = Compute<S>;
   SharedMemory shared;
   C* folded = shared.take<C>(kLogits * p.hidden);
@@ -134,13 +134,12 @@ __global__ void __launch_bounds__(kThreads, kResidentBlocks<S, kLanes>)
     }
     if (p.signal_logits != nullptr) reinterpret_cast<Pack<S, 2>*>(p.signal_logits)[row] = signal;
     if (p.direction_logits != nullptr) reinterpret_cast<Pack<S, 2>*>(p.direction_logits)[row] = direction;
-    decide<S>(logits, threshold, p.outputs, row);
+    decide<S>(logits, p.threshold, p.outputs, row);
   }
 }
 
 template <class S>
-__global__ void __launch_bounds__(kThreads)
-    decision_from_logits_kernel(DecisionFromLogits<S> p, Compute<S> threshold) {
+__global__ void __launch_bounds__(kThreads) decision_from_logits_kernel(DecisionFromLogits<S> p) {
   const int64_t row = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x;
   if (row >= p.rows) return;
   Compute<S> logits[kLogits];
@@ -148,45 +147,27 @@ __global__ void __launch_bounds__(kThreads)
     logits[j] = load(p.signal_logits + 2 * row + j);
     logits[2 + j] = load(p.direction_logits + 2 * row + j);
   }
-  decide<S>(logits, threshold, p.outputs, row);
-}
-
-// Rounds the threshold to S, as torch does when it compares a tensor with a scalar.
-template <class S>
-Compute<S> comparable(double threshold) {
-  if constexpr (std::is_same_v<S, BFloat16>) {
-    return __bfloat162float(__float2bfloat16_rn(static_cast<float>(threshold)));
-  } else if constexpr (std::is_same_v<S, Half>) {
-    return __half2float(__float2half_rn(static_cast<float>(threshold)));
-  } else {
-    return static_cast<Compute<S>>(threshold);
-  }
+  decide<S>(logits, p.threshold, p.outputs, row);
 }
 
 template <class S, int kLanes, bool kOnce>
-cudaError_t decision_launch(const DecisionForward<S>& p, cudaStream_t stream) {
+void decision_launch(const DecisionForward<S>& p, Stream& on) {
   using C = Compute<S>;
   int device = 0, multiprocessors = 0;
-  HIERMT_CUDA_RETURN_IF_ERROR(cudaGetDevice(&device));
-  HIERMT_CUDA_RETURN_IF_ERROR(
-      cudaDeviceGetAttribute(&multiprocessors, cudaDevAttrMultiProcessorCount, device));
+  cudaGetDevice(&device);
+  cudaDeviceGetAttribute(&multiprocessors, cudaDevAttrMultiProcessorCount, device);
   const int64_t blocks = ceil_div(p.rows, int64_t{kThreads});
   const int64_t most = static_cast<int64_t>(multiprocessors) * kResidentBlocks<S, kLanes>;
-  const dim3 grid(static_cast<unsigned>(blocks < most ? blocks : most));
-  const size_t bytes = padded_bytes<C>(kLogits * p.hidden) + padded_bytes<C>(kLogits);
-  constexpr size_t kAlignment = alignof(Pack<S, kChannels>);
-  const bool aligned = p.hidden % kChannels == 0 && p.stride_row % kChannels == 0 &&
-                       reinterpret_cast<uintptr_t>(p.h) % kAlignment == 0;
-  return launch(
-      aligned ? decision_fwd_kernel<S, kLanes, true, kOnce> : decision_fwd_kernel<S, kLanes, false, kOnce>,
-      grid, dim3(kThreads), bytes, stream, p, comparable<S>(p.threshold));
+  const bool aligned = p.hidden % kChannels == 0 && packs<kChannels>(p.h, p.stride_row);
+  launch(aligned ? decision_fwd_kernel<S, kLanes, true, kOnce> : decision_fwd_kernel<S, kLanes, false, kOnce>,
+         blocks < most ? blocks : most, kThreads,
+         padded_bytes<C>(kLogits * p.hidden) + padded_bytes<C>(kLogits), on, p);
 }
 
 }  // namespace
 
 template <class S>
-int decision_forward(const DecisionForward<S>& p, void* stream) {
-  const auto on = static_cast<cudaStream_t>(stream);
+void decision_forward(const DecisionForward<S>& p, Stream& on) {
   if (p.hidden <= kChannels) return decision_launch<S, 1, true>(p, on);
   if (p.hidden <= 2 * kChannels) return decision_launch<S, 2, true>(p, on);
   if (p.hidden <= 4 * kChannels) return decision_launch<S, 4, true>(p, on);
@@ -195,15 +176,13 @@ int decision_forward(const DecisionForward<S>& p, void* stream) {
 }
 
 template <class S>
-int decision_from_logits(const DecisionFromLogits<S>& p, void* stream) {
-  const dim3 grid(static_cast<unsigned>(ceil_div(p.rows, int64_t{kThreads})));
-  return launch(decision_from_logits_kernel<S>, grid, dim3(kThreads), 0, static_cast<cudaStream_t>(stream), p,
-                comparable<S>(p.threshold));
+void decision_from_logits(const DecisionFromLogits<S>& p, Stream& on) {
+  launch(decision_from_logits_kernel<S>, ceil_div(p.rows, int64_t{kThreads}), kThreads, 0, on, p);
 }
 
-#define HIERMT_INSTANTIATE(S)                                         \
-  template int decision_forward<S>(const DecisionForward<S>&, void*); \
-  template int decision_from_logits<S>(const DecisionFromLogits<S>&, void*);
+#define HIERMT_INSTANTIATE(S)                                            \
+  template void decision_forward<S>(const DecisionForward<S>&, Stream&); \
+  template void decision_from_logits<S>(const DecisionFromLogits<S>&, Stream&);
 HIERMT_FOR_EACH_STORAGE(HIERMT_INSTANTIATE)
 #undef HIERMT_INSTANTIATE
 

@@ -84,14 +84,15 @@ __device__ __forceinline__ void softmax(C a, C b, C& p_a, C& p_b) {
   p_b = b_larger ? larger : smaller;
 }
 
-// Decides on the rounded probabilities that are returned, so that both agree.
+// Decides on the rounded probabilities that are returned, so that both agree. The threshold is rounded, too, as torch
+// does when it compares a tensor with a scalar.
 template <class S, class C>
-__device__ __forceinline__ void decide(const C (&logits)[kLogits], C threshold,
+__device__ __forceinline__ void decide(const C (&logits)[kLogits], double threshold,
                                        const DecisionOutputs<S>& outputs, int64_t row) {
   C noise, signal, down, up;
   softmax<S>(logits[0], logits[1], noise, signal);
   softmax<S>(logits[2], logits[3], down, up);
-  const bool is_signal = signal > threshold, is_up = up > down;
+  const bool is_signal = signal > rounded<S>(C(threshold)), is_up = up > down;
   if (outputs.probabilities != nullptr) {
     Pack<S, 4> pack;
     store(&pack.values[0], noise), store(&pack.values[1], signal);

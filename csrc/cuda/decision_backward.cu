@@ -7,7 +7,7 @@
 // The first kernel writes d_h and the sums of M and s over the rows of a block. The second adds the blocks in
 // order and derives the gradients of the parameters, which needs no pass over the rows.
 #include "cuda/decision.cuh"
-#include "cuda/decision.h"
+#include "cuda/operators.h"
 
 namespace hiermt::cuda {
 namespace {
@@ -60,28 +60,19 @@ __device__ __forceinline__ C literal_hidden_gradient(const DecisionBackward<S, C
   return sum;
 }
 
-// Gradient of the output linear: column c < H of its weight, or its bias for c == H.
-template <class S, class C = Compute<S>>
-__device__ __forceinline__ C literal_out_gradient(const DecisionBackward<S, C>& p, int64_t k, int64_t c) {
+// The sum of left(row) right(row) over all rows.
+template <class C, class Left, class Right>
+__device__ __forceinline__ C sum_over_rows(int64_t rows, Left&& left, Right&& right) {
   C sum = C(0);
 #pragma unroll 1
-  for (int64_t row = 0; row < p.rows; ++row) {
-    const C state = c < p.hidden ? C(load(p.h + row * p.stride_row + c)) : C(1);
-    sum = fma(feature_cotangent<S>(p, row, k), state, sum);
-  }
+  for (int64_t row = 0; row < rows; ++row) sum = fma(left(row), right(row), sum);
   return sum;
 }
 
+// Column c of a row: of h, or for c == H of ones.
 template <class S, class C = Compute<S>>
-__device__ __forceinline__ C literal_head_gradient(const DecisionBackward<S, C>& p, int j, int64_t k) {
-  C sum = C(0);
-#pragma unroll 1
-  for (int64_t row = 0; row < p.rows; ++row) {
-    const C feature =
-        literal_feature(p.h + row * p.stride_row, p.weights.out_weight, p.weights.out_bias, p.hidden, k);
-    sum = fma(cotangent<S>(p, row, j), feature, sum);
-  }
-  return sum;
+__device__ __forceinline__ C state_at(const DecisionBackward<S, C>& p, int64_t row, int64_t c) {
+  return c < p.hidden ? C(load(p.h + row * p.stride_row + c)) : C(1);
 }
 
 template <class S>
@@ -105,7 +96,7 @@ __global__ void __launch_bounds__(kThreads)
       for (int j = 0; j < kLogits; ++j) {
         g[j] = cotangent<S>(p, row, j);
       }
-      const C state = c < p.hidden ? C(load(p.h + row * p.stride_row + c)) : C(1);
+      const C state = state_at<S>(p, row, c);
       for (int j = 0; j < kLogits; ++j) {
         sum[j] = fma(g[j], state, sum[j]);
         if (c < p.hidden) d_h = fma(g[j], weight[j * p.hidden + c], d_h);
@@ -145,7 +136,11 @@ __global__ void __launch_bounds__(kThreads)
       if (is_used<S>(p, j))
         sum = fma(C(load(head_row(p.weights, p.features, j) + k)), moments[j * width + c], sum);
     }
-    if (!is_finite(sum)) sum = literal_out_gradient<S>(p, k, c);
+    if (!is_finite(sum)) {
+      sum = sum_over_rows<C>(
+          p.rows, [&](int64_t row) { return feature_cotangent<S>(p, row, k); },
+          [&](int64_t row) { return state_at<S>(p, row, c); });
+    }
     if (c < p.hidden) {
       p.grads.out_weight[k * p.hidden + c] = sum;
     } else {
@@ -160,7 +155,14 @@ __global__ void __launch_bounds__(kThreads)
     for (int64_t c = 0; c < p.hidden; ++c)
       sum = fma(moment[c], C(load(p.weights.out_weight + k * p.hidden + c)), sum);
     if (!is_used<S>(p, j)) sum = C(0);
-    if (!is_finite(sum)) sum = literal_head_gradient<S>(p, j, k);
+    if (!is_finite(sum)) {
+      const DecisionWeights<S>& w = p.weights;
+      sum = sum_over_rows<C>(
+          p.rows, [&](int64_t row) { return cotangent<S>(p, row, j); },
+          [&](int64_t row) {
+            return literal_feature(p.h + row * p.stride_row, w.out_weight, w.out_bias, p.hidden, k);
+          });
+    }
     (j < 2 ? p.grads.signal_weight : p.grads.direction_weight)[(j % 2) * p.features + k] = sum;
   }
   if (threadIdx.x < kLogits) {
@@ -169,36 +171,23 @@ __global__ void __launch_bounds__(kThreads)
   }
 }
 
-RowChunks row_chunks(int64_t rows) {
-  return RowChunks(rows, kMaxBlocks, kRowsPerBlock);
-}
-
 }  // namespace
 
 template <class S>
-size_t decision_backward_workspace(const DecisionBackward<S, Compute<S>>& p) {
-  if (!p.need_params) return 0;
-  // One block even without rows, for their zero sums.
-  const int64_t blocks = row_chunks(p.rows).count > 0 ? row_chunks(p.rows).count : 1;
-  return padded_bytes<Compute<S>>(blocks * kLogits * columns(p.hidden));
-}
-
-template <class S>
-int decision_backward(const DecisionBackward<S, Compute<S>>& p, void* workspace, void* stream) {
+void decision_backward(const DecisionBackward<S, Compute<S>>& p, Stream& on) {
   using C = Compute<S>;
-  const auto on = static_cast<cudaStream_t>(stream);
-  const RowChunks chunks = row_chunks(p.rows);
-  C* moments = static_cast<C*>(workspace);
-  const size_t bytes = padded_bytes<C>(kLogits * p.hidden) + padded_bytes<C>(kLogits * kThreads);
-  HIERMT_CUDA_RETURN_IF_ERROR(launch(decision_bwd_rows_kernel<S>, dim3(static_cast<unsigned>(chunks.count)),
-                                     dim3(kThreads), bytes, on, p, moments, chunks.rows));
-  if (!p.need_params) return cudaSuccess;
-  return launch(decision_bwd_params_kernel<S>, dim3(1), dim3(kThreads), 0, on, p, moments, chunks.count);
+  const RowChunks chunks(p.rows, kMaxBlocks, kRowsPerBlock);
+  // Of one block even without rows, for their zero sums.
+  const int64_t blocks = chunks.count > 0 ? chunks.count : 1;
+  C* const moments = p.need_params ? on.take<C>(blocks * kLogits * columns(p.hidden)) : nullptr;
+  launch(decision_bwd_rows_kernel<S>, chunks.count, kThreads,
+         padded_bytes<C>(kLogits * p.hidden) + padded_bytes<C>(kLogits * kThreads), on, p, moments,
+         chunks.rows);
+  if (p.need_params) launch(decision_bwd_params_kernel<S>, 1, kThreads, 0, on, p, moments, chunks.count);
 }
 
-#define HIERMT_INSTANTIATE(S)                                                             \
-  template size_t decision_backward_workspace<S>(const DecisionBackward<S, Compute<S>>&); \
-  template int decision_backward<S>(const DecisionBackward<S, Compute<S>>&, void*, void*);
+#define HIERMT_INSTANTIATE(S) \
+  template void decision_backward<S>(const DecisionBackward<S, Compute<S>>&, Stream&);
 HIERMT_FOR_EACH_STORAGE(HIERMT_INSTANTIATE)
 #undef HIERMT_INSTANTIATE
 

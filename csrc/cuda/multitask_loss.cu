@@ -5,7 +5,7 @@
 //   loss = max(d, 0) + log(1 + exp(-|d|))     d loss / d b = sigmoid(d) = -d loss / d a
 //
 // Each block sums its rows; another launch adds the sums of the blocks in a fixed order.
-#include "cuda/multitask_loss.h"
+#include "cuda/operators.h"
 #include "cuda/support/device.cuh"
 
 namespace hiermt::cuda {
@@ -94,43 +94,33 @@ __device__ __forceinline__ C focal(const Head<S>& head, C d) {
 }
 
 // Loss of a row and its weight in the mean.
-template <bool kPlain, class S, class C>
+template <class S, class C>
 __device__ __forceinline__ void add_row(const Head<S>& head, int64_t row, C& loss, C& weight) {
   const C d = difference(head.logits, head.targets[row], row);
-  if constexpr (kPlain) {
-    loss = cross_entropy(d);
-    weight = C(1);
-  } else {
-    loss = smoothed(head, row, d);
-    if (head.gamma > 0) loss *= focal(head, d);
-    weight = head.weight(row);
-  }
+  loss = smoothed(head, row, d);
+  if (head.gamma > 0) loss *= focal(head, d);
+  weight = head.weight(row);
 }
 
 // sums[block] = {signal, direction} losses, norms[block] = their total weights.
-template <bool kPlain, class S>
+template <class S>
 __global__ void __launch_bounds__(kThreads)
     multitask_loss_sum_kernel(MultitaskLossForward<S> p, Compute<S>* sums, double* norms) {
   using C = Compute<S>;
   SharedMemory shared;
   C* scratch = shared.take<C>(kThreads);
   const int64_t row = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x;
-  C signal = C(0), direction = C(0), signal_weight = C(0), direction_weight = C(0);
+  C values[4] = {};  // losses of the signal and the direction, and their weights
   if (row < p.rows) {
-    const Head<S> first = signal_head(p), second = direction_head(p);
-    if (first.counts(row)) add_row<kPlain>(first, row, signal, signal_weight);
-    if (second.counts(row)) add_row<kPlain>(second, row, direction, direction_weight);
+    const Head<S> signal = signal_head(p), direction = direction_head(p);
+    if (signal.counts(row)) add_row(signal, row, values[0], values[2]);
+    if (direction.counts(row)) add_row(direction, row, values[1], values[3]);
   }
-  signal = block_sum(signal, scratch);
-  direction = block_sum(direction, scratch);
-  // Where all rows count alike, the total weight of the signal is their number.
-  if (!kPlain || p.row_masked) signal_weight = block_sum(signal_weight, scratch);
-  direction_weight = block_sum(direction_weight, scratch);
-  if (threadIdx.x == 0) {
-    sums[2 * blockIdx.x] = signal;
-    sums[2 * blockIdx.x + 1] = direction;
-    norms[2 * blockIdx.x] = static_cast<double>(signal_weight);
-    norms[2 * blockIdx.x + 1] = static_cast<double>(direction_weight);
+  for (C& value : values) value = block_sum(value, scratch);
+  if (threadIdx.x != 0) return;
+  for (int i = 0; i < 2; ++i) {
+    sums[2 * blockIdx.x + i] = values[i];
+    norms[2 * blockIdx.x + i] = static_cast<double>(values[2 + i]);
   }
 }
 
@@ -140,7 +130,7 @@ __device__ __forceinline__ C mean(C sum, double norm, bool may_be_empty) {
   return may_be_empty && norm == 0 ? C(0) : sum / static_cast<C>(norm);
 }
 
-template <bool kPlain, class S>
+template <class S>
 __global__ void __launch_bounds__(kThreads)
     multitask_loss_finish_kernel(MultitaskLossForward<S> p, int64_t blocks, const Compute<S>* sums,
                                  const double* norms) {
@@ -148,26 +138,25 @@ __global__ void __launch_bounds__(kThreads)
   SharedMemory shared;
   C* scratch = shared.take<C>(kThreads);
   double* norm_scratch = shared.take<double>(kThreads);
-  C signal = C(0), direction = C(0);
-  double signal_norm = 0, direction_norm = 0;
+  C loss[2] = {};
+  double norm[2] = {};
   for (int64_t block = threadIdx.x; block < blocks; block += kThreads) {
-    signal += sums[2 * block];
-    direction += sums[2 * block + 1];
-    signal_norm += norms[2 * block];
-    direction_norm += norms[2 * block + 1];
+    for (int i = 0; i < 2; ++i) {
+      loss[i] += sums[2 * block + i];
+      norm[i] += norms[2 * block + i];
+    }
   }
-  signal = block_sum(signal, scratch);
-  direction = block_sum(direction, scratch);
-  signal_norm = kPlain && !p.row_masked ? static_cast<double>(p.rows) : block_sum(signal_norm, norm_scratch);
-  direction_norm = block_sum(direction_norm, norm_scratch);
+  const bool may_be_empty = p.row_masked || !p.options.none();
+  for (int i = 0; i < 2; ++i) {
+    norm[i] = block_sum(norm[i], norm_scratch);
+    loss[i] = mean(block_sum(loss[i], scratch), norm[i], may_be_empty || (i == 1 && p.masked));
+  }
   if (threadIdx.x != 0) return;
-  signal = mean(signal, signal_norm, !kPlain || p.row_masked);
-  direction = mean(direction, direction_norm, !kPlain || p.masked || p.row_masked);
-  store(p.signal, signal);
-  store(p.direction, direction);
-  store(p.total, signal + static_cast<C>(p.lambda_direction) * direction);
-  p.norms[0] = signal_norm;
-  p.norms[1] = direction_norm;
+  store(p.signal, loss[0]);
+  store(p.direction, loss[1]);
+  store(p.total, loss[0] + static_cast<C>(p.lambda_direction) * loss[1]);
+  p.norms[0] = norm[0];
+  p.norms[1] = norm[1];
 }
 
 template <class S>
@@ -183,31 +172,26 @@ __device__ __forceinline__ C over(C cotangent, double norm) {
 
 // d loss / d b:
 //   q^gamma * (own * q - other * p + gamma * p * (own * -log p + other * -log q))
-template <bool kPlain, class S, class C>
+template <class S, class C>
 __device__ __forceinline__ C slope(const Head<S>& head, int64_t row, C d) {
-  if constexpr (kPlain) {
-    return sigmoid(d);
-  } else {
-    C value = head.own(row) * sigmoid(d);
-    if (head.smoothing > 0) value -= head.other(row) * sigmoid(-d);
-    if (head.gamma > 0) {
-      value = focal(head, d) * (value + static_cast<C>(head.gamma) * sigmoid(-d) * smoothed(head, row, d));
-    }
-    return value;
+  C value = head.own(row) * sigmoid(d);
+  if (head.smoothing > 0) value -= head.other(row) * sigmoid(-d);
+  if (head.gamma > 0) {
+    value = focal(head, d) * (value + static_cast<C>(head.gamma) * sigmoid(-d) * smoothed(head, row, d));
   }
+  return value;
 }
 
 // scale * d loss / d logits
-template <bool kPlain, class S, class C>
+template <class S, class C>
 __device__ __forceinline__ void gradient(const Head<S>& head, C scale, S* d_logits, int64_t row) {
   const int64_t target = head.targets[row];
-  const C other =
-      head.counts(row) ? scale * slope<kPlain>(head, row, difference(head.logits, target, row)) : C(0);
+  const C other = head.counts(row) ? scale * slope(head, row, difference(head.logits, target, row)) : C(0);
   store(d_logits + 2 * row, target == 1 ? other : -other);
   store(d_logits + 2 * row + 1, target == 1 ? -other : other);
 }
 
-template <bool kPlain, class S>
+template <class S>
 __global__ void __launch_bounds__(kThreads) multitask_loss_bwd_kernel(MultitaskLossBackward<S> p) {
   using C = Compute<S>;
   const MultitaskLossForward<S>& f = p.forward;
@@ -216,66 +200,36 @@ __global__ void __launch_bounds__(kThreads) multitask_loss_bwd_kernel(MultitaskL
   const C total = value_or_zero(p.d_total);
   if (p.d_signal_logits != nullptr) {
     const C scale = over(total + value_or_zero(p.d_signal), f.norms[0]);
-    gradient<kPlain>(signal_head(f), scale, p.d_signal_logits, row);
+    gradient(signal_head(f), scale, p.d_signal_logits, row);
   }
   if (p.d_direction_logits != nullptr) {
     const C scale =
         over(static_cast<C>(f.lambda_direction) * total + value_or_zero(p.d_direction), f.norms[1]);
-    gradient<kPlain>(direction_head(f), scale, p.d_direction_logits, row);
+    gradient(direction_head(f), scale, p.d_direction_logits, row);
   }
-}
-
-template <class S>
-struct Sums {
-  int64_t blocks;
-  Compute<S>* sums;
-  double* norms;
-  size_t bytes;
-
-  Sums(const MultitaskLossForward<S>& p, void* base) : blocks(ceil_div(p.rows, int64_t{kThreads})) {
-    Workspace workspace(base);
-    sums = workspace.take<Compute<S>>(2 * blocks);
-    norms = workspace.take<double>(2 * blocks);
-    bytes = workspace.bytes();
-  }
-};
-
-template <bool kPlain, class S>
-int forward(const MultitaskLossForward<S>& p, void* workspace, cudaStream_t on) {
-  const Sums<S> part(p, workspace);
-  const size_t shared = padded_bytes<Compute<S>>(kThreads) + padded_bytes<double>(kThreads);
-  HIERMT_CUDA_RETURN_IF_ERROR(launch(multitask_loss_sum_kernel<kPlain, S>,
-                                     dim3(static_cast<unsigned>(part.blocks)), dim3(kThreads),
-                                     padded_bytes<Compute<S>>(kThreads), on, p, part.sums, part.norms));
-  return launch(multitask_loss_finish_kernel<kPlain, S>, dim3(1), dim3(kThreads), shared, on, p, part.blocks,
-                static_cast<const Compute<S>*>(part.sums), static_cast<const double*>(part.norms));
 }
 
 }  // namespace
 
 template <class S>
-size_t multitask_loss_workspace(const MultitaskLossForward<S>& p) {
-  return Sums<S>(p, nullptr).bytes;
+void multitask_loss_forward(const MultitaskLossForward<S>& p, Stream& on) {
+  using C = Compute<S>;
+  const int64_t blocks = ceil_div(p.rows, int64_t{kThreads});
+  C* const sums = on.take<C>(2 * blocks);
+  double* const norms = on.take<double>(2 * blocks);
+  launch(multitask_loss_sum_kernel<S>, blocks, kThreads, padded_bytes<C>(kThreads), on, p, sums, norms);
+  launch(multitask_loss_finish_kernel<S>, 1, kThreads,
+         padded_bytes<C>(kThreads) + padded_bytes<double>(kThreads), on, p, blocks, sums, norms);
 }
 
 template <class S>
-int multitask_loss_forward(const MultitaskLossForward<S>& p, void* workspace, void* stream) {
-  const auto on = static_cast<cudaStream_t>(stream);
-  return p.options.none() ? forward<true>(p, workspace, on) : forward<false>(p, workspace, on);
+void multitask_loss_backward(const MultitaskLossBackward<S>& p, Stream& on) {
+  launch(multitask_loss_bwd_kernel<S>, ceil_div(p.forward.rows, int64_t{kThreads}), kThreads, 0, on, p);
 }
 
-template <class S>
-int multitask_loss_backward(const MultitaskLossBackward<S>& p, void* stream) {
-  const dim3 grid(static_cast<unsigned>(ceil_div(p.forward.rows, int64_t{kThreads})));
-  const auto kernel =
-      p.forward.options.none() ? multitask_loss_bwd_kernel<true, S> : multitask_loss_bwd_kernel<false, S>;
-  return launch(kernel, grid, dim3(kThreads), 0, static_cast<cudaStream_t>(stream), p);
-}
-
-#define HIERMT_INSTANTIATE(S)                                                           \
-  template size_t multitask_loss_workspace<S>(const MultitaskLossForward<S>&);          \
-  template int multitask_loss_forward<S>(const MultitaskLossForward<S>&, void*, void*); \
-  template int multitask_loss_backward<S>(const MultitaskLossBackward<S>&, void*);
+#define HIERMT_INSTANTIATE(S)                                                       \
+  template void multitask_loss_forward<S>(const MultitaskLossForward<S>&, Stream&); \
+  template void multitask_loss_backward<S>(const MultitaskLossBackward<S>&, Stream&);
 HIERMT_FOR_EACH_STORAGE(HIERMT_INSTANTIATE)
 #undef HIERMT_INSTANTIATE
 

@@ -1,8 +1,7 @@
 // Host entry of hiermt::conv_stack and its backward.
-#include "cuda/dense/conv_stack.h"
-
 #include <torch/csrc/stable/library.h>
 
+#include "cuda/operators.h"
 #include "host/device_call.h"
 #include "host/stack_arguments.h"
 
@@ -30,10 +29,7 @@ Tensor conv_stack(Tensor x, std::vector<Tensor> csr, std::optional<Tensor> edge_
     const ConvStackForward<S>& p = stack.params;
     run_native<S>(
         op, "x", x, [&](const auto& kernels) { kernels.conv_stack_forward(p); },
-        [&](void* stream) {
-          const Tensor workspace = workspace_of(cuda::conv_stack_forward_workspace(p), x);
-          return cuda::conv_stack_forward(p, workspace.mutable_data_ptr(), stream);
-        });
+        [&](cuda::Stream& on) { cuda::conv_stack_forward(p, on); });
   });
   return out;
 }
@@ -66,10 +62,7 @@ std::vector<Tensor> conv_stack_backward(Tensor d_out, Tensor x, std::vector<Tens
                                     conv.gat,     conv.gcn,       output<C>(grads.back(), need_weight)};
     run_native<S>(
         op, "x", x, [&](const auto& kernels) { kernels.conv_stack_backward(p); },
-        [&](void* stream) {
-          const Tensor workspace = workspace_of(cuda::conv_stack_backward_workspace(p), x);
-          return cuda::conv_stack_backward(p, workspace.mutable_data_ptr(), stream);
-        });
+        [&](cuda::Stream& on) { cuda::conv_stack_backward(p, on); });
   });
   return grads;
 }

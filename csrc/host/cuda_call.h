@@ -29,11 +29,4 @@ class CudaScope {
   void* stream_ = nullptr;
 };
 
-// launcher(void* stream) -> cudaError_t as int
-template <class Launcher>
-void call_cuda(const char* op, const Tensor& tensor, Launcher&& launcher) {
-  const CudaScope scope(op, tensor);
-  scope.check(static_cast<int>(launcher(scope.stream())));
-}
-
 }  // namespace hiermt

@@ -1,11 +1,10 @@
 // Host entries of hiermt::decision, its backward, and hiermt::decision_from_logits.
-#include "cuda/decision.h"
-
 #include <torch/csrc/stable/library.h>
 
 #include <optional>
 #include <tuple>
 
+#include "cuda/operators.h"
 #include "host/device_call.h"
 #include "host/tensors.h"
 #include "params.h"
@@ -108,7 +107,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> decision(Tensor h, Tensor out
                                decided.pointers<S>()};
     run_native<S>(
         op, "h", h, [&](const auto& kernels) { kernels.decision_forward(p); },
-        [&](void* stream) { return cuda::decision_forward(p, stream); });
+        [&](cuda::Stream& on) { cuda::decision_forward(p, on); });
   });
   return {signal_logits, direction_logits, decided.probabilities, decided.predictions, decided.confidences};
 }
@@ -129,7 +128,7 @@ std::tuple<Tensor, Tensor, Tensor> decision_from_logits(Tensor signal_logits, Te
                                   decided.pointers<S>()};
     run_native<S>(
         op, "signal_logits", signal_logits, [&](const auto& kernels) { kernels.decision_from_logits(p); },
-        [&](void* stream) { return cuda::decision_from_logits(p, stream); });
+        [&](cuda::Stream& on) { cuda::decision_from_logits(p, on); });
   });
   return {decided.probabilities, decided.predictions, decided.confidences};
 }
@@ -180,10 +179,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> decision_back
                                     grad(d_signal_bias), grad(d_direction_weight), grad(d_direction_bias)}};
     run_native<S>(
         op, "h", h, [&](const auto& kernels) { kernels.decision_backward(p); },
-        [&](void* stream) {
-          const Tensor workspace = workspace_of(cuda::decision_backward_workspace(p), h);
-          return cuda::decision_backward(p, workspace.mutable_data_ptr(), stream);
-        });
+        [&](cuda::Stream& on) { cuda::decision_backward(p, on); });
   });
   return {d_h,           d_out_weight,       d_out_bias,      d_signal_weight,
           d_signal_bias, d_direction_weight, d_direction_bias};

@@ -4,12 +4,28 @@
 #include "cpu/support/dispatch.h"
 #include "cpu/support/scratch.h"
 #include "cuda/support/limits.h"
+#include "cuda/support/stream.h"
 #include "host/cuda_call.h"
 #include "host/tensors.h"
 
 namespace hiermt {
 
-// on_cpu(table of the CPU kernels for S) or on_cuda(stream) -> cudaError_t as int, whichever holds `tensor`.
+// Calls launcher(cuda::Stream&) on the device of `tensor`. Its memory is from torch's allocator: free again in the order
+// of the stream.
+template <class Launcher>
+void call_cuda(const char* op, const Tensor& tensor, Launcher&& launcher) {
+  const CudaScope scope(op, tensor);
+  cuda::Stream counted;
+  launcher(counted);
+  const auto bytes = static_cast<int64_t>(counted.bytes());
+  std::optional<Tensor> memory;
+  if (bytes > 0) memory = empty({bytes}, ScalarType::Byte, tensor);
+  cuda::Stream on(scope.stream(), memory ? memory->mutable_data_ptr() : nullptr);
+  launcher(on);
+  scope.check(on.error());
+}
+
+// on_cpu(table of the CPU kernels for S) or on_cuda(cuda::Stream&), whichever holds `tensor`.
 template <class S, class OnCpu, class OnCuda>
 void run_native(const char* op, const char* argument, const Tensor& tensor, OnCpu&& on_cpu,
                 OnCuda&& on_cuda) {
@@ -40,11 +56,6 @@ inline void check_cuda_limits(const char* op, const Tensor& x, int64_t nodes, in
 // x [N, T, ...]
 inline void check_cuda_limits(const char* op, const Tensor& x, int64_t hidden) {
   check_cuda_limits(op, x, x.size(0), x.size(1), hidden);
-}
-
-// Scratch memory for a CUDA launcher, from torch's allocator: free again in the order of the stream.
-inline Tensor workspace_of(size_t bytes, const Tensor& like) {
-  return empty({static_cast<int64_t>(bytes)}, ScalarType::Byte, like);
 }
 
 }  // namespace hiermt

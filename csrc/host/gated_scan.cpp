@@ -1,10 +1,9 @@
 // Host entry of hiermt::gated_scan and its backward.
-#include "cuda/scan/gated_scan.h"
-
 #include <torch/csrc/stable/library.h>
 
 #include <tuple>
 
+#include "cuda/operators.h"
 #include "host/gate_arguments.h"
 
 namespace hiermt {
@@ -49,10 +48,7 @@ std::tuple<Tensor, Tensor, Tensor> gated_scan(Tensor x, std::optional<Tensor> g,
     outputs.fill(p);
     run_native<S>(
         op, "x", x, [&](const auto& kernels) { kernels.gated_scan_forward(p); },
-        [&](void* stream) {
-          const Tensor workspace = workspace_of(cuda::gated_scan_forward_workspace(p), x);
-          return cuda::gated_scan_forward(p, workspace.mutable_data_ptr(), stream);
-        });
+        [&](cuda::Stream& on) { cuda::gated_scan_forward(p, on); });
   });
   return {outputs.out(), outputs.other(), outputs.gates};
 }
@@ -92,10 +88,7 @@ std::vector<Tensor> gated_scan_backward(Tensor d_out, Tensor x, std::optional<Te
     p.grads = gate_grads<C>(grads, 3, need_gates);
     run_native<S>(
         op, "x", x, [&](const auto& kernels) { kernels.gated_scan_backward(p); },
-        [&](void* stream) {
-          const Tensor workspace = workspace_of(cuda::gated_scan_backward_workspace(p), x);
-          return cuda::gated_scan_backward(p, workspace.mutable_data_ptr(), stream);
-        });
+        [&](cuda::Stream& on) { cuda::gated_scan_backward(p, on); });
   });
   return grads;
 }

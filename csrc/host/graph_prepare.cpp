@@ -5,7 +5,7 @@
 
 #include <tuple>
 
-#include "cuda/support/graph_prepare.h"
+#include "cuda/operators.h"
 #include "host/device_call.h"
 
 namespace hiermt {
@@ -61,10 +61,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> graph_prepare
     p.blocks = mutable_data<int32_t>(blocks);
     if constexpr (kWithCuda) {
       if (!on_cpu) {
-        call_cuda(op, edge_index, [&](void* stream) {
-          const Tensor workspace = workspace_of(cuda::graph_prepare_workspace(p), edge_index);
-          return cuda::graph_prepare(p, workspace.mutable_data_ptr(), stream);
-        });
+        call_cuda(op, edge_index, [&](cuda::Stream& on) { cuda::graph_prepare(p, on); });
         return std::make_tuple(rowptr, col, e_id, colptr, row, csr2csc, one_block(num_nodes));
       }
     }

@@ -1,12 +1,11 @@
 // Host entry of hiermt::multitask_loss and its backward.
-#include "cuda/multitask_loss.h"
-
 #include <torch/csrc/stable/library.h>
 
 #include <limits>
 #include <optional>
 #include <tuple>
 
+#include "cuda/operators.h"
 #include "host/device_call.h"
 #include "params.h"
 
@@ -114,10 +113,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> multitask_loss(Tensor signal_logits, 
                                mutable_data<double>(norms));
     run_native<S>(
         op, "signal_logits", like, [&](const auto& kernels) { kernels.multitask_loss_forward(p); },
-        [&](void* stream) {
-          const Tensor workspace = workspace_of(cuda::multitask_loss_workspace(p), like);
-          return cuda::multitask_loss_forward(p, workspace.mutable_data_ptr(), stream);
-        });
+        [&](cuda::Stream& on) { cuda::multitask_loss_forward(p, on); });
   });
   return {total, signal, direction, norms};
 }
@@ -158,7 +154,7 @@ std::tuple<Tensor, Tensor> multitask_loss_backward(
                                      output<S>(d_direction_logits, need_direction)};
     run_native<S>(
         op, "signal_logits", like, [&](const auto& kernels) { kernels.multitask_loss_backward(p); },
-        [&](void* stream) { return cuda::multitask_loss_backward(p, stream); });
+        [&](cuda::Stream& on) { cuda::multitask_loss_backward(p, on); });
   });
   return {d_signal_logits, d_direction_logits};
 }

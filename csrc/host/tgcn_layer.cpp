@@ -3,7 +3,7 @@
 
 #include <tuple>
 
-#include "cuda/layer.h"
+#include "cuda/operators.h"
 #include "host/gate_arguments.h"
 #include "host/stack_arguments.h"
 
@@ -62,10 +62,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> tgcn_layer(
     outputs.fill(p.scan);
     run_native<S>(
         op, "x", x, [&](const auto& kernels) { kernels.tgcn_layer_forward(p); },
-        [&](void* stream) {
-          const Tensor workspace = workspace_of(cuda::tgcn_layer_forward_workspace(p), x);
-          return cuda::tgcn_layer_forward(p, workspace.mutable_data_ptr(), stream);
-        });
+        [&](cuda::Stream& on) { cuda::tgcn_layer_forward(p, on); });
   });
   return {outputs.out(), outputs.other(), outputs.gates, g};
 }
@@ -116,10 +113,7 @@ std::vector<Tensor> tgcn_layer_backward(Tensor d_out, Tensor x, std::vector<Tens
     p.scan.grads = gate_grads<C>(grads, first_gate, need_gates);
     run_native<S>(
         op, "x", x, [&](const auto& kernels) { kernels.tgcn_layer_backward(p); },
-        [&](void* stream) {
-          const Tensor workspace = workspace_of(cuda::tgcn_layer_backward_workspace(p), x);
-          return cuda::tgcn_layer_backward(p, workspace.mutable_data_ptr(), stream);
-        });
+        [&](cuda::Stream& on) { cuda::tgcn_layer_backward(p, on); });
   });
   return grads;
 }

@@ -14,7 +14,7 @@ from simt.cases import launches as launches_of
 from simt.cases import needs_harness, scan
 from support import every_kernel
 
-SCAN = "gated_scan_fwd_register_kernel<float,ProjectedRows<float>,{},false>"
+SCAN = "gated_scan_fwd_kernel<float,RegisterLane<float,{},false>,false>"
 
 
 def test_a_kernel_counts_by_name() -> None:

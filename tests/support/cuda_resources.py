@@ -28,12 +28,11 @@ MAX_WARPS = 64
 # Bytes of stack, stores and loads together, to which the kernels are held that do not fit yet, by the start of a name.
 _SPILLS = {
     "linear_kernel<float, true, 2, SequenceRows<": 24,  # sm_80, sm_90
-    "weight_grad_kernel<float, true, DenseRows<float, 1>, SequenceRows<": 24,  # sm_80, sm_90, sm_100
     "gatv2_stack_bwd_kernel<Half, 16, false>": 24,  # sm_90
     "gatv2_conv_bwd_target_kernel<Half, 0, true>": 24,  # sm_90
     "gatv2_conv_bwd_source_kernel<": 24,  # sm_80
     "gcn_conv_bwd_degree_kernel<float, 8>": 24,  # sm_100
-    "gated_scan_fwd_memory_kernel<": 24,  # sm_120
+    "gated_scan_fwd_kernel<": 24,  # sm_120
     # With a block less on a multiprocessor they would fit; which is better, a GPU must say.
     "linear_kernel<float, false, 3, GateRows<float>": 168,  # sm_100, sm_120
     "gatv2_stack_multilane_fwd_kernel<": 112,  # sm_100, sm_120

@@ -4,27 +4,16 @@
 //   score = att . leaky_0.2(z)     alpha = softmax of score over the entries of i
 //   out_i = activation(sum_j alpha x_l[j] + bias)
 //
-// A group of lanes owns one row (node, step) and walks the entries of its node; each lane holds 8 channels.
-// x_j is a lane's part of x_l[j], x_i that of x_r[i]. Neighbouring groups are neighbouring steps of the same
-// node. They walk the same entries, so the lanes of a warp rarely diverge and their loads of a neighbour
-// coalesce.
+// Each lane of a group holds 8 channels: x_j is its part of x_l[j], x_i that of x_r[i].
 //
 // With kMasked an entry whose source is not there does not count. The weight of a row's loop, its last entry, is
 // then the mean of the entries that do; a row that is not there has none.
 #pragma once
 
-#include "cuda/dense/gatv2_conv.h"
+#include "cuda/dense/conv_rows.cuh"
 #include "cuda/dense/linear.cuh"
 
 namespace hiermt::cuda {
-
-struct GatV2Traits {
-  static constexpr int kThreads = 128;  // small blocks: a block lasts as long as its node of highest degree
-  // Blocks of the target kernel, each with a partial sum of the vectors' gradients. A constant, so that the
-  // order of the sums is the same on every GPU.
-  static constexpr int64_t kMaxTargetBlocks = 1024;
-  static_assert(kThreads % kWarp == 0);
-};
 
 // lin_l and lin_r as two groups of H channels.
 template <class S>
@@ -42,13 +31,11 @@ struct PairWeights {
 
 // Writes x_l and x_r, [N * T, H].
 template <class S>
-cudaError_t project_pair(const GatV2ConvForward<S>& p, Compute<S>* x_l, Compute<S>* x_r,
-                         cudaStream_t stream) {
+void project_pair(const GatV2Forward<S>& p, Compute<S>* x_l, Compute<S>* x_r, Stream& on) {
   const int hidden = static_cast<int>(p.hidden), channels = static_cast<int>(p.x.channels);
-  const int64_t rows = p.graph.copies * p.graph.num_nodes * p.steps;
-  return linear<Compute<S>, 2>(SequenceRows<S>::of(p), PairWeights<S>{p.weights, channels},
-                               DenseOut<Compute<S>>{x_l, hidden, p.hidden, x_r - x_l}, rows, p.hidden, stream,
-                               rounds_operands<S>(p.tf32));
+  linear<Compute<S>, 2>(SequenceRows<S>::of(p), PairWeights<S>{p.weights, channels},
+                        DenseOut<Compute<S>>{x_l, hidden, p.hidden, x_r - x_l}, p.rows(), p.hidden,
+                        rounds_operands<S>(p.tf32), on);
 }
 
 // leaky_relu as a maximum, which needs no comparison. leaky_relu(NaN) is NaN, since both operands are.
@@ -113,7 +100,7 @@ struct GatV2Entries {
   C loop_weight = C(0);
 
   // `inside`: whether the group has a row, or repeats one of another group.
-  __device__ GatV2Entries(const GatV2ConvForward<S>& p, int row, bool inside)
+  __device__ GatV2Entries(const GatV2Forward<S>& p, int row, bool inside)
       : steps(static_cast<int>(p.steps)),
         at(row, static_cast<int>(p.graph.num_nodes), steps),
         step_row(static_cast<int64_t>(at.copy) * p.graph.num_nodes * steps + at.step),
@@ -123,7 +110,7 @@ struct GatV2Entries {
   }
   __device__ int64_t row_of(int node) const { return step_row + static_cast<int64_t>(node) * steps; }
   // Finds the weight of the loop. All lanes of the warp call it; `member` is the lane in its group.
-  __device__ __forceinline__ void find_loop_weight(const GatV2ConvForward<S>& p, int member, int lanes) {
+  __device__ __forceinline__ void find_loop_weight(const GatV2Forward<S>& p, int member, int lanes) {
     if (p.edge_weight == nullptr) return;
     C sum = C(0);
     int others = 0;
@@ -136,7 +123,7 @@ struct GatV2Entries {
     share = C(1) / static_cast<C>(others > 0 ? others : 1);
     loop_weight = group_sum(sum, lanes) * share;
   }
-  __device__ __forceinline__ GatV2Entry<C> entry(const GatV2ConvForward<S>& p, int k) const {
+  __device__ __forceinline__ GatV2Entry<C> entry(const GatV2Forward<S>& p, int k) const {
     bool active = k < degree;
     const int source = active ? p.graph.col[begin + k] : at.node;
     C weight = active && p.edge_weight != nullptr ? load(p.edge_weight + begin + k) : C(0);

@@ -29,56 +29,52 @@ struct alignas(2 * sizeof(C)) LoopState {
   C weight, d_weight;
 };
 
+// Blocks of the target kernel, each with a partial sum of the vectors' gradients. A constant, so that the order of
+// the sums is the same on every GPU.
+constexpr int64_t kMaxTargetBlocks = 1024;
+
 template <class C>
 struct BackwardMemory {
-  Workspace memory;
   C* x_l;  // overwritten with d_x_l by the source kernel
   C* x_r;
   C* d_y;
   C* d_x_r;
   EdgeState<C>* edges;  // [E, B * T]: neighbouring steps of an entry are adjacent
-  C* partial;           // sums of the parameter gradients: of the vectors, then of the projections
+  C* partial;           // [blocks, 3, H] sums of the gradients of the vectors
   LoopState<C>* loops;  // [N * T] with kMasked
 
-  template <class P>
-  BackwardMemory(void* base, const P& p, int64_t rows) : memory(base) {
-    const int64_t values = rows * p.forward.hidden;
-    x_l = memory.take<C>(values);
-    x_r = memory.take<C>(values);
-    d_y = memory.take<C>(values);
-    d_x_r = memory.take<C>(values);
-    edges = memory.take<EdgeState<C>>(p.forward.graph.num_entries * p.forward.graph.copies * p.forward.steps);
-    const int64_t vectors = GatV2Traits::kMaxTargetBlocks * 3 * p.forward.hidden;
-    const int64_t matrices = weight_grad_values(rows, 2 * p.forward.hidden, p.forward.x.channels);
-    partial = memory.take<C>(vectors > matrices ? vectors : matrices);
-    loops = memory.take<LoopState<C>>(p.forward.present != nullptr ? rows : 0);
+  template <class S>
+  BackwardMemory(const GatV2Forward<S>& p, Stream& on) {
+    const int64_t rows = p.rows();
+    for (C** one : {&x_l, &x_r, &d_y, &d_x_r}) *one = on.take<C>(rows * p.hidden);
+    edges = on.take<EdgeState<C>>(p.graph.num_entries * p.graph.copies * p.steps);
+    partial = on.take<C>(kMaxTargetBlocks * 3 * p.hidden);
+    loops = on.take<LoopState<C>>(p.present != nullptr ? rows : 0);
   }
 };
 
 template <class S, int kHidden, bool kMasked>
-__global__ void __launch_bounds__(GatV2Traits::kThreads)
-    gatv2_conv_bwd_target_kernel(GatV2ConvForward<S> p, const S* d_out, BackwardMemory<Compute<S>> memory,
+__global__ void __launch_bounds__(ConvTraits::kThreads)
+    gatv2_conv_bwd_target_kernel(GatV2Forward<S> p, const S* d_out, BackwardMemory<Compute<S>> memory,
                                  int rows, int tiles) {
   using C = Compute<S>;
-  using Split = ChannelSplit<kHidden>;
-  constexpr int kChannels = Split::kChannels;
-  const Split split(kHidden != 0 ? kHidden : static_cast<int>(p.hidden));
-  const int hidden = split.hidden, steps = static_cast<int>(p.steps);
-  const int groups = GatV2Traits::kThreads / split.lanes;
-  const int group = static_cast<int>(threadIdx.x) / split.lanes;
-  const int member = static_cast<int>(threadIdx.x) % split.lanes, first = member * kChannels;
+  GroupRow<kHidden> group(p.hidden, 0, rows);
+  constexpr int kChannels = group.kChannels;
+  const auto& split = group.split;
+  const int hidden = split.hidden, steps = static_cast<int>(p.steps),
+            groups = ConvTraits::kThreads / split.lanes;
+  const int member = group.member, first = group.first;
   const int64_t instances = p.graph.copies * p.steps;
   const GatV2Lane<S, kHidden> lane(p.weights, split, first);
   C d_att[kChannels] = {}, d_edge[kChannels] = {}, d_bias[kChannels] = {};
 
   for (int tile = static_cast<int>(blockIdx.x); tile < tiles; tile += static_cast<int>(gridDim.x)) {
-    const int64_t wanted = static_cast<int64_t>(tile) * groups + group;
-    const bool inside = wanted < rows;
-    const int row = inside ? static_cast<int>(wanted) : rows - 1;
-    GatV2Entries<S, kMasked> entries(p, row, inside);
+    group.move_to(tile, rows);
+    const bool inside = group.inside;
+    GatV2Entries<S, kMasked> entries(p, group.row, inside);
     const int longest = __reduce_max_sync(kFullMask, entries.degree);
     if constexpr (kMasked) entries.find_loop_weight(p, member, split.lanes);
-    const int64_t offset = static_cast<int64_t>(row) * hidden;
+    const int64_t offset = group.offset();
     EdgeState<C>* edges = memory.edges + entries.begin * instances +
                           static_cast<int64_t>(entries.at.copy) * steps + entries.at.step;
 
@@ -140,7 +136,7 @@ __global__ void __launch_bounds__(GatV2Traits::kThreads)
     }
     if constexpr (kMasked) {
       d_loop = group_sum(d_loop, split.lanes);
-      if (inside && member == 0) memory.loops[row] = {entries.loop_weight, d_loop * entries.share};
+      if (inside && member == 0) memory.loops[group.row] = {entries.loop_weight, d_loop * entries.share};
     }
     if (inside) {
       split.store_aligned(memory.d_x_r + offset, first, d_x_r);
@@ -153,11 +149,11 @@ __global__ void __launch_bounds__(GatV2Traits::kThreads)
   // Adds the groups in order: one partial sum [3, H] per block.
   SharedMemory shared;
   C* sums = shared.take<C>(static_cast<size_t>(groups) * 3 * hidden);
-  split.store_any(sums + (group * 3 + 0) * hidden, first, d_att);
-  split.store_any(sums + (group * 3 + 1) * hidden, first, d_edge);
-  split.store_any(sums + (group * 3 + 2) * hidden, first, d_bias);
+  split.store_any(sums + (group.group * 3 + 0) * hidden, first, d_att);
+  split.store_any(sums + (group.group * 3 + 1) * hidden, first, d_edge);
+  split.store_any(sums + (group.group * 3 + 2) * hidden, first, d_bias);
   __syncthreads();
-  for (int i = static_cast<int>(threadIdx.x); i < 3 * hidden; i += GatV2Traits::kThreads) {
+  for (int i = static_cast<int>(threadIdx.x); i < 3 * hidden; i += ConvTraits::kThreads) {
     C total = C(0);
     for (int g = 0; g < groups; ++g) total += sums[g * 3 * hidden + i];
     memory.partial[static_cast<int64_t>(blockIdx.x) * 3 * hidden + i] = total;
@@ -166,25 +162,22 @@ __global__ void __launch_bounds__(GatV2Traits::kThreads)
 
 // Overwrites x_l with d_x_l: a group reads only its own row of x_l.
 template <class S, int kHidden, bool kMasked>
-__global__ void __launch_bounds__(GatV2Traits::kThreads)
-    gatv2_conv_bwd_source_kernel(GatV2ConvForward<S> p, BackwardMemory<Compute<S>> memory, int rows) {
+__global__ void __launch_bounds__(ConvTraits::kThreads)
+    gatv2_conv_bwd_source_kernel(GatV2Forward<S> p, BackwardMemory<Compute<S>> memory, int rows) {
   using C = Compute<S>;
-  using Split = ChannelSplit<kHidden>;
-  constexpr int kChannels = Split::kChannels;
-  const Split split(kHidden != 0 ? kHidden : static_cast<int>(p.hidden));
-  const int hidden = split.hidden, steps = static_cast<int>(p.steps);
-  const int64_t row = static_cast<int64_t>(blockIdx.x) * (GatV2Traits::kThreads / split.lanes) +
-                      static_cast<int>(threadIdx.x) / split.lanes;
-  const int first = static_cast<int>(threadIdx.x) % split.lanes * kChannels;
-  if (row >= rows) return;
+  const GroupRow<kHidden> group(p.hidden, static_cast<int>(blockIdx.x), rows);
+  if (!group.inside) return;
+  constexpr int kChannels = group.kChannels;
+  const auto& split = group.split;
+  const int hidden = split.hidden, steps = static_cast<int>(p.steps), first = group.first;
 
-  const RowIndex at(static_cast<int>(row), static_cast<int>(p.graph.num_nodes), steps);
+  const RowIndex at(group.row, static_cast<int>(p.graph.num_nodes), steps);
   const int64_t instances = p.graph.copies * p.steps;
   const int64_t step_row = static_cast<int64_t>(at.copy) * p.graph.num_nodes * steps + at.step;
   const EdgeState<C>* edges = memory.edges + static_cast<int64_t>(at.copy) * steps + at.step;
   const GatV2Lane<S, kHidden> lane(p.weights, split, first);
   C x_j[kChannels], d_x_l[kChannels] = {};
-  split.load_aligned(memory.x_l + row * hidden, first, x_j);
+  split.load_aligned(memory.x_l + group.offset(), first, x_j);
 
   const int end = p.graph.colptr[at.node + 1];
   for (int k = p.graph.colptr[at.node]; k < end; ++k) {
@@ -192,7 +185,7 @@ __global__ void __launch_bounds__(GatV2Traits::kThreads)
     const int64_t other = (step_row + static_cast<int64_t>(p.graph.row[k]) * steps) * hidden;
     const EdgeState<C> edge = edges[entry * instances];
     C edge_weight = p.edge_weight != nullptr ? load(p.edge_weight + entry) : C(0);
-    if (kMasked && p.graph.row[k] == at.node) edge_weight = memory.loops[row].weight;
+    if (kMasked && p.graph.row[k] == at.node) edge_weight = memory.loops[group.row].weight;
     C x_i[kChannels], d_y_i[kChannels];
     split.load_aligned(memory.x_r + other, first, x_i);
     split.load_aligned(memory.d_y + other, first, d_y_i);
@@ -202,135 +195,70 @@ __global__ void __launch_bounds__(GatV2Traits::kThreads)
       d_x_l[v] += edge.alpha * d_y_i[v] + edge.d_score * lane.att[v] * (z > C(0) ? C(1) : C(kAttentionSlope));
     }
   }
-  split.store_aligned(memory.x_l + row * hidden, first, d_x_l);
+  split.store_aligned(memory.x_l + group.offset(), first, d_x_l);
 }
 
-// One block per node of the template graph.
-template <class S, bool kMasked>
-__global__ void __launch_bounds__(GatV2Traits::kThreads)
-    gatv2_conv_bwd_edge_weight_kernel(GatV2ConvForward<S> p, BackwardMemory<Compute<S>> memory,
-                                      Compute<S>* d_edge_weight, bool accumulate) {
+// A term of the gradient of an edge weight.
+template <class S>
+struct EdgeWeightTerm {
   using C = Compute<S>;
-  SharedMemory shared;
-  C* scratch = shared.take<C>(GatV2Traits::kThreads);
-  const int hidden = static_cast<int>(p.hidden), steps = static_cast<int>(p.steps);
-  const int node = static_cast<int>(blockIdx.x);
-  const int64_t instances = p.graph.copies * p.steps, values = instances * hidden;
-  for (int entry = p.graph.rowptr[node]; entry < p.graph.rowptr[node + 1]; ++entry) {
-    const C edge_weight = load(p.edge_weight + entry);
-    const bool loop = kMasked && entry == p.graph.rowptr[node + 1] - 1;
-    C sum = C(0);
-    for (int64_t i = threadIdx.x; i < (loop ? 0 : values); i += GatV2Traits::kThreads) {
-      const int64_t instance = i / hidden;
-      const int c = static_cast<int>(i - instance * hidden);
-      const int64_t copy = instance / steps,
-                    row = copy * p.graph.num_nodes * steps + (instance - copy * steps);
-      const C projected = load(p.weights.lin_edge_weight + c);
-      const C z =
-          memory.x_l[(row + static_cast<int64_t>(p.graph.col[entry]) * steps) * hidden + c] +
-          (memory.x_r[(row + static_cast<int64_t>(node) * steps) * hidden + c] + edge_weight * projected);
-      sum += memory.edges[entry * instances + instance].d_score * load(p.weights.att + c) * projected *
-             (z > C(0) ? C(1) : C(kAttentionSlope));
-      if (kMasked && c == 0 && p.present[row + static_cast<int64_t>(p.graph.col[entry]) * steps]) {
-        sum += memory.loops[row + static_cast<int64_t>(node) * steps].d_weight;
-      }
-    }
-    sum = block_sum(sum, scratch);
-    if (threadIdx.x == 0) d_edge_weight[entry] = accumulate ? d_edge_weight[entry] + sum : sum;
-  }
-}
+  GatV2Forward<S> p;
+  BackwardMemory<C> memory;
 
-template <class C>
-bool wants_vectors(const GatV2Grads<C>& g) {
-  return g.att != nullptr || g.lin_edge_weight != nullptr || g.bias != nullptr;
-}
+  __device__ __forceinline__ C operator()(int entry, int instance, int64_t source, int64_t target,
+                                          int c) const {
+    const int64_t instances = p.graph.copies * p.steps, hidden = p.hidden;
+    if (p.present != nullptr && source == target) return C(0);  // a loop: the others share its gradient
+    const C projected = load(p.weights.lin_edge_weight + c);
+    const C z = memory.x_l[source * hidden + c] +
+                (memory.x_r[target * hidden + c] + load(p.edge_weight + entry) * projected);
+    C term = memory.edges[entry * instances + instance].d_score * load(p.weights.att + c) * projected *
+             (z > C(0) ? C(1) : C(kAttentionSlope));
+    if (p.present != nullptr && c == 0 && p.present[source]) term += memory.loops[target].d_weight;
+    return term;
+  }
+};
+
 template <class C>
 bool wants_matrices(const GatV2Grads<C>& g) {
   return g.lin_l_weight != nullptr || g.lin_l_bias != nullptr || g.lin_r_weight != nullptr ||
          g.lin_r_bias != nullptr;
 }
 
-// Launches the target, edge weight and source kernels.
-template <class S>
-cudaError_t edge_gradients(const GatV2ConvBackward<S, Compute<S>>& p,
-                           const BackwardMemory<Compute<S>>& memory, bool accumulate_edge_weight,
-                           int64_t rows, cudaStream_t stream) {
-  using C = Compute<S>;
-  const GatV2ConvForward<S>& f = p.forward;
-  return dispatch_hidden<S>(f.hidden, [&](auto hidden) {
-    return dispatch_masked(f.present, [&](auto masked) {
-      constexpr int kHidden = decltype(hidden)::value;
-      constexpr bool kMasked = decltype(masked)::value;
-      const int64_t groups = groups_per_block<kHidden>(f.hidden, GatV2Traits::kThreads);
-      const int64_t tiles = ceil_div(rows, groups);
-      const int64_t blocks = RowChunks(tiles, GatV2Traits::kMaxTargetBlocks, 1).count;
-      HIERMT_CUDA_RETURN_IF_ERROR(
-          launch(gatv2_conv_bwd_target_kernel<S, kHidden, kMasked>, dim3(static_cast<unsigned>(blocks)),
-                 dim3(GatV2Traits::kThreads), padded_bytes<C>(static_cast<size_t>(groups) * 3 * f.hidden),
-                 stream, f, p.d_out, memory, static_cast<int>(rows), static_cast<int>(tiles)));
-      if (wants_vectors(p.grads)) {
-        const VectorGrads<C> out{p.grads, static_cast<int>(f.hidden)};
-        HIERMT_CUDA_RETURN_IF_ERROR(
-            ordered_sum(stream, sum_of<C>(memory.partial, blocks, 3 * f.hidden, out)));
-      }
-      if (p.d_edge_weight != nullptr) {
-        HIERMT_CUDA_RETURN_IF_ERROR(launch(
-            gatv2_conv_bwd_edge_weight_kernel<S, kMasked>, dim3(static_cast<unsigned>(f.graph.num_nodes)),
-            dim3(GatV2Traits::kThreads), padded_bytes<C>(GatV2Traits::kThreads), stream, f, memory,
-            p.d_edge_weight, accumulate_edge_weight));
-      }
-      if (p.d_x == nullptr && !wants_matrices(p.grads)) return cudaSuccess;
-      return launch(gatv2_conv_bwd_source_kernel<S, kHidden, kMasked>, dim3(static_cast<unsigned>(tiles)),
-                    dim3(GatV2Traits::kThreads), 0, stream, f, memory, static_cast<int>(rows));
-    });
-  });
-}
-
 }  // namespace
 
 template <class S>
-size_t gatv2_conv_backward_workspace(const GatV2ConvBackward<S, Compute<S>>& p) {
-  const CsrGraph& graph = p.forward.graph;
-  return BackwardMemory<Compute<S>>(nullptr, p, graph.copies * graph.num_nodes * p.forward.steps)
-      .memory.bytes();
-}
-
-template <class S>
-int gatv2_conv_backward(const GatV2ConvBackward<S, Compute<S>>& p, Accumulate accumulate, void* workspace,
-                        void* stream_) {
+void conv_backward(const GatV2Backward<S>& p, Stream& on) {
   using C = Compute<S>;
-  const cudaStream_t stream = static_cast<cudaStream_t>(stream_);
-  const GatV2ConvForward<S>& f = p.forward;
-  const int64_t nodes = f.graph.copies * f.graph.num_nodes, rows = nodes * f.steps;
+  const GatV2Forward<S>& f = p.forward;
   const int hidden = static_cast<int>(f.hidden), channels = static_cast<int>(f.x.channels);
-  if (!supported(nodes, f.steps, f.hidden)) return cudaErrorInvalidValue;
-  const BackwardMemory<C> memory(workspace, p, rows);
-
-  if (p.d_edge_weight != nullptr && !accumulate.edge_weight) {
-    HIERMT_CUDA_RETURN_IF_ERROR(clear_padding(f.graph, rows == 0, p.d_edge_weight, stream));
-  }
-  if (rows > 0) {
-    HIERMT_CUDA_RETURN_IF_ERROR(project_pair(f, memory.x_l, memory.x_r, stream));
-    HIERMT_CUDA_RETURN_IF_ERROR(edge_gradients(p, memory, accumulate.edge_weight, rows, stream));
-  } else if (wants_vectors(p.grads)) {
-    HIERMT_CUDA_RETURN_IF_ERROR(
-        ordered_sum(stream, sum_of<C>(memory.partial, 0, 3 * f.hidden, VectorGrads<C>{p.grads, hidden})));
-  }
+  const BackwardMemory<C> memory(f, on);
+  project_pair(f, memory.x_l, memory.x_r, on);
+  dispatch_rows(f, [&](auto constant, auto masked, int64_t tiles) {
+    const int64_t groups = GroupRow<constant>::groups(f.hidden);
+    const int64_t blocks = RowChunks(tiles, kMaxTargetBlocks, 1).count;
+    launch(gatv2_conv_bwd_target_kernel<S, constant, masked>, blocks, ConvTraits::kThreads,
+           padded_bytes<C>(groups * 3 * f.hidden), on, f, p.d_out, memory, f.rows(), tiles);
+    if (p.grads.att != nullptr || p.grads.lin_edge_weight != nullptr || p.grads.bias != nullptr) {
+      ordered_sum(on, sum_of<C>(memory.partial, blocks, 3 * f.hidden, VectorGrads<C>{p.grads, hidden}));
+    }
+    if (p.d_edge_weight != nullptr) edge_weight_grad(p, EdgeWeightTerm<S>{f, memory}, on);
+    if (p.d_x == nullptr && !wants_matrices(p.grads)) return;
+    launch(gatv2_conv_bwd_source_kernel<S, constant, masked>, tiles, ConvTraits::kThreads, 0, on, f, memory,
+           f.rows());
+  });
   const auto rounded = rounds_operands<S>(f.tf32);
   const DenseRows<C, 2> d_projections{memory.x_l, hidden, f.hidden, memory.d_x_r - memory.x_l};
   if (wants_matrices(p.grads)) {
-    HIERMT_CUDA_RETURN_IF_ERROR(weight_grad(d_projections, SequenceRows<S>::of(f), rows, memory.partial,
-                                            MatrixGrads<C>{p.grads, hidden, channels}, stream, rounded));
+    weight_grad<C>(d_projections, SequenceRows<S>::of(f), f.rows(), MatrixGrads<C>{p.grads, hidden, channels},
+                   rounded, on);
   }
-  if (p.d_x == nullptr) return cudaSuccess;
-  return linear<C, 1>(d_projections, Transposed<PairWeights<S>>{{f.weights, channels}, hidden},
-                      DenseOut<S>{p.d_x, channels, channels, 0, accumulate.d_x}, rows, channels, stream,
-                      rounded);
+  if (p.d_x == nullptr) return;
+  linear<C, 1>(d_projections, Transposed<PairWeights<S>>{{f.weights, channels}, hidden},
+               DenseOut<S>{p.d_x, channels, channels, 0, p.accumulate_d_x}, f.rows(), channels, rounded, on);
 }
 
-#define HIERMT_INSTANTIATE(S)                                                                \
-  template size_t gatv2_conv_backward_workspace<S>(const GatV2ConvBackward<S, Compute<S>>&); \
-  template int gatv2_conv_backward<S>(const GatV2ConvBackward<S, Compute<S>>&, Accumulate, void*, void*);
+#define HIERMT_INSTANTIATE(S) template void conv_backward<S>(const GatV2Backward<S>&, Stream&);
 HIERMT_FOR_EACH_STORAGE(HIERMT_INSTANTIATE)
 #undef HIERMT_INSTANTIATE
 

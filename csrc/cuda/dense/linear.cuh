@@ -51,9 +51,7 @@ struct LinearTile {
     return *reinterpret_cast<Pack<C, kOperand>*>(weights + (i * kWarp + lane) * kOperand);
   }
   static size_t bytes() { return padded_bytes<typename Rows::Row>(T::kRows) + padded_bytes<C>(kWeights); }
-  static dim3 grid(int64_t rows, int64_t blocks) {
-    return dim3(static_cast<unsigned>(ceil_div<int64_t>(rows, T::kRows)), static_cast<unsigned>(blocks));
-  }
+  static int64_t blocks(int64_t rows) { return ceil_div<int64_t>(rows, T::kRows); }
 };
 
 // The sums of a warp. Of a block of columns, lane 4 g + m reads the columns 4m to 4m + 3 of the rows g, g + 8, g + 16
@@ -230,15 +228,13 @@ __global__ void __launch_bounds__(LinearTraits::kThreads, LinearTraits::kMinBloc
 
 // `rounded` is the result of rounds_operands.
 template <class C, int kGroups, class Rows, class Weight, class Out, class Rounded>
-cudaError_t linear(const Rows& in, const Weight& weight, const Out& out, int64_t rows, int64_t channels,
-                   cudaStream_t stream, Rounded rounded) {
-  return dispatch_rounded(rounded, [&](auto constant) {
-    constexpr bool kRounded = decltype(constant)::value;
-    using Tile = LinearTile<C, kRounded, kGroups, Rows>;
-    return launch(linear_kernel<C, kRounded, kGroups, Rows, Weight, Out>,
-                  Tile::grid(rows, ceil_div<int64_t>(channels, LinearTraits::kChannels)),
-                  dim3(LinearTraits::kThreads), Tile::bytes(), stream, in, weight, out,
-                  static_cast<int>(rows), static_cast<int>(channels));
+void linear(const Rows& in, const Weight& weight, const Out& out, int64_t rows, int64_t channels,
+            Rounded rounded, Stream& on) {
+  dispatch_rounded(rounded, [&](auto constant) {
+    using Tile = LinearTile<C, constant, kGroups, Rows>;
+    launch(linear_kernel<C, constant, kGroups, Rows, Weight, Out>,
+           {Tile::blocks(rows), ceil_div<int64_t>(channels, LinearTraits::kChannels)}, LinearTraits::kThreads,
+           Tile::bytes(), on, in, weight, out, rows, channels);
   });
 }
 

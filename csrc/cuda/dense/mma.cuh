@@ -37,7 +37,7 @@ constexpr auto rounds_operands(bool tf32) {
 
 // Calls f with the result of rounds_operands as a constant.
 template <class Rounded, class F>
-cudaError_t dispatch_rounded(Rounded rounded, F&& f) {
+auto dispatch_rounded(Rounded rounded, F&& f) {
   if constexpr (std::is_same_v<Rounded, bool>) {
     return rounded ? f(std::true_type{}) : f(std::false_type{});
   } else {

@@ -63,12 +63,12 @@ __global__ void __launch_bounds__(OrderedSumTraits::kThreads) ordered_sum_kernel
   (add(sums), ...);
 }
 
-template <class C, class... Out>
-cudaError_t ordered_sum(cudaStream_t stream, const OrderedSum<C, Out>&... sums) {
+// `on` is a Stream or a cudaStream_t.
+template <class On, class C, class... Out>
+auto ordered_sum(On&& on, const OrderedSum<C, Out>&... sums) {
   const int blocks = (0 + ... + sums.blocks());
-  return launch(ordered_sum_kernel<C, Out...>, dim3(static_cast<unsigned>(blocks)),
-                dim3(OrderedSumTraits::kThreads), padded_bytes<C>(OrderedSumTraits::kThreads), stream,
-                sums...);
+  return launch(ordered_sum_kernel<C, Out...>, blocks, OrderedSumTraits::kThreads,
+                padded_bytes<C>(OrderedSumTraits::kThreads), on, sums...);
 }
 
 }  // namespace hiermt::cuda

@@ -26,6 +26,9 @@ inline RowChunks grad_chunks(int64_t rows) {
   using T = WeightGradTraits;
   return RowChunks(rows, T::kMaxChunks, T::kMinRows, T::kThreads);
 }
+inline int64_t weight_grad_values(int64_t rows, int64_t outputs, int64_t inputs) {
+  return grad_chunks(rows).count * outputs * (inputs + 1);
+}
 
 // The sums of a warp over its rows. Of a group a lane (4 g + m) holds the channels 2g and 2g + 1 in the columns 4m to
 // 4m + 3 of each block; it reads the channels and columns 2g and 2g + 1 of the rows m and m + 4 of a product.
@@ -238,38 +241,34 @@ __global__ void __launch_bounds__(WeightGradTraits::kThreads)
   }
 }
 
-inline int64_t weight_grad_values(int64_t rows, int64_t outputs, int64_t inputs) {
-  return grad_chunks(rows).count * outputs * (inputs + 1);
-}
-
-// Sums over chunks of the rows. `partial` holds weight_grad_values(rows, groups * channels, inputs) values for each:
-// element (group * channels + c) * (inputs + 1) + k is of the gradient of a weight; k == inputs is the bias. `rounded`
-// is the result of rounds_operands.
+// Sums over chunks of the rows, weight_grad_values(rows, groups * channels, inputs) values: element
+// (group * channels + c) * (inputs + 1) + k is of the gradient of a weight; k == inputs is the bias. `rounded` is the
+// result of rounds_operands.
 template <class C, class Left, class Right, class Rounded>
-cudaError_t weight_grad_chunks(const Left& left, const Right& right, int64_t rows, C* partial,
-                               cudaStream_t stream, Rounded rounded) {
+void weight_grad_chunks(const Left& left, const Right& right, int64_t rows, C* partial, Rounded rounded,
+                        Stream& on) {
   using T = WeightGradTraits;
   const RowChunks chunks = grad_chunks(rows);
   const ColumnBlocks<Right::kPieces> layout(right);
   const int channels = left.width(0);
-  const dim3 grid(static_cast<unsigned>(chunks.count),
-                  static_cast<unsigned>(ceil_div(channels, T::kChannels)),
-                  static_cast<unsigned>(layout.count() > 0 ? ceil_div(layout.count(), T::kBlocks) : 1));
-  return dispatch_rounded(rounded, [&](auto constant) {
-    return launch(weight_grad_kernel<C, decltype(constant)::value, Left, Right>, grid, dim3(T::kThreads),
-                  WeightGradMemory<C, Left, Right>::bytes(), stream, left, right, static_cast<int>(rows),
-                  static_cast<int>(chunks.rows), channels, partial);
+  const int64_t column_blocks = layout.count() > 0 ? ceil_div(layout.count(), T::kBlocks) : 1;
+  dispatch_rounded(rounded, [&](auto constant) {
+    launch(weight_grad_kernel<C, constant, Left, Right>,
+           {chunks.count, ceil_div(channels, T::kChannels), column_blocks}, T::kThreads,
+           WeightGradMemory<C, Left, Right>::bytes(), on, left, right, rows, chunks.rows, channels, partial);
   });
 }
 
 // The sum of the chunks: element i goes to out.write(i, value).
 template <class C, class Left, class Right, class Out, class Rounded>
-cudaError_t weight_grad(const Left& left, const Right& right, int64_t rows, C* partial, const Out& out,
-                        cudaStream_t stream, Rounded rounded) {
-  HIERMT_CUDA_RETURN_IF_ERROR(weight_grad_chunks(left, right, rows, partial, stream, rounded));
+void weight_grad(const Left& left, const Right& right, int64_t rows, const Out& out, Rounded rounded,
+                 Stream& on) {
   const int64_t inputs = ColumnBlocks<Right::kPieces>(right).inputs(right);
-  return ordered_sum(stream, sum_of<C>(partial, grad_chunks(rows).count,
-                                       int64_t{Left::kPieces} * left.width(0) * (inputs + 1), out));
+  const int64_t outputs = int64_t{Left::kPieces} * left.width(0);
+  const Stream::Frame frame(on);
+  C* const partial = on.take<C>(weight_grad_values(rows, outputs, inputs));
+  weight_grad_chunks(left, right, rows, partial, rounded, on);
+  ordered_sum(on, sum_of<C>(partial, grad_chunks(rows).count, outputs * (inputs + 1), out));
 }
 
 }  // namespace hiermt::cuda

@@ -5,7 +5,7 @@
 
 #include <cstddef>
 
-#include "cuda/scan/gated_scan.h"
+#include "cuda/operators.h"
 #include "params.h"
 #include "types.h"
 

@@ -40,25 +40,24 @@ struct GateOut {
   }
 };
 
-// The gates of a scan and their cotangents, [N * T, 3H] each.
+// The gates of a scan and their cotangents, [N * T, 3H] each. If S is the compute type, the gates are stored in place
+// of their cotangents, except r, which the gradient of W_c reads again.
 template <class S>
 struct GateWorkspace {
   using C = Compute<S>;
   C* d_gates;
-  S* values;  // saved by the forward, in place of the cotangents, or in a workspace
+  S* values;
   ResetGate<S> reset;
 
-  GateWorkspace(Workspace& memory, C* d_gates, S* saved, int64_t rows, int64_t hidden) : d_gates(d_gates) {
-    values = saved;
-    bool in_place = false;
-    if constexpr (std::is_same_v<S, C>) {
-      in_place = saved == nullptr;
-      if (in_place) values = d_gates;
-    }
-    if (saved == nullptr && !in_place) values = memory.template take<S>(rows * 3 * hidden);
+  GateWorkspace(C* d_gates_, int64_t rows, int64_t hidden, Stream& on) : d_gates(d_gates_) {
     const int width = static_cast<int>(hidden);
-    reset = in_place ? ResetGate<S>{memory.template take<S>(rows * hidden), width}
-                     : ResetGate<S>{values + hidden, 3 * width};
+    if constexpr (std::is_same_v<S, C>) {
+      values = d_gates;
+      reset = {on.take<S>(rows * hidden), width};
+    } else {
+      values = on.take<S>(rows * 3 * hidden);
+      reset = {values + hidden, 3 * width};
+    }
   }
 };
 
@@ -82,43 +81,31 @@ __global__ void __launch_bounds__(LinearTraits::kThreads, LinearTraits::kMinBloc
 }
 
 template <class S>
-cudaError_t compute_gates(const GateRows<S>& in, S* gates, int64_t rows, cudaStream_t stream) {
-  return dispatch_rounded(rounds_operands<S>(in.p.tf32), [&](auto constant) {
-    return dispatch_masked(in.p.present, [&](auto masked) {
-      constexpr bool kRounded = decltype(constant)::value;
-      using Tile = LinearTile<Compute<S>, kRounded, 2, GateRows<S>>;
-      return launch(gates_kernel<S, kRounded, decltype(masked)::value>, Tile::grid(rows, 1),
-                    dim3(LinearTraits::kThreads), Tile::bytes(), stream, in, gates, static_cast<int>(rows));
+void compute_gates(const GateRows<S>& in, S* gates, int64_t rows, Stream& on) {
+  dispatch_rounded(rounds_operands<S>(in.p.tf32), [&](auto rounded) {
+    dispatch_masked(in.p.present, [&](auto masked) {
+      using Tile = LinearTile<Compute<S>, decltype(rounded)::value, 2, GateRows<S>>;
+      launch(gates_kernel<S, decltype(rounded)::value, masked>, Tile::blocks(rows), LinearTraits::kThreads,
+             Tile::bytes(), on, in, gates, rows);
     });
   });
 }
 
 // d_x [rows, F] and d_g [rows, H] from the cotangents of the gates, each if it is given.
 template <class S>
-cudaError_t input_gradients(const GatedScanForward<S>& f, const Compute<S>* d_gates, S* d_x, S* d_g,
-                            int64_t rows, cudaStream_t stream) {
-  using C = Compute<S>;
+void input_gradients(const GatedScanForward<S>& f, const Compute<S>* d_gates, S* d_x, S* d_g, int64_t rows,
+                     Stream& on) {
   const int hidden = static_cast<int>(f.hidden), channels = static_cast<int>(f.x.channels);
   const int columns = channels + static_cast<int>(f.g_channels) + hidden;
-  const auto rounded = rounds_operands<S>(f.tf32);
-  // The columns of the gates from column `first` on, transposed.
-  const auto weights = [&](int first) {
-    return Transposed<GateColumns<S>>{{f.weights, columns, 0, first}, hidden};
+  // To `width` channels from the columns of the gates from column `first` on, transposed.
+  const auto back = [&](S* to, int first, int width) {
+    if (to == nullptr) return;
+    linear<Compute<S>, 1>(gate_cotangents(d_gates, f.hidden),
+                          Transposed<GateColumns<S>>{{f.weights, columns, 0, first}, hidden},
+                          DenseOut<S>{to, width, width, 0}, rows, width, rounds_operands<S>(f.tf32), on);
   };
-  const DenseRows<C, 3> d_rows = gate_cotangents(d_gates, f.hidden);
-  if (d_x != nullptr) {
-    HIERMT_CUDA_RETURN_IF_ERROR(linear<C, 1>(d_rows, weights(0), DenseOut<S>{d_x, channels, channels, 0},
-                                             rows, channels, stream, rounded));
-  }
-  if (d_g == nullptr) return cudaSuccess;
-  return linear<C, 1>(d_rows, weights(channels), DenseOut<S>{d_g, hidden, hidden, 0}, rows, hidden, stream,
-                      rounded);
+  back(d_x, 0, channels);
+  back(d_g, channels, hidden);
 }
-
-// Backward of the recurrence alone, from the gates and h. Writes the cotangents of the gates before their
-// nonlinearity. `packed` is a workspace of 3 H * H values.
-template <class S>
-cudaError_t scan_backward(const GatedScanBackward<S, Compute<S>>& p, const GateWorkspace<S>& gates,
-                          Compute<S>* packed, cudaStream_t stream);
 
 }  // namespace hiermt::cuda

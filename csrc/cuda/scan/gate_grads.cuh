@@ -2,7 +2,7 @@
 #pragma once
 
 #include "cuda/dense/ordered_sum.cuh"
-#include "cuda/scan/gated_scan.h"
+#include "cuda/operators.h"
 
 namespace hiermt::cuda {
 

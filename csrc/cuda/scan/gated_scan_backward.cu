@@ -5,10 +5,13 @@
 //   d_r = d_s h_{t-1} r (1 - r)     d_h_{t-1} += d_h u + d_s r + W_u^T d_u + W_r^T d_r
 //
 // The scan writes d_u, d_r and d_c; dense layers over all steps derive the gradients of inputs and weights.
-// Gates that were not saved are recomputed from the states for all steps. If S is the compute type, they are
-// stored in place of their cotangents, except r, which the gradient of W_c reads again.
+// The gates are recomputed from the states for all steps.
+//
+// With windows the backward of the recurrence runs per window. The cotangents of the input projection are then summed
+// over the windows that contain a day, and the gradients of x, g and the input columns are computed per day.
 #include "cuda/scan/gate_backward.cuh"
-#include "cuda/scan/gated_scan_windows.h"
+#include "cuda/scan/lanes.cuh"
+#include "cuda/scan/window_sums.cuh"
 
 namespace hiermt::cuda {
 namespace {
@@ -36,231 +39,137 @@ __device__ __forceinline__ SavedStep<Compute<S>> read_step(const GatedScanBackwa
   return step;
 }
 
-template <class S>
-__device__ __forceinline__ Compute<S> last_cotangent(const GatedScanBackward<S, Compute<S>>& p, int64_t node,
-                                                     int c) {
-  return p.d_h_last != nullptr ? load(p.d_h_last + node * p.forward.hidden + c) : Compute<S>(0);
-}
-
-template <class S, int kHidden>
-__global__ void __launch_bounds__(ScanTraits::kRegisterThreads)
-    gated_scan_bwd_register_kernel(GatedScanBackward<S, Compute<S>> p, ResetGate<S> reset,
-                                   Compute<S>* d_gates, int nodes) {
+template <class S, class Lane>
+__global__ void __launch_bounds__(Lane::kThreads, Lane::kMinBlocks)
+    gated_scan_bwd_kernel(GatedScanBackward<S, Compute<S>> p, ResetGate<S> reset, const Compute<S>* packed,
+                          Compute<S>* d_gates, int nodes) {
+  constexpr int kNodes = Lane::kNodes;
   using C = Compute<S>;
   SharedMemory memory;
-  const RegisterLane<kHidden> lane(nodes);
-  const GatedScanForward<S>& f = p.forward;
-  const int node = lane.node, c = lane.channel, steps = static_cast<int>(f.steps);
-  C* all_d_u = lane.template exchange<C>(memory);
-  C* all_d_r = lane.template exchange<C>(memory);
-  C* all_d_c = lane.template exchange<C>(memory);
-  const LaneRecurrent<C, kHidden> weights(f, c, true);
-  C carry = last_cotangent(p, node, c);
-  SavedStep<C> next = steps > 0 ? read_step(p, reset, node, steps - 1, c) : SavedStep<C>{};
-  for (int t = steps - 1; t >= 0; --t) {
-    const SavedStep<C> step = next;
-    if (t > 0) next = read_step(p, reset, node, t - 1, c);
-    const C d_h = carry + step.d_h;
-    const C d_c = d_h * (C(1) - step.u) * (C(1) - step.candidate * step.candidate);
-    const C d_u = d_h * (step.h_prev - step.candidate) * step.u * (C(1) - step.u);
-    all_d_c[c] = d_c;
-    all_d_u[c] = d_u;
-    __syncwarp();
-    const C d_s = dot(weights.c, all_d_c);
-    const C d_r = d_s * step.h_prev * step.r * (C(1) - step.r);
-    all_d_r[c] = d_r;
-    carry = d_h * step.u + d_s * step.r + dot(weights.u, all_d_u);
-    __syncwarp();
-    carry += dot(weights.r, all_d_r);
-    if (lane.inside) {
-      C* out = d_gates + (static_cast<int64_t>(node) * steps + t) * 3 * kHidden + c;
-      out[0] = d_u, out[kHidden] = d_r, out[2 * kHidden] = d_c;
-    }
-  }
-  if (lane.inside && p.d_h0 != nullptr) store(p.d_h0 + static_cast<int64_t>(node) * kHidden + c, carry);
-}
+  const Lane lane(p.forward, packed, memory);
+  const int c = lane.channel, hidden = lane.hidden(), steps = static_cast<int>(p.forward.steps);
+  C* all_d_u = lane.exchange(memory);
+  C* all_d_r = lane.exchange(memory);
+  C* all_d_c = lane.exchange(memory);
 
-template <class S, int kHidden, bool kShared>
-__global__ void __launch_bounds__(ScanTraits::kMemoryThreads, 1)
-    gated_scan_bwd_memory_kernel(GatedScanBackward<S, Compute<S>> p, ResetGate<S> reset,
-                                 const Compute<S>* packed, Compute<S>* d_gates, int nodes) {
-  constexpr int kNodesPerThread = ScanTraits::kNodesPerThread;
-  using C = Compute<S>;
-  const GatedScanForward<S>& f = p.forward;
-  const int hidden = kHidden != 0 ? kHidden : static_cast<int>(f.hidden);
-  const int steps = static_cast<int>(f.steps), groups = static_cast<int>(blockDim.x) / hidden;
-  const int group = static_cast<int>(threadIdx.x) / hidden, c = static_cast<int>(threadIdx.x) % hidden;
-  SharedMemory memory;
-  const int exchange = groups * kNodesPerThread * hidden, mine = group * kNodesPerThread * hidden;
-  C* all_d_u = memory.take<C>(exchange) + mine;
-  C* all_d_r = memory.take<C>(exchange) + mine;
-  C* all_d_c = memory.take<C>(exchange) + mine;
-  const auto weights = place_weights<kShared, true>(f.weights, static_cast<int>(f.x.channels + f.g_channels),
-                                                    hidden, packed, c, memory);
-  const C *u_weight = weights.gate(0), *r_weight = weights.gate(1), *c_weight = weights.gate(2);
-  const int first_node = (static_cast<int>(blockIdx.x) * groups + group) * kNodesPerThread;
-
-  C carry[kNodesPerThread];
-  int64_t node[kNodesPerThread];
+  C carry[kNodes];
+  C* out[kNodes];  // of the step
+  int64_t node[kNodes];
+  SavedStep<C> next[kNodes] = {};
 #pragma unroll
-  for (int q = 0; q < kNodesPerThread; ++q) {
-    node[q] = first_node + q < nodes ? first_node + q : nodes - 1;
-    carry[q] = last_cotangent(p, node[q], c);
+  for (int q = 0; q < kNodes; ++q) {
+    // Threads past the last node repeat it and write nothing.
+    node[q] = lane.first_node + q < nodes ? lane.first_node + q : nodes - 1;
+    out[q] = d_gates + (node[q] * steps + steps - 1) * 3 * hidden + c;
+    carry[q] = p.d_h_last != nullptr ? load(p.d_h_last + node[q] * hidden + c) : C(0);
+    if (Lane::kPrefetch && steps > 0) next[q] = read_step(p, reset, node[q], steps - 1, c);
   }
-  __syncthreads();
+  lane.sync();
   for (int t = steps - 1; t >= 0; --t) {
-    SavedStep<C> step[kNodesPerThread];
-    C d_s[kNodesPerThread] = {};
+    SavedStep<C> step[kNodes];
+    C d_s[kNodes] = {};
 #pragma unroll
-    for (int q = 0; q < kNodesPerThread; ++q) {
-      step[q] = read_step(p, reset, node[q], t, c);
-      const C d_h = carry[q] + step[q].d_h;
-      const C d_c = d_h * (C(1) - step[q].u) * (C(1) - step[q].candidate * step[q].candidate);
-      const C d_u = d_h * (step[q].h_prev - step[q].candidate) * step[q].u * (C(1) - step[q].u);
+    for (int q = 0; q < kNodes; ++q) {
+      step[q] = Lane::kPrefetch ? next[q] : read_step(p, reset, node[q], t, c);
+      if (Lane::kPrefetch && t > 0) next[q] = read_step(p, reset, node[q], t - 1, c);
+      const SavedStep<C>& s = step[q];
+      const C d_h = carry[q] + s.d_h;
+      const C d_c = d_h * (C(1) - s.u) * (C(1) - s.candidate * s.candidate);
+      const C d_u = d_h * (s.h_prev - s.candidate) * s.u * (C(1) - s.u);
       all_d_c[q * hidden + c] = d_c;
       all_d_u[q * hidden + c] = d_u;
-      carry[q] = d_h * step[q].u;
-      if (first_node + q < nodes) {
-        C* out = d_gates + (node[q] * steps + t) * 3 * hidden + c;
-        out[0] = d_u, out[2 * hidden] = d_c;
-      }
+      carry[q] = d_h * s.u;
+      if (lane.first_node + q < nodes) out[q][0] = d_u, out[q][2 * hidden] = d_c;
     }
-    __syncthreads();
-#pragma unroll 4
-    for (int k = 0; k < hidden; ++k) {
-      const C u_k = u_weight[k * weights.stride], c_k = c_weight[k * weights.stride];
+    lane.sync();
+    lane.multiply(2, all_d_c, d_s, 0, all_d_u, carry);
 #pragma unroll
-      for (int q = 0; q < kNodesPerThread; ++q) {
-        carry[q] += u_k * all_d_u[q * hidden + k];
-        d_s[q] += c_k * all_d_c[q * hidden + k];
-      }
-    }
-#pragma unroll
-    for (int q = 0; q < kNodesPerThread; ++q) {
+    for (int q = 0; q < kNodes; ++q) {
       const C d_r = d_s[q] * step[q].h_prev * step[q].r * (C(1) - step[q].r);
       all_d_r[q * hidden + c] = d_r;
       carry[q] += d_s[q] * step[q].r;
-      if (first_node + q < nodes) d_gates[(node[q] * steps + t) * 3 * hidden + hidden + c] = d_r;
+      if (lane.first_node + q < nodes) out[q][hidden] = d_r;
+      out[q] -= 3 * hidden;
     }
-    __syncthreads();
-#pragma unroll 4
-    for (int k = 0; k < hidden; ++k) {
-      const C r_k = r_weight[k * weights.stride];
-#pragma unroll
-      for (int q = 0; q < kNodesPerThread; ++q) carry[q] += r_k * all_d_r[q * hidden + k];
-    }
+    lane.sync();
+    lane.multiply(1, all_d_r, carry);
   }
 #pragma unroll
-  for (int q = 0; q < kNodesPerThread; ++q) {
-    if (first_node + q < nodes && p.d_h0 != nullptr) store(p.d_h0 + node[q] * hidden + c, carry[q]);
+  for (int q = 0; q < kNodes; ++q) {
+    if (lane.first_node + q < nodes && p.d_h0 != nullptr) store(p.d_h0 + node[q] * hidden + c, carry[q]);
   }
 }
-
-template <class S>
-struct BackwardMemory {
-  using C = Compute<S>;
-  Workspace memory;
-  C* d_gates;
-  C* partial;
-  size_t results;
-  GateWorkspace<S> gates;
-  C* packed;  // [3, H, H]
-
-  BackwardMemory(void* base, const GatedScanBackward<S, C>& p)
-      : BackwardMemory(base, p, p.forward.copies * p.forward.num_nodes * p.forward.steps, p.forward.hidden) {}
-
- private:
-  BackwardMemory(void* base, const GatedScanBackward<S, C>& p, int64_t rows, int64_t hidden)
-      : memory(base),
-        d_gates(memory.template take<C>(rows * 3 * hidden)),
-        partial(memory.template take<C>(
-            weight_grad_values(rows, 3 * hidden, p.forward.x.channels + p.forward.g_channels + hidden))),
-        results(memory.bytes()),
-        gates(memory, d_gates, p.forward.gates, rows, hidden),
-        packed(memory.template take<C>(3 * hidden * hidden)) {}
-};
 
 }  // namespace
 
 template <class S>
-cudaError_t scan_backward(const GatedScanBackward<S, Compute<S>>& p, const GateWorkspace<S>& gates,
-                          Compute<S>* packed, cudaStream_t stream) {
+Compute<S>* gated_scan_backward(const GatedScanBackward<S, Compute<S>>& given, Stream& on,
+                                GateGradChunks<Compute<S>>* chunks) {
   using C = Compute<S>;
-  const GatedScanForward<S>& f = p.forward;
-  const int64_t nodes = f.copies * f.num_nodes;
-  const auto in_registers = [&](auto constant) {
-    constexpr int kHidden = decltype(constant)::value;
-    return launch(gated_scan_bwd_register_kernel<S, kHidden>, RegisterLane<kHidden>::grid(nodes),
-                  dim3(ScanTraits::kRegisterThreads), 3 * padded_bytes<C>(ScanTraits::kRegisterThreads),
-                  stream, p, gates.reset, gates.d_gates, static_cast<int>(nodes));
-  };
-  const auto in_memory = [&](auto constant) {
-    constexpr int kHidden = decltype(constant)::value;
-    const MemoryScan<C> plan(f.hidden, 3);
-    if (!plan.shared_weights) HIERMT_CUDA_RETURN_IF_ERROR(pack_recurrent(f, true, packed, stream));
-    return launch(plan.shared_weights ? gated_scan_bwd_memory_kernel<S, kHidden, true>
-                                      : gated_scan_bwd_memory_kernel<S, 0, false>,
-                  plan.grid(nodes), plan.block(), plan.shared_bytes, stream, p, gates.reset, packed,
-                  gates.d_gates, static_cast<int>(nodes));
-  };
-  return nodes == 0 ? cudaSuccess : dispatch_scan<S>(f.hidden, in_registers, in_memory);
-}
-
-template <class S>
-size_t gated_scan_backward_workspace(const GatedScanBackward<S, Compute<S>>& p) {
-  const GatedScanForward<S>& f = p.forward;
-  if (f.windows != nullptr) return gated_scan_windows_backward_workspace(p);
-  return BackwardMemory<S>(nullptr, p).memory.bytes();
-}
-
-template <class S>
-size_t gated_scan_backward_results(const GatedScanBackward<S, Compute<S>>& p) {
-  if (p.forward.windows != nullptr) return gated_scan_windows_backward_results(p);
-  return BackwardMemory<S>(nullptr, p).results;
-}
-
-template <class S>
-int gated_scan_backward(const GatedScanBackward<S, Compute<S>>& given, void* workspace, void* stream_,
-                        GateGradChunks<Compute<S>>* chunks) {
-  using C = Compute<S>;
-  if (given.forward.windows != nullptr) return gated_scan_windows_backward(given, workspace, stream_);
-  const cudaStream_t stream = static_cast<cudaStream_t>(stream_);
+  const GatedScanForward<S>& f = given.forward;
   GatedScanBackward<S, C> p = given;
-  const GatedScanForward<S>& f = p.forward;
-  const int64_t nodes = f.copies * f.num_nodes, rows = nodes * f.steps;
-  if (!supported(nodes, f.steps, f.hidden)) return cudaErrorInvalidValue;
-  const BackwardMemory<S> memory(workspace, p);
-  GateRows<S> in(f, true, true);
-  in.reset = memory.gates.reset;
-  if (f.gates == nullptr) {
-    p.forward.gates = memory.gates.values;
-    HIERMT_CUDA_RETURN_IF_ERROR(compute_gates(in, p.forward.gates, rows, stream));
-  }
-  HIERMT_CUDA_RETURN_IF_ERROR(scan_backward(p, memory.gates, memory.packed, stream));
+  p.forward = over_windows(f);
+  const WindowDays days(f);
+  const bool windows = f.windows != nullptr;
+  const int64_t day_rows = f.copies * f.num_nodes * f.steps;
+  const int64_t rows = p.forward.copies * p.forward.num_nodes * p.forward.steps;
+  const int hidden = static_cast<int>(f.hidden), inputs = static_cast<int>(f.x.channels + f.g_channels);
 
-  const GateGrads<C>& grads = p.grads;
-  if (grads.u_weight || grads.u_bias || grads.r_weight || grads.r_bias || grads.c_weight || grads.c_bias) {
-    const int hidden = static_cast<int>(f.hidden);
-    const int columns = static_cast<int>(f.x.channels + f.g_channels) + hidden;
-    HIERMT_CUDA_RETURN_IF_ERROR(weight_grad_chunks(gate_cotangents<C>(memory.d_gates, hidden), in, rows,
-                                                   memory.partial, stream, rounds_operands<S>(f.tf32)));
-    const GateGradChunks<C> found{memory.partial, grad_chunks(rows).count, grads, columns, hidden};
+  // What is left behind comes first: the rest is free when the gradients of x and g have been computed.
+  const GateGrads<C>& all = p.grads;
+  C* const d_days = on.take<C>(day_rows * 3 * f.hidden);
+  const bool one_sum = all.u_weight != nullptr && !windows;
+  C* const partial = on.take<C>(one_sum ? weight_grad_values(rows, 3 * f.hidden, inputs + f.hidden) : 0);
+  const Stream::Frame frame(on);
+  const GateWorkspace<S> gates(windows ? on.take<C>(rows * 3 * f.hidden) : d_days, rows, f.hidden, on);
+  int* const used = windows ? on.take<int>(f.steps) : nullptr;  // [D] whether a window contains the day
+  p.forward.gates = gates.values;
+  GateRows<S> in(p.forward, true, true);
+  in.reset = gates.reset;
+  in.windows = days;
+  compute_gates(in, gates.values, rows, on);
+  dispatch_lane<S, true>(p.forward, 3, on, [&](const auto& scan) {
+    launch(gated_scan_bwd_kernel<S, typename std::decay_t<decltype(scan)>::Lane>, scan.blocks, scan.threads,
+           scan.shared_bytes, on, p, gates.reset, scan.packed, gates.d_gates,
+           p.forward.copies * p.forward.num_nodes);
+  });
+  if (windows) {
+    sum_windows(gates.d_gates, days, f.windows->count, day_rows, 3 * f.hidden, d_days, used, on);
+  }
+
+  // `width` columns from column `first` on, sums over `from`.
+  const auto weight_grads = [&](const GateGrads<C>& grads, const C* d_gates, const GateRows<S>& from,
+                                int64_t of, int first, int width) {
+    weight_grad<C>(gate_cotangents(d_gates, f.hidden), from, of,
+                   GateGradsOut<C>{grads, inputs + hidden, hidden, first, width}, rounds_operands<S>(f.tf32),
+                   on);
+  };
+  if (all.u_weight != nullptr && windows) {
+    // The gradients of the columns that read the state are sums over windows, all others sums over days.
+    GateRows<S> states(p.forward, false, true), of_days(f, true, false);
+    states.reset = gates.reset;
+    states.p.present = nullptr;  // of the days: these rows have neither x nor g
+    of_days.used = used;
+    const GateGrads<C> weights{all.u_weight, nullptr, all.r_weight, nullptr, all.c_weight, nullptr};
+    weight_grads(weights, gates.d_gates, states, rows, inputs, hidden);
+    weight_grads(all, d_days, of_days, day_rows, 0, inputs);
+  } else if (one_sum) {
+    weight_grad_chunks(gate_cotangents<C>(gates.d_gates, f.hidden), in, rows, partial,
+                       rounds_operands<S>(f.tf32), on);
+    const GateGradChunks<C> found{partial, grad_chunks(rows).count, all, inputs + hidden, hidden};
     if (chunks != nullptr) {
       *chunks = found;
     } else {
-      HIERMT_CUDA_RETURN_IF_ERROR(ordered_sum(stream, sum_of_gates(found)));
+      ordered_sum(on, sum_of_gates(found));
     }
   }
-  return input_gradients(f, memory.d_gates, p.d_x, p.d_g, rows, stream);
+  input_gradients(f, d_days, p.d_x, p.d_g, day_rows, on);
+  return d_days;
 }
 
-#define HIERMT_INSTANTIATE(S)                                                                             \
-  template size_t gated_scan_backward_workspace<S>(const GatedScanBackward<S, Compute<S>>&);              \
-  template size_t gated_scan_backward_results<S>(const GatedScanBackward<S, Compute<S>>&);                \
-  template int gated_scan_backward<S>(const GatedScanBackward<S, Compute<S>>&, void*, void*,              \
-                                      GateGradChunks<Compute<S>>*);                                       \
-  template cudaError_t scan_backward<S>(const GatedScanBackward<S, Compute<S>>&, const GateWorkspace<S>&, \
-                                        Compute<S>*, cudaStream_t);
+#define HIERMT_INSTANTIATE(S)                                                                   \
+  template Compute<S>* gated_scan_backward<S>(const GatedScanBackward<S, Compute<S>>&, Stream&, \
+                                              GateGradChunks<Compute<S>>*);
 HIERMT_FOR_EACH_STORAGE(HIERMT_INSTANTIATE)
 #undef HIERMT_INSTANTIATE
 

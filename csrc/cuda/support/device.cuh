@@ -291,31 +291,9 @@ struct ChannelSplit {
   }
 };
 
-// Rows of a block with `threads` threads, one group of lanes per row.
-template <int kHidden>
-int64_t groups_per_block(int64_t hidden, int threads) {
-  return threads / ChannelSplit<kHidden>(static_cast<int>(hidden)).lanes;
-}
-
-// Sets the gradient of padding, the entries past the last row, to zero. With `all` it clears every entry.
-template <class C>
-__global__ void clear_padding_kernel(const int32_t* rowptr, int64_t num_nodes, int64_t num_entries,
-                                     C* values) {
-  const int64_t entry = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
-  if (entry < num_entries && entry >= rowptr[num_nodes]) values[entry] = C(0);
-}
-
-template <class C>
-cudaError_t clear_padding(const CsrGraph& graph, bool all, C* values, cudaStream_t stream) {
-  constexpr int kThreads = 128;
-  return launch(clear_padding_kernel<C>,
-                dim3(static_cast<unsigned>(ceil_div<int64_t>(graph.num_entries, kThreads))), dim3(kThreads),
-                0, stream, graph.rowptr, all ? int64_t{0} : graph.num_nodes, graph.num_entries, values);
-}
-
 // Calls f with the number of channels as a constant, or 0 for the generic kernel. float64 has only that one.
 template <class S, class F>
-cudaError_t dispatch_hidden(int64_t hidden, F&& f) {
+auto dispatch_hidden(int64_t hidden, F&& f) {
   if constexpr (!std::is_same_v<S, double>) {
     if (hidden == 8) return f(std::integral_constant<int, 8>{});
     if (hidden == 16) return f(std::integral_constant<int, 16>{});
@@ -327,7 +305,7 @@ cudaError_t dispatch_hidden(int64_t hidden, F&& f) {
 
 // Calls f with a constant: whether there is a mask.
 template <class F>
-cudaError_t dispatch_masked(const bool* present, F&& f) {
+auto dispatch_masked(const bool* present, F&& f) {
   return present != nullptr ? f(std::true_type{}) : f(std::false_type{});
 }
 

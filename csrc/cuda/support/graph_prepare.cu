@@ -2,7 +2,7 @@
 // each row, prefix sum, scatter the entries of a row in any order, rank each entry among those of its row.
 // Integer atomics decide only the order of the scatter, so the result is deterministic. A row of d entries
 // costs d^2 comparisons over d threads.
-#include "cuda/support/graph_prepare.h"
+#include "cuda/operators.h"
 #include "cuda/support/launch.cuh"
 
 namespace hiermt::cuda {
@@ -16,20 +16,18 @@ struct PrepareTraits {
 };
 
 struct Scratch {
-  Workspace memory;
   int32_t* count;      // [V] entries of a row
   int32_t* next;       // [V] entries scattered to a row so far
   int32_t* loop_edge;  // [V] last self loop of a node in the input, or -1
   int32_t* scattered;  // [E] edges (or entries) of a row in any order
   int32_t* row_of;     // [E] row of an entry
 
-  Scratch(void* base, int64_t nodes, int64_t edges)
-      : memory(base),
-        count(memory.take<int32_t>(nodes)),
-        next(memory.take<int32_t>(nodes)),
-        loop_edge(memory.take<int32_t>(nodes)),
-        scattered(memory.take<int32_t>(edges + nodes)),
-        row_of(memory.take<int32_t>(edges + nodes)) {}
+  Scratch(int64_t nodes, int64_t entries, Stream& on)
+      : count(on.take<int32_t>(nodes)),
+        next(on.take<int32_t>(nodes)),
+        loop_edge(on.take<int32_t>(nodes)),
+        scattered(on.take<int32_t>(entries)),
+        row_of(on.take<int32_t>(entries)) {}
 };
 
 __device__ __forceinline__ int64_t global_thread() {
@@ -164,46 +162,34 @@ __global__ void place_columns_kernel(GraphPrepare<I> p, Scratch s) {
   p.row[at] = s.row_of[entry];
 }
 
-dim3 grid_of(int64_t threads) {
-  return dim3(static_cast<unsigned>(ceil_div<int64_t>(threads, PrepareTraits::kThreads)));
-}
-
 }  // namespace
 
 template <class I>
-size_t graph_prepare_workspace(const GraphPrepare<I>& p) {
-  return Scratch(nullptr, p.num_nodes, p.num_edges).memory.bytes();
-}
-
-template <class I>
-int graph_prepare(const GraphPrepare<I>& p, void* workspace, void* stream_) {
-  const cudaStream_t stream = static_cast<cudaStream_t>(stream_);
+void graph_prepare(const GraphPrepare<I>& p, Stream& on) {
   const int64_t entries = p.num_edges + p.num_nodes;
-  if (entries >= int64_t{1} << 31) return cudaErrorInvalidValue;
-  const Scratch s(workspace, p.num_nodes, p.num_edges);
-  const dim3 threads(PrepareTraits::kThreads), nodes = grid_of(p.num_nodes), edges = grid_of(p.num_edges),
-                                               all = grid_of(entries);
-  const auto prefix_sum = [&](int32_t* rowptr) {
-    return launch(prefix_sum_kernel, dim3(1), dim3(PrepareTraits::kPrefixThreads),
-                  padded_bytes<int32_t>(PrepareTraits::kPrefixThreads), stream, s.count, p.num_nodes, rowptr);
+  const Scratch s(p.num_nodes, entries, on);
+  // A thread for each of `count` things.
+  const auto for_each = [&](int64_t count, auto kernel, const auto&... arguments) {
+    launch(kernel, ceil_div<int64_t>(count, PrepareTraits::kThreads), PrepareTraits::kThreads, 0, on,
+           arguments...);
   };
-  HIERMT_CUDA_RETURN_IF_ERROR(launch(clear_kernel, nodes, threads, 0, stream, s, p.num_nodes, 1));
-  HIERMT_CUDA_RETURN_IF_ERROR(launch(count_rows_kernel<I>, edges, threads, 0, stream, p, s));
-  HIERMT_CUDA_RETURN_IF_ERROR(prefix_sum(p.rowptr));
-  HIERMT_CUDA_RETURN_IF_ERROR(launch(fill_rows_kernel<I>, edges, threads, 0, stream, p, s));
-  HIERMT_CUDA_RETURN_IF_ERROR(launch(place_rows_kernel<I>, all, threads, 0, stream, p, s));
-  HIERMT_CUDA_RETURN_IF_ERROR(launch(clear_kernel, nodes, threads, 0, stream, s, p.num_nodes, 0));
-  HIERMT_CUDA_RETURN_IF_ERROR(launch(count_columns_kernel<I>, all, threads, 0, stream, p, s));
-  HIERMT_CUDA_RETURN_IF_ERROR(prefix_sum(p.colptr));
-  HIERMT_CUDA_RETURN_IF_ERROR(launch(fill_columns_kernel<I>, all, threads, 0, stream, p, s));
-  return launch(place_columns_kernel<I>, all, threads, 0, stream, p, s);
+  const auto prefix_sum = [&](int32_t* rowptr) {
+    launch(prefix_sum_kernel, 1, PrepareTraits::kPrefixThreads,
+           padded_bytes<int32_t>(PrepareTraits::kPrefixThreads), on, s.count, p.num_nodes, rowptr);
+  };
+  for_each(p.num_nodes, clear_kernel, s, p.num_nodes, 1);
+  for_each(p.num_edges, count_rows_kernel<I>, p, s);
+  prefix_sum(p.rowptr);
+  for_each(p.num_edges, fill_rows_kernel<I>, p, s);
+  for_each(entries, place_rows_kernel<I>, p, s);
+  for_each(p.num_nodes, clear_kernel, s, p.num_nodes, 0);
+  for_each(entries, count_columns_kernel<I>, p, s);
+  prefix_sum(p.colptr);
+  for_each(entries, fill_columns_kernel<I>, p, s);
+  for_each(entries, place_columns_kernel<I>, p, s);
 }
 
-#define HIERMT_INSTANTIATE(I)                                         \
-  template size_t graph_prepare_workspace<I>(const GraphPrepare<I>&); \
-  template int graph_prepare<I>(const GraphPrepare<I>&, void*, void*);
-HIERMT_INSTANTIATE(int32_t)
-HIERMT_INSTANTIATE(int64_t)
-#undef HIERMT_INSTANTIATE
+template void graph_prepare<int32_t>(const GraphPrepare<int32_t>&, Stream&);
+template void graph_prepare<int64_t>(const GraphPrepare<int64_t>&, Stream&);
 
 }  // namespace hiermt::cuda

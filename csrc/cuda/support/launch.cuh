@@ -16,6 +16,8 @@
 #include <cuda_runtime.h>
 #endif
 
+#include "cuda/support/stream.h"
+
 namespace hiermt::cuda {
 
 constexpr int kWarp = 32;
@@ -103,6 +105,24 @@ cudaError_t launch(void (*kernel)(Parameters...), dim3 grid, dim3 block, size_t 
   kernel<<<grid, block, shared_bytes, stream>>>(arguments...);
   return cudaGetLastError();
 #endif
+}
+
+// Blocks of a grid.
+struct Grid {
+  dim3 blocks;
+
+  Grid(int64_t x, int64_t y = 1, int64_t z = 1)
+      : blocks(static_cast<unsigned>(x), static_cast<unsigned>(y), static_cast<unsigned>(z)) {}
+};
+
+// The arguments become what the kernel takes.
+template <class... Parameters, class... Arguments>
+void launch(void (*kernel)(Parameters...), const Grid& grid, int64_t threads, size_t shared_bytes, Stream& on,
+            const Arguments&... arguments) {
+  on.run([&](void* stream) {
+    return launch(kernel, grid.blocks, dim3(static_cast<unsigned>(threads)), shared_bytes,
+                  static_cast<cudaStream_t>(stream), static_cast<Parameters>(arguments)...);
+  });
 }
 
 }  // namespace hiermt::cuda
