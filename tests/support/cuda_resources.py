@@ -35,7 +35,8 @@ _SPILLS = {
     "gated_scan_fwd_kernel<": 24,  # sm_120
     # With a block less on a multiprocessor they would fit; which is better, a GPU must say.
     "linear_kernel<float, false, 3, GateRows<float>": 168,  # sm_100, sm_120
-    "gatv2_stack_multilane_fwd_kernel<": 112,  # sm_100, sm_120
+    "gatv2_stack_fwd_kernel<float, 64>": 112,  # sm_80, sm_90
+    "gcn_stack_fwd_kernel<float, 64>": 112,  # sm_80, sm_90
 }
 
 

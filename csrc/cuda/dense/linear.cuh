@@ -56,10 +56,12 @@ struct LinearTile {
 
 // The sums of a warp. Of a block of columns, lane 4 g + m reads the columns 4m to 4m + 3 of the rows g, g + 8, g + 16
 // and g + 24, two for each step; it holds the channels 4m to 4m + 3 of these rows, two of each part.
-template <class C, Products kHow, int kGroups>
+// Half of the rows with kHalves = 1.
+template <class C, Products kHow, int kGroups, int kHalves = 2>
 struct LinearSums {
   using T = LinearTraits;
-  C sum[kGroups][2][T::kParts][4] = {};  // of 16 rows
+  static constexpr int kLaneRows = 2 * kHalves;
+  C sum[kGroups][kHalves][T::kParts][4] = {};  // of 16 rows
 
   // The channel of a lane in an operand of weights.
   __device__ static int channel(int part) {
@@ -68,10 +70,10 @@ struct LinearSums {
   }
   // Adds a block of columns, values[row / 8][column]. weight(step, group, part) is an operand.
   template <class Weight>
-  __device__ __forceinline__ void add(const C (&values)[4][4], Weight&& weight) {
-    Operand<C, kHow, 4> a[2][T::kSteps];
+  __device__ __forceinline__ void add(const C (&values)[kLaneRows][4], Weight&& weight) {
+    Operand<C, kHow, 4> a[kHalves][T::kSteps];
 #pragma unroll
-    for (int i = 0; i < 2 * T::kSteps; ++i) {
+    for (int i = 0; i < kHalves * T::kSteps; ++i) {
       const int half = i / T::kSteps, step = i % T::kSteps;
       const C(&low)[4] = values[2 * half], (&high)[4] = values[2 * half + 1];
       a[half][step] =
@@ -85,7 +87,7 @@ struct LinearSums {
 #pragma unroll
         for (int step = 0; step < T::kSteps; ++step) b[step] = weight(step, group, part);
 #pragma unroll
-        for (int half = 0; half < 2; ++half) multiply(sum[group][half][part], a[half], b);
+        for (int half = 0; half < kHalves; ++half) multiply(sum[group][half][part], a[half], b);
       }
     }
   }
@@ -93,7 +95,7 @@ struct LinearSums {
   __device__ __forceinline__ unsigned wrong() const {
     unsigned found = 0;
 #pragma unroll
-    for (int i = 0; i < 4 * kGroups; ++i) {
+    for (int i = 0; i < kLaneRows * kGroups; ++i) {
       float probe = 0.0f;
 #pragma unroll
       for (int k = 0; k < 4; ++k) probe += 0.0f * value(i, k);
@@ -101,9 +103,30 @@ struct LinearSums {
     }
     return found;
   }
-  // Value k of a quad, the row i % 4 of the lane in group i / 4.
+  // Whether all sums are finite, or those of quad i. Products show it of two at once; they are not for some
+  // finite sums above 1e19.
+  __device__ __forceinline__ bool finite() const { return fabsf(probe(0, kLaneRows * kGroups)) < INFINITY; }
+  __device__ __forceinline__ bool finite(int i) const { return fabsf(probe(i, i + 1)) < INFINITY; }
+  __device__ __forceinline__ C probe(int begin, int end) const {
+    C sums = C(0);
+#pragma unroll
+    for (int i = begin; i < end; ++i) {
+      sums = fmaf(value(i, 0), value(i, 1), sums);
+      sums = fmaf(value(i, 2), value(i, 3), sums);
+    }
+    return sums;
+  }
+  // Value k of a quad, the row i % kLaneRows of the lane in group i / kLaneRows.
   __device__ __forceinline__ C value(int i, int k) const {
-    return sum[i / 4][i % 4 / 2][k / 2][i % 2 * 2 + k % 2];
+    return sum[i / kLaneRows][i % kLaneRows / 2][k / 2][i % 2 * 2 + k % 2];
+  }
+  __device__ __forceinline__ void set(int i, const C (&values)[4]) {
+#pragma unroll
+    for (int k = 0; k < 4; ++k) sum[i / kLaneRows][i % kLaneRows / 2][k / 2][i % 2 * 2 + k % 2] = values[k];
+  }
+  __device__ __forceinline__ void get(int i, C (&values)[4]) const {
+#pragma unroll
+    for (int k = 0; k < 4; ++k) values[k] = value(i, k);
   }
   // Writes the rows from first_row on, those of the warp, that are less than `rows`: the quads in `wanted`.
   template <class Weight, class Out>
@@ -116,14 +139,14 @@ struct LinearSums {
 #pragma unroll
       for (int k = 0; k < 4; ++k) bias[k] = channel + k < channels ? weight.bias(group, channel + k) : C(0);
 #pragma unroll
-      for (int i = 0; i < 4; ++i) {
+      for (int i = 0; i < kLaneRows; ++i) {
         const int row = first_row + lane / 4 + 8 * i;
         C values[4];
 #pragma unroll
         for (int k = 0; k < 4; ++k) {
-          values[k] = value(4 * group + i, k) + bias[k];
+          values[k] = value(kLaneRows * group + i, k) + bias[k];
         }
-        if (row < rows && channel < channels && wanted >> (4 * group + i) & 1) {
+        if (row < rows && channel < channels && wanted >> (kLaneRows * group + i) & 1) {
           out.write(row, group, channel, values);
         }
       }

@@ -136,23 +136,6 @@ __device__ __forceinline__ float attention_score(const float (&x_j)[kChannels], 
 constexpr float kLinearPart = static_cast<float>(0.5 * (1 + kAttentionSlope));
 constexpr float kAbsolutePart = static_cast<float>(0.5 * (1 - kAttentionSlope));
 
-// linear = 0.6 att . x_l of each item. An item that is not there has -inf, so that its weight is 0, and zeros as x_l.
-template <int kHidden>
-__device__ __forceinline__ void linear_scores(const StackItems& items, const ConvVectors<kHidden>& vectors,
-                                              const StackPresence& presence, const Tile<kHidden>& x_l,
-                                              float* linear) {
-  float att[kHidden];
-  copy_channels<kHidden>(vectors.att(), att);
-  items.for_each([&](int node, int step) {
-    float x_j[kHidden];
-    x_l.read(node, step, x_j);
-    linear[node * items.chunk + step] = kLinearPart * inner_product(att, x_j);
-    if (presence.has(node, step)) return;
-    x_l.clear(node, step);
-    linear[node * items.chunk + step] = -INFINITY;
-  });
-}
-
 // att . |z|; the caller has scaled att by 0.4.
 template <int kChannels>
 __device__ __forceinline__ float absolute_score(const float (&x_j)[kChannels], const float (&x_i)[kChannels],
@@ -225,10 +208,10 @@ __device__ __forceinline__ void attend(const StackItems& items, const CsrGraph& 
   float att[kChannels], edge[kChannels];
   copy_channels<kHidden, kLanes>(vectors.att(), att);
   copy_channels<kHidden, kLanes>(vectors.edge(), edge);
-  const float edge_linear = kSplit ? kLinearPart * inner_product(att, edge) : 0.0f;
+  const float edge_linear = kSplit ? kLog2E * kLinearPart * inner_product(att, edge) : 0.0f;
   if constexpr (kSplit) {
 #pragma unroll
-    for (int c = 0; c < kChannels; ++c) att[c] *= kAbsolutePart;
+    for (int c = 0; c < kChannels; ++c) att[c] *= kLog2E * kAbsolutePart;
   }
   items.for_each_with_mask<kLanes>([&](int node, int step, unsigned mask) {
     const bool there = !masked || presence.has(node, step);
@@ -257,17 +240,10 @@ __device__ __forceinline__ void attend(const StackItems& items, const CsrGraph& 
       }
     };
     AttendedRow<kChannels> row;
-    // All lanes of `mask` are in the same call.
-    const auto walk = [&](auto&& score, auto&& score_of_entry) {
-      row.template walk<kLanes>(begin, others, mask, score_of_entry);
-      if (!masked) return;
-      float x_j[kChannels];
-      const float score_of_loop = score(node, loops.at(node, step), x_j);
-      if (kLanes == 1 || there) row.update(score_of_loop, x_j);
-    };
-    // Not even a NaN counts as the weight of an edge from an item that is not there.
+    // Not even a NaN counts as the weight of an edge from an item that is not there. All lanes of `mask` are in the same
+    // call.
     const auto walk_unsplit = [&] {
-      walk(unsplit, [&](int entry, float (&x_j)[kChannels]) {
+      row.template walk<kLanes>(begin, others, mask, [&](int entry, float (&x_j)[kChannels]) {
         if constexpr (kLanes == 1) {
           const int from = graph.col[entry];
           if (!masked || presence.has(from, step)) return unsplit(from, weight_of(entry), x_j);
@@ -282,26 +258,59 @@ __device__ __forceinline__ void attend(const StackItems& items, const CsrGraph& 
           return counts ? score : -INFINITY;
         }
       });
+      if (masked) {
+        float x_j[kChannels];
+        const float score_of_loop = unsplit(node, loops.at(node, step), x_j);
+        if (kLanes == 1 || there) row.update(score_of_loop, x_j);
+      }
+      return row.scale(end - begin);
     };
     float scale;
     if constexpr (kSplit) {
-      const auto split = [&](int from, float weight, float (&x_j)[kChannels]) {
+      const auto score = [&](int from, float weight, float (&x_j)[kChannels]) {
         x_l.read(from, step, x_j);
         return linear[from * items.chunk + step] + edge_linear * weight +
                absolute_score<kChannels>(x_j, x_i, att, edge, weight);
       };
-      walk(split, [&](int entry, float (&x_j)[kChannels]) {
-        return split(graph.col[entry], weight_of(entry), x_j);
-      });
-      scale = row.scale(end - begin);
-      if (scale != scale) {
-        row = {};
-        walk_unsplit();
-        scale = row.scale(end - begin);
+      // Weights relative to that of the last entry. Where this overflows, the row is computed with a maximum.
+      scale = 0.0f;
+      if (end > begin) {
+        const float shift = masked ? score(node, loops.at(node, step), row.sum)
+                                   : score(graph.col[end - 1], weight_of(end - 1), row.sum);
+        float total = 1.0f;
+        int entry = begin;
+        for (; entry + 1 < end - 1; entry += 2) {
+          const int first = graph.col[entry], second = graph.col[entry + 1];
+          float first_weight = 0.0f, second_weight = 0.0f;
+          if (edge_weights != nullptr) {
+            first_weight = load(edge_weights + entry);
+            second_weight = load(edge_weights + entry + 1);
+          }
+          float x_j[kChannels], x_k[kChannels];
+          const float a = approximate_exp2(score(first, first_weight, x_j) - shift);
+          const float b = approximate_exp2(score(second, second_weight, x_k) - shift);
+          total += a + b;
+#pragma unroll
+          for (int c = 0; c < kChannels; ++c) row.sum[c] = row.sum[c] + a * x_j[c] + b * x_k[c];
+        }
+        if (entry < end - 1) {
+          float x_j[kChannels];
+          const float a = approximate_exp2(score(graph.col[entry], weight_of(entry), x_j) - shift);
+          total += a;
+#pragma unroll
+          for (int c = 0; c < kChannels; ++c) row.sum[c] += a * x_j[c];
+        }
+        float probe = total;
+#pragma unroll
+        for (int c = 0; c < kChannels; c += 2) probe = fmaf(row.sum[c], row.sum[c + 1], probe);
+        scale = 1.0f / total;
+        if (!(fabsf(probe) < INFINITY)) {
+          row = {};
+          scale = walk_unsplit();
+        }
       }
     } else {
-      walk_unsplit();
-      scale = row.scale(end - begin);
+      scale = walk_unsplit();
     }
     float bias[kChannels];
     copy_channels<kHidden, kLanes>(vectors.bias(), bias);

@@ -5,7 +5,7 @@
 
 #include "cuda/fused/gatv2_stack.cuh"
 #include "cuda/fused/gatv2_stack.h"
-#include "cuda/fused/multilane_stack.cuh"
+#include "cuda/fused/stack_forward.cuh"
 
 namespace hiermt::cuda {
 namespace {
@@ -13,40 +13,70 @@ namespace {
 template <class S, int kHidden>
 __global__ void __launch_bounds__(StackTraits<kHidden>::kThreads, StackTraits<kHidden>::kMinBlocks)
     gatv2_stack_fwd_kernel(StackForward<S, GatV2Weights<S>> p) {
-  // x_l is read by neighbours. Only the owner accesses `own`: input of a convolution, then x_r, then its
-  // output.
-  StackFrame<S, Tile<kHidden>> frame(p);
+  using T = StackTraits<kHidden>;
+  using Items = Tile<kHidden, T::kLanes>;
+  StackFrame<S, Items> frame(p);
   const StackInput<S>& x = frame.x;
-  const Tile<kHidden>&x_l = frame.first, &own = frame.second;
+  // x_l is read by neighbours. `own` is the input of a convolution, then x_r, then its output.
+  const Items &x_l = frame.first, &own = frame.second;
   const StackItems& items = frame.items;
-  const GateMemory<kHidden> gates(frame.memory, x.channels);
-  const ConvMemory<kHidden> conv(frame.memory,
-                                 static_cast<int>(max_inputs(x.channels, kHidden, p.conv_layers)));
+  float* memory = frame.memory.template take<float>(
+      stack_weight_values<S, kHidden, T::kConvBlocks>(x.channels, p.conv_layers));
+  const ConvVectors<kHidden> vectors(frame.memory);
   float* linear = nullptr;
-  if constexpr (StackTraits<kHidden>::kSplitScores)
+  if constexpr (T::kSplitScores)
     linear = frame.memory.template take<float>(static_cast<size_t>(items.nodes) * p.chunk);
   const StackPresence& presence = frame.presence;
   const ItemNumbers loops(p, frame.memory);
 
-  if (p.input_projection != nullptr) gates.fill(p.gates, x.channels);
-
   for (int layer = 0; layer < p.conv_layers; ++layer) {
-    __syncthreads();
-    conv.fill(p.convs[layer], layer == 0 ? x.channels : kHidden);
-    __syncthreads();
-    if (layer == 0) {
-      find_loop_weights<1>(items, p.graph, p.edge_weight, presence, loops);
-      project<true>(items, conv, x, x_l, own);
-    } else {
-      project<true>(items, conv, own, x_l, own);
-    }
-    const Activation activation = p.activation(layer);
-    if constexpr (StackTraits<kHidden>::kSplitScores) {
-      linear_scores(items, conv.vectors, presence, x_l, linear);
+    const int inputs = layer == 0 ? x.channels : kHidden;
+    const PairWeights<S> weight{p.convs[layer], inputs};
+#pragma unroll 1
+    for (int first = 0; first < 2 * kHidden; first += T::kConvBlocks * kBlockColumns) {
+      const ProductWeights<S, kHidden, T::kConvBlocks, T::kItems> matrix{memory, first, 2 * kHidden};
       __syncthreads();
+      matrix.fill_biases(weight);
+      matrix.fill(weight, 0, 0, inputs);
+      if (first == 0) vectors.fill(p.convs[layer]);
+      __syncthreads();
+      constexpr int kQuads = kHidden / 4;
+      const int lane = static_cast<int>(threadIdx.x) % 4;
+      float att[4];
+      load_quad(vectors.att() + lane % kQuads * 4, att);
+      // An item that is not there has a linear score of -inf, so that its weight is 0, and zeros as x_l.
+      const auto write = [&](int node, int step, float (&quads)[T::kConvBlocks][4], bool wanted) {
+        const bool there = presence.has(node, step);
+        if constexpr (T::kSplitScores) {
+          const float score =
+              kLog2E * kLinearPart * item_sum<kQuads>(inner_product(att, quads[0]), kFullMask);
+          if (lane == 0 && wanted) linear[node * items.chunk + step] = there ? score : -INFINITY;
+        }
+#pragma unroll
+        for (int block = 0; block < T::kConvBlocks; ++block) {
+          const int quad = (first + block * kBlockColumns) / 4 + lane;
+          const bool source = quad < kQuads;
+#pragma unroll
+          for (int k = 0; k < 4; ++k) quads[block][k] = source && !there ? 0.0f : quads[block][k];
+          if (wanted)
+            store_quad((source ? x_l : own).quad(node, step, source ? quad : quad - kQuads), quads[block]);
+        }
+      };
+      for_each_lane_items<T::kItems>(items, [&](const LaneItems<T::kItems>& at) {
+        if (layer == 0) {
+          matrix.products(at, weight, write, SequenceInput<S>(x, presence));
+        } else {
+          matrix.products(at, weight, write, TileInput(own));
+        }
+      });
+    }
+    if (layer == 0) find_loop_weights<T::kLanes>(items, p.graph, p.edge_weight, presence, loops);
+    __syncthreads();
+    const Activation activation = p.activation(layer);
+    if constexpr (T::kSplitScores) {
       // Two copies: what a mask needs would spill registers of the one without.
       const auto attend_to = [&](auto masked) {
-        attend(items, p.graph, p.edge_weight, masked, presence, loops, conv.vectors, activation, x_l, own,
+        attend(items, p.graph, p.edge_weight, masked, presence, loops, vectors, activation, x_l, own,
                static_cast<const float*>(linear));
       };
       if (presence.masked()) {
@@ -55,74 +85,23 @@ __global__ void __launch_bounds__(StackTraits<kHidden>::kThreads, StackTraits<kH
         attend_to(std::false_type{});
       }
     } else {
-      clear_absent(items, presence, x_l);
-      __syncthreads();
-      attend(items, p.graph, p.edge_weight, presence.masked(), presence, loops, conv.vectors, activation, x_l,
+      attend(items, p.graph, p.edge_weight, presence.masked(), presence, loops, vectors, activation, x_l,
              own);
     }
   }
-
-  // No barrier: a thread reads only its own items.
-  items.for_each_pair([&](const auto& group) { p.finish(gates, x, frame.block, own, group); });
-}
-
-template <class S, int kHidden>
-__global__ void __launch_bounds__(StackTraits<kHidden>::kThreads, StackTraits<kHidden>::kMinBlocks)
-    gatv2_stack_multilane_fwd_kernel(StackForward<S, GatV2Weights<S>> p) {
-  using Items = Tile<kHidden, StackTraits<kHidden>::kLanes>;
-  StackFrame<S, Items> frame(p);
-  const StackInput<S>& x = frame.x;
-  const Items &x_l = frame.first, &own = frame.second;
-  const StackItems& items = frame.items;
-  const StagedMatrix<kHidden> matrix{
-      frame.memory.template take<float>(staged_matrix_values<kHidden>(x.channels, p.conv_layers, 2))};
-  const ConvVectors<kHidden> vectors(frame.memory);
-  const StackPresence& presence = frame.presence;
-  const ItemNumbers loops(p, frame.memory);
-
-  stage_rows(items, x, presence, own);
-  for (int layer = 0; layer < p.conv_layers; ++layer) {
-    const int inputs = layer == 0 ? x.channels : kHidden, quads = ceil_div(inputs, 4);
-    const StagedMatrix<kHidden> target{matrix.data + StagedMatrix<kHidden>::values(inputs)};
-    const GatV2Weights<S>& weights = p.convs[layer];
-    __syncthreads();
-    matrix.fill(weights.lin_l_weight, inputs, inputs);
-    target.fill(weights.lin_r_weight, inputs, inputs);
-    vectors.fill(weights);
-    __syncthreads();
-    if (layer == 0)
-      find_loop_weights<StackTraits<kHidden>::kLanes>(items, p.graph, p.edge_weight, presence, loops);
-    // x_l of an item that is not there is the bias: it is finite, and its weight is 0.
-    project_tile(items, matrix.data, vectors.lin_l_bias(), own, quads, x_l);
-    // In place: a thread has read the items that it overwrites.
-    project_tile(items, target.data, vectors.lin_r_bias(), own, quads, own);
-    __syncthreads();
-    attend(items, p.graph, p.edge_weight, presence.masked(), presence, loops, vectors, p.activation(layer),
-           x_l, own);
-  }
-  __syncthreads();
-  finish_multilane(p, frame.block, items, presence, x, matrix, own, x_l);
+  finish_stack(p, frame, own, memory);
 }
 
 struct GatV2Stack {
   template <int kHidden, class S>
   static size_t bytes(const ConvStackForward<S>& p, int64_t chunk) {
     using T = StackTraits<kHidden>;
-    if constexpr (T::kMultilane) {
-      return multilane_stack_bytes<kHidden>(p, chunk, 2) + ConvVectors<kHidden>::bytes();
-    } else {
-      return stack_bytes<kHidden>(p, chunk) +
-             ConvMemory<kHidden>::bytes(max_inputs(p.x.channels, kHidden, p.conv_layers)) +
-             padded_bytes<float>(T::kSplitScores ? p.graph.num_nodes * chunk : 0);
-    }
+    return stack_bytes<kHidden, T::kConvBlocks>(p, chunk) + ConvVectors<kHidden>::bytes() +
+           padded_bytes<float>(T::kSplitScores ? p.graph.num_nodes * chunk : 0);
   }
   template <int kHidden, class S>
   static auto kernel() {
-    if constexpr (StackTraits<kHidden>::kMultilane) {
-      return gatv2_stack_multilane_fwd_kernel<S, kHidden>;
-    } else {
-      return gatv2_stack_fwd_kernel<S, kHidden>;
-    }
+    return gatv2_stack_fwd_kernel<S, kHidden>;
   }
 };
 

@@ -1,42 +1,9 @@
-// Forward of a GCN stack: out_i = activation(bias + sum_j norm_ij W x_j) for each convolution, in shared
-// memory. A thread that has summed the neighbours of its items continues with their next projection, or with
-// the input projection of the gates, so a convolution needs one barrier.
+// Forward of a GCN stack: out_i = activation(bias + sum_j norm_ij W x_j) for each convolution, in shared memory.
 #include "cuda/fused/gcn_stack.h"
-#include "cuda/fused/multilane_stack.cuh"
+#include "cuda/fused/stack_forward.cuh"
 
 namespace hiermt::cuda {
 namespace {
-
-// Transposed weights and biases of all convolutions.
-template <int kHidden>
-struct GcnMemory {
-  float *weights, *biases;  // [F + (convs - 1) H, H], [convs, H]
-
-  __device__ GcnMemory(SharedMemory& memory, int channels, int conv_layers)
-      : weights(memory.take<float>(static_cast<size_t>(channels + (conv_layers - 1) * kHidden) * kHidden)),
-        biases(memory.take<float>(conv_layers * kHidden)) {}
-
-  static size_t bytes(int64_t channels, int64_t conv_layers) {
-    return padded_bytes<float>((channels + (conv_layers - 1) * kHidden) * kHidden) +
-           padded_bytes<float>(conv_layers * kHidden);
-  }
-  // The weights of convolution k.
-  __device__ const float* of(int k, int channels) const {
-    return weights + (k == 0 ? 0 : channels + (k - 1) * kHidden) * kHidden;
-  }
-  template <class S>
-  __device__ void fill(const StackForward<S, GcnWeights<S>>& p, int channels) const {
-    const int thread = static_cast<int>(threadIdx.x), width = static_cast<int>(blockDim.x);
-    for (int k = 0; k < p.conv_layers; ++k) {
-      const int inputs = k == 0 ? channels : kHidden;
-      float* to = weights + (of(k, channels) - weights);
-      for (int i = thread; i < inputs * kHidden; i += width) {
-        to[i] = load(p.convs[k].lin_weight + i % kHidden * inputs + i / kHidden);
-      }
-      for (int c = thread; c < kHidden; c += width) biases[k * kHidden + c] = load(p.convs[k].bias + c);
-    }
-  }
-};
 
 // y += sum_j norm_ij projected[j]. With a mask norm_ij is s_j w_ij s_i; a negative s is of an item that is not there.
 template <class S, int kHidden, int kLanes>
@@ -73,78 +40,41 @@ __device__ __forceinline__ void sum_neighbours(const StackForward<S, GcnWeights<
 template <class S, int kHidden>
 __global__ void __launch_bounds__(StackTraits<kHidden>::kThreads, StackTraits<kHidden>::kMinBlocks)
     gcn_stack_fwd_kernel(StackForward<S, GcnWeights<S>> p) {
-  // W x of the current convolution and of the next one.
-  StackFrame<S, Tile<kHidden>> frame(p);
-  Tile<kHidden> projected = frame.first, next = frame.second;
-  const StackInput<S>& x = frame.x;
-  const StackItems& items = frame.items;
-  const GateMemory<kHidden> gates(frame.memory, x.channels);
-  const GcnMemory<kHidden> convs(frame.memory, x.channels, p.conv_layers);
-  const ItemNumbers scales(p, frame.memory);
-
-  if (p.input_projection != nullptr) gates.fill(p.gates, x.channels);
-  convs.fill(p, x.channels);
-  __syncthreads();
-  find_scales<1>(items, p.graph, p.edge_weight, frame.presence, scales);
-  // Projects a group of items, of x or of a tile, with the weights of convolution k.
-  const auto project = [&](const auto& input, const auto& group, int k, const Tile<kHidden>& to) {
-    constexpr int kItems = std::decay_t<decltype(group)>::kItems;
-    const float* weights = convs.of(k, x.channels);
-    float sums[kItems][kHidden] = {};
-    for_each_channel(input, group, [&](int channel, const float (&values)[kItems]) {
-      add_scaled<kHidden, 1>(weights + channel * kHidden, values, sums);
-    });
-#pragma unroll
-    for (int i = 0; i < kItems; ++i) to.write(group.node[i], group.step[i], sums[i]);
-  };
-  items.for_each_pair([&](const auto& group) { project(x, group, 0, projected); });
-
-  for (int layer = 0; layer < p.conv_layers; ++layer) {
-    const bool is_last = layer + 1 == p.conv_layers;
-    const Activation activation = p.activation(layer);
-    __syncthreads();
-    // Reads `projected` of neighbours, and writes only its own items of `next`.
-    items.for_each([&](int node, int step) {
-      if (!frame.presence.has(node, step)) return next.clear(node, step);
-      float y[kHidden] = {};
-      sum_neighbours(p, scales, node, step, projected, y);
-#pragma unroll
-      for (int c = 0; c < kHidden; ++c)
-        y[c] = activate<S>(activation, y[c] + convs.biases[layer * kHidden + c]);
-      next.write(node, step, y);
-    });
-    items.for_each_pair([&](const auto& group) {
-      if (is_last) return p.finish(gates, x, frame.block, next, group);
-      project(next, group, layer + 1, next);
-    });
-    const Tile<kHidden> used = projected;
-    projected = next;
-    next = used;
-  }
-}
-
-template <class S, int kHidden>
-__global__ void __launch_bounds__(StackTraits<kHidden>::kThreads, StackTraits<kHidden>::kMinBlocks)
-    gcn_stack_multilane_fwd_kernel(StackForward<S, GcnWeights<S>> p) {
-  constexpr int kLanes = StackTraits<kHidden>::kLanes;
+  using T = StackTraits<kHidden>;
+  constexpr int kLanes = T::kLanes, kBlocks = T::kGcnBlocks;
   using Items = Tile<kHidden, kLanes>;
   StackFrame<S, Items> frame(p);
   const StackInput<S>& x = frame.x;
   const Items &projected = frame.first, &own = frame.second;
   const StackItems& items = frame.items;
-  const StagedMatrix<kHidden> matrix{
-      frame.memory.template take<float>(staged_matrix_values<kHidden>(x.channels, p.conv_layers, 1))};
+  float* memory =
+      frame.memory.template take<float>(stack_weight_values<S, kHidden, kBlocks>(x.channels, p.conv_layers));
   const ItemNumbers scales(p, frame.memory);
 
-  stage_rows(items, x, frame.presence, own);
   for (int layer = 0; layer < p.conv_layers; ++layer) {
     const int inputs = layer == 0 ? x.channels : kHidden;
     const Activation activation = p.activation(layer);
     const S* bias = p.convs[layer].bias + 4 * lane_of_item<kLanes>();
-    matrix.fill(p.convs[layer].lin_weight, inputs, inputs);
+    const PlainWeight<S> weight{p.convs[layer].lin_weight, 1, inputs};
+    const ProductWeights<S, kHidden, kBlocks, T::kItems> matrix{memory, 0, kHidden};
+    matrix.fill_biases(weight);
+    matrix.fill(weight, 0, 0, inputs);
     __syncthreads();
     if (layer == 0) find_scales<kLanes>(items, p.graph, p.edge_weight, frame.presence, scales);
-    project_tile(items, matrix.data, nullptr, own, ceil_div(inputs, 4), projected);
+    const auto write = [&](int node, int step, const float (&quads)[kBlocks][4], bool wanted) {
+#pragma unroll
+      for (int block = 0; block < kBlocks; ++block) {
+        const int quad = block * (kBlockColumns / 4) + static_cast<int>(threadIdx.x) % 4;
+        if (wanted && quad < kHidden / 4) store_quad(projected.quad(node, step, quad), quads[block]);
+      }
+    };
+    for_each_lane_items<T::kItems>(items, [&](const LaneItems<T::kItems>& at) {
+      if (layer == 0) {
+        matrix.products(at, weight, write, SequenceInput<S>(x, frame.presence));
+      } else {
+        matrix.products(at, weight, write, TileInput(own));
+      }
+    });
     __syncthreads();
     items.template for_each_with_mask<kLanes>([&](int node, int step, unsigned) {
       if (!frame.presence.has(node, step)) return own.clear(node, step);
@@ -157,26 +87,17 @@ __global__ void __launch_bounds__(StackTraits<kHidden>::kThreads, StackTraits<kH
       own.write(node, step, y);
     });
   }
-  __syncthreads();
-  finish_multilane(p, frame.block, items, frame.presence, x, matrix, own, projected);
+  finish_stack(p, frame, own, memory);
 }
 
 struct GcnStack {
   template <int kHidden, class S>
   static size_t bytes(const ConvStackForward<S>& p, int64_t chunk) {
-    if constexpr (StackTraits<kHidden>::kMultilane) {
-      return multilane_stack_bytes<kHidden>(p, chunk, 1);
-    } else {
-      return stack_bytes<kHidden>(p, chunk) + GcnMemory<kHidden>::bytes(p.x.channels, p.conv_layers);
-    }
+    return stack_bytes<kHidden, StackTraits<kHidden>::kGcnBlocks>(p, chunk);
   }
   template <int kHidden, class S>
   static auto kernel() {
-    if constexpr (StackTraits<kHidden>::kMultilane) {
-      return gcn_stack_multilane_fwd_kernel<S, kHidden>;
-    } else {
-      return gcn_stack_fwd_kernel<S, kHidden>;
-    }
+    return gcn_stack_fwd_kernel<S, kHidden>;
   }
 };
 

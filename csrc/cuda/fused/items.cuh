@@ -87,6 +87,9 @@ struct Tile {
   __device__ __forceinline__ float4* at(int node, int step) const {
     return reinterpret_cast<float4*>(data) + node * (kQuads * chunk + pad) + step;
   }
+  __device__ __forceinline__ float* quad(int node, int step, int q) const {
+    return reinterpret_cast<float*>(at(node, step) + q * chunk);
+  }
   // read, write and clear access the channels of this lane.
   __device__ __forceinline__ void read(int node, int step, float (&values)[kHidden / kLanes]) const {
     const float4* from = at(node, step) + lane_of_item<kLanes>() * chunk;
@@ -145,7 +148,12 @@ struct ItemGroup {
   int node[kCount], step[kCount];
 };
 
-// The items of a block and their owners, which are the same in every loop.
+// a / b for 0 <= a < 2^21: the quotient plus 1/2b is further from an integer than its rounding.
+__device__ __forceinline__ int quotient(int a, int b) {
+  return static_cast<int>((static_cast<float>(a) + 0.5f) * approximate_reciprocal(static_cast<float>(b)));
+}
+
+// The items of a block and their owners, which are the same in every loop. They fit shared memory: less than 2^13.
 struct StackItems {
   int nodes, chunk;
   const int* order;
@@ -154,11 +162,11 @@ struct StackItems {
   // with a node of high degree gets one of low degree next.
   template <class F>
   __device__ __forceinline__ void for_each(F&& f) const {
-    const int width = static_cast<int>(blockDim.x), rounds = ceil_div(nodes * chunk, width);
-    for (int round = 0; round < rounds; ++round) {
+    const int width = static_cast<int>(blockDim.x);
+    for (int round = 0; round * width < nodes * chunk; ++round) {
       const int item = item_of(round);
       if (item < 0) continue;
-      const int rank = item / chunk;
+      const int rank = quotient(item, chunk);
       f(order[rank], item - rank * chunk);
     }
   }
@@ -170,11 +178,11 @@ struct StackItems {
     for (int round = 0; round < rounds; round += 2) {
       const int item = item_of(round), other = round + 1 < rounds ? item_of(round + 1) : -1;
       if (item < 0) continue;
-      const int rank = item / chunk;
+      const int rank = quotient(item, chunk);
       if (other < 0) {
         f(ItemGroup<1>{{order[rank]}, {item - rank * chunk}});
       } else {
-        const int other_rank = other / chunk;
+        const int other_rank = quotient(other, chunk);
         f(ItemGroup<2>{{order[rank], order[other_rank]}, {item - rank * chunk, other - other_rank * chunk}});
       }
     }
@@ -194,7 +202,7 @@ struct StackItems {
         const unsigned mask = __ballot_sync(kFullMask, group < count);
         if (group < count) {
           const int item = first + (round % 2 == 1 ? count - 1 - group : group);
-          const int rank = item / chunk;
+          const int rank = quotient(item, chunk);
           f(order[rank], item - rank * chunk, mask);
         }
       }

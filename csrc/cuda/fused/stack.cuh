@@ -21,10 +21,16 @@ struct StackLimits {
 // Configuration of the forward kernels with kHidden channels.
 template <int kHidden>
 struct StackTraits {
-  // The channels of an item fit the registers of a thread up to 32. Above, four lanes share it, and x goes
-  // through a tile, so an item has at most as many input channels as kHidden.
+  // Up to 32 channels a thread owns an item in the loops over its entries; above, four lanes share it.
   static constexpr bool kMultilane = kHidden > 32;
   static constexpr int kLanes = kMultilane ? 4 : 1;
+  // Blocks of 16 columns (item_products.cuh) that are computed at once: their weights fit shared memory and their sums
+  // registers. Of x_l and x_r at once, or first of x_l; of the gates; of a GCN.
+  static constexpr int kConvBlocks = kMultilane ? kHidden / 16 : kHidden / 8;
+  static constexpr int kGateBlocks = kHidden == 16 ? 3 : 2;
+  static constexpr int kGcnBlocks = (kHidden + 15) / 16;
+  // Items of a lane in these products. Four would read a weight together, but their sums would spill.
+  static constexpr int kItems = 2;
   // Threads of a block: as many as the registers of a multiprocessor allow, in two blocks if kMultilane.
   static constexpr int kThreads = kHidden <= 16 ? 384 : kHidden <= 32 ? 256 : 224;
   static constexpr int kMinBlocks = kMultilane ? 2 : 1;
@@ -72,11 +78,12 @@ struct StackBlock {
   __device__ StackBlock(int all_steps, int chunk) {
     const int chunks = ceil_div(all_steps, chunk);
     copy = static_cast<int>(blockIdx.x) / chunks;
-    first_step = static_cast<int>(blockIdx.x) % chunks * chunk;
+    first_step = (static_cast<int>(blockIdx.x) - copy * chunks) * chunk;
     steps = all_steps - first_step < chunk ? all_steps - first_step : chunk;
   }
-  __device__ __forceinline__ int64_t row(const CsrGraph& graph, int all_steps, int node, int step) const {
-    return (copy * graph.num_nodes + node) * all_steps + first_step + step;
+  // Rows of a sequence fit 31 bits.
+  __device__ __forceinline__ int row(const CsrGraph& graph, int all_steps, int node, int step) const {
+    return copy * static_cast<int>(graph.num_nodes) * all_steps + first_step + (node * all_steps + step);
   }
 };
 
@@ -84,17 +91,21 @@ struct StackBlock {
 template <class S>
 struct StackInput {
   const S* data;
-  int64_t stride_node, stride_step, stride_channel;
+  int stride_node, stride_step, stride_channel;  // offsets in a copy fit, stack_fits
   int channels;
 
   __device__ StackInput(const SequenceView<S>& x, int copy, int first_step)
       : data(x.data + copy * x.stride_copy + first_step * x.stride_time),
-        stride_node(x.stride_node),
-        stride_step(x.stride_time),
-        stride_channel(x.stride_channel),
+        stride_node(static_cast<int>(x.stride_node)),
+        stride_step(static_cast<int>(x.stride_time)),
+        stride_channel(static_cast<int>(x.stride_channel)),
         channels(static_cast<int>(x.channels)) {}
   __device__ __forceinline__ const S* row(int node, int step) const {
-    return data + node * stride_node + step * stride_step;
+    return data + (node * stride_node + step * stride_step);
+  }
+  // Whether each quad of channels is as a Pack.
+  __device__ __forceinline__ bool packed() const {
+    return stride_channel == 1 && packs<4>(data, stride_node, stride_step);
   }
 };
 

@@ -1,8 +1,8 @@
-// Forward of a stack of convolutions in one launch: the end of the kernel, the test whether a layer fits, and
-// the launcher. 8, 16, 32 or 64 channels; any storage type but double.
+// Forward of a stack of convolutions in one launch: the begin and the end of the kernel, the test whether a layer fits,
+// and the launcher. 8, 16, 32 or 64 channels; any storage type but double.
 #pragma once
 
-#include "cuda/fused/input_projection.cuh"
+#include "cuda/fused/item_products.cuh"
 
 namespace hiermt::cuda {
 
@@ -16,27 +16,6 @@ template <class S, class Weights>
 struct StackForward : StackProblem<S, Weights> {
   S* g;                     // or nullptr
   float* input_projection;  // nullptr without gates
-
-  // Writes the input projection of the items, and g, which `tile` holds, if the backward needs it.
-  template <int kHidden, int kItems>
-  __device__ __forceinline__ void finish(const GateMemory<kHidden>& gate_memory, const StackInput<S>& input,
-                                         const StackBlock& block, const Tile<kHidden>& tile,
-                                         const ItemGroup<kItems>& group) const {
-    const auto row = [&](int i) { return block.row(this->graph, this->steps, group.node[i], group.step[i]); };
-    if (g != nullptr) {
-#pragma unroll
-      for (int i = 0; i < kItems; ++i) {
-        float values[kHidden];
-        tile.read(group.node[i], group.step[i], values);
-        S* to = g + row(i) * kHidden;
-#pragma unroll
-        for (int c = 0; c < kHidden; ++c) store(to + c, values[c]);
-      }
-    }
-    if (input_projection == nullptr) return;
-    write_input_projection(gate_memory, input, tile, group,
-                           [&](int i) { return input_projection + row(i) * 3 * kHidden; });
-  }
 };
 
 // What every forward kernel begins with: the steps of the block, x, two tiles and the order of the nodes, which
@@ -88,10 +67,80 @@ R dispatch_stack(int64_t hidden, F&& f, R otherwise) {
   return otherwise;
 }
 
-// Shared memory of a frame and the gates' weights, for a block with `chunk` steps.
-template <int kHidden, class S>
+// The last step of a stack kernel: writes g, which a tile holds, if the backward needs it, and the input projection
+// W [x, g] + b of the three gates, so that the recurrence reads neither x nor g. `memory` has room for the weights.
+template <class S, class Weights, class Items, int kHidden>
+__device__ __forceinline__ void finish_stack(const StackForward<S, Weights>& p,
+                                             const StackFrame<S, Items>& frame,
+                                             const Tile<kHidden, StackTraits<kHidden>::kLanes>& g,
+                                             float* memory) {
+  constexpr int kItems = StackTraits<kHidden>::kItems;
+  const StackInput<S>& x = frame.x;
+  const int lane = static_cast<int>(threadIdx.x) % 4;
+  const auto row = [&](int node, int step) { return frame.block.row(p.graph, p.steps, node, step); };
+  const TileInput of_g(g);
+  __syncthreads();
+  if (p.g != nullptr) {
+    for_each_lane_items<kItems>(frame.items, [&](const LaneItems<kItems>& at) {
+#pragma unroll
+      for (int block = 0; block < ceil_div(kHidden, kBlockColumns); ++block) {
+        float values[kItems][4];
+        of_g.quads(at, block, values);
+#pragma unroll
+        for (int i = 0; i < kItems; ++i) {
+          S* to = p.g + static_cast<int64_t>(row(at.node(i), at.step(i))) * kHidden;
+          if (at.inside(i)) store_part(to, block * kBlockColumns + 4 * lane, kHidden, values[i]);
+        }
+      }
+    });
+  }
+  if (p.input_projection == nullptr) return;
+  const GateColumns<S> weight{p.gates, x.channels + 2 * kHidden};
+  const SequenceInput<S> of_x(x, frame.presence);
+  constexpr int kBlocks = StackTraits<kHidden>::kGateBlocks, kColumns = 3 * kHidden;
+#pragma unroll 1
+  for (int first = 0; first < kColumns; first += kBlocks * kBlockColumns) {
+    const ProductWeights<S, kHidden, kBlocks, StackTraits<kHidden>::kItems> matrix{memory, first, kColumns};
+    if (first != 0) __syncthreads();
+    matrix.fill_biases(weight);
+    matrix.fill(weight, 0, 0, x.channels);
+    matrix.fill(weight, ceil_div(x.channels, kBlockColumns), x.channels, kHidden);
+    __syncthreads();
+    float* to = p.input_projection + first + 4 * lane;
+    const auto write = [&](int node, int step, const float (&quads)[kBlocks][4], bool wanted) {
+      if (!wanted) return;
+      float* at = to + static_cast<int64_t>(row(node, step)) * kColumns;
+#pragma unroll
+      for (int block = 0; block < kBlocks; ++block) {
+        constexpr bool kWhole = kColumns % (kBlocks * kBlockColumns) == 0;
+        if (kWhole || first + block * kBlockColumns + 4 * lane < kColumns) {
+          store_quad(at + block * kBlockColumns, quads[block]);
+        }
+      }
+    };
+    for_each_lane_items<kItems>(
+        frame.items, [&](const LaneItems<kItems>& at) { matrix.products(at, weight, write, of_x, of_g); });
+  }
+}
+
+// Values of the weights in shared memory: those of kBlocks blocks of columns of a convolution, or of the gates.
+template <class S, int kHidden, int kBlocks>
+__host__ __device__ constexpr int64_t stack_weight_values(int64_t channels, int64_t conv_layers) {
+  const int64_t inputs = max_inputs(channels, kHidden, conv_layers), width = kBlockColumns;
+  const int64_t convs =
+      ProductWeights<S, kHidden, kBlocks, StackTraits<kHidden>::kItems>::values(ceil_div(inputs, width));
+  const int64_t gates =
+      ProductWeights<S, kHidden, StackTraits<kHidden>::kGateBlocks, StackTraits<kHidden>::kItems>::values(
+          ceil_div(channels, width) + ceil_div<int64_t>(kHidden, width));
+  return convs > gates ? convs : gates;
+}
+
+// Shared memory of a frame and the weights, for a block with `chunk` steps.
+template <int kHidden, int kBlocks, class S>
 size_t stack_bytes(const ConvStackForward<S>& p, int64_t chunk) {
-  return StackFrame<S, Tile<kHidden>>::bytes(p, chunk) + GateMemory<kHidden>::bytes(p.x.channels);
+  using Items = Tile<kHidden, StackTraits<kHidden>::kLanes>;
+  return StackFrame<S, Items>::bytes(p, chunk) +
+         padded_bytes<float>(stack_weight_values<S, kHidden, kBlocks>(p.x.channels, p.conv_layers));
 }
 
 // Stack names the kind of convolution:
@@ -102,6 +151,12 @@ bool stack_fits(const ConvStackForward<S>& p) {
   const int64_t nodes = p.graph.num_nodes;
   if (std::is_same_v<S, double> || p.conv_layers > StackLimits::kConvs || p.steps == 0) return false;
   if (nodes == 0 || nodes > StackLimits::kNodes || p.x.channels > StackLimits::kChannels) return false;
+  // Offsets in a copy of x are computed in 32 bits. Each term is compared: their sum could pass 64 bits.
+  const int64_t most = INT32_MAX / 4;
+  if ((nodes - 1) > most / (p.x.stride_node + 1) || p.steps - 1 > most / (p.x.stride_time + 1) ||
+      p.x.channels - 1 > most / (p.x.stride_channel + 1)) {
+    return false;
+  }
   const auto fits = [&](auto hidden) {
     constexpr int kHidden = decltype(hidden)::value;
     if (StackTraits<kHidden>::kMultilane && p.x.channels > kHidden) return false;
