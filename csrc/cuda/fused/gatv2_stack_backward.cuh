@@ -12,8 +12,7 @@
 // instructions.
 #pragma once
 
-#include "cuda/dense/gatv2_grads.cuh"
-#include "cuda/fused/gatv2_stack.cuh"
+#include "cuda/fused/gatv2_stack_gradients.cuh"
 
 namespace hiermt::cuda {
 
@@ -30,6 +29,11 @@ struct EdgePairs {
 // d_score leaky'(z)
 __device__ __forceinline__ float through_leaky(float d_score, float z) {
   return z > 0.0f ? d_score : static_cast<float>(kAttentionSlope) * d_score;
+}
+
+// Keeps the compiler from holding what it has read of shared memory in registers: it reads it anew.
+__device__ __forceinline__ void forget_shared() {
+  asm volatile("" ::: "memory");
 }
 
 // Score and d_alpha of an edge, summed over the lanes of an item.
@@ -89,7 +93,6 @@ __device__ __forceinline__ void target_sweep(
     Row&& d_x_r_row, float (&att_sums)[kHidden / kLanes], float (&edge_sums)[kHidden / kLanes],
     const EdgeSums& edge_weight_sums) {
   constexpr int kChannels = kHidden / kLanes;
-  const EdgeView<kHidden, kLanes> view(vectors);
   items.for_each_with_mask<kLanes>([&](int node, int step, unsigned mask) {
     float x_i[kChannels];
     x_r.read(node, step, x_i);
@@ -112,7 +115,10 @@ __device__ __forceinline__ void target_sweep(
     };
     OnlineSoftmax<float> softmax;
     CotangentMean<float> mean;
+    // Each loop over the entries reads the vectors that it needs: registers are scarce.
     {
+      forget_shared();
+      const EdgeView<kHidden, kLanes> view(vectors);
       float d_y_i[kChannels];
       d_y.read(node, step, d_y_i);
       const int last = begin + most_entries<kLanes>(end - begin, mask);
@@ -138,6 +144,8 @@ __device__ __forceinline__ void target_sweep(
     const float scale = there && end > begin ? softmax.scale() : 0.0f;
     if constexpr (kLanes > 1) __syncwarp(mask);
 
+    forget_shared();
+    const EdgeView<kHidden, kLanes> view(vectors);
     float d_x_r[kChannels] = {};
     float d_loop = 0.0f;
     int counted = 0;
@@ -186,8 +194,11 @@ __device__ __forceinline__ void target_sweep(
           edge_weight_sums.put_more(entry, step, d_loop / static_cast<float>(counted - 1));
       }
     }
+    forget_shared();
+    float att[kChannels];
+    copy_channels<kHidden, kLanes>(vectors.att(), att);
 #pragma unroll
-    for (int c = 0; c < kChannels; ++c) d_x_r[c] = view.att[c] * d_x_r[c];
+    for (int c = 0; c < kChannels; ++c) d_x_r[c] *= att[c];
     write_channels<kHidden, kLanes>(d_x_r, d_x_r_row(node, step));
   });
 }
@@ -221,48 +232,49 @@ __device__ __forceinline__ void source_sweep(const StackItems& items, const CsrG
         through_score[c] += through_leaky(pair.y, z);
       }
     }
+    forget_shared();
+    float att[kChannels];
+    copy_channels<kHidden, kLanes>(vectors.att(), att);
 #pragma unroll
-    for (int c = 0; c < kChannels; ++c) message[c] += view.att[c] * through_score[c];
+    for (int c = 0; c < kChannels; ++c) message[c] += att[c] * through_score[c];
     x_l.write(node, step, message);
   });
 }
 
-// The partial sum of a block: set by its first task, added to by the others.
-struct PartialSum {
-  float* at;
-  bool add;
-
-  __device__ void put(int i, float value) const { at[i] = add ? at[i] + value : value; }
-};
-
-// Sums a vector over the items of each warp into scratch[warp][vector][H].
+// Sums a vector over the items of each warp into scratch[warp][vector][H]. In each round a lane hands half of its
+// channels on and adds up the other half.
 template <int kHidden, int kLanes>
-__device__ __forceinline__ void sum_over_warp(const float (&values)[kHidden / kLanes], int vector,
-                                              int vectors, float* scratch) {
+__device__ __forceinline__ void sum_over_warp(float (&values)[kHidden / kLanes], int vector, int vectors,
+                                              float* scratch) {
+  constexpr int kChannels = kHidden / kLanes;
+  const int lane = static_cast<int>(threadIdx.x) % kWarp;
+  int count = kChannels, first = 0, repeated = 0;  // repeated: bits of the lanes that have the same sum
+#pragma unroll
+  for (int bit = kWarp / 2; bit >= kLanes; bit /= 2) {
+    if (count == 1) {
+      values[0] += __shfl_xor_sync(kFullMask, values[0], bit);
+      repeated |= bit;
+      continue;
+    }
+    count /= 2;
+    const bool upper = (lane & bit) != 0;
+    first += upper ? count : 0;
+#pragma unroll
+    for (int c = 0; c < kChannels / 2; ++c) {
+      if (c >= count) break;
+      const float low = values[c], high = values[count + c];
+      values[c] = (upper ? high : low) + __shfl_xor_sync(kFullMask, upper ? low : high, bit);
+    }
+  }
+  if ((lane & repeated) != 0) return;
   float* to = scratch + (static_cast<int>(threadIdx.x) / kWarp * vectors + vector) * kHidden;
   to += 4 * lane_of_item<kLanes>();
 #pragma unroll
-  for (int c = 0; c < kHidden / kLanes; ++c) {
-    float total = values[c];
-#pragma unroll
-    for (int bit = kWarp / 2; bit >= kLanes; bit /= 2) total += __shfl_xor_sync(kFullMask, total, bit);
-    if (threadIdx.x % kWarp / kLanes == 0) to[c / 4 * 4 * kLanes + c % 4] = total;
+  for (int i = 0; i < kChannels; ++i) {
+    if (i >= count) break;
+    const int c = first + i;
+    to[c / 4 * 4 * kLanes + c % 4] = values[i];
   }
-}
-
-// Sums d_y for the gradient of the bias, the third vector in `warp_sums`.
-template <int kHidden, int kLanes>
-__device__ __forceinline__ void sum_cotangents(const StackItems& items, const Tile<kHidden, kLanes>& d_y,
-                                               float* warp_sums) {
-  constexpr int kChannels = kHidden / kLanes;
-  float sums[kChannels] = {};
-  items.for_each_with_mask<kLanes>([&](int node, int step, unsigned) {
-    float d_y_i[kChannels];
-    d_y.read(node, step, d_y_i);
-#pragma unroll
-    for (int c = 0; c < kChannels; ++c) sums[c] += d_y_i[c];
-  });
-  sum_over_warp<kHidden, kLanes>(sums, 2, 3, warp_sums);
 }
 
 // Sum of scratch over the warps, in order. The caller synchronises before.
@@ -270,90 +282,6 @@ __device__ __forceinline__ float sum_over_warps(const float* scratch, int i, int
   float total = 0.0f;
   for (int w = 0; w < static_cast<int>(blockDim.x) / kWarp; ++w) total += scratch[w * count + i];
   return total;
-}
-
-// Sums of a thread of weight_products: four cotangents times four inputs, and the cotangents alone.
-constexpr int kProductSums = 4 * 4 + 4;
-
-// Blocks of 4 x 4 products of [d_x_l; d_x_r] with the inputs.
-template <int kHidden>
-constexpr int kProducts = 2 * (kHidden / 4) * (kHidden / 4);
-// Up to this number several threads share a product and divide its rows; above, a thread computes several
-// products.
-constexpr int kMaxSharedProducts = 128;
-template <int kHidden>
-constexpr int kLeastThreads = kProducts<kHidden> > kMaxSharedProducts ? 1 : kProducts<kHidden>;
-
-// Values of the partial sum of one convolution: att, lin_edge and bias, then the matrices as in MatrixGrads.
-__host__ __device__ constexpr int64_t conv_grad_values(int64_t inputs, int64_t hidden) {
-  return 3 * hidden + 2 * hidden * (inputs + 1);
-}
-
-// Products of [d_x_l; d_x_r] with `inputs`, the input channels from `first` on of `channels`. Overwrites the
-// tile of the inputs.
-template <int kHidden, int kLanes>
-__device__ void weight_products(int nodes, const Tile<kHidden, kLanes>& x_l, const Tile<kHidden, kLanes>& x_r,
-                                const Tile<kHidden, kLanes>& inputs, int first, int channels,
-                                const PartialSum& out) {
-  constexpr int kQuads = kHidden / 4, kPairs = kProducts<kHidden>;
-  const int thread = static_cast<int>(threadIdx.x), threads = static_cast<int>(blockDim.x);
-  const int chunk = inputs.chunk;
-  // Block `pair` of the products, over every `slices`-th node from `slice` on.
-  const auto products = [&](int pair, int slice, int slices, float (&sums)[kProductSums]) {
-    const int row = pair / kQuads, column = pair % kQuads;
-    const Tile<kHidden, kLanes> cotangents{row < kQuads ? x_l.data : x_r.data, chunk};
-    for (int node = slice; node < nodes; node += slices) {
-      const float4* left = cotangents.at(node, 0) + row % kQuads * chunk;
-      const float4* right = inputs.at(node, 0) + column * chunk;
-      for (int step = 0; step < chunk; ++step) {
-        const float4 a = left[step], b = right[step];
-        const float lefts[4] = {a.x, a.y, a.z, a.w}, rights[4] = {b.x, b.y, b.z, b.w};
-#pragma unroll
-        for (int i = 0; i < 4; ++i) {
-#pragma unroll
-          for (int k = 0; k < 4; ++k) sums[4 * i + k] += lefts[i] * rights[k];
-          sums[16 + i] += lefts[i];
-        }
-      }
-    }
-  };
-  if constexpr (kPairs > kMaxSharedProducts) {
-    for (int pair = thread; pair < kPairs; pair += threads) {
-      float sums[kProductSums] = {};
-      products(pair, 0, 1, sums);
-      const int column = pair % kQuads * 4;
-#pragma unroll
-      for (int i = 0; i < 4; ++i) {
-        const int row = (pair / kQuads * 4 + i) * (channels + 1);
-#pragma unroll
-        for (int k = 0; k < 4; ++k) {
-          if (first + column + k < channels) out.put(row + first + column + k, sums[4 * i + k]);
-        }
-        if (first == 0 && column == 0) out.put(row + channels, sums[16 + i]);
-      }
-    }
-  } else {
-    const int slices = threads / kPairs, slice = thread / kPairs, pair = thread % kPairs;
-    float sums[kProductSums] = {};
-    products(pair, slice < slices ? slice : nodes, slices, sums);
-    __syncthreads();
-    float* scratch = inputs.data;
-    if (slice < slices) {
-#pragma unroll
-      for (int i = 0; i < kProductSums; ++i) scratch[(slice * kPairs + pair) * kProductSums + i] = sums[i];
-    }
-    __syncthreads();
-    for (int i = thread; i < 2 * kHidden * (kHidden + 1); i += threads) {
-      const int m = i / (kHidden + 1), k = i % (kHidden + 1);
-      const bool bias = k == kHidden;
-      if (bias ? first != 0 : first + k >= channels) continue;
-      const int from =
-          (m / 4 * kQuads + (bias ? 0 : k / 4)) * kProductSums + (bias ? 16 + m % 4 : m % 4 * 4 + k % 4);
-      float total = 0.0f;
-      for (int s = 0; s < slices; ++s) total += scratch[s * kPairs * kProductSums + from];
-      out.put(m * (channels + 1) + (bias ? channels : first + k), total);
-    }
-  }
 }
 
 // Output of the sums of all convolutions.
