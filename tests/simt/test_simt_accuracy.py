@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 
@@ -24,20 +26,28 @@ CASES = [
 ]
 
 
+# Draws of the cotangents: the error of one, PyTorch's above all, varies by a factor of ten where a sum cancels.
+DRAWS = 3
+
+
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_the_error_is_at_most_twice_that_of_pytorch(case: Problem | Case) -> None:
     problem, how = (case.problem, case.how) if isinstance(case, Case) else (case, {})
-    with Simt():
-        found = run(problem, True, **how).tensors()
-    expected = run(problem, False, torch.float64, **how).tensors()
-    plain = run(problem, False, **how).tensors()
-    compared = 0
-    for i, (ours, theirs, exact) in enumerate(zip(found, plain, expected, strict=True)):
-        if ours is None or theirs is None or exact is None or not ours.is_floating_point():
-            continue
-        error, allowed = (float((one.double() - exact).norm()) for one in (ours, theirs))
-        # Half a unit in the last place is no error; that of a vector is the noise of few numbers.
-        allowed = max(allowed, 2.0**-24 * float(exact.norm()))
-        assert error <= (2 if exact.numel() >= 200 else 3) * allowed, f"result {i}"
-        compared += 1
-    assert compared > 3
+    squares: dict[int, list[tuple[float, float, float]]] = {}
+    for draw in range(DRAWS):
+        with Simt():
+            found = run(problem, True, draw=draw, **how).tensors()
+        expected = run(problem, False, torch.float64, draw=draw, **how).tensors()
+        plain = run(problem, False, draw=draw, **how).tensors()
+        for i, (ours, theirs, exact) in enumerate(zip(found, plain, expected, strict=True)):
+            if ours is None or theirs is None or exact is None or not ours.is_floating_point():
+                continue
+            error, allowed = (float((one.double() - exact).square().sum()) for one in (ours, theirs))
+            # Half a unit in the last place is no error; that of a vector is the noise of few numbers.
+            allowed = max(allowed, 2.0**-48 * float(exact.square().sum()))
+            squares.setdefault(i, []).append((error, allowed, exact.numel()))
+    assert len(squares) > 3
+    for i, draws in squares.items():
+        errors, allowed, numel = (sum(column) for column in zip(*draws, strict=True))
+        limit = 2 if numel >= 200 * DRAWS else 3
+        assert math.sqrt(errors) <= limit * math.sqrt(allowed), f"result {i}"
