@@ -86,7 +86,7 @@ __device__ __forceinline__ void load_part(const S* row, int k, int width, int64_
 }
 // Whether each pack of n values of rows at `data`, whose addresses differ by multiples of `strides`, is aligned.
 template <int n, class S, class... Strides>
-__device__ __forceinline__ bool packs(const S* data, Strides... strides) {
+__device__ __forceinline__ bool packs(const S* data, [[maybe_unused]] Strides... strides) {
   return reinterpret_cast<uintptr_t>(data) % alignof(Pack<S, n>) == 0 && ((strides % n == 0) && ...);
 }
 // Stores the values of a row of `width` values from k on that are inside it.
