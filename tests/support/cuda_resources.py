@@ -37,6 +37,8 @@ _SPILLS = {
     "linear_kernel<float, false, 3, GateRows<float>": 168,  # sm_100, sm_120
     "gatv2_stack_fwd_kernel<float, 64>": 112,  # sm_80, sm_90
     "gcn_stack_fwd_kernel<float, 64>": 112,  # sm_80, sm_90
+    "gatv2_stack_bwd_kernel<float, 32, false>": 40,  # sm_90
+    "gatv2_stack_bwd_kernel<float, 64, false>": 204,  # sm_90
 }
 
 
