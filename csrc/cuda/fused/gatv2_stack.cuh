@@ -1,5 +1,5 @@
 // One GATv2 convolution on the items of a block (stack.cuh; equations and names in dense/gatv2_conv.cuh): its
-// weights in shared memory, the projections x_l and x_r, and the attention over the entries of a node.
+// vectors in shared memory, and the attention over the entries of a node.
 #pragma once
 
 #include "cuda/dense/gatv2_conv.cuh"
@@ -34,77 +34,6 @@ struct ConvVectors {
   __device__ const float* edge() const { return data + 3 * kHidden; }
   __device__ const float* bias() const { return data + 4 * kHidden; }
 };
-
-// The parameters of one convolution in shared memory; the weights are transposed.
-template <int kHidden>
-struct ConvMemory {
-  float *lin_l, *lin_r;  // [F, H] each
-  ConvVectors<kHidden> vectors;
-
-  __device__ ConvMemory(SharedMemory& memory, int inputs)
-      : lin_l(memory.take<float>(inputs * kHidden)),
-        lin_r(memory.take<float>(inputs * kHidden)),
-        vectors(memory) {}
-  // In memory for values(inputs) that is allocated already.
-  __device__ ConvMemory(float* data, int inputs)
-      : lin_l(data), lin_r(data + inputs * kHidden), vectors(data + 2 * inputs * kHidden) {}
-
-  __host__ __device__ static constexpr int64_t values(int64_t inputs) {
-    return 2 * inputs * kHidden + ConvVectors<kHidden>::kValues;
-  }
-  static size_t bytes(int64_t inputs) {
-    return 2 * padded_bytes<float>(inputs * kHidden) + ConvVectors<kHidden>::bytes();
-  }
-
-  template <class S>
-  __device__ void fill(const GatV2Weights<S>& weights, int inputs) const {
-    vectors.fill(weights);
-    if constexpr (StackTraits<kHidden>::kTiledTranspose) {
-      transpose_weights<kHidden>(weights.lin_l_weight, inputs, inputs, lin_l, kHidden);
-      transpose_weights<kHidden>(weights.lin_r_weight, inputs, inputs, lin_r, kHidden);
-    } else {
-      for (int i = static_cast<int>(threadIdx.x); i < inputs * kHidden; i += static_cast<int>(blockDim.x)) {
-        const int from = i % kHidden * inputs + i / kHidden;
-        lin_l[i] = load(weights.lin_l_weight + from);
-        lin_r[i] = load(weights.lin_r_weight + from);
-      }
-    }
-  }
-};
-
-// Both projections of the items, of x or of a tile; `x_r` may be the tile that is read. kPairs: two items of
-// a thread at once, which needs more registers.
-template <bool kPairs, class Input, int kHidden, int kLanes>
-__device__ __forceinline__ void project(const StackItems& items, const ConvMemory<kHidden>& conv,
-                                        const Input& input, const Tile<kHidden, kLanes>& x_l,
-                                        const Tile<kHidden, kLanes>& x_r) {
-  const auto project_group = [&](const auto& group, unsigned mask) {
-    constexpr int kItems = std::decay_t<decltype(group)>::kItems, kChannels = kHidden / kLanes;
-    float x_j[kItems][kChannels], x_i[kItems][kChannels];
-#pragma unroll
-    for (int i = 0; i < kItems; ++i) {
-      copy_channels<kHidden, kLanes>(conv.vectors.lin_l_bias(), x_j[i]);
-      copy_channels<kHidden, kLanes>(conv.vectors.lin_r_bias(), x_i[i]);
-    }
-    for_each_channel<kPairs ? 1 : 2>(input, group, [&](int k, const float (&values)[kItems]) {
-      add_scaled<kHidden, kLanes>(conv.lin_l + k * kHidden, values, x_j);
-      add_scaled<kHidden, kLanes>(conv.lin_r + k * kHidden, values, x_i);
-    });
-    // All lanes of the item have read its inputs.
-    if constexpr (kLanes > 1) __syncwarp(mask);
-#pragma unroll
-    for (int i = 0; i < kItems; ++i) {
-      x_l.write(group.node[i], group.step[i], x_j[i]);
-      x_r.write(group.node[i], group.step[i], x_i[i]);
-    }
-  };
-  if constexpr (kPairs) {
-    items.for_each_pair([&](const auto& group) { project_group(group, kFullMask); });
-  } else {
-    items.for_each_with_mask<kLanes>(
-        [&](int node, int step, unsigned mask) { project_group(ItemGroup<1>{{node}, {step}}, mask); });
-  }
-}
 
 template <int kChannels>
 __device__ __forceinline__ float inner_product(const float (&a)[kChannels], const float (&b)[kChannels]) {

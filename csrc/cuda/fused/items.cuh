@@ -50,25 +50,6 @@ __device__ __forceinline__ void write_channels(const float (&from)[kHidden / kLa
   for (int c = 0; c < kHidden / kLanes; c += 4) store_quad(to + c * kLanes, from + c);
 }
 
-// sums[i][c] += values[i] * weights[c] for this lane's channels. Several items share the load of a weight: 16
-// bytes of shared memory take two cycles even as a broadcast.
-template <int kHidden, int kLanes, int kItems>
-__device__ __forceinline__ void add_scaled(const float* weights, const float (&values)[kItems],
-                                           float (&sums)[kItems][kHidden / kLanes]) {
-  weights += 4 * lane_of_item<kLanes>();
-#pragma unroll
-  for (int c = 0; c < kHidden / kLanes; c += 4) {
-    const float4 quad = *reinterpret_cast<const float4*>(weights + c * kLanes);
-#pragma unroll
-    for (int i = 0; i < kItems; ++i) {
-      sums[i][c] += values[i] * quad.x;
-      sums[i][c + 1] += values[i] * quad.y;
-      sums[i][c + 2] += values[i] * quad.z;
-      sums[i][c + 3] += values[i] * quad.w;
-    }
-  }
-}
-
 // Channels of the items in shared memory: [node][quad of channels][step][4].
 template <int kHidden, int kLanes = 1>
 struct Tile {
@@ -141,13 +122,6 @@ __device__ inline void order_by_degree(const CsrGraph& graph, int nodes, int* sc
   }
 }
 
-// kCount items of one thread.
-template <int kCount>
-struct ItemGroup {
-  static constexpr int kItems = kCount;
-  int node[kCount], step[kCount];
-};
-
 // a / b for 0 <= a < 2^21: the quotient plus 1/2b is further from an integer than its rounding.
 __device__ __forceinline__ int quotient(int a, int b) {
   return static_cast<int>((static_cast<float>(a) + 0.5f) * approximate_reciprocal(static_cast<float>(b)));
@@ -168,23 +142,6 @@ struct StackItems {
       if (item < 0) continue;
       const int rank = quotient(item, chunk);
       f(order[rank], item - rank * chunk);
-    }
-  }
-
-  // The same for two rounds at once: f(ItemGroup<2>), or f(ItemGroup<1>) if this thread has one item left.
-  template <class F>
-  __device__ __forceinline__ void for_each_pair(F&& f) const {
-    const int width = static_cast<int>(blockDim.x), rounds = ceil_div(nodes * chunk, width);
-    for (int round = 0; round < rounds; round += 2) {
-      const int item = item_of(round), other = round + 1 < rounds ? item_of(round + 1) : -1;
-      if (item < 0) continue;
-      const int rank = quotient(item, chunk);
-      if (other < 0) {
-        f(ItemGroup<1>{{order[rank]}, {item - rank * chunk}});
-      } else {
-        const int other_rank = quotient(other, chunk);
-        f(ItemGroup<2>{{order[rank], order[other_rank]}, {item - rank * chunk, other - other_rank * chunk}});
-      }
     }
   }
 

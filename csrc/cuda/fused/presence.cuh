@@ -78,14 +78,4 @@ __device__ __forceinline__ void find_scales(const StackItems& items, const CsrGr
   });
 }
 
-// Zeros for the items of this thread that are not there: their x may have been anything.
-template <int kHidden, int kLanes>
-__device__ __forceinline__ void clear_absent(const StackItems& items, const StackPresence& presence,
-                                             const Tile<kHidden, kLanes>& tile) {
-  if (!presence.masked()) return;
-  items.for_each_with_mask<kLanes>([&](int node, int step, unsigned) {
-    if (!presence.has(node, step)) tile.clear(node, step);
-  });
-}
-
 }  // namespace hiermt::cuda

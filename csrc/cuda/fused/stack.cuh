@@ -36,8 +36,6 @@ struct StackTraits {
   static constexpr int kMinBlocks = kMultilane ? 2 : 1;
   // The split of a GATv2 score (gatv2_stack.cuh) needs registers that are free up to 16 channels.
   static constexpr bool kSplitScores = kHidden <= 16;
-  // Transposing weights by tiles pays off only where the reads of a column are far apart.
-  static constexpr bool kTiledTranspose = kHidden > 32;
   static_assert(kHidden % (4 * kLanes) == 0 && kThreads % kWarp == 0 && kWarp % kLanes == 0);
 };
 
@@ -108,74 +106,6 @@ struct StackInput {
     return stride_channel == 1 && packs<4>(data, stride_node, stride_step);
   }
 };
-
-// to[k * stride + c] = from[c * columns + k] for the first `inputs` columns. A warp copies tiles of 8 rows
-// and 4 columns, a compromise between coalesced reads and conflict-free writes.
-template <int kHidden, class S>
-__device__ void transpose_weights(const S* from, int columns, int inputs, float* to, int stride) {
-  constexpr int kRows = 8, kColumns = kWarp / kRows, kTiles = kHidden / kRows;
-  const int lane = static_cast<int>(threadIdx.x) % kWarp, warps = static_cast<int>(blockDim.x) / kWarp;
-  const int tiles = kTiles * ceil_div(inputs, kColumns);
-#pragma unroll 4
-  for (int tile = static_cast<int>(threadIdx.x) / kWarp; tile < tiles; tile += warps) {
-    const int c = tile % kTiles * kRows + lane / kColumns, k = tile / kTiles * kColumns + lane % kColumns;
-    if (k < inputs) to[k * stride + c] = load(from + c * columns + k);
-  }
-}
-
-// Calls add(k, values) for each channel k of x, with one value per item. kUnroll is for the overload below.
-template <int kUnroll = 1, class S, int kItems, class Add>
-__device__ __forceinline__ void for_each_channel(const StackInput<S>& x, const ItemGroup<kItems>& group,
-                                                 Add&& add) {
-  const S* rows[kItems];
-#pragma unroll
-  for (int i = 0; i < kItems; ++i) rows[i] = x.row(group.node[i], group.step[i]);
-#pragma unroll 4
-  for (int k = 0; k < x.channels; ++k) {
-    float values[kItems];
-#pragma unroll
-    for (int i = 0; i < kItems; ++i) values[i] = load(rows[i] + k * x.stride_channel);
-    add(k, values);
-  }
-}
-
-// The same for the channels of a tile, kUnroll quads at a time.
-template <int kUnroll = 1, int kHidden, int kLanes, int kItems, class Add>
-__device__ __forceinline__ void for_each_channel(const Tile<kHidden, kLanes>& tile,
-                                                 const ItemGroup<kItems>& group, Add&& add) {
-#pragma unroll kUnroll
-  for (int q = 0; q < kHidden / 4; ++q) {
-    float4 quads[kItems];
-#pragma unroll
-    for (int i = 0; i < kItems; ++i) quads[i] = tile.at(group.node[i], group.step[i])[q * tile.chunk];
-    const auto channel = [&](int k, float float4::* part) {
-      float values[kItems];
-#pragma unroll
-      for (int i = 0; i < kItems; ++i) values[i] = quads[i].*part;
-      add(4 * q + k, values);
-    };
-    channel(0, &float4::x);
-    channel(1, &float4::y);
-    channel(2, &float4::z);
-    channel(3, &float4::w);
-  }
-}
-
-// gate_weights[k][gate][c]: the first `inputs` columns of the three gates, transposed.
-template <class S, int kHidden>
-__device__ void fill_gate_weights(const GateWeights<S>& gates, int inputs, float* gate_weights) {
-  if constexpr (StackTraits<kHidden>::kTiledTranspose) {
-    for (int gate = 0; gate < 3; ++gate) {
-      transpose_weights<kHidden>(gate_weight(gates, gate), inputs + kHidden, inputs,
-                                 gate_weights + gate * kHidden, 3 * kHidden);
-    }
-  } else {
-    for (int i = static_cast<int>(threadIdx.x); i < 3 * inputs * kHidden; i += static_cast<int>(blockDim.x)) {
-      const int c = i % kHidden, gate = i / kHidden % 3, k = i / (3 * kHidden);
-      gate_weights[i] = load(gate_weight(gates, gate) + c * (inputs + kHidden) + k);
-    }
-  }
-}
 
 // Largest number of input channels of a convolution of the stack, which sizes the memory of its weights.
 __host__ __device__ constexpr int64_t max_inputs(int64_t channels, int64_t hidden, int64_t conv_layers) {
