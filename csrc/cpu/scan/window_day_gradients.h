@@ -34,8 +34,8 @@ class DayGradients {
     const int64_t stride = 3 * len_.padded;
     while (count > 0) {
       const int64_t rows = min(count, kChunkDays);
-      for (int64_t v = 0; v + 1 < packed_.outputs; v += 2) write<2>(node, first, rows, d_z, v);
-      if (packed_.outputs % 2 != 0) write<1>(node, first, rows, d_z, packed_.outputs - 1);
+      in_pairs(packed_.outputs,
+               [&](auto together, int64_t v) { write<together()>(node, first, rows, d_z, v); });
       for (int64_t i = 0; i < rows; ++i) {
         // Of weights that are not finite, zero cotangents would make NaN.
         if (absent(node, first + i)) clear(node, first + i);
