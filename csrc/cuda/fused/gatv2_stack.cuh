@@ -7,32 +7,27 @@
 
 namespace hiermt::cuda {
 
-// The vectors of a convolution, [5, H]: biases of both projections, att, W_e, bias.
+// The vectors of a convolution that its entries need, [3, H]: att, W_e, bias.
 template <int kHidden>
 struct ConvVectors {
   float* data;
 
-  static constexpr int kValues = 5 * kHidden;
+  static constexpr int kValues = 3 * kHidden;
 
-  explicit __device__ ConvVectors(float* data_) : data(data_) {}
   explicit __device__ ConvVectors(SharedMemory& memory) : data(memory.take<float>(kValues)) {}
   static size_t bytes() { return padded_bytes<float>(kValues); }
 
   template <class S>
   __device__ void fill(const GatV2Weights<S>& weights) const {
     for (int c = static_cast<int>(threadIdx.x); c < kHidden; c += static_cast<int>(blockDim.x)) {
-      data[c] = load(weights.lin_l_bias + c);
-      data[kHidden + c] = load(weights.lin_r_bias + c);
-      data[2 * kHidden + c] = load(weights.att + c);
-      data[3 * kHidden + c] = weights.lin_edge_weight != nullptr ? load(weights.lin_edge_weight + c) : 0.0f;
-      data[4 * kHidden + c] = load(weights.bias + c);
+      data[c] = load(weights.att + c);
+      data[kHidden + c] = weights.lin_edge_weight != nullptr ? load(weights.lin_edge_weight + c) : 0.0f;
+      data[2 * kHidden + c] = load(weights.bias + c);
     }
   }
-  __device__ const float* lin_l_bias() const { return data; }
-  __device__ const float* lin_r_bias() const { return data + kHidden; }
-  __device__ const float* att() const { return data + 2 * kHidden; }
-  __device__ const float* edge() const { return data + 3 * kHidden; }
-  __device__ const float* bias() const { return data + 4 * kHidden; }
+  __device__ const float* att() const { return data; }
+  __device__ const float* edge() const { return data + kHidden; }
+  __device__ const float* bias() const { return data + 2 * kHidden; }
 };
 
 template <int kChannels>

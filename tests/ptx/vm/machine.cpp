@@ -1,7 +1,5 @@
 #include "machine.h"
 
-#include <unistd.h>
-
 #include <algorithm>
 #include <cstdarg>
 #include <cstdio>
@@ -14,6 +12,7 @@
 #include <string>
 
 #include "counts.h"
+#include "fault.h"
 #include "warp.h"
 
 extern "C" char __executable_start;  // of the linker
@@ -298,14 +297,9 @@ std::vector<size_t> in_order(size_t count) {
 }  // namespace
 
 void fail(const char* detector, const char* format, ...) {
-  std::fprintf(stderr, "simt: %s: %s: ", detector, running != nullptr ? running->name.c_str() : "PTX");
   va_list arguments;
   va_start(arguments, format);
-  std::vfprintf(stderr, format, arguments);
-  va_end(arguments);
-  std::fputc('\n', stderr);
-  std::fflush(stderr);
-  _exit(70);
+  end_with_fault(detector, running != nullptr ? running->name.c_str() : "PTX", format, arguments);
 }
 
 void launch(const void* kernel, const Geometry& geometry, const std::vector<Argument>& arguments,

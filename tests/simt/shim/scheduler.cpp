@@ -4,7 +4,6 @@
 
 #include <sanitizer/common_interface_defs.h>
 #include <sys/mman.h>
-#include <unistd.h>
 
 #include <algorithm>
 #include <cstdarg>
@@ -14,6 +13,8 @@
 #include <memory>
 #include <utility>
 #include <vector>
+
+#include "fault.h"
 
 uint3 threadIdx, blockIdx;
 dim3 blockDim, gridDim;
@@ -245,14 +246,11 @@ void run_block(std::vector<size_t> order) {
 }  // namespace
 
 void fail(const char* detector, const char* format, ...) {
-  std::fprintf(stderr, "simt: %s: block (%u, %u, %u): ", detector, blockIdx.x, blockIdx.y, blockIdx.z);
+  char where[64];
+  std::snprintf(where, sizeof(where), "block (%u, %u, %u)", blockIdx.x, blockIdx.y, blockIdx.z);
   va_list arguments;
   va_start(arguments, format);
-  std::vfprintf(stderr, format, arguments);
-  va_end(arguments);
-  std::fputc('\n', stderr);
-  std::fflush(stderr);
-  _exit(70);
+  ptx::end_with_fault(detector, where, format, arguments);
 }
 
 int lane() {
