@@ -40,6 +40,7 @@ CONVS = [
         conv(32, steps=3, stack=stack),
         conv(5, activation=2, stack=stack),
         conv(16, nodes=50, edges=600, steps=1, stack=stack),
+        conv(16, channels=0, stack=stack),
         Case(conv(16, stack=stack), STRIDED),
     )
 ]
@@ -125,6 +126,12 @@ LAYERS = [
     layer(5, copies=2, stack=GCN, state=True, sequence=False),
     # More convolutions than one launch takes.
     layer(16, steps=2, stack=Stack(4, False)),
+    # Rounds of fewer threads than the products for the weights have parts.
+    layer(64, nodes=50, edges=100, steps=2, stack=Stack(1, between=False)),
+    layer(64, nodes=100, edges=200, steps=1),
+    layer(16, channels=0),
+    layer(5, channels=0),
+    layer(64, channels=0, steps=2, stack=Stack(1, False)),
 ]
 
 
@@ -152,6 +159,9 @@ CONSTANT_EDGES = [
         layer(32, nodes=1, edges=0, channels=3, stack=Stack(1, between=False)),
         layer(64, nodes=21, edges=100, steps=3, channels=64, stack=Stack(3)),
         layer(64, nodes=3, edges=4, copies=140, steps=2, channels=2, stack=AFTER),
+        layer(64, nodes=50, edges=100, steps=1, stack=ONE),
+        layer(16, channels=0),
+        layer(64, channels=0, steps=2),
     )
 ]
 

@@ -47,6 +47,24 @@ def test_special_values_go_where_the_twin_sends_them(problem: Problem, where: st
     assert_close(found, expected)
 
 
+@pytest.mark.hostile("special-numbers")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("channel", [0, 12])
+@pytest.mark.parametrize("hidden", [8, 16, 64])
+def test_an_infinite_channel_stays_infinite(hidden: int, channel: int, dtype: torch.dtype) -> None:
+    """Beside the last channel of x the products read what is not there."""
+    problem = conv(hidden, stack=Stack(1, False), activation=0)
+    x, *rest = problem.arguments
+    x = x.clone()
+    x[0, 0, channel] = float("inf")
+    spoilt = problem._replace(arguments=(x, *rest))
+    with Simt():
+        (found,) = run(spoilt, True, dtype, wanted=()).values
+    (expected,) = run(spoilt, False, torch.float64, wanted=(), rounded=dtype).values
+    assert expected.isinf().any() and not expected.isnan().any()
+    assert torch.equal(found.isinf(), expected.isinf()) and not found.isnan().any()
+
+
 def test_an_entry_at_minus_infinity_has_no_part_in_a_stack() -> None:
     problem = layer(16, steps=6)
     x, csr, weight, params, *rest = problem.arguments

@@ -145,7 +145,7 @@ class Maker:
         return [one for pair in pairs for one in pair]
 
     def linear(self, hidden: int, channels: int) -> list[Tensor]:
-        return [self.random(hidden, channels) * channels**-0.5, 0.4 * self.random(hidden)]
+        return [self.random(hidden, channels) * max(channels, 1) ** -0.5, 0.4 * self.random(hidden)]
 
     def stack_params(self, hidden: int, channels: int, stack: Stack) -> list[Tensor]:
         found: list[Tensor] = []

@@ -117,13 +117,14 @@ void conv_backward(const GcnBackward<S>& p, Stream& on) {
     const EntryWeightTerm<C> term{masked ? scales : nullptr, d_degree, d_y, projected, hidden};
     edge_weight_grad(p, term, on);
   }
-  if (p.d_x == nullptr && p.grads.lin_weight == nullptr) return;
+  if (p.d_x == nullptr && p.grads.bias == nullptr) return;
   dispatch_rows(f, [&](auto constant, auto mask, int64_t blocks) {
     launch(gcn_conv_bwd_source_kernel<S, constant, mask>, blocks, ConvTraits::kThreads, 0, on, f, scales, d_y,
            projected, f.rows());
   });
   const auto rounded = rounds_operands<S>(f.tf32);
-  if (p.grads.lin_weight != nullptr) {
+  // Not lin_weight: without channels of x it has no elements.
+  if (p.grads.bias != nullptr) {
     weight_grad<C>(DenseRows<C, 2>{projected, hidden, f.hidden, d_y - projected}, SequenceRows<S>::of(f),
                    f.rows(), GcnGradsOut<C>{p.grads, hidden, channels}, rounded, on);
   }

@@ -23,7 +23,8 @@ struct BackwardTraits {
   // Lanes of an item: 16 channels a lane would spill at 64, and eight lanes read a tile without bank
   // conflicts.
   static constexpr int kLanes = kHidden <= 16 ? 1 : kHidden / 8;
-  static_assert(kThreads % kWarp == 0 && kWarp % kLanes == 0);
+  static constexpr int kLeastThreads = WeightUnits<kHidden>::kLeastThreads;
+  static_assert(kThreads % kWarp == 0 && kWarp % kLanes == 0 && kLeastThreads <= threads(true));
 };
 // Each block has a partial sum of the gradients, so a block loops over its tasks if there are more of them.
 constexpr int64_t kMaxStackBlocks = 2 * StackLimits::kBlocks;
@@ -65,7 +66,7 @@ __device__ __forceinline__ void input_projection_backward(const StackBackward<S>
                                                           const Tile<kHidden, kLanes>& d_y,
                                                           float* warp_sums) {
   const int channels = static_cast<int>(p.x.channels), columns = channels + 2 * kHidden;
-  const RowInput<Row> d_gates{p.d_gates, 3 * kHidden, row};
+  const RowInput<3 * kHidden, Row> d_gates{p.d_gates, row};
   if (p.d_x != nullptr) {
     const InputColumns<GateColumns<S>> weight{{{p.gates, columns}, kHidden}, channels};
     write_d_x<S, kHidden>(items, memory, weight, 1, 3 * kHidden, DenseOut<S>{p.d_x, channels, channels, 0},
@@ -229,12 +230,15 @@ __global__ void __launch_bounds__(BackwardTraits<kHidden>::threads(kEdges), 1)
       } else {
         for_each_lane_items<kBackwardItems>(items, take_d_x_r);
       }
-      for (int first = 0; first < width; first += kHidden) {
+      // Also without inputs: the sums for the biases are in the first product.
+      int first = 0;
+      do {
         if (layer == 0) stage_input(items, StackInput<S>(p.x, copy, first_step), presence, first, inputs);
         __syncthreads();
         weight_products<S>(items, x_l, x_r, inputs, first, width, matrices);
         __syncthreads();
-      }
+        first += kHidden;
+      } while (first < width);
     }
   }
 }
@@ -322,14 +326,14 @@ int gatv2_stack_backward(const ConvStackBackward<S, Compute<S>>& p, const GateWe
         stack.chunks = ceil_div(stack.steps, stack.chunk);
         stack.values = static_cast<int>(plan.values);
         const int64_t items = f.graph.num_nodes * plan.chunk * T::kLanes;
-        const int64_t wanted =
-            items > WeightUnits<kHidden>::kLeastThreads ? items : WeightUnits<kHidden>::kLeastThreads;
         const bool edges = p.d_edge_weight != nullptr;
         const BackwardWorkspace memory(workspace, plan, f, edges);
         stack.partial = memory.partial;
         stack.pairs = memory.pairs;
         stack.d_edges = memory.d_edges;
-        const int64_t threads = stack_threads(wanted, T::threads(edges));
+        // What spreads the items evenly, but no fewer than the weight products have units.
+        const int64_t evenly = stack_threads(items, T::threads(edges));
+        const int64_t threads = evenly > T::kLeastThreads ? evenly : T::kLeastThreads;
         HIERMT_CUDA_RETURN_IF_ERROR(launch(
             edges ? gatv2_stack_bwd_kernel<S, kHidden, true> : gatv2_stack_bwd_kernel<S, kHidden, false>,
             dim3(static_cast<unsigned>(plan.blocks)), dim3(static_cast<unsigned>(threads)), plan.shared_bytes,

@@ -9,25 +9,25 @@
 
 namespace hiermt::cuda {
 
-// Rows of `channels` values of the items in global memory, aligned to quads. row(node, step) is the number of a row.
-template <class Row>
+// Rows of kChannels values of the items in global memory, aligned to quads. row(node, step) is the number of a row.
+template <int kChannels, class Row>
 struct RowInput {
   const float* data;
-  int channels;
   Row row;
 
   __device__ __forceinline__ const float* at(int node, int step) const {
-    return data + static_cast<int64_t>(row(node, step)) * channels;
+    return data + static_cast<int64_t>(row(node, step)) * kChannels;
   }
-  __device__ __forceinline__ int width() const { return channels; }
+  __device__ __forceinline__ int width() const { return kChannels; }
   template <int kItems>
   __device__ __forceinline__ void quads(const LaneItems<kItems>& items, int block,
                                         float (&values)[kItems][4]) const {
     const int k = block * kBlockColumns + static_cast<int>(threadIdx.x) % 4 * 4;
-    // Behind the last channel the weights are zero.
+    const bool inside = kChannels % kBlockColumns == 0 || k < kChannels;
 #pragma unroll
     for (int i = 0; i < kItems; ++i) {
-      load_quad(at(items.node(i), items.step(i)) + (k < channels ? k : 0), values[i]);
+      load_quad(at(items.node(i), items.step(i)) + (inside ? k : 0), values[i]);
+      clear_unless(inside, values[i]);
     }
   }
   __device__ __forceinline__ float channel(int node, int step, int k) const { return at(node, step)[k]; }

@@ -44,7 +44,12 @@ __device__ __forceinline__ void for_each_lane_items(const StackItems& items, F&&
   for (int first = warp * At::kGroup; first < count; first += warps * At::kGroup) f(At(items, first));
 }
 
-// Inputs of a product: quads(at, block, values) are those of this lane, channel(node, step, k) any channel.
+// Inputs of a product: quads(at, block, values) are those of this lane, channel(node, step, k) any channel. Channels
+// behind the last are zeros: an infinite one times the zero of a weight would be NaN.
+__device__ __forceinline__ void clear_unless(bool inside, float (&values)[4]) {
+#pragma unroll
+  for (int k = 0; k < 4; ++k) values[k] = inside ? values[k] : 0.0f;
+}
 
 // Channels of x; zeros of an item that is not there.
 template <class S>
@@ -63,7 +68,7 @@ struct SequenceInput {
     unsigned offsets[4];
 #pragma unroll
     for (int j = 0; j < 4; ++j) {
-      // Past the end it repeats the last channel: the weights are zero.
+      // Past the end it reads the last channel: no load has a branch.
       offsets[j] = static_cast<unsigned>((k + j < x.channels ? k + j : x.channels - 1) * x.stride_channel);
     }
 #pragma unroll
@@ -74,12 +79,12 @@ struct SequenceInput {
         load_quad(x.data + (row + k), values[i]);
       } else {
 #pragma unroll
-        for (int j = 0; j < 4; ++j) values[i][j] = load(x.data + (row + offsets[j]));
+        for (int j = 0; j < 4; ++j) {
+          const float value = load(x.data + (row + offsets[j]));
+          values[i][j] = k + j < x.channels ? value : 0.0f;
+        }
       }
-      if (presence.masked() && !presence.has(node, step)) {
-#pragma unroll
-        for (int j = 0; j < 4; ++j) values[i][j] = 0.0f;
-      }
+      if (presence.masked()) clear_unless(presence.has(node, step), values[i]);
     }
   }
   __device__ __forceinline__ float channel(int node, int step, int k) const {
@@ -97,10 +102,13 @@ struct TileInput {
   template <int kItems>
   __device__ __forceinline__ void quads(const LaneItems<kItems>& at, int block,
                                         float (&values)[kItems][4]) const {
-    int q = block * (kBlockColumns / 4) + static_cast<int>(threadIdx.x) % 4;
-    if (kHidden % kBlockColumns != 0 && q >= kHidden / 4) q = 0;  // the weights are zero
+    const int q = block * (kBlockColumns / 4) + static_cast<int>(threadIdx.x) % 4;
+    const bool inside = kHidden % kBlockColumns == 0 || q < kHidden / 4;
 #pragma unroll
-    for (int i = 0; i < kItems; ++i) load_quad(tile.quad(at.node(i), at.step(i), q), values[i]);
+    for (int i = 0; i < kItems; ++i) {
+      load_quad(tile.quad(at.node(i), at.step(i), inside ? q : 0), values[i]);
+      clear_unless(inside, values[i]);
+    }
   }
   __device__ __forceinline__ float channel(int node, int step, int k) const {
     return tile.quad(node, step, k / 4)[k % 4];
