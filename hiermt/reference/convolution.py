@@ -170,7 +170,7 @@ def attention(
         # Not in place: vmap may batch the weights alone.
         z = z + (edge.unsqueeze(-1) if edge.dim() == 2 else edge)
     if present is not None:
-        # Before the product with att: zero times what is not finite would reach the gradients of both ends.
+        # Before the product with att: zero times what is not finite would reach the gradients of att and of both ends.
         z = torch.where(edges.there(present).unsqueeze(1), z, 0)
     z = F.leaky_relu(z, ATTENTION_SLOPE, inplace=not recorded())
     score = torch.bmm(att.reshape(1, 1, -1).expand(z.size(0), -1, -1), z).squeeze(1)  # [E, M]

@@ -82,9 +82,8 @@ def test_a_stack(kind: str, backend: str) -> None:
     base = layer(kind, 2, hidden=8)
     for where, problem in spoilt(base):
         leaves = [problem.x, *problem.convs, *([] if problem.weight is None else [problem.weight])]
-        options = {key: value for key, value in problem.options.items() if key != "sequence"}
         found = functional.conv_stack(
-            problem.x, problem.graph, problem.convs, **options, activation="none", present=problem.present,
+            problem.x, problem.graph, problem.convs, **problem.options, activation="none", present=problem.present,
             backend=backend,
         )  # fmt: skip
         days = []
@@ -100,3 +99,19 @@ def test_a_stack(kind: str, backend: str) -> None:
         seeds[~problem.present] = torch.inf
         pairs = [torch.autograd.grad(y, leaves, seeds) for y in (found, expected)]
         assert_same_places(where, *(list(one) for one in pairs))
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("kind", ["edge", "bare", "gcn"])
+def test_a_layer_without_a_stock(kind: str, backend: str) -> None:
+    """Nothing reads a parameter or a weight, so that their gradients are zero; the states are kept."""
+    base = layer(kind, 2, hidden=8)
+    base = base._replace(present=torch.zeros_like(base.present))
+    for leaf in range(2, len(base.leaves)):
+        problem = base.with_leaves(torch.float32)
+        with torch.no_grad():
+            problem.leaves[leaf].fill_(torch.inf)
+        y = problem.run(backend)
+        assert torch.equal(y, problem.h0.unsqueeze(1).expand_as(y))
+        for i, found in enumerate(gradients(y, problem.leaves)):
+            assert i == 1 or not found.any(), f"tensor {leaf}: gradient {i}"
