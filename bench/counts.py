@@ -8,7 +8,7 @@
 The kernels run as the PTX that nvcc makes of them, see tests/ptx. Full issue is one instruction a cycle on each of the
 four schedulers of 132 multiprocessors at 1.98 GHz, an H100: no kernel is faster than that. Registers are those that
 ptxas reported to the last build with CUDA kernels (FORCE_CUDA=1 TORCH_CUDA_ARCH_LIST=9.0+PTX); without one the
-occupancy is left out, and --save wants to be told so.
+occupancy is left out, and --save is an error.
 """
 
 from __future__ import annotations
@@ -129,7 +129,6 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--cases", default="stocks-3200", help="comma-separated, see bench/cases.py")
     parser.add_argument("--passes", default="forward,training", help="comma-separated")
-    parser.add_argument("--no-occupancy", action="store_true", help="save without it, where no build has CUDA kernels")
     parser.add_argument("--save", action="store_true", help=f"write {RESULTS.name}")
     parser.add_argument("--check", action="store_true", help=f"compare with {RESULTS.name}")
     options = parser.parse_args()
@@ -137,8 +136,8 @@ def main() -> int:
     if reason is not None:
         print(f"bench/counts.py {reason}", file=sys.stderr)
         return 2
-    if options.save and not options.no_occupancy and not registers():
-        print("the occupancy needs a build with CUDA kernels; --no-occupancy leaves it out", file=sys.stderr)
+    if options.save and not registers():
+        print("the occupancy, which --save writes, needs a build with CUDA kernels", file=sys.stderr)
         return 2
     saved = report.load_counts(RESULTS) if RESULTS.exists() else {}
     found = dict(saved)

@@ -79,8 +79,9 @@ def compiler() -> str | None:
     return shutil.which("g++") if os.uname().machine == "x86_64" else None
 
 
+@functools.cache
 def build(runner: Runner = OPERATORS) -> Path:
-    """Compiles what changed since the last call; returns the program. Of several processes one compiles."""
+    """Compiles what has changed; returns the program. Of several processes one compiles, and each looks once."""
     runner.folder.mkdir(parents=True, exist_ok=True)
     with open(runner.folder / ".lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
@@ -124,12 +125,6 @@ def _is_new(target: Path) -> bool:
     return all(path.exists() and path.stat().st_mtime < made for path in [*read, Path(__file__)])
 
 
-@functools.cache
-def program() -> Path:
-    """The program, looked at once: a test calls it hundreds of times."""
-    return build()
-
-
 class Result(NamedTuple):
     """Tensors that an operator returned, the kernels it launched, and the most bytes that it had allocated at once."""
 
@@ -155,7 +150,7 @@ def send(op: str, arguments: Sequence[Any], environment: dict[str, str] | None =
 
     variables = {name: value for name, value in os.environ.items() if name.startswith("HIERMT_SIMT_")}
     variables |= ENVIRONMENT | (environment or {})
-    server = started(program(), frozenset(variables.items()))
+    server = started(build(), frozenset(variables.items()))
     code, out, err = server.call(op, message.getvalue())
     if code != 0:
         raise SimtFault(f"{op}: exit {code}: {err.decode(errors='replace')[:4000]}")
