@@ -1,4 +1,4 @@
-"""No kernel of a benchmark case executes more than bench/results/counts-sm90.json says, with a margin of 3 %."""
+"""No pass of a benchmark case executes more than bench/results/counts-sm90.json says, with a margin of 3 %."""
 
 from __future__ import annotations
 
