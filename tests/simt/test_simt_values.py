@@ -101,6 +101,16 @@ def test_a_day_of_no_window_counts_for_nothing() -> None:
         assert gradient is not None and not gradient[:, unused].any()
 
 
+@pytest.mark.hostile("special-numbers")
+@pytest.mark.parametrize("value", SPECIAL)
+def test_a_weight_that_is_not_finite_gives_a_day_of_no_window_no_gradient(value: float) -> None:
+    problem = windows(16)
+    x, g, h0, gates, *rest = problem.arguments
+    gates = [gates[0].clone().fill_(value), *gates[1:]]
+    for gradient in bits(problem._replace(arguments=(x, g, h0, gates, *rest)))[1:3]:
+        assert gradient is not None and gradient.isnan().any() and not gradient[:, [6, 7, 8, 13]].any()
+
+
 def test_one_window_over_all_days_is_the_plain_scan() -> None:
     problem = windows(16, starts=(0,), days=5, steps=5, stocks=7)
     plain = scan(16)._replace(arguments=problem.arguments[:4])

@@ -179,10 +179,11 @@ __global__ void __launch_bounds__(ConvTraits::kThreads)
   C x_j[kChannels], d_x_l[kChannels] = {};
   split.load_aligned(memory.x_l + group.offset(), first, x_j);
 
-  const int end = p.graph.colptr[at.node + 1];
+  const int end = kMasked && !p.present[group.row] ? 0 : p.graph.colptr[at.node + 1];
   for (int k = p.graph.colptr[at.node]; k < end; ++k) {
     const int entry = p.graph.csr2csc[k];
-    const int64_t other = (step_row + static_cast<int64_t>(p.graph.row[k]) * steps) * hidden;
+    const int64_t target = step_row + static_cast<int64_t>(p.graph.row[k]) * steps, other = target * hidden;
+    if (kMasked && !p.present[target]) continue;
     const EdgeState<C> edge = edges[entry * instances];
     C edge_weight = p.edge_weight != nullptr ? load(p.edge_weight + entry) : C(0);
     if (kMasked && p.graph.row[k] == at.node) edge_weight = memory.loops[group.row].weight;
@@ -208,13 +209,16 @@ struct EdgeWeightTerm {
   __device__ __forceinline__ C operator()(int entry, int instance, int64_t source, int64_t target,
                                           int c) const {
     const int64_t instances = p.graph.copies * p.steps, hidden = p.hidden;
-    if (p.present != nullptr && source == target) return C(0);  // a loop: the others share its gradient
+    if (p.present != nullptr) {
+      // Of a loop the others share the gradient.
+      if (source == target || !p.present[source] || !p.present[target]) return C(0);
+    }
     const C projected = load(p.weights.lin_edge_weight + c);
     const C z = memory.x_l[source * hidden + c] +
                 (memory.x_r[target * hidden + c] + load(p.edge_weight + entry) * projected);
     C term = memory.edges[entry * instances + instance].d_score * load(p.weights.att + c) * projected *
              (z > C(0) ? C(1) : C(kAttentionSlope));
-    if (p.present != nullptr && c == 0 && p.present[source]) term += memory.loops[target].d_weight;
+    if (p.present != nullptr && c == 0) term += memory.loops[target].d_weight;
     return term;
   }
 };
@@ -255,7 +259,8 @@ void conv_backward(const GatV2Backward<S>& p, Stream& on) {
   }
   if (p.d_x == nullptr) return;
   linear<C, 1>(d_projections, Transposed<PairWeights<S>>{{f.weights, channels}, hidden},
-               DenseOut<S>{p.d_x, channels, channels, 0, p.accumulate_d_x}, f.rows(), channels, rounded, on);
+               InputGradientOut<S>{{p.d_x, channels, channels, 0, p.accumulate_d_x}, f.present}, f.rows(),
+               channels, rounded, on);
 }
 
 #define HIERMT_INSTANTIATE(S) template void conv_backward<S>(const GatV2Backward<S>&, Stream&);

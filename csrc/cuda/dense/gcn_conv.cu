@@ -131,7 +131,8 @@ void conv_backward(const GcnBackward<S>& p, Stream& on) {
   if (p.d_x == nullptr) return;
   linear<C, 1>(DenseRows<C, 1>{projected, hidden, f.hidden, 0},
                PlainWeight<S>{f.weights.lin_weight, channels, 1},
-               DenseOut<S>{p.d_x, channels, channels, 0, p.accumulate_d_x}, f.rows(), channels, rounded, on);
+               InputGradientOut<S>{{p.d_x, channels, channels, 0, p.accumulate_d_x}, f.present}, f.rows(),
+               channels, rounded, on);
 }
 
 #define HIERMT_INSTANTIATE(S)                                   \

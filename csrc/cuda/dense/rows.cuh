@@ -136,4 +136,23 @@ struct DenseOut {
   }
 };
 
+// The gradient of an input, zero where its node is not there and on days of no window: there the cotangents are zero,
+// and zero times a weight that is not finite is not zero.
+template <class S>
+struct InputGradientOut {
+  DenseOut<S> out;
+  const bool* present;        // [rows], or nullptr
+  const int* used = nullptr;  // [days], or nullptr
+  int days = 1;
+
+  template <class C>
+  __device__ __forceinline__ void write(int row, int group, int channel, const C (&values)[4]) const {
+    const bool there = (present == nullptr || present[row]) && (used == nullptr || used[row % days] != 0);
+    C kept[4];
+#pragma unroll
+    for (int i = 0; i < 4; ++i) kept[i] = there ? values[i] : C(0);
+    out.write(row, group, channel, kept);
+  }
+};
+
 }  // namespace hiermt::cuda

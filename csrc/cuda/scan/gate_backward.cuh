@@ -14,28 +14,20 @@ DenseRows<C, 3> gate_cotangents(const C* d_gates, int64_t hidden) {
 }
 
 // Applies the nonlinearity and stores the gates: u and r, or c if `candidate`; r goes where `reset` points.
-// With kMasked u is 1, and r and c are 0, where the node is not there: then every cotangent of the step is zero but
-// that of the state, which passes.
-template <class S, bool kMasked>
+template <class S>
 struct GateOut {
   S* gates;  // [N * T, 3H]
   ResetGate<S> reset;
   int hidden;
   bool candidate;
-  const typename GateRows<S>::Row* rows;  // of the block, from first_row on
-  int first_row;
 
   template <class C>
   __device__ __forceinline__ void write(int row, int group, int channel, const C (&values)[4]) const {
     S* to = gates + static_cast<int64_t>(row) * (3 * hidden) + (candidate ? 2 * hidden : 0);
     if (group == 1) to = reset.data + static_cast<int64_t>(row) * reset.stride;
-    const bool absent = kMasked && !GateRows<S>::has_input(rows[row - first_row]);
     C gate[4];
 #pragma unroll
-    for (int i = 0; i < 4; ++i) {
-      gate[i] = candidate ? tanh(values[i]) : sigmoid(values[i]);
-      if (kMasked && absent) gate[i] = C(group == 0 && !candidate);
-    }
+    for (int i = 0; i < 4; ++i) gate[i] = candidate ? tanh(values[i]) : sigmoid(values[i]);
     store_part(to, channel, hidden, gate);
   }
 };
@@ -63,14 +55,13 @@ struct GateWorkspace {
 
 // Recomputes the gates, [N * T, 3H], of a block's rows: u and r, then c, which reads r * h_{t-1}: the r that its own
 // warp wrote.
-template <class S, bool kRounded, bool kMasked>
+template <class S, bool kRounded>
 __global__ void __launch_bounds__(LinearTraits::kThreads, LinearTraits::kMinBlocks)
     gates_kernel(GateRows<S> in, S* gates, int rows) {
   const LinearTile<Compute<S>, kRounded, 2, GateRows<S>> tile(in, rows);
   const int hidden = static_cast<int>(in.p.hidden), columns = in.widths[0] + in.widths[1] + hidden;
   const GateColumns<S> of_state{in.p.weights, columns}, of_candidate{in.p.weights, columns, 2};
-  const GateOut<S, kMasked> out{gates, in.reset, hidden, false, tile.row_of, tile.first_row};
-  const GateOut<S, kMasked> out_candidate{gates, in.reset, hidden, true, tile.row_of, tile.first_row};
+  const GateOut<S> out{gates, in.reset, hidden, false}, out_candidate{gates, in.reset, hidden, true};
   for (int c = 0; c < hidden; c += LinearTraits::kChannels) {
     linear_tile<2, false>(tile, in, of_state, out, c, hidden);
   }
@@ -83,26 +74,26 @@ __global__ void __launch_bounds__(LinearTraits::kThreads, LinearTraits::kMinBloc
 template <class S>
 void compute_gates(const GateRows<S>& in, S* gates, int64_t rows, Stream& on) {
   dispatch_rounded(rounds_operands<S>(in.p.tf32), [&](auto rounded) {
-    dispatch_masked(in.p.present, [&](auto masked) {
-      using Tile = LinearTile<Compute<S>, decltype(rounded)::value, 2, GateRows<S>>;
-      launch(gates_kernel<S, decltype(rounded)::value, masked>, Tile::blocks(rows), LinearTraits::kThreads,
-             Tile::bytes(), on, in, gates, rows);
-    });
+    using Tile = LinearTile<Compute<S>, decltype(rounded)::value, 2, GateRows<S>>;
+    launch(gates_kernel<S, decltype(rounded)::value>, Tile::blocks(rows), LinearTraits::kThreads,
+           Tile::bytes(), on, in, gates, rows);
   });
 }
 
-// d_x [rows, F] and d_g [rows, H] from the cotangents of the gates, each if it is given.
+// d_x [rows, F] and d_g [rows, H] from the cotangents of the gates, each if it is given. `used` as in GateRows.
 template <class S>
-void input_gradients(const GatedScanForward<S>& f, const Compute<S>* d_gates, S* d_x, S* d_g, int64_t rows,
-                     Stream& on) {
+void input_gradients(const GatedScanForward<S>& f, const Compute<S>* d_gates, const int* used, S* d_x, S* d_g,
+                     int64_t rows, Stream& on) {
   const int hidden = static_cast<int>(f.hidden), channels = static_cast<int>(f.x.channels);
   const int columns = channels + static_cast<int>(f.g_channels) + hidden;
   // To `width` channels from the columns of the gates from column `first` on, transposed.
   const auto back = [&](S* to, int first, int width) {
     if (to == nullptr) return;
-    linear<Compute<S>, 1>(gate_cotangents(d_gates, f.hidden),
-                          Transposed<GateColumns<S>>{{f.weights, columns, 0, first}, hidden},
-                          DenseOut<S>{to, width, width, 0}, rows, width, rounds_operands<S>(f.tf32), on);
+    linear<Compute<S>, 1>(
+        gate_cotangents(d_gates, f.hidden),
+        Transposed<GateColumns<S>>{{f.weights, columns, 0, first}, hidden},
+        InputGradientOut<S>{{to, width, width, 0}, f.present, used, static_cast<int>(f.steps)}, rows, width,
+        rounds_operands<S>(f.tf32), on);
   };
   back(d_x, 0, channels);
   back(d_g, channels, hidden);

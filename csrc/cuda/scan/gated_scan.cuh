@@ -38,7 +38,7 @@ struct ResetGate {
 };
 
 // Rows [x_t, g_t, h_{t-1}] of the steps of nodes, of windows of a series (x and g of the day), or of its days
-// (without h). x and g are zeros where the node is not there: not even a NaN counts. The alternative of h_{t-1} is
+// (without h). They are zeros where the node is not there: not even a NaN counts. The alternative of h_{t-1} is
 // r_t * h_{t-1}.
 template <class S>
 struct GateRows {
@@ -59,8 +59,6 @@ struct GateRows {
   __host__ __device__ int width(int piece) const {
     return piece == 0 ? widths[0] : piece == 1 ? widths[1] : widths[2];
   }
-  // Whether the node is there, and its day in a window.
-  __device__ static bool has_input(const Row& row) { return row.at[0] != nullptr; }
   __device__ Row row(int r) const {
     const int steps = static_cast<int>(p.steps);
     RowIndex at(r, static_cast<int>(p.num_nodes), steps);
@@ -71,12 +69,8 @@ struct GateRows {
       row_g = static_cast<int64_t>(at.node) * windows.days + at.step;
       at.copy = 0;
     }
-    Row row = {};
-    if ((used == nullptr || used[at.step] != 0) && (p.present == nullptr || p.present[row_g])) {
-      // x without channels has no address; any other says that the node is there.
-      row.at[0] = p.x.channels != 0 ? p.x.data + sequence_offset(p.x, at) : p.weights.u_weight;
-      row.at[1] = p.g + row_g * p.g_channels;
-    }
+    if ((used != nullptr && used[at.step] == 0) || (p.present != nullptr && !p.present[row_g])) return {};
+    Row row = {{p.x.data + sequence_offset(p.x, at), p.g + row_g * p.g_channels}};
     if (widths[2] == 0) return row;
     row.at[2] = step > 0          ? p.h + (int64_t{r} - 1) * p.hidden
                 : p.h0 != nullptr ? p.h0 + node * p.hidden

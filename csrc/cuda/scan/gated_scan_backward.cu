@@ -9,6 +9,9 @@
 //
 // With windows the backward of the recurrence runs per window. The cotangents of the input projection are then summed
 // over the windows that contain a day, and the gradients of x, g and the input columns are computed per day.
+//
+// With kMasked the cotangents of the gates of a node that is not there are zero, and d_h_{t-1} is d_h, whatever its
+// state and the weights are: zero times what is not finite is not zero.
 #include "cuda/scan/gate_backward.cuh"
 #include "cuda/scan/lanes.cuh"
 #include "cuda/scan/window_sums.cuh"
@@ -39,10 +42,10 @@ __device__ __forceinline__ SavedStep<Compute<S>> read_step(const GatedScanBackwa
   return step;
 }
 
-template <class S, class Lane>
+template <class S, class Lane, bool kMasked>
 __global__ void __launch_bounds__(Lane::kThreads, Lane::kMinBlocks)
-    gated_scan_bwd_kernel(GatedScanBackward<S, Compute<S>> p, ResetGate<S> reset, const Compute<S>* packed,
-                          Compute<S>* d_gates, int nodes) {
+    gated_scan_bwd_kernel(GatedScanBackward<S, Compute<S>> p, WindowDays days, ResetGate<S> reset,
+                          const Compute<S>* packed, Compute<S>* d_gates, int nodes) {
   constexpr int kNodes = Lane::kNodes;
   using C = Compute<S>;
   SharedMemory memory;
@@ -55,27 +58,32 @@ __global__ void __launch_bounds__(Lane::kThreads, Lane::kMinBlocks)
   C carry[kNodes];
   C* out[kNodes];  // of the step
   int64_t node[kNodes];
+  const bool* present[kNodes] = {};
   SavedStep<C> next[kNodes] = {};
 #pragma unroll
   for (int q = 0; q < kNodes; ++q) {
     // Threads past the last node repeat it and write nothing.
     node[q] = lane.first_node + q < nodes ? lane.first_node + q : nodes - 1;
     out[q] = d_gates + (node[q] * steps + steps - 1) * 3 * hidden + c;
+    if constexpr (kMasked) present[q] = p.forward.present + days.first_row(static_cast<int>(node[q]));
     carry[q] = p.d_h_last != nullptr ? load(p.d_h_last + node[q] * hidden + c) : C(0);
     if (Lane::kPrefetch && steps > 0) next[q] = read_step(p, reset, node[q], steps - 1, c);
   }
   lane.sync();
   for (int t = steps - 1; t >= 0; --t) {
     SavedStep<C> step[kNodes];
-    C d_s[kNodes] = {};
+    C d_s[kNodes] = {}, held[kNodes];
+    bool there[kNodes];
 #pragma unroll
     for (int q = 0; q < kNodes; ++q) {
       step[q] = Lane::kPrefetch ? next[q] : read_step(p, reset, node[q], t, c);
       if (Lane::kPrefetch && t > 0) next[q] = read_step(p, reset, node[q], t - 1, c);
       const SavedStep<C>& s = step[q];
       const C d_h = carry[q] + s.d_h;
-      const C d_c = d_h * (C(1) - s.u) * (C(1) - s.candidate * s.candidate);
-      const C d_u = d_h * (s.h_prev - s.candidate) * s.u * (C(1) - s.u);
+      there[q] = !kMasked || present[q][t];
+      held[q] = d_h;
+      const C d_c = there[q] ? d_h * (C(1) - s.u) * (C(1) - s.candidate * s.candidate) : C(0);
+      const C d_u = there[q] ? d_h * (s.h_prev - s.candidate) * s.u * (C(1) - s.u) : C(0);
       all_d_c[q * hidden + c] = d_c;
       all_d_u[q * hidden + c] = d_u;
       carry[q] = d_h * s.u;
@@ -85,7 +93,7 @@ __global__ void __launch_bounds__(Lane::kThreads, Lane::kMinBlocks)
     lane.multiply(2, all_d_c, d_s, 0, all_d_u, carry);
 #pragma unroll
     for (int q = 0; q < kNodes; ++q) {
-      const C d_r = d_s[q] * step[q].h_prev * step[q].r * (C(1) - step[q].r);
+      const C d_r = there[q] ? d_s[q] * step[q].h_prev * step[q].r * (C(1) - step[q].r) : C(0);
       all_d_r[q * hidden + c] = d_r;
       carry[q] += d_s[q] * step[q].r;
       if (lane.first_node + q < nodes) out[q][hidden] = d_r;
@@ -93,6 +101,8 @@ __global__ void __launch_bounds__(Lane::kThreads, Lane::kMinBlocks)
     }
     lane.sync();
     lane.multiply(1, all_d_r, carry);
+#pragma unroll
+    for (int q = 0; q < kNodes; ++q) carry[q] = there[q] ? carry[q] : held[q];
   }
 #pragma unroll
   for (int q = 0; q < kNodes; ++q) {
@@ -129,9 +139,11 @@ Compute<S>* gated_scan_backward(const GatedScanBackward<S, Compute<S>>& given, S
   in.windows = days;
   compute_gates(in, gates.values, rows, on);
   dispatch_lane<S, true>(p.forward, 3, on, [&](const auto& scan) {
-    launch(gated_scan_bwd_kernel<S, typename std::decay_t<decltype(scan)>::Lane>, scan.blocks, scan.threads,
-           scan.shared_bytes, on, p, gates.reset, scan.packed, gates.d_gates,
-           p.forward.copies * p.forward.num_nodes);
+    using Lane = typename std::decay_t<decltype(scan)>::Lane;
+    dispatch_masked(f.present, [&](auto masked) {
+      launch(gated_scan_bwd_kernel<S, Lane, masked>, scan.blocks, scan.threads, scan.shared_bytes, on, p,
+             days, gates.reset, scan.packed, gates.d_gates, p.forward.copies * p.forward.num_nodes);
+    });
   });
   if (windows) {
     sum_windows(gates.d_gates, days, f.windows->count, day_rows, 3 * f.hidden, d_days, used, on);
@@ -148,7 +160,7 @@ Compute<S>* gated_scan_backward(const GatedScanBackward<S, Compute<S>>& given, S
     // The gradients of the columns that read the state are sums over windows, all others sums over days.
     GateRows<S> states(p.forward, false, true), of_days(f, true, false);
     states.reset = gates.reset;
-    states.p.present = nullptr;  // of the days: these rows have neither x nor g
+    if (f.present != nullptr) states.windows = days;  // the mask is of the days
     of_days.used = used;
     const GateGrads<C> weights{all.u_weight, nullptr, all.r_weight, nullptr, all.c_weight, nullptr};
     weight_grads(weights, gates.d_gates, states, rows, inputs, hidden);
@@ -163,7 +175,7 @@ Compute<S>* gated_scan_backward(const GatedScanBackward<S, Compute<S>>& given, S
       ordered_sum(on, sum_of_gates(found));
     }
   }
-  input_gradients(f, d_days, p.d_x, p.d_g, day_rows, on);
+  input_gradients(f, d_days, used, p.d_x, p.d_g, day_rows, on);
   return d_days;
 }
 
