@@ -18,6 +18,8 @@ from hiermt.native import extension
 from support import every_kernel
 
 torch.set_num_threads(2)
+# torch.manual_seed keeps a stack trace for each kind of device that is not there, which takes longer than many tests.
+seed = torch.manual_seed if torch.cuda.is_available() else torch.default_generator.manual_seed
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -69,7 +71,7 @@ def pytest_configure(config: pytest.Config) -> None:
 @pytest.fixture(autouse=True)
 def _seeded_and_poisoned() -> Iterator[None]:
     """Same random numbers in every test, and memory that was not written reads as NaN."""
-    torch.manual_seed(0)
+    seed(0)
     torch.utils.deterministic.fill_uninitialized_memory = True
     torch.use_deterministic_algorithms(True)
     yield

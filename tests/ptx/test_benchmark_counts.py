@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-import subprocess
 import sys
 
 import pytest
 
 from ptx import sources
+from ptx.test_counts import module
 from simt.cases import needs_harness
 from simt.harness import ROOT
 
@@ -19,8 +19,10 @@ PASSES = json.loads((ROOT / "bench" / "results" / "counts-sm90.json").read_text(
 
 
 @pytest.mark.parametrize("name", PASSES)
-def test_as_many_instructions_as_were_counted(name: str) -> None:
+def test_as_many_instructions_as_were_counted(
+    name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     case, direction = name.split()
-    command = [sys.executable, "bench/counts.py", "--cases", case, "--passes", direction, "--check"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stdout + done.stderr
+    monkeypatch.setattr(sys, "argv", ["counts.py", "--cases", case, "--passes", direction, "--check"])
+    status = module("counts", monkeypatch).main()
+    assert status == 0, capsys.readouterr().out
