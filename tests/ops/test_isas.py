@@ -3,19 +3,26 @@
 from __future__ import annotations
 
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 from hiermt.native import extension
+from support import scripts
 
 if (_reason := extension.why_not_native("cpu")) is not None:
     pytest.skip(_reason, allow_module_level=True)
 
 HERE = Path(__file__).resolve().parent
-FILES = ("test_contract.py", "test_vmath.py")
+SCRIPT = """
+import sys, pytest
+from hiermt import _C
+
+if _C.build_info()["cpu_isa"] != {isa!r}:
+    sys.exit(77)
+files = ["ops/test_contract.py", "ops/test_vmath.py"]
+sys.exit(pytest.main(["-q", "-x", "-p", "no:cacheprovider", "-k", {chosen!r}, *files]))
+"""
 # What depends on the width of a vector. The rest is the same on every set, the form of a graph and the phases of a wide
 # one too.
 CHOSEN = "(test_vmath or test_equals_twin or part_alone or at_most_twice or windows_equal) and not graph_prepare"
@@ -32,18 +39,7 @@ def test_kernels_of(isa: str) -> None:
         pytest.skip(f"{isa} is not in this build")
     if isa == build["cpu_isa"]:
         pytest.skip(f"{isa} is what the other tests run")
-    environment = {**os.environ, "HIERMT_CPU_ISA": isa}
-    script = "from hiermt import _C; print(_C.build_info()['cpu_isa'])"
-    chosen = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=True)
-    if chosen.stdout.strip() != isa:
+    done = scripts.run(SCRIPT.format(isa=isa, chosen=CHOSEN), HERE.parent, {**os.environ, "HIERMT_CPU_ISA": isa})
+    if done.returncode == 77:
         pytest.skip(f"this machine has no {isa}")
-    files = [str(HERE / file) for file in FILES]
-    done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "-k", CHOSEN, *files],
-        env=environment,
-        capture_output=True,
-        text=True,
-        cwd=HERE.parent,
-        check=False,
-    )
     assert done.returncode == 0, done.stdout[-4000:]
