@@ -24,7 +24,7 @@ WITH_CUDA := $(if $(NVCC),FORCE_CUDA=1 $(ARCHITECTURES))
 export PYTHONDONTWRITEBYTECODE =
 
 .DEFAULT_GOAL := help
-.PHONY: help env install build test ptx fuzz fuzz-files fuzz-operators test-fast check \
+.PHONY: help env install build test harness ptx fuzz fuzz-files fuzz-operators test-fast check \
   sanitize tsan soak planted coverage aoti matrix wheel audit \
   sbom demo bench gpu gpu-first gpu-check gpu-peers lint format docs clean
 .DELETE_ON_ERROR:
@@ -43,17 +43,20 @@ install: $(VENV)/.env-demo build ## the package into .venv, editable, with what 
 build: $(VENV)/.env ## the library in place; what an earlier `make test` built for CUDA is kept
 	$(ARCHITECTURES) $(BIN)/python setup.py -q build_ext --inplace
 
-test: $(VENV)/.env-test ## build, with the CUDA kernels where nvcc is, and run all tests
+test: ## build, with the CUDA kernels where nvcc is, and run all tests
+	$(MAKE) -j2 $(VENV)/.env-test harness
 	$(WITH_CUDA) $(BIN)/python setup.py -q build_ext --inplace
-	PYTHONPATH=.:tests $(BIN)/python -m simt.harness
 	PYTHONPATH=.:tests $(BIN)/python -m ptx.sources
 	$(BIN)/python -m pytest -n $(TEST_WORKERS) --dist worksteal $(PYTEST_ARGS)
 
+# Needs no environment, whose installation leaves a core idle.
+harness: ## the program of tests/simt, which runs the CUDA kernels on the CPU
+	PYTHONPATH=tests $(PYTHON) -m simt.program
+
 # `make test` runs some tests of tests/simt on what nvcc makes of the kernels; here all of them do, and those of spills
 # look at every architecture.
-ptx: $(VENV)/.env-test ## the tests of the CUDA kernels on their PTX, all of them; needs nvcc, no GPU
+ptx: $(VENV)/.env-test harness ## the tests of the CUDA kernels on their PTX, all of them; needs nvcc, no GPU
 	$(WITH_CUDA) $(BIN)/python setup.py -q build_ext --inplace
-	PYTHONPATH=.:tests $(BIN)/python -m simt.harness
 	HIERMT_PTX=1 PYTHONPATH=.:tests $(BIN)/python -m ptx.sources
 	HIERMT_PTX=1 $(BIN)/python -m pytest -n $(TEST_WORKERS) --dist worksteal $(PYTEST_ARGS) tests/ptx tests/simt
 	HIERMT_PTX=1 $(BIN)/python -m pytest $(PYTEST_ARGS) tests/gpu/test_cuda_resources.py

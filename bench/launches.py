@@ -29,7 +29,7 @@ from hiermt.functional import loss
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "tests"))
 
-from simt import harness  # noqa: E402
+from simt import harness, program  # noqa: E402
 
 # Of the lists of tensors that one launch of a foreach or fused kernel takes: how many tensors, by the number of lists
 # (depth_to_max_tensors in ATen/native/cuda/MultiTensorApply.cuh).
@@ -118,7 +118,7 @@ def main() -> int:
     parser.add_argument("--passes", default="forward,training", help="comma-separated")
     parser.add_argument("--each", action="store_true", help="list the operators, too")
     options = parser.parse_args()
-    if harness.compiler() is None:
+    if program.compiler() is None:
         print("bench/launches.py needs g++ on x86-64", file=sys.stderr)
         return 2
     print("| pass | launches, of hiermt | of torch | memory, MB |", "|---|---|---|---|", sep="\n")

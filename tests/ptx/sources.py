@@ -13,14 +13,14 @@ from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
-from simt import harness
+from simt import program
 from support import cuda_resources
 
-ROOT = harness.ROOT
+ROOT = program.ROOT
 BUILD = ROOT / "build" / "ptx"
 # The flags of the build (CMakeLists.txt).
 FLAGS = ["-std=c++17", "-O3", "-DNDEBUG", "--expt-relaxed-constexpr", "-arch=compute_90"]
-SOURCES = [source for source in harness.SOURCES if source.suffix == ".cu"]
+SOURCES = [source for source in program.SOURCES if source.suffix == ".cu"]
 INCLUDE = [ROOT / "csrc"]
 
 
@@ -47,7 +47,7 @@ def wanted() -> bool:
 
 def missing() -> str | None:
     """Why PTX cannot be made or run here; ``None`` if it can."""
-    if harness.compiler() is None:
+    if program.compiler() is None:
         return "needs g++ on x86-64"
     return "needs nvcc" if nvcc() is None else None
 
@@ -144,7 +144,7 @@ def kernels() -> tuple[Kernel, ...]:
 @cache
 def addresses() -> dict[int, str]:
     """Name of the kernel at each address of the program, counted from the start of the program."""
-    listed = subprocess.run(["nm", str(harness.build())], capture_output=True, text=True, check=True).stdout
+    listed = subprocess.run(["nm", str(program.build())], capture_output=True, text=True, check=True).stdout
     found = [line.split() for line in listed.splitlines() if len(line.split()) == 3]
     start = next(int(at, 16) for at, _, symbol in found if symbol == "__executable_start")
     # Not the lambdas inside a kernel.

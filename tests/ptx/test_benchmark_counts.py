@@ -10,7 +10,7 @@ import pytest
 from ptx import sources
 from ptx.test_counts import module
 from simt.cases import needs_harness
-from simt.harness import ROOT
+from simt.program import ROOT
 
 pytestmark = [needs_harness, pytest.mark.skipif(sources.left_out() is not None, reason=str(sources.left_out()))]
 

@@ -13,9 +13,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from simt import harness
+from simt import harness, program
 
-pytestmark = pytest.mark.skipif(harness.compiler() is None, reason="needs g++ on x86-64")
+pytestmark = pytest.mark.skipif(program.compiler() is None, reason="needs g++ on x86-64")
 
 HEAD = """
 .version 9.0
@@ -63,7 +63,7 @@ def run(
     message = b"".join(struct.pack("<q", t.numel() * t.element_size()) + t.numpy().tobytes() for t in (given, out))
     counts.unlink(missing_ok=True)
     result = subprocess.run(
-        [str(harness.build(harness.PTX_TOOL)), str(path), "1", str(threads), str(shared)],
+        [str(program.build(program.PTX_TOOL)), str(path), "1", str(threads), str(shared)],
         input=message,
         capture_output=True,
         env={**os.environ, **harness.ENVIRONMENT, "HIERMT_SIMT_COUNTS": str(counts)},

@@ -7,13 +7,13 @@ import subprocess
 import pytest
 
 from ptx import sources
-from simt import harness
+from simt import program
 
 pytestmark = pytest.mark.skipif(sources.left_out() is not None, reason=str(sources.left_out()))
 
 
 def test_every_instruction_is_known() -> None:
-    tool = harness.build(harness.PTX_TOOL)
+    tool = program.build(program.PTX_TOOL)
     paths = {kernel.path for kernel in sources.kernels()}
     decoded = 0
     for path in sorted(paths):

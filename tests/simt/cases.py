@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from hiermt.native import extension
-from simt.harness import Simt, compiler
+from simt.harness import Simt
+from simt.program import compiler
 from support.calls import DTYPES, Found, compare, run, tensors_of
 from support.present import masks
 from support.problems import Maker, Problem, Stack, random_graph

@@ -14,7 +14,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from ptx import sources
-from simt import harness
+from simt import program
 
 
 def never_launched(kernels: Mapping[int, str], places: Iterable[int]) -> list[str]:
@@ -33,7 +33,7 @@ def main(arguments: list[str]) -> int:
     if len(arguments) != 1:
         print(__doc__, file=sys.stderr)
         return 2
-    if harness.compiler() is None:
+    if program.compiler() is None:
         print("needs g++ on x86-64", file=sys.stderr)
         return 0
     kernels = sources.addresses()

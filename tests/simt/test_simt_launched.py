@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from ptx import sources
-from simt import harness, launched
+from simt import launched, program
 from simt.cases import launches as launches_of
 from simt.cases import needs_harness, scan
 from support import every_kernel
@@ -100,6 +100,6 @@ def test_a_run_of_all_tests(arguments: list[str], expected: bool, pytestconfig: 
     if not pytestconfig.pluginmanager.has_plugin("cacheprovider") and arguments[-1].startswith(("--last", "--step")):
         pytest.skip("an option of pytest's cache, which this run goes without")
     option = pytestconfig._parser.parse_known_args(arguments)
-    params = SimpleNamespace(dir=harness.ROOT)
+    params = SimpleNamespace(dir=program.ROOT)
     config: Any = SimpleNamespace(option=option, args=option.file_or_dir, invocation_params=params)
     assert every_kernel.runs_all(config) == expected
