@@ -79,6 +79,21 @@ def test_an_entry_at_minus_infinity_has_no_part_in_a_stack() -> None:
     assert_close(found, expected)
 
 
+@pytest.mark.hostile("special-numbers")
+@pytest.mark.parametrize("value", SPECIAL)
+@pytest.mark.parametrize("hidden", [8, 16, 32, 64])
+def test_the_score_of_a_loop_alone_is_not_finite(hidden: int, value: float) -> None:
+    """Its coefficient is 1 whatever the score is, unless that is not finite."""
+    problem = layer(hidden, nodes=4, edges=0, steps=2)
+    x, csr, weight, params, *rest = problem.arguments
+    params = [torch.full_like(one, value) if i == 4 else one for i, one in enumerate(params)]
+    spoilt = problem._replace(arguments=(x, csr, weight, params, *rest))
+    with Simt():
+        (found,) = run(spoilt, True, wanted=()).values
+    (expected,) = run(spoilt, False, torch.float64, wanted=()).values
+    assert expected.isnan().all() and found.isnan().all()
+
+
 def with_starts(problem: Problem, starts: list[int]) -> Problem:
     return problem._replace(arguments=(*problem.arguments[:4], torch.tensor(starts)))
 

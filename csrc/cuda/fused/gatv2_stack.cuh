@@ -224,7 +224,7 @@ __device__ __forceinline__ void attend(const StackItems& items, const CsrGraph& 
 #pragma unroll
           for (int c = 0; c < kChannels; ++c) row.sum[c] += a * x_j[c];
         }
-        float probe = total;
+        float probe = fmaf(0.0f, shift, total);  // of one entry alone only the shift is not finite
 #pragma unroll
         for (int c = 0; c < kChannels; c += 2) probe = fmaf(row.sum[c], row.sum[c + 1], probe);
         scale = 1.0f / total;
