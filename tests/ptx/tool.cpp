@@ -33,5 +33,6 @@ int main(int argc, char** argv) {
   const auto number = [&](int i) { return static_cast<unsigned>(std::strtoul(argv[i], nullptr, 10)); };
   ptx::run_text(text, {{number(2), 1, 1}, {number(3), 1, 1}, number(4)}, arguments);
   for (size_t i = 0; i < arrays.size(); ++i) std::fwrite(arrays[i].get(), 1, sizes[i], stdout);
+  ptx::write_counts();
   return 0;
 }

@@ -1,5 +1,7 @@
 #include "machine.h"
 
+#include <sys/mman.h>
+
 #include <algorithm>
 #include <cstdarg>
 #include <cstdio>
@@ -8,6 +10,7 @@
 #include <fstream>
 #include <map>
 #include <memory>
+#include <new>
 #include <sstream>
 #include <string>
 
@@ -32,6 +35,22 @@ struct Loaded {
   Kernel kernel;
   Counts counts;
 };
+
+// Addresses of the kernels that a fork has decoded; the process that forks sees them, too.
+struct Decoded {
+  static constexpr size_t kMost = 64;
+  size_t count = 0;
+  uint64_t at[kMost] = {};
+};
+
+Decoded* shared_decoded() {
+  static auto* const found = [] {
+    void* memory = mmap(nullptr, sizeof(Decoded), PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+    if (memory == MAP_FAILED) fail("ptx", "no memory to share with forks");
+    return new (memory) Decoded;
+  }();
+  return found;
+}
 
 std::map<uint64_t, Place> read_places() {
   std::map<uint64_t, Place> places;
@@ -64,22 +83,17 @@ std::string read_source(const Place& place) {
   return text;
 }
 
-// The kernels that ran. At the end of the process it appends their names and their counts to files.
 struct Library {
   std::map<uint64_t, std::unique_ptr<Loaded>> kernels;  // by their addresses in the program
 
-  ~Library() {
-    append("HIERMT_SIMT_COUNTS",
-           [](std::FILE* file, const Loaded& one) { write(file, one.kernel, one.counts); });
-    append("HIERMT_SIMT_NAMES",
-           [](std::FILE* file, const Loaded& one) { std::fprintf(file, "%s\n", one.kernel.name.c_str()); });
-  }
   template <class Write>
   void append(const char* variable, Write&& write_one) const {
     const char* path = std::getenv(variable);
     std::FILE* file = path != nullptr ? std::fopen(path, "a") : nullptr;
     if (file == nullptr) return;
-    for (const auto& [at, one] : kernels) write_one(file, *one);
+    for (const auto& [at, one] : kernels) {
+      if (one->counts.launches > 0) write_one(file, *one);
+    }
     std::fclose(file);
   }
   Loaded& add(uint64_t at, const std::string& text) {
@@ -97,7 +111,10 @@ struct Library {
     const auto place = places().find(at);
     if (place == places().end())
       fail("ptx", "the kernel at %llx has no PTX", static_cast<unsigned long long>(at));
-    return add(at, read_source(place->second));
+    Loaded& loaded = add(at, read_source(place->second));
+    Decoded& decoded = *shared_decoded();
+    if (decoded.count < Decoded::kMost) decoded.at[decoded.count++] = at;
+    return loaded;
   }
 };
 Library library;
@@ -321,6 +338,21 @@ size_t decode_all(const std::string& text) {
     begin = end;
   }
   return count;
+}
+
+void before_forks() {
+  Decoded& decoded = *shared_decoded();
+  // What is decoded here is noted, too.
+  for (size_t i = 0, count = decoded.count; i < count; ++i) library.get(decoded.at[i]);
+  decoded.count = 0;
+}
+
+void write_counts() {
+  library.append("HIERMT_SIMT_COUNTS",
+                 [](std::FILE* file, const Loaded& one) { write(file, one.kernel, one.counts); });
+  library.append("HIERMT_SIMT_NAMES", [](std::FILE* file, const Loaded& one) {
+    std::fprintf(file, "%s\n", one.kernel.name.c_str());
+  });
 }
 
 }  // namespace ptx
