@@ -42,10 +42,7 @@ void tgcn_layer_backward(const TgcnLayerBackward<S, Compute<S>>& p, Stream& on) 
     GateGradChunks<Compute<S>> gate_grads;
     Compute<S>* const d_gates = gated_scan_backward<S>(scan, on, need_stack ? &gate_grads : nullptr);
     if (!need_stack) return;
-    auto* const memory = on.take<unsigned char>(gatv2_stack_backward_workspace<S>(stack));
-    return on.run([&](void* stream) {
-      return gatv2_stack_backward<S>(stack, scan.forward.weights, d_gates, gate_grads, memory, stream);
-    });
+    return gatv2_stack_backward<S>(stack, scan.forward.weights, d_gates, gate_grads, on);
   }
   S* const d_g = on.take<S>(values_of(stack.forward));
   scan.d_g = need_stack ? d_g : nullptr;

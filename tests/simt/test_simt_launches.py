@@ -20,7 +20,7 @@ pytestmark = needs_harness
         (layer(8, stack=ONE_GCN), torch.float16, 2),
         (layer(64, steps=2), torch.float32, 2),
         (layer(64, steps=2, channels=64, stack=GCN), torch.bfloat16, 2),
-        (layer(64, steps=2, channels=65), torch.float32, 6),
+        (layer(64, steps=2, channels=65), torch.float32, 2),
         # The largest template of 64 channels, and one node more.
         (layer(64, steps=1, nodes=125), torch.float32, 2),
         (layer(64, steps=1, nodes=126), torch.float32, 6),

@@ -66,14 +66,6 @@ void dense_backward(const ConvStackBackward<S, Compute<S>>& p, const Weights* we
   }
 }
 
-// Without the gates of a layer behind it, a stack whose items are shared by lanes is not fused: the branch that
-// skips the input projection would cost that kernel a spill.
-template <class S>
-bool fused_alone(const ConvStackForward<S>& p) {
-  constexpr int64_t kMaxHidden = 32;
-  return p.hidden <= kMaxHidden && fused_stack_fits(p);
-}
-
 }  // namespace
 
 template <class S>
@@ -84,15 +76,13 @@ bool fused_stack_fits(const ConvStackForward<S>& p) {
 template <class S>
 void fused_stack_forward(const ConvStackForward<S>& p, const GateWeights<S>& gates,
                          Compute<S>* input_projection, Stream& on) {
-  on.run([&](void* stream) {
-    return p.gat != nullptr ? gatv2_stack_forward(p, gates, input_projection, stream)
-                            : gcn_stack_forward(p, gates, input_projection, stream);
-  });
+  p.gat != nullptr ? gatv2_stack_forward(p, gates, input_projection, on)
+                   : gcn_stack_forward(p, gates, input_projection, on);
 }
 
 template <class S>
 void conv_stack_forward(const ConvStackForward<S>& p, Stream& on) {
-  if (fused_alone(p)) return fused_stack_forward<S>(p, {}, nullptr, on);
+  if (fused_stack_fits(p)) return fused_stack_forward<S>(p, {}, nullptr, on);
   p.gat != nullptr ? dense_forward(p, p.gat, on) : dense_forward(p, p.gcn, on);
 }
 

@@ -63,12 +63,11 @@ __global__ void __launch_bounds__(OrderedSumTraits::kThreads) ordered_sum_kernel
   (add(sums), ...);
 }
 
-// `on` is a Stream or a cudaStream_t.
-template <class On, class C, class... Out>
-auto ordered_sum(On&& on, const OrderedSum<C, Out>&... sums) {
+template <class C, class... Out>
+void ordered_sum(Stream& on, const OrderedSum<C, Out>&... sums) {
   const int blocks = (0 + ... + sums.blocks());
-  return launch(ordered_sum_kernel<C, Out...>, blocks, OrderedSumTraits::kThreads,
-                padded_bytes<C>(OrderedSumTraits::kThreads), on, sums...);
+  launch(ordered_sum_kernel<C, Out...>, blocks, OrderedSumTraits::kThreads,
+         padded_bytes<C>(OrderedSumTraits::kThreads), on, sums...);
 }
 
 }  // namespace hiermt::cuda

@@ -1,9 +1,6 @@
 // The convolution stack of a layer and what its gates read of x and g, in one launch: for graphs whose
-// template fits the shared memory of a block, 8, 16, 32 or 64 channels (at 64 no more of x than that), and
-// any storage type but double.
+// template fits the shared memory of a block, 8, 16, 32 or 64 channels, and any storage type but double.
 #pragma once
-
-#include <cstddef>
 
 #include "cuda/operators.h"
 #include "params.h"
@@ -15,10 +12,10 @@ template <class S>
 bool gatv2_stack_fits(const ConvStackForward<S>& p);
 
 // input_projection [N * T, 3H]: W [x, out] + b of the three gates, or nullptr: without gates. Writes p.out if
-// it is given. `stream` is a cudaStream_t, the result a cudaError_t.
+// it is given.
 template <class S>
-int gatv2_stack_forward(const ConvStackForward<S>& p, const GateWeights<S>& gates,
-                        Compute<S>* input_projection, void* stream);
+void gatv2_stack_forward(const ConvStackForward<S>& p, const GateWeights<S>& gates,
+                         Compute<S>* input_projection, Stream& on);
 
 // The way back, for templates that fit, too: from the cotangents of the gates [N * T, 3H], which are
 // overwritten, to those of x, of the convolutions' parameters and of the edge weights. Sums the gradients of the gates
@@ -26,10 +23,7 @@ int gatv2_stack_forward(const ConvStackForward<S>& p, const GateWeights<S>& gate
 template <class S>
 bool gatv2_stack_backward_fits(const ConvStackForward<S>& p);
 template <class S>
-size_t gatv2_stack_backward_workspace(const ConvStackBackward<S, Compute<S>>& p);
-template <class S>
-int gatv2_stack_backward(const ConvStackBackward<S, Compute<S>>& p, const GateWeights<S>& gates,
-                         Compute<S>* d_gates, const GateGradChunks<Compute<S>>& gate_grads, void* workspace,
-                         void* stream);
+void gatv2_stack_backward(const ConvStackBackward<S, Compute<S>>& p, const GateWeights<S>& gates,
+                          Compute<S>* d_gates, const GateGradChunks<Compute<S>>& gate_grads, Stream& on);
 
 }  // namespace hiermt::cuda

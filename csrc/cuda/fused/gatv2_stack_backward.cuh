@@ -304,18 +304,17 @@ struct StackGrads {
   }
 };
 
-// Output of the gradient of the edge weights; entries past the last row are padding.
+// Output of the gradient of the edge weights.
 struct EdgeWeightGrads {
-  const int32_t* rowptr;
-  int nodes;
   float* to;
 
-  __device__ void write(int i, float value) const { to[i] = i < rowptr[nodes] ? value : 0.0f; }
+  __device__ void write(int i, float value) const { to[i] = value; }
 };
 
-// Whether the dense backward is faster: its tensor cores then gain more than its launches and memory cost.
+// Whether the dense backward runs alone: where its products round their operands, it has fewer passes of tensor cores
+// than this one, which gains most where it saves memory, with few channels.
 template <class S>
-constexpr bool prefers_tensor_cores(int64_t hidden, bool tf32) {
+constexpr bool dense_backward_alone(int64_t hidden, bool tf32) {
   return hidden > 32 && rounds_operands<S>(tf32);
 }
 

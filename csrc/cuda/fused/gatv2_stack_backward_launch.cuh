@@ -34,10 +34,10 @@ struct StackBackward : StackProblem<S, GatV2Weights<S>> {
   const S* g;
   float* d_gates;  // [N * T, 3H], overwritten
   S* d_x;
-  float* partial = nullptr;               // [blocks, values] sums of the gradients of all convolutions
-  float2* pairs = nullptr;                // [blocks, E, chunk]
-  float* d_edges = nullptr;               // [copies * T, E], or nullptr
-  int chunks = 0, tasks = 0, values = 0;  // chunks of a copy and of all copies; values of a partial sum
+  float* partial = nullptr;   // [blocks, values] sums of the gradients of all convolutions
+  float2* pairs = nullptr;    // [blocks, E, chunk]
+  float* d_edges = nullptr;   // [copies * T, E], or nullptr
+  int tasks = 0, values = 0;  // tasks of all copies; values of a partial sum
 };
 
 template <class S, int kHidden>
@@ -76,8 +76,6 @@ __device__ __forceinline__ void input_projection_backward(const StackBackward<S>
   }
   const InputColumns<GateColumns<S>> weight{{{p.gates, columns, 0, channels}, kHidden}, kHidden};
   const bool packed = quad_aligned(p.g);
-  // Slope of the leaky_relu before the last sigmoid, if there is one.
-  const float slope_below = p.last == Activation::kLeakySigmoid ? static_cast<float>(kActivationSlope) : 1.0f;
   write_cotangents<S>(
       items, memory, weight, 1, 3 * kHidden, d_y, warp_sums,
       [&](const auto& at, const auto& matrix, const auto& write) {
@@ -87,8 +85,7 @@ __device__ __forceinline__ void input_projection_backward(const StackBackward<S>
         load_part(p.g + static_cast<int64_t>(row(node, step)) * kHidden, 4 * quad, kHidden, 1, packed,
                   slopes);
 #pragma unroll
-        for (int k = 0; k < 4; ++k)
-          slopes[k] = slopes[k] * (1.0f - slopes[k]) * (slopes[k] > 0.5f ? 1.0f : slope_below);
+        for (int k = 0; k < 4; ++k) slopes[k] = activation_slope(p.last, slopes[k]);
       });
 }
 
@@ -139,15 +136,14 @@ __global__ void __launch_bounds__(BackwardTraits<kHidden>::threads(kEdges), 1)
   order_by_degree(p.graph, nodes, reinterpret_cast<int*>(x_l_data), order);
   __syncthreads();
 
-  for (int task = static_cast<int>(blockIdx.x); task < p.tasks; task += static_cast<int>(gridDim.x)) {
-    const int copy = task / p.chunks, first_step = task % p.chunks * p.chunk;
-    const int chunk = p.steps - first_step < p.chunk ? p.steps - first_step : p.chunk;
+  for (int index = static_cast<int>(blockIdx.x); index < p.tasks; index += static_cast<int>(gridDim.x)) {
+    const StackTask task(index, p.steps, p.chunk);
+    const int copy = task.copy, first_step = task.first_step, chunk = task.steps;
     const StackItems items{nodes, chunk, order};
     const StackPresence presence(p, copy, first_step);
     const Items x_l{x_l_data, chunk}, x_r{x_r_data, chunk}, d_y{d_y_data, chunk}, inputs{input_data, chunk};
     const EdgePairs pairs{p.pairs + blockIdx.x * static_cast<int64_t>(entries) * p.chunk, chunk};
-    const int first_row = copy * nodes * p.steps + first_step;
-    const auto row = [&](int node, int step) { return first_row + node * p.steps + step; };
+    const auto row = [&](int node, int step) { return task.row(p.graph, p.steps, node, step); };
     // d_x_r overwrites the cotangents of the gates, which have been read by then.
     const auto d_x_r_row = [&](int node, int step) {
       return p.d_gates + static_cast<int64_t>(row(node, step)) * 3 * kHidden;
@@ -169,7 +165,7 @@ __global__ void __launch_bounds__(BackwardTraits<kHidden>::threads(kEdges), 1)
                                    : static_cast<int>(conv_grad_values(channels, kHidden) +
                                                       (layer - 1) * conv_grad_values(kHidden, kHidden));
       float* partial = p.partial + static_cast<int>(blockIdx.x) * p.values + before_layer;
-      const bool add = task != static_cast<int>(blockIdx.x);
+      const bool add = index != static_cast<int>(blockIdx.x);
       const PartialSum vectors{partial, add}, matrices{partial + 3 * kHidden, add};
       for (int before = 0; before < layer; ++before) {
         project_layer(before, inputs);
@@ -263,100 +259,57 @@ struct BackwardPlan {
   }
 };
 
-struct BackwardWorkspace {
-  Workspace memory;
-  float* partial;
-  float2* pairs;
-  float* d_edges;  // nullptr if they are not wanted
-
-  template <class S>
-  BackwardWorkspace(void* base, const BackwardPlan& plan, const ConvStackForward<S>& p, bool edges)
-      : memory(base),
-        partial(memory.take<float>(plan.blocks * plan.values)),
-        pairs(memory.take<float2>(plan.blocks * p.graph.num_entries * plan.chunk)),
-        d_edges(edges ? memory.take<float>(p.graph.copies * p.steps * p.graph.num_entries) : nullptr) {}
-};
-
 }  // namespace
 
 template <class S>
 bool gatv2_stack_backward_fits(const ConvStackForward<S>& p) {
   if (!gatv2_stack_fits(p)) return false;
-  if (prefers_tensor_cores<S>(p.hidden, p.tf32)) return false;
-  return dispatch_stack(
-      p.hidden,
-      [&](auto hidden) {
-        return BackwardPlan::of<decltype(hidden)::value>(p).shared_bytes <= shared_memory_limit();
-      },
-      false);
+  if (dense_backward_alone<S>(p.hidden, p.tf32)) return false;
+  return dispatch_stack(p.hidden, [&](auto hidden) {
+    return BackwardPlan::of<decltype(hidden)::value>(p).shared_bytes <= shared_memory_limit();
+  });
 }
 
 template <class S>
-size_t gatv2_stack_backward_workspace(const ConvStackBackward<S, Compute<S>>& p) {
-  return dispatch_stack(
-      p.forward.hidden,
-      [&](auto hidden) {
-        const BackwardPlan plan = BackwardPlan::of<decltype(hidden)::value>(p.forward);
-        return BackwardWorkspace(nullptr, plan, p.forward, p.d_edge_weight != nullptr).memory.bytes();
-      },
-      size_t{0});
-}
-
-template <class S>
-int gatv2_stack_backward(const ConvStackBackward<S, Compute<S>>& p, const GateWeights<S>& gates,
-                         Compute<S>* d_gates, const GateGradChunks<Compute<S>>& gate_grads, void* workspace,
-                         void* stream_) {
-  if constexpr (std::is_same_v<S, double>) {
-    return cudaErrorInvalidValue;
-  } else {
-    const cudaStream_t stream = static_cast<cudaStream_t>(stream_);
+void gatv2_stack_backward(const ConvStackBackward<S, Compute<S>>& p, const GateWeights<S>& gates,
+                          Compute<S>* d_gates, const GateGradChunks<Compute<S>>& gate_grads, Stream& on) {
+  if constexpr (!std::is_same_v<S, double>) {
     const ConvStackForward<S>& f = p.forward;
+    const bool edges = p.d_edge_weight != nullptr;
     StackBackward<S> stack{{f, f.gat, gates}, f.out, d_gates, p.d_x};
     StackGrads grads{{}, stack.conv_layers, static_cast<int>(f.x.channels), static_cast<int>(f.hidden)};
     for (int64_t k = 0; p.gat != nullptr && k < f.conv_layers; ++k) grads.convs[k] = p.gat[k];
-    const auto run = [&](auto hidden) {
+    dispatch_stack(f.hidden, [&](auto hidden) {
       constexpr int kHidden = decltype(hidden)::value;
-      if constexpr (prefers_tensor_cores<S>(kHidden, false)) {
-        return cudaErrorInvalidValue;
-      } else {
+      if constexpr (!dense_backward_alone<S>(kHidden, false)) {
         using T = BackwardTraits<kHidden>;
         const BackwardPlan plan = BackwardPlan::of<kHidden>(f);
         stack.chunk = static_cast<int>(plan.chunk);
         stack.tasks = static_cast<int>(plan.tasks);
-        stack.chunks = ceil_div(stack.steps, stack.chunk);
         stack.values = static_cast<int>(plan.values);
-        const int64_t items = f.graph.num_nodes * plan.chunk * T::kLanes;
-        const bool edges = p.d_edge_weight != nullptr;
-        const BackwardWorkspace memory(workspace, plan, f, edges);
-        stack.partial = memory.partial;
-        stack.pairs = memory.pairs;
-        stack.d_edges = memory.d_edges;
+        stack.partial = on.take<float>(plan.blocks * plan.values);
+        stack.pairs = on.take<float2>(plan.blocks * f.graph.num_entries * plan.chunk);
+        if (edges) stack.d_edges = on.take<float>(f.graph.copies * f.steps * f.graph.num_entries);
         // What spreads the items evenly, but no fewer than the weight products have units.
-        const int64_t evenly = stack_threads(items, T::threads(edges));
+        const int64_t evenly = stack_threads(f.graph.num_nodes * plan.chunk * T::kLanes, T::threads(edges));
         const int64_t threads = evenly > T::kLeastThreads ? evenly : T::kLeastThreads;
-        HIERMT_CUDA_RETURN_IF_ERROR(launch(
-            edges ? gatv2_stack_bwd_kernel<S, kHidden, true> : gatv2_stack_bwd_kernel<S, kHidden, false>,
-            dim3(static_cast<unsigned>(plan.blocks)), dim3(static_cast<unsigned>(threads)), plan.shared_bytes,
-            stream, stack));
+        launch(edges ? gatv2_stack_bwd_kernel<S, kHidden, true> : gatv2_stack_bwd_kernel<S, kHidden, false>,
+               plan.blocks, threads, plan.shared_bytes, on, stack);
         // What is not wanted has no elements.
-        const EdgeWeightGrads edge_grads{f.graph.rowptr, static_cast<int>(f.graph.num_nodes),
-                                         p.d_edge_weight};
-        return ordered_sum(
-            stream, sum_of_gates(gate_grads),
-            sum_of(stack.partial, plan.blocks, p.gat != nullptr ? plan.values : 0, grads),
-            sum_of(stack.d_edges, f.graph.copies * f.steps, edges ? f.graph.num_entries : 0, edge_grads));
+        ordered_sum(on, sum_of_gates(gate_grads),
+                    sum_of(stack.partial, plan.blocks, p.gat != nullptr ? plan.values : 0, grads),
+                    sum_of(stack.d_edges, f.graph.copies * f.steps, edges ? f.graph.num_entries : 0,
+                           EdgeWeightGrads{p.d_edge_weight}));
       }
-    };
-    return dispatch_stack(f.hidden, run, cudaErrorInvalidValue);
+    });
   }
 }
 
 }  // namespace hiermt::cuda
 
-#define HIERMT_INSTANTIATE_GATV2_STACK_BACKWARD(S)                                                     \
-  namespace hiermt::cuda {                                                                             \
-  template bool gatv2_stack_backward_fits<S>(const ConvStackForward<S>&);                              \
-  template size_t gatv2_stack_backward_workspace<S>(const ConvStackBackward<S, Compute<S>>&);          \
-  template int gatv2_stack_backward<S>(const ConvStackBackward<S, Compute<S>>&, const GateWeights<S>&, \
-                                       Compute<S>*, const GateGradChunks<Compute<S>>&, void*, void*);  \
+#define HIERMT_INSTANTIATE_GATV2_STACK_BACKWARD(S)                                                      \
+  namespace hiermt::cuda {                                                                              \
+  template bool gatv2_stack_backward_fits<S>(const ConvStackForward<S>&);                               \
+  template void gatv2_stack_backward<S>(const ConvStackBackward<S, Compute<S>>&, const GateWeights<S>&, \
+                                        Compute<S>*, const GateGradChunks<Compute<S>>&, Stream&);       \
   }

@@ -15,26 +15,27 @@ __global__ void __launch_bounds__(StackTraits<kHidden>::kThreads, StackTraits<kH
     gatv2_stack_fwd_kernel(StackForward<S, GatV2Weights<S>> p) {
   using T = StackTraits<kHidden>;
   using Items = Tile<kHidden, T::kLanes>;
-  StackFrame<S, Items> frame(p);
+  SharedMemory memory;
+  // At a constant offset: its address needs no register.
+  const ConvVectors<kHidden> vectors(memory);
+  StackFrame<S, Items> frame(p, memory);
   const StackInput<S>& x = frame.x;
   // x_l is read by neighbours. `own` is the input of a convolution, then x_r, then its output.
   const Items &x_l = frame.first, &own = frame.second;
   const StackItems& items = frame.items;
-  float* memory = frame.memory.template take<float>(
-      stack_weight_values<S, kHidden, T::kConvBlocks>(x.channels, p.conv_layers));
-  const ConvVectors<kHidden> vectors(frame.memory);
+  float* weights =
+      memory.take<float>(stack_weight_values<S, kHidden, T::kConvBlocks>(x.channels, p.conv_layers));
   float* linear = nullptr;
-  if constexpr (T::kSplitScores)
-    linear = frame.memory.template take<float>(static_cast<size_t>(items.nodes) * p.chunk);
+  if constexpr (T::kSplitScores) linear = memory.take<float>(static_cast<size_t>(items.nodes) * p.chunk);
   const StackPresence& presence = frame.presence;
-  const ItemNumbers loops(p, frame.memory);
+  const ItemNumbers loops(p, memory);
 
   for (int layer = 0; layer < p.conv_layers; ++layer) {
     const int inputs = layer == 0 ? x.channels : kHidden;
     const PairWeights<S> weight{p.convs[layer], inputs};
 #pragma unroll 1
     for (int first = 0; first < 2 * kHidden; first += T::kConvBlocks * kBlockColumns) {
-      const ProductWeights<S, kHidden, T::kConvBlocks, T::kItems> matrix{memory, first, 2 * kHidden};
+      const ProductWeights<S, kHidden, T::kConvBlocks, T::kItems> matrix{weights, first, 2 * kHidden};
       __syncthreads();
       matrix.fill_biases(weight);
       matrix.fill(weight, 0, 0, inputs);
@@ -89,7 +90,7 @@ __global__ void __launch_bounds__(StackTraits<kHidden>::kThreads, StackTraits<kH
              own);
     }
   }
-  finish_stack(p, frame, own, memory);
+  finish_stack(p, frame, own, weights);
 }
 
 struct GatV2Stack {
@@ -113,16 +114,16 @@ bool gatv2_stack_fits(const ConvStackForward<S>& p) {
 }
 
 template <class S>
-int gatv2_stack_forward(const ConvStackForward<S>& p, const GateWeights<S>& gates,
-                        Compute<S>* input_projection, void* stream) {
-  return launch_stack<GatV2Stack>(p, p.gat, gates, input_projection, stream);
+void gatv2_stack_forward(const ConvStackForward<S>& p, const GateWeights<S>& gates,
+                         Compute<S>* input_projection, Stream& on) {
+  launch_stack<GatV2Stack>(p, p.gat, gates, input_projection, on);
 }
 
 }  // namespace hiermt::cuda
 
-#define HIERMT_INSTANTIATE_GATV2_STACK(S)                                                             \
-  namespace hiermt::cuda {                                                                            \
-  template bool gatv2_stack_fits<S>(const ConvStackForward<S>&);                                      \
-  template int gatv2_stack_forward<S>(const ConvStackForward<S>&, const GateWeights<S>&, Compute<S>*, \
-                                      void*);                                                         \
+#define HIERMT_INSTANTIATE_GATV2_STACK(S)                                                              \
+  namespace hiermt::cuda {                                                                             \
+  template bool gatv2_stack_fits<S>(const ConvStackForward<S>&);                                       \
+  template void gatv2_stack_forward<S>(const ConvStackForward<S>&, const GateWeights<S>&, Compute<S>*, \
+                                       Stream&);                                                       \
   }

@@ -43,20 +43,20 @@ __global__ void __launch_bounds__(StackTraits<kHidden>::kThreads, StackTraits<kH
   using T = StackTraits<kHidden>;
   constexpr int kLanes = T::kLanes, kBlocks = T::kGcnBlocks;
   using Items = Tile<kHidden, kLanes>;
-  StackFrame<S, Items> frame(p);
+  SharedMemory memory;
+  StackFrame<S, Items> frame(p, memory);
   const StackInput<S>& x = frame.x;
   const Items &projected = frame.first, &own = frame.second;
   const StackItems& items = frame.items;
-  float* memory =
-      frame.memory.template take<float>(stack_weight_values<S, kHidden, kBlocks>(x.channels, p.conv_layers));
-  const ItemNumbers scales(p, frame.memory);
+  float* weights = memory.take<float>(stack_weight_values<S, kHidden, kBlocks>(x.channels, p.conv_layers));
+  const ItemNumbers scales(p, memory);
 
   for (int layer = 0; layer < p.conv_layers; ++layer) {
     const int inputs = layer == 0 ? x.channels : kHidden;
     const Activation activation = p.activation(layer);
     const S* bias = p.convs[layer].bias + 4 * lane_of_item<kLanes>();
     const PlainWeight<S> weight{p.convs[layer].lin_weight, 1, inputs};
-    const ProductWeights<S, kHidden, kBlocks, T::kItems> matrix{memory, 0, kHidden};
+    const ProductWeights<S, kHidden, kBlocks, T::kItems> matrix{weights, 0, kHidden};
     matrix.fill_biases(weight);
     matrix.fill(weight, 0, 0, inputs);
     __syncthreads();
@@ -87,7 +87,7 @@ __global__ void __launch_bounds__(StackTraits<kHidden>::kThreads, StackTraits<kH
       own.write(node, step, y);
     });
   }
-  finish_stack(p, frame, own, memory);
+  finish_stack(p, frame, own, weights);
 }
 
 struct GcnStack {
@@ -109,14 +109,14 @@ bool gcn_stack_fits(const ConvStackForward<S>& p) {
 }
 
 template <class S>
-int gcn_stack_forward(const ConvStackForward<S>& p, const GateWeights<S>& gates, Compute<S>* input_projection,
-                      void* stream) {
-  return launch_stack<GcnStack>(p, p.gcn, gates, input_projection, stream);
+void gcn_stack_forward(const ConvStackForward<S>& p, const GateWeights<S>& gates,
+                       Compute<S>* input_projection, Stream& on) {
+  launch_stack<GcnStack>(p, p.gcn, gates, input_projection, on);
 }
 
 #define HIERMT_INSTANTIATE(S)                                  \
   template bool gcn_stack_fits<S>(const ConvStackForward<S>&); \
-  template int gcn_stack_forward<S>(const ConvStackForward<S>&, const GateWeights<S>&, Compute<S>*, void*);
+  template void gcn_stack_forward<S>(const ConvStackForward<S>&, const GateWeights<S>&, Compute<S>*, Stream&);
 HIERMT_FOR_EACH_STORAGE(HIERMT_INSTANTIATE)
 #undef HIERMT_INSTANTIATE
 

@@ -65,12 +65,6 @@ struct SequenceInput {
   __device__ __forceinline__ void quads(const LaneItems<kItems>& at, int block,
                                         float (&values)[kItems][4]) const {
     const int k = block * kBlockColumns + static_cast<int>(threadIdx.x) % 4 * 4;
-    unsigned offsets[4];
-#pragma unroll
-    for (int j = 0; j < 4; ++j) {
-      // Past the end it reads the last channel: no load has a branch.
-      offsets[j] = static_cast<unsigned>((k + j < x.channels ? k + j : x.channels - 1) * x.stride_channel);
-    }
 #pragma unroll
     for (int i = 0; i < kItems; ++i) {
       const int node = at.node(i), step = at.step(i);
@@ -80,8 +74,7 @@ struct SequenceInput {
       } else {
 #pragma unroll
         for (int j = 0; j < 4; ++j) {
-          const float value = load(x.data + (row + offsets[j]));
-          values[i][j] = k + j < x.channels ? value : 0.0f;
+          values[i][j] = k + j < x.channels ? load(x.data + (row + (k + j) * x.stride_channel)) : 0.0f;
         }
       }
       if (presence.masked()) clear_unless(presence.has(node, step), values[i]);

@@ -69,14 +69,14 @@ struct StackProblem {
   }
 };
 
-// The copy and the steps of a block. All blocks of a copy but the last have `chunk` steps.
-struct StackBlock {
+// The copy and the steps of a task. All tasks of a copy but the last have `chunk` steps.
+struct StackTask {
   int copy, first_step, steps;
 
-  __device__ StackBlock(int all_steps, int chunk) {
+  __device__ __forceinline__ StackTask(int task, int all_steps, int chunk) {
     const int chunks = ceil_div(all_steps, chunk);
-    copy = static_cast<int>(blockIdx.x) / chunks;
-    first_step = (static_cast<int>(blockIdx.x) - copy * chunks) * chunk;
+    copy = task / chunks;
+    first_step = (task - copy * chunks) * chunk;
     steps = all_steps - first_step < chunk ? all_steps - first_step : chunk;
   }
   // Rows of a sequence fit 31 bits.

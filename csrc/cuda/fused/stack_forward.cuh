@@ -30,8 +30,7 @@ struct StackFrame {
     return Items::values(nodes, chunk, pad(chunk));
   }
 
-  SharedMemory memory;
-  StackBlock block;
+  StackTask task;
   StackPresence presence;
   StackInput<S> x;
   Items first, second;
@@ -39,14 +38,14 @@ struct StackFrame {
   StackItems items;
 
   template <class Weights>
-  __device__ explicit StackFrame(const StackForward<S, Weights>& p)
-      : block(p.steps, p.chunk),
-        presence(p, block.copy, block.first_step),
-        x(p.x, block.copy, block.first_step),
-        first{memory.take<float>(values(p.graph.num_nodes, p.chunk)), block.steps, pad(block.steps)},
-        second{memory.take<float>(values(p.graph.num_nodes, p.chunk)), block.steps, pad(block.steps)},
+  __device__ StackFrame(const StackForward<S, Weights>& p, SharedMemory& memory)
+      : task(static_cast<int>(blockIdx.x), p.steps, p.chunk),
+        presence(p, task.copy, task.first_step),
+        x(p.x, task.copy, task.first_step),
+        first{memory.take<float>(values(p.graph.num_nodes, p.chunk)), task.steps, pad(task.steps)},
+        second{memory.take<float>(values(p.graph.num_nodes, p.chunk)), task.steps, pad(task.steps)},
         order(memory.take<int>(p.graph.num_nodes)),
-        items{static_cast<int>(p.graph.num_nodes), block.steps, order} {
+        items{static_cast<int>(p.graph.num_nodes), task.steps, order} {
     order_by_degree(p.graph, items.nodes, reinterpret_cast<int*>(first.data), order);
   }
   // The kernels take a number of each item, too, where there is a mask.
@@ -57,14 +56,14 @@ struct StackFrame {
   }
 };
 
-// Calls f with the number of channels of a stack as a constant, or returns `otherwise`.
-template <class F, class R>
-R dispatch_stack(int64_t hidden, F&& f, R otherwise) {
+// Calls f with the number of channels of a stack as a constant. Of another number no stack fits: false.
+template <class F>
+auto dispatch_stack(int64_t hidden, F&& f) {
   if (hidden == 8) return f(std::integral_constant<int, 8>{});
   if (hidden == 16) return f(std::integral_constant<int, 16>{});
   if (hidden == 32) return f(std::integral_constant<int, 32>{});
   if (hidden == 64) return f(std::integral_constant<int, 64>{});
-  return otherwise;
+  return decltype(f(std::integral_constant<int, 8>{}))();
 }
 
 // The last step of a stack kernel: writes g, which a tile holds, if the backward needs it, and the input projection
@@ -77,7 +76,7 @@ __device__ __forceinline__ void finish_stack(const StackForward<S, Weights>& p,
   constexpr int kItems = StackTraits<kHidden>::kItems;
   const StackInput<S>& x = frame.x;
   const int lane = static_cast<int>(threadIdx.x) % 4;
-  const auto row = [&](int node, int step) { return frame.block.row(p.graph, p.steps, node, step); };
+  const auto row = [&](int node, int step) { return frame.task.row(p.graph, p.steps, node, step); };
   const TileInput of_g(g);
   __syncthreads();
   if (p.g != nullptr) {
@@ -157,35 +156,26 @@ bool stack_fits(const ConvStackForward<S>& p) {
       p.x.channels - 1 > most / (p.x.stride_channel + 1)) {
     return false;
   }
-  const auto fits = [&](auto hidden) {
-    constexpr int kHidden = decltype(hidden)::value;
-    if (StackTraits<kHidden>::kMultilane && p.x.channels > kHidden) return false;
-    return Stack::template bytes<kHidden>(p, 1) <= stack_shared_limit();
-  };
-  return dispatch_stack(p.hidden, fits, false);
+  return dispatch_stack(p.hidden, [&](auto hidden) {
+    return Stack::template bytes<decltype(hidden)::value>(p, 1) <= stack_shared_limit();
+  });
 }
 
 template <class Stack, class S, class Weights>
-int launch_stack(const ConvStackForward<S>& p, const Weights* convs, const GateWeights<S>& gates,
-                 Compute<S>* input_projection, void* stream) {
-  if constexpr (std::is_same_v<S, double>) {
-    return cudaErrorInvalidValue;
-  } else {
+void launch_stack(const ConvStackForward<S>& p, const Weights* convs, const GateWeights<S>& gates,
+                  Compute<S>* input_projection, Stream& on) {
+  if constexpr (!std::is_same_v<S, double>) {
     const int64_t nodes = p.graph.num_nodes, copies = p.graph.copies;
-    if (!supported(copies * nodes, p.steps, p.hidden)) return cudaErrorInvalidValue;
     StackForward<S, Weights> stack{{p, convs, gates}, p.out, input_projection};
-    const auto run = [&](auto hidden) {
+    dispatch_stack(p.hidden, [&](auto hidden) {
       constexpr int kHidden = decltype(hidden)::value;
       using T = StackTraits<kHidden>;
       const auto bytes = [&](int64_t chunk) { return Stack::template bytes<kHidden>(p, chunk); };
       const int64_t chunk = steps_per_block(p.steps, copies, stack_shared_limit(), bytes);
       stack.chunk = static_cast<int>(chunk);
-      return launch(Stack::template kernel<kHidden, S>(),
-                    dim3(static_cast<unsigned>(copies * ceil_div<int64_t>(p.steps, chunk))),
-                    dim3(static_cast<unsigned>(stack_threads(nodes * chunk * T::kLanes, T::kThreads))),
-                    bytes(chunk), static_cast<cudaStream_t>(stream), stack);
-    };
-    return dispatch_stack(p.hidden, run, cudaErrorInvalidValue);
+      launch(Stack::template kernel<kHidden, S>(), copies * ceil_div<int64_t>(p.steps, chunk),
+             stack_threads(nodes * chunk * T::kLanes, T::kThreads), bytes(chunk), on, stack);
+    });
   }
 }
 

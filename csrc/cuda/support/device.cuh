@@ -309,11 +309,6 @@ auto dispatch_masked(const bool* present, F&& f) {
   return present != nullptr ? f(std::true_type{}) : f(std::false_type{});
 }
 
-inline bool supported(int64_t nodes, int64_t steps, int64_t hidden) {
-  return hidden >= 1 && hidden <= kMaxHidden && nodes >= 0 && steps >= 0 &&
-         (nodes == 0 || steps <= kMaxRows / nodes);
-}
-
 }  // namespace hiermt::cuda
 
 // Expands X(S) for every storage type S; used to instantiate launchers.

@@ -1,4 +1,4 @@
-// Launch of a kernel, its dynamic shared memory and its workspace.
+// Launch of a kernel and its dynamic shared memory.
 //
 // Under HIERMT_SIMT the host compiler compiles the same sources and tests/simt/shim supplies the CUDA
 // vocabulary. Kernels therefore use only blockIdx, threadIdx, gridDim, blockDim, __syncthreads, __syncwarp,
@@ -39,9 +39,10 @@ inline size_t shared_memory_limit() {
   return static_cast<size_t>(limit);
 }
 
-// Bytes of `count` values in SharedMemory or in a Workspace.
+// Bytes of `count` values in SharedMemory.
 template <class T>
-__host__ __device__ constexpr size_t padded_bytes(size_t count, size_t alignment = 16) {
+__host__ __device__ constexpr size_t padded_bytes(size_t count) {
+  constexpr size_t alignment = 16;
   return (count * sizeof(T) + alignment - 1) / alignment * alignment;
 }
 
@@ -62,24 +63,6 @@ class SharedMemory {
 
  private:
   size_t offset_ = 0;
-};
-
-// Allocates from a workspace in global memory. With a null base it only counts bytes.
-class Workspace {
- public:
-  explicit Workspace(void* base) : base_(static_cast<unsigned char*>(base)) {}
-
-  template <class T>
-  T* take(size_t count) {
-    unsigned char* at = base_ == nullptr ? nullptr : base_ + bytes_;
-    bytes_ += padded_bytes<T>(count, 256);
-    return reinterpret_cast<T*>(at);
-  }
-  size_t bytes() const { return bytes_; }
-
- private:
-  unsigned char* base_;
-  size_t bytes_ = 0;
 };
 
 // Returns the error of the launch. An empty grid or block is not launched.
@@ -126,10 +109,3 @@ void launch(void (*kernel)(Parameters...), const Grid& grid, int64_t threads, si
 }
 
 }  // namespace hiermt::cuda
-
-// Returns from the enclosing launcher if the expression is an error.
-#define HIERMT_CUDA_RETURN_IF_ERROR(...)                  \
-  do {                                                    \
-    const cudaError_t hiermt_error = (__VA_ARGS__);       \
-    if (hiermt_error != cudaSuccess) return hiermt_error; \
-  } while (0)
