@@ -31,6 +31,17 @@ __device__ __forceinline__ float through_leaky(float d_score, float z) {
   return z > 0.0f ? d_score : static_cast<float>(kAttentionSlope) * d_score;
 }
 
+// sum += value where z > 0, in two instructions: a selection would take three.
+__device__ __forceinline__ void add_if_positive(float& sum, float z, float value) {
+#ifdef HIERMT_SIMT
+  if (z > 0.0f) sum += value;
+#else
+  asm("{\n\t.reg .pred positive;\n\tsetp.gt.f32 positive, %1, 0f00000000;\n\t@positive add.f32 %0, %0, %2;\n\t}"
+      : "+f"(sum)
+      : "f"(z), "f"(value));
+#endif
+}
+
 // Keeps the compiler from holding what it has read of shared memory in registers: it reads it anew.
 __device__ __forceinline__ void forget_shared() {
   asm volatile("" ::: "memory");
@@ -214,7 +225,8 @@ __device__ __forceinline__ void source_sweep(const StackItems& items, const CsrG
   constexpr int kChannels = kHidden / kLanes;
   const EdgeView<kHidden, kLanes> view(vectors);
   items.for_each_with_mask<kLanes>([&](int node, int step, unsigned) {
-    float x_j[kChannels], message[kChannels] = {}, through_score[kChannels] = {};
+    // Sum of d_score leaky'(z) = slope (sum of d_score) + (1 - slope) (sum of d_score where z > 0).
+    float x_j[kChannels], message[kChannels] = {}, positive[kChannels] = {}, all = 0.0f;
     x_l.read(node, step, x_j);
 #pragma unroll 1
     for (int k = graph.colptr[node]; k < graph.colptr[node + 1]; ++k) {
@@ -229,14 +241,18 @@ __device__ __forceinline__ void source_sweep(const StackItems& items, const CsrG
       for (int c = 0; c < kChannels; ++c) {
         const float z = view.argument(x_j[c], x_i[c], edge_weight, c);
         message[c] += pair.x * d_y_i[c];
-        through_score[c] += through_leaky(pair.y, z);
+        add_if_positive(positive[c], z, pair.y);
       }
+      all += pair.y;
     }
     forget_shared();
     float att[kChannels];
     copy_channels<kHidden, kLanes>(vectors.att(), att);
 #pragma unroll
-    for (int c = 0; c < kChannels; ++c) message[c] += att[c] * through_score[c];
+    for (int c = 0; c < kChannels; ++c) {
+      constexpr float kSlope = static_cast<float>(kAttentionSlope);
+      message[c] += att[c] * (kSlope * all + (1.0f - kSlope) * positive[c]);
+    }
     x_l.write(node, step, message);
   });
 }
