@@ -123,12 +123,21 @@ struct DenseOut {
   S* out;
   int channels;
   int64_t stride_row, stride_group;
-  bool accumulate = false;
+  bool accumulate, packed;
+
+  __host__ __device__ DenseOut(S* out_, int channels_, int64_t stride_row_, int64_t stride_group_,
+                               bool accumulate_ = false)
+      : out(out_),
+        channels(channels_),
+        stride_row(stride_row_),
+        stride_group(stride_group_),
+        accumulate(accumulate_),
+        packed(packs<4>(out_, stride_row_, stride_group_)) {}
 
   template <class C>
   __device__ __forceinline__ void write(int row, int group, int channel, const C (&values)[4]) const {
     S* at = out + row * stride_row + group * stride_group;
-    if (!accumulate) return store_part(at, channel, channels, values);
+    if (!accumulate) return store_part(at, channel, channels, packed, values);
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
       if (channel + i < channels) store(at + channel + i, load(at + channel + i) + values[i]);

@@ -36,7 +36,8 @@ __device__ __forceinline__ void add_if_positive(float& sum, float z, float value
 #ifdef HIERMT_SIMT
   if (z > 0.0f) sum += value;
 #else
-  asm("{\n\t.reg .pred positive;\n\tsetp.gt.f32 positive, %1, 0f00000000;\n\t@positive add.f32 %0, %0, %2;\n\t}"
+  asm("{\n\t.reg .pred positive;\n\tsetp.gt.f32 positive, %1, 0f00000000;\n\t@positive add.f32 %0, %0, "
+      "%2;\n\t}"
       : "+f"(sum)
       : "f"(z), "f"(value));
 #endif

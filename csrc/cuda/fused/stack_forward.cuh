@@ -80,6 +80,7 @@ __device__ __forceinline__ void finish_stack(const StackForward<S, Weights>& p,
   const TileInput of_g(g);
   __syncthreads();
   if (p.g != nullptr) {
+    const bool packed = quad_aligned(p.g);
     for_each_lane_items<kItems>(frame.items, [&](const LaneItems<kItems>& at) {
 #pragma unroll
       for (int block = 0; block < ceil_div(kHidden, kBlockColumns); ++block) {
@@ -88,7 +89,7 @@ __device__ __forceinline__ void finish_stack(const StackForward<S, Weights>& p,
 #pragma unroll
         for (int i = 0; i < kItems; ++i) {
           S* to = p.g + static_cast<int64_t>(row(at.node(i), at.step(i))) * kHidden;
-          if (at.inside(i)) store_part(to, block * kBlockColumns + 4 * lane, kHidden, values[i]);
+          if (at.inside(i)) store_part(to, block * kBlockColumns + 4 * lane, kHidden, packed, values[i]);
         }
       }
     });

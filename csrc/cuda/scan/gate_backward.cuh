@@ -19,7 +19,7 @@ struct GateOut {
   S* gates;  // [N * T, 3H]
   ResetGate<S> reset;
   int hidden;
-  bool candidate;
+  bool candidate, packed;
 
   template <class C>
   __device__ __forceinline__ void write(int row, int group, int channel, const C (&values)[4]) const {
@@ -28,7 +28,7 @@ struct GateOut {
     C gate[4];
 #pragma unroll
     for (int i = 0; i < 4; ++i) gate[i] = candidate ? tanh(values[i]) : sigmoid(values[i]);
-    store_part(to, channel, hidden, gate);
+    store_part(to, channel, hidden, packed, gate);
   }
 };
 
@@ -61,7 +61,9 @@ __global__ void __launch_bounds__(LinearTraits::kThreads, LinearTraits::kMinBloc
   const LinearTile<Compute<S>, kRounded, 2, GateRows<S>> tile(in, rows);
   const int hidden = static_cast<int>(in.p.hidden), columns = in.widths[0] + in.widths[1] + hidden;
   const GateColumns<S> of_state{in.p.weights, columns}, of_candidate{in.p.weights, columns, 2};
-  const GateOut<S> out{gates, in.reset, hidden, false}, out_candidate{gates, in.reset, hidden, true};
+  const bool packed = packs<4>(gates, hidden) && packs<4>(in.reset.data, in.reset.stride);
+  const GateOut<S> out{gates, in.reset, hidden, false, packed},
+      out_candidate{gates, in.reset, hidden, true, packed};
   for (int c = 0; c < hidden; c += LinearTraits::kChannels) {
     linear_tile<2, false>(tile, in, of_state, out, c, hidden);
   }

@@ -62,7 +62,7 @@ struct GateRows {
   __device__ Row row(int r) const {
     const int steps = static_cast<int>(p.steps);
     RowIndex at(r, static_cast<int>(p.num_nodes), steps);
-    const int64_t node = r / steps, step = at.step;
+    const int64_t node = static_cast<int64_t>(at.copy) * p.num_nodes + at.node, step = at.step;
     int64_t row_g = r;
     if (windows.starts != nullptr) {
       at.step += windows.first(at.copy);

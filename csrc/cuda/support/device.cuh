@@ -86,13 +86,13 @@ __device__ __forceinline__ void load_part(const S* row, int k, int width, int64_
 }
 // Whether each pack of n values of rows at `data`, whose addresses differ by multiples of `strides`, is aligned.
 template <int n, class S, class... Strides>
-__device__ __forceinline__ bool packs(const S* data, [[maybe_unused]] Strides... strides) {
+__host__ __device__ __forceinline__ bool packs(const S* data, [[maybe_unused]] Strides... strides) {
   return reinterpret_cast<uintptr_t>(data) % alignof(Pack<S, n>) == 0 && ((strides % n == 0) && ...);
 }
 // Stores the values of a row of `width` values from k on that are inside it.
 template <class S, class C>
-__device__ __forceinline__ void store_part(S* row, int k, int width, const C (&values)[4]) {
-  if (k + 4 <= width && quad_aligned(row + k)) return store_quad(row + k, values);
+__device__ __forceinline__ void store_part(S* row, int k, int width, bool packed, const C (&values)[4]) {
+  if (packed && k + 4 <= width) return store_quad(row + k, values);
 #pragma unroll
   for (int i = 0; i < 4; ++i) {
     if (k + i < width) store(row + k + i, values[i]);
