@@ -11,26 +11,23 @@ from support.present_numbers import check_layer, check_stack, check_windows, che
 pytestmark = pytest.mark.hostile("absent", "special-numbers")
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize(("conv_layers", "between", "hidden"), [(1, True, 16), (2, False, 5), (2, True, 33)])
 @pytest.mark.parametrize("kind", ["edge", "bare", "gcn"])
-def test_a_layer(kind: str, conv_layers: int, between: bool, hidden: int, backend: str) -> None:
+def test_a_layer(kind: str, conv_layers: int, between: bool, hidden: int) -> None:
     for where, problem in spoilt(layer(kind, conv_layers, between, hidden=hidden)):
-        check_layer(where, problem, backend)
+        check_layer(where, problem, BACKENDS)
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("kind", ["edge", "bare", "gcn"])
-def test_windows(kind: str, backend: str) -> None:
+def test_windows(kind: str) -> None:
     for where, problem in spoilt(over_windows(layer(kind, 1, hidden=16))):
-        check_windows(where, problem, backend)
+        check_windows(where, problem, BACKENDS)
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("kind", ["edge", "bare", "gcn"])
-def test_a_stack(kind: str, backend: str) -> None:
+def test_a_stack(kind: str) -> None:
     for where, problem in spoilt(layer(kind, 2, hidden=8)):
-        check_stack(where, problem, backend)
+        check_stack(where, problem, BACKENDS)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

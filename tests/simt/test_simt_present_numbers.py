@@ -28,13 +28,13 @@ FLOAT, SHORT = torch.float32, torch.bfloat16
 )
 def test_a_layer(kind: str, conv_layers: int, between: bool, hidden: int, dtype: torch.dtype) -> None:
     for where, problem in spoilt(layer(kind, conv_layers, between, hidden=hidden), dtype, 1):
-        check_layer(where, problem, "native", Simt)
+        check_layer(where, problem, ["native"], Simt)
 
 
 @pytest.mark.parametrize(("kind", "hidden", "dtype"), [("edge", 33, FLOAT), ("gcn", 16, FLOAT), ("gcn", 40, SHORT)])
 def test_windows(kind: str, hidden: int, dtype: torch.dtype) -> None:
     for where, problem in spoilt(over_windows(layer(kind, 1, hidden=hidden)), dtype, 1):
-        check_windows(where, problem, "native", Simt)
+        check_windows(where, problem, ["native"], Simt)
 
 
 @pytest.mark.parametrize(
@@ -43,7 +43,7 @@ def test_windows(kind: str, hidden: int, dtype: torch.dtype) -> None:
 )
 def test_a_stack(kind: str, hidden: int, dtype: torch.dtype) -> None:
     for where, problem in spoilt(layer(kind, 2, hidden=hidden), dtype, 1):
-        check_stack(where, problem, "native", Simt)
+        check_stack(where, problem, ["native"], Simt)
 
 
 @pytest.mark.parametrize(("kind", "hidden", "dtype"), [("edge", 33, FLOAT), ("gcn", 8, FLOAT), ("gcn", 17, SHORT)])

@@ -5,13 +5,13 @@ from __future__ import annotations
 import math
 from typing import Any
 
-import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from hiermt.testing import assert_close, batched
 from support.calls import Call, cotangents, outputs_of, prepare
+from support.present import pyg_conv
 from support.problems import Problem, entries
 
 ACTIVATIONS = (
@@ -76,22 +76,6 @@ def _counts(edge_index: Tensor) -> Tensor:
     return torch.tensor([a != b or last[a] == i for i, (a, b) in enumerate(edge_index.t().tolist())])
 
 
-def _pyg() -> Any:
-    return pytest.importorskip("torch_geometric.nn")
-
-
-def _call_conv(x: Tensor, graph: tuple[Tensor, Tensor | None], params: list[Tensor]) -> Tensor:
-    """PyG's convolution of ``[N, F]`` with our parameters."""
-    hidden, channels = params[0].shape
-    if len(params) == 2:
-        module, names = _pyg().GCNConv(channels, hidden), ["lin.weight", "bias"]
-    else:
-        module = _pyg().GATv2Conv(channels, hidden, edge_dim=1 if len(params) == 7 else None)
-        names = ["lin_l.weight", "lin_l.bias", "lin_r.weight", "lin_r.bias", "att", "bias", "lin_edge.weight"]
-    given = dict(zip(names, params, strict=False))
-    return torch.func.functional_call(module.double(), given, (x, *graph))  # type: ignore[no-any-return]
-
-
 def _conv_stack(
     graph: Any, x: Tensor, csr: Any, weight: Any, params: list[Tensor], conv_layers: int, activation: int
 ) -> list[Tensor]:
@@ -99,7 +83,7 @@ def _conv_stack(
 
     def stack(part: Tensor) -> Tensor:
         for i in range(conv_layers):
-            part = _call_conv(part, graph, params[i * count : (i + 1) * count])
+            part = pyg_conv(part, graph, params[i * count : (i + 1) * count])
             part = ACTIVATIONS[activation if i == conv_layers - 1 else 1](part)
         return part
 

@@ -5,6 +5,7 @@ It shares no line with the package: the cell's equations (arXiv 1811.05320, eqs.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -14,20 +15,27 @@ import torch.nn.functional as F
 from torch import Tensor
 
 Edges = tuple[Tensor, Tensor | None]
+GCN_NAMES = ["lin.weight", "bias"]
+GAT_NAMES = ["lin_l.weight", "lin_l.bias", "lin_r.weight", "lin_r.bias", "att", "bias", "lin_edge.weight"]
 
 
 def pyg_conv(x: Tensor, edges: Edges, params: Sequence[Tensor]) -> Tensor:
     """PyG's convolution with our parameters: 2 of a GCN, 6 of a GATv2, 7 of one with an edge term."""
-    pyg = pytest.importorskip("torch_geometric.nn")
-    hidden, channels = params[0].shape
-    if len(params) == 2:
-        module, names = pyg.GCNConv(channels, hidden), ["lin.weight", "bias"]
-    else:
-        module = pyg.GATv2Conv(channels, hidden, edge_dim=1 if len(params) == 7 else None)
-        names = ["lin_l.weight", "lin_l.bias", "lin_r.weight", "lin_r.bias", "att", "bias", "lin_edge.weight"]
-    shapes = {name: one.shape for name, one in module.named_parameters()}
+    module, shapes = _pyg_module(len(params), *params[0].shape)
+    names = GCN_NAMES if len(params) == 2 else GAT_NAMES
     given = {name: one.reshape(shapes[name]) for name, one in zip(names, params, strict=False)}
-    return torch.func.functional_call(module.to(x.dtype), given, (x, *edges))  # type: ignore[no-any-return]
+    return torch.func.functional_call(module, given, (x, *edges))  # type: ignore[no-any-return]
+
+
+@functools.cache
+def _pyg_module(count: int, hidden: int, channels: int) -> tuple[torch.nn.Module, dict[str, torch.Size]]:
+    """A convolution that is called with parameters of others, and their shapes. To make one takes as long as a call."""
+    pyg = pytest.importorskip("torch_geometric.nn")
+    if count == 2:
+        module = pyg.GCNConv(channels, hidden)
+    else:
+        module = pyg.GATv2Conv(channels, hidden, edge_dim=1 if count == 7 else None)
+    return module, {name: one.shape for name, one in module.named_parameters()}
 
 
 def subgraph(edges: Edges, nodes: Tensor, number: int) -> Edges:

@@ -5,7 +5,7 @@ PyG computes nothing for an absent stock, where a product with a zero would be N
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 
 import torch
@@ -38,12 +38,14 @@ def spoilt(base: Layer, dtype: torch.dtype = torch.float32, numbers: int = 3) ->
             yield f"{number} in tensor {leaf}", problem
 
 
-def check_layer(where: str, problem: Layer, backend: str, within: Within = nullcontext) -> None:
-    """`within` is entered for the calls of the backend alone."""
-    with within():
-        found = _results(problem.run(backend), problem.leaves)
+def check_layer(where: str, problem: Layer, backends: Sequence[str], within: Within = nullcontext) -> None:
+    """`within` is entered for the calls of the backends alone."""
     exact = problem.with_leaves(torch.float32)
-    _assert_same_places(where, found, _results(exact.expected(), exact.leaves))
+    expected = _results(exact.expected(), exact.leaves)
+    for backend in backends:
+        with within():
+            found = _results(problem.run(backend), problem.leaves)
+        _assert_same_places(f"{backend}, {where}", found, expected)
 
 
 def over_windows(base: Layer) -> Layer:
@@ -51,21 +53,23 @@ def over_windows(base: Layer) -> Layer:
     return base._replace(h0=torch.randn(len(STARTS) * base.x.size(0), base.h0.size(1)))
 
 
-def check_windows(where: str, problem: Layer, backend: str, within: Within = nullcontext) -> None:
-    with within():
-        windows = hiermt.Windows(problem.x, STARTS, WINDOW, problem.present)
-        y = functional.tgcn_layer(
-            windows, problem.graph, problem.convs, problem.gates, h0=problem.h0, **problem.options, backend=backend
-        )
-        found = _results(y, problem.leaves)
+def check_windows(where: str, problem: Layer, backends: Sequence[str], within: Within = nullcontext) -> None:
     exact = problem.with_leaves(torch.float32)
     x, present = (
         torch.cat([one[:, start : start + WINDOW] for start in STARTS.tolist()]) for one in (exact.x, exact.present)
     )
-    _assert_same_places(where, found, _results(exact.expected(x, present, exact.h0), exact.leaves))
+    expected = _results(exact.expected(x, present, exact.h0), exact.leaves)
+    for backend in backends:
+        with within():
+            windows = hiermt.Windows(problem.x, STARTS, WINDOW, problem.present)
+            y = functional.tgcn_layer(
+                windows, problem.graph, problem.convs, problem.gates, h0=problem.h0, **problem.options, backend=backend
+            )
+            found = _results(y, problem.leaves)
+        _assert_same_places(f"{backend}, {where}", found, expected)
 
 
-def check_stack(where: str, problem: Layer, backend: str, within: Within = nullcontext) -> None:
+def check_stack(where: str, problem: Layer, backends: Sequence[str], within: Within = nullcontext) -> None:
     """Also with a cotangent that is not finite, in a row that is there and in one that is not."""
     exact = problem.with_leaves(torch.float32)
     days = []
@@ -74,20 +78,20 @@ def check_stack(where: str, problem: Layer, backend: str, within: Within = nullc
         graph = oracle.subgraph((exact.edge_index, exact.weight), there, exact.x.size(0))
         day = oracle.stack_of_day(exact.x[there, t], graph, exact.convs, exact.options["conv_layers"], True)
         days.append(day.new_zeros(exact.x.size(0), day.size(1)).index_copy(0, there, day))
-    expected = torch.stack(days, 1)
-    seeds = torch.randn(expected.shape)
+    result = torch.stack(days, 1)
+    seeds = torch.randn(result.shape).to(problem.x.dtype)
     stock, day = problem.present.nonzero()[7].tolist()
     seeds[stock, day, 3] = torch.nan
     seeds[~problem.present] = torch.inf
-    with within():
-        y = functional.conv_stack(
-            problem.x, problem.graph, problem.convs, **problem.options, activation="none", present=problem.present,
-            backend=backend,
-        )  # fmt: skip
-        found = [y.detach(), *torch.autograd.grad(y, _of_stack(problem), seeds.to(y.dtype))]
-    _assert_same_places(
-        where, found, [expected.detach(), *torch.autograd.grad(expected, _of_stack(exact), seeds.to(y.dtype).float())]
-    )
+    expected = [result.detach(), *torch.autograd.grad(result, _of_stack(exact), seeds.float())]
+    for backend in backends:
+        with within():
+            y = functional.conv_stack(
+                problem.x, problem.graph, problem.convs, **problem.options, activation="none", present=problem.present,
+                backend=backend,
+            )  # fmt: skip
+            found = [y.detach(), *torch.autograd.grad(y, _of_stack(problem), seeds)]
+        _assert_same_places(f"{backend}, {where}", found, expected)
 
 
 def check_without_a_stock(base: Layer, backend: str, dtype: torch.dtype, within: Within = nullcontext) -> None:
