@@ -22,6 +22,10 @@ FLOAT, SHORT = torch.float32, torch.bfloat16
         ("gcn", 2, True, 33, FLOAT),
         ("gcn", 2, False, 16, FLOAT),
         ("gcn", 1, True, 64, SHORT),
+        ("edge", 2, True, 16, FLOAT),
+        ("bare", 1, False, 8, FLOAT),
+        ("edge", 2, False, 32, FLOAT),
+        ("edge", 1, True, 16, SHORT),
         ("edge", 1, True, 64, SHORT),
     ],
     ids=str,
@@ -31,7 +35,9 @@ def test_a_layer(kind: str, conv_layers: int, between: bool, hidden: int, dtype:
         check_layer(where, problem, ["native"], Simt)
 
 
-@pytest.mark.parametrize(("kind", "hidden", "dtype"), [("edge", 33, FLOAT), ("gcn", 16, FLOAT), ("gcn", 40, SHORT)])
+@pytest.mark.parametrize(
+    ("kind", "hidden", "dtype"), [("edge", 33, FLOAT), ("edge", 16, FLOAT), ("gcn", 16, FLOAT), ("gcn", 40, SHORT)]
+)
 def test_windows(kind: str, hidden: int, dtype: torch.dtype) -> None:
     for where, problem in spoilt(over_windows(layer(kind, 1, hidden=hidden)), dtype, 1):
         check_windows(where, problem, ["native"], Simt)
@@ -46,6 +52,6 @@ def test_a_stack(kind: str, hidden: int, dtype: torch.dtype) -> None:
         check_stack(where, problem, ["native"], Simt)
 
 
-@pytest.mark.parametrize(("kind", "hidden", "dtype"), [("edge", 33, FLOAT), ("gcn", 8, FLOAT), ("gcn", 17, SHORT)])
+@pytest.mark.parametrize(("kind", "hidden", "dtype"), [("edge", 33, FLOAT), ("edge", 16, FLOAT), ("gcn", 17, SHORT)])
 def test_a_layer_without_a_stock(kind: str, hidden: int, dtype: torch.dtype) -> None:
     check_without_a_stock(layer(kind, 2, hidden=hidden), "native", dtype, Simt)

@@ -210,7 +210,7 @@ __device__ __forceinline__ void target_sweep(
     float att[kChannels];
     copy_channels<kHidden, kLanes>(vectors.att(), att);
 #pragma unroll
-    for (int c = 0; c < kChannels; ++c) d_x_r[c] *= att[c];
+    for (int c = 0; c < kChannels; ++c) d_x_r[c] = there ? d_x_r[c] * att[c] : 0.0f;
     write_channels<kHidden, kLanes>(d_x_r, d_x_r_row(node, step));
   });
 }
@@ -226,6 +226,7 @@ __device__ __forceinline__ void source_sweep(const StackItems& items, const CsrG
   constexpr int kChannels = kHidden / kLanes;
   const EdgeView<kHidden, kLanes> view(vectors);
   items.for_each_with_mask<kLanes>([&](int node, int step, unsigned) {
+    if (!presence.has(node, step)) return x_l.clear(node, step);
     // Sum of d_score leaky'(z) = slope (sum of d_score) + (1 - slope) (sum of d_score where z > 0).
     float x_j[kChannels], message[kChannels] = {}, positive[kChannels] = {}, all = 0.0f;
     x_l.read(node, step, x_j);

@@ -62,22 +62,24 @@ struct StackMemory {
 // Backward of the input projection: writes d_x, as far as the gates contribute, and d_y of the last convolution.
 template <class S, int kHidden, int kLanes, class Row>
 __device__ __forceinline__ void input_projection_backward(const StackBackward<S>& p, float* memory,
-                                                          const StackItems& items, const Row& row,
+                                                          const StackItems& items,
+                                                          const StackPresence& presence, const Row& row,
                                                           const Tile<kHidden, kLanes>& d_y,
                                                           float* warp_sums) {
   const int channels = static_cast<int>(p.x.channels), columns = channels + 2 * kHidden;
   const RowInput<3 * kHidden, Row> d_gates{p.d_gates, row};
   if (p.d_x != nullptr) {
     const InputColumns<GateColumns<S>> weight{{{p.gates, columns}, kHidden}, channels};
-    write_d_x<S, kHidden>(items, memory, weight, 1, 3 * kHidden, DenseOut<S>{p.d_x, channels, channels, 0},
-                          row, [&](const auto& at, const auto& matrix, const auto& write) {
+    write_d_x<S, kHidden>(items, memory, weight, 1, 3 * kHidden,
+                          InputGradientOut<S>{{p.d_x, channels, channels, 0}, p.present}, row,
+                          [&](const auto& at, const auto& matrix, const auto& write) {
                             matrix.products(at, weight, write, d_gates);
                           });
   }
   const InputColumns<GateColumns<S>> weight{{{p.gates, columns, 0, channels}, kHidden}, kHidden};
   const bool packed = quad_aligned(p.g);
   write_cotangents<S>(
-      items, memory, weight, 1, 3 * kHidden, d_y, warp_sums,
+      items, presence, memory, weight, 1, 3 * kHidden, d_y, warp_sums,
       [&](const auto& at, const auto& matrix, const auto& write) {
         matrix.products(at, weight, write, d_gates);
       },
@@ -148,7 +150,7 @@ __global__ void __launch_bounds__(BackwardTraits<kHidden>::threads(kEdges), 1)
     const auto d_x_r_row = [&](int node, int step) {
       return p.d_gates + static_cast<int64_t>(row(node, step)) * 3 * kHidden;
     };
-    input_projection_backward(p, weights, items, row, d_y, warp_sums);
+    input_projection_backward(p, weights, items, presence, row, d_y, warp_sums);
     find_loop_weights<kLanes>(items, p.graph, p.edge_weight, presence, loops);
 
     const auto project_layer = [&](int layer, const Items& to) {
@@ -187,7 +189,8 @@ __global__ void __launch_bounds__(BackwardTraits<kHidden>::threads(kEdges), 1)
       __syncthreads();
       for (int i = static_cast<int>(threadIdx.x); i < 3 * kHidden; i += static_cast<int>(blockDim.x)) {
         const float sum = sum_over_warps(warp_sums, i, 3 * kHidden);
-        vectors.put(i, i / kHidden == 1 ? sum * conv_vectors.att()[i % kHidden] : sum);
+        // Nothing times an infinite att is nothing, where no stock is there.
+        vectors.put(i, i / kHidden == 1 && sum != 0.0f ? sum * conv_vectors.att()[i % kHidden] : sum);
       }
       source_sweep(items, p.graph, p.edge_weight, presence, loops, conv_vectors, x_l, x_r, d_y, pairs);
       __syncthreads();
@@ -213,7 +216,7 @@ __global__ void __launch_bounds__(BackwardTraits<kHidden>::threads(kEdges), 1)
         matrix.products(at, weight, write, TileInput(x_l), TileInput(x_r));
       };
       if (layer > 0) {
-        write_cotangents<S>(items, weights, weight, 2, kHidden, d_y, warp_sums, products,
+        write_cotangents<S>(items, presence, weights, weight, 2, kHidden, d_y, warp_sums, products,
                             [&](int node, int step, int quad, float (&slopes)[4]) {
                               load_quad(inputs.quad(node, step, quad), slopes);
 #pragma unroll
@@ -222,7 +225,8 @@ __global__ void __launch_bounds__(BackwardTraits<kHidden>::threads(kEdges), 1)
                             });
       } else if (p.d_x != nullptr) {
         write_d_x<S, kHidden>(items, weights, weight, 2, kHidden,
-                              DenseOut<S>{p.d_x, channels, channels, 0, true}, row, products);
+                              InputGradientOut<S>{{p.d_x, channels, channels, 0, true}, p.present}, row,
+                              products);
       } else {
         for_each_lane_items<kBackwardItems>(items, take_d_x_r);
       }

@@ -136,13 +136,14 @@ __device__ __forceinline__ void sum_cotangents(const float (&sums)[kBlocks][4], 
   }
 }
 
-// Writes d_y, the products of cotangents with `weight` times the slope of the activation, and its sum over the items of
-// each warp to `warp_sums`. slope(node, step, quad, slopes) has those of a quad; products(at, matrix, write) computes the
-// products of a group of items.
+// Writes d_y, the products of cotangents with `weight` times the slope of the activation, or zeros of an item that is
+// not there, and its sum over the items of each warp to `warp_sums`. slope(node, step, quad, slopes) has those of a quad;
+// products(at, matrix, write) computes the products of a group of items.
 template <class S, int kLanes, int kHidden, class Weight, class Products, class Slope>
-__device__ __forceinline__ void write_cotangents(const StackItems& items, float* memory, const Weight& weight,
-                                                 int parts, int width, const Tile<kHidden, kLanes>& d_y,
-                                                 float* warp_sums, Products&& products, Slope&& slope) {
+__device__ __forceinline__ void write_cotangents(const StackItems& items, const StackPresence& presence,
+                                                 float* memory, const Weight& weight, int parts, int width,
+                                                 const Tile<kHidden, kLanes>& d_y, float* warp_sums,
+                                                 Products&& products, Slope&& slope) {
   constexpr int kBlocks = kCotangentBlocks;
   for_each_matrix<S, kHidden, kBlocks>(memory, weight, kHidden, parts, width, [&](const auto& matrix) {
     float bias_sums[kBlocks][4] = {};
@@ -155,10 +156,10 @@ __device__ __forceinline__ void write_cotangents(const StackItems& items, float*
         float values[4];
         slope(node, step, quad, values);
 #pragma unroll
-        for (int k = 0; k < 4; ++k) {
-          values[k] *= quads[block][k];
-          bias_sums[block][k] += values[k];
-        }
+        for (int k = 0; k < 4; ++k) values[k] *= quads[block][k];
+        if (presence.masked()) clear_unless(presence.has(node, step), values);
+#pragma unroll
+        for (int k = 0; k < 4; ++k) bias_sums[block][k] += values[k];
         store_quad(d_y.quad(node, step, quad), values);
       }
     };
@@ -170,16 +171,17 @@ __device__ __forceinline__ void write_cotangents(const StackItems& items, float*
 // Writes to or adds to d_x the products of the cotangents with `weight`.
 template <class S, int kHidden, class Weight, class Row, class Products>
 __device__ __forceinline__ void write_d_x(const StackItems& items, float* memory, const Weight& weight,
-                                          int parts, int width, const DenseOut<S>& d_x, Row&& row,
+                                          int parts, int width, const InputGradientOut<S>& d_x, Row&& row,
                                           Products&& products) {
   constexpr int kBlocks = kCotangentBlocks;
-  for_each_matrix<S, kHidden, kBlocks>(memory, weight, d_x.channels, parts, width, [&](const auto& matrix) {
+  const int channels = d_x.out.channels;
+  for_each_matrix<S, kHidden, kBlocks>(memory, weight, channels, parts, width, [&](const auto& matrix) {
     const auto write = [&](int node, int step, const float (&quads)[kBlocks][4], bool wanted) {
       if (!wanted) return;
 #pragma unroll
       for (int block = 0; block < kBlocks; ++block) {
         const int column = matrix.first + block * kBlockColumns + static_cast<int>(threadIdx.x) % 4 * 4;
-        if (column < d_x.channels) d_x.write(row(node, step), 0, column, quads[block]);
+        if (column < channels) d_x.write(row(node, step), 0, column, quads[block]);
       }
     };
     for_each_lane_items<kBackwardItems>(items, [&](const auto& at) { products(at, matrix, write); });
