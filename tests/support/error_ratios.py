@@ -186,8 +186,17 @@ def ratios(case: Case, dtype: torch.dtype, orders: int = 1, backend: str = "nati
 def measured(
     models: int, dtype: torch.dtype, scale: float = 1.0, orders: int = 1, backend: str = "native"
 ) -> list[Ratio]:
-    """The ratios of every tensor of `models` models, in ascending order."""
-    found = [one for seed in range(models) for one in ratios(random_case(seed, scale), dtype, orders, backend)]
+    """The ratios of every tensor of `models` models, in ascending order.
+
+    On one thread: two have nothing to do in models this small, and where other work shares the cores they spend minutes
+    in waiting for each other.
+    """
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        found = [one for seed in range(models) for one in ratios(random_case(seed, scale), dtype, orders, backend)]
+    finally:
+        torch.set_num_threads(threads)
     return sorted(found)
 
 
