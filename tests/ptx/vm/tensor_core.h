@@ -2,7 +2,6 @@
 // rounded towards zero.
 #pragma once
 
-#include <cmath>
 #include <cstdint>
 #include <cstring>
 
@@ -17,25 +16,33 @@ inline float tf32(float x) {
   return x;
 }
 
-// d = a b + c of 16 x 8 and 8 x 8: the eight products of each element are summed in their order.
+using Floats __attribute__((vector_size(32))) = float;
+using Doubles __attribute__((vector_size(64))) = double;
+using Bits __attribute__((vector_size(32))) = int32_t;
+using WideBits __attribute__((vector_size(64))) = int64_t;
+
+// d = a b + c of 16 x 8 and 8 x 8: the eight products of each element are summed in their order. In vectors, because
+// the compiler leaves the loops as they are, and most of the time of a launch is here.
 inline void tensor_core_product(float (&d)[16][8], const float (&a)[16][8], const float (&b)[8][8]) {
+  Floats narrow;
+  Doubles rows[8];
+  for (int k = 0; k < 8; ++k) {
+    std::memcpy(&narrow, b[k], sizeof(narrow));
+    rows[k] = __builtin_convertvector(narrow, Doubles);
+  }
   for (int row = 0; row < 16; ++row) {
-    double sums[8];
-    for (int column = 0; column < 8; ++column) sums[column] = d[row][column];
-    for (int k = 0; k < 8; ++k) {
-      for (int column = 0; column < 8; ++column) sums[column] += double{a[row][k]} * b[k][column];
-    }
-    for (int column = 0; column < 8; ++column) {
-      float nearest = static_cast<float>(sums[column]);
-      if (std::fabs(double{nearest}) > std::fabs(sums[column]) && !std::isinf(nearest)) {
-        // The next one towards zero, which std::nextafter takes ten times as long to say.
-        uint32_t bits;
-        std::memcpy(&bits, &nearest, sizeof(bits));
-        --bits;
-        std::memcpy(&nearest, &bits, sizeof(bits));
-      }
-      d[row][column] = nearest;
-    }
+    std::memcpy(&narrow, d[row], sizeof(narrow));
+    Doubles sums = __builtin_convertvector(narrow, Doubles);
+    for (int k = 0; k < 8; ++k) sums += double{a[row][k]} * rows[k];
+    const Floats nearest = __builtin_convertvector(sums, Floats);
+    // Without their signs, doubles are ordered as their bits are.
+    constexpr int64_t kMagnitude = INT64_MAX, kInfinity = 0x7ff0000000000000;
+    const auto rounded = reinterpret_cast<WideBits>(__builtin_convertvector(nearest, Doubles)) & kMagnitude;
+    const WideBits beyond =
+        (rounded > (reinterpret_cast<WideBits>(sums) & kMagnitude)) & (rounded < kInfinity);
+    // The next one towards zero where the nearest is beyond the sum: a comparison that holds is -1.
+    const Bits found = reinterpret_cast<Bits>(nearest) + __builtin_convertvector(beyond, Bits);
+    std::memcpy(d[row], &found, sizeof(found));
   }
 }
 
