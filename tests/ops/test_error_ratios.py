@@ -10,7 +10,6 @@ from support import saturated
 from support.soak import long
 
 pytest.importorskip("torch_geometric")
-from support import error_ratios
 from support.error_ratios import distribution, measured, quantile
 
 if (_reason := extension.why_not_native("cpu")) is not None:
@@ -38,13 +37,6 @@ def test_the_error_of_large_weights_is_at_most_twice_that_of_pyg(models: int, or
     print(distribution(found))
     assert quantile(found, 0.5) <= 1.0, distribution(found)
     assert quantile(found, 0.99 if models >= 200 else 0.98) <= 2.0, distribution(found)
-
-
-def test_models_are_measured_on_one_thread(monkeypatch: pytest.MonkeyPatch) -> None:
-    before, threads = torch.get_num_threads(), []
-    monkeypatch.setattr(error_ratios, "ratios", lambda *_: threads.append(torch.get_num_threads()) or [])
-    measured(1, torch.float32)
-    assert threads == [1] and torch.get_num_threads() == before > 1
 
 
 @pytest.mark.parametrize("hidden", [16, 17, 40])

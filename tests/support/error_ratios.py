@@ -3,6 +3,7 @@
 Both read the same rounded weights and inputs; the truth is PyG in float64. The error of a tensor (the logits, each
 gradient) is the norm of its difference from the truth. From the command line, with the worst tensors::
 
+    export OMP_WAIT_POLICY=passive  # beside other work, threads that spin while they wait make hours of minutes
     PYTHONPATH=tests python -m support.error_ratios --models 200 --dtype float32 --scale 5 --orders 5
 """
 
@@ -186,17 +187,8 @@ def ratios(case: Case, dtype: torch.dtype, orders: int = 1, backend: str = "nati
 def measured(
     models: int, dtype: torch.dtype, scale: float = 1.0, orders: int = 1, backend: str = "native"
 ) -> list[Ratio]:
-    """The ratios of every tensor of `models` models, in ascending order.
-
-    On one thread: two have nothing to do in models this small, and where other work shares the cores they spend minutes
-    in waiting for each other.
-    """
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        found = [one for seed in range(models) for one in ratios(random_case(seed, scale), dtype, orders, backend)]
-    finally:
-        torch.set_num_threads(threads)
+    """The ratios of every tensor of `models` models, in ascending order."""
+    found = [one for seed in range(models) for one in ratios(random_case(seed, scale), dtype, orders, backend)]
     return sorted(found)
 
 
