@@ -29,7 +29,8 @@ struct LinearTile {
   using T = LinearTraits;
   static constexpr Products kHow = kProductsOf<C, kRounded>;
   // Values of a lane in an operand. Exact products read their weights where they are.
-  static constexpr int kOperand = kHow == Products::kExact ? 0 : kHow == Products::kSplit ? 4 : 2;
+  using Stored = StoredOperand<C, kHow>;
+  static constexpr int kOperand = kHow == Products::kExact ? 0 : Stored::kValues;
   static constexpr int kWeights = T::kBlocks * T::kSteps * kGroups * T::kParts * kWarp * kOperand;
   typename Rows::Row* row_of;
   C* weights;
@@ -46,9 +47,9 @@ struct LinearTile {
     __syncwarp();
   }
   // Operand i of this lane.
-  __device__ __forceinline__ auto& operand(int i) const {
+  __device__ __forceinline__ Stored& operand(int i) const {
     const int lane = static_cast<int>(threadIdx.x) % kWarp;
-    return *reinterpret_cast<Pack<C, kOperand>*>(weights + (i * kWarp + lane) * kOperand);
+    return reinterpret_cast<Stored*>(weights)[i * kWarp + lane];
   }
   static size_t bytes() { return padded_bytes<typename Rows::Row>(T::kRows) + padded_bytes<C>(kWeights); }
   static int64_t blocks(int64_t rows) { return ceil_div<int64_t>(rows, T::kRows); }
@@ -198,13 +199,7 @@ __device__ __forceinline__ void linear_tile(const Tile& tile, const Rows& in, co
         for (int block = 0; block < count; ++block) {
           C pair[2];
           weights_of(layout.place(in, first + block), step, group, part, pair);
-          const Operand<C, kHow, 2> operand(pair);
-          Pack<C, Tile::kOperand> pack;
-#pragma unroll
-          for (int k = 0; k < Tile::kOperand; ++k) {
-            pack.values[k] = k < 2 ? operand.head[k] : operand.rest[k % 2];
-          }
-          tile.operand(block * kOperands + of) = pack;
+          tile.operand(block * kOperands + of).store(pair);
         }
       }
       __syncthreads();
@@ -212,12 +207,7 @@ __device__ __forceinline__ void linear_tile(const Tile& tile, const Rows& in, co
       for (int block = 0; block < count; ++block) {
         add(sums, first + block, [&](int step, int group, int part) {
           const int i = ((block * T::kSteps + step) * kGroups + group) * T::kParts + part;
-          const auto pack = tile.operand(i);
-          Operand<C, kHow, 2> operand;
-#pragma unroll
-          for (int k = 0; k < Tile::kOperand; ++k)
-            (k < 2 ? operand.head[k] : operand.rest[k % 2]) = pack.values[k];
-          return operand;
+          return tile.operand(i).load();
         });
       }
     }

@@ -7,7 +7,7 @@
 
 #include <type_traits>
 
-#include "cuda/support/launch.cuh"
+#include "cuda/support/device.cuh"
 
 namespace hiermt::cuda {
 
@@ -73,6 +73,26 @@ struct Operand {
         if constexpr (kHow == Products::kSplit) rest[i] = values[i] - head[i];
       }
     }
+  }
+};
+
+// An operand of weights in shared memory: heads, then rests.
+template <class C, Products kHow>
+struct StoredOperand {
+  static constexpr int kValues = kHow == Products::kSplit ? 4 : 2;
+  Pack<C, kValues> pack;
+
+  __device__ __forceinline__ void store(const C (&values)[2]) {
+    const Operand<C, kHow, 2> operand(values);
+#pragma unroll
+    for (int k = 0; k < kValues; ++k) pack.values[k] = k < 2 ? operand.head[k] : operand.rest[k % 2];
+  }
+  __device__ __forceinline__ Operand<C, kHow, 2> load() const {
+    const Pack<C, kValues> read = pack;
+    Operand<C, kHow, 2> operand;
+#pragma unroll
+    for (int k = 0; k < kValues; ++k) (k < 2 ? operand.head[k] : operand.rest[k % 2]) = read.values[k];
+    return operand;
   }
 };
 

@@ -115,7 +115,7 @@ template <class S, int kHidden, int kBlocks, int kItems>
 struct ProductWeights {
   using T = LinearTraits;
   static constexpr Products kHow = kProductsOf<float, sizeof(S) == 2>;
-  static constexpr int kOperand = kHow == Products::kSplit ? 4 : 2;  // values of a lane
+  using Stored = StoredOperand<float, kHow>;
   static constexpr int kColumns = kBlocks * kBlockColumns;
   using Sums = LinearSums<float, kHow, kBlocks, kItems / 2>;
   float* biases;
@@ -123,11 +123,11 @@ struct ProductWeights {
 
   // For inputs in `blocks` blocks.
   __host__ __device__ static constexpr int64_t values(int64_t blocks) {
-    return kColumns + blocks * T::kSteps * kBlocks * T::kParts * kWarp * kOperand;
+    return kColumns + blocks * T::kSteps * kBlocks * T::kParts * kWarp * Stored::kValues;
   }
-  __device__ __forceinline__ Pack<float, kOperand>& operand(int i) const {
+  __device__ __forceinline__ Stored& operand(int i) const {
     const int lane = static_cast<int>(threadIdx.x) % kWarp;
-    return reinterpret_cast<Pack<float, kOperand>*>(biases + kColumns)[i * kWarp + lane];
+    return reinterpret_cast<Stored*>(biases + kColumns)[i * kWarp + lane];
   }
 
   template <class Weight>
@@ -149,19 +149,14 @@ struct ProductWeights {
       const int column =
           first + static_cast<int>(group) * kBlockColumns + Sums::channel(static_cast<int>(part));
       const int k = static_cast<int>(step / T::kSteps * kBlockColumns + step % T::kSteps * 2) + lane % 4 * 4;
-      const int matrix = static_cast<int>(static_cast<unsigned>(column) / kHidden),
-                c = column - matrix * kHidden;
+      const int matrix = matrix_of(column), c = column - matrix * kHidden;
       float pair[2];
 #pragma unroll
       for (int j = 0; j < 2; ++j) {
         const bool inside = k + j < width && column < columns;
         pair[j] = inside ? weight.weight(source + k + j, matrix, c) : 0.0f;
       }
-      const Operand<float, kHow, 2> split(pair);
-      Pack<float, kOperand> pack;
-#pragma unroll
-      for (int j = 0; j < kOperand; ++j) pack.values[j] = j < 2 ? split.head[j] : split.rest[j % 2];
-      operand(block * T::kSteps * kStepOperands + static_cast<int>(i)) = pack;
+      operand(block * T::kSteps * kStepOperands + static_cast<int>(i)).store(pair);
     }
   }
 
@@ -215,11 +210,7 @@ struct ProductWeights {
       input.quads(at, block, values);
       sums.add(values, [&](int step, int group, int part) {
         const int i = (((first_block + block) * T::kSteps + step) * kBlocks + group) * T::kParts + part;
-        const auto pack = operand(i);
-        Operand<float, kHow, 2> split;
-#pragma unroll
-        for (int j = 0; j < kOperand; ++j) (j < 2 ? split.head[j] : split.rest[j % 2]) = pack.values[j];
-        return split;
+        return operand(i).load();
       });
     }
     first_block += blocks;
