@@ -90,21 +90,13 @@ __device__ __forceinline__ void project(const StackItems& items, float* memory,
                                         const GatV2Weights<S>& weights, bool from_x, const StackInput<S>& x,
                                         const StackPresence& presence, const Tile<kHidden, kLanes>& inputs,
                                         const Tile<kHidden, kLanes>& x_l, const Tile<kHidden, kLanes>& x_r) {
-  constexpr int kBlocks = kProjectionBlocks<kHidden>, kQuads = kHidden / 4;
+  constexpr int kBlocks = kProjectionBlocks<kHidden>;
   const int width = from_x ? x.channels : kHidden;
   const PairWeights<S> weight{weights, width};
   for_each_matrix<S, kHidden, kBlocks>(memory, weight, 2 * kHidden, 1, width, [&](const auto& matrix) {
     const auto write = [&](int node, int step, float (&quads)[kBlocks][4], bool wanted) {
       if (!wanted) return;
-      const bool there = presence.has(node, step);
-#pragma unroll
-      for (int block = 0; block < kBlocks; ++block) {
-        const int quad = (matrix.first + block * kBlockColumns) / 4 + static_cast<int>(threadIdx.x) % 4;
-        const bool source = quad < kQuads;
-#pragma unroll
-        for (int k = 0; k < 4; ++k) quads[block][k] = source && !there ? 0.0f : quads[block][k];
-        store_quad((source ? x_l : x_r).quad(node, step, source ? quad : quad - kQuads), quads[block]);
-      }
+      write_projections(x_l, x_r, node, step, presence.has(node, step), true, matrix.first, quads);
     };
     for_each_lane_items<kBackwardItems>(items, [&](const auto& at) {
       if (from_x) {

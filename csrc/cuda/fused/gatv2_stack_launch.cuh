@@ -53,15 +53,7 @@ __global__ void __launch_bounds__(StackTraits<kHidden>::kThreads, StackTraits<kH
               kLog2E * kLinearPart * item_sum<kQuads>(inner_product(att, quads[0]), kFullMask);
           if (lane == 0 && wanted) linear[node * items.chunk + step] = there ? score : -INFINITY;
         }
-#pragma unroll
-        for (int block = 0; block < T::kConvBlocks; ++block) {
-          const int quad = (first + block * kBlockColumns) / 4 + lane;
-          const bool source = quad < kQuads;
-#pragma unroll
-          for (int k = 0; k < 4; ++k) quads[block][k] = source && !there ? 0.0f : quads[block][k];
-          if (wanted)
-            store_quad((source ? x_l : own).quad(node, step, source ? quad : quad - kQuads), quads[block]);
-        }
+        write_projections(x_l, own, node, step, there, wanted, first, quads);
       };
       for_each_lane_items<T::kItems>(items, [&](const LaneItems<T::kItems>& at) {
         if (layer == 0) {
