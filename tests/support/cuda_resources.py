@@ -27,18 +27,17 @@ MAX_WARPS = 64
 
 # Bytes of stack, stores and loads together, to which the kernels are held that do not fit yet, by the start of a name.
 _SPILLS = {
-    "linear_kernel<float, true, 2, SequenceRows<": 24,  # sm_80, sm_90
-    "gatv2_stack_bwd_kernel<Half, 16, false>": 24,  # sm_90
-    "gatv2_conv_bwd_target_kernel<Half, 0, true>": 24,  # sm_90
+    "linear_kernel<float, true, 2, SequenceRows<": 24,  # sm_80
     "gatv2_conv_bwd_source_kernel<": 24,  # sm_80
-    "gcn_conv_bwd_degree_kernel<float, 8>": 24,  # sm_100
-    "gated_scan_fwd_kernel<": 24,  # sm_120
+    "gcn_conv_bwd_degree_kernel<": 24,  # sm_100, sm_120
     # With a block less on a multiprocessor they would fit; which is better, a GPU must say.
-    "linear_kernel<float, false, 3, GateRows<float>": 168,  # sm_100, sm_120
-    "gatv2_stack_fwd_kernel<float, 64>": 112,  # sm_80, sm_90
-    "gcn_stack_fwd_kernel<float, 64>": 112,  # sm_80, sm_90
-    "gatv2_stack_bwd_kernel<float, 32, false>": 40,  # sm_90
-    "gatv2_stack_bwd_kernel<float, 64, false>": 204,  # sm_90
+    "linear_kernel<float, false, 3, GateRows<float>": 168,  # sm_90, sm_100, sm_120
+    "gatv2_stack_fwd_kernel<float, 64>": 68,  # sm_120
+    "gatv2_stack_fwd_kernel<Half, 64>": 44,  # sm_90, sm_120
+    "gatv2_stack_fwd_kernel<BFloat16, 64>": 44,  # sm_90, sm_120
+    "gcn_stack_fwd_kernel<float, 64>": 64,  # sm_90, sm_120
+    "gatv2_stack_bwd_kernel<float, 32, false>": 40,  # sm_120
+    "gatv2_stack_bwd_kernel<float, 64, false>": 152,  # sm_90, sm_120
 }
 
 
