@@ -38,7 +38,6 @@ void tgcn_layer_backward(const TgcnLayerBackward<S, Compute<S>>& p, Stream& on) 
       stack.d_x != nullptr || stack.gat != nullptr || stack.gcn != nullptr || stack.d_edge_weight != nullptr;
   if (gatv2_stack_backward_fits(stack.forward)) {
     // One launch runs the stack backward: it takes the cotangents of the gates on to x and g.
-    scan.d_x = nullptr;
     GateGradChunks<Compute<S>> gate_grads;
     Compute<S>* const d_gates = gated_scan_backward<S>(scan, on, need_stack ? &gate_grads : nullptr);
     if (!need_stack) return;

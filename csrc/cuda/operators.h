@@ -34,7 +34,8 @@ void conv_stack_backward(const ConvStackBackward<S, Compute<S>>& p, Stream& on);
 // windows that contain a day, [S * D, 3H]. Saved gates are not read.
 template <class S>
 void gated_scan_forward(const GatedScanForward<S>& p, Stream& on);
-// With `chunks` the sum over them is left to the caller, unless there are windows; `chunks` tells.
+// With `chunks` the gradients of x and g are left to the caller, and d_x is working memory; so is the sum over the chunks,
+// unless there are windows; `chunks` tells.
 template <class S>
 Compute<S>* gated_scan_backward(const GatedScanBackward<S, Compute<S>>& p, Stream& on,
                                 GateGradChunks<Compute<S>>* chunks = nullptr);

@@ -7,7 +7,7 @@
 //   d_x_l[j] = sum over the edges out of j of alpha d_y[i] + d_z     (source_sweep, transposed CSR)
 //   d_W_l, d_W_r = sum over the items of d_x_l, d_x_r times the input    (weight_products)
 //
-// Two numbers of each edge are kept between the loops over the entries, in global memory that stays in L2: a score
+// Two numbers of each entry are kept between the loops over the entries, in global memory that stays in L2: a score
 // and its d_alpha, then alpha and d_score. To compute them again in each loop took two fifths of the kernel's
 // instructions.
 #pragma once
@@ -16,13 +16,14 @@
 
 namespace hiermt::cuda {
 
-// Two numbers of each entry and step of a task: written by the lanes of the entry's target.
+// Two numbers of each entry and step of a task, written by the lanes of the entry's target: kHidden entries lie together.
+template <int kHidden>
 struct EdgePairs {
   float2* data;
-  int chunk;
+  int chunk, gap;  // steps; pairs between kHidden entries and the next
 
   __device__ __forceinline__ float2& at(int entry, int step) const {
-    return data[static_cast<int64_t>(entry) * chunk + step];
+    return data[static_cast<unsigned>(entry) / kHidden * gap + entry * chunk + step];
   }
 };
 
@@ -101,7 +102,7 @@ template <bool kEdges, class S, int kHidden, int kLanes, class Row>
 __device__ __forceinline__ void target_sweep(
     const StackItems& items, const CsrGraph& graph, const S* edge_weights, const StackPresence& presence,
     const ItemNumbers& loops, const ConvVectors<kHidden>& vectors, const Tile<kHidden, kLanes>& x_l,
-    const Tile<kHidden, kLanes>& x_r, const Tile<kHidden, kLanes>& d_y, const EdgePairs& pairs,
+    const Tile<kHidden, kLanes>& x_r, const Tile<kHidden, kLanes>& d_y, const EdgePairs<kHidden>& pairs,
     Row&& d_x_r_row, float (&att_sums)[kHidden / kLanes], float (&edge_sums)[kHidden / kLanes],
     const EdgeSums& edge_weight_sums) {
   constexpr int kChannels = kHidden / kLanes;
@@ -217,12 +218,10 @@ __device__ __forceinline__ void target_sweep(
 
 // Overwrites x_l with d_x_l: a thread reads only its own item of x_l.
 template <class S, int kHidden, int kLanes>
-__device__ __forceinline__ void source_sweep(const StackItems& items, const CsrGraph& graph,
-                                             const S* edge_weights, const StackPresence& presence,
-                                             const ItemNumbers& loops, const ConvVectors<kHidden>& vectors,
-                                             const Tile<kHidden, kLanes>& x_l,
-                                             const Tile<kHidden, kLanes>& x_r,
-                                             const Tile<kHidden, kLanes>& d_y, const EdgePairs& pairs) {
+__device__ __forceinline__ void source_sweep(
+    const StackItems& items, const CsrGraph& graph, const S* edge_weights, const StackPresence& presence,
+    const ItemNumbers& loops, const ConvVectors<kHidden>& vectors, const Tile<kHidden, kLanes>& x_l,
+    const Tile<kHidden, kLanes>& x_r, const Tile<kHidden, kLanes>& d_y, const EdgePairs<kHidden>& pairs) {
   constexpr int kChannels = kHidden / kLanes;
   const EdgeView<kHidden, kLanes> view(vectors);
   items.for_each_with_mask<kLanes>([&](int node, int step, unsigned) {

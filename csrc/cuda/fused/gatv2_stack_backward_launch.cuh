@@ -35,7 +35,7 @@ struct StackBackward : StackProblem<S, GatV2Weights<S>> {
   float* d_gates;  // [N * T, 3H], overwritten
   S* d_x;
   float* partial = nullptr;   // [blocks, values] sums of the gradients of all convolutions
-  float2* pairs = nullptr;    // [blocks, E, chunk]
+  float2* pairs = nullptr;    // [blocks, E, chunk], or nullptr: in d_gates
   float* d_edges = nullptr;   // [copies * T, E], or nullptr
   int tasks = 0, values = 0;  // tasks of all copies; values of a partial sum
 };
@@ -144,12 +144,16 @@ __global__ void __launch_bounds__(BackwardTraits<kHidden>::threads(kEdges), 1)
     const StackItems items{nodes, chunk, order};
     const StackPresence presence(p, copy, first_step);
     const Items x_l{x_l_data, chunk}, x_r{x_r_data, chunk}, d_y{d_y_data, chunk}, inputs{input_data, chunk};
-    const EdgePairs pairs{p.pairs + blockIdx.x * static_cast<int64_t>(entries) * p.chunk, chunk};
     const auto row = [&](int node, int step) { return task.row(p.graph, p.steps, node, step); };
-    // d_x_r overwrites the cotangents of the gates, which have been read by then.
+    // Of a node and the steps of the task, d_x_r and kHidden entries overwrite the cotangents of the gates, which have been
+    // read by then.
     const auto d_x_r_row = [&](int node, int step) {
-      return p.d_gates + static_cast<int64_t>(row(node, step)) * 3 * kHidden;
+      return p.d_gates + static_cast<int64_t>(3u * row(node, 0) + step) * kHidden;
     };
+    const EdgePairs<kHidden> pairs{
+        p.pairs == nullptr ? reinterpret_cast<float2*>(d_x_r_row(0, chunk))
+                           : p.pairs + blockIdx.x * static_cast<int64_t>(entries) * p.chunk,
+        chunk, p.pairs == nullptr ? p.steps * (3 * kHidden / 2) - chunk * kHidden : 0};
     input_projection_backward(p, weights, items, presence, row, d_y, warp_sums);
     find_loop_weights<kLanes>(items, p.graph, p.edge_weight, presence, loops);
 
@@ -270,7 +274,8 @@ bool gatv2_stack_backward_fits(const ConvStackForward<S>& p) {
   if (!gatv2_stack_fits(p)) return false;
   if (dense_backward_alone<S>(p.hidden, p.tf32)) return false;
   return dispatch_stack(p.hidden, [&](auto hidden) {
-    return BackwardPlan::of<decltype(hidden)::value>(p).shared_bytes <= shared_memory_limit();
+    const BackwardPlan plan = BackwardPlan::of<decltype(hidden)::value>(p);
+    return plan.shared_bytes <= shared_memory_limit() && p.graph.num_entries * plan.chunk <= kMaxRows;
   });
 }
 
@@ -292,7 +297,11 @@ void gatv2_stack_backward(const ConvStackBackward<S, Compute<S>>& p, const GateW
         stack.tasks = static_cast<int>(plan.tasks);
         stack.values = static_cast<int>(plan.values);
         stack.partial = on.take<float>(plan.blocks * plan.values);
-        stack.pairs = on.take<float2>(plan.blocks * f.graph.num_entries * plan.chunk);
+        // The cotangents of the gates have room for kHidden entries a node. Offsets in them are 32-bit.
+        if (f.graph.num_entries > f.graph.num_nodes * kHidden ||
+            f.graph.num_nodes * f.steps * kHidden > kMaxRows) {
+          stack.pairs = on.take<float2>(plan.blocks * f.graph.num_entries * plan.chunk);
+        }
         if (edges) stack.d_edges = on.take<float>(f.graph.copies * f.steps * f.graph.num_entries);
         // What spreads the items evenly, but no fewer than the weight products have units.
         const int64_t evenly = stack_threads(f.graph.num_nodes * plan.chunk * T::kLanes, T::threads(edges));

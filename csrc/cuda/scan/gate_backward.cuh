@@ -33,7 +33,8 @@ struct GateOut {
 };
 
 // The gates of a scan and their cotangents, [N * T, 3H] each. If S is the compute type, the gates are stored in place
-// of their cotangents, except r, which the gradient of W_c reads again.
+// of their cotangents, except r, which the gradient of W_c reads again: it lies in d_x, which is written later, if d_x
+// has room.
 template <class S>
 struct GateWorkspace {
   using C = Compute<S>;
@@ -41,11 +42,17 @@ struct GateWorkspace {
   S* values;
   ResetGate<S> reset;
 
-  GateWorkspace(C* d_gates_, int64_t rows, int64_t hidden, Stream& on) : d_gates(d_gates_) {
+  // d_x has `channels` channels of each row; nullptr if there is none.
+  GateWorkspace(C* d_gates_, int64_t rows, int64_t hidden, S* d_x, int64_t channels, Stream& on)
+      : d_gates(d_gates_) {
     const int width = static_cast<int>(hidden);
     if constexpr (std::is_same_v<S, C>) {
       values = d_gates;
-      reset = {on.take<S>(rows * hidden), width};
+      if (d_x != nullptr && channels >= hidden) {
+        reset = {d_x, static_cast<int>(channels)};
+      } else {
+        reset = {on.take<S>(rows * hidden), width};
+      }
     } else {
       values = on.take<S>(rows * 3 * hidden);
       reset = {values + hidden, 3 * width};

@@ -131,7 +131,8 @@ Compute<S>* gated_scan_backward(const GatedScanBackward<S, Compute<S>>& given, S
   const bool one_sum = all.u_weight != nullptr && !windows;
   C* const partial = on.take<C>(one_sum ? weight_grad_values(rows, 3 * f.hidden, inputs + f.hidden) : 0);
   const Stream::Frame frame(on);
-  const GateWorkspace<S> gates(windows ? on.take<C>(rows * 3 * f.hidden) : d_days, rows, f.hidden, on);
+  const GateWorkspace<S> gates(windows ? on.take<C>(rows * 3 * f.hidden) : d_days, rows, f.hidden,
+                               windows ? nullptr : p.d_x, f.x.channels, on);
   int* const used = windows ? on.take<int>(f.steps) : nullptr;  // [D] whether a window contains the day
   p.forward.gates = gates.values;
   GateRows<S> in(p.forward, true, true);
@@ -175,7 +176,7 @@ Compute<S>* gated_scan_backward(const GatedScanBackward<S, Compute<S>>& given, S
       ordered_sum(on, sum_of_gates(found));
     }
   }
-  input_gradients(f, d_days, used, p.d_x, p.d_g, day_rows, on);
+  if (chunks == nullptr) input_gradients(f, d_days, used, p.d_x, p.d_g, day_rows, on);
   return d_days;
 }
 
