@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from simt.cases import GCN, ONE, ONE_GCN, Case, check, constant_edges, launches, layer, needs_harness
+from simt.cases import GCN, ONE, ONE_GCN, Case, check, constant_edges, conv, launches, layer, needs_harness
 from support.problems import Problem, Stack
 
 pytestmark = needs_harness
@@ -33,6 +33,21 @@ pytestmark = needs_harness
 )
 def test_launches_of_a_layer(problem: Problem, dtype: torch.dtype, count: int) -> None:
     assert launches(problem, dtype) == [("tgcn_layer", count)]
+
+
+@pytest.mark.parametrize(
+    ("problem", "shared_bytes", "count"),
+    [
+        (conv(16, stack=Stack()), 232448, 1),
+        (conv(64, steps=2, channels=65), 232448, 1),
+        (conv(64, steps=2, channels=65), 16384, 2),
+        (conv(64, steps=2, stack=GCN), 232448, 1),
+        (conv(40, steps=2), 232448, 2),
+    ],
+    ids=str,
+)
+def test_launches_of_a_stack_alone(problem: Problem, shared_bytes: int, count: int) -> None:
+    assert launches(problem, HIERMT_SIMT_SHARED_BYTES=str(shared_bytes)) == [("conv_stack", count)]
 
 
 @pytest.mark.parametrize(

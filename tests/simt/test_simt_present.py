@@ -139,7 +139,7 @@ def test_scan_without_room_for_the_weights_in_shared_memory(
 PAIRS = [
     with_mask(conv(hidden, nodes=5, edges=8, steps=2, stack=Stack(2, gat)))
     for gat in (True, False)
-    for hidden in (8, 16, 32)
+    for hidden in (8, 16, 32, 64)
 ]
 
 

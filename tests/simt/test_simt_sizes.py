@@ -49,8 +49,7 @@ CONVS = [
 # The backward of a stack without gates is dense, and computes the first convolution again.
 PAIRS = [
     conv(hidden, nodes=5, edges=8, steps=2, stack=Stack(2, gat))
-    for gat in (True, False)
-    for hidden in ((8, 32) if gat else (8, 32, 5))
+    for gat, hidden in [(True, 8), (True, 32), (False, 8), (False, 32), (False, 5), (True, 64)]
 ]
 
 
