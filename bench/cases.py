@@ -41,6 +41,7 @@ PIPELINE = "the published pipeline"
 CASES = {
     "stocks-3200": Case(),
     "stocks-100": Case(copies=1),
+    "stocks-102400": Case(copies=1024),
     "gcn-3200": Case(use_gat=False),
     "absent-3200": Case(absent=0.1),
     "gcn-absent-3200": Case(use_gat=False, absent=0.1),

@@ -76,9 +76,8 @@ __device__ __forceinline__ float absolute_score(const float (&x_j)[kChannels], c
 // Writes the columns from `first` on of [x_l, x_r] of an item, this lane's quad of each block of columns. x_l is zero
 // where the item is not there.
 template <int kHidden, int kLanes, int kBlocks>
-__device__ __forceinline__ void write_projections(Tile<kHidden, kLanes> x_l,
-                                                  Tile<kHidden, kLanes> x_r, int node, int step,
-                                                  bool there, bool wanted, int first,
+__device__ __forceinline__ void write_projections(Tile<kHidden, kLanes> x_l, Tile<kHidden, kLanes> x_r,
+                                                  int node, int step, bool there, bool wanted, int first,
                                                   float (&quads)[kBlocks][4]) {
   constexpr int kQuads = kHidden / 4;
 #pragma unroll
@@ -87,7 +86,8 @@ __device__ __forceinline__ void write_projections(Tile<kHidden, kLanes> x_l,
     const bool source = quad < kQuads;
 #pragma unroll
     for (int k = 0; k < 4; ++k) quads[block][k] = source && !there ? 0.0f : quads[block][k];
-    if (wanted) store_quad((source ? x_l : x_r).quad(node, step, source ? quad : quad - kQuads), quads[block]);
+    if (wanted)
+      store_quad((source ? x_l : x_r).quad(node, step, source ? quad : quad - kQuads), quads[block]);
   }
 }
 

@@ -272,7 +272,7 @@ struct BackwardPlan {
 template <class S>
 bool gatv2_stack_backward_fits(const ConvStackForward<S>& p) {
   if (!gatv2_stack_fits(p)) return false;
-  if (dense_backward_alone<S>(p.hidden, p.tf32)) return false;
+  if (dense_backward_instead<S>(p.hidden, p.tf32)) return false;
   return dispatch_stack(p.hidden, [&](auto hidden) {
     const BackwardPlan plan = BackwardPlan::of<decltype(hidden)::value>(p);
     return plan.shared_bytes <= shared_memory_limit() && p.graph.num_entries * plan.chunk <= kMaxRows;
@@ -290,7 +290,7 @@ void gatv2_stack_backward(const ConvStackBackward<S, Compute<S>>& p, const GateW
     for (int64_t k = 0; p.gat != nullptr && k < f.conv_layers; ++k) grads.convs[k] = p.gat[k];
     dispatch_stack(f.hidden, [&](auto hidden) {
       constexpr int kHidden = decltype(hidden)::value;
-      if constexpr (!dense_backward_alone<S>(kHidden, false)) {
+      if constexpr (!dense_backward_instead<S>(kHidden, false)) {
         using T = BackwardTraits<kHidden>;
         const BackwardPlan plan = BackwardPlan::of<kHidden>(f);
         stack.chunk = static_cast<int>(plan.chunk);

@@ -220,7 +220,7 @@ struct RowChunks {
   }
 };
 
-// Row r of a sequence [N, T, ...] is node r / T at step r % T. Launchers check that N * T fits 31 bits.
+// Row r of a sequence [N, T, ...] is node r / T at step r % T. The host checks that N * T fits 31 bits.
 struct RowIndex {
   int copy, node, step;
 
