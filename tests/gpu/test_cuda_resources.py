@@ -31,6 +31,14 @@ def test_the_report_is_read() -> None:
     assert kernel.warps == 21 and kernel.shared == 400
 
 
+def test_a_kernel_may_spill_as_much_as_is_listed_on_its_architecture_alone() -> None:
+    listed = Kernel("gcn_stack_fwd_kernel<float, 64>", 90, 128, stack=16, spill_stores=20, spill_loads=28, shared=0)
+    assert listed.known_to_spill
+    assert not listed._replace(spill_loads=29).known_to_spill
+    assert not listed._replace(arch=120).known_to_spill
+    assert not listed._replace(name="gatv2_stack_fwd_kernel<float, 16>").known_to_spill
+
+
 @pytest.mark.parametrize(
     ("listed", "expected"),
     [("", ARCHITECTURES), ("9.0", (90,)), ("8.0;9.0+PTX 10.0a", (80, 90, 100)), ("12.0", (120,)), ("8.6", ())],
