@@ -105,8 +105,10 @@ def from_reference(
     return model
 
 
-def _cell_of_state(content: Mapping[str, Any], name: str, backend: str) -> tuple[temporal.Cell, list[str]] | None:
-    """A cell of PyTorch Geometric Temporal, if `content` is the state of one."""
+def _cell_of_state(content: object, name: str, backend: str) -> tuple[temporal.Cell, list[str]] | None:
+    """A cell of PyTorch Geometric Temporal, if `content`, which may be anything in a file, is the state of one."""
+    if not isinstance(content, Mapping):
+        return None
     found = temporal.find_cell(content)
     if found is not None:
         return temporal.from_state(found, name, backend)

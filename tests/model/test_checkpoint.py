@@ -98,6 +98,17 @@ def test_several_models_are_not_guessed_between() -> None:
         hiermt.from_reference(loop)
 
 
+@pytest.mark.parametrize(
+    "content",
+    [(), [{"weight": torch.ones(2)}], None, True, 5, 1.5, "text", b"bytes", torch.ones(2), {}, {"a": 1}, {1: (2,)}],
+    ids=str,
+)
+def test_a_file_that_holds_no_state_dict_is_refused(tmp_path: Path, content: object) -> None:
+    torch.save(content, tmp_path / "file.pt")
+    with pytest.raises(ValueError, match=r"file\.pt: (expected a state_dict|cannot be mapped)"):
+        hiermt.from_reference(tmp_path / "file.pt", verbose=False)
+
+
 def test_gcn_into_gat_names_use_gat(tmp_path: Path) -> None:
     gcn, gat = model_of(use_gat=False), model_of()
     for load in (lambda m, s: state_dicts.load_exactly(m, s, "it"), lambda m, s: m.load_state_dict(s)):
