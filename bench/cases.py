@@ -70,6 +70,8 @@ def applies(case: Case, competitor: str, direction: str | None = None) -> bool:
     """Whether a competitor runs a case: an epoch of the pipeline trains, and it alone reads files."""
     if case.absent and competitor.startswith("pyg"):
         return False  # PyG has no mask
+    if case.copies > 1000 and (competitor != "native" or direction == "training"):
+        return False  # takes more memory than many machines have
     if case.model != PIPELINE:
         return competitor != "native-files"
     return direction != "forward" and not competitor.endswith("compiled")
