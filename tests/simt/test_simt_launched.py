@@ -14,7 +14,7 @@ from simt.cases import launches as launches_of
 from simt.cases import needs_harness, scan
 from support import every_kernel
 
-SCAN = "gated_scan_fwd_kernel<float,RegisterLane<float,{},false>,false>"
+SCAN = "gated_scan_fwd_kernel<float,ScanTeam<float,{},(WeightsIn)0,false>,false>"
 
 
 def test_a_kernel_counts_by_name() -> None:
@@ -36,7 +36,7 @@ def test_the_harness_records_what_it_launches(
     assert len(found) == 2 and SCAN.format(16) in found
     assert launched.main([str(record)]) == 1
     said = capsys.readouterr().out
-    assert f"\n  {SCAN.format(32)}\n" in said and SCAN.format(16) not in said
+    assert f"\n  {SCAN.format(8)}\n" in said and SCAN.format(16) not in said
 
 
 FILES = {path.name for path in every_kernel.FOLDER.glob("test_*.py")}

@@ -7,76 +7,91 @@
 //
 // With windows the input projection is computed once a day, and the recurrence of each window reads it in place.
 #include "cuda/operators.h"
-#include "cuda/scan/lanes.cuh"
+#include "cuda/scan/team.cuh"
 
 namespace hiermt::cuda {
 namespace {
 
-template <class S, class Lane, bool kMasked>
-__global__ void __launch_bounds__(Lane::kThreads, Lane::kMinBlocks)
+template <class S, class Team, bool kMasked>
+__global__ void __launch_bounds__(Team::kThreads)
     gated_scan_fwd_kernel(GatedScanForward<S> p, const Compute<S>* input_projection, WindowDays days,
-                          const Compute<S>* packed, int nodes) {
-  constexpr int kNodes = Lane::kNodes;
+                          typename Team::Weights weights, const typename Team::Pair* packed, int nodes) {
   using C = Compute<S>;
   SharedMemory memory;
-  const Lane lane(p, packed, memory);
-  const int c = lane.channel, hidden = lane.hidden(), steps = static_cast<int>(p.steps);
-  C* state = lane.exchange(memory);
-  C* reset = lane.exchange(memory);
+  const Team team(weights, packed, memory);
+  typename Team::Exchange state(team, memory), reset(team, memory);
+  const int hidden = team.hidden(), steps = static_cast<int>(p.steps);
+  const bool packed_inputs = packs<4>(input_projection, hidden);
+  const bool packed_h0 = packs<4>(p.h0, hidden), packed_h = packs<4>(p.h, hidden),
+             packed_last = packs<4>(p.h_last, hidden);
 
-  C h[kNodes], next[3][kNodes] = {};
-  int64_t rows[kNodes];
-  const C* inputs[kNodes];
-  const bool* present[kNodes] = {};
+  C h[2][4], next[3][2][4] = {};
+  const C* inputs[2];
+  S* outputs[2];
+  const bool* present[2] = {};
+  bool inside[2];
 #pragma unroll
-  for (int q = 0; q < kNodes; ++q) {
-    // Threads past the last node repeat it and write nothing.
-    const int node = lane.first_node + q < nodes ? lane.first_node + q : nodes - 1;
-    const int64_t first_input = days.first_row(node);
-    rows[q] = static_cast<int64_t>(node) * steps;
-    inputs[q] = input_projection + first_input * (3 * hidden) + c;
-    if constexpr (kMasked) present[q] = p.present + first_input;
-    h[q] = p.h0 != nullptr ? load(p.h0 + static_cast<int64_t>(node) * hidden + c) : C(0);
-    state[q * hidden + c] = h[q];
+  for (int i = 0; i < 2; ++i) {
+    // Lanes past the last node repeat it and write nothing.
+    inside[i] = team.node(i) < nodes;
+    const int64_t node = inside[i] ? team.node(i) : nodes - 1;
+    const int64_t first_input = days.first_row(static_cast<int>(node));
+    inputs[i] = input_projection + first_input * (3 * hidden);
+    outputs[i] = p.h + node * steps * hidden;
+    if constexpr (kMasked) present[i] = p.present + first_input;
+    team.read(p.h0 == nullptr ? nullptr : p.h0 + node * hidden, packed_h0, h[i]);
   }
   const auto read_inputs = [&] {
 #pragma unroll
-    for (int q = 0; q < kNodes; ++q) {
+    for (int i = 0; i < 2; ++i) {
 #pragma unroll
-      for (int gate = 0; gate < 3; ++gate) next[gate][q] = inputs[q][gate * hidden];
-      inputs[q] += 3 * hidden;
+      for (int gate = 0; gate < 3; ++gate) {
+        team.read(inputs[i] + gate * hidden, packed_inputs, next[gate][i]);
+      }
+      inputs[i] += 3 * hidden;
     }
   };
-  if (Lane::kPrefetch && steps > 0) read_inputs();
-  lane.sync();
+  if (Team::kPrefetch && steps > 0) read_inputs();
   for (int t = 0; t < steps; ++t) {
-    if (!Lane::kPrefetch) read_inputs();
-    C u[kNodes], r[kNodes], candidate[kNodes];
+    if (!Team::kPrefetch) read_inputs();
+    typename Team::template Sums<2> gates;
+    typename Team::template Sums<1> candidate;
 #pragma unroll
-    for (int q = 0; q < kNodes; ++q) u[q] = next[0][q], r[q] = next[1][q], candidate[q] = next[2][q];
-    if (Lane::kPrefetch && t + 1 < steps) read_inputs();
-    lane.multiply(1, state, r, 0, state, u);
-#pragma unroll
-    for (int q = 0; q < kNodes; ++q) {
-      reset[q * hidden + c] = sigmoid(r[q]) * h[q];
-      u[q] = sigmoid(u[q]);
+    for (int i = 0; i < 2; ++i) {
+      gates.set(i, next[0][i]);
+      gates.set(2 + i, next[1][i]);
+      candidate.set(i, next[2][i]);
     }
-    lane.sync();
-    lane.multiply(2, reset, candidate);
+    if (Team::kPrefetch && t + 1 < steps) read_inputs();
+    state.put(h);
+    team.sync();
+    team.multiply(gates, 0, state);
+    C reset_state[2][4];
 #pragma unroll
-    for (int q = 0; q < kNodes; ++q) {
-      const C updated = u[q] * h[q] + (C(1) - u[q]) * tanh(candidate[q]);
-      h[q] = kMasked && !present[q][t] ? h[q] : updated;
-      state[q * hidden + c] = h[q];
-      if (lane.first_node + q < nodes && p.h != nullptr) store(p.h + (rows[q] + t) * hidden + c, h[q]);
+    for (int i = 0; i < 2; ++i) {
+#pragma unroll
+      for (int k = 0; k < 4; ++k) reset_state[i][k] = sigmoid(gates.value(2 + i, k)) * h[i][k];
     }
-    lane.sync();
+    reset.put(reset_state);
+    team.sync();
+    team.multiply(candidate, 2, reset);
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+      const bool there = !kMasked || present[i][t];
+#pragma unroll
+      for (int k = 0; k < 4; ++k) {
+        const C u = sigmoid(gates.value(i, k));
+        const C updated = u * h[i][k] + (C(1) - u) * tanh(candidate.value(i, k));
+        h[i][k] = there ? updated : h[i][k];
+      }
+      if (p.h != nullptr && inside[i]) team.write(outputs[i], packed_h, h[i]);
+      outputs[i] += hidden;
+    }
   }
 #pragma unroll
-  for (int q = 0; q < kNodes; ++q) {
-    if (lane.first_node + q < nodes && p.h_last != nullptr) {
-      store(p.h_last + static_cast<int64_t>(lane.first_node + q) * hidden + c, h[q]);
-    }
+  for (int i = 0; i < 2; ++i) {
+    if (p.h_last == nullptr || !inside[i]) continue;
+    team.write(p.h_last + static_cast<int64_t>(team.node(i)) * hidden, packed_last, h[i]);
   }
 }
 
@@ -98,11 +113,11 @@ template <class S>
 void gated_scan_recurrence(const GatedScanForward<S>& given, const Compute<S>* input_projection, Stream& on) {
   const WindowDays days(given);
   const GatedScanForward<S> p = over_windows(given);
-  dispatch_lane<S, false>(p, 2, on, [&](const auto& scan) {
-    using Lane = typename std::decay_t<decltype(scan)>::Lane;
+  dispatch_team<S, false>(p, 2, on, [&](const auto& scan) {
+    using Team = typename std::decay_t<decltype(scan)>::Team;
     dispatch_masked(p.present, [&](auto masked) {
-      launch(gated_scan_fwd_kernel<S, Lane, masked>, scan.blocks, scan.threads, scan.shared_bytes, on, p,
-             input_projection, days, scan.packed, p.copies * p.num_nodes);
+      launch(gated_scan_fwd_kernel<S, Team, masked>, scan.blocks, scan.threads, scan.shared_bytes, on, p,
+             input_projection, days, scan.weights, scan.packed, p.copies * p.num_nodes);
     });
   });
 }

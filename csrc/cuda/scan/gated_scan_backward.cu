@@ -13,100 +13,117 @@
 // With kMasked the cotangents of the gates of a node that is not there are zero, and d_h_{t-1} is d_h, whatever its
 // state and the weights are: zero times what is not finite is not zero.
 #include "cuda/scan/gate_backward.cuh"
-#include "cuda/scan/lanes.cuh"
+#include "cuda/scan/team.cuh"
 #include "cuda/scan/window_sums.cuh"
 
 namespace hiermt::cuda {
 namespace {
 
-// The saved values that a step reads, in one channel of one node.
+// The saved values that a step reads, in the channels of a lane of one node.
 template <class C>
 struct SavedStep {
-  C u, r, candidate, h_prev, d_h;
+  C u[4], r[4], candidate[4], h_prev[4], d_h[4];
 };
 
-template <class S>
-__device__ __forceinline__ SavedStep<Compute<S>> read_step(const GatedScanBackward<S, Compute<S>>& p,
-                                                           const ResetGate<S>& reset, int64_t node, int t,
-                                                           int c) {
+template <class S, class Team, bool kMasked>
+__global__ void __launch_bounds__(Team::kThreads)
+    gated_scan_bwd_kernel(GatedScanBackward<S, Compute<S>> p, WindowDays days, ResetGate<S> reset,
+                          typename Team::Weights weights, const typename Team::Pair* packed,
+                          Compute<S>* d_gates, int nodes) {
   using C = Compute<S>;
   const GatedScanForward<S>& f = p.forward;
-  const int64_t row = node * f.steps + t, at = row * f.hidden + c;
-  const S* gates = f.gates + 3 * row * f.hidden + c;
-  SavedStep<C> step;
-  step.u = load(gates);
-  step.r = load(reset.data + row * reset.stride + c);
-  step.candidate = load(gates + 2 * f.hidden);
-  step.h_prev = t > 0 ? load(f.h + at - f.hidden) : f.h0 != nullptr ? load(f.h0 + node * f.hidden + c) : C(0);
-  step.d_h = p.d_h != nullptr ? load(p.d_h + at) : C(0);
-  return step;
-}
-
-template <class S, class Lane, bool kMasked>
-__global__ void __launch_bounds__(Lane::kThreads, Lane::kMinBlocks)
-    gated_scan_bwd_kernel(GatedScanBackward<S, Compute<S>> p, WindowDays days, ResetGate<S> reset,
-                          const Compute<S>* packed, Compute<S>* d_gates, int nodes) {
-  constexpr int kNodes = Lane::kNodes;
-  using C = Compute<S>;
   SharedMemory memory;
-  const Lane lane(p.forward, packed, memory);
-  const int c = lane.channel, hidden = lane.hidden(), steps = static_cast<int>(p.forward.steps);
-  C* all_d_u = lane.exchange(memory);
-  C* all_d_r = lane.exchange(memory);
-  C* all_d_c = lane.exchange(memory);
+  const Team team(weights, packed, memory);
+  typename Team::Exchange all_d_u(team, memory), all_d_r(team, memory), all_d_c(team, memory);
+  const int hidden = team.hidden(), steps = static_cast<int>(f.steps);
+  const bool packed_gates = packs<4>(f.gates, hidden), packed_reset = packs<4>(reset.data, reset.stride),
+             packed_d_gates = packs<4>(d_gates, hidden),
+             packed_states = packs<4>(f.h, hidden) && packs<4>(f.h0), packed_d_h = packs<4>(p.d_h, hidden),
+             packed_last = packs<4>(p.d_h_last, hidden), packed_d_h0 = packs<4>(p.d_h0, hidden);
 
-  C carry[kNodes];
-  C* out[kNodes];  // of the step
-  int64_t node[kNodes];
-  const bool* present[kNodes] = {};
-  SavedStep<C> next[kNodes] = {};
+  int64_t node[2];
+  bool inside[2];
+  const bool* present[2] = {};
 #pragma unroll
-  for (int q = 0; q < kNodes; ++q) {
-    // Threads past the last node repeat it and write nothing.
-    node[q] = lane.first_node + q < nodes ? lane.first_node + q : nodes - 1;
-    out[q] = d_gates + (node[q] * steps + steps - 1) * 3 * hidden + c;
-    if constexpr (kMasked) present[q] = p.forward.present + days.first_row(static_cast<int>(node[q]));
-    carry[q] = p.d_h_last != nullptr ? load(p.d_h_last + node[q] * hidden + c) : C(0);
-    if (Lane::kPrefetch && steps > 0) next[q] = read_step(p, reset, node[q], steps - 1, c);
+  for (int i = 0; i < 2; ++i) {
+    // Lanes past the last node repeat it and write nothing.
+    inside[i] = team.node(i) < nodes;
+    node[i] = inside[i] ? team.node(i) : nodes - 1;
+    if constexpr (kMasked) present[i] = f.present + days.first_row(static_cast<int>(node[i]));
   }
-  lane.sync();
+  const auto read_step = [&](int i, int t, SavedStep<C>& step) {
+    const int64_t row = node[i] * steps + t;
+    const S* const gates = f.gates + 3 * row * hidden;
+    team.read(gates, packed_gates, step.u);
+    team.read(reset.data + row * reset.stride, packed_reset, step.r);
+    team.read(gates + 2 * hidden, packed_gates, step.candidate);
+    const S* const initial = f.h0 != nullptr ? f.h0 + node[i] * hidden : nullptr;
+    team.read(t > 0 ? f.h + (row - 1) * hidden : initial, packed_states, step.h_prev);
+    team.read(p.d_h != nullptr ? p.d_h + row * hidden : nullptr, packed_d_h, step.d_h);
+  };
+
+  C carry[2][4];
+  SavedStep<C> next[2];
+#pragma unroll
+  for (int i = 0; i < 2; ++i) {
+    team.read(p.d_h_last != nullptr ? p.d_h_last + node[i] * hidden : nullptr, packed_last, carry[i]);
+    if (Team::kPrefetch && steps > 0) read_step(i, steps - 1, next[i]);
+  }
   for (int t = steps - 1; t >= 0; --t) {
-    SavedStep<C> step[kNodes];
-    C d_s[kNodes] = {}, held[kNodes];
-    bool there[kNodes];
+    SavedStep<C> saved[2];
+    C d_h[2][4], d_u[2][4], d_r[2][4], d_c[2][4];
+    bool there[2];
+    typename Team::template Sums<1> d_s, sums;
 #pragma unroll
-    for (int q = 0; q < kNodes; ++q) {
-      step[q] = Lane::kPrefetch ? next[q] : read_step(p, reset, node[q], t, c);
-      if (Lane::kPrefetch && t > 0) next[q] = read_step(p, reset, node[q], t - 1, c);
-      const SavedStep<C>& s = step[q];
-      const C d_h = carry[q] + s.d_h;
-      there[q] = !kMasked || present[q][t];
-      held[q] = d_h;
-      const C d_c = there[q] ? d_h * (C(1) - s.u) * (C(1) - s.candidate * s.candidate) : C(0);
-      const C d_u = there[q] ? d_h * (s.h_prev - s.candidate) * s.u * (C(1) - s.u) : C(0);
-      all_d_c[q * hidden + c] = d_c;
-      all_d_u[q * hidden + c] = d_u;
-      carry[q] = d_h * s.u;
-      if (lane.first_node + q < nodes) out[q][0] = d_u, out[q][2 * hidden] = d_c;
+    for (int i = 0; i < 2; ++i) {
+      if (!Team::kPrefetch) read_step(i, t, next[i]);
+      saved[i] = next[i];
+      if (Team::kPrefetch && t > 0) read_step(i, t - 1, next[i]);
+      const SavedStep<C>& s = saved[i];
+      there[i] = !kMasked || present[i][t];
+#pragma unroll
+      for (int k = 0; k < 4; ++k) {
+        const C d = d_h[i][k] = carry[i][k] + s.d_h[k];
+        const C u = s.u[k], c = s.candidate[k];
+        d_c[i][k] = there[i] ? d * (C(1) - u) * (C(1) - c * c) : C(0);
+        d_u[i][k] = there[i] ? d * (s.h_prev[k] - c) * u * (C(1) - u) : C(0);
+        carry[i][k] = d * u;
+      }
+      sums.set(i, carry[i]);
     }
-    lane.sync();
-    lane.multiply(2, all_d_c, d_s, 0, all_d_u, carry);
+    all_d_c.put(d_c);
+    all_d_u.put(d_u);
+    team.sync();
+    team.multiply(d_s, 2, all_d_c);
+    team.multiply(sums, 0, all_d_u);
 #pragma unroll
-    for (int q = 0; q < kNodes; ++q) {
-      const C d_r = there[q] ? d_s[q] * step[q].h_prev * step[q].r * (C(1) - step[q].r) : C(0);
-      all_d_r[q * hidden + c] = d_r;
-      carry[q] += d_s[q] * step[q].r;
-      if (lane.first_node + q < nodes) out[q][hidden] = d_r;
-      out[q] -= 3 * hidden;
+    for (int i = 0; i < 2; ++i) {
+      const SavedStep<C>& s = saved[i];
+#pragma unroll
+      for (int k = 0; k < 4; ++k) {
+        const C d = d_s.value(i, k), r = s.r[k];
+        d_r[i][k] = there[i] ? d * s.h_prev[k] * r * (C(1) - r) : C(0);
+        carry[i][k] = sums.value(i, k) + d * r;
+      }
+      sums.set(i, carry[i]);
+      if (!inside[i]) continue;
+      C* const out = d_gates + (node[i] * steps + t) * 3 * hidden;
+      team.write(out, packed_d_gates, d_u[i]);
+      team.write(out + hidden, packed_d_gates, d_r[i]);
+      team.write(out + 2 * hidden, packed_d_gates, d_c[i]);
     }
-    lane.sync();
-    lane.multiply(1, all_d_r, carry);
+    all_d_r.put(d_r);
+    team.sync();
+    team.multiply(sums, 1, all_d_r);
 #pragma unroll
-    for (int q = 0; q < kNodes; ++q) carry[q] = there[q] ? carry[q] : held[q];
+    for (int i = 0; i < 2; ++i) {
+#pragma unroll
+      for (int k = 0; k < 4; ++k) carry[i][k] = there[i] ? sums.value(i, k) : d_h[i][k];
+    }
   }
 #pragma unroll
-  for (int q = 0; q < kNodes; ++q) {
-    if (lane.first_node + q < nodes && p.d_h0 != nullptr) store(p.d_h0 + node[q] * hidden + c, carry[q]);
+  for (int i = 0; i < 2; ++i) {
+    if (inside[i] && p.d_h0 != nullptr) team.write(p.d_h0 + node[i] * hidden, packed_d_h0, carry[i]);
   }
 }
 
@@ -139,11 +156,12 @@ Compute<S>* gated_scan_backward(const GatedScanBackward<S, Compute<S>>& given, S
   in.reset = gates.reset;
   in.windows = days;
   compute_gates(in, gates.values, rows, on);
-  dispatch_lane<S, true>(p.forward, 3, on, [&](const auto& scan) {
-    using Lane = typename std::decay_t<decltype(scan)>::Lane;
+  dispatch_team<S, true>(p.forward, 3, on, [&](const auto& scan) {
+    using Team = typename std::decay_t<decltype(scan)>::Team;
     dispatch_masked(f.present, [&](auto masked) {
-      launch(gated_scan_bwd_kernel<S, Lane, masked>, scan.blocks, scan.threads, scan.shared_bytes, on, p,
-             days, gates.reset, scan.packed, gates.d_gates, p.forward.copies * p.forward.num_nodes);
+      launch(gated_scan_bwd_kernel<S, Team, masked>, scan.blocks, scan.threads, scan.shared_bytes, on, p,
+             days, gates.reset, scan.weights, scan.packed, gates.d_gates,
+             p.forward.copies * p.forward.num_nodes);
     });
   });
   if (windows) {
