@@ -1,5 +1,4 @@
 // One T-GCN layer (arXiv 1811.05320, eqs. 2 to 6): the convolution stack for all steps, then the scan.
-#include "cuda/fused/gatv2_stack.h"
 #include "cuda/operators.h"
 #include "cuda/support/device.cuh"
 
@@ -36,21 +35,12 @@ void tgcn_layer_backward(const TgcnLayerBackward<S, Compute<S>>& p, Stream& on) 
   scan.forward.g = stack.forward.out;
   const bool need_stack =
       stack.d_x != nullptr || stack.gat != nullptr || stack.gcn != nullptr || stack.d_edge_weight != nullptr;
-  if (gatv2_stack_backward_fits(stack.forward)) {
-    // One launch runs the stack backward: it takes the cotangents of the gates on to x and g.
-    GateGradChunks<Compute<S>> gate_grads;
-    Compute<S>* const d_gates = gated_scan_backward<S>(scan, on, need_stack ? &gate_grads : nullptr);
-    if (!need_stack) return;
-    return gatv2_stack_backward<S>(stack, scan.forward.weights, d_gates, gate_grads, on);
-  }
-  S* const d_g = on.take<S>(values_of(stack.forward));
-  scan.d_g = need_stack ? d_g : nullptr;
+  S* const d_g = need_stack ? on.take<S>(values_of(stack.forward)) : nullptr;
+  scan.d_g = d_g;
   stack.d_out = d_g;
-  {
-    const Stream::Frame frame(on);
-    gated_scan_backward<S>(scan, on);
-  }
-  conv_stack_backward<S>(stack, on);
+  GateGradChunks<Compute<S>> gate_grads;
+  gated_scan_backward<S>(scan, on, need_stack ? &gate_grads : nullptr);
+  if (need_stack) conv_stack_backward<S>(stack, on, gate_grads, d_g);
 }
 
 #define HIERMT_INSTANTIATE(S)                                               \

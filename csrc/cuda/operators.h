@@ -26,19 +26,20 @@ void graph_prepare(const GraphPrepare<I>& p, Stream& on);
 // the sequence between two of them is never stored.
 template <class S>
 void conv_stack_forward(const ConvStackForward<S>& p, Stream& on);
+// In a layer the backward sums the chunks of `gates`, too, and d_out may be overwritten.
 template <class S>
-void conv_stack_backward(const ConvStackBackward<S, Compute<S>>& p, Stream& on);
+void conv_stack_backward(const ConvStackBackward<S, Compute<S>>& p, Stream& on,
+                         const GateGradChunks<Compute<S>>& gates = {}, S* d_out = nullptr);
 
-// The results of a window that exceeds the series are unspecified, but no access is out of bounds. The backward
-// returns the cotangents of the gates before their nonlinearity, [N * T, 3H], or with windows their sums over the
-// windows that contain a day, [S * D, 3H]. Saved gates are not read.
+// The results of a window that exceeds the series are unspecified, but no access is out of bounds. Saved gates are not
+// read by the backward.
 template <class S>
 void gated_scan_forward(const GatedScanForward<S>& p, Stream& on);
-// With `chunks` the gradients of x and g are left to the caller, and d_x is working memory; so is the sum over the chunks,
-// unless there are windows; `chunks` tells.
+// With `chunks` the sum of the gradients of the gates over chunks is left to the caller, unless there are windows;
+// `chunks` tells.
 template <class S>
-Compute<S>* gated_scan_backward(const GatedScanBackward<S, Compute<S>>& p, Stream& on,
-                                GateGradChunks<Compute<S>>* chunks = nullptr);
+void gated_scan_backward(const GatedScanBackward<S, Compute<S>>& p, Stream& on,
+                         GateGradChunks<Compute<S>>* chunks = nullptr);
 
 template <class S>
 void tgcn_layer_forward(const TgcnLayerForward<S>& p, Stream& on);

@@ -3,6 +3,7 @@
 #include "cuda/fused/gatv2_stack.h"
 #include "cuda/fused/gcn_stack.h"
 #include "cuda/operators.h"
+#include "cuda/scan/gate_grads.cuh"
 #include "cuda/support/device.cuh"
 
 namespace hiermt::cuda {
@@ -87,8 +88,13 @@ void conv_stack_forward(const ConvStackForward<S>& p, Stream& on) {
 }
 
 template <class S>
-void conv_stack_backward(const ConvStackBackward<S, Compute<S>>& p, Stream& on) {
+void conv_stack_backward(const ConvStackBackward<S, Compute<S>>& p, Stream& on,
+                         const GateGradChunks<Compute<S>>& gates, S* d_out) {
   if (p.d_x == nullptr && p.gat == nullptr && p.gcn == nullptr && p.d_edge_weight == nullptr) return;
+  if (p.forward.gat != nullptr && gatv2_stack_backward_fits(p.forward)) {
+    return gatv2_stack_backward(p, gates, d_out, on);
+  }
+  if (gates.partial != nullptr) ordered_sum(on, sum_of_gates(gates));
   p.forward.gat != nullptr ? dense_backward(p, p.forward.gat, p.gat, on)
                            : dense_backward(p, p.forward.gcn, p.gcn, on);
 }
@@ -98,7 +104,8 @@ void conv_stack_backward(const ConvStackBackward<S, Compute<S>>& p, Stream& on) 
   template void fused_stack_forward<S>(const ConvStackForward<S>&, const GateWeights<S>&, Compute<S>*, \
                                        Stream&);                                                       \
   template void conv_stack_forward<S>(const ConvStackForward<S>&, Stream&);                            \
-  template void conv_stack_backward<S>(const ConvStackBackward<S, Compute<S>>&, Stream&);
+  template void conv_stack_backward<S>(const ConvStackBackward<S, Compute<S>>&, Stream&,               \
+                                       const GateGradChunks<Compute<S>>&, S*);
 HIERMT_FOR_EACH_STORAGE(HIERMT_INSTANTIATE)
 #undef HIERMT_INSTANTIATE
 

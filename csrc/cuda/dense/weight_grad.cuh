@@ -32,70 +32,60 @@ inline int64_t weight_grad_values(int64_t rows, int64_t outputs, int64_t inputs)
 
 // The sums of a warp over its rows. Of a group a lane (4 g + m) holds the channels 2g and 2g + 1 in the columns 4m to
 // 4m + 3 of each block; it reads the channels and columns 2g and 2g + 1 of the rows m and m + 4 of a product.
-template <class C, Products kHow, class Left, class Right>
+//
+// With kAlternative the last group multiplies another value in some of the columns.
+template <class C, Products kHow, int kGroups, bool kAlternative>
 struct GradSums {
   using T = WeightGradTraits;
-  static constexpr int kGroups = Left::kPieces;
-  // Products of 8 rows whose operands a lane reads at once: as many as its registers hold.
+  // Products of 8 rows whose operands a lane has at once: as many as its registers hold.
   static constexpr int kProducts = std::is_same_v<C, double> ? 1 : 2, kStep = 8 * kProducts;
+  static constexpr int kRows = kStep / 4;  // of a lane, two of each product
+  using Pairs = C[kRows][2];
   C sum[kGroups][T::kBlocks][2][4] = {};
   C bias[kGroups][2] = {};
 
-  __device__ __forceinline__ void step(const Left& left, const Right& right,
-                                       const typename Left::Row* left_rows,
-                                       const typename Right::Row* right_rows, const Place (&groups)[kGroups],
-                                       const Place (&blocks)[T::kBlocks]) {
-    constexpr int kRows = kStep / 4;  // of a lane, two of each product
-    C a[kRows][kGroups][2], b[kRows][T::kBlocks][2], other[kRows][T::kBlocks][2];
-#pragma unroll
-    for (int r = 0; r < kRows; ++r) {
-#pragma unroll
-      for (int group = 0; group < kGroups; ++group) {
-        left.load(left_rows[4 * r], groups[group], a[r][group]);
-#pragma unroll
-        for (int i = 0; i < 2; ++i) bias[group][i] += a[r][group][i];
-      }
-#pragma unroll
-      for (int i = 0; i < T::kBlocks; ++i) {
-        right.load(right_rows[4 * r], blocks[i], b[r][i]);
-        if constexpr (Right::kAlternative) {
-          other[r][i][0] = b[r][i][0], other[r][i][1] = b[r][i][1];
-          if (blocks[i].piece == Right::kPieces - 1) {
-            right.load_alternative(right_rows[4 * r], blocks[i], other[r][i]);
-          }
-        }
-      }
-    }
+  // Adds kStep rows. left(group, pairs) and right(block, alternative, pairs) have what a lane reads of them; the first
+  // `blocks` blocks have columns. The last group multiplies the alternative where replaced(block).
+  template <class LeftOf, class RightOf, class Replaced>
+  __device__ __forceinline__ void add(int blocks, LeftOf&& left, RightOf&& right, Replaced&& replaced) {
     Operand<C, kHow, 4> of_left[kGroups][kProducts];
 #pragma unroll
     for (int group = 0; group < kGroups; ++group) {
+      Pairs a;
+      left(group, a);
+#pragma unroll
+      for (int r = 0; r < kRows; ++r) bias[group][0] += a[r][0], bias[group][1] += a[r][1];
 #pragma unroll
       for (int i = 0; i < kProducts; ++i) {
-        const C(&low)[2] = a[2 * i][group], (&high)[2] = a[2 * i + 1][group];
+        const C(&low)[2] = a[2 * i], (&high)[2] = a[2 * i + 1];
         of_left[group][i] = Operand<C, kHow, 4>({low[0], low[1], high[0], high[1]});
       }
     }
 #pragma unroll
     for (int i = 0; i < T::kBlocks; ++i) {
-      if (blocks[i].width == 0) break;
+      if (i >= blocks) break;
+      const auto multiply_groups = [&](const Pairs& values, int first, int end) {
 #pragma unroll
-      for (int column = 0; column < 2; ++column) {
-        Operand<C, kHow, 2> of_right[kProducts];
-        const auto take = [&](const C(&of)[kRows][T::kBlocks][2]) {
+        for (int column = 0; column < 2; ++column) {
+          Operand<C, kHow, 2> of_right[kProducts];
 #pragma unroll
           for (int k = 0; k < kProducts; ++k) {
-            of_right[k] = Operand<C, kHow, 2>({of[2 * k][i][column], of[2 * k + 1][i][column]});
+            of_right[k] = Operand<C, kHow, 2>({values[2 * k][column], values[2 * k + 1][column]});
           }
-        };
-        take(b);
 #pragma unroll
-        for (int group = 0; group < kGroups - Right::kAlternative; ++group) {
-          multiply(sum[group][i][column], of_left[group], of_right);
+          for (int group = first; group < end; ++group) {
+            multiply(sum[group][i][column], of_left[group], of_right);
+          }
         }
-        if constexpr (Right::kAlternative) {
-          if (blocks[i].piece == Right::kPieces - 1) take(other);
-          multiply(sum[kGroups - 1][i][column], of_left[kGroups - 1], of_right);
-        }
+      };
+      Pairs values;
+      right(i, false, values);
+      if (!kAlternative || !replaced(i)) {
+        multiply_groups(values, 0, kGroups);
+      } else {
+        multiply_groups(values, 0, kGroups - 1);
+        right(i, true, values);
+        multiply_groups(values, kGroups - 1, kGroups);
       }
     }
   }
@@ -134,6 +124,45 @@ struct GradSums {
     return probe != C(0);
   }
 };
+
+// Writes what GradSums::store_sums of kWarps warps left in shared memory to the partial sum of a block. They begin at a
+// block of columns of `right` and at a channel.
+template <int kGroups, int kWarps, class C, class Layout, class Right>
+__device__ __forceinline__ void put_grad_sums(const C* sums, const C* biases, const Layout& layout,
+                                              const Right& right, int first_block, int first_channel,
+                                              int channels, C* out) {
+  using T = WeightGradTraits;
+  constexpr int kRows = kGroups * T::kChannels, kQuads = T::kColumns / 4;
+  const int inputs = layout.inputs(right);
+  const auto put = [&](int row, int column, C value) {
+    const int group = row / T::kChannels, c = first_channel + row % T::kChannels;
+    if (c < channels) out[(group * channels + c) * (inputs + 1) + column] = value;
+  };
+  for (int i = static_cast<int>(threadIdx.x); i < kRows * kQuads; i += static_cast<int>(blockDim.x)) {
+    const int row = i / kQuads, column = i % kQuads * 4;
+    const Place at = layout.place(right, first_block + column / kBlockColumns);
+    const int offset = column % kBlockColumns;
+    C total[4] = {};
+#pragma unroll
+    for (int w = 0; w < kWarps; ++w) {
+      C values[4];
+      load_quad(sums + (w * kRows + row) * T::kStride + column, values);
+#pragma unroll
+      for (int k = 0; k < 4; ++k) total[k] += values[k];
+    }
+#pragma unroll
+    for (int k = 0; k < 4; ++k) {
+      if (at.offset + offset + k < at.width) put(row, at.source + offset + k, total[k]);
+    }
+  }
+  for (int i = static_cast<int>(threadIdx.x); first_block == 0 && i < kRows;
+       i += static_cast<int>(blockDim.x)) {
+    C total = C(0);
+#pragma unroll
+    for (int w = 0; w < kWarps; ++w) total += biases[w * kRows + i];
+    put(i, inputs, total);
+  }
+}
 
 template <class C, class Left, class Right>
 struct WeightGradMemory {
@@ -184,8 +213,40 @@ __global__ void __launch_bounds__(WeightGradTraits::kThreads)
   C* const sums = memory.sums + warp * kRows * T::kStride;
   C* const biases = memory.biases + warp * kRows;
 
+  int present = 0;  // blocks with columns
+#pragma unroll
+  for (int i = 0; i < T::kBlocks; ++i) present += blocks[i].width != 0 ? 1 : 0;
+  const auto replaced = [&](int i) { return blocks[i].piece == Right::kPieces - 1; };
   const auto accumulate = [&](auto how, auto repair) {
-    GradSums<C, decltype(how)::value, Left, Right> products;
+    using Sums = GradSums<C, decltype(how)::value, kGroups, Right::kAlternative>;
+    Sums products;
+    const auto step = [&](const typename Left::Row* left_row, const typename Right::Row* right_row) {
+      // All loads come before the first product.
+      typename Sums::Pairs a[kGroups], b[T::kBlocks], other[T::kBlocks];
+#pragma unroll
+      for (int r = 0; r < Sums::kRows; ++r) {
+#pragma unroll
+        for (int group = 0; group < kGroups; ++group) left.load(left_row[4 * r], groups[group], a[group][r]);
+#pragma unroll
+        for (int i = 0; i < T::kBlocks; ++i) {
+          right.load(right_row[4 * r], blocks[i], b[i][r]);
+          if constexpr (Right::kAlternative) {
+            other[i][r][0] = b[i][r][0], other[i][r][1] = b[i][r][1];
+            if (replaced(i)) right.load_alternative(right_row[4 * r], blocks[i], other[i][r]);
+          }
+        }
+      }
+      const auto copy = [](const typename Sums::Pairs& from, typename Sums::Pairs& to) {
+#pragma unroll
+        for (int r = 0; r < Sums::kRows; ++r) to[r][0] = from[r][0], to[r][1] = from[r][1];
+      };
+      products.add(
+          present, [&](int group, typename Sums::Pairs& pairs) { copy(a[group], pairs); },
+          [&](int i, bool alternative, typename Sums::Pairs& pairs) {
+            copy(alternative ? other[i] : b[i], pairs);
+          },
+          replaced);
+    };
     // A lane finds the addresses of a row.
     for (int first = begin + warp * kWarp; first < end; first += T::kThreads) {
       const bool inside = first + lane < end;
@@ -196,7 +257,7 @@ __global__ void __launch_bounds__(WeightGradTraits::kThreads)
 #pragma unroll 1
       for (int r = 0; r < kWarp && first + r < end; r += products.kStep) {
         const int row = warp * kWarp + r + lane % 4;
-        products.step(left, right, memory.left_rows + row, memory.right_rows + row, groups, blocks);
+        step(memory.left_rows + row, memory.right_rows + row);
       }
     }
     return products.template store_sums<decltype(repair)::value>(sums, biases);
@@ -210,35 +271,9 @@ __global__ void __launch_bounds__(WeightGradTraits::kThreads)
   }
   __syncthreads();
   const int inputs = layout.inputs(right);
-  C* const out = partial + static_cast<int64_t>(blockIdx.x) * kGroups * channels * (inputs + 1);
-  const auto put = [&](int row, int column, C value) {
-    const int group = row / T::kChannels, c = first_channel + row % T::kChannels;
-    if (c < channels) out[(group * channels + c) * (inputs + 1) + column] = value;
-  };
-  constexpr int kQuads = T::kColumns / 4;
-  for (int i = thread; i < kRows * kQuads; i += T::kThreads) {
-    const int row = i / kQuads, column = i % kQuads * 4;
-    const Place at = layout.place(right, first_block + column / kBlockColumns);
-    const int offset = column % kBlockColumns;
-    C total[4] = {};
-#pragma unroll
-    for (int w = 0; w < T::kWarps; ++w) {
-      C values[4];
-      load_quad(memory.sums + (w * kRows + row) * T::kStride + column, values);
-#pragma unroll
-      for (int k = 0; k < 4; ++k) total[k] += values[k];
-    }
-#pragma unroll
-    for (int k = 0; k < 4; ++k) {
-      if (at.offset + offset + k < at.width) put(row, at.source + offset + k, total[k]);
-    }
-  }
-  if (first_block == 0 && thread < kRows) {
-    C total = C(0);
-#pragma unroll
-    for (int w = 0; w < T::kWarps; ++w) total += memory.biases[w * kRows + thread];
-    put(thread, inputs, total);
-  }
+  put_grad_sums<kGroups, T::kWarps>(
+      memory.sums, memory.biases, layout, right, first_block, first_channel, channels,
+      partial + static_cast<int64_t>(blockIdx.x) * kGroups * channels * (inputs + 1));
 }
 
 // Sums over chunks of the rows, weight_grad_values(rows, groups * channels, inputs) values: element

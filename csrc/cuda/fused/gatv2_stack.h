@@ -17,13 +17,13 @@ template <class S>
 void gatv2_stack_forward(const ConvStackForward<S>& p, const GateWeights<S>& gates,
                          Compute<S>* input_projection, Stream& on);
 
-// The way back, for templates that fit, too: from the cotangents of the gates [N * T, 3H], which are
-// overwritten, to those of x, of the convolutions' parameters and of the edge weights. Sums the gradients of the gates
-// over their chunks, too, where there are any.
+// The way back, for templates that fit, too: from the cotangent of the output to those of x, of the convolutions'
+// parameters and of the edge weights. d_out may be overwritten where it is given besides p.d_out. Sums the gradients of
+// the gates over their chunks, too, where there are any.
 template <class S>
 bool gatv2_stack_backward_fits(const ConvStackForward<S>& p);
 template <class S>
-void gatv2_stack_backward(const ConvStackBackward<S, Compute<S>>& p, const GateWeights<S>& gates,
-                          Compute<S>* d_gates, const GateGradChunks<Compute<S>>& gate_grads, Stream& on);
+void gatv2_stack_backward(const ConvStackBackward<S, Compute<S>>& p, const GateGradChunks<Compute<S>>& gates,
+                          S* d_out, Stream& on);
 
 }  // namespace hiermt::cuda

@@ -16,15 +16,12 @@
 
 namespace hiermt::cuda {
 
-// Two numbers of each entry and step of a task, written by the lanes of the entry's target: kHidden entries lie together.
-template <int kHidden>
+// Two numbers of each entry and step of a task, written by the lanes of the entry's target.
 struct EdgePairs {
   float2* data;
-  int chunk, gap;  // steps; pairs between kHidden entries and the next
+  int chunk;  // steps
 
-  __device__ __forceinline__ float2& at(int entry, int step) const {
-    return data[static_cast<unsigned>(entry) / kHidden * gap + entry * chunk + step];
-  }
+  __device__ __forceinline__ float2& at(int entry, int step) const { return data[entry * chunk + step]; }
 };
 
 // d_score leaky'(z)
@@ -102,7 +99,7 @@ template <bool kEdges, class S, int kHidden, int kLanes, class Row>
 __device__ __forceinline__ void target_sweep(
     const StackItems& items, const CsrGraph& graph, const S* edge_weights, const StackPresence& presence,
     const ItemNumbers& loops, const ConvVectors<kHidden>& vectors, const Tile<kHidden, kLanes>& x_l,
-    const Tile<kHidden, kLanes>& x_r, const Tile<kHidden, kLanes>& d_y, const EdgePairs<kHidden>& pairs,
+    const Tile<kHidden, kLanes>& x_r, const Tile<kHidden, kLanes>& d_y, const EdgePairs& pairs,
     Row&& d_x_r_row, float (&att_sums)[kHidden / kLanes], float (&edge_sums)[kHidden / kLanes],
     const EdgeSums& edge_weight_sums) {
   constexpr int kChannels = kHidden / kLanes;
@@ -218,10 +215,12 @@ __device__ __forceinline__ void target_sweep(
 
 // Overwrites x_l with d_x_l: a thread reads only its own item of x_l.
 template <class S, int kHidden, int kLanes>
-__device__ __forceinline__ void source_sweep(
-    const StackItems& items, const CsrGraph& graph, const S* edge_weights, const StackPresence& presence,
-    const ItemNumbers& loops, const ConvVectors<kHidden>& vectors, const Tile<kHidden, kLanes>& x_l,
-    const Tile<kHidden, kLanes>& x_r, const Tile<kHidden, kLanes>& d_y, const EdgePairs<kHidden>& pairs) {
+__device__ __forceinline__ void source_sweep(const StackItems& items, const CsrGraph& graph,
+                                             const S* edge_weights, const StackPresence& presence,
+                                             const ItemNumbers& loops, const ConvVectors<kHidden>& vectors,
+                                             const Tile<kHidden, kLanes>& x_l,
+                                             const Tile<kHidden, kLanes>& x_r,
+                                             const Tile<kHidden, kLanes>& d_y, const EdgePairs& pairs) {
   constexpr int kChannels = kHidden / kLanes;
   const EdgeView<kHidden, kLanes> view(vectors);
   items.for_each_with_mask<kLanes>([&](int node, int step, unsigned) {

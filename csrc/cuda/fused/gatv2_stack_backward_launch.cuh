@@ -1,5 +1,5 @@
-// Backward of a GATv2 stack in one launch (equations in gatv2_stack_backward.cuh): from the cotangents of the
-// gates to those of x, of the edge weights and of the parameters of the convolutions. Activations between the
+// Backward of a GATv2 stack in one launch (equations in gatv2_stack_backward.cuh): from the cotangent of its output
+// to those of x, of the edge weights and of the parameters of the convolutions. Activations between the
 // convolutions are recomputed in shared memory. A file per storage type instantiates it: the kernels take longer to
 // compile than all others.
 #pragma once
@@ -9,7 +9,6 @@
 #include "cuda/fused/gatv2_stack_backward.cuh"
 #include "cuda/fused/stack_forward.cuh"
 #include "cuda/scan/gate_grads.cuh"
-#include "cuda/scan/gated_scan.cuh"
 
 namespace hiermt::cuda {
 namespace {
@@ -31,11 +30,12 @@ constexpr int64_t kMaxStackBlocks = 2 * StackLimits::kBlocks;
 
 template <class S>
 struct StackBackward : StackProblem<S, GatV2Weights<S>> {
-  const S* g;
-  float* d_gates;  // [N * T, 3H], overwritten
+  const S *out, *d_out;
+  float* d_x_r;  // [N * T, H]; may be d_out, which a task has read before
   S* d_x;
+  bool accumulate_d_x;
   float* partial = nullptr;   // [blocks, values] sums of the gradients of all convolutions
-  float2* pairs = nullptr;    // [blocks, E, chunk], or nullptr: in d_gates
+  float2* pairs = nullptr;    // [blocks, E, chunk]
   float* d_edges = nullptr;   // [copies * T, E], or nullptr
   int tasks = 0, values = 0;  // tasks of all copies; values of a partial sum
 };
@@ -59,36 +59,37 @@ struct StackMemory {
   }
 };
 
-// Backward of the input projection: writes d_x, as far as the gates contribute, and d_y of the last convolution.
+// d_y of the last convolution, the cotangent of the output times the slope of the activation, and its sum over the
+// items of each warp.
 template <class S, int kHidden, int kLanes, class Row>
-__device__ __forceinline__ void input_projection_backward(const StackBackward<S>& p, float* memory,
-                                                          const StackItems& items,
-                                                          const StackPresence& presence, const Row& row,
-                                                          const Tile<kHidden, kLanes>& d_y,
-                                                          float* warp_sums) {
-  const int channels = static_cast<int>(p.x.channels), columns = channels + 2 * kHidden;
-  const RowInput<3 * kHidden, Row> d_gates{p.d_gates, row};
-  if (p.d_x != nullptr) {
-    const InputColumns<GateColumns<S>> weight{{{p.gates, columns}, kHidden}, channels};
-    write_d_x<S, kHidden>(items, memory, weight, 1, 3 * kHidden,
-                          InputGradientOut<S>{{p.d_x, channels, channels, 0}, p.present}, row,
-                          [&](const auto& at, const auto& matrix, const auto& write) {
-                            matrix.products(at, weight, write, d_gates);
-                          });
-  }
-  const InputColumns<GateColumns<S>> weight{{{p.gates, columns, 0, channels}, kHidden}, kHidden};
-  const bool packed = quad_aligned(p.g);
-  write_cotangents<S>(
-      items, presence, memory, weight, 1, 3 * kHidden, d_y, warp_sums,
-      [&](const auto& at, const auto& matrix, const auto& write) {
-        matrix.products(at, weight, write, d_gates);
-      },
-      [&](int node, int step, int quad, float (&slopes)[4]) {
-        load_part(p.g + static_cast<int64_t>(row(node, step)) * kHidden, 4 * quad, kHidden, 1, packed,
-                  slopes);
+__device__ __forceinline__ void read_cotangents(const StackBackward<S>& p, const StackItems& items,
+                                                const StackPresence& presence, const Row& row,
+                                                const Tile<kHidden, kLanes>& d_y, float* warp_sums) {
+  const bool packed = quad_aligned(p.out) && quad_aligned(p.d_out);
 #pragma unroll
-        for (int k = 0; k < 4; ++k) slopes[k] = activation_slope(p.last, slopes[k]);
-      });
+  for (int first = 0; first < kHidden; first += kBlockColumns) {
+    const int quad = first / 4 + static_cast<int>(threadIdx.x) % 4;
+    float sums[1][4] = {};
+    for_each_lane_items<kBackwardItems>(items, [&](const auto& at) {
+#pragma unroll
+      for (int i = 0; i < kBackwardItems; ++i) {
+        if (!at.inside(i) || quad >= kHidden / 4) break;
+        const int node = at.node(i), step = at.step(i);
+        const int64_t offset = static_cast<int64_t>(row(node, step)) * kHidden;
+        float y[4], values[4];
+        load_part(p.out + offset, 4 * quad, kHidden, 1, packed, y);
+        load_part(p.d_out + offset, 4 * quad, kHidden, 1, packed, values);
+        const bool there = presence.has(node, step);
+#pragma unroll
+        for (int k = 0; k < 4; ++k) {
+          values[k] = there ? values[k] * activation_slope(p.last, y[k]) : 0.0f;
+          sums[0][k] += values[k];
+        }
+        store_quad(d_y.quad(node, step, quad), values);
+      }
+    });
+    sum_cotangents<kHidden>(sums, first, warp_sums);
+  }
 }
 
 // Copies the channels [first, first + H) of x to a tile; zeros past the end and where an item is not there.
@@ -145,16 +146,11 @@ __global__ void __launch_bounds__(BackwardTraits<kHidden>::threads(kEdges), 1)
     const StackPresence presence(p, copy, first_step);
     const Items x_l{x_l_data, chunk}, x_r{x_r_data, chunk}, d_y{d_y_data, chunk}, inputs{input_data, chunk};
     const auto row = [&](int node, int step) { return task.row(p.graph, p.steps, node, step); };
-    // Of a node and the steps of the task, d_x_r and kHidden entries overwrite the cotangents of the gates, which have been
-    // read by then.
     const auto d_x_r_row = [&](int node, int step) {
-      return p.d_gates + static_cast<int64_t>(3u * row(node, 0) + step) * kHidden;
+      return p.d_x_r + static_cast<int64_t>(row(node, step)) * kHidden;
     };
-    const EdgePairs<kHidden> pairs{
-        p.pairs == nullptr ? reinterpret_cast<float2*>(d_x_r_row(0, chunk))
-                           : p.pairs + blockIdx.x * static_cast<int64_t>(entries) * p.chunk,
-        chunk, p.pairs == nullptr ? p.steps * (3 * kHidden / 2) - chunk * kHidden : 0};
-    input_projection_backward(p, weights, items, presence, row, d_y, warp_sums);
+    const EdgePairs pairs{p.pairs + blockIdx.x * static_cast<int64_t>(entries) * p.chunk, chunk};
+    read_cotangents(p, items, presence, row, d_y, warp_sums);
     find_loop_weights<kLanes>(items, p.graph, p.edge_weight, presence, loops);
 
     const auto project_layer = [&](int layer, const Items& to) {
@@ -228,9 +224,9 @@ __global__ void __launch_bounds__(BackwardTraits<kHidden>::threads(kEdges), 1)
                                 slopes[k] = activation_slope(Activation::kLeakyRelu, slopes[k]);
                             });
       } else if (p.d_x != nullptr) {
-        write_d_x<S, kHidden>(items, weights, weight, 2, kHidden,
-                              InputGradientOut<S>{{p.d_x, channels, channels, 0, true}, p.present}, row,
-                              products);
+        write_d_x<S, kHidden>(
+            items, weights, weight, 2, kHidden,
+            InputGradientOut<S>{{p.d_x, channels, channels, 0, p.accumulate_d_x}, p.present}, row, products);
       } else {
         for_each_lane_items<kBackwardItems>(items, take_d_x_r);
       }
@@ -280,12 +276,12 @@ bool gatv2_stack_backward_fits(const ConvStackForward<S>& p) {
 }
 
 template <class S>
-void gatv2_stack_backward(const ConvStackBackward<S, Compute<S>>& p, const GateWeights<S>& gates,
-                          Compute<S>* d_gates, const GateGradChunks<Compute<S>>& gate_grads, Stream& on) {
+void gatv2_stack_backward(const ConvStackBackward<S, Compute<S>>& p, const GateGradChunks<Compute<S>>& gates,
+                          S* d_out, Stream& on) {
   if constexpr (!std::is_same_v<S, double>) {
     const ConvStackForward<S>& f = p.forward;
     const bool edges = p.d_edge_weight != nullptr;
-    StackBackward<S> stack{{f, f.gat, gates}, f.out, d_gates, p.d_x};
+    StackBackward<S> stack{{f, f.gat, {}}, f.out, p.d_out, nullptr, p.d_x, p.accumulate_d_x};
     StackGrads grads{{}, stack.conv_layers, static_cast<int>(f.x.channels), static_cast<int>(f.hidden)};
     for (int64_t k = 0; p.gat != nullptr && k < f.conv_layers; ++k) grads.convs[k] = p.gat[k];
     dispatch_stack(f.hidden, [&](auto hidden) {
@@ -297,10 +293,10 @@ void gatv2_stack_backward(const ConvStackBackward<S, Compute<S>>& p, const GateW
         stack.tasks = static_cast<int>(plan.tasks);
         stack.values = static_cast<int>(plan.values);
         stack.partial = on.take<float>(plan.blocks * plan.values);
-        // The cotangents of the gates have room for kHidden entries a node. Offsets in them are 32-bit.
-        if (f.graph.num_entries > f.graph.num_nodes * kHidden ||
-            f.graph.num_nodes * f.steps * kHidden > kMaxRows) {
-          stack.pairs = on.take<float2>(plan.blocks * f.graph.num_entries * plan.chunk);
+        stack.pairs = on.take<float2>(plan.blocks * f.graph.num_entries * plan.chunk);
+        if constexpr (std::is_same_v<S, float>) stack.d_x_r = d_out;
+        if (stack.d_x_r == nullptr) {
+          stack.d_x_r = on.take<float>(f.graph.copies * f.graph.num_nodes * f.steps * kHidden);
         }
         if (edges) stack.d_edges = on.take<float>(f.graph.copies * f.steps * f.graph.num_entries);
         // What spreads the items evenly, but no fewer than the weight products have units.
@@ -309,7 +305,7 @@ void gatv2_stack_backward(const ConvStackBackward<S, Compute<S>>& p, const GateW
         launch(edges ? gatv2_stack_bwd_kernel<S, kHidden, true> : gatv2_stack_bwd_kernel<S, kHidden, false>,
                plan.blocks, threads, plan.shared_bytes, on, stack);
         // What is not wanted has no elements.
-        ordered_sum(on, sum_of_gates(gate_grads),
+        ordered_sum(on, sum_of_gates(gates),
                     sum_of(stack.partial, plan.blocks, p.gat != nullptr ? plan.values : 0, grads),
                     sum_of(stack.d_edges, f.graph.copies * f.steps, edges ? f.graph.num_entries : 0,
                            EdgeWeightGrads{p.d_edge_weight}));
@@ -320,9 +316,9 @@ void gatv2_stack_backward(const ConvStackBackward<S, Compute<S>>& p, const GateW
 
 }  // namespace hiermt::cuda
 
-#define HIERMT_INSTANTIATE_GATV2_STACK_BACKWARD(S)                                                      \
-  namespace hiermt::cuda {                                                                              \
-  template bool gatv2_stack_backward_fits<S>(const ConvStackForward<S>&);                               \
-  template void gatv2_stack_backward<S>(const ConvStackBackward<S, Compute<S>>&, const GateWeights<S>&, \
-                                        Compute<S>*, const GateGradChunks<Compute<S>>&, Stream&);       \
+#define HIERMT_INSTANTIATE_GATV2_STACK_BACKWARD(S)                                       \
+  namespace hiermt::cuda {                                                               \
+  template bool gatv2_stack_backward_fits<S>(const ConvStackForward<S>&);                \
+  template void gatv2_stack_backward<S>(const ConvStackBackward<S, Compute<S>>&,         \
+                                        const GateGradChunks<Compute<S>>&, S*, Stream&); \
   }

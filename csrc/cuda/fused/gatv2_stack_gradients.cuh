@@ -1,6 +1,6 @@
 // Dense parts of the backward of a GATv2 stack (gatv2_stack_backward.cuh), as products of the items of a block on
-// tensor cores (item_products.cuh): the projections again, the cotangents of their inputs, the gradients of their
-// weights, and the backward of the input projection of the gates.
+// tensor cores (item_products.cuh): the projections again, the cotangents of their inputs, and the gradients of their
+// weights.
 #pragma once
 
 #include "cuda/dense/gatv2_grads.cuh"
@@ -8,30 +8,6 @@
 #include "cuda/fused/item_products.cuh"
 
 namespace hiermt::cuda {
-
-// Rows of kChannels values of the items in global memory, aligned to quads. row(node, step) is the number of a row.
-template <int kChannels, class Row>
-struct RowInput {
-  const float* data;
-  Row row;
-
-  __device__ __forceinline__ const float* at(int node, int step) const {
-    return data + static_cast<int64_t>(row(node, step)) * kChannels;
-  }
-  __device__ __forceinline__ int width() const { return kChannels; }
-  template <int kItems>
-  __device__ __forceinline__ void quads(const LaneItems<kItems>& items, int block,
-                                        float (&values)[kItems][4]) const {
-    const int k = block * kBlockColumns + static_cast<int>(threadIdx.x) % 4 * 4;
-    const bool inside = kChannels % kBlockColumns == 0 || k < kChannels;
-#pragma unroll
-    for (int i = 0; i < kItems; ++i) {
-      load_quad(at(items.node(i), items.step(i)) + (inside ? k : 0), values[i]);
-      clear_unless(inside, values[i]);
-    }
-  }
-  __device__ __forceinline__ float channel(int node, int step, int k) const { return at(node, step)[k]; }
-};
 
 // The weights by which cotangents of groups of `hidden` channels become those of `columns` inputs.
 template <class Weight>
@@ -60,8 +36,7 @@ __host__ __device__ constexpr int64_t backward_weight_values(int64_t inputs) {
   using Cotangents = ProductWeights<S, kHidden, kCotangentBlocks, kBackwardItems>;
   const int64_t convs =
       ProductWeights<S, kHidden, kProjectionBlocks<kHidden>, kBackwardItems>::values(blocks(inputs));
-  const int64_t most = blocks(3 * kHidden) > 2 * blocks(kHidden) ? blocks(3 * kHidden) : 2 * blocks(kHidden);
-  const int64_t cotangents = Cotangents::values(most);
+  const int64_t cotangents = Cotangents::values(2 * blocks(kHidden));
   return convs > cotangents ? convs : cotangents;
 }
 

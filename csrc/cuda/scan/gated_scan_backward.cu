@@ -4,14 +4,15 @@
 //   d_c = d_h (1 - u) (1 - c^2)     d_u = d_h (h_{t-1} - c) u (1 - u)     d_s = W_c^T d_c
 //   d_r = d_s h_{t-1} r (1 - r)     d_h_{t-1} += d_h u + d_s r + W_u^T d_u + W_r^T d_r
 //
-// The scan writes d_u, d_r and d_c; dense layers over all steps derive the gradients of inputs and weights.
-// The gates are recomputed from the states for all steps.
+// One launch computes all of it where fused/scan_backward.h fits. Elsewhere the gates are recomputed from the states for
+// all steps, the scan writes d_u, d_r and d_c, and dense layers over all steps derive the gradients of inputs and weights.
 //
 // With windows the backward of the recurrence runs per window. The cotangents of the input projection are then summed
 // over the windows that contain a day, and the gradients of x, g and the input columns are computed per day.
 //
 // With kMasked the cotangents of the gates of a node that is not there are zero, and d_h_{t-1} is d_h, whatever its
 // state and the weights are: zero times what is not finite is not zero.
+#include "cuda/fused/scan_backward.h"
 #include "cuda/scan/gate_backward.cuh"
 #include "cuda/scan/team.cuh"
 #include "cuda/scan/window_sums.cuh"
@@ -130,24 +131,34 @@ __global__ void __launch_bounds__(Team::kThreads)
 }  // namespace
 
 template <class S>
-Compute<S>* gated_scan_backward(const GatedScanBackward<S, Compute<S>>& given, Stream& on,
-                                GateGradChunks<Compute<S>>* chunks) {
+void gated_scan_backward(const GatedScanBackward<S, Compute<S>>& given, Stream& on,
+                         GateGradChunks<Compute<S>>* chunks) {
   using C = Compute<S>;
   const GatedScanForward<S>& f = given.forward;
+  const int hidden = static_cast<int>(f.hidden), inputs = static_cast<int>(f.x.channels + f.g_channels);
+  // The sum over chunks is the caller's with `chunks`.
+  const auto leave = [&](const C* partial, int64_t count) {
+    if (given.grads.u_weight == nullptr) return;
+    const GateGradChunks<C> found{partial, count, given.grads, inputs + hidden, hidden};
+    chunks != nullptr ? void(*chunks = found) : ordered_sum(on, sum_of_gates(found));
+  };
+  if (fused_scan_backward_fits(f)) {
+    C* const partial = on.take<C>(fused_scan_backward_values(f));
+    return leave(partial, fused_scan_backward(given, partial, on));
+  }
   GatedScanBackward<S, C> p = given;
   p.forward = over_windows(f);
   const WindowDays days(f);
   const bool windows = f.windows != nullptr;
   const int64_t day_rows = f.copies * f.num_nodes * f.steps;
   const int64_t rows = p.forward.copies * p.forward.num_nodes * p.forward.steps;
-  const int hidden = static_cast<int>(f.hidden), inputs = static_cast<int>(f.x.channels + f.g_channels);
 
-  // What is left behind comes first: the rest is free when the gradients of x and g have been computed.
+  // What is left behind comes first.
   const GateGrads<C>& all = p.grads;
-  C* const d_days = on.take<C>(day_rows * 3 * f.hidden);
   const bool one_sum = all.u_weight != nullptr && !windows;
   C* const partial = on.take<C>(one_sum ? weight_grad_values(rows, 3 * f.hidden, inputs + f.hidden) : 0);
   const Stream::Frame frame(on);
+  C* const d_days = on.take<C>(day_rows * 3 * f.hidden);
   const GateWorkspace<S> gates(windows ? on.take<C>(rows * 3 * f.hidden) : d_days, rows, f.hidden,
                                windows ? nullptr : p.d_x, f.x.channels, on);
   int* const used = windows ? on.take<int>(f.steps) : nullptr;  // [D] whether a window contains the day
@@ -187,20 +198,14 @@ Compute<S>* gated_scan_backward(const GatedScanBackward<S, Compute<S>>& given, S
   } else if (one_sum) {
     weight_grad_chunks(gate_cotangents<C>(gates.d_gates, f.hidden), in, rows, partial,
                        rounds_operands<S>(f.tf32), on);
-    const GateGradChunks<C> found{partial, grad_chunks(rows).count, all, inputs + hidden, hidden};
-    if (chunks != nullptr) {
-      *chunks = found;
-    } else {
-      ordered_sum(on, sum_of_gates(found));
-    }
+    leave(partial, grad_chunks(rows).count);
   }
-  if (chunks == nullptr) input_gradients(f, d_days, used, p.d_x, p.d_g, day_rows, on);
-  return d_days;
+  input_gradients(f, d_days, used, p.d_x, p.d_g, day_rows, on);
 }
 
-#define HIERMT_INSTANTIATE(S)                                                                   \
-  template Compute<S>* gated_scan_backward<S>(const GatedScanBackward<S, Compute<S>>&, Stream&, \
-                                              GateGradChunks<Compute<S>>*);
+#define HIERMT_INSTANTIATE(S)                                                            \
+  template void gated_scan_backward<S>(const GatedScanBackward<S, Compute<S>>&, Stream&, \
+                                       GateGradChunks<Compute<S>>*);
 HIERMT_FOR_EACH_STORAGE(HIERMT_INSTANTIATE)
 #undef HIERMT_INSTANTIATE
 
