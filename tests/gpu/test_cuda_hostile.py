@@ -13,6 +13,8 @@ from hiermt import functional
 from hiermt.graph import Graph
 from hiermt.native import extension
 from hiermt.testing import assert_close, stock_graph
+from support import far
+from support.calls import compare
 
 DEVICE = "cuda"
 REASON = "needs a GPU" if not torch.cuda.is_available() else extension.why_not_native("cuda")
@@ -141,6 +143,19 @@ def test_more_rows_than_can_be_counted() -> None:
     x = torch.zeros(1, 1, 1, device=DEVICE).expand(nodes, 1 << 15, 1)
     with pytest.raises(RuntimeError, match="split the batch"):
         model(x, graph)
+
+
+@pytest.mark.hostile("large-index")
+def test_offsets_past_32_bits() -> None:
+    """A stack at once, a scan, the heads, one after the other: each takes up to 13 GB."""
+    if torch.cuda.mem_get_info()[0] < 2**34:
+        pytest.skip("needs 16 GB of free memory")
+    listed = far.problems()
+    for op, axis in (("tgcn_layer", "copies"), ("gated_scan", "N"), ("decision", "N")):
+        one = next(one for one in listed if one.problem.op == op and str(one).endswith(axis))
+        with far.memory_file() as path:
+            compare(one.problem, torch.bfloat16, DEVICE, layout=one.layout(path))
+        torch.cuda.empty_cache()
 
 
 def test_more_channels_than_a_warp_shares() -> None:

@@ -25,8 +25,6 @@ ENVIRONMENT = {"ASAN_OPTIONS": "detect_leaks=0:allocator_may_return_null=1", "UB
 DTYPES = [torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64, torch.float16, torch.float32, torch.float64]
 DTYPES += [torch.complex32, torch.complex64, torch.complex128, torch.bool]
 DTYPES += [torch.qint8, torch.quint8, torch.qint32, torch.bfloat16]
-# A tensor keeps its distance from an address of such alignment.
-ALIGNMENT = 64
 
 
 class SimtFault(RuntimeError):
@@ -44,8 +42,9 @@ class Result(NamedTuple):
 def send(op: str, arguments: Sequence[Any], environment: dict[str, str] | None = None) -> Result:
     """Runs `op` in a fork of its own with arguments in the order of its schema.
 
-    A tensor is sent with its strides and the bytes of its storage from its first element on. All tensors count as
-    CUDA tensors but the last of a list of int32, the blocks of a CSR. What the operator allocates starts as NaN bits.
+    A tensor is sent with its strides and the bytes of its storage from its first element on, or with the name of the
+    file that its storage maps. All tensors count as CUDA tensors but the last of a list of int32, the blocks of a CSR.
+    What the operator allocates starts as NaN bits.
 
     Raises:
         SimtFault: a detector fired.
@@ -74,11 +73,12 @@ def _pack(message: io.BytesIO, value: Any, cuda: bool = True) -> None:
     elif isinstance(value, int):
         message.write(struct.pack("<cq", b"i", value))
     elif isinstance(value, Tensor):
-        data, offset = _bytes(value)
-        sizes = [*value.shape, *value.stride()]
-        head = [DTYPES.index(value.dtype), value.dim(), *sizes, cuda, offset % ALIGNMENT, len(data)]
+        storage, offset = value.untyped_storage(), value.storage_offset() * value.element_size()
+        file = os.fsencode(storage.filename or "")
+        head = [DTYPES.index(value.dtype), value.dim(), *value.shape, *value.stride()]
+        head += [cuda, offset, max(storage.size() - offset, 0), len(file)]
         message.write(struct.pack(f"<c{len(head)}q", b"t", *head))
-        message.write(data)
+        message.write(file or _bytes(storage, offset))
     else:
         message.write(struct.pack("<cq", b"l", len(value)))
         blocks = len(value) - 1 if value and all(one.dtype == torch.int32 for one in value) else -1
@@ -86,12 +86,9 @@ def _pack(message: io.BytesIO, value: Any, cuda: bool = True) -> None:
             _pack(message, one, i != blocks)
 
 
-def _bytes(tensor: Tensor) -> tuple[bytes, int]:
-    """Bytes of the storage from the tensor's first element on, and how many are before it."""
-    storage = tensor.untyped_storage()
-    offset = tensor.storage_offset() * tensor.element_size()
+def _bytes(storage: torch.UntypedStorage, offset: int) -> bytes:
     raw = torch.empty(0, dtype=torch.uint8).set_(storage, 0, (storage.size(),))  # type: ignore[call-overload]
-    return raw[offset:].numpy().tobytes(), offset
+    return raw[offset:].numpy().tobytes()
 
 
 def _unpack(reply: bytes, at: int) -> list[Tensor]:

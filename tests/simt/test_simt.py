@@ -84,6 +84,15 @@ def test_more_rows_than_an_index_counts_are_refused() -> None:
         torch.ops.hiermt.conv_stack(x, csr, torch.ones(1), params, None, conv_layers=1, activation=0, tf32=False)
 
 
+@pytest.mark.hostile("large-index")
+def test_more_rows_of_windows_than_an_index_counts_are_refused() -> None:
+    starts, x = torch.zeros(2**20, dtype=torch.int64), torch.zeros(1).expand(2, 2**10, 3)
+    with Simt(), pytest.raises(RuntimeError, match=r"take up to 1073741824 rows \(N \* T\), got 2097152 \* 1024"):
+        torch.ops.hiermt.gated_scan(
+            x, torch.zeros(2, 2**10, 8), None, [], starts, None, steps=2**10, sequence=True, save=False, tf32=False
+        )
+
+
 @pytest.mark.hostile("edge-outside", "forged-call")
 def test_edges_outside_the_graph_are_dropped_on_the_device() -> None:
     edge_index = torch.tensor([[0, 5, -1, 2**62], [1, 1, 0, 2]])

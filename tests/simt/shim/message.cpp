@@ -1,4 +1,8 @@
 // The arguments of one call from stdin, and its results to stdout.
+#include <fcntl.h>
+#include <sys/mman.h>
+#include <unistd.h>
+
 #include <cstdio>
 #include <cstdlib>
 
@@ -10,7 +14,7 @@ namespace {
 using torch::headeronly::ScalarType;
 
 void read(void* to, size_t bytes) {
-  if (std::fread(to, 1, bytes, stdin) != bytes) std::exit(64);
+  if (bytes > 0 && std::fread(to, 1, bytes, stdin) != bytes) std::exit(64);
 }
 template <class T>
 T read_one() {
@@ -38,15 +42,30 @@ std::vector<int64_t> read_sizes(int64_t count) {
   return sizes;
 }
 
-// dtype, dimensions, sizes, strides, 1 on the device, offset of the data, bytes, the bytes
+// Memory of a file from `offset` on, which nobody may write.
+std::shared_ptr<char> map(const std::string& file, int64_t offset, int64_t bytes) {
+  const int opened = open(file.c_str(), O_RDONLY);
+  const auto size = static_cast<size_t>(offset + bytes);
+  void* const begin = mmap(nullptr, size, PROT_READ, MAP_SHARED, opened, 0);
+  if (begin == MAP_FAILED) throw std::runtime_error("cannot map " + file);
+  close(opened);
+  return {static_cast<char*>(begin) + offset, [begin, size](char*) { munmap(begin, size); }};
+}
+
+// dtype, dimensions, sizes, strides, 1 on the device, offset of the data, bytes, length of a name, and the bytes or
+// the name of the file that has them. Data keeps its distance from an aligned address.
 Tensor read_tensor() {
+  constexpr int64_t kAlignment = 64;
   const auto type = static_cast<ScalarType>(read_one<int64_t>());
   const int64_t dims = read_one<int64_t>();
   std::vector<int64_t> sizes = read_sizes(dims), strides = read_sizes(dims);
   const bool cuda = read_one<int64_t>() != 0;
-  const int64_t left = read_one<int64_t>(), bytes = read_one<int64_t>();
-  std::shared_ptr<char> memory = allocate(bytes, static_cast<size_t>(left));
-  if (bytes > 0) read(memory.get(), static_cast<size_t>(bytes));
+  const int64_t offset = read_one<int64_t>(), bytes = read_one<int64_t>();
+  std::string file(static_cast<size_t>(read_one<int64_t>()), '\0');
+  read(file.data(), file.size());
+  std::shared_ptr<char> memory =
+      file.empty() ? allocate(bytes, static_cast<size_t>(offset % kAlignment)) : map(file, offset, bytes);
+  if (file.empty() && bytes > 0) read(memory.get(), static_cast<size_t>(bytes));
   return {type, std::move(sizes), std::move(strides), {cuda}, std::move(memory), bytes};
 }
 
