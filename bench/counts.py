@@ -36,7 +36,8 @@ SHARED_PER_MULTIPROCESSOR, SHARED_RESERVED, MAX_BLOCKS = 233472, 1024, 32
 # Classes of warp instructions, in the order of the table.
 CLASSES = ("ffma", "float", "double", "mufu", "mma", "integer", "load_shared", "store_shared", "load_global")
 CLASSES += ("store_global", "local", "shuffle", "barrier", "branch")
-SUMS = ("launches", "blocks", "warps", "wavefronts", "sectors", *CLASSES)
+# Gathers are loads of 16 bytes of shared memory at an address that an index in global memory decides: of a neighbour.
+SUMS = ("launches", "blocks", "warps", "wavefronts", "sectors", "gathers", "gather_wavefronts", *CLASSES)
 
 
 def full_issue_us(instructions: float) -> float:
@@ -124,6 +125,11 @@ def table(records: list[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
+def gathers(records: list[dict[str, Any]]) -> dict[str, float]:
+    """Wavefronts that a warp's load of 16 bytes of a neighbour takes, by kernel. Lanes apart take 4 at least."""
+    return {r["kernel"]: r["gather_wavefronts"] / r["gathers"] for r in records if r["gathers"]}
+
+
 def main() -> int:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -148,7 +154,9 @@ def main() -> int:
             add_occupancy(records)
             counted.append(f"{case_name} {pass_name}")
             found[counted[-1]] = records
-            print(f"\n{case_name}, {pass_name}\n\n{table(records)}", flush=True)
+            print(f"\n{case_name}, {pass_name}\n\n{table(records)}\n", flush=True)
+            for kernel, wavefronts in gathers(records).items():
+                print(f"{kernel}: {wavefronts:.1f} wavefronts a load of a neighbour", flush=True)
     if options.save:
         RESULTS.write_text(
             json.dumps({"ghz": GHZ, "multiprocessors": MULTIPROCESSORS, "counts": found}, indent=1) + "\n"

@@ -243,6 +243,17 @@ def test_wavefronts(words: int, stride: int, wavefronts: int, tmp_path: Path) ->
     assert counts["load_shared"] == 1
 
 
+def test_gathers_are_the_loads_whose_addresses_come_from_global_memory(tmp_path: Path) -> None:
+    """Two loads of 16 bytes: at an index that is read, and at the lane's, which is not of a neighbour."""
+    load = "mul.lo.s32 %r{0}, {1}, 64; ld.shared.v4.u32 {{%r10, %r11, %r12, %r13}}, [%r{0}];"
+    body = f"add.s32 %r4, %r2, 0; {load.format(5, '%r4')} {load.format(6, '%r1')} mov.u32 %r3, 0;"
+    # Eight nodes at a time meet in two groups of four banks; the same node is read once.
+    for given, wavefronts in ((torch.arange(32).flip(0), 16), (torch.zeros(32), 1), (torch.arange(32) // 8, 4)):
+        _, counts = run(body, given.int(), tmp_path, shared=2048)
+        assert (counts["gathers"], counts["gather_wavefronts"]) == (1, wavefronts)
+        assert counts["wavefronts"] == wavefronts + 16
+
+
 def test_sectors(tmp_path: Path) -> None:
     body = "shl.b64 %rd8, %rd5, 3; add.s64 %rd9, %rd3, %rd8; ld.global.u32 %r3, [%rd9];"
     _, counts = run(body, torch.zeros(32 * 8).int(), tmp_path)

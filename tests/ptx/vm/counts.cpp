@@ -1,6 +1,7 @@
 #include "counts.h"
 
 #include <algorithm>
+#include <unordered_set>
 
 namespace ptx {
 
@@ -57,6 +58,27 @@ uint64_t sectors(const uint64_t* addresses, uint32_t lanes, uint32_t bytes) {
   return static_cast<uint64_t>(std::unique(all, all + count) - all);
 }
 
+// Slots of the registers whose values come from one that was read from global memory.
+std::unordered_set<uint32_t> from_global(const Kernel& kernel) {
+  std::unordered_set<uint32_t> found;
+  const auto add = [&](uint32_t slot) {
+    return slot != 0 && found.insert(slot).second;  // the first is not a register of the kernel
+  };
+  for (bool more = true; more;) {
+    more = false;
+    for (const Instruction& one : kernel.code) {
+      if (one.cost[0].kind == kLoadGlobal) {
+        for (int k = 0; k < one.vector; ++k) more = add(one.r[k]) || more;
+      } else if (one.space == Space::kNone) {
+        const bool reads = std::any_of(std::begin(one.r) + 1, std::end(one.r),
+                                       [&](uint32_t at) { return found.count(at) > 0; });
+        more = (reads && add(one.r[0])) || more;
+      }
+    }
+  }
+  return found;
+}
+
 }  // namespace
 
 void count_access(Counts& counts, const Instruction& access, Space space, const uint64_t* addresses,
@@ -67,7 +89,8 @@ void count_access(Counts& counts, const Instruction& access, Space space, const 
 }
 
 void write(std::FILE* file, const Kernel& kernel, const Counts& counts) {
-  double classes[kClasses] = {}, wide_shared = 0, wavefronts = 0, sectors = 0;
+  double classes[kClasses] = {}, wide_shared = 0, wavefronts = 0, sectors = 0, gathers = 0, of_gathers = 0;
+  const std::unordered_set<uint32_t> gathered = from_global(kernel);
   for (size_t b = 0; b < kernel.blocks.size(); ++b) {
     const auto visits = static_cast<double>(counts.visits[b]);
     const double scale = counts.sampled[b] > 0 ? visits / static_cast<double>(counts.sampled[b]) : 0;
@@ -77,15 +100,20 @@ void write(std::FILE* file, const Kernel& kernel, const Counts& counts) {
       if (one.site == kNone) continue;
       const double moved = scale * static_cast<double>(counts.transactions[one.site]);
       (one.space == Space::kShared ? wavefronts : sectors) += moved;
-      if (one.space == Space::kShared && one.bytes * one.vector == 16) wide_shared += visits;
+      if (one.space != Space::kShared || one.bytes * one.vector != 16) continue;
+      wide_shared += visits;
+      if (one.cost[0].kind != kLoadShared || gathered.count(one.r[kAddress]) == 0) continue;
+      gathers += visits;
+      of_gathers += moved;
     }
   }
   std::fprintf(file,
                "{\"kernel\": \"%s\", \"launches\": %llu, \"blocks\": %llu, \"warps\": %llu, \"threads\": %u, "
-               "\"shared_bytes\": %zu, \"shared_16_bytes\": %.0f, \"wavefronts\": %.0f, \"sectors\": %.0f",
+               "\"shared_bytes\": %zu, \"shared_16_bytes\": %.0f, \"wavefronts\": %.0f, \"sectors\": %.0f, "
+               "\"gathers\": %.0f, \"gather_wavefronts\": %.0f",
                kernel.name.c_str(), static_cast<unsigned long long>(counts.launches),
                static_cast<unsigned long long>(counts.blocks), static_cast<unsigned long long>(counts.warps),
-               counts.threads, counts.shared_bytes, wide_shared, wavefronts, sectors);
+               counts.threads, counts.shared_bytes, wide_shared, wavefronts, sectors, gathers, of_gathers);
   for (int i = 0; i < kFree; ++i) std::fprintf(file, ", \"%s\": %.0f", kClassNames[i], classes[i]);
   std::fprintf(file, "}\n");
 }

@@ -49,6 +49,9 @@ struct Cost {
 // Memory of an access: what it is checked against and how it is counted.
 enum class Space : uint8_t { kNone, kGlobal, kShared, kLocal, kParameter, kGeneric };
 
+// Operands of an access: values in 0 to 3, the address in 4, further ones from 5.
+constexpr int kAddress = 4;
+
 struct Instruction {
   Handler run = nullptr;
   uint32_t r[14] = {};  // operands: byte offsets in the register file of a warp, destinations first

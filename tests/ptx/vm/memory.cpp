@@ -10,8 +10,7 @@ extern "C" void* __asan_region_is_poisoned(void* begin, size_t bytes) __attribut
 namespace ptx {
 namespace {
 
-// Operands: values in 0 to 3, the address in 4, further ones from 5.
-constexpr int kAddress = 4, kValue = 5;
+constexpr int kValue = kAddress + 1;
 
 void check(const Warp& warp, const Instruction& i, Space space, int lane, uint64_t at, size_t bytes) {
   const auto shared = reinterpret_cast<uint64_t>(warp.shared);
