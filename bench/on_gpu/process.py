@@ -17,6 +17,8 @@ ROOT = Path(__file__).resolve().parents[2]
 # A process that gets less time than this would only load torch.
 LEAST_S = 5.0
 TIMEOUT = 124
+# Output of a process that has ended is read until there is no line for QUIET_S, at most for LATE_S.
+QUIET_S, LATE_S = 2.0, 15.0
 # Python files that a child imports: the package, the benchmarks and the helpers of the tests.
 PATHS = (ROOT, ROOT / "bench", ROOT / "tests")
 
@@ -41,7 +43,7 @@ class Running:
 
     def __init__(self, command: Command, on_line: OnLine) -> None:
         self.command, self.on_line = command, on_line
-        self.begin = time.monotonic()
+        self.begin = self.last_line = time.monotonic()
         self.tail: deque[str] = deque(maxlen=40)
         path = os.pathsep.join(filter(None, [*map(str, PATHS), os.environ.get("PYTHONPATH", "")]))
         self.process = subprocess.Popen(
@@ -63,6 +65,7 @@ class Running:
         for line in self.process.stdout:
             self.tail.append(line.rstrip("\n")[:500])
             self.on_line(self.command.name, line.rstrip("\n"))
+            self.last_line = time.monotonic()
 
     def finish(self) -> dict[str, Any]:
         """Waits up to the limit, then kills the process and its children."""
@@ -71,9 +74,13 @@ class Running:
         except subprocess.TimeoutExpired:
             self.kill()
             status = TIMEOUT
-        # A grandchild in a session of its own may hold the pipe open.
-        self.reader.join(timeout=2)
         seconds = round(time.monotonic() - self.begin, 1)
+        # A record is written for each result, which takes longer than to print it. A grandchild in a session of its own
+        # may hold the pipe open, silent or not.
+        end = time.monotonic() + LATE_S
+        self.reader.join(timeout=QUIET_S)
+        while self.reader.is_alive() and time.monotonic() < min(end, self.last_line + QUIET_S):
+            self.reader.join(timeout=0.1)
         result = {"name": self.command.name, "command": self.command.text(), "exit": status, "seconds": seconds}
         return {**result, "tail": list(self.tail)} if status else result
 

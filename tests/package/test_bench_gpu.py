@@ -86,6 +86,18 @@ def test_a_kill_of_the_whole_leaves_what_was_found(gpu: Any, tmp_path: Path, num
     assert (tmp_path / "beat").read_text() == last
 
 
+def test_a_stage_ends_when_all_that_its_process_said_is_in_the_record(record: Any) -> None:
+    """The process is gone long before: each result takes a while to be written."""
+    code = 'for i in range(40): print(\'@result {"kind": "check", "name": "%d", "error": "off"}\' % i)'
+    write = record.write
+    record.write = lambda: (time.sleep(0.1), write())
+    record.stage("headline", 60, lambda limit: record.run(limit, python(code)))
+    record.stage("native", 60, lambda limit: record.run(limit, python("print('next')")))
+    stages = kept(record)["stages"]
+    assert len(kept(record)["checks"]) == 40
+    assert len(stages["headline"]["errors"]) == 40 and "errors" not in stages["native"]
+
+
 def test_nothing_starts_when_the_time_is_over(record: Any) -> None:
     state = record.stage("native", 1, lambda limit: record.run(limit, python("print(1)")))
     assert state == "cut"
