@@ -48,6 +48,10 @@ inline void check_cuda_limits(const char* op, const Tensor& x, int64_t nodes, in
     fail(op, "x", "the CUDA kernels take 1 to ", cuda::kMaxHidden, " hidden channels, got ", hidden,
          "; backend='reference' takes any");
   }
+  if (x.size(2) > cuda::kMaxChannels) {
+    fail(op, "x", "the CUDA kernels take up to ", cuda::kMaxChannels, " channels, got ", x.size(2),
+         "; backend='reference' takes any");
+  }
   if (nodes > 0 && steps > cuda::kMaxRows / nodes) {
     fail(op, "x", "the CUDA kernels take up to ", cuda::kMaxRows, " rows (N * T), got ", nodes, " * ", steps,
          "; split the batch");

@@ -93,6 +93,14 @@ def test_more_rows_of_windows_than_an_index_counts_are_refused() -> None:
         )
 
 
+@pytest.mark.hostile("large-index")
+def test_more_channels_than_a_grid_has_rows_are_refused() -> None:
+    most = 16 * 65535
+    x, g = torch.zeros(1).expand(4, 1, most + 1), torch.zeros(4, 1, 8)
+    with Simt(), pytest.raises(RuntimeError, match=f"take up to {most} channels, got {most + 1}"):
+        torch.ops.hiermt.gated_scan(x, g, None, [], None, None, steps=0, sequence=True, save=False, tf32=False)
+
+
 @pytest.mark.hostile("edge-outside", "forged-call")
 def test_edges_outside_the_graph_are_dropped_on_the_device() -> None:
     edge_index = torch.tensor([[0, 5, -1, 2**62], [1, 1, 0, 2]])
