@@ -1,6 +1,8 @@
 """Times the cases of one competitor, the most important first.
 
 python -m on_gpu.figures native [--dry-run]
+
+After a fault of a kernel a new process times the rest.
 """
 
 from __future__ import annotations
@@ -21,6 +23,7 @@ from hiermt.training.capture import CapturedSteps
 from hiermt.training.loop import batch_losses
 from hiermt.training.tasks import TwoHeaded
 from on_gpu.clock import Clock, Step
+from on_gpu.device import computes, run_rest
 from on_gpu.lines import emit
 from on_gpu.workload import HEADLINE, Workload, why_not_native
 
@@ -172,13 +175,17 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("competitor", choices=("native", "pyg", "twin"))
     parser.add_argument("--dry-run", action="store_true")
-    options = parser.parse_args(arguments)
+    parser.add_argument("--begin", type=int, default=0, help="number of the first case")
+    words = sys.argv[1:] if arguments is None else arguments
+    options = parser.parse_args(words)
     if options.competitor == "native" and (reason := why_not_native(options.dry_run)):
         print(f"no native operators: {reason}", file=sys.stderr)
         return 1
     bench = Bench(options.competitor, options.dry_run)
     failed = False
-    for name, job in bench.jobs():
+    for i, (name, job) in enumerate(bench.jobs()):
+        if i < options.begin:
+            continue
         figure = {"case": name, "competitor": options.competitor, **required(name)}
         try:
             figure.update(job())
@@ -189,6 +196,8 @@ def main(arguments: list[str] | None = None) -> int:
             figure["error"] = f"{type(error).__name__}: {error}"[:500]
         failed |= "error" in figure
         emit("figure", **figure)
+        if "error" in figure and not computes(bench.device):
+            return run_rest("on_gpu.figures", words, i + 1) or 1
     return int(failed)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -119,6 +120,31 @@ def test_operators_hand_over_each_call(gpu: Any, capsys: pytest.CaptureFixture[s
     found = results(capsys.readouterr().out)
     assert found and all(one["kind"] == "call" and one["outcome"] == "passed" for one in found)
     assert operators.main(["--device", "cpu", "--only", "no such operator"]) == 1
+
+
+def test_what_follows_a_fault_of_a_kernel_runs_in_a_new_process(
+    gpu: Any, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No later call of the same one would be right, nor say anything about its own kernel."""
+    needs_kernels()
+    operators, figures = part("operators"), part("figures")
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(map(str, part("process").PATHS)))
+    for module in (operators, figures):
+        monkeypatch.setattr(module, "computes", lambda device: False)
+
+    def fault(*_: Any) -> None:
+        raise RuntimeError("CUDA error: an illegal memory access")
+
+    monkeypatch.setattr(operators, "compare", fault)
+    assert operators.main(["--device", "cpu", "--only", "logits-200-"]) == 1
+    found = results(capfd.readouterr().out)
+    assert [one["outcome"] for one in found] == ["failed", *["passed"] * 4]
+    assert len({one["name"] for one in found}) == 5
+    monkeypatch.setattr(figures.Bench, "training", fault)
+    assert figures.main(["twin", "--dry-run"]) == 1
+    found = results(capfd.readouterr().out)
+    assert ["error" in one for one in found] == [False, True, False]
+    assert part("device").computes("cpu") and not part("device").computes("meta")
 
 
 # Record and tables ------------------------------------------------------------------------------------------------
