@@ -5,44 +5,23 @@
 #include <tuple>
 
 #include "cuda/operators.h"
+#include "host/decision_arguments.h"
 #include "host/device_call.h"
-#include "host/tensors.h"
-#include "params.h"
 
 namespace hiermt {
 namespace {
-
-// Bits of the argument `outputs`.
-constexpr int64_t kLogitsWanted = 1, kProbabilitiesWanted = 2, kPredictionsWanted = 4, kConfidencesWanted = 8;
-constexpr int64_t kAllWanted = 15;
-
-void check_outputs(const char* op, int64_t outputs) {
-  if (outputs < 0 || outputs > kAllWanted) fail(op, "outputs", "expected bits in [0, 15], got ", outputs);
-}
-
-constexpr int64_t kLogits = 4;
 
 struct Sizes {
   int64_t rows, hidden, features;
   ScalarType dtype;
 };
 
-// One [2, K] head and its bias, where there is one.
-void check_head(const char* op, const char* name, const Tensor& weight, int64_t features, const Tensor& h) {
-  check_parameter(op, name, weight, {2, features}, "h", h);
-}
-
 Sizes check_arguments(const char* op, const Tensor& h, const Tensor& out_weight, const Tensor& out_bias,
                       const Tensor& signal_weight, const Tensor& direction_weight) {
   check_shape(op, "h", h, {"N", "H"});
-  check_shape(op, "out_weight", out_weight, {"K", h.size(1)});
-  const int64_t features = out_weight.size(0);
-  check_parameter(op, "out_weight", out_weight, {features, h.size(1)}, "h", h);
-  check_parameter(op, "out_bias", out_bias, {features}, "h", h);
-  check_head(op, "signal_weight", signal_weight, features, h);
-  check_head(op, "direction_weight", direction_weight, features, h);
+  const int64_t features =
+      check_heads(op, h.size(1), out_weight, out_bias, signal_weight, direction_weight, "h", h);
   check_count(op, "h", {h.size(0), kLogits * h.size(1)});
-  check_count(op, "out_weight", {features, kLogits * h.size(1)});
   return {h.size(0), h.size(1), features, h.scalar_type()};
 }
 
@@ -58,24 +37,6 @@ Tensor dense_logits(const char* op, const char* name, const Tensor& logits, int6
   return dense(logits);
 }
 
-struct Decided {
-  Tensor probabilities, predictions, confidences;
-  int64_t wanted;
-
-  Decided(int64_t rows, ScalarType dtype, const Tensor& like, int64_t wanted)
-      : probabilities(empty({wanted & kProbabilitiesWanted ? rows : 0, 4}, dtype, like)),
-        predictions(empty({wanted & kPredictionsWanted ? rows : 0}, ScalarType::Long, like)),
-        confidences(empty({wanted & kConfidencesWanted ? rows : 0}, dtype, like)),
-        wanted(wanted) {}
-
-  template <class S>
-  DecisionOutputs<S> pointers() const {
-    return {output<S>(probabilities, wanted & kProbabilitiesWanted),
-            output<int64_t>(predictions, wanted & kPredictionsWanted),
-            output<S>(confidences, wanted & kConfidencesWanted)};
-  }
-};
-
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> decision(Tensor h, Tensor out_weight, Tensor out_bias,
                                                             Tensor signal_weight, Tensor signal_bias,
                                                             Tensor direction_weight, Tensor direction_bias,
@@ -84,32 +45,23 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> decision(Tensor h, Tensor out
   check_outputs(op, outputs);
   h = dense_rows(op, h);
   const Sizes size = check_arguments(op, h, out_weight, out_bias, signal_weight, direction_weight);
-  check_parameter(op, "signal_bias", signal_bias, {2}, "h", h);
-  check_parameter(op, "direction_bias", direction_bias, {2}, "h", h);
-  const bool logits = outputs & kLogitsWanted;
-  Tensor signal_logits = empty({logits ? size.rows : 0, 2}, size.dtype, h);
-  Tensor direction_logits = empty({logits ? size.rows : 0, 2}, size.dtype, h);
-  const Decided decided(size.rows, size.dtype, h, outputs);
+  check_head_biases(op, signal_bias, direction_bias, "h", h);
+  const HeadOutputs found(size.rows, size.dtype, h, outputs);
   // Rows of an expanded h take no memory, so that there may be any number of them.
   const int64_t rows = outputs == 0 ? 0 : size.rows;
   dispatch_floating(op, "h", size.dtype, [&](auto type) {
     using S = typename decltype(type)::type;
-    const DecisionForward<S> p{rows,
-                               size.hidden,
-                               size.features,
-                               data<S>(h),
-                               h.stride(0),
-                               {data<S>(out_weight), data<S>(out_bias), data<S>(signal_weight),
-                                data<S>(signal_bias), data<S>(direction_weight), data<S>(direction_bias)},
-                               threshold,
-                               output<S>(signal_logits, logits),
-                               output<S>(direction_logits, logits),
-                               decided.pointers<S>()};
+    const DecisionWeights<S> weights{data<S>(out_weight),       data<S>(out_bias),
+                                     data<S>(signal_weight),    data<S>(signal_bias),
+                                     data<S>(direction_weight), data<S>(direction_bias)};
+    const DecisionForward<S> p =
+        found.params<S>(rows, size.hidden, size.features, data<S>(h), h.stride(0), weights, threshold);
     run_native<S>(
         op, "h", h, [&](const auto& kernels) { kernels.decision_forward(p); },
         [&](cuda::Stream& on) { cuda::decision_forward(p, on); });
   });
-  return {signal_logits, direction_logits, decided.probabilities, decided.predictions, decided.confidences};
+  const Decided& decided = found.decided;
+  return {found.signal, found.direction, decided.probabilities, decided.predictions, decided.confidences};
 }
 
 std::tuple<Tensor, Tensor, Tensor> decision_from_logits(Tensor signal_logits, Tensor direction_logits,

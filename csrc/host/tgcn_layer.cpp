@@ -4,43 +4,10 @@
 #include <tuple>
 
 #include "cuda/operators.h"
-#include "host/gate_arguments.h"
-#include "host/stack_arguments.h"
+#include "host/layer_arguments.h"
 
 namespace hiermt {
 namespace {
-
-struct Arguments {
-  StackArguments stack;
-  ScanArguments scan;
-};
-
-Arguments check_arguments(const char* op, const Tensor& x, const std::vector<Tensor>& csr,
-                          const std::optional<Tensor>& edge_weight, const std::vector<Tensor>& conv_params,
-                          const std::vector<Tensor>& gate_params, const std::optional<Tensor>& h0,
-                          const std::optional<Tensor>& starts, const std::optional<Tensor>& present,
-                          int64_t steps, int64_t conv_layers) {
-  const StackArguments stack = check_stack(op, x, csr, edge_weight, conv_params, present, conv_layers);
-  const int64_t channels = stack.channels, hidden = stack.hidden;
-  check_gates(op, gate_params, channels + hidden, hidden, "x", x);
-  if (starts) check_shape(op, "x", x, {stack.graph.num_nodes, "D", channels});
-  return {stack, check_scan(op, x, hidden, h0, starts, present, steps)};
-}
-
-// The parameters of a layer, and the arrays behind some of them. `a` outlives it.
-template <class S>
-struct Layer {
-  Stack<S> stack;
-  TgcnLayerForward<S> params;
-
-  Layer(const Arguments& a, const Tensor& x, const std::optional<Tensor>& edge_weight,
-        const std::vector<Tensor>& conv_params, const std::vector<Tensor>& gates,
-        const std::optional<Tensor>& h0, const std::optional<Tensor>& present, bool between, S* g, bool tf32)
-      : stack(a.stack, x, edge_weight, conv_params, present,
-              between ? Activation::kSigmoid : Activation::kLeakySigmoid, g, tf32),
-        params{stack.params, scan_params<S>(a.scan, x, a.stack.graph.num_nodes, a.stack.hidden, g,
-                                            a.stack.hidden, h0, gates, present, tf32)} {}
-};
 
 std::tuple<Tensor, Tensor, Tensor, Tensor> tgcn_layer(
     Tensor x, std::vector<Tensor> csr, std::optional<Tensor> edge_weight, std::vector<Tensor> conv_params,
@@ -48,8 +15,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> tgcn_layer(
     std::optional<Tensor> present, int64_t steps, int64_t conv_layers, bool between, bool sequence, bool save,
     bool tf32) {
   constexpr const char* op = "tgcn_layer";
-  const Arguments a = check_arguments(op, x, csr, edge_weight, conv_params, gate_params, h0, starts, present,
-                                      steps, conv_layers);
+  const LayerArguments a =
+      check_layer(op, x, csr, edge_weight, conv_params, gate_params, h0, starts, present, steps, conv_layers);
   const StackArguments& stack = a.stack;
   const ScanOutputs outputs(a.scan, stack.hidden, sequence, save, x);
   const Tensor g =
@@ -75,8 +42,8 @@ std::vector<Tensor> tgcn_layer_backward(Tensor d_out, Tensor x, std::vector<Tens
                                         bool between, bool sequence, bool tf32, bool need_x, bool need_conv,
                                         bool need_gates, bool need_h0, bool need_edge_weight) {
   constexpr const char* op = "tgcn_layer_backward";
-  const Arguments a = check_arguments(op, x, csr, edge_weight, conv_params, gate_params, h0, starts, present,
-                                      steps, conv_layers);
+  const LayerArguments a =
+      check_layer(op, x, csr, edge_weight, conv_params, gate_params, h0, starts, present, steps, conv_layers);
   const StackArguments& stack = a.stack;
   const ScanCotangent cotangent{sequence, d_out, h, gates};
   cotangent.check(op, a.scan, stack.hidden, x);
