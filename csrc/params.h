@@ -254,6 +254,12 @@ struct DecisionForward {
 };
 
 template <class S>
+struct TgcnLayerDecision {
+  TgcnLayerForward<S> layer;    // scan.h_last is not read
+  DecisionForward<S> decision;  // of the last state: h is not read
+};
+
+template <class S>
 struct DecisionFromLogits {
   int64_t rows;               // N
   const S* signal_logits;     // [N, 2]

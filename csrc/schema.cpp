@@ -111,6 +111,16 @@ STABLE_TORCH_LIBRARY(hiermt, m) {
       "(Tensor signal_logits, Tensor direction_logits, Tensor probabilities, Tensor predictions, "
       "Tensor confidences)");
 
+  // `tgcn_layer` and then `decision` of its last state, bitwise equal to both calls. For inference: no gradient.
+  //   head_params: the six parameters of `decision`, in its order
+  //   -> as `decision`
+  m.def(
+      "tgcn_layer_decision(Tensor x, Tensor[] csr, Tensor? edge_weight, Tensor[] conv_params, "
+      "Tensor[] gate_params, Tensor[] head_params, Tensor? h0, Tensor? starts, Tensor? present, *, "
+      "float threshold, int outputs, SymInt steps, int conv_layers, bool between, bool tf32) -> "
+      "(Tensor signal_logits, Tensor direction_logits, Tensor probabilities, Tensor predictions, "
+      "Tensor confidences)");
+
   // Cotangents of the logits, [N, 2] each, None for those of a head that was not used, to those of everything
   // they depend on.
   //   -> d_h [N, H], d_out_weight [K, H], d_out_bias [K], d_signal_weight [2, K], d_signal_bias [2],

@@ -30,6 +30,17 @@ void tgcn_layer_forward(const TgcnLayerForward<S>& p) {
 }
 
 template <class S>
+void tgcn_layer_decision(const TgcnLayerDecision<S>& p) {
+  ScratchFrame frame;
+  TgcnLayerForward<S> layer = p.layer;
+  layer.scan.h_last = frame.take<S>(p.decision.rows * p.decision.hidden);
+  tgcn_layer_forward(layer);
+  DecisionForward<S> decision = p.decision;
+  decision.h = layer.scan.h_last;
+  decision_forward(decision);
+}
+
+template <class S>
 void tgcn_layer_backward(const TgcnLayerBackward<S, Compute<S>>& p) {
   ScratchFrame frame;
   GatedScanBackward<S, Compute<S>> scan = p.scan;
@@ -42,6 +53,7 @@ void tgcn_layer_backward(const TgcnLayerBackward<S, Compute<S>>& p) {
 }
 
 HIERMT_INSTANTIATE(tgcn_layer_forward)
+HIERMT_INSTANTIATE(tgcn_layer_decision)
 HIERMT_INSTANTIATE(tgcn_layer_backward)
 
 }  // namespace hiermt::cpu::HIERMT_ISA

@@ -29,6 +29,18 @@ void tgcn_layer_forward(const TgcnLayerForward<S>& p, Stream& on) {
 }
 
 template <class S>
+void tgcn_layer_decision(const TgcnLayerDecision<S>& p, Stream& on) {
+  TgcnLayerForward<S> layer = p.layer;
+  DecisionForward<S> decision = p.decision;
+  decision.h = layer.scan.h_last = on.take<S>(decision.rows * decision.hidden);
+  {
+    const Stream::Frame frame(on);
+    tgcn_layer_forward(layer, on);
+  }
+  decision_forward(decision, on);
+}
+
+template <class S>
 void tgcn_layer_backward(const TgcnLayerBackward<S, Compute<S>>& p, Stream& on) {
   ConvStackBackward<S, Compute<S>> stack = p.stack;
   GatedScanBackward<S, Compute<S>> scan = p.scan;
@@ -43,8 +55,9 @@ void tgcn_layer_backward(const TgcnLayerBackward<S, Compute<S>>& p, Stream& on) 
   if (need_stack) conv_stack_backward<S>(stack, on, gate_grads, d_g);
 }
 
-#define HIERMT_INSTANTIATE(S)                                               \
-  template void tgcn_layer_forward<S>(const TgcnLayerForward<S>&, Stream&); \
+#define HIERMT_INSTANTIATE(S)                                                 \
+  template void tgcn_layer_forward<S>(const TgcnLayerForward<S>&, Stream&);   \
+  template void tgcn_layer_decision<S>(const TgcnLayerDecision<S>&, Stream&); \
   template void tgcn_layer_backward<S>(const TgcnLayerBackward<S, Compute<S>>&, Stream&);
 HIERMT_FOR_EACH_STORAGE(HIERMT_INSTANTIATE)
 #undef HIERMT_INSTANTIATE

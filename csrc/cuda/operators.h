@@ -54,6 +54,9 @@ template <class S>
 void decision_backward(const DecisionBackward<S, Compute<S>>& p, Stream& on);
 
 template <class S>
+void tgcn_layer_decision(const TgcnLayerDecision<S>& p, Stream& on);
+
+template <class S>
 void multitask_loss_forward(const MultitaskLossForward<S>& p, Stream& on);
 template <class S>
 void multitask_loss_backward(const MultitaskLossBackward<S>& p, Stream& on);

@@ -37,6 +37,7 @@ OPERATORS = (
     "decision",
     "decision_backward",
     "decision_from_logits",
+    "tgcn_layer_decision",
     "multitask_loss",
     "multitask_loss_backward",
 )

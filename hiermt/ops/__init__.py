@@ -22,6 +22,7 @@ from hiermt.ops._gated_scan import gated_scan
 from hiermt.ops._graph_prepare import graph_prepare
 from hiermt.ops._multitask_loss import multitask_loss
 from hiermt.ops._tgcn_layer import tgcn_layer
+from hiermt.ops._tgcn_layer_decision import tgcn_layer_decision, tgcn_layer_logits
 
 __all__ = [
     "ALL",
@@ -37,4 +38,6 @@ __all__ = [
     "head_logits",
     "multitask_loss",
     "tgcn_layer",
+    "tgcn_layer_decision",
+    "tgcn_layer_logits",
 ]

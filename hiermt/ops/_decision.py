@@ -84,6 +84,12 @@ def _decided(like: Tensor, rows: Any, outputs: int) -> tuple[Tensor, Tensor, Ten
     )
 
 
+def fake_decision(like: Tensor, rows: Any, outputs: int) -> tuple[Tensor, ...]:
+    """What a decision over so many rows returns."""
+    logits = rows if outputs & LOGITS else 0
+    return like.new_empty(logits, 2), like.new_empty(logits, 2), *_decided(like, rows, outputs)
+
+
 def _fake(
     h: Tensor,
     out_weight: Tensor,
@@ -95,9 +101,7 @@ def _fake(
     threshold: float,
     outputs: int,
 ) -> tuple[Tensor, ...]:
-    rows = h.size(0)
-    logits = rows if outputs & LOGITS else 0
-    return h.new_empty(logits, 2), h.new_empty(logits, 2), *_decided(h, rows, outputs)
+    return fake_decision(h, h.size(0), outputs)
 
 
 def _fake_backward(

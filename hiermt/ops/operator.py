@@ -183,7 +183,12 @@ def _nested(flat: Sequence[Any], lengths: Sequence[int]) -> list[Any]:
 
 def call(overload: Any, *args: Any, **options: Any) -> Any:
     """Calls an overload, past its autograd rule where that would record nothing."""
-    if torch.is_grad_enabled() or torch.compiler.is_compiling():
+    return overload(*args, **options) if torch.is_grad_enabled() else infer(overload, *args, **options)
+
+
+def infer(overload: Any, *args: Any, **options: Any) -> Any:
+    """Calls an overload, past its autograd rule: no argument requires a gradient."""
+    if torch.compiler.is_compiling():
         return overload(*args, **options)
     try:
         with _below_autograd():

@@ -15,7 +15,7 @@ channels, ``H`` hidden channels, ``E`` entries of the compressed sparse rows (CS
 from hiermt.reference.convolution import LEAKY_RELU, LEAKY_SIGMOID, NONE, SIGMOID, conv_stack
 from hiermt.reference.decision import decision, decision_from_logits, head_logits
 from hiermt.reference.graph_prepare import GATV2_RULE, GCN_RULE, graph_prepare
-from hiermt.reference.layer import tgcn_layer
+from hiermt.reference.layer import tgcn_layer, tgcn_layer_decision, tgcn_layer_logits
 from hiermt.reference.loss import multitask_loss
 from hiermt.reference.scan import gated_scan, gather_windows
 
@@ -35,4 +35,6 @@ __all__ = [
     "head_logits",
     "multitask_loss",
     "tgcn_layer",
+    "tgcn_layer_decision",
+    "tgcn_layer_logits",
 ]

@@ -90,7 +90,7 @@ def test_autocast(variant: str) -> None:
         assert all(torch.equal(one, other) for one, other in zip(outputs, expected, strict=True))
     else:
         assert outputs[0].dtype == torch.float32
-    for gradient in gradients(outputs, call.leaves):
+    for gradient in gradients(outputs, call.leaves) if problem.gradient else ():
         assert gradient.dtype == torch.float32
 
 

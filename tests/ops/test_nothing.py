@@ -16,7 +16,7 @@ from support.edge_numbers import Place, run
 from support.problems import VARIANTS, Problem, problems
 
 # Windows of none are a batch of no copy before they reach an operator.
-OPERATORS = [make for name, make in VARIANTS.items() if "windows" not in name and name != "decision_from_logits"]
+OPERATORS = [make for name, make in VARIANTS.items() if "windows" not in name and make(1).gradient]
 NUMBERS = (math.nan, math.inf)
 
 

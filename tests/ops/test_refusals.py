@@ -20,6 +20,7 @@ BARE = Maker().conv("stock", (2, 3, 2, 5), Stack(1, edge=False), 0)
 GCN = Maker().conv("stock", (2, 3, 2, 5), Stack(1, False), 0)
 LAYER = Maker().layer("stock", (2, 3, 2, 5), Stack(), True)
 LAYER_WINDOWS = Maker().layer("stock", (1, 12, 2, 5), Stack(), True, [6, 0, 1], 5)
+DECIDED = Maker().decided(LAYER, 4)
 SCAN = Maker().scan((4, 3, 2, 5), True, True)
 WINDOWS = Maker().windows("any", (3, 40, 5, 4, 3), [0, 12, 35], True)
 HEADS = Maker().heads(5, 6, 4)
@@ -62,6 +63,21 @@ CASES: list[tuple[Problem, dict[str, Any], str]] = [
     (LAYER_WINDOWS, {"starts": torch.tensor([-1])}, ".*outside the days"),
     (LAYER_WINDOWS, {"starts": torch.tensor([1], dtype=torch.int32)}, "starts: expected dtype Long"),
     (LAYER_WINDOWS, {"steps": 13}, "steps: expected a length"),
+    (DECIDED, {"x": rand(40, 3)}, r"x: expected a shape \[N, T, F\], got \[40, 3\]"),
+    (DECIDED, {"starts": torch.tensor([8])}, r"x: expected a shape \[20, D, 2\]"),
+    (DECIDED, {"h0": rand(4, 5)}, r"h0: expected a shape \[40, 5\], got \[4, 5\]"),
+    (DECIDED, {"head_params": without_last(DECIDED.arguments[5])}, "head_params: expected 6 tensors, got 5"),
+    (DECIDED, {"head_params": changed(DECIDED.arguments[5], 0, rand(4, 6))}, r"out_weight: expected a shape \[K, 5\]"),
+    (DECIDED, {"head_params": changed(DECIDED.arguments[5], 1, rand(3))}, r"out_bias: expected a shape \[4\]"),
+    (
+        DECIDED,
+        {"head_params": changed(DECIDED.arguments[5], 2, rand(2, 5))},
+        r"signal_weight: expected a shape \[2, 4\]",
+    ),
+    (DECIDED, {"head_params": changed(DECIDED.arguments[5], 3, rand(2).double())}, "signal_bias: expected dtype Float"),
+    (DECIDED, {"head_params": changed(DECIDED.arguments[5], 4, rand(3, 4))}, r"direction_weight: expected a shape"),
+    (DECIDED, {"head_params": changed(DECIDED.arguments[5], 5, rand(3))}, r"direction_bias: expected a shape \[2\]"),
+    (DECIDED, {"outputs": -1}, r"outputs: expected bits in \[0, 15\]"),
     (SCAN, {"x": rand(4, 3)}, r"x: expected a shape \[N, T, F\], got \[4, 3\]"),
     (SCAN, {"g": rand(4, 2, 5)}, r"g: expected a shape \[4, 3, H\], got \[4, 2, 5\]"),
     (SCAN, {"g": rand(4, 3, 5).double()}, "g: expected dtype Float, got Double"),

@@ -213,8 +213,8 @@ def compare(problem: Problem, dtype: torch.dtype, device: str = "cpu", **how: An
 
     `how` says which leaves require grad and in which layout they are, as for :func:`prepare`.
     """
-    # What has no gradient decides by probabilities rounded to the dtype, as the twin in the same dtype does.
-    precise = torch.float64 if problem.gradient else dtype
+    # Logits that are given make a decision by probabilities rounded to the dtype, as the twin in the same dtype does.
+    precise = dtype if problem.op == "decision_from_logits" else torch.float64
     exact = _exact(problem, precise, torch.float32 if dtype == torch.float64 else dtype, how)
     found = run(problem, True, dtype, device=device, **how)
     try:

@@ -35,7 +35,7 @@ def compare(problem: Problem) -> None:
     leaves = list(call.leaves)
     if problem.edges is not None:
         index, weight, nodes = problem.edges
-        raw = weight.double().requires_grad_()
+        raw = weight.double().requires_grad_(problem.gradient)
         gat = len(problem.arguments[3]) > 2 * problem.options["conv_layers"]
         csr, prepared = entries((index, weight, nodes), gat, raw)
         given = problem.arguments[2] is not None
@@ -162,6 +162,24 @@ def _decision(graph: Any, h: Tensor, *params: Any, threshold: float) -> list[Ten
     return [*logits, *_decision_from_logits(graph, *logits, threshold)]
 
 
+def _tgcn_layer_decision(
+    graph: Any,
+    x: Tensor,
+    csr: Any,
+    weight: Any,
+    convs: list[Tensor],
+    gates: list[Tensor],
+    heads: list[Tensor],
+    h0: Tensor | None,
+    starts: Tensor | None,
+    *,
+    threshold: float,
+    **layer: Any,
+) -> list[Tensor]:
+    (h,) = _tgcn_layer(graph, x, csr, weight, convs, gates, h0, starts, **layer, sequence=False)
+    return _decision(graph, h, *heads, threshold=threshold)
+
+
 def _multitask_loss(
     graph: Any,
     signal: Tensor,
@@ -198,6 +216,7 @@ ORACLES = {
     "conv_stack": _conv_stack,
     "gated_scan": _gated_scan,
     "tgcn_layer": _tgcn_layer,
+    "tgcn_layer_decision": _tgcn_layer_decision,
     "decision": _decision,
     "decision_from_logits": _decision_from_logits,
     "multitask_loss": _multitask_loss,

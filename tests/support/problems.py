@@ -227,9 +227,25 @@ class Maker:
         options = {"sequence": sequence, "steps": steps}
         return Problem("gated_scan", label, arguments, options, len(first), (2, 4) if state else (4,))
 
-    def heads(self, rows: int, hidden: int, features: int, threshold: float = 0.5) -> Problem:
+    def decided(self, layer: Problem, features: int = 3, threshold: float = 0.5) -> Problem:
+        """A layer that hands its last state to the heads."""
+        x, csr, weight, convs, gates, *state = layer.arguments
+        heads = self.head_params(convs[0].size(0), features)
+        options = {name: value for name, value in layer.options.items() if name != "sequence"}
+        return layer._replace(
+            op="tgcn_layer_decision",
+            arguments=(x, csr, weight, convs, gates, heads, *state),
+            options={**options, "threshold": threshold},
+            rows=tuple(row + (row > 0) for row in layer.rows),
+            gradient=False,
+        )
+
+    def head_params(self, hidden: int, features: int) -> list[Tensor]:
         shapes = [(features, hidden), (features,), (2, features), (2,), (2, features), (2,)]
-        params = [self.random(*shape) * 0.3 for shape in shapes]
+        return [self.random(*shape) * 0.3 for shape in shapes]
+
+    def heads(self, rows: int, hidden: int, features: int, threshold: float = 0.5) -> Problem:
+        params = self.head_params(hidden, features)
         arguments = (self.random(rows, hidden), *params)
         return Problem("decision", f"{(rows, hidden, features)}", arguments, {"threshold": threshold}, rows)
 
@@ -325,14 +341,23 @@ def problems() -> Iterator[Problem]:
         *sizes, starts = WINDOWS[name]
         for sequence in bools:
             yield make.windows(name, tuple(sizes), starts, sequence, state=not sequence, convolved=False)
+    yield from _decided(make)
 
 
-def small_problems(edges: Edges) -> Iterator[Problem]:
-    """The operators that read edges, on a small problem of these."""
-    make = Maker()
-    yield make.conv(edges, (1, 2, 3, 5), Stack(1), 1)
-    yield make.conv(edges, (1, 2, 3, 5), Stack(1, False), 2)
-    yield make.layer(edges, (1, 2, 3, 5), Stack(), True)
+def _decided(make: Maker) -> Iterator[Problem]:
+    """Layers that end in a decision."""
+    for i, stack in enumerate(STACKS):
+        state = bool(i % 2)
+        yield make.decided(make.layer("stock", SHAPES[i], stack, False, state=state), 1 + i, 0.2 * i % 1)
+        shape = (1, 12, 4, (16, 33, 17)[i % 3])
+        yield make.decided(make.layer("stock", shape, stack, False, [6, 0, 1, 1], state=not state), 16)
+    for i, name in enumerate(GRAPHS):
+        layer = make.layer(name, SHAPE_OF.get(name, (2, 3, 4, 6)), Stack(2, bool(i % 2)), False)
+        yield make.decided(layer, 1 + 5 * (i % 3))
+    for shape in ((0, 3, 2, 5), (2, 0, 2, 5)):
+        yield make.decided(make.layer("stock", shape, Stack(), False, state=shape[1] == 0))
+    none = make.layer("stock", (1, 8, 2, 5), Stack(), False, [])._replace(label="empty-no window")
+    yield from (make.decided(one) for one in (none, make.layer("stock", (1, 1, 2, 5), Stack(), False, [0, 1])))
 
 
 def _of(build: Callable[[Maker, int], Problem]) -> Callable[[int], Problem]:
@@ -357,6 +382,13 @@ VARIANTS: dict[str, Callable[[int], Problem]] = {
     "tgcn_layer, state": _of(lambda make, n: make.layer("stock", (n, 5, 5, 16), Stack(1), True, state=True)),
     "tgcn_layer, windows": _of(
         lambda make, n: make.layer("stock", (1, 12, 5, 16), Stack(), True, [6, 0, 1, 1][:n] * n)
+    ),
+    "tgcn_layer_decision": _of(lambda make, n: make.decided(make.layer("stock", (n, 5, 5, 16), Stack(), False))),
+    "tgcn_layer_decision, state": _of(
+        lambda make, n: make.decided(make.layer("stock", (n, 5, 5, 7), Stack(2, False), False, state=True), 7, 0.4)
+    ),
+    "tgcn_layer_decision, windows": _of(
+        lambda make, n: make.decided(make.layer("stock", (1, 12, 5, 16), Stack(1), False, [6, 0, 1, 1][:n] * n))
     ),
     "decision": _of(lambda make, n: make.heads(50 * n, 16, 8)),
     "decision_from_logits": _of(lambda make, n: make.logits(50 * n, 0.4)),

@@ -17,6 +17,7 @@
   HIERMT_KERNEL(gated_scan_backward, GatedScanBackward<S, Compute<S>>) \
   HIERMT_KERNEL(multitask_loss_forward, MultitaskLossForward<S>)       \
   HIERMT_KERNEL(multitask_loss_backward, MultitaskLossBackward<S>)     \
+  HIERMT_KERNEL(tgcn_layer_decision, TgcnLayerDecision<S>)             \
   HIERMT_KERNEL(tgcn_layer_forward, TgcnLayerForward<S>)               \
   HIERMT_KERNEL(tgcn_layer_backward, TgcnLayerBackward<S, Compute<S>>)
 

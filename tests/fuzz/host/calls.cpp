@@ -216,6 +216,21 @@ Call tgcn_layer(Problem& p, bool backward) {
                                   p.flag(),      p.flag()}};
 }
 
+Call tgcn_layer_decision(Problem& p) {
+  const List csr = p.csr();
+  const Tensor x = p.floats({p.series(), p.days(), p.channels});
+  const std::optional<Tensor> weight = p.weight(), h0 = p.h0(), starts = p.starts(), present = p.present();
+  const List convs = p.convs(), gates = p.gates();
+  const int64_t features = p.channels;
+  const List heads = {p.floats({features, p.hidden}), p.floats({features}),
+                      p.floats({2, features}),        p.floats({2}),
+                      p.floats({2, features}),        p.floats({2})};
+  const int64_t between = p.flag();
+  return {"tgcn_layer_decision",
+          {x, csr, weight, convs, gates, heads, h0, starts, present, 0.5,
+           p.data.ConsumeIntegralInRange<int64_t>(0, 15), p.steps, p.layers, between, int64_t{0}}};
+}
+
 Call decision(Problem& p, bool backward) {
   const Tensor h = p.floats({p.rows(), p.hidden}), weight = p.floats({p.channels, p.hidden});
   const Tensor bias = p.floats({p.channels}), signal = p.floats({2, p.channels}),
@@ -299,7 +314,7 @@ Tensor random_tensor(FuzzedDataProvider& data, ScalarType type, std::vector<int6
 }
 
 Call valid_call(FuzzedDataProvider& data) {
-  const int which = data.ConsumeIntegralInRange<int>(0, 11);
+  const int which = data.ConsumeIntegralInRange<int>(0, 12);
   Problem problem(data);
   switch (which) {
     case 0: {
@@ -322,8 +337,10 @@ Call valid_call(FuzzedDataProvider& data) {
       return decision(problem, which == 8);
     case 9:
       return decision_from_logits(problem);
+    case 10:
+      return tgcn_layer_decision(problem);
     default:
-      return multitask_loss(problem, which == 11);
+      return multitask_loss(problem, which == 12);
   }
 }
 
