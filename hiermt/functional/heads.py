@@ -3,11 +3,40 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 from torch import Tensor
 
 from hiermt._arguments import check_number, check_tensor
-from hiermt.functional.arguments import HEAD_PARAMS, Expected, check_length, prepare, size_of
+from hiermt.functional.arguments import HEAD_PARAMS, Expected, Size, check_length, prepare, size_of
+
+
+class Heads(NamedTuple):
+    """What follows the last state of a model.
+
+    Args:
+        params (sequence of Tensor): as for :func:`heads`.
+        backend (str): implementation.
+        threshold (float, optional): decide, as :func:`decision` does; without it, give logits alone.
+    """
+
+    params: Sequence[Tensor]
+    backend: str
+    threshold: float | None = None
+
+    def of(self, h: Tensor) -> tuple[Tensor, ...]:
+        """What :func:`heads` or :func:`decision` returns of ``h [*, H]``, each with these leading dimensions."""
+        flat = h if h.dim() == 2 else h.flatten(0, -2)
+        if self.threshold is None:
+            found: tuple[Tensor, ...] = heads(flat, self.params, backend=self.backend)
+        else:
+            found = decision(flat, self.params, self.threshold, backend=self.backend)
+        return found if h.dim() == 2 else with_lead(found, h.shape[:-1])
+
+
+def with_lead(rows: Sequence[Tensor], lead: Sequence[int]) -> tuple[Tensor, ...]:
+    """Each of the tensors with the dimensions `lead` in place of its first."""
+    return tuple(one.reshape(*lead, *one.shape[1:]) for one in rows)
 
 
 def heads(h: Tensor, params: Sequence[Tensor], *, backend: str = "auto") -> tuple[Tensor, Tensor]:
@@ -59,10 +88,14 @@ def decision(
 
 
 def _heads_expected(h: Tensor, params: Sequence[Tensor]) -> list[Expected]:
+    return [Expected("h", ("N", "H")), *head_params_expected(params, size_of(h, 1, "H"))]
+
+
+def head_params_expected(params: Sequence[Tensor], hidden: Size) -> list[Expected]:
+    """The parameters of output linear and heads over `hidden` channels."""
     features = size_of(params[0], 0, "K")
     return [
-        Expected("h", ("N", "H")),
-        Expected("params: out.weight", (features, size_of(h, 1, "H"))),
+        Expected("params: out.weight", (features, hidden)),
         Expected("params: out.bias", (features,)),
         Expected("params: signal.weight", (2, features)),
         Expected("params: signal.bias", (2,)),

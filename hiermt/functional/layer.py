@@ -3,10 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from torch import Tensor
 
-from hiermt.functional.arguments import GATE_PARAMS, Expected, check_length, gates_expected, prepare, size_of
+from hiermt.functional.arguments import (
+    GATE_PARAMS,
+    HEAD_PARAMS,
+    Expected,
+    check_length,
+    gates_expected,
+    prepare,
+    size_of,
+)
+from hiermt.functional.heads import Heads, head_params_expected
 from hiermt.functional.nothing import is_nothing, without_days
 from hiermt.functional.options import LayerOptions
 from hiermt.graph import Graph
@@ -80,6 +90,45 @@ def run_layer(
     backend: str = "auto",
 ) -> Tensor:
     """:func:`tgcn_layer` of options that are made once."""
+    given = (x, graph, conv_params, gate_params, options, h0, present, backend)
+    return _run("tgcn_layer", *given, sequence=sequence)  # type: ignore[no-any-return]
+
+
+def run_layer_heads(
+    x: Tensor | Windows,
+    graph: Graph,
+    conv_params: Sequence[Tensor],
+    gate_params: Sequence[Tensor],
+    options: LayerOptions,
+    heads: Heads,
+    h0: Tensor | None = None,
+    *,
+    present: Tensor | None = None,
+    backend: str = "auto",
+) -> tuple[Tensor, ...]:
+    """What `heads` give of the last state of :func:`run_layer`, of rows ``[N, ...]``: one operator for inference."""
+    if heads.backend != backend:
+        own = {"sequence": False, "present": present, "backend": backend}
+        return heads.of(run_layer(x, graph, conv_params, gate_params, options, h0, **own))  # type: ignore[arg-type]
+    given = (x, graph, conv_params, gate_params, options, h0, present, backend, heads.params)
+    if heads.threshold is None:
+        return _run("tgcn_layer_logits", *given)  # type: ignore[no-any-return]
+    return _run("tgcn_layer_decision", *given, threshold=heads.threshold)  # type: ignore[no-any-return]
+
+
+def _run(
+    operator: str,
+    x: Tensor | Windows,
+    graph: Graph,
+    conv_params: Sequence[Tensor],
+    gate_params: Sequence[Tensor],
+    options: LayerOptions,
+    h0: Tensor | None,
+    present: Tensor | None,
+    backend: str,
+    head_params: Sequence[Tensor] = (),
+    **asked: Any,
+) -> Any:
     check_length("gate_params", gate_params, GATE_PARAMS)
     options, conv_params = options.on(graph, conv_params)
     starts, steps = None, 0
@@ -100,28 +149,30 @@ def run_layer(
             Expected("x", ("N", "T", "F")),
             *options.expected(channels, hidden),
             *gates_expected("gate_params", channels, hidden),
+            *(head_params_expected(head_params, hidden) if head_params else []),
             *[Expected("h0", (nodes, hidden))][: len(state)],
         ]
 
-    others = [*conv_params, *gate_params, *state]
-    (series, *params), run = prepare("tgcn_layer", x, others, expected, graph, backend)
+    others = [*conv_params, *gate_params, *head_params, *state]
+    (series, *params), run = prepare(operator, x, others, expected, graph, backend)
     if starts is not None:
         series, starts, present, steps = without_days(series, starts, present, steps)
     # The days of a series have as many nodes as the CSR has rows.
     whole, normalized = starts is not None, present is None and not is_nothing(series)
     csr = graph.csr(options.rule, options.weighted, series.dtype, whole=whole, normalized=normalized)
-    count = len(conv_params)
-    return run(  # type: ignore[no-any-return]
+    gates, end = len(conv_params), len(conv_params) + GATE_PARAMS
+    return run(
         series,
         csr.tensors,
         csr.weight,
-        params[:count],
-        params[count : count + GATE_PARAMS],
+        params[:gates],
+        params[gates:end],
+        *([params[end : end + HEAD_PARAMS]] if head_params else []),
         None if h0 is None else params[-1],
         starts,
         present,
         steps=steps,
         conv_layers=options.conv_layers,
         between=options.between,
-        sequence=sequence,
+        **asked,
     )

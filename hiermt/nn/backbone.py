@@ -14,6 +14,7 @@ from hiermt import windows as gather
 from hiermt._arguments import check_integer, check_number, check_tensor
 from hiermt._tracing import recorded, refuse_tracing
 from hiermt.data.feature_names import FeatureNames
+from hiermt.functional.heads import Heads, with_lead
 from hiermt.functional.options import LayerOptions
 from hiermt.graph import Graph, as_graph
 from hiermt.native import dispatch
@@ -21,7 +22,7 @@ from hiermt.nn.absence import Day, mask_of
 from hiermt.nn.cell import TGCNCell, cell_parameters
 from hiermt.nn.conv import GAT, GCN
 from hiermt.nn.explain import attention_weights
-from hiermt.nn.parameters import reset
+from hiermt.nn.parameters import reset, unchanged
 from hiermt.nn.pretrained import Pretrained
 from hiermt.nn.states import check_states, last_of
 from hiermt.windows import Windows
@@ -197,6 +198,25 @@ class TGCN(FeatureNames, Pretrained, nn.Module):
             states (list, optional): the last state of each cell is appended to it. (default: ``None``)
             present (Tensor, optional): as for :meth:`forward`. (default: ``None``)
         """
+        return self._run(None, x, edge_index, edge_weight, h, sequence, states, present)  # type: ignore[no-any-return]
+
+    def run_heads(self, heads: Heads, *given: Any, **options: Any) -> tuple[Tensor, ...]:
+        """What `heads` give of the result of :meth:`last_state`, whose arguments follow."""
+        found = self._run(heads, *given, **options)
+        return found if isinstance(found, tuple) else heads.of(found)
+
+    def _run(
+        self,
+        heads: Heads | None,
+        x: Tensor | Windows,
+        edge_index: Tensor | Graph | None = None,
+        edge_weight: Tensor | None = None,
+        h: Sequence[Tensor] | Tensor | None = None,
+        sequence: bool = False,
+        states: list[Tensor] | None = None,
+        present: Tensor | None = None,
+    ) -> Any:
+        """The state as :meth:`last_state` returns it, or what `heads` give of it where the last cell ends in them."""
         cells = self._cells()
         params = cell_parameters(cells)
         y: Tensor | Windows
@@ -210,16 +230,22 @@ class TGCN(FeatureNames, Pretrained, nn.Module):
         if params is None:
             return self._step_by_step(y, graph, lead, before, sequence, states, there)  # type: ignore[arg-type]
         last = len(cells) - 1
+        # Nothing but the heads reads the last state.
+        ends = heads is not None and not sequence and states is None and not (self.dropout and self.training)
         for i, cell in enumerate(cells):
             every = i < last or sequence
             mask = None if isinstance(y, Windows) else there
-            y = cell.run_sequence(y, graph, params[i], every, None if before is None else before[i], mask)
+            first = None if before is None else before[i]
+            if heads is not None and ends and i == last and unchanged(cell, TGCNCell.run_sequence):
+                found = cell.run_heads(y, graph, params[i], heads, first, mask)
+                return with_lead(found, lead) if len(lead) > 1 else found
+            y = cell.run_sequence(y, graph, params[i], every, first, mask)
             if states is not None:
-                state = last_of(y, None if before is None else before[i]) if every else y
+                state = last_of(y, first) if every else y
                 states.append(state.reshape(*lead, self.hidden_size))
             if self.dropout:
                 y = F.dropout(y, self.dropout, self.training)
-        return y.reshape(*lead, *y.shape[1:]) if len(lead) > 1 else y  # type: ignore[union-attr,return-value]
+        return y.reshape(*lead, *y.shape[1:]) if len(lead) > 1 else y  # type: ignore[union-attr]
 
     def _step_by_step(
         self,

@@ -11,7 +11,8 @@ from hiermt import functional
 from hiermt._arguments import check_integer, check_tensor
 from hiermt._tracing import NotScriptable
 from hiermt.functional.arguments import GATE_PARAMS
-from hiermt.functional.layer import run_layer
+from hiermt.functional.heads import Heads
+from hiermt.functional.layer import run_layer, run_layer_heads
 from hiermt.graph import Graph
 from hiermt.nn.conv import GAT, GCN
 from hiermt.nn.parameters import LINEAR, Parts, all_run, has_global_hook, read, reset
@@ -129,6 +130,19 @@ class TGCNCell(NotScriptable, nn.Module):
         stack: Any = self._modules.get("gcn") or self.gcn
         options = {"sequence": sequence, "present": present, "backend": stack._backend}
         return run_layer(x, graph, *params, stack.options, h0, **options)
+
+    def run_heads(
+        self,
+        x: Tensor | Windows,
+        graph: Graph,
+        params: tuple[list[Tensor], list[Tensor]],
+        heads: Heads,
+        h0: Tensor | None = None,
+        present: Tensor | None = None,
+    ) -> tuple[Tensor, ...]:
+        """What `heads` give of the last state of :meth:`run_sequence`, of rows ``[N, ...]``."""
+        stack: Any = self._modules.get("gcn") or self.gcn
+        return run_layer_heads(x, graph, *params, stack.options, heads, h0, present=present, backend=stack._backend)
 
 
 # The methods that a kernel replaces. A patched or overridden method is a different object.

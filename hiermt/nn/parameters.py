@@ -12,7 +12,7 @@ different tensors, the part is called.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -58,6 +58,12 @@ def all_run(pairs: Iterable[tuple[nn.Module, Any]]) -> bool:
         ):
             return False
     return True
+
+
+def unchanged(module: nn.Module, method: Callable[..., Any]) -> bool:
+    """Whether the method of this name of `module` is `method`: neither overridden nor patched."""
+    name = method.__name__
+    return getattr(type(module), name, None) is method and name not in module.__dict__
 
 
 def has_global_hook() -> bool:

@@ -9,10 +9,12 @@ import torch
 from torch import Tensor, nn
 
 from hiermt import functional
+from hiermt._arguments import check_number
+from hiermt.functional.heads import Heads
 from hiermt.graph import Graph
 from hiermt.nn.backbone import ASSUMED_NTF, TGCN
 from hiermt.nn.headed import Headed
-from hiermt.nn.parameters import LINEAR, Parts, all_run, has_global_hook, read, runs
+from hiermt.nn.parameters import LINEAR, Parts, all_run, has_global_hook, read, runs, unchanged
 from hiermt.windows import Windows
 
 _TASKS = {"signal": 2, "direction": 2}
@@ -92,11 +94,8 @@ class TGCN_HierarchicalMT(Headed):
             return (signal, direction, states) if return_state else (signal, direction)
         backbone: Any = self._modules.get("tgcn_backbone") or self.tgcn_backbone
         states = [] if return_state else None
-        y = backbone.last_state(x, edge_index, edge_weight, h, return_sequence, states, present)
-        flat = y if y.dim() == 2 else y.flatten(0, -2)
-        signal, direction = functional.heads(flat, params, backend=backbone._backend)
-        if y.dim() > 2:
-            signal, direction = signal.reshape(*y.shape[:-1], 2), direction.reshape(*y.shape[:-1], 2)
+        heads = Heads(params, backbone._backend)
+        signal, direction = backbone.run_heads(heads, x, edge_index, edge_weight, h, return_sequence, states, present)
         return (signal, direction, states) if return_state else (signal, direction)
 
     @torch.no_grad()
@@ -128,12 +127,11 @@ class TGCN_HierarchicalMT(Headed):
             )
             return predictions, confidences, probabilities
         backbone: Any = self._modules.get("tgcn_backbone") or self.tgcn_backbone
-        h = backbone.last_state(x, edge_index, edge_weight, present=present)
-        *_, probabilities, predictions, confidences = functional.decision(
-            h.flatten(0, -2), params, threshold, backend=backbone._backend
+        heads = Heads(params, backbone._backend, check_number("threshold", threshold, 0.0, 1.0))
+        *_, probabilities, predictions, confidences = backbone.run_heads(
+            heads, x, edge_index, edge_weight, present=present
         )
-        lead = h.shape[:-1]
-        return predictions.reshape(lead), confidences.reshape(lead), probabilities.reshape(*lead, 4)
+        return predictions, confidences, probabilities
 
     def _head_params(self) -> list[Tensor] | None:
         """Parameters of the output linear and the heads; ``None`` if one of them was replaced."""
@@ -141,7 +139,7 @@ class TGCN_HierarchicalMT(Headed):
         out: Any = backbone._modules.get("out")
         if has_global_hook() or not all_run(((backbone, _BACKBONE_FORWARD), (out, _OUT_FORWARD))):
             return None
-        if len(out._modules) != 1:
+        if len(out._modules) != 1 or not unchanged(backbone, _LAST_STATE):
             return None
         params = read([(out, ((next(iter(out._modules)), LINEAR),)), (self, _HEADS)])
         if params is None or params[2].size(0) != 2 or params[4].size(0) != 2:
@@ -151,3 +149,4 @@ class TGCN_HierarchicalMT(Headed):
 
 # The methods that a kernel replaces. A patched or overridden method is a different object.
 _FORWARD, _BACKBONE_FORWARD, _OUT_FORWARD = TGCN_HierarchicalMT.forward, TGCN.forward, nn.Sequential.forward
+_LAST_STATE = TGCN.last_state
