@@ -255,7 +255,7 @@ struct DecisionForward {
 
 template <class S>
 struct TgcnLayerDecision {
-  TgcnLayerForward<S> layer;    // scan.h_last is not read
+  TgcnLayerForward<S> layer;    // without scan.h and scan.h_last
   DecisionForward<S> decision;  // of the last state: h is not read
 };
 

@@ -13,8 +13,7 @@ namespace hiermt::cuda {
 namespace {
 
 constexpr int kThreads = 256;
-constexpr int kChannels = 4;  // of a load: 16 bytes of float32
-constexpr int kMaxLanes = 8;  // 8 rows a lane: more partial sums would spill
+constexpr int kChannels = kDecisionChannels, kMaxLanes = kMostDecisionLanes;
 static_assert(kThreads % kWarp == 0 && kWarp % kMaxLanes == 0);
 // Resident blocks of a multiprocessor. Each block folds the heads once, so there are no more than that.
 template <class S, int kLanes>
@@ -113,28 +112,7 @@ __global__ void __launch_bounds__(kThreads, kResidentBlocks<S, kLanes>)
     }
     const int64_t row = group + lane;
     if (row >= p.rows) continue;
-    C logits[kLogits];
-    Pack<S, 2> signal, direction;
-#pragma unroll
-    for (int j = 0; j < kLogits; ++j) logits[j] = partial[0][j] + bias[j];
-    if (!is_finite((logits[0] + logits[1]) + (logits[2] + logits[3]))) {
-      const DecisionWeights<S>& w = p.weights;
-#pragma unroll
-      for (int j = 0; j < kLogits; ++j) {
-        logits[j] =
-            literal_logit(p.h + row * p.stride_row, w.out_weight, w.out_bias, head_row(w, p.features, j),
-                          (j < 2 ? w.signal_bias : w.direction_bias) + j % 2, p.hidden, p.features);
-      }
-    }
-#pragma unroll
-    for (int j = 0; j < kLogits; ++j) {
-      S* at = (j < 2 ? signal : direction).values + j % 2;
-      store(at, logits[j]);
-      logits[j] = load(at);
-    }
-    if (p.signal_logits != nullptr) reinterpret_cast<Pack<S, 2>*>(p.signal_logits)[row] = signal;
-    if (p.direction_logits != nullptr) reinterpret_cast<Pack<S, 2>*>(p.direction_logits)[row] = direction;
-    decide<S>(logits, p.threshold, p.outputs, row);
+    decide_row(p, partial[0], bias, p.h + row * p.stride_row, row);
   }
 }
 
@@ -168,9 +146,10 @@ void decision_launch(const DecisionForward<S>& p, Stream& on) {
 
 template <class S>
 void decision_forward(const DecisionForward<S>& p, Stream& on) {
-  if (p.hidden <= kChannels) return decision_launch<S, 1, true>(p, on);
-  if (p.hidden <= 2 * kChannels) return decision_launch<S, 2, true>(p, on);
-  if (p.hidden <= 4 * kChannels) return decision_launch<S, 4, true>(p, on);
+  const int lanes = decision_lanes(p.hidden);
+  if (lanes == 1) return decision_launch<S, 1, true>(p, on);
+  if (lanes == 2) return decision_launch<S, 2, true>(p, on);
+  if (lanes == 4) return decision_launch<S, 4, true>(p, on);
   if (p.hidden <= kMaxLanes * kChannels) return decision_launch<S, kMaxLanes, true>(p, on);
   return decision_launch<S, kMaxLanes, false>(p, on);
 }

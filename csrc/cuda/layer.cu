@@ -10,12 +10,12 @@ static size_t values_of(const ConvStackForward<S>& p) {
 }
 
 template <class S>
-void tgcn_layer_forward(const TgcnLayerForward<S>& p, Stream& on) {
+static void layer_forward(const TgcnLayerForward<S>& p, const DecisionForward<S>* decision, Stream& on) {
   if (fused_stack_fits(p.stack)) {
     // Two launches: the stack leaves what the recurrence reads.
     auto* const input_projection = on.take<Compute<S>>(3 * values_of(p.stack));
     fused_stack_forward(p.stack, p.scan.weights, input_projection, on);
-    return gated_scan_recurrence(p.scan, input_projection, on);
+    return gated_scan_recurrence(p.scan, input_projection, on, decision);
   }
   ConvStackForward<S> stack = p.stack;
   GatedScanForward<S> scan = p.scan;
@@ -25,19 +25,17 @@ void tgcn_layer_forward(const TgcnLayerForward<S>& p, Stream& on) {
     const Stream::Frame frame(on);
     conv_stack_forward(stack, on);
   }
-  gated_scan_forward(scan, on);
+  gated_scan_forward(scan, on, decision);
+}
+
+template <class S>
+void tgcn_layer_forward(const TgcnLayerForward<S>& p, Stream& on) {
+  layer_forward<S>(p, nullptr, on);
 }
 
 template <class S>
 void tgcn_layer_decision(const TgcnLayerDecision<S>& p, Stream& on) {
-  TgcnLayerForward<S> layer = p.layer;
-  DecisionForward<S> decision = p.decision;
-  decision.h = layer.scan.h_last = on.take<S>(decision.rows * decision.hidden);
-  {
-    const Stream::Frame frame(on);
-    tgcn_layer_forward(layer, on);
-  }
-  decision_forward(decision, on);
+  layer_forward<S>(p.layer, &p.decision, on);
 }
 
 template <class S>

@@ -33,8 +33,10 @@ void conv_stack_backward(const ConvStackBackward<S, Compute<S>>& p, Stream& on,
 
 // The results of a window that exceeds the series are unspecified, but no access is out of bounds. Saved gates are not
 // read by the backward.
+// With `decision` the forward decides on the last states, whether or not it stores them; decision->h is not read.
 template <class S>
-void gated_scan_forward(const GatedScanForward<S>& p, Stream& on);
+void gated_scan_forward(const GatedScanForward<S>& p, Stream& on,
+                        const DecisionForward<S>* decision = nullptr);
 // With `chunks` the sum of the gradients of the gates over chunks is left to the caller, unless there are windows;
 // `chunks` tells.
 template <class S>
@@ -70,6 +72,7 @@ void fused_stack_forward(const ConvStackForward<S>& p, const GateWeights<S>& gat
                          Compute<S>* input_projection, Stream& on);
 // The scan from its input projection on; with windows that of each day, [S * D, 3H]. x and g are not read.
 template <class S>
-void gated_scan_recurrence(const GatedScanForward<S>& p, const Compute<S>* input_projection, Stream& on);
+void gated_scan_recurrence(const GatedScanForward<S>& p, const Compute<S>* input_projection, Stream& on,
+                           const DecisionForward<S>* decision = nullptr);
 
 }  // namespace hiermt::cuda

@@ -60,9 +60,13 @@ def test_numbers_that_are_not_finite(case: Problem, number: float) -> None:
 @pytest.mark.parametrize(
     ("problem", "dtype", "count"),
     [
-        (decided(16), torch.float32, 3),
+        (decided(16), torch.float32, 2),
+        (decided(64, steps=2), torch.bfloat16, 2),
+        (decided(16, stack=GCN, steps=9, starts=(2, 0, 5), window=4), torch.float32, 2),
+        (decided(40, steps=2), torch.float32, 6),
+        (decided(16), torch.float64, 6),
     ],
     ids=str,
 )
-def test_launches(problem: Problem, dtype: torch.dtype, count: int) -> None:
+def test_launches_are_those_of_the_layer(problem: Problem, dtype: torch.dtype, count: int) -> None:
     assert launches(problem, dtype) == [("tgcn_layer_decision", count)]

@@ -6,16 +6,20 @@
 // With kMasked a node that is not there at a step holds its state: h_t = h_{t-1}.
 //
 // With windows the input projection is computed once a day, and the recurrence of each window reads it in place.
+//
+// A block that has the last states of its nodes can decide on them, so that no launch reads them again.
 #include "cuda/operators.h"
+#include "cuda/scan/decision_of_states.cuh"
 #include "cuda/scan/team.cuh"
 
 namespace hiermt::cuda {
 namespace {
 
 template <class S, class Team, bool kMasked>
-__global__ void __launch_bounds__(Team::kThreads)
+__global__ void __launch_bounds__(Team::kThreads, Team::kMinBlocks)
     gated_scan_fwd_kernel(GatedScanForward<S> p, const Compute<S>* input_projection, WindowDays days,
-                          typename Team::Weights weights, const typename Team::Pair* packed, int nodes) {
+                          typename Team::Weights weights, const typename Team::Pair* packed, int nodes,
+                          DecisionForward<S> decision) {
   using C = Compute<S>;
   SharedMemory memory;
   const Team team(weights, packed, memory);
@@ -93,12 +97,26 @@ __global__ void __launch_bounds__(Team::kThreads)
     if (p.h_last == nullptr || !inside[i]) continue;
     team.write(p.h_last + static_cast<int64_t>(team.node(i)) * hidden, packed_last, h[i]);
   }
+  if (decision.rows == 0) return;
+  team.sync();
+  using Decision = DecisionOfStates<S, ScanTraits::kNodes>;
+  const auto states = [&] {
+    if constexpr (Team::kAlone) return Decision(hidden, memory);
+    // From its own number of channels, so that no register holds an address through all steps.
+    const int width = static_cast<int>(decision.hidden);
+    return Decision(width, Team::exchanged(width, 0), Team::Exchange::stride(width),
+                    Team::exchanged(width, 1));
+  }();
+  const int first_node = static_cast<int>(blockIdx.x) * ScanTraits::kNodes;
+#pragma unroll
+  for (int i = 0; i < 2; ++i) states.put(team.node(i) - first_node, team.channel(), hidden, h[i]);
+  states.decide(decision, first_node);
 }
 
 }  // namespace
 
 template <class S>
-void gated_scan_forward(const GatedScanForward<S>& p, Stream& on) {
+void gated_scan_forward(const GatedScanForward<S>& p, Stream& on, const DecisionForward<S>* decision) {
   using C = Compute<S>;
   const int hidden = static_cast<int>(p.hidden), inputs = static_cast<int>(p.x.channels + p.g_channels);
   const int64_t rows = p.copies * p.num_nodes * p.steps;
@@ -106,25 +124,32 @@ void gated_scan_forward(const GatedScanForward<S>& p, Stream& on) {
   linear<C, 3>(GateRows<S>(p, true, false), GateColumns<S>{p.weights, inputs + hidden},
                DenseOut<C>{input_projection, hidden, 3 * p.hidden, p.hidden}, rows, p.hidden,
                rounds_operands<S>(p.tf32), on);
-  gated_scan_recurrence(p, input_projection, on);
+  gated_scan_recurrence(p, input_projection, on, decision);
 }
 
 template <class S>
-void gated_scan_recurrence(const GatedScanForward<S>& given, const Compute<S>* input_projection, Stream& on) {
+void gated_scan_recurrence(const GatedScanForward<S>& given, const Compute<S>* input_projection, Stream& on,
+                           const DecisionForward<S>* decision) {
   const WindowDays days(given);
   const GatedScanForward<S> p = over_windows(given);
   dispatch_team<S, false>(p, 2, on, [&](const auto& scan) {
     using Team = typename std::decay_t<decltype(scan)>::Team;
+    // What several warps exchange takes more.
+    const size_t deciding = decision == nullptr || !Team::kAlone
+                                ? 0
+                                : DecisionOfStates<S, ScanTraits::kNodes>::shared_bytes(p.hidden);
     dispatch_masked(p.present, [&](auto masked) {
-      launch(gated_scan_fwd_kernel<S, Team, masked>, scan.blocks, scan.threads, scan.shared_bytes, on, p,
-             input_projection, days, scan.weights, scan.packed, p.copies * p.num_nodes);
+      launch(gated_scan_fwd_kernel<S, Team, masked>, scan.blocks, scan.threads, scan.shared_bytes + deciding,
+             on, p, input_projection, days, scan.weights, scan.packed, p.copies * p.num_nodes,
+             decision == nullptr ? DecisionForward<S>{} : *decision);
     });
   });
 }
 
-#define HIERMT_INSTANTIATE(S)                                               \
-  template void gated_scan_forward<S>(const GatedScanForward<S>&, Stream&); \
-  template void gated_scan_recurrence<S>(const GatedScanForward<S>&, const Compute<S>*, Stream&);
+#define HIERMT_INSTANTIATE(S)                                                                          \
+  template void gated_scan_forward<S>(const GatedScanForward<S>&, Stream&, const DecisionForward<S>*); \
+  template void gated_scan_recurrence<S>(const GatedScanForward<S>&, const Compute<S>*, Stream&,       \
+                                         const DecisionForward<S>*);
 HIERMT_FOR_EACH_STORAGE(HIERMT_INSTANTIATE)
 #undef HIERMT_INSTANTIATE
 

@@ -49,7 +49,11 @@ struct RecurrentWeights {
   }
   // All pairs are in the order [warp][gate][block][operand][lane].
   __host__ __device__ int blocks() const { return ceil_div(hidden, ScanTraits::kChannels); }
-  __host__ __device__ int pairs() const { return 3 * blocks() * blocks() * ScanTraits::kOperands * kWarp; }
+  __host__ __device__ int pairs() const { return pairs(hidden); }
+  __host__ __device__ static int pairs(int hidden) {
+    const int blocks = ceil_div(hidden, ScanTraits::kChannels);
+    return 3 * blocks * blocks * ScanTraits::kOperands * kWarp;
+  }
   __device__ Pair pair(int i) const {
     const int operand = i / kWarp % ScanTraits::kOperands, at = i / (kWarp * ScanTraits::kOperands);
     const int block = at % blocks(), gate = at / blocks() % 3, warp = at / blocks() / 3;
@@ -77,6 +81,8 @@ class ScanTeam {
   static constexpr int kWarps = kHidden != 0 ? ceil_div(kHidden, T::kChannels) : T::kMostWarps;
   static constexpr int kThreads = kWarps * kWarp;
   static constexpr bool kAlone = kHidden != 0 && kWarps == 1;
+  // Of a multiprocessor, 0 if ptxas may choose: it would give a single warp too few registers, and spill.
+  static constexpr int kMinBlocks = kAlone ? 1 : 0;
   // Whether the values of a step are read while the one before is computed: where registers are free.
   static constexpr bool kPrefetch = kAlone;
   template <int kGates>
@@ -126,6 +132,10 @@ class ScanTeam {
       if constexpr (!kAlone) shared_ = memory.take<C>(values(team.hidden()));
     }
     __host__ __device__ static int values(int hidden) { return T::kNodes * stride(hidden); }
+    // Two neighbouring nodes meet different banks.
+    __host__ __device__ static int stride(int hidden) {
+      return ceil_div(hidden, T::kChannels) / 2 * 2 * T::kChannels + T::kChannels;
+    }
     __device__ __forceinline__ void put(const C (&values)[2][4]) {
 #pragma unroll
       for (int i = 0; i < 2; ++i) {
@@ -147,10 +157,6 @@ class ScanTeam {
     }
 
    private:
-    // Two neighbouring nodes meet different banks.
-    __host__ __device__ static int stride(int hidden) {
-      return ceil_div(hidden, T::kChannels) / 2 * 2 * T::kChannels + T::kChannels;
-    }
     __device__ __forceinline__ C* at(int i, int block) const {
       const int node = lane() / 4 + 8 * i;
       return shared_ + node * stride(team_.hidden()) + block * T::kChannels + lane() % 4 * 4;
@@ -159,6 +165,12 @@ class ScanTeam {
     C own_[2][4];
     C* shared_ = nullptr;
   };
+  // The memory of an exchange of several warps, the first or the second that was made.
+  __device__ static C* exchanged(int hidden, int which) {
+    const size_t weights = kIn == WeightsIn::kShared ? padded_bytes<Pair>(Weights::pairs(hidden)) : 0;
+    SharedMemory memory(weights + which * padded_bytes<C>(Exchange::values(hidden)));
+    return memory.take<C>(Exchange::values(hidden));
+  }
   __device__ __forceinline__ void sync() const {
     if constexpr (!kAlone) __syncthreads();
   }

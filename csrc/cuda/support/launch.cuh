@@ -49,6 +49,9 @@ __host__ __device__ constexpr size_t padded_bytes(size_t count) {
 // Allocates from the dynamic shared memory of a block. Every thread makes the same calls in the same order.
 class SharedMemory {
  public:
+  SharedMemory() = default;
+  // From `offset` bytes on.
+  __device__ explicit SharedMemory(size_t offset) : offset_(offset) {}
   template <class T>
   __device__ T* take(size_t count) {
     const size_t begin = offset_;
