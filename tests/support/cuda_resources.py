@@ -38,6 +38,7 @@ _SPILLS = {
     "gatv2_stack_fwd_kernel<float, 64>": {80: 64, 100: 88, 120: 68},
     "gcn_stack_fwd_kernel<float, 64>": {80: 84, 90: 64, 100: 20, 120: 16},
     "linear_kernel<float, false, 3, GateRows<float>": {90: 24, 100: 164, 120: 116},
+    "scan_backward_kernel<float, false, false>": {90: 72},
 }
 
 
