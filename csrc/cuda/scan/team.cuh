@@ -267,7 +267,9 @@ void dispatch_team(const GatedScanForward<S>& p, int exchanges, Stream& on, F&& 
     using Team = ScanTeam<S, decltype(constant)::value, decltype(in)::value, kTransposed>;
     const size_t exchange = padded_bytes<Compute<S>>(Team::Exchange::values(weights.hidden));
     const size_t bytes = Team::kAlone ? 0 : exchanges * exchange + weight_bytes;
-    if (bytes > shared_memory_limit()) return false;
+    if constexpr (!Team::kAlone) {
+      if (bytes > shared_memory_limit()) return false;
+    }
     f(ScanLaunch<Team>{blocks, threads, bytes, weights, packed});
     return true;
   };
