@@ -31,14 +31,16 @@ _SPILLS = {
     "gatv2_conv_bwd_source_kernel<float": {80: 24},
     "gatv2_stack_bwd_kernel<Half, 16, false>": {80: 24},
     "gatv2_stack_bwd_kernel<float, 16, false>": {80: 152},
-    "gatv2_stack_bwd_kernel<float, 32, false>": {100: 40, 120: 40},
+    "gatv2_stack_bwd_kernel<float, 32, false>": {90: 60, 100: 40, 120: 40},
     "gatv2_stack_bwd_kernel<float, 64, false>": {80: 176, 90: 188, 120: 72},
     "gatv2_stack_fwd_kernel<BFloat16, 64>": {90: 32, 100: 104},
     "gatv2_stack_fwd_kernel<Half, 64>": {90: 32, 100: 104},
     "gatv2_stack_fwd_kernel<float, 64>": {80: 64, 100: 88, 120: 68},
+    "gated_scan_bwd_kernel<float, ScanTeam<float, 0, (WeightsIn)1, true>, true>": {90: 88},
+    "gated_scan_bwd_kernel<float, ScanTeam<float, 0, (WeightsIn)2, true>, true>": {90: 16},
     "gcn_stack_fwd_kernel<float, 64>": {80: 84, 90: 64, 100: 20, 120: 16},
     "linear_kernel<float, false, 3, GateRows<float>": {90: 24, 100: 164, 120: 116},
-    "scan_backward_kernel<float, false, false>": {90: 72},
+    "scan_backward_kernel<float, false, false>": {90: 84},
 }
 
 

@@ -81,8 +81,8 @@ class ScanTeam {
   static constexpr int kWarps = kHidden != 0 ? ceil_div(kHidden, T::kChannels) : T::kMostWarps;
   static constexpr int kThreads = kWarps * kWarp;
   static constexpr bool kAlone = kHidden != 0 && kWarps == 1;
-  // Of a multiprocessor, 0 if ptxas may choose: it would give a single warp too few registers, and spill.
-  static constexpr int kMinBlocks = kAlone ? 1 : 0;
+  // Of a multiprocessor, 0 if ptxas may choose: it would give few warps too few registers, and spill.
+  static constexpr int kMinBlocks = kHidden != 0 ? 1 : 0;
   // Whether the values of a step are read while the one before is computed: where registers are free.
   static constexpr bool kPrefetch = kAlone;
   template <int kGates>
