@@ -94,7 +94,7 @@ void conv_stack_backward(const ConvStackBackward<S, Compute<S>>& p, Stream& on,
   if (p.forward.gat != nullptr && gatv2_stack_backward_fits(p.forward)) {
     return gatv2_stack_backward(p, gates, d_out, on);
   }
-  if (gates.partial != nullptr) ordered_sum(on, sum_of_gates(gates));
+  if (gates.columns != 0) ordered_sum(on, sum_of_gates(gates));
   p.forward.gat != nullptr ? dense_backward(p, p.forward.gat, p.gat, on)
                            : dense_backward(p, p.forward.gcn, p.gcn, on);
 }

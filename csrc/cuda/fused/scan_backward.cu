@@ -276,6 +276,11 @@ __global__ void __launch_bounds__(ScanBackwardTraits::kThreads, 2)
       partial + static_cast<int64_t>(blockIdx.x) * 3 * hidden * (channels + 2 * hidden + 1));
 }
 
+template <class S, bool kRounded>
+size_t scan_backward_bytes() {
+  return ScanWeights<S, kProductsOf<float, kRounded>>::bytes() + ScanBackwardMemory::bytes();
+}
+
 template <class S>
 int64_t blocks_of(const GatedScanForward<S>& p) {
   using T = ScanBackwardTraits;
@@ -287,9 +292,15 @@ int64_t blocks_of(const GatedScanForward<S>& p) {
 
 template <class S>
 bool fused_scan_backward_fits(const GatedScanForward<S>& p) {
-  return !std::is_same_v<S, double> && p.windows == nullptr && p.hidden > 0 &&
-         p.hidden <= ScanBackwardTraits::kChannels && p.g_channels == p.hidden && p.x.channels > 0 &&
-         p.x.channels <= ScanBackwardTraits::kChannels;
+  if constexpr (!std::is_same_v<S, double>) {
+    const bool narrow = p.hidden > 0 && p.hidden <= ScanBackwardTraits::kChannels && p.x.channels > 0 &&
+                        p.x.channels <= ScanBackwardTraits::kChannels;
+    return narrow && p.windows == nullptr && p.g_channels == p.hidden &&
+           dispatch_rounded(rounds_operands<S>(p.tf32), [](auto rounded) {
+             return scan_backward_bytes<S, decltype(rounded)::value>() <= shared_memory_limit();
+           });
+  }
+  return false;
 }
 
 template <class S>
@@ -303,11 +314,9 @@ int64_t fused_scan_backward(const GatedScanBackward<S, Compute<S>>& p, Compute<S
   if constexpr (!std::is_same_v<S, double>) {
     dispatch_rounded(rounds_operands<S>(f.tf32), [&](auto rounded) {
       constexpr bool kRounded = decltype(rounded)::value;
-      const size_t bytes =
-          ScanWeights<S, kProductsOf<float, kRounded>>::bytes() + ScanBackwardMemory::bytes();
       dispatch_masked(f.present, [&](auto masked) {
-        launch(scan_backward_kernel<S, kRounded, masked>, blocks_of(f), ScanBackwardTraits::kThreads, bytes,
-               on, p, partial, f.copies * f.num_nodes);
+        launch(scan_backward_kernel<S, kRounded, masked>, blocks_of(f), ScanBackwardTraits::kThreads,
+               scan_backward_bytes<S, kRounded>(), on, p, partial, f.copies * f.num_nodes);
       });
     });
   }
