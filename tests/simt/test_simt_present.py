@@ -146,7 +146,7 @@ PAIRS = [
 
 @with_dtypes(PAIRS, len(PAIRS))
 def test_two_convolutions(case: Case, dtype: torch.dtype) -> None:
-    check(case, dtype, LITTLE)
+    check(case, dtype, {} if dtype == torch.float64 else LITTLE)
 
 
 @pytest.mark.parametrize("hidden", [16, 40])
