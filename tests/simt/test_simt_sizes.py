@@ -112,7 +112,7 @@ LAYERS = [
     layer(32, steps=2, stack=Stack(1, False, between=False), sequence=False),
     # Enough copies that a block takes several steps, the last block of a copy fewer.
     layer(8, nodes=3, edges=4, copies=60, steps=5, stack=ONE),
-    # As many entries as the backward has room for in the cotangents of the gates, 8 a node, and one more.
+    # Eight entries a node, and one more.
     layer(8, nodes=3, edges=21, copies=60, steps=5, stack=ONE),
     constant_edges(layer(8, nodes=3, edges=22, copies=60, steps=5)),
     layer(16, nodes=3, edges=4, copies=140, steps=3, channels=3),
