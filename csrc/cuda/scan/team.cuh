@@ -116,12 +116,14 @@ class ScanTeam {
   // whether quads of the row are aligned.
   template <class Value>
   __device__ __forceinline__ void read(const Value* row, bool packed, C (&values)[4]) const {
-    if (row == nullptr) {
+    if constexpr (kWhole) {
+      if (row == nullptr) {
 #pragma unroll
-      for (int k = 0; k < 4; ++k) values[k] = C(0);
-      return;
+        for (int k = 0; k < 4; ++k) values[k] = C(0);
+        return;
+      }
+      if (packed) return load_quad(row + channel(), values);
     }
-    if (kWhole && packed) return load_quad(row + channel(), values);
     load_part(row, channel(), hidden(), 1, packed, values);
   }
   template <class Value>
