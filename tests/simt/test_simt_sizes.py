@@ -59,6 +59,19 @@ def test_two_convolutions(case: Problem, dtype: torch.dtype) -> None:
     check(case, dtype, {} if dtype == torch.float64 else LITTLE)
 
 
+# More nodes than have a lane for each quad of channels.
+MANY = [
+    conv(hidden, nodes=nodes, edges=800, steps=1, channels=5, stack=stack)
+    for stack in (ONE, ONE_GCN)
+    for hidden, nodes in ((8, 390), (16, 195))
+]
+
+
+@with_dtypes(MANY, 4)
+def test_many_nodes(case: Problem, dtype: torch.dtype) -> None:
+    check(case, dtype)
+
+
 @with_dtypes(CONVS, 5)
 def test_conv(case: Problem | Case, dtype: torch.dtype) -> None:
     check(case, dtype)

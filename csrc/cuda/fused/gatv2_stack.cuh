@@ -30,27 +30,37 @@ struct ConvVectors {
   __device__ const float* bias() const { return data + 2 * kHidden; }
 };
 
-template <int kChannels>
-__device__ __forceinline__ float inner_product(const float (&a)[kChannels], const float (&b)[kChannels]) {
-  float sums[4] = {};
+// Sum of term(c) over the channels of a lane: a chain for each quad, then the quads in pairs. The lanes of an item go on
+// so (item_sum): a lane for each quad has the same bits as one for all of them.
+template <int kChannels, class Term>
+__device__ __forceinline__ float channel_sum(Term&& term) {
+  constexpr int kQuads = kChannels / 4;
+  float sums[kQuads] = {};
 #pragma unroll
-  for (int c = 0; c < kChannels; ++c) sums[c % 4] += a[c] * b[c];
-  return (sums[0] + sums[1]) + (sums[2] + sums[3]);
+  for (int k = 0; k < 4; ++k) {
+#pragma unroll
+    for (int q = 0; q < kQuads; ++q) sums[q] += term(4 * q + k);
+  }
+#pragma unroll
+  for (int apart = 1; apart < kQuads; apart *= 2) {
+#pragma unroll
+    for (int q = 0; q < kQuads; q += 2 * apart) sums[q] += sums[q + apart];
+  }
+  return sums[0];
 }
 
-// att . leaky(z) with z = source + (x_i + edge_weight * edge), in four chains that do not wait for each
-// other.
+template <int kChannels>
+__device__ __forceinline__ float inner_product(const float (&a)[kChannels], const float (&b)[kChannels]) {
+  return channel_sum<kChannels>([&](int c) { return a[c] * b[c]; });
+}
+
+// att . leaky(z) with z = x_j + (x_i + edge_weight * edge).
 template <int kChannels>
 __device__ __forceinline__ float attention_score(const float (&x_j)[kChannels], const float (&x_i)[kChannels],
                                                  const float (&att)[kChannels],
                                                  const float (&edge)[kChannels], float edge_weight) {
-  float scores[4] = {};
-#pragma unroll
-  for (int c = 0; c < kChannels; ++c) {
-    const float z = x_j[c] + (x_i[c] + edge_weight * edge[c]);
-    scores[c % 4] += att[c] * attention_leaky(z);
-  }
-  return (scores[0] + scores[1]) + (scores[2] + scores[3]);
+  return channel_sum<kChannels>(
+      [&](int c) { return att[c] * attention_leaky(x_j[c] + (x_i[c] + edge_weight * edge[c])); });
 }
 
 // A score can be split: att . leaky(z) = 0.6 att . z + 0.4 att . |z|. The linear part is one number per
@@ -65,12 +75,8 @@ template <int kChannels>
 __device__ __forceinline__ float absolute_score(const float (&x_j)[kChannels], const float (&x_i)[kChannels],
                                                 const float (&att)[kChannels], const float (&edge)[kChannels],
                                                 float edge_weight) {
-  float scores[4] = {};
-#pragma unroll
-  for (int c = 0; c < kChannels; ++c) {
-    scores[c % 4] += att[c] * fabsf(x_j[c] + (x_i[c] + edge_weight * edge[c]));
-  }
-  return (scores[0] + scores[1]) + (scores[2] + scores[3]);
+  return channel_sum<kChannels>(
+      [&](int c) { return att[c] * fabsf(x_j[c] + (x_i[c] + edge_weight * edge[c])); });
 }
 
 // Writes the columns from `first` on of [x_l, x_r] of an item, this lane's quad of each block of columns. x_l is zero
@@ -86,8 +92,8 @@ __device__ __forceinline__ void write_projections(Tile<kHidden, kLanes> x_l, Til
     const bool source = quad < kQuads;
 #pragma unroll
     for (int k = 0; k < 4; ++k) quads[block][k] = source && !there ? 0.0f : quads[block][k];
-    if (wanted)
-      store_quad((source ? x_l : x_r).quad(node, step, source ? quad : quad - kQuads), quads[block]);
+    const Tile<kHidden, kLanes> to(source ? x_l.data : x_r.data, x_l.chunk);
+    if (wanted) to.put(node, step, source ? quad : quad - kQuads, quads[block]);
   }
 }
 
@@ -145,13 +151,13 @@ __device__ __forceinline__ void attend(const StackItems& items, const CsrGraph& 
                                        const Tile<kHidden, kLanes>& x_l, const Tile<kHidden, kLanes>& own,
                                        Linear linear = nullptr) {
   constexpr bool kSplit = !std::is_same_v<Linear, std::nullptr_t>;
-  static_assert(!kSplit || kLanes == 1);
   constexpr int kChannels = kHidden / kLanes;
   float att[kChannels], edge[kChannels];
   copy_channels<kHidden, kLanes>(vectors.att(), att);
   copy_channels<kHidden, kLanes>(vectors.edge(), edge);
-  const float edge_linear = kSplit ? kLog2E * kLinearPart * inner_product(att, edge) : 0.0f;
+  float edge_linear = 0.0f;
   if constexpr (kSplit) {
+    edge_linear = kLog2E * kLinearPart * item_sum<kLanes>(inner_product(att, edge), kFullMask);
 #pragma unroll
     for (int c = 0; c < kChannels; ++c) att[c] *= kLog2E * kAbsolutePart;
   }
@@ -165,30 +171,30 @@ __device__ __forceinline__ void attend(const StackItems& items, const CsrGraph& 
     const auto weight_of = [&](int entry) {
       return edge_weights != nullptr ? load(edge_weights + entry) : 0.0f;
     };
-    const auto unsplit = [&](int from, float weight, float (&x_j)[kChannels]) {
+    const auto unsplit = [&](int from, float weight, float (&x_j)[kChannels], unsigned lanes) {
       x_l.read(from, step, x_j);
       // Read again: with two blocks on a multiprocessor there are no registers to keep it.
       if constexpr (kLanes > 1) copy_channels<kHidden, kLanes>(vectors.edge(), edge);
+      float score;
       if constexpr (kSplit) {
         // `att` is scaled, so the original is read from shared memory.
-        float score = 0.0f;
-#pragma unroll
-        for (int c = 0; c < kHidden; ++c) {
-          score += vectors.att()[c] * attention_leaky(x_j[c] + (x_i[c] + weight * edge[c]));
-        }
-        return score;
+        const float* unscaled = vectors.att() + 4 * lane_of_item<kLanes>();
+        score = channel_sum<kChannels>([&](int c) {
+          return unscaled[c / 4 * 4 * kLanes + c % 4] * attention_leaky(x_j[c] + (x_i[c] + weight * edge[c]));
+        });
       } else {
-        return item_sum<kLanes>(attention_score<kChannels>(x_j, x_i, att, edge, weight), mask);
+        score = attention_score<kChannels>(x_j, x_i, att, edge, weight);
       }
+      return item_sum<kLanes>(score, lanes);
     };
     AttendedRow<kChannels> row;
-    // Not even a NaN counts as the weight of an edge from an item that is not there. All lanes of `mask` are in the same
+    // Not even a NaN counts as the weight of an edge from an item that is not there. All lanes of `lanes` are in the same
     // call.
-    const auto walk_unsplit = [&] {
-      row.template walk<kLanes>(begin, others, mask, [&](int entry, float (&x_j)[kChannels]) {
+    const auto walk_unsplit = [&](unsigned lanes) {
+      row.template walk<kLanes>(begin, others, lanes, [&](int entry, float (&x_j)[kChannels]) {
         if constexpr (kLanes == 1) {
           const int from = graph.col[entry];
-          if (!masked || presence.has(from, step)) return unsplit(from, weight_of(entry), x_j);
+          if (!masked || presence.has(from, step)) return unsplit(from, weight_of(entry), x_j, lanes);
           x_l.read(from, step, x_j);
           return -INFINITY;
         } else {
@@ -196,63 +202,72 @@ __device__ __forceinline__ void attend(const StackItems& items, const CsrGraph& 
           const bool inside = entry < others;
           const int from = inside ? graph.col[entry] : node;
           const bool counts = !masked || presence.has(from, step);
-          const float score = unsplit(from, inside && counts ? weight_of(entry) : 0.0f, x_j);
+          const float score = unsplit(from, inside && counts ? weight_of(entry) : 0.0f, x_j, lanes);
           return counts ? score : -INFINITY;
         }
       });
       if (masked) {
         float x_j[kChannels];
-        const float score_of_loop = unsplit(node, loops.at(node, step), x_j);
+        const float score_of_loop = unsplit(node, loops.at(node, step), x_j, lanes);
         if (kLanes == 1 || there) row.update(score_of_loop, x_j);
       }
       return row.scale(end - begin);
     };
-    float scale;
-    if constexpr (kSplit) {
+    float scale = 0.0f;
+    if constexpr (!kSplit) {
+      scale = walk_unsplit(mask);
+    } else if (kLanes > 1 || end > begin) {
       const auto score = [&](int from, float weight, float (&x_j)[kChannels]) {
         x_l.read(from, step, x_j);
-        return linear[from * items.chunk + step] + edge_linear * weight +
-               absolute_score<kChannels>(x_j, x_i, att, edge, weight);
+        const float absolute = absolute_score<kChannels>(x_j, x_i, att, edge, weight);
+        return linear[from * items.chunk + step] + edge_linear * weight + item_sum<kLanes>(absolute, mask);
       };
+      // The source of an entry and its weight; past the end that of the item itself, which gets no weight in the sum.
+      const int last = begin + most_entries<kLanes>(end - begin, mask) - 1;
+      const auto inside = [&](int entry) { return kLanes == 1 || entry < end - 1; };
+      const auto source = [&](int entry) { return kLanes == 1 || entry < end ? graph.col[entry] : node; };
+      const auto known_weight = [&](int entry) { return kLanes == 1 || entry < end ? weight_of(entry) : 0.0f; };
       // Weights relative to that of the last entry. Where this overflows, the row is computed with a maximum.
-      scale = 0.0f;
-      if (end > begin) {
-        const float shift = masked ? score(node, loops.at(node, step), row.sum)
-                                   : score(graph.col[end - 1], weight_of(end - 1), row.sum);
-        float total = 1.0f;
-        int entry = begin;
-        for (; entry + 1 < end - 1; entry += 2) {
-          const int first = graph.col[entry], second = graph.col[entry + 1];
-          float first_weight = 0.0f, second_weight = 0.0f;
-          if (edge_weights != nullptr) {
-            first_weight = load(edge_weights + entry);
-            second_weight = load(edge_weights + entry + 1);
-          }
-          float x_j[kChannels], x_k[kChannels];
-          const float a = approximate_exp2(score(first, first_weight, x_j) - shift);
-          const float b = approximate_exp2(score(second, second_weight, x_k) - shift);
-          total += a + b;
-#pragma unroll
-          for (int c = 0; c < kChannels; ++c) row.sum[c] = row.sum[c] + a * x_j[c] + b * x_k[c];
+      const int loop = kLanes == 1 || end > begin ? end - 1 : end;
+      const float shift = masked ? score(node, loops.at(node, step), row.sum)
+                                 : score(source(loop), known_weight(loop), row.sum);
+      float total = 1.0f;
+      int entry = begin;
+      for (; entry + 1 < last; entry += 2) {
+        const int first = source(entry), second = source(entry + 1);
+        float first_weight = 0.0f, second_weight = 0.0f;
+        if (edge_weights != nullptr) {
+          first_weight = known_weight(entry);
+          second_weight = known_weight(entry + 1);
         }
-        if (entry < end - 1) {
-          float x_j[kChannels];
-          const float a = approximate_exp2(score(graph.col[entry], weight_of(entry), x_j) - shift);
-          total += a;
+        float x_j[kChannels], x_k[kChannels];
+        float a = approximate_exp2(score(first, first_weight, x_j) - shift);
+        float b = approximate_exp2(score(second, second_weight, x_k) - shift);
+        a = inside(entry) ? a : 0.0f;
+        b = inside(entry + 1) ? b : 0.0f;
+        total += a + b;
 #pragma unroll
-          for (int c = 0; c < kChannels; ++c) row.sum[c] += a * x_j[c];
-        }
-        float probe = fmaf(0.0f, shift, total);  // of one entry alone only the shift is not finite
-#pragma unroll
-        for (int c = 0; c < kChannels; c += 2) probe = fmaf(row.sum[c], row.sum[c + 1], probe);
-        scale = 1.0f / total;
-        if (!(fabsf(probe) < INFINITY)) {
-          row = {};
-          scale = walk_unsplit();
-        }
+        for (int c = 0; c < kChannels; ++c) row.sum[c] = row.sum[c] + a * x_j[c] + b * x_k[c];
       }
-    } else {
-      scale = walk_unsplit();
+      if (entry < last) {
+        float x_j[kChannels];
+        float a = approximate_exp2(score(source(entry), known_weight(entry), x_j) - shift);
+        a = inside(entry) ? a : 0.0f;
+        total += a;
+#pragma unroll
+        for (int c = 0; c < kChannels; ++c) row.sum[c] += a * x_j[c];
+      }
+      float probe = fmaf(0.0f, shift, total);  // of one entry alone only the shift is not finite
+#pragma unroll
+      for (int c = 0; c < kChannels; c += 2) probe = fmaf(row.sum[c], row.sum[c + 1], probe);
+      scale = end > begin ? 1.0f / total : 0.0f;
+      bool wrong = !(fabsf(probe) < INFINITY);
+      if constexpr (kLanes > 1) wrong = (__ballot_sync(mask, wrong) & item_mask<kLanes>()) != 0;
+      const unsigned again = kLanes > 1 ? __ballot_sync(mask, wrong) : mask;
+      if (wrong) {
+        row = {};
+        scale = walk_unsplit(again);
+      }
     }
     float bias[kChannels];
     copy_channels<kHidden, kLanes>(vectors.bias(), bias);

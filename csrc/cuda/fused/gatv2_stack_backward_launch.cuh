@@ -85,7 +85,7 @@ __device__ __forceinline__ void read_cotangents(const StackBackward<S>& p, const
           values[k] = there ? values[k] * activation_slope(p.last, y[k]) : 0.0f;
           sums[0][k] += values[k];
         }
-        store_quad(d_y.quad(node, step, quad), values);
+        d_y.put(node, step, quad, values);
       }
     });
     sum_cotangents<kHidden>(sums, first, warp_sums);
@@ -108,7 +108,7 @@ __device__ __forceinline__ void stage_input(const StackItems& items, const Stack
       for (int quad = static_cast<int>(threadIdx.x) % 4; quad < kHidden / 4; quad += 4) {
         float values[4];
         load_part(row, first + 4 * quad, x.channels, x.stride_channel, packed, values);
-        store_quad(inputs.quad(node, step, quad), values);
+        inputs.put(node, step, quad, values);
       }
     }
   });
@@ -144,7 +144,7 @@ __global__ void __launch_bounds__(BackwardTraits<kHidden>::threads(kEdges), 1)
     const int copy = task.copy, first_step = task.first_step, chunk = task.steps;
     const StackItems items{nodes, chunk, order};
     const StackPresence presence(p, copy, first_step);
-    const Items x_l{x_l_data, chunk}, x_r{x_r_data, chunk}, d_y{d_y_data, chunk}, inputs{input_data, chunk};
+    const Items x_l(x_l_data, chunk), x_r(x_r_data, chunk), d_y(d_y_data, chunk), inputs(input_data, chunk);
     const auto row = [&](int node, int step) { return task.row(p.graph, p.steps, node, step); };
     const auto d_x_r_row = [&](int node, int step) {
       return p.d_x_r + static_cast<int64_t>(row(node, step)) * kHidden;
@@ -206,7 +206,7 @@ __global__ void __launch_bounds__(BackwardTraits<kHidden>::threads(kEdges), 1)
           for (int quad = static_cast<int>(threadIdx.x) % 4; quad < kHidden / 4; quad += 4) {
             float values[4];
             load_quad(from + 4 * quad, values);
-            store_quad(x_r.quad(node, step, quad), values);
+            x_r.put(node, step, quad, values);
           }
         }
       };

@@ -127,7 +127,7 @@ __device__ __forceinline__ void write_cotangents(const StackItems& items, const 
         if (presence.masked()) clear_unless(presence.has(node, step), values);
 #pragma unroll
         for (int k = 0; k < 4; ++k) bias_sums[block][k] += values[k];
-        store_quad(d_y.quad(node, step, quad), values);
+        d_y.put(node, step, quad, values);
       }
     };
     for_each_lane_items<kBackwardItems>(items, [&](const auto& at) { products(at, matrix, write); });
@@ -196,7 +196,7 @@ struct WeightSums {
   // `left` and `right` are the first item's quads of this lane; `offsets` those of the items m, m + 4, ...
   template <Products kHow>
   __device__ __forceinline__ void step(const float4* left, bool left_inside, const float4* right,
-                                       const bool (&right_inside)[kBlocks], int chunk,
+                                       const bool (&right_inside)[kBlocks], int stride,
                                        const int (&offsets)[kStep / 4], int count) {
     float a[kStep / 4][4], b[kStep / 4][kBlocks][2];
 #pragma unroll
@@ -206,7 +206,7 @@ struct WeightSums {
       for (int block = 0; block < kBlocks; ++block) {
         const int lane = static_cast<int>(threadIdx.x) % kWarp;
         const auto pair = reinterpret_cast<const float2*>(
-            right + offsets[i] + (right_inside[block] ? block * kBlockColumns / 4 * chunk : 0))[lane / 4 % 2];
+            right + offsets[i] + (right_inside[block] ? block * kBlockColumns / 4 * stride : 0))[lane / 4 % 2];
         b[i][block][0] = pair.x, b[i][block][1] = pair.y;
       }
     }
@@ -261,9 +261,9 @@ struct WeightSums {
     bool right_inside[kBlocks];
 #pragma unroll
     for (int i = 0; i < kBlocks; ++i) right_inside[i] = column + i * kBlockColumns / 4 < kQuads;
-    const float4* left = row < kQuads || !left_inside ? x_l.at(0, 0) + row % kQuads * items.chunk
-                                                      : x_r.at(0, 0) + row % kQuads * items.chunk;
-    const float4* right = inputs.at(0, 0) + column % kQuads * items.chunk;
+    const float4* left = row < kQuads || !left_inside ? x_l.at(0, 0) + row % kQuads * x_l.stride()
+                                                      : x_r.at(0, 0) + row % kQuads * x_l.stride();
+    const float4* right = inputs.at(0, 0) + column % kQuads * inputs.stride();
     for (int first = slice * kWarp; first < count; first += slices * kWarp) {
       const int item = first + lane < count ? first + lane : count - 1, node = item / items.chunk;
       const int offset = static_cast<int>(inputs.at(node, item - node * items.chunk) - inputs.at(0, 0));
@@ -274,7 +274,7 @@ struct WeightSums {
         for (int k = 0; k < kStep / 4; ++k) {
           offsets[k] = __shfl_sync(kFullMask, offset, i + lane % 4 + 4 * k);
         }
-        step<kHow>(left, left_inside, right, right_inside, items.chunk, offsets, count - first - i);
+        step<kHow>(left, left_inside, right, right_inside, inputs.stride(), offsets, count - first - i);
       }
     }
   }

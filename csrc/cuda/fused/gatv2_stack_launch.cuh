@@ -10,11 +10,11 @@
 namespace hiermt::cuda {
 namespace {
 
-template <class S, int kHidden>
+template <class S, int kHidden, int kLanes>
 __global__ void __launch_bounds__(StackTraits<kHidden>::kThreads, StackTraits<kHidden>::kMinBlocks)
     gatv2_stack_fwd_kernel(StackForward<S, GatV2Weights<S>> p) {
   using T = StackTraits<kHidden>;
-  using Items = Tile<kHidden, T::kLanes>;
+  using Items = Tile<kHidden, kLanes>;
   SharedMemory memory;
   // At a constant offset: its address needs no register.
   const ConvVectors<kHidden> vectors(memory);
@@ -63,7 +63,7 @@ __global__ void __launch_bounds__(StackTraits<kHidden>::kThreads, StackTraits<kH
         }
       });
     }
-    if (layer == 0) find_loop_weights<T::kLanes>(items, p.graph, p.edge_weight, presence, loops);
+    if (layer == 0) find_loop_weights<kLanes>(items, p.graph, p.edge_weight, presence, loops);
     __syncthreads();
     const Activation activation = p.activation(layer);
     if constexpr (T::kSplitScores) {
@@ -86,15 +86,15 @@ __global__ void __launch_bounds__(StackTraits<kHidden>::kThreads, StackTraits<kH
 }
 
 struct GatV2Stack {
-  template <int kHidden, class S>
+  template <int kHidden, int kLanes, class S>
   static size_t bytes(const ConvStackForward<S>& p, int64_t chunk) {
     using T = StackTraits<kHidden>;
-    return stack_bytes<kHidden, T::kConvBlocks>(p, chunk) + ConvVectors<kHidden>::bytes() +
+    return stack_bytes<kHidden, kLanes, T::kConvBlocks>(p, chunk) + ConvVectors<kHidden>::bytes() +
            padded_bytes<float>(T::kSplitScores ? p.graph.num_nodes * chunk : 0);
   }
-  template <int kHidden, class S>
+  template <int kHidden, int kLanes, class S>
   static auto kernel() {
-    return gatv2_stack_fwd_kernel<S, kHidden>;
+    return gatv2_stack_fwd_kernel<S, kHidden, kLanes>;
   }
 };
 

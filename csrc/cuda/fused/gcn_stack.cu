@@ -37,11 +37,11 @@ __device__ __forceinline__ void sum_neighbours(const StackForward<S, GcnWeights<
   for (int c = 0; c < kHidden / kLanes; ++c) y[c] *= scale;
 }
 
-template <class S, int kHidden>
+template <class S, int kHidden, int kLanes>
 __global__ void __launch_bounds__(StackTraits<kHidden>::kThreads, StackTraits<kHidden>::kMinBlocks)
     gcn_stack_fwd_kernel(StackForward<S, GcnWeights<S>> p) {
   using T = StackTraits<kHidden>;
-  constexpr int kLanes = T::kLanes, kBlocks = T::kGcnBlocks;
+  constexpr int kBlocks = T::kGcnBlocks;
   using Items = Tile<kHidden, kLanes>;
   SharedMemory memory;
   StackFrame<S, Items> frame(p, memory);
@@ -65,7 +65,7 @@ __global__ void __launch_bounds__(StackTraits<kHidden>::kThreads, StackTraits<kH
 #pragma unroll
       for (int block = 0; block < kBlocks; ++block) {
         const int quad = block * (kBlockColumns / 4) + static_cast<int>(threadIdx.x) % 4;
-        if (wanted && quad < kHidden / 4) store_quad(projected.quad(node, step, quad), quads[block]);
+        if (wanted && quad < kHidden / 4) projected.put(node, step, quad, quads[block]);
       }
     };
     for_each_lane_items<T::kItems>(items, [&](const LaneItems<T::kItems>& at) {
@@ -91,13 +91,13 @@ __global__ void __launch_bounds__(StackTraits<kHidden>::kThreads, StackTraits<kH
 }
 
 struct GcnStack {
-  template <int kHidden, class S>
+  template <int kHidden, int kLanes, class S>
   static size_t bytes(const ConvStackForward<S>& p, int64_t chunk) {
-    return stack_bytes<kHidden, StackTraits<kHidden>::kGcnBlocks>(p, chunk);
+    return stack_bytes<kHidden, kLanes, StackTraits<kHidden>::kGcnBlocks>(p, chunk);
   }
-  template <int kHidden, class S>
+  template <int kHidden, int kLanes, class S>
   static auto kernel() {
-    return gcn_stack_fwd_kernel<S, kHidden>;
+    return gcn_stack_fwd_kernel<S, kHidden, kLanes>;
   }
 };
 

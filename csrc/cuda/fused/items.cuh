@@ -3,8 +3,9 @@
 // neighbouring steps of a node: they walk the same entries, and their loads of a neighbour's channels are
 // contiguous.
 //
-// If the channels of an item do not fit the registers of a thread, kLanes neighbouring lanes share it. Quads
-// of channels are interleaved: local quad q of lane l is quad q * kLanes + l of the item.
+// If the channels of an item do not fit the registers of a thread, or there are more threads than items, kLanes
+// neighbouring lanes share it. Quads of channels are interleaved: local quad q of lane l is quad q * kLanes + l of the
+// item.
 #pragma once
 
 #include "cuda/support/device.cuh"
@@ -50,43 +51,75 @@ __device__ __forceinline__ void write_channels(const float (&from)[kHidden / kLa
   for (int c = 0; c < kHidden / kLanes; c += 4) store_quad(to + c * kLanes, from + c);
 }
 
-// Channels of the items in shared memory: [node][quad of channels][step][4].
+// Channels of the items in shared memory: [node][quad of channels][step][4], so that the lanes of neighbouring steps
+// read side by side. If an item has a lane for each quad, [node][step][copy][quad][4]: each of the items that a quarter of
+// a warp reads at once has a copy in banks of its own.
 template <int kHidden, int kLanes = 1>
 struct Tile {
   static constexpr int kQuads = kHidden / 4, kOwn = kQuads / kLanes;
-  static constexpr int kPad = kLanes > 1 && kLanes < 8 ? kLanes : 0;
+  static constexpr bool kCopied = kOwn == 1;
+  static constexpr int kCopies = kCopied ? 8 / kQuads : 1;
   float* data;
-  int chunk;
+  int chunk, pad;
+
+  __device__ __forceinline__ Tile(float* data_, int chunk_) : data(data_), chunk(chunk_), pad(padding(chunk_)) {}
   // Quads between the nodes. A quarter of a warp reads items of several nodes at once, unless it has eight lanes
   // or eight steps of the same one; the padding puts them into different banks.
-  int pad = kPad;
-
-  __host__ __device__ static constexpr int64_t values(int64_t nodes, int64_t chunk, int64_t pad = kPad) {
-    return nodes * (kQuads * chunk + pad) * 4;
+  __host__ __device__ static constexpr int padding(int64_t steps) {
+    if (kCopied || kLanes >= 8) return 0;
+    return kLanes > 1 ? kLanes : steps < 8 ? 1 : 0;
   }
-  // The first quad of an item; quad q is at + q * chunk.
+  __host__ __device__ static constexpr int64_t values(int64_t nodes, int64_t chunk) {
+    return nodes * (kQuads * kCopies * chunk + padding(chunk)) * 4;
+  }
+  __device__ __forceinline__ int stride() const { return kCopied ? 1 : chunk; }
+  // The first quad of an item, in the copy of this lane; quad q is at + q * stride().
   __device__ __forceinline__ float4* at(int node, int step) const {
-    return reinterpret_cast<float4*>(data) + node * (kQuads * chunk + pad) + step;
+    const auto quads = reinterpret_cast<float4*>(data);
+    if constexpr (kCopied) {
+      const int copy = static_cast<int>(threadIdx.x) / kQuads % kCopies;
+      return quads + ((node * chunk + step) * kCopies + copy) * kQuads;
+    } else {
+      return quads + node * (kQuads * chunk + pad) + step;
+    }
   }
-  __device__ __forceinline__ float* quad(int node, int step, int q) const {
-    return reinterpret_cast<float*>(at(node, step) + q * chunk);
+  __device__ __forceinline__ const float* quad(int node, int step, int q) const {
+    return reinterpret_cast<const float*>(at(node, step) + q * stride());
+  }
+  __device__ __forceinline__ void put(int node, int step, int q, const float (&values)[4]) const {
+    put(at(node, step), q, values);
   }
   // read, write and clear access the channels of this lane.
   __device__ __forceinline__ void read(int node, int step, float (&values)[kHidden / kLanes]) const {
-    const float4* from = at(node, step) + lane_of_item<kLanes>() * chunk;
+    const float4* from = at(node, step) + lane_of_item<kLanes>() * stride();
 #pragma unroll
-    for (int q = 0; q < kOwn; ++q) load_quad(from + q * kLanes * chunk, values + 4 * q);
+    for (int q = 0; q < kOwn; ++q) load_quad(from + q * kLanes * stride(), values + 4 * q);
   }
   __device__ __forceinline__ void write(int node, int step, const float (&values)[kHidden / kLanes]) const {
-    float4* to = at(node, step) + lane_of_item<kLanes>() * chunk;
+    float4* const to = at(node, step);
 #pragma unroll
     for (int q = 0; q < kOwn; ++q) {
-      to[q * kLanes * chunk] = float4{values[4 * q], values[4 * q + 1], values[4 * q + 2], values[4 * q + 3]};
+      put(to, q * kLanes + lane_of_item<kLanes>(),
+          {values[4 * q], values[4 * q + 1], values[4 * q + 2], values[4 * q + 3]});
     }
   }
   __device__ __forceinline__ void clear(int node, int step) const {
     const float zeros[kHidden / kLanes] = {};
     write(node, step, zeros);
+  }
+
+ private:
+  // Into all copies, that of this lane first: the others of its quarter write to other banks.
+  __device__ __forceinline__ void put(float4* item, int q, const float (&values)[4]) const {
+    item += q * stride();
+    *item = float4{values[0], values[1], values[2], values[3]};
+    if constexpr (kCopies > 1) {
+      const int copy = static_cast<int>(threadIdx.x) / kQuads % kCopies;
+#pragma unroll
+      for (int i = 1; i < kCopies; ++i) {
+        item[((copy ^ i) - copy) * kQuads] = float4{values[0], values[1], values[2], values[3]};
+      }
+    }
   }
 };
 

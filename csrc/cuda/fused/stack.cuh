@@ -24,6 +24,8 @@ struct StackTraits {
   // Up to 32 channels a thread owns an item in the loops over its entries; above, four lanes share it.
   static constexpr bool kMultilane = kHidden > 32;
   static constexpr int kLanes = kMultilane ? 4 : 1;
+  // Lanes of an item where a block has few: each has a quad of channels, and a neighbour is read without bank conflicts.
+  static constexpr int kSpreadLanes = kHidden <= 16 ? kHidden / 4 : kLanes;
   // Blocks of 16 columns (item_products.cuh) that are computed at once: their weights fit shared memory and their sums
   // registers. Of x_l and x_r at once, or first of x_l; of the gates; of a GCN.
   static constexpr int kConvBlocks = kMultilane ? kHidden / 16 : kHidden / 8;

@@ -22,14 +22,6 @@ struct StackForward : StackProblem<S, Weights> {
 // needs a barrier.
 template <class S, class Items>
 struct StackFrame {
-  // Eight steps of a node are in different banks without a pad.
-  __host__ __device__ static constexpr int pad(int64_t steps) {
-    return Items::kQuads == Items::kOwn && steps < 8 ? 1 : Items::kPad;
-  }
-  __host__ __device__ static constexpr int64_t values(int64_t nodes, int64_t chunk) {
-    return Items::values(nodes, chunk, pad(chunk));
-  }
-
   StackTask task;
   StackPresence presence;
   StackInput<S> x;
@@ -42,8 +34,8 @@ struct StackFrame {
       : task(static_cast<int>(blockIdx.x), p.steps, p.chunk),
         presence(p, task.copy, task.first_step),
         x(p.x, task.copy, task.first_step),
-        first{memory.take<float>(values(p.graph.num_nodes, p.chunk)), task.steps, pad(task.steps)},
-        second{memory.take<float>(values(p.graph.num_nodes, p.chunk)), task.steps, pad(task.steps)},
+        first(memory.take<float>(Items::values(p.graph.num_nodes, p.chunk)), task.steps),
+        second(memory.take<float>(Items::values(p.graph.num_nodes, p.chunk)), task.steps),
         order(memory.take<int>(p.graph.num_nodes)),
         items{static_cast<int>(p.graph.num_nodes), task.steps, order} {
     order_by_degree(p.graph, items.nodes, reinterpret_cast<int*>(first.data), order);
@@ -51,7 +43,7 @@ struct StackFrame {
   // The kernels take a number of each item, too, where there is a mask.
   static size_t bytes(const ConvStackForward<S>& p, int64_t chunk) {
     const int64_t nodes = p.graph.num_nodes;
-    return 2 * padded_bytes<float>(values(nodes, chunk)) + padded_bytes<int>(nodes) +
+    return 2 * padded_bytes<float>(Items::values(nodes, chunk)) + padded_bytes<int>(nodes) +
            ItemNumbers::bytes(p.present != nullptr, nodes * chunk);
   }
 };
@@ -68,10 +60,10 @@ auto dispatch_stack(int64_t hidden, F&& f) {
 
 // The last step of a stack kernel: writes g, which a tile holds, if the backward needs it, and the input projection
 // W [x, g] + b of the three gates, so that the recurrence reads neither x nor g. `memory` has room for the weights.
-template <class S, class Weights, class Items, int kHidden>
+template <class S, class Weights, class Items, int kHidden, int kLanes>
 __device__ __forceinline__ void finish_stack(const StackForward<S, Weights>& p,
                                              const StackFrame<S, Items>& frame,
-                                             const Tile<kHidden, StackTraits<kHidden>::kLanes>& g,
+                                             const Tile<kHidden, kLanes>& g,
                                              float* memory) {
   constexpr int kItems = StackTraits<kHidden>::kItems;
   const StackInput<S>& x = frame.x;
@@ -136,16 +128,15 @@ __host__ __device__ constexpr int64_t stack_weight_values(int64_t channels, int6
 }
 
 // Shared memory of a frame and the weights, for a block with `chunk` steps.
-template <int kHidden, int kBlocks, class S>
+template <int kHidden, int kLanes, int kBlocks, class S>
 size_t stack_bytes(const ConvStackForward<S>& p, int64_t chunk) {
-  using Items = Tile<kHidden, StackTraits<kHidden>::kLanes>;
-  return StackFrame<S, Items>::bytes(p, chunk) +
+  return StackFrame<S, Tile<kHidden, kLanes>>::bytes(p, chunk) +
          padded_bytes<float>(stack_weight_values<S, kHidden, kBlocks>(p.x.channels, p.conv_layers));
 }
 
-// Stack names the kind of convolution:
-//   Stack::bytes<kHidden>(p, chunk)   shared memory of a block with `chunk` steps
-//   Stack::kernel<kHidden, S>()       the kernel
+// Stack names the kind of convolution, `lanes` those of an item:
+//   Stack::bytes<kHidden, lanes>(p, chunk)   shared memory of a block with `chunk` steps
+//   Stack::kernel<kHidden, lanes, S>()       the kernel
 template <class Stack, class S>
 bool stack_fits(const ConvStackForward<S>& p) {
   const int64_t nodes = p.graph.num_nodes;
@@ -158,7 +149,7 @@ bool stack_fits(const ConvStackForward<S>& p) {
     return false;
   }
   return dispatch_stack(p.hidden, [&](auto hidden) {
-    return Stack::template bytes<decltype(hidden)::value>(p, 1) <= stack_shared_limit();
+    return Stack::template bytes<hidden, StackTraits<hidden>::kLanes>(p, 1) <= stack_shared_limit();
   });
 }
 
@@ -167,15 +158,25 @@ void launch_stack(const ConvStackForward<S>& p, const Weights* convs, const Gate
                   Compute<S>* input_projection, Stream& on) {
   if constexpr (!std::is_same_v<S, double>) {
     const int64_t nodes = p.graph.num_nodes, copies = p.graph.copies;
+    const size_t limit = stack_shared_limit();
     StackForward<S, Weights> stack{{p, convs, gates}, p.out, input_projection};
     dispatch_stack(p.hidden, [&](auto hidden) {
-      constexpr int kHidden = decltype(hidden)::value;
-      using T = StackTraits<kHidden>;
-      const auto bytes = [&](int64_t chunk) { return Stack::template bytes<kHidden>(p, chunk); };
-      const int64_t chunk = steps_per_block(p.steps, copies, stack_shared_limit(), bytes);
+      using T = StackTraits<hidden>;
+      const auto bytes = [&](int64_t chunk) { return Stack::template bytes<hidden, T::kLanes>(p, chunk); };
+      const int64_t chunk = steps_per_block(p.steps, copies, limit, bytes);
       stack.chunk = static_cast<int>(chunk);
-      launch(Stack::template kernel<kHidden, S>(), copies * ceil_div<int64_t>(p.steps, chunk),
-             stack_threads(nodes * chunk * T::kLanes, T::kThreads), bytes(chunk), on, stack);
+      const auto launch_with = [&](auto lanes) {
+        launch(Stack::template kernel<hidden, lanes, S>(), copies * ceil_div<int64_t>(p.steps, chunk),
+               stack_threads(nodes * chunk * lanes, T::kThreads),
+               Stack::template bytes<hidden, lanes>(p, chunk), on, stack);
+      };
+      // As long as they take two rounds of a block, more lanes are faster: an item waits for its loads.
+      if (nodes * chunk * T::kSpreadLanes <= 2 * T::kThreads &&
+          Stack::template bytes<hidden, T::kSpreadLanes>(p, chunk) <= limit) {
+        launch_with(std::integral_constant<int, T::kSpreadLanes>{});
+      } else {
+        launch_with(std::integral_constant<int, T::kLanes>{});
+      }
     });
   }
 }
