@@ -3,6 +3,7 @@
     python bench/counts.py                          forward and training step of 32 graphs
     python bench/counts.py --cases stocks-100 --passes forward
     python bench/counts.py --save                   writes bench/results/counts-sm90.json, too
+    HIERMT_PTX_LINES=1 python bench/counts.py --lines 20        and the source lines that execute the most
     python bench/counts.py --check                  exits 1 if a pass has more than 3 % more instructions than there
 
 The kernels run as the PTX that nvcc makes of them, see tests/ptx. Full issue is one instruction a cycle on each of the
@@ -17,6 +18,7 @@ import argparse
 import json
 import sys
 import tempfile
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +28,7 @@ import report
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "tests"))
 
-from ptx import sources  # noqa: E402
+from ptx import lines, sources  # noqa: E402
 from simt.harness import Simt  # noqa: E402
 from support import cuda_resources  # noqa: E402
 
@@ -68,6 +70,7 @@ def merged(found: list[dict[str, Any]]) -> list[dict[str, Any]]:
             total[key] += record[key]
         for key in ("threads", "shared_bytes"):
             total[key] = max(total[key], record[key])
+        total.setdefault("lines", Counter()).update(record["lines"])
     records = []
     for name, total in kernels.items():
         instructions = sum(total[key] for key in CLASSES)
@@ -130,11 +133,23 @@ def gathers(records: list[dict[str, Any]]) -> dict[str, float]:
     return {r["kernel"]: r["gather_wavefronts"] / r["gathers"] for r in records if r["gathers"]}
 
 
+def hottest_lines(records: list[dict[str, Any]], most: int) -> str:
+    """For each kernel the source lines of the most instructions: of the line itself, and with what is inlined there."""
+    kernels = {kernel.name: kernel for kernel in sources.kernels()}
+    found = []
+    for record in sorted(records, key=lambda record: -record["instructions"]):
+        for title, counter in zip(("its own", "and inlined"), lines.by_source(kernels[record["kernel"]], record["lines"])):
+            found.append(f"\n{record['kernel'][:90]}, M instructions, {title}:")
+            found += [f"  {count / 1e6:9.3f}  {line}" for line, count in counter.most_common(most)]
+    return "\n".join(found)
+
+
 def main() -> int:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--cases", default="stocks-3200", help="comma-separated, see bench/cases.py")
     parser.add_argument("--passes", default="forward,training", help="comma-separated")
+    parser.add_argument("--lines", type=int, default=0, help="of each kernel; needs HIERMT_PTX_LINES=1")
     parser.add_argument("--save", action="store_true", help=f"write {RESULTS.name}")
     parser.add_argument("--check", action="store_true", help=f"compare with {RESULTS.name}")
     options = parser.parse_args()
@@ -155,6 +170,10 @@ def main() -> int:
             counted.append(f"{case_name} {pass_name}")
             found[counted[-1]] = records
             print(f"\n{case_name}, {pass_name}\n\n{table(records)}\n", flush=True)
+            if options.lines:
+                print(hottest_lines(records, options.lines), flush=True)
+            for record in records:
+                del record["lines"]
             for kernel, wavefronts in gathers(records).items():
                 print(f"{kernel}: {wavefronts:.1f} wavefronts a load of a neighbour", flush=True)
     if options.save:

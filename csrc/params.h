@@ -30,7 +30,7 @@ constexpr double kSoftmaxEpsilon = 1e-16;
 // A template graph with its edges sorted by target, and the same edges sorted by source.
 // Entry e of row i is the edge col[e] -> i. Entry p of transposed row j is the edge j -> row[p],
 // which stands at position csr2csc[p] of the forward CSR.
-// blocks cuts [0, S) into ranges that no edge leaves.
+// blocks cuts [0, S) into ranges that no edge leaves; order lists the nodes by decreasing degree.
 struct CsrGraph {
   int64_t num_nodes;       // S
   int64_t num_entries;     // E
@@ -41,7 +41,8 @@ struct CsrGraph {
   const int32_t* colptr;   // [S + 1]
   const int32_t* row;      // [E]
   const int32_t* csr2csc;  // [E]
-  const int32_t* blocks;   // [K + 1], host memory for CPU kernels
+  const int32_t* blocks;   // [K + 1], of CPU kernels alone
+  const int32_t* order;    // [S], of CUDA kernels alone; may be nullptr
 };
 
 // Which self loops a convolution adds, removes or keeps.

@@ -6,8 +6,8 @@
 // + node), T time steps, F input channels, H hidden channels, E entries of the CSR after the convolution's
 // self-loop rule, E0 edges as given, K channels between two linears.
 //
-// csr: rowptr [S+1], col [E], colptr [S+1], row [E], csr2csc [E], blocks [any], all int32. blocks lies on the
-// CPU, where alone it is read, or with the rest.
+// csr: rowptr [S+1], col [E], colptr [S+1], row [E], csr2csc [E], schedule, all int32. The schedule is how the kernels
+// walk the nodes: on a CPU [K+1] cuts of [0, S) that no edge crosses, on a GPU [S] nodes by decreasing degree, or [0].
 // dtypes: float is any of float32, float64, bfloat16 and, on CUDA, float16; one call sees one of them.
 // Gradients of parameters have the dtype that the kernel computes in: float64 for float64, else float32.
 // Outputs are contiguous. An output that is not wanted is an empty tensor.

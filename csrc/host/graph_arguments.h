@@ -38,15 +38,15 @@ inline void check_lists(const char* op, const CsrGraph& graph, const std::vector
   }
 }
 
-// csr = rowptr, col, colptr, row, csr2csc, blocks of a template with S nodes; x holds N = copies * S
-// nodes.
+// csr = rowptr, col, colptr, row, csr2csc, schedule of a template with S nodes; x holds N = copies * S
+// nodes. The schedule is [K + 1] blocks for a CPU, and [S] or [0] nodes in order for a GPU.
 inline CsrGraph graph_of(const char* op, const std::vector<Tensor>& csr, const Tensor& x) {
   if (csr.size() != 6) fail(op, "csr", "expected 6 tensors, got ", csr.size());
-  const char* const names[] = {"rowptr", "col", "colptr", "row", "csr2csc", "blocks"};
+  const char* const names[] = {"rowptr", "col", "colptr", "row", "csr2csc", "schedule"};
   for (size_t i = 0; i < csr.size(); ++i) {
     check_dtype(op, names[i], csr[i], ScalarType::Int);
     check_contiguous(op, names[i], csr[i]);
-    // Blocks may stay on the CPU, where alone they are read.
+    // What graph_prepare returns last stays on the CPU; a GPU does not read it.
     if (i < 5 || !csr[i].is_cpu()) check_device(op, names[i], csr[i], "x", x);
   }
   check_shape(op, "rowptr", csr[0], {"S + 1"});
@@ -56,17 +56,19 @@ inline CsrGraph graph_of(const char* op, const std::vector<Tensor>& csr, const T
   check_shape(op, "colptr", csr[2], {nodes + 1});
   check_shape(op, "row", csr[3], {entries});
   check_shape(op, "csr2csc", csr[4], {entries});
-  check_shape(op, "blocks", csr[5], {"K + 1"});
+  const Tensor& schedule = csr[5];
+  const bool ordered = !schedule.is_cpu() && schedule.numel() > 0;
+  check_shape(op, "schedule", schedule, {ordered ? Extent(nodes) : "K + 1"});
   check_shape(op, "x", x, {"N", "T", "F"});
   const int64_t rows = x.size(0);
   if (nodes == 0 ? rows != 0 : rows % nodes != 0) {
     fail(op, "x", "expected a multiple of the graph's ", nodes, " nodes in dimension 0, got ", rows);
   }
-  const int64_t blocks = x.is_cpu() && csr[5].numel() > 0 ? csr[5].numel() - 1 : 0;
-  const int32_t* cut = x.is_cpu() ? data<int32_t>(csr[5]) : nullptr;
+  const int64_t blocks = x.is_cpu() && schedule.numel() > 0 ? schedule.numel() - 1 : 0;
+  const int32_t* cut = x.is_cpu() ? data<int32_t>(schedule) : nullptr;
   bool covers = nodes == 0 || !x.is_cpu() || (blocks > 0 && cut[0] == 0 && cut[blocks] == nodes);
   for (int64_t k = 0; covers && k < blocks; ++k) covers = cut[k] <= cut[k + 1];
-  if (!covers) fail(op, "blocks", "expected ranges that cover the ", nodes, " nodes in order");
+  if (!covers) fail(op, "schedule", "expected ranges that cover the ", nodes, " nodes in order");
   const CsrGraph graph{nodes,
                        entries,
                        nodes == 0 ? 0 : rows / nodes,
@@ -76,7 +78,8 @@ inline CsrGraph graph_of(const char* op, const std::vector<Tensor>& csr, const T
                        data<int32_t>(csr[2]),
                        data<int32_t>(csr[3]),
                        data<int32_t>(csr[4]),
-                       data<int32_t>(csr[5])};
+                       cut,
+                       ordered ? data<int32_t>(schedule) : nullptr};
   if (x.is_cpu() && nodes > 0) check_lists(op, graph, csr);
   return graph;
 }

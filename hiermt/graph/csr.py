@@ -13,7 +13,8 @@ class CSR(NamedTuple):
 
     Shapes:
         - **rowptr**, **colptr:** ``[S+1]`` int32; **col**, **row**, **csr2csc:** ``[E]`` int32
-        - **blocks:** ``[K+1]`` int32, node ranges without edges between them; ``[0]`` on a GPU, which reads none
+        - **schedule:** int32, how the kernels walk the nodes: on a CPU ``[K+1]`` cuts of them that no edge crosses, on
+          a GPU ``[S]`` nodes by decreasing degree
         - **e_id:** ``[E]`` int64, column of ``edge_index`` behind an entry, -1 for an added loop
         - **weight:** ``[E]`` weight (GATv2) or norm (GCN) of an entry, ``None`` for a GATv2 without weights
     """
@@ -23,7 +24,7 @@ class CSR(NamedTuple):
     colptr: Tensor
     row: Tensor
     csr2csc: Tensor
-    blocks: Tensor
+    schedule: Tensor
     e_id: Tensor
     weight: Tensor | None
 
@@ -52,7 +53,7 @@ def template(csr: CSR) -> CSR:
                 colptr=csr.colptr[: size + 1].contiguous(),
                 row=csr.row[:per_copy].contiguous(),
                 csr2csc=csr.csr2csc[:per_copy].contiguous(),
-                blocks=_cut_blocks(csr.blocks, size),
+                schedule=_cut_schedule(csr.schedule, size),
                 e_id=csr.e_id[:per_copy].contiguous(),
                 weight=None if csr.weight is None else csr.weight[:per_copy].contiguous(),
             )
@@ -73,8 +74,12 @@ def _is_periodic(csr: CSR, rowptr: Tensor, size: int, copies: int, per_copy: int
     return torch.equal(weight, weight[:1].expand_as(weight))
 
 
-def _cut_blocks(blocks: Tensor, size: int) -> Tensor:
-    if blocks.is_cuda:
-        return blocks
-    inside = blocks[blocks < size]
-    return torch.cat([inside, blocks.new_tensor([size])])
+def by_degree(rowptr: Tensor) -> Tensor:
+    """Nodes by decreasing number of entries, ``[S]`` int32."""
+    return torch.argsort(rowptr.diff(), descending=True, stable=True).to(torch.int32)
+
+
+def _cut_schedule(schedule: Tensor, size: int) -> Tensor:
+    inside = schedule[schedule < size]
+    # Copies have the same degrees, so the order of the nodes of one is that of the graph.
+    return inside if schedule.is_cuda else torch.cat([inside, schedule.new_tensor([size])])

@@ -10,7 +10,7 @@ from torch import Tensor
 from hiermt._arguments import check_integer
 from hiermt._tracing import recorded, refuse_tracing, without_values
 from hiermt.graph.checks import check_edges, check_range, is_differentiated
-from hiermt.graph.csr import CSR, template
+from hiermt.graph.csr import CSR, by_degree, template
 from hiermt.graph.norm import gatv2_weight, gcn_norm, gcn_weight
 from hiermt.graph.writes import Writes
 from hiermt.native import dispatch
@@ -206,14 +206,12 @@ class Graph:
     ) -> CSR:
         # Under tracing the number of entries is unknown: keep the padding.
         prepare = dispatch.operator("graph_prepare", dispatch.native(self._backend, self.device))
-        rowptr, col, e_id, colptr, row, csr2csc, blocks = prepare(self.edge_index, self.num_nodes, rule)
+        rowptr, col, e_id, colptr, row, csr2csc, schedule = prepare(self.edge_index, self.num_nodes, rule)
         if not traced:
             used = int(rowptr[-1])
             col, e_id, row, csr2csc = col[:used], e_id[:used], row[:used], csr2csc[:used]
         if rowptr.is_cuda:
-            # No CUDA kernel reads the blocks, and a CPU tensor must not be an input of a CUDA graph: torch.compile
-            # would overwrite freed memory at the next call.
-            blocks = rowptr.new_empty(0)
+            schedule = by_degree(rowptr)
         edge_weight = self.edge_weight if weighted else None
         if rule == GCN_RULE:
             raw = gcn_weight(self.edge_index, rowptr, col, e_id, edge_weight, dtype, loop_weight)
@@ -222,7 +220,7 @@ class Graph:
             weight = gatv2_weight(rowptr, e_id, edge_weight).to(dtype)
         else:
             weight = None
-        return CSR(rowptr, col, colptr, row, csr2csc, blocks, e_id, weight)
+        return CSR(rowptr, col, colptr, row, csr2csc, schedule, e_id, weight)
 
 
 def _equal(one: Tensor | None, other: Tensor) -> bool:

@@ -122,6 +122,16 @@ def test_graph_prepare_on_the_device(rule: int, dtype: torch.dtype) -> None:
         assert torch.equal(one.cpu(), other)
 
 
+@pytest.mark.parametrize("copies", [1, 3])
+def test_the_nodes_of_a_template_by_degree(copies: int) -> None:
+    edge_index, edge_weight = batched(*stock_graph(60, 200), 60, copies)
+    assert edge_weight is not None
+    csr = Graph(edge_index.cuda(), edge_weight.cuda(), 60 * copies).csr(reference.GATV2_RULE, True, torch.float32)
+    assert sorted(csr.schedule.tolist()) == list(range(60))
+    degrees = csr.rowptr.diff()[csr.schedule.long()]
+    assert torch.equal(degrees, degrees.sort(descending=True).values)
+
+
 @pytest.mark.hostile("determinism")
 def test_twenty_runs_give_the_same_bits() -> None:
     model, x, edges, weights = problem(VARIANTS[0], torch.float32, copies=32)

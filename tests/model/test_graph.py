@@ -12,6 +12,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 import hiermt
 from hiermt import reference, testing
 from hiermt.graph import CSR, as_graph
+from hiermt.graph.csr import by_degree
 from hiermt.reference.convolution import entry_rows
 from support.graphs import small_graphs
 from support.properties import HealthCheck, given, settings
@@ -87,8 +88,16 @@ def test_both_backends_prepare_the_same() -> None:
             for name in ("native", "reference")
         )
         for name, value in ours._asdict().items():
-            if name != "blocks":
+            if name != "schedule":
                 assert torch.equal(value, getattr(theirs, name)), name
+
+
+def test_nodes_by_degree_keep_their_order_at_equal_degrees() -> None:
+    degrees = torch.tensor([2, 5, 0, 5, 2, 7])
+    rowptr = torch.cat([torch.zeros(1, dtype=torch.int64), degrees.cumsum(0)]).int()
+    order = by_degree(rowptr)
+    assert order.dtype == torch.int32 and order.tolist() == [5, 1, 3, 0, 4, 2]
+    assert by_degree(torch.zeros(1, dtype=torch.int32)).shape == (0,)
 
 
 @pytest.mark.parametrize("copies", [1, 2, 7, 32])

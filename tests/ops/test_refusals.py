@@ -142,7 +142,7 @@ def test_forged_lists_of_a_graph_are_refused() -> None:
 
 @pytest.mark.parametrize("blocks", [[], [0], [0, 10**6], [0, 2], [1, 20], [0, 5, 3]], ids=str)
 def test_blocks_that_do_not_cover_the_nodes_are_refused(blocks: list[int]) -> None:
-    refuses_csr(csr_with(5, torch.tensor(blocks, dtype=torch.int32)), "blocks")
+    refuses_csr(csr_with(5, torch.tensor(blocks, dtype=torch.int32)), "schedule")
 
 
 def test_blocks_that_an_edge_crosses_are_refused() -> None:

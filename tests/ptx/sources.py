@@ -20,6 +20,9 @@ ROOT = program.ROOT
 BUILD = ROOT / "build" / "ptx"
 # The flags of the build (CMakeLists.txt).
 FLAGS = ["-std=c++17", "-O3", "-DNDEBUG", "--expt-relaxed-constexpr", "-arch=compute_90"]
+# With source lines (ptx/lines.py), which no build holds.
+LINES = os.environ.get("HIERMT_PTX_LINES") == "1"
+FLAGS += ["-lineinfo"] * LINES
 SOURCES = [source for source in program.SOURCES if source.suffix == ".cu"]
 INCLUDE = [ROOT / "csrc"]
 
@@ -74,7 +77,7 @@ def _ptx(source: Path) -> Path:
             subprocess.run([compiler, *FLAGS, *include, "-ptx", str(source), "-o", str(partial)], check=True)
         else:
             partial.write_bytes(text)
-        for old in BUILD.glob(f"{source.stem}.*.ptx"):
+        for old in [] if LINES else BUILD.glob(f"{source.stem}.*.ptx"):
             old.unlink()
         partial.replace(target)
     return target
@@ -83,7 +86,7 @@ def _ptx(source: Path) -> Path:
 def of_build(source: Path) -> bytes | None:
     """The PTX for compute_90 in the object of a source, where the build left it uncompressed, as ``make test`` does."""
     built = cuda_resources.built(source)
-    if built is None:
+    if built is None or LINES:
         return None
     found = re.search(rb"\n(\.version [\d.]+\n\.target sm_90\n[^\0]+)", built.read_bytes())
     return found[1] if found else None

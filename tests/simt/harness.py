@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from hiermt.graph.csr import by_degree
 from simt.program import build
 from simt.server import started
 
@@ -43,8 +44,7 @@ def send(op: str, arguments: Sequence[Any], environment: dict[str, str] | None =
     """Runs `op` in a fork of its own with arguments in the order of its schema.
 
     A tensor is sent with its strides and the bytes of its storage from its first element on, or with the name of the
-    file that its storage maps. All tensors count as CUDA tensors but the last of a list of int32, the blocks of a CSR.
-    What the operator allocates starts as NaN bits.
+    file that its storage maps. All tensors count as CUDA tensors, and the schedule of a CSR becomes that of a GPU. What the operator allocates starts as NaN bits.
 
     Raises:
         SimtFault: a detector fired.
@@ -65,7 +65,7 @@ def send(op: str, arguments: Sequence[Any], environment: dict[str, str] | None =
     return Result(_unpack(out, 24), launches, peak_bytes)
 
 
-def _pack(message: io.BytesIO, value: Any, cuda: bool = True) -> None:
+def _pack(message: io.BytesIO, value: Any) -> None:
     if value is None:
         message.write(b"n")
     elif isinstance(value, float):
@@ -76,14 +76,15 @@ def _pack(message: io.BytesIO, value: Any, cuda: bool = True) -> None:
         storage, offset = value.untyped_storage(), value.storage_offset() * value.element_size()
         file = os.fsencode(storage.filename or "")
         head = [DTYPES.index(value.dtype), value.dim(), *value.shape, *value.stride()]
-        head += [cuda, offset, max(storage.size() - offset, 0), len(file)]
+        head += [True, offset, max(storage.size() - offset, 0), len(file)]
         message.write(struct.pack(f"<c{len(head)}q", b"t", *head))
         message.write(file or _bytes(storage, offset))
     else:
         message.write(struct.pack("<cq", b"l", len(value)))
-        blocks = len(value) - 1 if value and all(one.dtype == torch.int32 for one in value) else -1
-        for i, one in enumerate(value):
-            _pack(message, one, i != blocks)
+        if len(value) == 6 and all(one.dtype == torch.int32 for one in value) and value[5].numel():
+            value = [*value[:5], by_degree(value[0])]  # the schedule of a CPU
+        for one in value:
+            _pack(message, one)
 
 
 def _bytes(storage: torch.UntypedStorage, offset: int) -> bytes:

@@ -22,8 +22,8 @@ pytestmark = needs_harness
         (layer(64, steps=2, channels=64, stack=GCN), torch.bfloat16, 2),
         (layer(64, steps=2, channels=65), torch.float32, 2),
         # The largest template of 64 channels, and one node more.
-        (layer(64, steps=1, nodes=125), torch.float32, 2),
-        (layer(64, steps=1, nodes=126), torch.float32, 6),
+        (layer(64, steps=1, nodes=126), torch.float32, 2),
+        (layer(64, steps=1, nodes=127), torch.float32, 6),
         (layer(40, steps=2), torch.float32, 6),
         (layer(5, stack=GCN), torch.float32, 6),
         (layer(16), torch.float64, 6),
@@ -59,8 +59,8 @@ def test_launches_of_a_stack_alone(problem: Problem, shared_bytes: int, count: i
         (Case(layer(16), {}), torch.float32, 232448, 3),
         (Case(layer(40), {}), torch.float32, 232448, 24),
         # What a block takes at 32 channels, and one byte less.
-        (constant_edges(layer(32)), torch.float32, 52976, 7),
-        (constant_edges(layer(32)), torch.float32, 52975, 22),
+        (constant_edges(layer(32)), torch.float32, 52928, 7),
+        (constant_edges(layer(32)), torch.float32, 52927, 22),
         (constant_edges(layer(16, stack=GCN)), torch.float32, 232448, 14),
         # On tensor cores.
         (constant_edges(layer(32, steps=2, edges=31)), torch.bfloat16, 232448, 7),

@@ -72,6 +72,16 @@ def test_many_nodes(case: Problem, dtype: torch.dtype) -> None:
     check(case, dtype)
 
 
+@pytest.mark.parametrize("stack", [Stack(2), Stack(2, False)], ids=["GATv2", "GCN"])
+def test_without_an_order_of_the_nodes(stack: Stack) -> None:
+    problem = conv(16, nodes=40, edges=200, stack=stack)
+    x, csr, *rest = problem.arguments
+    unordered = problem._replace(arguments=(x, [*csr[:5], csr[5].new_empty(0)], *rest))
+    check(unordered)
+    (one, *_), (other, *_) = (bits(Case(which, {"wanted": ()})) for which in (problem, unordered))
+    assert one is not None and other is not None and torch.equal(one, other)
+
+
 @with_dtypes(CONVS, 5)
 def test_conv(case: Problem | Case, dtype: torch.dtype) -> None:
     check(case, dtype)

@@ -35,7 +35,7 @@ _SPILLS = {
     "gatv2_stack_bwd_kernel<float, 64, false>": {80: 176, 90: 188, 120: 72},
     "gatv2_stack_fwd_kernel<BFloat16, 64, 4>": {90: 32, 100: 104},
     "gatv2_stack_fwd_kernel<Half, 64, 4>": {90: 32, 100: 104},
-    "gatv2_stack_fwd_kernel<float, 64, 4>": {80: 64, 90: 32, 100: 88, 120: 68},
+    "gatv2_stack_fwd_kernel<float, 64, 4>": {80: 64, 90: 72, 100: 88, 120: 68},
     "gated_scan_bwd_kernel<float, ScanTeam<float, 0, (WeightsIn)1, true>, true>": {90: 88},
     "gated_scan_bwd_kernel<float, ScanTeam<float, 0, (WeightsIn)2, true>, true>": {90: 16},
     "gcn_stack_fwd_kernel<float, 64, 4>": {80: 84, 90: 64, 100: 20, 120: 16},

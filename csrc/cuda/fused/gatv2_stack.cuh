@@ -70,15 +70,56 @@ __device__ __forceinline__ float attention_score(const float (&x_j)[kChannels], 
 constexpr float kLinearPart = static_cast<float>(0.5 * (1 + kAttentionSlope));
 constexpr float kAbsolutePart = static_cast<float>(0.5 * (1 - kAttentionSlope));
 
-// att . |z|; the caller has scaled att by 0.4.
-template <int kChannels>
-__device__ __forceinline__ float absolute_score(const float (&x_j)[kChannels], const float (&x_i)[kChannels],
-                                                const float (&att)[kChannels], const float (&edge)[kChannels],
-                                                float edge_weight) {
-  return channel_sum<kChannels>(
-      [&](int c) { return att[c] * fabsf(x_j[c] + (x_i[c] + edge_weight * edge[c])); });
-}
+// The linear parts of the scores of a convolution's sources in shared memory, times log2(e).
+template <int kHidden>
+struct LinearScores {
+  static constexpr int kQuads = kHidden / 4;
+  float* data;
+  int chunk;
 
+  __device__ __forceinline__ float of(int node, int step) const { return data[node * chunk + step]; }
+  // The quad of att that write() needs.
+  __device__ static void load_att(const ConvVectors<kHidden>& vectors, float (&att)[4]) {
+    load_quad(vectors.att() + static_cast<int>(threadIdx.x) % 4 % kQuads * 4, att);
+  }
+  // Writes that of an item, whose x_l has quad m in lane m of four. An item that is not there has -inf, so that its weight
+  // is 0.
+  __device__ __forceinline__ void write(const float (&att)[4], const float (&x_l)[4], int node, int step, bool there,
+                                        bool wanted) const {
+    const float score = kLog2E * kLinearPart * item_sum<kQuads>(inner_product(att, x_l), kFullMask);
+    if (static_cast<int>(threadIdx.x) % 4 == 0 && wanted) data[node * chunk + step] = there ? score : -INFINITY;
+  }
+};
+
+// A score of entries whose sources and weights are at hand, times log2(e).
+template <int kHidden, int kLanes>
+struct SplitScore {
+  static constexpr int kChannels = kHidden / kLanes;
+  float att[kChannels], edge[kChannels], edge_linear;
+
+  // All lanes of the warp call it.
+  __device__ __forceinline__ explicit SplitScore(const ConvVectors<kHidden>& vectors) {
+    copy_channels<kHidden, kLanes>(vectors.att(), att);
+    copy_channels<kHidden, kLanes>(vectors.edge(), edge);
+    edge_linear = kLog2E * kLinearPart * item_sum<kLanes>(inner_product(att, edge), kFullMask);
+#pragma unroll
+    for (int c = 0; c < kChannels; ++c) att[c] *= kLog2E * kAbsolutePart;
+  }
+  __device__ __forceinline__ float operator()(float linear, const float (&x_j)[kChannels],
+                                              const float (&x_i)[kChannels], float weight, unsigned mask) const {
+    const float absolute = channel_sum<kChannels>(
+        [&](int c) { return att[c] * fabsf(x_j[c] + (x_i[c] + weight * edge[c])); });
+    return linear + edge_linear * weight + item_sum<kLanes>(absolute, mask);
+  }
+  // The channels of this lane of a score without the split. `att` is scaled, so the original is read from shared memory.
+  __device__ __forceinline__ float unsplit(const ConvVectors<kHidden>& vectors, const float (&x_j)[kChannels],
+                                           const float (&x_i)[kChannels], float weight) const {
+    const float* unscaled = vectors.att() + 4 * lane_of_item<kLanes>();
+    return channel_sum<kChannels>([&](int c) {
+      return unscaled[c / 4 * 4 * kLanes + c % 4] * attention_leaky(x_j[c] + (x_i[c] + weight * edge[c]));
+    });
+  }
+};
 // Writes the columns from `first` on of [x_l, x_r] of an item, this lane's quad of each block of columns. x_l is zero
 // where the item is not there.
 template <int kHidden, int kLanes, int kBlocks>
@@ -140,8 +181,8 @@ struct AttendedRow {
   __device__ __forceinline__ float scale(int entries) const { return entries > 0 ? softmax.scale() : 0.0f; }
 };
 
-// Overwrites x_r[i] in `own` with activation(sum_j alpha x_l[j] + bias), or with zeros if i is not there. `linear`
-// holds the linear scores, or is nullptr for scores without the split. With a mask the last entry of a row, its
+// Overwrites x_r[i] in `own` with activation(sum_j alpha x_l[j] + bias), or with zeros if i is not there. `linear` are
+// LinearScores, or nullptr for scores without the split. With a mask the last entry of a row, its
 // loop, has a weight of its own, in `loops`, and is added after the others. `masked` is whether there is a mask, as a
 // constant or not.
 template <class S, int kHidden, int kLanes, class Masked, class Linear = std::nullptr_t>
@@ -152,15 +193,13 @@ __device__ __forceinline__ void attend(const StackItems& items, const CsrGraph& 
                                        Linear linear = nullptr) {
   constexpr bool kSplit = !std::is_same_v<Linear, std::nullptr_t>;
   constexpr int kChannels = kHidden / kLanes;
+  [[maybe_unused]] const auto split = [&] {
+    if constexpr (kSplit) return SplitScore<kHidden, kLanes>(vectors);
+    if constexpr (!kSplit) return nullptr;
+  }();
   float att[kChannels], edge[kChannels];
-  copy_channels<kHidden, kLanes>(vectors.att(), att);
-  copy_channels<kHidden, kLanes>(vectors.edge(), edge);
-  float edge_linear = 0.0f;
-  if constexpr (kSplit) {
-    edge_linear = kLog2E * kLinearPart * item_sum<kLanes>(inner_product(att, edge), kFullMask);
-#pragma unroll
-    for (int c = 0; c < kChannels; ++c) att[c] *= kLog2E * kAbsolutePart;
-  }
+  if constexpr (!kSplit) copy_channels<kHidden, kLanes>(vectors.att(), att);
+  if constexpr (!kSplit) copy_channels<kHidden, kLanes>(vectors.edge(), edge);
   items.for_each_with_mask<kLanes>([&](int node, int step, unsigned mask) {
     const bool there = !masked || presence.has(node, step);
     if (kLanes == 1 && !there) return own.clear(node, step);
@@ -173,19 +212,13 @@ __device__ __forceinline__ void attend(const StackItems& items, const CsrGraph& 
     };
     const auto unsplit = [&](int from, float weight, float (&x_j)[kChannels], unsigned lanes) {
       x_l.read(from, step, x_j);
-      // Read again: with two blocks on a multiprocessor there are no registers to keep it.
-      if constexpr (kLanes > 1) copy_channels<kHidden, kLanes>(vectors.edge(), edge);
-      float score;
       if constexpr (kSplit) {
-        // `att` is scaled, so the original is read from shared memory.
-        const float* unscaled = vectors.att() + 4 * lane_of_item<kLanes>();
-        score = channel_sum<kChannels>([&](int c) {
-          return unscaled[c / 4 * 4 * kLanes + c % 4] * attention_leaky(x_j[c] + (x_i[c] + weight * edge[c]));
-        });
+        return item_sum<kLanes>(split.unsplit(vectors, x_j, x_i, weight), lanes);
       } else {
-        score = attention_score<kChannels>(x_j, x_i, att, edge, weight);
+        // Read again: with two blocks on a multiprocessor there are no registers to keep it.
+        if constexpr (kLanes > 1) copy_channels<kHidden, kLanes>(vectors.edge(), edge);
+        return item_sum<kLanes>(attention_score<kChannels>(x_j, x_i, att, edge, weight), lanes);
       }
-      return item_sum<kLanes>(score, lanes);
     };
     AttendedRow<kChannels> row;
     // Not even a NaN counts as the weight of an edge from an item that is not there. All lanes of `lanes` are in the same
@@ -219,8 +252,7 @@ __device__ __forceinline__ void attend(const StackItems& items, const CsrGraph& 
     } else if (kLanes > 1 || end > begin) {
       const auto score = [&](int from, float weight, float (&x_j)[kChannels]) {
         x_l.read(from, step, x_j);
-        const float absolute = absolute_score<kChannels>(x_j, x_i, att, edge, weight);
-        return linear[from * items.chunk + step] + edge_linear * weight + item_sum<kLanes>(absolute, mask);
+        return split(linear.of(from, step), x_j, x_i, weight, mask);
       };
       // The source of an entry and its weight; past the end that of the item itself, which gets no weight in the sum.
       const int last = begin + most_entries<kLanes>(end - begin, mask) - 1;

@@ -7,9 +7,9 @@
 //   d_x_l[j] = sum over the edges out of j of alpha d_y[i] + d_z     (source_sweep, transposed CSR)
 //   d_W_l, d_W_r = sum over the items of d_x_l, d_x_r times the input    (weight_products)
 //
-// Two numbers of each entry are kept between the loops over the entries, in global memory that stays in L2: a score
-// and its d_alpha, then alpha and d_score. To compute them again in each loop took two fifths of the kernel's
-// instructions.
+// Two numbers of each entry are kept between the loops over the entries, in global memory that stays in L2: its weight
+// in the softmax before the division, or its score, and d_alpha; then alpha and d_score. To compute them again in each
+// loop took two fifths of the kernel's instructions.
 #pragma once
 
 #include "cuda/fused/gatv2_stack_gradients.cuh"
@@ -69,6 +69,22 @@ struct EdgeView {
   }
 };
 
+// The weights of a row's entries relative to that of its last one (attend), and the mean of d_alpha, relative to d_alpha
+// of the largest weight as in CotangentMean.
+struct RelativeRow {
+  float total = 0.0f, largest = 0.0f, pivot = 0.0f, sum = 0.0f;
+
+  __device__ __forceinline__ void add(float weight, float d_alpha) {
+    const bool higher = weight > largest;
+    sum += higher ? total * (pivot - d_alpha) : 0.0f;
+    pivot = higher ? d_alpha : pivot;
+    largest = higher ? weight : largest;
+    total += weight;
+    sum += weight * (d_alpha - pivot);
+  }
+  __device__ __forceinline__ bool finite() const { return fabsf(fmaf(0.0f, sum, total)) < INFINITY; }
+};
+
 // Gradient of the edge weights of a task, [step][entry]: set by the last convolution, added to by the others.
 // One thread owns an entry at a step.
 struct EdgeSums {
@@ -94,15 +110,16 @@ struct EdgeSums {
 
 // Leaves alpha and d_score of each entry in `pairs` and writes d_x_r to d_x_r_row(node, step). Adds the items of
 // this thread to the gradients of att and of lin_edge (without its factor att), and if kEdges to that of the edge
-// weights. Both numbers are 0 where one end of an entry is not there.
-template <bool kEdges, class S, int kHidden, int kLanes, class Row>
+// weights. Both numbers are 0 where one end of an entry is not there. `linear` is as for attend().
+template <bool kEdges, class S, int kHidden, int kLanes, class Row, class Linear>
 __device__ __forceinline__ void target_sweep(
     const StackItems& items, const CsrGraph& graph, const S* edge_weights, const StackPresence& presence,
     const ItemNumbers& loops, const ConvVectors<kHidden>& vectors, const Tile<kHidden, kLanes>& x_l,
     const Tile<kHidden, kLanes>& x_r, const Tile<kHidden, kLanes>& d_y, const EdgePairs& pairs,
     Row&& d_x_r_row, float (&att_sums)[kHidden / kLanes], float (&edge_sums)[kHidden / kLanes],
-    const EdgeSums& edge_weight_sums) {
+    const EdgeSums& edge_weight_sums, const Linear& linear) {
   constexpr int kChannels = kHidden / kLanes;
+  constexpr bool kSplit = !std::is_same_v<Linear, std::nullptr_t>;
   items.for_each_with_mask<kLanes>([&](int node, int step, unsigned mask) {
     float x_i[kChannels];
     x_r.read(node, step, x_i);
@@ -125,8 +142,9 @@ __device__ __forceinline__ void target_sweep(
     };
     OnlineSoftmax<float> softmax;
     CotangentMean<float> mean;
+    float scale = 0.0f;
     // Each loop over the entries reads the vectors that it needs: registers are scarce.
-    {
+    const auto walk_unsplit = [&] {
       forget_shared();
       const EdgeView<kHidden, kLanes> view(vectors);
       float d_y_i[kChannels];
@@ -150,8 +168,47 @@ __device__ __forceinline__ void target_sweep(
         mean.update(softmax, before, d_alpha);
         if (lane_of_item<kLanes>() == 0) pairs.at(entry, step) = float2{score, d_alpha};
       }
+      scale = there && end > begin ? softmax.scale() : 0.0f;
+    };
+    if constexpr (!kSplit) {
+      walk_unsplit();
+    } else if (there && end > begin) {
+      forget_shared();
+      const SplitScore<kHidden, kLanes> split(vectors);
+      float d_y_i[kChannels];
+      d_y.read(node, step, d_y_i);
+      float shift = 0.0f;
+      RelativeRow row;
+      // The last entry first.
+      float2* pair = &pairs.at(end - 1, step);
+#pragma unroll 1
+      for (int entry = end - 1; entry >= begin; --entry, pair -= pairs.chunk) {
+        const int from = graph.col[entry];
+        float edge_weight = 0.0f;
+        if (!counts(entry, from, edge_weight)) continue;
+        float x_j[kChannels];
+        x_l.read(from, step, x_j);
+        const float score = split(linear.of(from, step), x_j, x_i, edge_weight, mask);
+        const float d_alpha = inner_product(d_y_i, x_j);
+        if (entry == end - 1) shift = score;
+        const float weight = approximate_exp2(score - shift);
+        row.add(weight, d_alpha);
+        *pair = float2{weight, d_alpha};
+      }
+      scale = 1.0f / row.total;
+      mean.pivot = row.pivot;
+      mean.sum = row.sum;
+      // Where this overflows, the row is computed with a maximum.
+      if (!row.finite()) {
+        mean = {};
+        walk_unsplit();
+#pragma unroll 1
+        for (int entry = begin; entry < end; ++entry) {
+          float& score = pairs.at(entry, step).x;
+          score = softmax_weight(score - softmax.max);
+        }
+      }
     }
-    const float scale = there && end > begin ? softmax.scale() : 0.0f;
     if constexpr (kLanes > 1) __syncwarp(mask);
 
     forget_shared();
@@ -159,21 +216,22 @@ __device__ __forceinline__ void target_sweep(
     float d_x_r[kChannels] = {};
     float d_loop = 0.0f;
     int counted = 0;
+    float2* pair = &pairs.at(begin, step);
 #pragma unroll 1
-    for (int entry = begin; entry < end; ++entry) {
+    for (int entry = begin; entry < end; ++entry, pair += pairs.chunk) {
       const int from = graph.col[entry];
       float edge_weight;
       if (!counts(entry, from, edge_weight)) {
         if (lane_of_item<kLanes>() != 0) continue;
-        pairs.at(entry, step) = float2{0.0f, 0.0f};
+        *pair = float2{0.0f, 0.0f};
         if constexpr (kEdges) edge_weight_sums.put(entry, step, 0.0f);
         continue;
       }
       float x_j[kChannels];
       x_l.read(from, step, x_j);
-      const float2 pair = pairs.at(entry, step);
-      const float alpha = softmax_weight(pair.x - softmax.max) * scale;
-      const float d_score = mean.d_score(alpha, pair.y, scale);
+      const float2 found = *pair;
+      const float alpha = (kSplit ? found.x : softmax_weight(found.x - softmax.max)) * scale;
+      const float d_score = mean.d_score(alpha, found.y, scale);
       float d_weights[4] = {};
 #pragma unroll
       for (int c = 0; c < kChannels; ++c) {
@@ -194,7 +252,7 @@ __device__ __forceinline__ void target_sweep(
         if (lane_of_item<kLanes>() == 0) edge_weight_sums.put(entry, step, total);
       }
       if constexpr (kLanes > 1) __syncwarp(item_mask<kLanes>());
-      if (lane_of_item<kLanes>() == 0) pairs.at(entry, step) = float2{alpha, d_score};
+      if (lane_of_item<kLanes>() == 0) *pair = float2{alpha, d_score};
     }
     // The weight of the loop is the mean of the others that count.
     if (kEdges && presence.masked() && there && lane_of_item<kLanes>() == 0) {

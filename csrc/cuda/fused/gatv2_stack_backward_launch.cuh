@@ -22,6 +22,7 @@ struct BackwardTraits {
   // Lanes of an item: 16 channels a lane would spill at 64, and eight lanes read a tile without bank
   // conflicts.
   static constexpr int kLanes = kHidden <= 16 ? 1 : kHidden / 8;
+  static constexpr bool kSplitScores = kLanes == 1;
   static constexpr int kLeastThreads = WeightUnits<kHidden>::kLeastThreads;
   static_assert(kThreads % kWarp == 0 && kWarp % kLanes == 0 && kLeastThreads <= threads(true));
 };
@@ -54,8 +55,9 @@ struct StackMemory {
     return 3 * padded_bytes<float>(Items::values(nodes, chunk)) +
            padded_bytes<float>(input_values(nodes, chunk)) +
            padded_bytes<float>(backward_weight_values<S, kHidden>(inputs)) + ConvVectors<kHidden>::bytes() +
-           padded_bytes<float>(T::kThreads / kWarp * 3 * kHidden) + padded_bytes<int>(nodes) +
-           ItemNumbers::bytes(p.present != nullptr, nodes * chunk);
+           padded_bytes<float>(T::kThreads / kWarp * 3 * kHidden) +
+           ItemNumbers::bytes(p.present != nullptr, nodes * chunk) +
+           padded_bytes<float>(T::kSplitScores ? nodes * chunk : 0);
   }
 };
 
@@ -129,20 +131,17 @@ __global__ void __launch_bounds__(BackwardTraits<kHidden>::threads(kEdges), 1)
   const ConvVectors<kHidden> conv_vectors(memory);
   const int most_inputs = static_cast<int>(max_inputs(channels, kHidden, p.conv_layers));
   float* weights = memory.take<float>(backward_weight_values<S, kHidden>(most_inputs));
-  int* order = memory.take<int>(nodes);
   float* x_l_data = memory.take<float>(room);
   float* x_r_data = memory.take<float>(room);
   float* d_y_data = memory.take<float>(room);
   float* input_data = memory.take<float>(StackMemory<S, kHidden>::input_values(nodes, p.chunk));
   const ItemNumbers loops(p, memory);
-
-  order_by_degree(p.graph, nodes, reinterpret_cast<int*>(x_l_data), order);
-  __syncthreads();
+  float* linear_data = memory.take<float>(T::kSplitScores ? static_cast<size_t>(nodes) * p.chunk : 0);
 
   for (int index = static_cast<int>(blockIdx.x); index < p.tasks; index += static_cast<int>(gridDim.x)) {
-    const StackTask task(index, p.steps, p.chunk);
+    const StackTask task(p, index);
     const int copy = task.copy, first_step = task.first_step, chunk = task.steps;
-    const StackItems items{nodes, chunk, order};
+    const StackItems items{nodes, chunk, p.graph.order};
     const StackPresence presence(p, copy, first_step);
     const Items x_l(x_l_data, chunk), x_r(x_r_data, chunk), d_y(d_y_data, chunk), inputs(input_data, chunk);
     const auto row = [&](int node, int step) { return task.row(p.graph, p.steps, node, step); };
@@ -153,11 +152,15 @@ __global__ void __launch_bounds__(BackwardTraits<kHidden>::threads(kEdges), 1)
     read_cotangents(p, items, presence, row, d_y, warp_sums);
     find_loop_weights<kLanes>(items, p.graph, p.edge_weight, presence, loops);
 
+    const auto linear = [&] {
+      if constexpr (T::kSplitScores) return LinearScores<kHidden>{linear_data, chunk};
+      if constexpr (!T::kSplitScores) return nullptr;
+    }();
     const auto project_layer = [&](int layer, const Items& to) {
       __syncthreads();
       conv_vectors.fill(p.convs[layer]);
       project(items, weights, p.convs[layer], layer == 0, StackInput<S>(p.x, copy, first_step), presence,
-              inputs, x_l, to);
+              inputs, x_l, to, conv_vectors, linear);
       __syncthreads();
     };
     for (int layer = p.conv_layers - 1; layer >= 0; --layer) {
@@ -172,7 +175,7 @@ __global__ void __launch_bounds__(BackwardTraits<kHidden>::threads(kEdges), 1)
       for (int before = 0; before < layer; ++before) {
         project_layer(before, inputs);
         attend(items, p.graph, p.edge_weight, presence.masked(), presence, loops, conv_vectors,
-               Activation::kLeakyRelu, x_l, inputs);
+               Activation::kLeakyRelu, x_l, inputs, linear);
       }
       project_layer(layer, x_r);
       {
@@ -182,7 +185,7 @@ __global__ void __launch_bounds__(BackwardTraits<kHidden>::threads(kEdges), 1)
                                         layer + 1 < p.conv_layers};
         if (kEdges && !edge_weight_sums.add) edge_weight_sums.clear_padding(p.graph.rowptr[nodes], chunk);
         target_sweep<kEdges>(items, p.graph, p.edge_weight, presence, loops, conv_vectors, x_l, x_r, d_y,
-                             pairs, d_x_r_row, att_sums, edge_sums, edge_weight_sums);
+                             pairs, d_x_r_row, att_sums, edge_sums, edge_weight_sums, linear);
         sum_over_warp<kHidden, kLanes>(att_sums, 0, 3, warp_sums);
         sum_over_warp<kHidden, kLanes>(edge_sums, 1, 3, warp_sums);
       }
@@ -216,7 +219,7 @@ __global__ void __launch_bounds__(BackwardTraits<kHidden>::threads(kEdges), 1)
         matrix.products(at, weight, write, TileInput(x_l), TileInput(x_r));
       };
       if (layer > 0) {
-        write_cotangents<S>(items, presence, weights, weight, 2, kHidden, d_y, warp_sums, products,
+        write_cotangents<S>(items, presence, weights, weight, d_y, warp_sums, products,
                             [&](int node, int step, int quad, float (&slopes)[4]) {
                               load_quad(inputs.quad(node, step, quad), slopes);
 #pragma unroll
@@ -225,7 +228,7 @@ __global__ void __launch_bounds__(BackwardTraits<kHidden>::threads(kEdges), 1)
                             });
       } else if (p.d_x != nullptr) {
         write_d_x<S, kHidden>(
-            items, weights, weight, 2, kHidden,
+            items, weights, weight,
             InputGradientOut<S>{{p.d_x, channels, channels, 0, p.accumulate_d_x}, p.present}, row, products);
       } else {
         for_each_lane_items<kBackwardItems>(items, take_d_x_r);
@@ -245,7 +248,7 @@ __global__ void __launch_bounds__(BackwardTraits<kHidden>::threads(kEdges), 1)
 
 // How a layer is divided: steps of a task, tasks, blocks, and values of the partial sum of a block.
 struct BackwardPlan {
-  int64_t chunk, tasks, blocks, values;
+  int64_t chunk, chunks, tasks, blocks, values;
   size_t shared_bytes;
 
   template <int kHidden, class S>
@@ -254,7 +257,8 @@ struct BackwardPlan {
     const auto bytes = [&](int64_t chunk) { return StackMemory<S, kHidden>::bytes(p, chunk); };
     plan.chunk = steps_per_block(p.steps, p.graph.copies, shared_memory_limit(), bytes);
     plan.shared_bytes = bytes(plan.chunk);
-    plan.tasks = p.graph.copies * ceil_div(p.steps, plan.chunk);
+    plan.chunks = ceil_div(p.steps, plan.chunk);
+    plan.tasks = p.graph.copies * plan.chunks;
     plan.blocks = plan.tasks < kMaxStackBlocks ? plan.tasks : kMaxStackBlocks;
     for (int64_t k = 0; k < p.conv_layers; ++k) {
       plan.values += conv_grad_values(k == 0 ? p.x.channels : p.hidden, p.hidden);
@@ -290,6 +294,7 @@ void gatv2_stack_backward(const ConvStackBackward<S, Compute<S>>& p, const GateG
         using T = BackwardTraits<kHidden>;
         const BackwardPlan plan = BackwardPlan::of<kHidden>(f);
         stack.chunk = static_cast<int>(plan.chunk);
+        stack.chunks = static_cast<int>(plan.chunks);
         stack.tasks = static_cast<int>(plan.tasks);
         stack.values = static_cast<int>(plan.values);
         stack.partial = on.take<float>(plan.blocks * plan.values);

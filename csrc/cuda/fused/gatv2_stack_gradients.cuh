@@ -27,7 +27,7 @@ struct InputColumns {
 constexpr int kBackwardItems = 2;
 constexpr int kCotangentBlocks = 1;
 template <int kHidden>
-constexpr int kProjectionBlocks = kHidden <= 16 ? 1 : StackTraits<kHidden>::kConvBlocks;
+constexpr int kProjectionBlocks = StackTraits<kHidden>::kConvBlocks;
 
 // Values of the weights of a product in shared memory, the most of all products.
 template <class S, int kHidden>
@@ -59,19 +59,26 @@ __device__ __forceinline__ void for_each_matrix(float* memory, const Weight& wei
 }
 
 // x_l and x_r of the items from `inputs`, or from x in the first convolution; `x_r` may be the tile that is read. x_l of
-// an item that is not there is zero.
-template <class S, int kHidden, int kLanes>
+// an item that is not there is zero. `linear` is as for attend().
+template <class S, int kHidden, int kLanes, class Linear>
 __device__ __forceinline__ void project(const StackItems& items, float* memory,
                                         const GatV2Weights<S>& weights, bool from_x, const StackInput<S>& x,
                                         const StackPresence& presence, const Tile<kHidden, kLanes>& inputs,
-                                        const Tile<kHidden, kLanes>& x_l, const Tile<kHidden, kLanes>& x_r) {
+                                        const Tile<kHidden, kLanes>& x_l, const Tile<kHidden, kLanes>& x_r,
+                                        const ConvVectors<kHidden>& vectors, const Linear& linear) {
   constexpr int kBlocks = kProjectionBlocks<kHidden>;
+  constexpr bool kSplit = !std::is_same_v<Linear, std::nullptr_t>;
   const int width = from_x ? x.channels : kHidden;
   const PairWeights<S> weight{weights, width};
   for_each_matrix<S, kHidden, kBlocks>(memory, weight, 2 * kHidden, 1, width, [&](const auto& matrix) {
+    [[maybe_unused]] float att[4];
+    if constexpr (kSplit) linear.load_att(vectors, att);
     const auto write = [&](int node, int step, float (&quads)[kBlocks][4], bool wanted) {
-      if (!wanted) return;
-      write_projections(x_l, x_r, node, step, presence.has(node, step), true, matrix.first, quads);
+      const bool there = presence.has(node, step);
+      if constexpr (kSplit) {
+        if (matrix.first == 0) linear.write(att, quads[0], node, step, there, wanted);
+      }
+      write_projections(x_l, x_r, node, step, there, wanted, matrix.first, quads);
     };
     for_each_lane_items<kBackwardItems>(items, [&](const auto& at) {
       if (from_x) {
@@ -103,16 +110,16 @@ __device__ __forceinline__ void sum_cotangents(const float (&sums)[kBlocks][4], 
   }
 }
 
-// Writes d_y, the products of cotangents with `weight` times the slope of the activation, or zeros of an item that is
+// Writes d_y, the products of the cotangents of x_l and x_r with `weight` times the slope of the activation, or zeros of an item that is
 // not there, and its sum over the items of each warp to `warp_sums`. slope(node, step, quad, slopes) has those of a quad;
 // products(at, matrix, write) computes the products of a group of items.
 template <class S, int kLanes, int kHidden, class Weight, class Products, class Slope>
 __device__ __forceinline__ void write_cotangents(const StackItems& items, const StackPresence& presence,
-                                                 float* memory, const Weight& weight, int parts, int width,
+                                                 float* memory, const Weight& weight,
                                                  const Tile<kHidden, kLanes>& d_y, float* warp_sums,
                                                  Products&& products, Slope&& slope) {
   constexpr int kBlocks = kCotangentBlocks;
-  for_each_matrix<S, kHidden, kBlocks>(memory, weight, kHidden, parts, width, [&](const auto& matrix) {
+  for_each_matrix<S, kHidden, kBlocks>(memory, weight, kHidden, 2, kHidden, [&](const auto& matrix) {
     float bias_sums[kBlocks][4] = {};
     const auto write = [&](int node, int step, const float (&quads)[kBlocks][4], bool wanted) {
       if (!wanted) return;
@@ -135,14 +142,13 @@ __device__ __forceinline__ void write_cotangents(const StackItems& items, const 
   });
 }
 
-// Writes to or adds to d_x the products of the cotangents with `weight`.
+// Writes to or adds to d_x the products of these cotangents with `weight`.
 template <class S, int kHidden, class Weight, class Row, class Products>
 __device__ __forceinline__ void write_d_x(const StackItems& items, float* memory, const Weight& weight,
-                                          int parts, int width, const InputGradientOut<S>& d_x, Row&& row,
-                                          Products&& products) {
+                                          const InputGradientOut<S>& d_x, Row&& row, Products&& products) {
   constexpr int kBlocks = kCotangentBlocks;
   const int channels = d_x.out.channels;
-  for_each_matrix<S, kHidden, kBlocks>(memory, weight, channels, parts, width, [&](const auto& matrix) {
+  for_each_matrix<S, kHidden, kBlocks>(memory, weight, channels, 2, kHidden, [&](const auto& matrix) {
     const auto write = [&](int node, int step, const float (&quads)[kBlocks][4], bool wanted) {
       if (!wanted) return;
 #pragma unroll

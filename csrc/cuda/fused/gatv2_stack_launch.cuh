@@ -25,8 +25,8 @@ __global__ void __launch_bounds__(StackTraits<kHidden>::kThreads, StackTraits<kH
   const StackItems& items = frame.items;
   float* weights =
       memory.take<float>(stack_weight_values<S, kHidden, T::kConvBlocks>(x.channels, p.conv_layers));
-  float* linear = nullptr;
-  if constexpr (T::kSplitScores) linear = memory.take<float>(static_cast<size_t>(items.nodes) * p.chunk);
+  LinearScores<kHidden> linear{nullptr, items.chunk};
+  if constexpr (T::kSplitScores) linear.data = memory.take<float>(static_cast<size_t>(items.nodes) * p.chunk);
   const StackPresence& presence = frame.presence;
   const ItemNumbers loops(p, memory);
 
@@ -41,18 +41,11 @@ __global__ void __launch_bounds__(StackTraits<kHidden>::kThreads, StackTraits<kH
       matrix.fill(weight, 0, 0, inputs);
       if (first == 0) vectors.fill(p.convs[layer]);
       __syncthreads();
-      constexpr int kQuads = kHidden / 4;
-      const int lane = static_cast<int>(threadIdx.x) % 4;
       float att[4];
-      load_quad(vectors.att() + lane % kQuads * 4, att);
-      // An item that is not there has a linear score of -inf, so that its weight is 0, and zeros as x_l.
+      linear.load_att(vectors, att);
       const auto write = [&](int node, int step, float (&quads)[T::kConvBlocks][4], bool wanted) {
         const bool there = presence.has(node, step);
-        if constexpr (T::kSplitScores) {
-          const float score =
-              kLog2E * kLinearPart * item_sum<kQuads>(inner_product(att, quads[0]), kFullMask);
-          if (lane == 0 && wanted) linear[node * items.chunk + step] = there ? score : -INFINITY;
-        }
+        if constexpr (T::kSplitScores) linear.write(att, quads[0], node, step, there, wanted);
         write_projections(x_l, own, node, step, there, wanted, first, quads);
       };
       for_each_lane_items<T::kItems>(items, [&](const LaneItems<T::kItems>& at) {
@@ -69,8 +62,7 @@ __global__ void __launch_bounds__(StackTraits<kHidden>::kThreads, StackTraits<kH
     if constexpr (T::kSplitScores) {
       // Two copies: what a mask needs would spill registers of the one without.
       const auto attend_to = [&](auto masked) {
-        attend(items, p.graph, p.edge_weight, masked, presence, loops, vectors, activation, x_l, own,
-               static_cast<const float*>(linear));
+        attend(items, p.graph, p.edge_weight, masked, presence, loops, vectors, activation, x_l, own, linear);
       };
       if (presence.masked()) {
         attend_to(std::true_type{});

@@ -12,9 +12,6 @@
 
 namespace hiermt::cuda {
 
-// Sorting more nodes by degree costs more than it saves.
-constexpr int kMaxSortedNodes = 1024;
-
 // Index of this thread among the lanes of its item.
 template <int kLanes>
 __device__ __forceinline__ int lane_of_item() {
@@ -123,47 +120,16 @@ struct Tile {
   }
 };
 
-// order[rank] = node by decreasing degree, so that the nodes of a warp have similar numbers of entries. `scratch`
-// holds a value per node, 16-byte aligned and rounded up to quads. Synchronises the block.
-__device__ inline void order_by_degree(const CsrGraph& graph, int nodes, int* scratch, int* order) {
-  const int thread = static_cast<int>(threadIdx.x), width = static_cast<int>(blockDim.x);
-  if (nodes > kMaxSortedNodes) {
-    for (int node = thread; node < nodes; node += width) order[node] = node;
-    return;
-  }
-  // Keys are distinct: the degree, then the node. Larger degrees than this are sorted by node alone.
-  constexpr int kMostEntries = (1 << 20) - 1;
-  for (int node = thread; node < ceil_div(nodes, 4) * 4; node += width) {
-    int key = -1;
-    if (node < nodes) {
-      const int degree = graph.rowptr[node + 1] - graph.rowptr[node];
-      key = (degree < kMostEntries ? degree : kMostEntries) * kMaxSortedNodes + kMaxSortedNodes - 1 - node;
-    }
-    scratch[node] = key;
-  }
-  __syncthreads();
-  for (int node = thread; node < nodes; node += width) {
-    const int key = scratch[node];
-    int rank = 0;
-#pragma unroll 4
-    for (int first = 0; first < nodes; first += 4) {
-      const Quad<int> keys = *reinterpret_cast<const Quad<int>*>(scratch + first);
-#pragma unroll
-      for (int i = 0; i < 4; ++i) rank += keys.values[i] > key ? 1 : 0;
-    }
-    order[rank] = node;
-  }
-}
-
 // a / b for 0 <= a < 2^21: the quotient plus 1/2b is further from an integer than its rounding.
 __device__ __forceinline__ int quotient(int a, int b) {
   return static_cast<int>((static_cast<float>(a) + 0.5f) * approximate_reciprocal(static_cast<float>(b)));
 }
 
-// The items of a block and their owners, which are the same in every loop. They fit shared memory: less than 2^13.
+// The items of a block and their owners, which are the same in every loop. They fit shared memory: less than 2^13. By
+// decreasing degree the nodes of a warp have similar numbers of entries.
 struct StackItems {
   int nodes, chunk;
-  const int* order;
+  const int* order;  // in global memory, or nullptr
 
   // Calls f(node, step) for the items of this thread. The order alternates between rounds, so that a thread
   // with a node of high degree gets one of low degree next.
@@ -174,7 +140,7 @@ struct StackItems {
       const int item = item_of(round);
       if (item < 0) continue;
       const int rank = quotient(item, chunk);
-      f(order[rank], item - rank * chunk);
+      f(node_of(rank), item - rank * chunk);
     }
   }
 
@@ -193,13 +159,14 @@ struct StackItems {
         if (group < count) {
           const int item = first + (round % 2 == 1 ? count - 1 - group : group);
           const int rank = quotient(item, chunk);
-          f(order[rank], item - rank * chunk, mask);
+          f(node_of(rank), item - rank * chunk, mask);
         }
       }
     }
   }
 
  private:
+  __device__ __forceinline__ int node_of(int rank) const { return order != nullptr ? order[rank] : rank; }
   // The item of this thread in a round, or -1.
   __device__ __forceinline__ int item_of(int round) const {
     const int width = static_cast<int>(blockDim.x), thread = static_cast<int>(threadIdx.x);

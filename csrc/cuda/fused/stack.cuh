@@ -52,7 +52,7 @@ struct StackProblem {
   Weights convs[StackLimits::kConvs] = {};
   GateWeights<S> gates;
   Activation last;
-  int conv_layers, steps, chunk = 0;
+  int conv_layers, steps, chunk = 0, chunks = 0;  // chunks: of `chunk` steps, tasks of a copy
 
   StackProblem(const ConvStackForward<S>& p, const Weights* weights, const GateWeights<S>& gates_)
       : graph(p.graph),
@@ -75,12 +75,11 @@ struct StackProblem {
 struct StackTask {
   int copy, first_step, steps;
 
-  __device__ __forceinline__ StackTask(int task, int all_steps, int chunk) {
-    const int chunks = ceil_div(all_steps, chunk);
-    copy = task / chunks;
-    first_step = (task - copy * chunks) * chunk;
-    steps = all_steps - first_step < chunk ? all_steps - first_step : chunk;
-  }
+  template <class P>
+  __device__ __forceinline__ StackTask(const P& p, int task)
+      : copy(task / p.chunks),
+        first_step((task - copy * p.chunks) * p.chunk),
+        steps(p.steps - first_step < p.chunk ? p.steps - first_step : p.chunk) {}
   // Rows of a sequence fit 31 bits.
   __device__ __forceinline__ int row(const CsrGraph& graph, int all_steps, int node, int step) const {
     return copy * static_cast<int>(graph.num_nodes) * all_steps + first_step + (node * all_steps + step);

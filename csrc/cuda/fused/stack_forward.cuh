@@ -18,32 +18,27 @@ struct StackForward : StackProblem<S, Weights> {
   float* input_projection;  // nullptr without gates
 };
 
-// What every forward kernel begins with: the steps of the block, x, two tiles and the order of the nodes, which
-// needs a barrier.
+// What every forward kernel begins with: the steps of the block, x, two tiles and the items.
 template <class S, class Items>
 struct StackFrame {
   StackTask task;
   StackPresence presence;
   StackInput<S> x;
   Items first, second;
-  int* order;
   StackItems items;
 
   template <class Weights>
   __device__ StackFrame(const StackForward<S, Weights>& p, SharedMemory& memory)
-      : task(static_cast<int>(blockIdx.x), p.steps, p.chunk),
+      : task(p, static_cast<int>(blockIdx.x)),
         presence(p, task.copy, task.first_step),
         x(p.x, task.copy, task.first_step),
         first(memory.take<float>(Items::values(p.graph.num_nodes, p.chunk)), task.steps),
         second(memory.take<float>(Items::values(p.graph.num_nodes, p.chunk)), task.steps),
-        order(memory.take<int>(p.graph.num_nodes)),
-        items{static_cast<int>(p.graph.num_nodes), task.steps, order} {
-    order_by_degree(p.graph, items.nodes, reinterpret_cast<int*>(first.data), order);
-  }
+        items{static_cast<int>(p.graph.num_nodes), task.steps, p.graph.order} {}
   // The kernels take a number of each item, too, where there is a mask.
   static size_t bytes(const ConvStackForward<S>& p, int64_t chunk) {
     const int64_t nodes = p.graph.num_nodes;
-    return 2 * padded_bytes<float>(Items::values(nodes, chunk)) + padded_bytes<int>(nodes) +
+    return 2 * padded_bytes<float>(Items::values(nodes, chunk)) +
            ItemNumbers::bytes(p.present != nullptr, nodes * chunk);
   }
 };
@@ -165,8 +160,9 @@ void launch_stack(const ConvStackForward<S>& p, const Weights* convs, const Gate
       const auto bytes = [&](int64_t chunk) { return Stack::template bytes<hidden, T::kLanes>(p, chunk); };
       const int64_t chunk = steps_per_block(p.steps, copies, limit, bytes);
       stack.chunk = static_cast<int>(chunk);
+      stack.chunks = static_cast<int>(ceil_div<int64_t>(p.steps, chunk));
       const auto launch_with = [&](auto lanes) {
-        launch(Stack::template kernel<hidden, lanes, S>(), copies * ceil_div<int64_t>(p.steps, chunk),
+        launch(Stack::template kernel<hidden, lanes, S>(), copies * stack.chunks,
                stack_threads(nodes * chunk * lanes, T::kThreads),
                Stack::template bytes<hidden, lanes>(p, chunk), on, stack);
       };

@@ -1,6 +1,7 @@
 #include "counts.h"
 
 #include <algorithm>
+#include <map>
 #include <unordered_set>
 
 namespace ptx {
@@ -90,13 +91,18 @@ void count_access(Counts& counts, const Instruction& access, Space space, const 
 
 void write(std::FILE* file, const Kernel& kernel, const Counts& counts) {
   double classes[kClasses] = {}, wide_shared = 0, wavefronts = 0, sectors = 0, gathers = 0, of_gathers = 0;
+  std::map<int, double> lines;
   const std::unordered_set<uint32_t> gathered = from_global(kernel);
   for (size_t b = 0; b < kernel.blocks.size(); ++b) {
     const auto visits = static_cast<double>(counts.visits[b]);
     const double scale = counts.sampled[b] > 0 ? visits / static_cast<double>(counts.sampled[b]) : 0;
     for (uint32_t i = kernel.blocks[b].begin; i < kernel.blocks[b].end; ++i) {
       const Instruction& one = kernel.code[i];
-      for (const Cost& cost : one.cost) classes[cost.kind] += visits * static_cast<double>(cost.count);
+      for (const Cost& cost : one.cost) {
+        const double count = visits * static_cast<double>(cost.count);
+        classes[cost.kind] += count;
+        if (cost.kind != kFree && count > 0) lines[one.line] += count;
+      }
       if (one.site == kNone) continue;
       const double moved = scale * static_cast<double>(counts.transactions[one.site]);
       (one.space == Space::kShared ? wavefronts : sectors) += moved;
@@ -115,7 +121,14 @@ void write(std::FILE* file, const Kernel& kernel, const Counts& counts) {
                static_cast<unsigned long long>(counts.blocks), static_cast<unsigned long long>(counts.warps),
                counts.threads, counts.shared_bytes, wide_shared, wavefronts, sectors, gathers, of_gathers);
   for (int i = 0; i < kFree; ++i) std::fprintf(file, ", \"%s\": %.0f", kClassNames[i], classes[i]);
-  std::fprintf(file, "}\n");
+  // Instructions by the line of the kernel's text.
+  const char* separator = "";
+  std::fprintf(file, ", \"lines\": {");
+  for (const auto& [line, count] : lines) {
+    std::fprintf(file, "%s\"%d\": %.0f", separator, line, count);
+    separator = ", ";
+  }
+  std::fprintf(file, "}}\n");
 }
 
 }  // namespace ptx

@@ -147,7 +147,8 @@ Text read_text(const std::string& source) {
   for (size_t i = body + 2; i < source.size(); ++i) {
     const char c = source[i];
     line += c == '\n';
-    if (c == '/' && source.compare(i, 2, "//") == 0) {
+    // The source line of nvcc's -lineinfo, .loc, ends with its line.
+    if ((c == '/' && source.compare(i, 2, "//") == 0) || source.compare(i, 5, ".loc\t") == 0) {
       i = source.find('\n', i) - 1;
       continue;
     }
