@@ -14,8 +14,8 @@ struct StackLimits {
   static constexpr int kConvs = 3;  // whose weights are passed by value
   static constexpr int64_t kNodes = 4096;
   static constexpr int64_t kChannels = 1024;
-  // Of shared memory in the forward: leaves room for a second block on a multiprocessor.
-  static constexpr size_t kSharedBytes = 112 * 1024;
+  // Of shared memory in a forward whose registers leave room for a second block on a multiprocessor.
+  static constexpr size_t kHalfSharedBytes = 112 * 1024;
 };
 
 // Configuration of the forward kernels with kHidden channels.

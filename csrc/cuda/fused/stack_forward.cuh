@@ -7,9 +7,10 @@
 namespace hiermt::cuda {
 
 // Shared memory of a block in the forward; small GPUs have 99 kB.
-inline size_t stack_shared_limit() {
-  const size_t limit = shared_memory_limit();
-  return limit < StackLimits::kSharedBytes ? limit : StackLimits::kSharedBytes;
+template <int kHidden>
+size_t stack_shared_limit() {
+  const size_t limit = shared_memory_limit(), half = StackLimits::kHalfSharedBytes;
+  return StackTraits<kHidden>::kMinBlocks == 1 || limit < half ? limit : half;
 }
 
 template <class S, class Weights>
@@ -144,7 +145,7 @@ bool stack_fits(const ConvStackForward<S>& p) {
     return false;
   }
   return dispatch_stack(p.hidden, [&](auto hidden) {
-    return Stack::template bytes<hidden, StackTraits<hidden>::kLanes>(p, 1) <= stack_shared_limit();
+    return Stack::template bytes<hidden, StackTraits<hidden>::kLanes>(p, 1) <= stack_shared_limit<hidden>();
   });
 }
 
@@ -153,10 +154,10 @@ void launch_stack(const ConvStackForward<S>& p, const Weights* convs, const Gate
                   Compute<S>* input_projection, Stream& on) {
   if constexpr (!std::is_same_v<S, double>) {
     const int64_t nodes = p.graph.num_nodes, copies = p.graph.copies;
-    const size_t limit = stack_shared_limit();
     StackForward<S, Weights> stack{{p, convs, gates}, p.out, input_projection};
     dispatch_stack(p.hidden, [&](auto hidden) {
       using T = StackTraits<hidden>;
+      const size_t limit = stack_shared_limit<hidden>();
       const auto bytes = [&](int64_t chunk) { return Stack::template bytes<hidden, T::kLanes>(p, chunk); };
       const int64_t chunk = steps_per_block(p.steps, copies, limit, bytes);
       stack.chunk = static_cast<int>(chunk);
