@@ -138,7 +138,8 @@ def hottest_lines(records: list[dict[str, Any]], most: int) -> str:
     kernels = {kernel.name: kernel for kernel in sources.kernels()}
     found = []
     for record in sorted(records, key=lambda record: -record["instructions"]):
-        for title, counter in zip(("its own", "and inlined"), lines.by_source(kernels[record["kernel"]], record["lines"])):
+        own, inclusive = lines.by_source(kernels[record["kernel"]], record["lines"])
+        for title, counter in (("its own", own), ("and inlined", inclusive)):
             found.append(f"\n{record['kernel'][:90]}, M instructions, {title}:")
             found += [f"  {count / 1e6:9.3f}  {line}" for line, count in counter.most_common(most)]
     return "\n".join(found)
@@ -153,6 +154,8 @@ def main() -> int:
     parser.add_argument("--save", action="store_true", help=f"write {RESULTS.name}")
     parser.add_argument("--check", action="store_true", help=f"compare with {RESULTS.name}")
     options = parser.parse_args()
+    if options.lines and not sources.LINES:
+        parser.error("--lines needs the PTX with line numbers: set HIERMT_PTX_LINES=1")
     reason = sources.missing()
     if reason is not None:
         print(f"bench/counts.py {reason}", file=sys.stderr)

@@ -1,6 +1,7 @@
 """No pass of a benchmark case executes more than bench/results/counts-sm90.json says, with a margin of 3 %.
 
-Nor do the loads of a neighbour in the stacks take more wavefronts than they did. Lanes that read apart take 4.
+Nor do the loads of a neighbour in the stacks take more wavefronts than they did. Lanes that read apart take 4, and some
+read the same.
 """
 
 from __future__ import annotations
@@ -21,8 +22,8 @@ pytestmark = [needs_harness, pytest.mark.skipif(sources.left_out() is not None, 
 
 PASSES = json.loads((ROOT / "bench" / "results" / "counts-sm90.json").read_text())["counts"]
 GATHERS = {
-    "stocks-100 training": {"gatv2_stack_fwd_kernel<float,16>": 7.2, "gatv2_stack_bwd_kernel<float,16,false>": 14.7},
-    "stocks-3200 training": {"gatv2_stack_fwd_kernel<float,16>": 6.8, "gatv2_stack_bwd_kernel<float,16,false>": 7.5},
+    "stocks-100 training": {"gatv2_stack_fwd_kernel<float,16,4>": 4.0, "gatv2_stack_bwd_kernel<float,16,false>": 7.5},
+    "stocks-3200 training": {"gatv2_stack_fwd_kernel<float,16,1>": 6.8, "gatv2_stack_bwd_kernel<float,16,false>": 7.1},
 }
 
 
@@ -37,4 +38,4 @@ def test_as_many_instructions_as_were_counted(
     assert status == 0, printed
     found = dict(re.findall(r"^(.*): ([\d.]+) wavefronts a load of a neighbour$", printed, re.MULTILINE))
     for kernel, most in GATHERS.get(name, {}).items():
-        assert 4 <= float(found[kernel]) <= most, printed
+        assert 3 <= float(found[kernel]) <= most, printed

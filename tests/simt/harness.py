@@ -44,7 +44,8 @@ def send(op: str, arguments: Sequence[Any], environment: dict[str, str] | None =
     """Runs `op` in a fork of its own with arguments in the order of its schema.
 
     A tensor is sent with its strides and the bytes of its storage from its first element on, or with the name of the
-    file that its storage maps. All tensors count as CUDA tensors, and the schedule of a CSR becomes that of a GPU. What the operator allocates starts as NaN bits.
+    file that its storage maps. All tensors count as CUDA tensors, and the schedule of a CSR becomes that of a GPU.
+    What the operator allocates starts as NaN bits.
 
     Raises:
         SimtFault: a detector fired.

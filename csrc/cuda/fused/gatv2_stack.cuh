@@ -84,10 +84,11 @@ struct LinearScores {
   }
   // Writes that of an item, whose x_l has quad m in lane m of four. An item that is not there has -inf, so that its weight
   // is 0.
-  __device__ __forceinline__ void write(const float (&att)[4], const float (&x_l)[4], int node, int step, bool there,
-                                        bool wanted) const {
+  __device__ __forceinline__ void write(const float (&att)[4], const float (&x_l)[4], int node, int step,
+                                        bool there, bool wanted) const {
     const float score = kLog2E * kLinearPart * item_sum<kQuads>(inner_product(att, x_l), kFullMask);
-    if (static_cast<int>(threadIdx.x) % 4 == 0 && wanted) data[node * chunk + step] = there ? score : -INFINITY;
+    if (static_cast<int>(threadIdx.x) % 4 == 0 && wanted)
+      data[node * chunk + step] = there ? score : -INFINITY;
   }
 };
 
@@ -106,9 +107,10 @@ struct SplitScore {
     for (int c = 0; c < kChannels; ++c) att[c] *= kLog2E * kAbsolutePart;
   }
   __device__ __forceinline__ float operator()(float linear, const float (&x_j)[kChannels],
-                                              const float (&x_i)[kChannels], float weight, unsigned mask) const {
-    const float absolute = channel_sum<kChannels>(
-        [&](int c) { return att[c] * fabsf(x_j[c] + (x_i[c] + weight * edge[c])); });
+                                              const float (&x_i)[kChannels], float weight,
+                                              unsigned mask) const {
+    const float absolute =
+        channel_sum<kChannels>([&](int c) { return att[c] * fabsf(x_j[c] + (x_i[c] + weight * edge[c])); });
     return linear + edge_linear * weight + item_sum<kLanes>(absolute, mask);
   }
   // The channels of this lane of a score without the split. `att` is scaled, so the original is read from shared memory.
@@ -258,7 +260,9 @@ __device__ __forceinline__ void attend(const StackItems& items, const CsrGraph& 
       const int last = begin + most_entries<kLanes>(end - begin, mask) - 1;
       const auto inside = [&](int entry) { return kLanes == 1 || entry < end - 1; };
       const auto source = [&](int entry) { return kLanes == 1 || entry < end ? graph.col[entry] : node; };
-      const auto known_weight = [&](int entry) { return kLanes == 1 || entry < end ? weight_of(entry) : 0.0f; };
+      const auto known_weight = [&](int entry) {
+        return kLanes == 1 || entry < end ? weight_of(entry) : 0.0f;
+      };
       // Weights relative to that of the last entry. Where this overflows, the row is computed with a maximum.
       const int loop = kLanes == 1 || end > begin ? end - 1 : end;
       const float shift = masked ? score(node, loops.at(node, step), row.sum)

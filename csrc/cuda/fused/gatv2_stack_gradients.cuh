@@ -110,9 +110,9 @@ __device__ __forceinline__ void sum_cotangents(const float (&sums)[kBlocks][4], 
   }
 }
 
-// Writes d_y, the products of the cotangents of x_l and x_r with `weight` times the slope of the activation, or zeros of an item that is
-// not there, and its sum over the items of each warp to `warp_sums`. slope(node, step, quad, slopes) has those of a quad;
-// products(at, matrix, write) computes the products of a group of items.
+// Writes d_y, the products of the cotangents of x_l and x_r with `weight` times the slope of the activation, or zeros of
+// an item that is not there, and its sum over the items of each warp to `warp_sums`. slope(node, step, quad, slopes) has
+// those of a quad; products(at, matrix, write) computes the products of a group of items.
 template <class S, int kLanes, int kHidden, class Weight, class Products, class Slope>
 __device__ __forceinline__ void write_cotangents(const StackItems& items, const StackPresence& presence,
                                                  float* memory, const Weight& weight,
@@ -212,7 +212,8 @@ struct WeightSums {
       for (int block = 0; block < kBlocks; ++block) {
         const int lane = static_cast<int>(threadIdx.x) % kWarp;
         const auto pair = reinterpret_cast<const float2*>(
-            right + offsets[i] + (right_inside[block] ? block * kBlockColumns / 4 * stride : 0))[lane / 4 % 2];
+            right + offsets[i] +
+            (right_inside[block] ? block * kBlockColumns / 4 * stride : 0))[lane / 4 % 2];
         b[i][block][0] = pair.x, b[i][block][1] = pair.y;
       }
     }

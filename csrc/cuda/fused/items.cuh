@@ -59,7 +59,8 @@ struct Tile {
   float* data;
   int chunk, pad;
 
-  __device__ __forceinline__ Tile(float* data_, int chunk_) : data(data_), chunk(chunk_), pad(padding(chunk_)) {}
+  __device__ __forceinline__ Tile(float* data_, int chunk_)
+      : data(data_), chunk(chunk_), pad(padding(chunk_)) {}
   // Quads between the nodes. A quarter of a warp reads items of several nodes at once, unless it has eight lanes
   // or eight steps of the same one; the padding puts them into different banks.
   __host__ __device__ static constexpr int padding(int64_t steps) {

@@ -59,8 +59,7 @@ auto dispatch_stack(int64_t hidden, F&& f) {
 template <class S, class Weights, class Items, int kHidden, int kLanes>
 __device__ __forceinline__ void finish_stack(const StackForward<S, Weights>& p,
                                              const StackFrame<S, Items>& frame,
-                                             const Tile<kHidden, kLanes>& g,
-                                             float* memory) {
+                                             const Tile<kHidden, kLanes>& g, float* memory) {
   constexpr int kItems = StackTraits<kHidden>::kItems;
   const StackInput<S>& x = frame.x;
   const int lane = static_cast<int>(threadIdx.x) % 4;
