@@ -8,6 +8,7 @@
 //
 // csr: rowptr [S+1], col [E], colptr [S+1], row [E], csr2csc [E], schedule, all int32. The schedule is how the kernels
 // walk the nodes: on a CPU [K+1] cuts of [0, S) that no edge crosses, on a GPU [S] nodes by decreasing degree, or [0].
+// On a GPU the values of all lists are trusted, as hiermt.Graph makes them there: to look would wait for the device.
 // dtypes: float is any of float32, float64, bfloat16 and, on CUDA, float16; one call sees one of them.
 // Gradients of parameters have the dtype that the kernel computes in: float64 for float64, else float32.
 // Outputs are contiguous. An output that is not wanted is an empty tensor.

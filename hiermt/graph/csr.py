@@ -53,7 +53,7 @@ def template(csr: CSR) -> CSR:
                 colptr=csr.colptr[: size + 1].contiguous(),
                 row=csr.row[:per_copy].contiguous(),
                 csr2csc=csr.csr2csc[:per_copy].contiguous(),
-                schedule=_cut_schedule(csr.schedule, size),
+                schedule=_cut_schedule(csr.schedule, size, csr.schedule.is_cuda),
                 e_id=csr.e_id[:per_copy].contiguous(),
                 weight=None if csr.weight is None else csr.weight[:per_copy].contiguous(),
             )
@@ -79,7 +79,7 @@ def by_degree(rowptr: Tensor) -> Tensor:
     return torch.argsort(rowptr.diff(), descending=True, stable=True).to(torch.int32)
 
 
-def _cut_schedule(schedule: Tensor, size: int) -> Tensor:
+def _cut_schedule(schedule: Tensor, size: int, ordered: bool) -> Tensor:
     inside = schedule[schedule < size]
     # Copies have the same degrees, so the order of the nodes of one is that of the graph.
-    return inside if schedule.is_cuda else torch.cat([inside, schedule.new_tensor([size])])
+    return inside if ordered else torch.cat([inside, schedule.new_tensor([size])])

@@ -211,6 +211,8 @@ class Graph:
             used = int(rowptr[-1])
             col, e_id, row, csr2csc = col[:used], e_id[:used], row[:used], csr2csc[:used]
         if rowptr.is_cuda:
+            # Blocks are for CPU kernels, and a CPU tensor must not be an input of a CUDA graph: torch.compile would
+            # overwrite freed memory at the next call.
             schedule = by_degree(rowptr)
         edge_weight = self.edge_weight if weighted else None
         if rule == GCN_RULE:

@@ -46,7 +46,7 @@ def conv_stack(
 
     Args:
         x (Tensor): node features.
-        csr (sequence of Tensor): ``rowptr, col, colptr, row, csr2csc, blocks`` of the template graph.
+        csr (sequence of Tensor): ``rowptr, col, colptr, row, csr2csc, schedule`` of the template graph.
         edge_weight (Tensor, optional): weight (GATv2 with an edge term) or norm (GCN) of each CSR entry.
         conv_params (sequence of Tensor): convolution after convolution; GATv2: ``lin_l.weight, lin_l.bias,
             lin_r.weight, lin_r.bias, att, bias`` and, with an edge term, ``lin_edge.weight``; GCN: ``lin.weight,

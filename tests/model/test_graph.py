@@ -12,7 +12,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 import hiermt
 from hiermt import reference, testing
 from hiermt.graph import CSR, as_graph
-from hiermt.graph.csr import by_degree
+from hiermt.graph.csr import _cut_schedule, by_degree
 from hiermt.reference.convolution import entry_rows
 from support.graphs import small_graphs
 from support.properties import HealthCheck, given, settings
@@ -98,6 +98,15 @@ def test_nodes_by_degree_keep_their_order_at_equal_degrees() -> None:
     order = by_degree(rowptr)
     assert order.dtype == torch.int32 and order.tolist() == [5, 1, 3, 0, 4, 2]
     assert by_degree(torch.zeros(1, dtype=torch.int32)).shape == (0,)
+
+
+def test_the_order_of_a_template_is_that_of_one_copy() -> None:
+    degrees = torch.tensor([2, 5, 0, 5, 2, 7])
+    one, three = (
+        by_degree(torch.cat([torch.zeros(1, dtype=torch.int64), d.cumsum(0)]).int())
+        for d in (degrees, degrees.repeat(3))
+    )
+    assert torch.equal(_cut_schedule(three, 6, True), one)
 
 
 @pytest.mark.parametrize("copies", [1, 2, 7, 32])

@@ -33,6 +33,9 @@ def by_source(kernel: Kernel, lines: Mapping[str, float]) -> tuple[Counter[str],
     Args:
         kernel (Kernel): whose PTX has source lines.
         lines (mapping): instructions by the line of the kernel's text, counted from 1.
+
+    The PTX names the caller of a place only where it is inlined last before it, so the second is an estimate where a
+    function is inlined several times.
     """
     text = kernel.path.read_bytes()[kernel.begin : kernel.begin + kernel.size].decode()
     own: Counter[str] = Counter()

@@ -22,7 +22,8 @@ BUILD = ROOT / "build" / "ptx"
 FLAGS = ["-std=c++17", "-O3", "-DNDEBUG", "--expt-relaxed-constexpr", "-arch=compute_90"]
 # With source lines (ptx/lines.py), which no build holds.
 LINES = os.environ.get("HIERMT_PTX_LINES") == "1"
-FLAGS += ["-lineinfo"] * LINES
+if LINES:
+    FLAGS.append("-lineinfo")
 SOURCES = [source for source in program.SOURCES if source.suffix == ".cu"]
 INCLUDE = [ROOT / "csrc"]
 
@@ -77,7 +78,7 @@ def _ptx(source: Path) -> Path:
             subprocess.run([compiler, *FLAGS, *include, "-ptx", str(source), "-o", str(partial)], check=True)
         else:
             partial.write_bytes(text)
-        for old in [] if LINES else BUILD.glob(f"{source.stem}.*.ptx"):
+        for old in BUILD.glob(f"{source.stem}.*.ptx"):
             old.unlink()
         partial.replace(target)
     return target

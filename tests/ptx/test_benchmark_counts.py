@@ -1,7 +1,7 @@
 """No pass of a benchmark case executes more than bench/results/counts-sm90.json says, with a margin of 3 %.
 
-Nor do the loads of a neighbour in the stacks take more wavefronts than they did. Lanes that read apart take 4, and some
-read the same.
+Nor do the loads of a neighbour in the stacks take more wavefronts than they did. Lanes with distinct addresses take 4,
+fewer where some read the same one.
 """
 
 from __future__ import annotations

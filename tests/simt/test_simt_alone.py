@@ -90,6 +90,15 @@ def test_of_other_stacks(hidden: int, conv_layers: int) -> None:
     problem(hidden, steps=1, channels=19, conv_layers=conv_layers).check()
 
 
+@pytest.mark.parametrize("factor", range(40, 160, 10))
+def test_near_where_weights_overflow(factor: int) -> None:
+    """Weights are relative to that of a loop; beyond 1e19 a row is computed in another way."""
+    alone = problem(16, steps=4)
+    for conv in alone.model.cells[0].gcn.convs:
+        conv.att.data.mul_(factor)
+    alone.check()
+
+
 def replaced(value: float) -> Callable[[Alone], None]:
     def change(alone: Alone) -> None:
         alone.x[3, 0, 1] = value

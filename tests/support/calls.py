@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from hiermt.graph.csr import by_degree
 from hiermt.native import dispatch
 from hiermt.testing import assert_close
 from support.problems import Csr, Problem
@@ -90,7 +91,8 @@ def prepare(
 
     def place(value: Any) -> Any:
         if isinstance(value, Csr):
-            return [one.to(device) for one in value[:5]] + [value[5]]
+            schedule = by_degree(value[0]) if torch.device(device).type == "cuda" else value[5]
+            return [one.to(device) for one in [*value[:5], schedule]]
         if isinstance(value, list):
             return [place(one) for one in value]
         if not isinstance(value, Tensor):

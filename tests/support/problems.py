@@ -20,7 +20,7 @@ Edges = tuple[Tensor, Tensor, int]
 
 
 class Csr(list):
-    """A CSR as operators take it: everything on the device but the blocks."""
+    """A CSR as the operators of a CPU take it."""
 
 
 class Problem(NamedTuple):

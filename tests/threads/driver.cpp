@@ -77,8 +77,8 @@ struct Prepared {
     num_blocks = cpu::graph_prepare(p);
   }
   CsrGraph view() const {
-    return {kNodes,     kEntries,      kCopies,    num_blocks,     rowptr.data(),
-            col.data(), colptr.data(), row.data(), csr2csc.data(), blocks.data()};
+    return {kNodes,        kEntries,   kCopies,        num_blocks,    rowptr.data(), col.data(),
+            colptr.data(), row.data(), csr2csc.data(), blocks.data(), nullptr};
   }
 };
 

@@ -30,11 +30,12 @@ struct ConvVectors {
   __device__ const float* bias() const { return data + 2 * kHidden; }
 };
 
-// Sum of term(c) over the channels of a lane: a chain for each quad, then the quads in pairs. The lanes of an item go on
-// so (item_sum): a lane for each quad has the same bits as one for all of them.
+// Sum of term(c) over the channels of a lane: a chain for each quad, then the quads in pairs. item_sum continues in the
+// same order across the lanes of an item: a lane for each quad has the same bits as one for all of them.
 template <int kChannels, class Term>
 __device__ __forceinline__ float channel_sum(Term&& term) {
   constexpr int kQuads = kChannels / 4;
+  static_assert(kChannels % 4 == 0 && (kQuads & (kQuads - 1)) == 0);
   float sums[kQuads] = {};
 #pragma unroll
   for (int k = 0; k < 4; ++k) {
@@ -82,8 +83,8 @@ struct LinearScores {
   __device__ static void load_att(const ConvVectors<kHidden>& vectors, float (&att)[4]) {
     load_quad(vectors.att() + static_cast<int>(threadIdx.x) % 4 % kQuads * 4, att);
   }
-  // Writes that of an item, whose x_l has quad m in lane m of four. An item that is not there has -inf, so that its weight
-  // is 0.
+  // Writes the linear score of an item, whose x_l has quad m in lane m of four. An item that is not there has -inf, so
+  // that its weight is 0.
   __device__ __forceinline__ void write(const float (&att)[4], const float (&x_l)[4], int node, int step,
                                         bool there, bool wanted) const {
     const float score = kLog2E * kLinearPart * item_sum<kQuads>(inner_product(att, x_l), kFullMask);
@@ -92,13 +93,13 @@ struct LinearScores {
   }
 };
 
-// A score of entries whose sources and weights are at hand, times log2(e).
+// Scores entries from x_l of their sources and their weights, times log2(e).
 template <int kHidden, int kLanes>
 struct SplitScore {
   static constexpr int kChannels = kHidden / kLanes;
   float att[kChannels], edge[kChannels], edge_linear;
 
-  // All lanes of the warp call it.
+  // All lanes of the warp call it, if they share items.
   __device__ __forceinline__ explicit SplitScore(const ConvVectors<kHidden>& vectors) {
     copy_channels<kHidden, kLanes>(vectors.att(), att);
     copy_channels<kHidden, kLanes>(vectors.edge(), edge);
@@ -122,6 +123,7 @@ struct SplitScore {
     });
   }
 };
+
 // Writes the columns from `first` on of [x_l, x_r] of an item, this lane's quad of each block of columns. x_l is zero
 // where the item is not there.
 template <int kHidden, int kLanes, int kBlocks>
@@ -183,8 +185,8 @@ struct AttendedRow {
   __device__ __forceinline__ float scale(int entries) const { return entries > 0 ? softmax.scale() : 0.0f; }
 };
 
-// Overwrites x_r[i] in `own` with activation(sum_j alpha x_l[j] + bias), or with zeros if i is not there. `linear` are
-// LinearScores, or nullptr for scores without the split. With a mask the last entry of a row, its
+// Overwrites x_r[i] in `own` with activation(sum_j alpha x_l[j] + bias), or with zeros if i is not there. `linear` is
+// a LinearScores, or nullptr for scores without the split. With a mask the last entry of a row, its
 // loop, has a weight of its own, in `loops`, and is added after the others. `masked` is whether there is a mask, as a
 // constant or not.
 template <class S, int kHidden, int kLanes, class Masked, class Linear = std::nullptr_t>
@@ -257,7 +259,7 @@ __device__ __forceinline__ void attend(const StackItems& items, const CsrGraph& 
         return split(linear.of(from, step), x_j, x_i, weight, mask);
       };
       // The source of an entry and its weight; past the end that of the item itself, which gets no weight in the sum.
-      const int last = begin + most_entries<kLanes>(end - begin, mask) - 1;
+      const int walk_end = begin + most_entries<kLanes>(end - begin, mask) - 1;
       const auto inside = [&](int entry) { return kLanes == 1 || entry < end - 1; };
       const auto source = [&](int entry) { return kLanes == 1 || entry < end ? graph.col[entry] : node; };
       const auto known_weight = [&](int entry) {
@@ -269,7 +271,7 @@ __device__ __forceinline__ void attend(const StackItems& items, const CsrGraph& 
                                  : score(source(loop), known_weight(loop), row.sum);
       float total = 1.0f;
       int entry = begin;
-      for (; entry + 1 < last; entry += 2) {
+      for (; entry + 1 < walk_end; entry += 2) {
         const int first = source(entry), second = source(entry + 1);
         float first_weight = 0.0f, second_weight = 0.0f;
         if (edge_weights != nullptr) {
@@ -285,7 +287,7 @@ __device__ __forceinline__ void attend(const StackItems& items, const CsrGraph& 
 #pragma unroll
         for (int c = 0; c < kChannels; ++c) row.sum[c] = row.sum[c] + a * x_j[c] + b * x_k[c];
       }
-      if (entry < last) {
+      if (entry < walk_end) {
         float x_j[kChannels];
         float a = approximate_exp2(score(source(entry), known_weight(entry), x_j) - shift);
         a = inside(entry) ? a : 0.0f;
@@ -293,11 +295,15 @@ __device__ __forceinline__ void attend(const StackItems& items, const CsrGraph& 
 #pragma unroll
         for (int c = 0; c < kChannels; ++c) row.sum[c] += a * x_j[c];
       }
-      float probe = fmaf(0.0f, shift, total);  // of one entry alone only the shift is not finite
+      // Quad by quad, so that it does not depend on the number of lanes. Of one entry alone only the shift is not finite.
+      float probe = fmaf(0.0f, shift, total);
 #pragma unroll
-      for (int c = 0; c < kChannels; c += 2) probe = fmaf(row.sum[c], row.sum[c + 1], probe);
+      for (int c = 0; c < kChannels; c += 4) {
+        const float products = fmaf(row.sum[c], row.sum[c + 1], row.sum[c + 2] * row.sum[c + 3]);
+        probe = fmaf(0.0f, products, probe);
+      }
       scale = end > begin ? 1.0f / total : 0.0f;
-      bool wrong = !(fabsf(probe) < INFINITY);
+      bool wrong = (kLanes == 1 || there) && !(fabsf(probe) < INFINITY);
       if constexpr (kLanes > 1) wrong = (__ballot_sync(mask, wrong) & item_mask<kLanes>()) != 0;
       const unsigned again = kLanes > 1 ? __ballot_sync(mask, wrong) : mask;
       if (wrong) {

@@ -120,6 +120,7 @@ __device__ __forceinline__ void target_sweep(
     const EdgeSums& edge_weight_sums, const Linear& linear) {
   constexpr int kChannels = kHidden / kLanes;
   constexpr bool kSplit = !std::is_same_v<Linear, std::nullptr_t>;
+  static_assert(!kSplit || kLanes == 1);
   items.for_each_with_mask<kLanes>([&](int node, int step, unsigned mask) {
     float x_i[kChannels];
     x_r.read(node, step, x_i);
@@ -204,8 +205,8 @@ __device__ __forceinline__ void target_sweep(
         walk_unsplit();
 #pragma unroll 1
         for (int entry = begin; entry < end; ++entry) {
-          float& score = pairs.at(entry, step).x;
-          score = softmax_weight(score - softmax.max);
+          float edge_weight, &score = pairs.at(entry, step).x;
+          if (counts(entry, graph.col[entry], edge_weight)) score = softmax_weight(score - softmax.max);
         }
       }
     }

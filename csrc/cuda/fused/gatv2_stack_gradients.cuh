@@ -68,6 +68,7 @@ __device__ __forceinline__ void project(const StackItems& items, float* memory,
                                         const ConvVectors<kHidden>& vectors, const Linear& linear) {
   constexpr int kBlocks = kProjectionBlocks<kHidden>;
   constexpr bool kSplit = !std::is_same_v<Linear, std::nullptr_t>;
+  static_assert(!kSplit || kBlocks * kBlockColumns >= 2 * kHidden);
   const int width = from_x ? x.channels : kHidden;
   const PairWeights<S> weight{weights, width};
   for_each_matrix<S, kHidden, kBlocks>(memory, weight, 2 * kHidden, 1, width, [&](const auto& matrix) {
@@ -75,9 +76,7 @@ __device__ __forceinline__ void project(const StackItems& items, float* memory,
     if constexpr (kSplit) linear.load_att(vectors, att);
     const auto write = [&](int node, int step, float (&quads)[kBlocks][4], bool wanted) {
       const bool there = presence.has(node, step);
-      if constexpr (kSplit) {
-        if (matrix.first == 0) linear.write(att, quads[0], node, step, there, wanted);
-      }
+      if constexpr (kSplit) linear.write(att, quads[0], node, step, there, wanted);
       write_projections(x_l, x_r, node, step, there, wanted, matrix.first, quads);
     };
     for_each_lane_items<kBackwardItems>(items, [&](const auto& at) {

@@ -41,8 +41,10 @@ __global__ void __launch_bounds__(StackTraits<kHidden>::kThreads, StackTraits<kH
       matrix.fill(weight, 0, 0, inputs);
       if (first == 0) vectors.fill(p.convs[layer]);
       __syncthreads();
-      float att[4];
-      linear.load_att(vectors, att);
+      // x_l is in the first block of columns.
+      static_assert(!T::kSplitScores || T::kConvBlocks * kBlockColumns >= 2 * kHidden);
+      [[maybe_unused]] float att[4];
+      if constexpr (T::kSplitScores) linear.load_att(vectors, att);
       const auto write = [&](int node, int step, float (&quads)[T::kConvBlocks][4], bool wanted) {
         const bool there = presence.has(node, step);
         if constexpr (T::kSplitScores) linear.write(att, quads[0], node, step, there, wanted);

@@ -24,7 +24,8 @@ struct StackTraits {
   // Up to 32 channels a thread owns an item in the loops over its entries; above, four lanes share it.
   static constexpr bool kMultilane = kHidden > 32;
   static constexpr int kLanes = kMultilane ? 4 : 1;
-  // Lanes of an item where a block has few: each has a quad of channels, and a neighbour is read without bank conflicts.
+  // Lanes of an item in a block with few items: each has a quad of channels, and a neighbour is read without bank
+  // conflicts.
   static constexpr int kSpreadLanes = kHidden <= 16 ? kHidden / 4 : kLanes;
   // Blocks of 16 columns (item_products.cuh) that are computed at once: their weights fit shared memory and their sums
   // registers. Of x_l and x_r at once, or first of x_l; of the gates; of a GCN.
@@ -52,7 +53,7 @@ struct StackProblem {
   Weights convs[StackLimits::kConvs] = {};
   GateWeights<S> gates;
   Activation last;
-  int conv_layers, steps, chunk = 0, chunks = 0;  // chunks: of `chunk` steps, tasks of a copy
+  int conv_layers, steps, chunk = 0, chunks = 0;  // chunks: tasks of a copy, each of `chunk` steps
 
   StackProblem(const ConvStackForward<S>& p, const Weights* weights, const GateWeights<S>& gates_)
       : graph(p.graph),

@@ -144,7 +144,9 @@ bool stack_fits(const ConvStackForward<S>& p) {
     return false;
   }
   return dispatch_stack(p.hidden, [&](auto hidden) {
-    return Stack::template bytes<hidden, StackTraits<hidden>::kLanes>(p, 1) <= stack_shared_limit<hidden>();
+    constexpr int kHidden = decltype(hidden)::value;
+    return Stack::template bytes<kHidden, StackTraits<kHidden>::kLanes>(p, 1) <=
+           stack_shared_limit<kHidden>();
   });
 }
 
@@ -155,20 +157,25 @@ void launch_stack(const ConvStackForward<S>& p, const Weights* convs, const Gate
     const int64_t nodes = p.graph.num_nodes, copies = p.graph.copies;
     StackForward<S, Weights> stack{{p, convs, gates}, p.out, input_projection};
     dispatch_stack(p.hidden, [&](auto hidden) {
-      using T = StackTraits<hidden>;
-      const size_t limit = stack_shared_limit<hidden>();
-      const auto bytes = [&](int64_t chunk) { return Stack::template bytes<hidden, T::kLanes>(p, chunk); };
+      constexpr int kHidden = decltype(hidden)::value;
+      using T = StackTraits<kHidden>;
+      const size_t limit = stack_shared_limit<kHidden>();
+      const auto bytes = [&](int64_t chunk) { return Stack::template bytes<kHidden, T::kLanes>(p, chunk); };
       const int64_t chunk = steps_per_block(p.steps, copies, limit, bytes);
       stack.chunk = static_cast<int>(chunk);
       stack.chunks = static_cast<int>(ceil_div<int64_t>(p.steps, chunk));
       const auto launch_with = [&](auto lanes) {
-        launch(Stack::template kernel<hidden, lanes, S>(), copies * stack.chunks,
-               stack_threads(nodes * chunk * lanes, T::kThreads),
-               Stack::template bytes<hidden, lanes>(p, chunk), on, stack);
+        constexpr int kLanes = decltype(lanes)::value;
+        launch(Stack::template kernel<kHidden, kLanes, S>(), copies * stack.chunks,
+               stack_threads(nodes * chunk * kLanes, T::kThreads),
+               Stack::template bytes<kHidden, kLanes>(p, chunk), on, stack);
       };
-      // As long as they take two rounds of a block, more lanes are faster: an item waits for its loads.
-      if (nodes * chunk * T::kSpreadLanes <= 2 * T::kThreads &&
-          Stack::template bytes<hidden, T::kSpreadLanes>(p, chunk) <= limit) {
+      // While multiprocessors are idle and the lanes take two rounds of a block, more of them are faster: an item waits
+      // for its loads.
+      const bool spread = copies * stack.chunks <= StackLimits::kBlocks &&
+                          nodes * chunk * T::kSpreadLanes <= 2 * T::kThreads &&
+                          Stack::template bytes<kHidden, T::kSpreadLanes>(p, chunk) <= limit;
+      if (spread) {
         launch_with(std::integral_constant<int, T::kSpreadLanes>{});
       } else {
         launch_with(std::integral_constant<int, T::kLanes>{});

@@ -143,7 +143,7 @@ Text read_text(const std::string& source) {
   // A statement ends with ';', a label with ':'. A brace that opens a line opens or closes a scope.
   std::string statement;
   int line = 1, depth = 0;
-  for (size_t i = 0; i < body; ++i) line += source[i] == '\n';
+  for (size_t i = 0; i <= body; ++i) line += source[i] == '\n';
   for (size_t i = body + 2; i < source.size(); ++i) {
     const char c = source[i];
     line += c == '\n';
