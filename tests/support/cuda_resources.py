@@ -28,19 +28,26 @@ MAX_WARPS = 64
 # Bytes of stack, stores and loads together, to which the kernels are held that do not fit yet, by the start of a name
 # and the architecture. With a block less on a multiprocessor they would fit; which is better, a GPU must say.
 _SPILLS = {
-    "gatv2_conv_bwd_source_kernel<float": {80: 24},
+    "gatv2_conv_bwd_source_kernel<": {80: 24},
     "gatv2_stack_bwd_kernel<Half, 16, false>": {80: 24},
-    "gatv2_stack_bwd_kernel<float, 16, false>": {80: 152},
-    "gatv2_stack_bwd_kernel<float, 32, false>": {90: 60, 100: 40, 120: 40},
-    "gatv2_stack_bwd_kernel<float, 64, false>": {80: 176, 90: 188, 120: 72},
-    "gatv2_stack_fwd_kernel<BFloat16, 64, 4>": {90: 32, 100: 104},
-    "gatv2_stack_fwd_kernel<Half, 64, 4>": {90: 32, 100: 104},
-    "gatv2_stack_fwd_kernel<float, 64, 4>": {80: 64, 90: 72, 100: 88, 120: 68},
-    "gated_scan_bwd_kernel<float, ScanTeam<float, 0, (WeightsIn)1, true>, true>": {90: 88},
-    "gated_scan_bwd_kernel<float, ScanTeam<float, 0, (WeightsIn)2, true>, true>": {90: 16},
-    "gcn_stack_fwd_kernel<float, 64, 4>": {80: 84, 90: 64, 100: 20, 120: 16},
+    "gatv2_stack_bwd_kernel<float, 16, false>": {80: 24},
+    "gatv2_stack_bwd_kernel<float, 32, false>": {100: 32, 120: 32},
+    "gatv2_stack_bwd_kernel<float, 64, false>": {90: 136, 120: 32},
+    "gatv2_stack_fwd_kernel<BFloat16, 16, 1>": {100: 16},
+    "gatv2_stack_fwd_kernel<BFloat16, 64, 4>": {100: 104, 120: 76},
+    "gatv2_stack_fwd_kernel<Half, 16, 1>": {100: 16},
+    "gatv2_stack_fwd_kernel<Half, 64, 4>": {100: 104, 120: 76},
+    "gatv2_stack_fwd_kernel<float, 16, 1>": {120: 24},
+    "gatv2_stack_fwd_kernel<float, 64, 4>": {80: 64, 90: 72, 100: 80, 120: 72},
+    "gated_scan_bwd_kernel<float, ScanTeam<float, 0, (WeightsIn)1, true>, false>": {80: 12},
+    "gated_scan_bwd_kernel<float, ScanTeam<float, 0, (WeightsIn)1, true>, true>": {80: 116, 90: 88},
+    "gated_scan_bwd_kernel<float, ScanTeam<float, 0, (WeightsIn)2, true>, false>": {80: 12},
+    "gated_scan_bwd_kernel<float, ScanTeam<float, 0, (WeightsIn)2, true>, true>": {80: 184, 90: 16},
+    "gcn_conv_bwd_degree_kernel<Half, 8>": {100: 20, 120: 20},
+    "gcn_stack_fwd_kernel<float, 64, 4>": {80: 16, 90: 40},
     "linear_kernel<float, false, 3, GateRows<float>": {90: 24, 100: 164, 120: 116},
-    "scan_backward_kernel<float, false, false>": {90: 84},
+    "scan_backward_kernel<float, false, false>": {80: 20, 90: 84, 100: 16},
+    "scan_backward_kernel<float, false, true>": {100: 28},
 }
 
 
